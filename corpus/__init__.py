@@ -1,0 +1,1 @@
+"""Text in, checked token shards out: the challenge's shard format, tokenizer, bytes, sources. No torch here."""

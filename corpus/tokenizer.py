@@ -1,0 +1,207 @@
+"""SentencePiece BPE with the published settings; ids pad 0, bos 1, eos 2, unk 3; or `byte260`, 4 specials + 256."""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import sentencepiece
+
+PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+BYTE260_VOCAB_SIZE = 260
+SPACE = "\u2581"
+MAX_PIECE_SIZE = 65536  # shards are uint16
+_ENCODE_BATCH = 1024  # documents whose id lists are alive at once
+_MAX_LINE_BYTES = 1 << 20  # the trainer's own limit of 4,192 bytes would drop longer documents in silence
+
+PUBLISHED_SETTINGS: dict[str, object] = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "nmt_nfkc",
+    "add_dummy_prefix": False,
+    "character_coverage": 0.999,
+    "hard_vocab_limit": False,
+    "pad_id": PAD_ID,
+    "bos_id": BOS_ID,
+    "eos_id": EOS_ID,
+    "unk_id": UNK_ID,
+}
+
+
+class Tokenizer(Protocol):
+    """What the byte count and the encoder need; `SentencePieceProcessor` and `ByteTokenizer` both are one."""
+
+    def vocab_size(self) -> int: ...
+    def id_to_piece(self, id: int, /) -> str: ...
+    def is_control(self, id: int, /) -> bool: ...
+    def is_unknown(self, id: int, /) -> bool: ...
+    def is_unused(self, id: int, /) -> bool: ...
+    def is_byte(self, id: int, /) -> bool: ...
+    def bos_id(self) -> int: ...
+    def encode(self, input: Any, /) -> Any: ...
+    def decode(self, input: Any, /) -> Any: ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 4..259, no normalisation: the `byte260` variant."""
+
+    def vocab_size(self) -> int:
+        return BYTE260_VOCAB_SIZE
+
+    def id_to_piece(self, id: int, /) -> str:
+        return ("<pad>", "<s>", "</s>", "<unk>")[id] if id < 4 else f"<0x{id - 4:02X}>"
+
+    def is_control(self, id: int, /) -> bool:
+        return id < UNK_ID
+
+    def is_unknown(self, id: int, /) -> bool:
+        return id == UNK_ID
+
+    def is_unused(self, id: int, /) -> bool:
+        return False
+
+    def is_byte(self, id: int, /) -> bool:
+        return id > UNK_ID
+
+    def bos_id(self) -> int:
+        return BOS_ID
+
+    def encode(self, input: Any, /) -> Any:
+        if isinstance(input, str):
+            return [byte + 4 for byte in input.encode()]
+        return [self.encode(text) for text in input]
+
+    def decode(self, input: Any, /) -> Any:
+        if len(input) and isinstance(input[0], (list, tuple)):
+            return [self.decode(ids) for ids in input]
+        return bytes(id - 4 for id in input if id > UNK_ID).decode(errors="replace")
+
+
+def train_bpe(texts: Iterable[str], *, vocab_size: int) -> bytes:
+    """The serialised model of a BPE vocabulary of exactly `vocab_size`, byte for byte the same for the same texts.
+
+    One thread, because the number of threads is written into the model. Raises ValueError if the text is empty or too
+    small for the vocabulary, or the size impossible.
+    """
+    if not 260 < vocab_size <= MAX_PIECE_SIZE:
+        raise ValueError(
+            f"vocab_size must be over 260 (4 specials and 256 bytes) and at most {MAX_PIECE_SIZE} (uint16 shards), "
+            f"but got {vocab_size}. Use 1024, 4096 or 8192, or the variant byte260."
+        )
+    model = io.BytesIO()
+    try:
+        cast(Any, sentencepiece.SentencePieceTrainer).train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            num_threads=1,
+            max_sentence_length=_MAX_LINE_BYTES,
+            minloglevel=2,
+            **PUBLISHED_SETTINGS,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"A vocabulary of {vocab_size} needs text with enough different words, but training failed: "
+            f"{str(error).strip()[:300]}. Give more text, or a smaller --vocab-size."
+        ) from error
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    if processor.vocab_size() != vocab_size:
+        raise ValueError(
+            f"A vocabulary of {vocab_size} needs text with enough different words, but this text gave only "
+            f"{processor.vocab_size()} pieces. Give more text, or a smaller --vocab-size."
+        )
+    return model.getvalue()
+
+
+def byte260_bytes() -> bytes:
+    """The file of the `byte260` variant: it holds no data, only what the ids mean."""
+    text = {"kind": "pure_byte", "vocab_size": BYTE260_VOCAB_SIZE, "byte_offset": 4}
+    text |= {"pad_id": PAD_ID, "bos_id": BOS_ID, "eos_id": EOS_ID, "unk_id": UNK_ID}
+    return (json.dumps(text, indent=1) + "\n").encode()
+
+
+def tokenizer_file_name(name: str, vocab_size: int) -> str:
+    """As published: `fineweb_1024_bpe.model`; `fineweb_pure_byte_260.json` for the bytes."""
+    return f"{name}_pure_byte_260.json" if vocab_size == BYTE260_VOCAB_SIZE else f"{name}_{vocab_size}_bpe.model"
+
+
+def load_tokenizer(path: Path | str, *, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a `.model` (SentencePiece) or `.json` (byte260) file.
+
+    Raises ValueError if the file is missing, foreign, of another size than `vocab_size`, or its BOS is not 1.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"A dataset needs its tokenizer, but {path} is no file. Give the path of the tokenizer that made the "
+            "shards; `python -m corpus embedded`, `build` and `download` put it under tokenizers/."
+        )
+    raw = path.read_bytes()
+    tokenizer = _parse_byte260(path, raw) if path.suffix == ".json" else _parse_sentencepiece(path, raw)
+    if tokenizer.vocab_size() != vocab_size:
+        raise ValueError(
+            f"Wrong tokenizer size: the tokenizer must have vocab_size {vocab_size} pieces, but {path} has "
+            f"{tokenizer.vocab_size()}. Use vocab_size {tokenizer.vocab_size()}, or the tokenizer of the shards."
+        )
+    if tokenizer.bos_id() != BOS_ID:
+        raise ValueError(
+            f"Documents begin with BOS = {BOS_ID}, but {path} has bos_id {tokenizer.bos_id()}. "
+            "Use a tokenizer with the published special ids (pad 0, bos 1, eos 2, unk 3)."
+        )
+    return tokenizer
+
+
+def _parse_sentencepiece(path: Path, raw: bytes) -> Tokenizer:
+    try:
+        # An empty model raises nothing when it is loaded; asking its size does not help either.
+        if not raw:
+            raise RuntimeError("the file is empty")
+        return cast(Tokenizer, sentencepiece.SentencePieceProcessor(model_proto=raw))
+    except RuntimeError as error:
+        raise ValueError(
+            f"A tokenizer is a SentencePiece model, but {path} cannot be read as one "
+            f"({str(error).strip()[:200]}). Fetch or build it again."
+        ) from error
+
+
+def _parse_byte260(path: Path, raw: bytes) -> Tokenizer:
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise ValueError(
+            f"A .json tokenizer is the byte260 file, but {path} is no JSON ({error}). Build it again."
+        ) from error
+    if content != json.loads(byte260_bytes()):
+        raise ValueError(
+            f"The only .json tokenizer known here is byte260, but {path} says {str(content)[:200]}. "
+            "Use the .model file of a SentencePiece tokenizer."
+        )
+    return ByteTokenizer()
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Each text as BOS(1) + its tokens, no EOS: arrays (N_i,) uint16."""
+    documents: list[np.ndarray] = []
+    for start in range(0, len(texts), _ENCODE_BATCH):
+        for ids in tokenizer.encode(list(texts[start : start + _ENCODE_BATCH])):
+            document = np.empty(len(ids) + 1, dtype=np.uint16)
+            document[0] = BOS_ID
+            document[1:] = ids
+            documents.append(document)
+    return documents
+
+
+def write_tokenizer(path: Path | str, raw: bytes) -> None:
+    """Write the tokenizer file atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(raw)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

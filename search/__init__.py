@@ -1,0 +1,1 @@
+"""The search: an Optuna study on PostgreSQL over techniques and settings of the trainer."""

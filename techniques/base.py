@@ -1,0 +1,350 @@
+"""The contract of a technique: what it declares, the seams through which it enters the trainer, what it costs.
+
+No torch here: the search reads names, settings, spaces, legality and costs without paying for torch's import.
+Seam methods run once, while the trainer builds; what they return (modules, functions) is what runs.
+
+Tensor legend: B batch, T sequence, D model_dim, H query heads, K key/value heads, Dh head_dim, V vocab_size, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+# Every parameter carries exactly one role, given where it is created; a table in train_gpt.py maps a role to its
+# optimiser, learning rate, weight decay and quantiser. `attn` and `mlp` are the trunk's matrices, `matrix` is any
+# other 2-D weight that Muon drives, `scalar` is everything that Adam drives at scalar_lr.
+ROLES = ("embed", "head", "attn", "mlp", "matrix", "scalar")
+STAGES = ("data", "train", "average", "quantize", "pack", "evaluate")
+
+
+class Unavailable(ValueError):
+    """What was requested cannot run here. Never a warning: requested means running."""
+
+
+class Verdict(enum.StrEnum):
+    """How the challenge's rules see a technique (techniques' `legality`, with its source)."""
+
+    LEGAL = "legal"
+    LEGAL_IF_TIMED = "legal-if-timed"  # legal only while its work is inside the counted training time
+    CONTESTED = "contested"  # no maintainer ruling; treated as illegal in the record track
+    ILLEGAL = "illegal"
+
+
+@dataclass(frozen=True)
+class Legality:
+    verdict: Verdict
+    source: str  # the ruling: issue or PR number
+
+    def admitted(self, track: str) -> bool:
+        """Track `record` admits what a submission may contain; `open` admits everything, labelled."""
+        return track == "open" or self.verdict in (Verdict.LEGAL, Verdict.LEGAL_IF_TIMED)
+
+
+LEGAL = Legality(Verdict.LEGAL, "training- or compression-side: no rule concerns it")
+
+
+# ---- search space ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Float:
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Int:
+    low: int
+    high: int | str  # a name such as "num_layers" is read from the study's shape
+    log: bool = False
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    options: tuple[Any, ...]
+
+
+Space = dict[str, Float | Int | Choice]
+
+
+# ---- settings -------------------------------------------------------------------------------------------------
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Any, ...] = (),
+    stage: str = "train",
+) -> Any:
+    """A dataclass field with a unit-bearing sentence, hard limits (inclusive), and the first stage that reads it."""
+    return field(
+        default=default,
+        metadata={"doc": doc, "low": low, "high": high, "choices": choices, "stage": stage},
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The way out of a typo: ` Did you mean x?` or the list of what is known, to end an error with."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+
+
+def parse_value(name: str, value: Any, like: dataclasses.Field[Any]) -> Any:
+    """`value` (a string from a command line or an environment, or a JSON/TOML value) as the type of the field's
+    default. ValueError names the field, what it got and what it takes."""
+    kind = type(like.default)
+    try:
+        if kind is bool:
+            if isinstance(value, str):
+                return {"1": True, "true": True, "0": False, "false": False}[value.strip().lower()]
+            if value in (0, 1):
+                return bool(value)
+        elif kind is int and not isinstance(value, bool):
+            if isinstance(value, float) and value != int(value):
+                raise ValueError
+            return int(value)
+        elif kind is float and not isinstance(value, bool):
+            return float(value)
+        elif kind is str and isinstance(value, str):
+            return value
+        raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"`{name}` takes {'0 or 1' if kind is bool else 'a ' + kind.__name__}, but got {value!r}: {like.metadata['doc']}."
+        ) from None
+
+
+def check_value(name: str, value: Any, like: dataclasses.Field[Any]) -> None:
+    """ValueError unless `value` lies within the field's hard limits."""
+    low, high, choices = (like.metadata[k] for k in ("low", "high", "choices"))
+    if choices and value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bounds = f"{'-inf' if low is None else low} .. {'inf' if high is None else high}"
+        raise ValueError(f"`{name}` must lie in {bounds}, but got {value!r}: {like.metadata['doc']}.")
+
+
+# ---- costs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter tensor: enough to count, to route and to predict its bytes."""
+
+    role: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for side in self.shape:
+            n *= side
+        return n
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that costs and seams depend on."""
+
+    vocab_size: int
+    num_layers: int
+    model_dim: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_mult: float
+    seq_len: int  # training sequence, tokens
+    eval_seq_len: int  # evaluation sequence, tokens
+    tie_embeddings: bool = True
+    rope_base: float = 10_000.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.model_dim // self.num_heads
+
+    @property
+    def kv_dim(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def mlp_dim(self) -> int:
+        return int(self.mlp_mult * self.model_dim)
+
+    @property
+    def num_skips(self) -> int:
+        return min(self.num_layers // 2, self.num_layers - self.num_layers // 2)
+
+    def tensors(self) -> list[Tensor]:
+        """The baseline's parameters (techniques add theirs through `cost`)."""
+        d, kv, hidden = self.model_dim, self.kv_dim, self.mlp_dim
+        out = [Tensor("embed", (self.vocab_size, d))]
+        if not self.tie_embeddings:
+            out.append(Tensor("head", (self.vocab_size, d)))
+        for _ in range(self.num_layers):
+            out += [
+                Tensor("attn", (d, d)),
+                Tensor("attn", (kv, d)),
+                Tensor("attn", (kv, d)),
+                Tensor("attn", (d, d)),
+            ]
+            out += [Tensor("mlp", (hidden, d)), Tensor("mlp", (d, hidden))]
+            out += [Tensor("scalar", (2, d)), Tensor("scalar", (d,)), Tensor("scalar", (d,))]
+            out += [Tensor("scalar", (self.num_heads,))]
+        out.append(Tensor("scalar", (self.num_skips, d)))
+        return out
+
+    def flops_per_token(self) -> float:
+        """Forward FLOPs per token: 2 per matrix element, plus the attention scores over half of the sequence."""
+        matrices = (
+            sum(t.numel for t in self.tensors() if t.role in ("attn", "mlp"))
+            + self.vocab_size * self.model_dim
+        )
+        return 2.0 * matrices + 2.0 * self.num_layers * self.seq_len * self.model_dim
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a technique adds to a run; every figure is zero unless stated."""
+
+    tensors: tuple[Tensor, ...] = ()  # exact parameters
+    flops_per_token: float = 0.0  # extra forward FLOPs per token
+    eval_passes: float = 0.0  # forward passes per validation token that it adds to the plain evaluation's one
+    calibration_passes: float = 0.0  # forward passes over one training batch, inside the training budget
+
+    @property
+    def params(self) -> int:
+        return sum(t.numel for t in self.tensors)
+
+
+# ---- the technique --------------------------------------------------------------------------------------------
+
+# Chains take any number of techniques (order: topological on `after`, ties by name); slots take at most one.
+CHAINS = (
+    "embed_in",
+    "embed_out",
+    "shared",
+    "values",
+    "norm",
+    "attn_out",
+    "init",
+    "hyper",
+)
+SLOTS = (
+    "rope",
+    "activation",
+    "lr_scale",
+    "averager",
+    "bits",
+    "quantizer",
+    "codec",
+    "scorer",
+)
+
+
+class Technique:
+    """One technique = one subclass in one file; file, class attribute `name`, flag and study share the name.
+
+    Class attributes declare; `self.config` holds the resolved settings; seam methods return what runs, or None where
+    the technique does not enter (a layer that it skips, say)."""
+
+    name: ClassVar[str] = ""
+    reference: ClassVar[str] = ""  # paper and PR, and who
+    legality: ClassVar[Legality] = LEGAL
+    stage: ClassVar[str] = "train"  # the first stage whose result it changes
+    after: ClassVar[tuple[str, ...]] = ()  # in a chain, it stands behind these
+    conflicts: ClassVar[Mapping[str, str]] = {}  # other technique -> why
+    requires: ClassVar[tuple[str, ...]] = ()
+    overrides: ClassVar[tuple[str, ...]] = ()  # trainer settings that nothing reads while it is on
+    identity_at_init: ClassVar[bool] = (
+        False  # with fresh parameters the model computes what it did without it
+    )
+    space: ClassVar[Space] = {}  # keys are Config fields
+    env: ClassVar[
+        Mapping[str, str]
+    ] = {}  # the field's standard variables: "XSA_LAST_N" -> "last_n"; "on" is the gate
+    smoke: ClassVar[Mapping[str, Any]] = {}  # settings under which a tiny run shows it
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, config: Any = None):
+        self.config: Any = self.Config() if config is None else config
+
+    def check(self, shape: Shape) -> None:
+        """Raise ValueError for settings that this shape cannot take."""
+
+    def verdict(self) -> Legality:
+        """The legality of these settings."""
+        return self.legality
+
+    def cost(self, shape: Shape) -> Cost:
+        return Cost()
+
+    # -- model seams: called once while building; the trainer registers the modules they return -------------------
+
+    def embed_in(self, shape: Shape) -> Any:
+        """chain · module(x [B,T,D], ids [B,T]) -> x, before the embedding's RMS norm."""
+
+    def embed_out(self, shape: Shape) -> Any:
+        """chain · module(x [B,T,D], ids [B,T]) -> x, after the embedding's RMS norm; its result is also x0."""
+
+    def shared(self, shape: Shape) -> Any:
+        """chain · module(x0 [B,T,D], ids [B,T]) -> tensor, once a forward; layers find it as ctx[self.name]."""
+
+    def values(self, shape: Shape, layer: int) -> Any:
+        """chain · module(v [B,T,K,Dh], ctx) -> v, before attention."""
+
+    def norm(self, shape: Shape, layer: int) -> Any:
+        """chain · module(n [B,T,D]) -> n, on both normed inputs of a block."""
+
+    def rope(self, shape: Shape) -> Any:
+        """slot · module(q [B,T,H,Dh], k [B,T,K,Dh]) -> (q, k)."""
+
+    def attn_out(self, shape: Shape, layer: int) -> Any:
+        """chain · module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D]) -> y, before the output projection."""
+
+    def activation(self, shape: Shape, layer: int) -> Any:
+        """slot · function(z [B,T,mlp_dim]) -> same shape."""
+
+    def init(self, model: Any) -> None:
+        """chain · change parameters in place, once, after every module is built and before anything reads them."""
+
+    # -- run seams: outside the compiled graph --------------------------------------------------------------------
+
+    def hyper(self, hyper: Any) -> Any:
+        """chain · train_gpt.Hyper (frozen optimiser settings) -> Hyper."""
+
+    def lr_scale(self, progress: float) -> float | None:
+        """slot · multiplier of every learning rate at `progress` in [0, 1] of the training budget."""
+
+    def averager(self, model: Any, num_steps: int) -> Any:
+        """slot · object with update(model) after every step and weights() -> {name: fp32 tensor} to export."""
+
+    def bits(self, role: str) -> int | None:
+        """slot · bits per weight of a quantised tensor of this role."""
+
+    def quantizer(self) -> Any:
+        """slot · object with calibrate(model, batches) and quantize(name, weight [r,c], bits) -> (q int8, scale [r])."""
+
+    def codec(self) -> Any:
+        """slot · object with name, compress(bytes) -> bytes, decompress(bytes) -> bytes."""
+
+    def scorer(self) -> Any:
+        """slot · object with score(run) that writes every validation position's nats exactly once."""
+
+
+def claims(technique: type[Technique] | Technique) -> tuple[str, ...]:
+    """The seams that a technique enters: the methods it overrides."""
+    cls = technique if isinstance(technique, type) else type(technique)
+    return tuple(s for s in (*CHAINS, *SLOTS) if getattr(cls, s) is not getattr(Technique, s))

@@ -1,0 +1,121 @@
+"""Finds every technique file. `metadata()` reads them without torch; `runtime()` imports them for the trainer.
+
+A technique file mixes torch modules and plain declarations. `metadata()` executes only the half that needs no torch:
+it drops imports of torch and triton and every top-level class derived from `nn.Module` or `torch.*` before running the
+file under a name of its own, so that `search.py status` and the workers' pre-flight answer without the seconds and the
+memory of torch. Functions stay (their bodies never run here). Both views can live in one process.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import sys
+import types
+from pathlib import Path
+
+from techniques.base import SLOTS, Technique, claims, nearest
+
+ROOT = Path(__file__).resolve().parent
+HEAVY = ("torch", "triton")
+
+
+def technique_files() -> dict[str, Path]:
+    """name -> file, sorted by name. Files and folders whose name starts with `_` are shared maths, not techniques."""
+    files = {p.stem: p for p in sorted(ROOT.glob("*/*.py")) if not p.stem.startswith("_")}
+    return dict(sorted(files.items()))
+
+
+def _needs_torch(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Import):
+        return any(a.name.split(".")[0] in HEAVY for a in node.names)
+    if isinstance(node, ast.ImportFrom):
+        module = node.module or ""
+        return module.split(".")[0] in HEAVY or module.startswith("techniques._")
+    if isinstance(node, ast.ClassDef):
+        return any(ast.unparse(b).split(".")[0] in ("nn", *HEAVY) for b in node.bases)
+    return False
+
+
+def _load_metadata(name: str, path: Path) -> type[Technique]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    tree.body = [node for node in tree.body if not _needs_torch(node)]
+    module = types.ModuleType(f"techniques_metadata.{name}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    exec(compile(tree, str(path), "exec"), module.__dict__)
+    return _technique_in(module, name, path)
+
+
+def _technique_in(module: types.ModuleType, name: str, path: Path) -> type[Technique]:
+    found = [
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Technique) and v.__module__ == module.__name__
+    ]
+    if len(found) != 1 or found[0].name != name:
+        got = ", ".join(f"{c.__name__}(name={c.name!r})" for c in found) or "none"
+        raise ValueError(
+            f"{path} must hold exactly one Technique, named {name!r} like its file, but got: {got}."
+        )
+    return found[0]
+
+
+@functools.cache
+def metadata() -> dict[str, type[Technique]]:
+    """name -> Technique class, without torch: only declarations, `check`, `verdict` and `cost` may be used."""
+    return {name: _load_metadata(name, path) for name, path in technique_files().items()}
+
+
+@functools.cache
+def runtime() -> dict[str, type[Technique]]:
+    """name -> Technique class whose seams work (imports torch)."""
+    out: dict[str, type[Technique]] = {}
+    for name, path in technique_files().items():
+        module = importlib.import_module(f"techniques.{path.parent.name}.{name}")
+        out[name] = _technique_in(module, name, path)
+    return out
+
+
+def lookup(catalog: dict[str, type[Technique]], name: str) -> type[Technique]:
+    if name not in catalog:
+        raise ValueError(f"Unknown technique {name!r}. {nearest(name, catalog)}")
+    return catalog[name]
+
+
+def slot_groups(catalog: dict[str, type[Technique]]) -> dict[str, list[str]]:
+    """slot -> the techniques that claim it (at most one of them may be on), for slots with any claimant."""
+    groups = {slot: [n for n, t in catalog.items() if slot in claims(t)] for slot in SLOTS}
+    return {slot: names for slot, names in groups.items() if names}
+
+
+def order(techniques: dict[str, Technique]) -> list[Technique]:
+    """Chain order: every technique behind those named in its `after`, ties by name. ValueError on a cycle."""
+    waiting, out = dict(sorted(techniques.items())), []
+    while waiting:
+        ready = [n for n, t in waiting.items() if not any(a in waiting for a in t.after)]
+        if not ready:
+            raise ValueError(
+                f"The `after` declarations of {', '.join(waiting)} form a cycle. Break one of them."
+            )
+        out.append(waiting.pop(ready[0]))
+    return out
+
+
+def check_together(techniques: dict[str, Technique]) -> None:
+    """ValueError when two techniques cannot both be on, or a required one is off; both parties are named."""
+    for slot in SLOTS:
+        claimants = [n for n, t in techniques.items() if slot in claims(t)]
+        if len(claimants) > 1:
+            raise ValueError(
+                f"Only one technique may fill the slot `{slot}`, but {' and '.join(sorted(claimants))} are both on. "
+                f"Turn one off."
+            )
+    for name, technique in techniques.items():
+        for other, why in technique.conflicts.items():
+            if other in techniques:
+                raise ValueError(f"{name} and {other} cannot both be on: {why}. Turn one off.")
+        for other in technique.requires:
+            if other not in techniques:
+                raise ValueError(f"{name} needs {other}, which is off. Turn {other} on, or {name} off.")

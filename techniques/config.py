@@ -1,0 +1,327 @@
+"""The trainer's settings and how they are resolved: command line > environment > file > preset > default.
+
+Flat names everywhere: `num_layers` is a trainer setting, `xsa` is a technique's gate (0 or 1, off by default),
+`xsa.last_n` is a technique's setting. Files may nest (`[xsa] last_n = 4` means gate on). No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from techniques import catalog
+from techniques.base import STAGES, Shape, Technique, check_value, nearest, parse_value, setting
+
+PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
+LAYERS = ("preset", "file", "environment", "command line")  # low to high precedence
+
+
+@dataclass(frozen=True)
+class Config:
+    """The trainer's own settings; defaults are the challenge's naive baseline. Environment names are the upper case."""
+
+    # data
+    data_path: str = setting("data/datasets/fineweb10B_sp1024", "folder of the token shards", stage="data")
+    tokenizer_path: str = setting(
+        "data/tokenizers/fineweb_1024_bpe.model", "SentencePiece model", stage="data"
+    )
+    vocab_size: int = setting(1024, "tokens in the vocabulary", low=4, high=65_536, stage="data")
+    # model
+    num_layers: int = setting(9, "blocks", low=1, high=64)
+    model_dim: int = setting(512, "width of the residual stream", low=8, high=8192)
+    num_heads: int = setting(8, "query heads", low=1, high=128)
+    num_kv_heads: int = setting(4, "key/value heads", low=1, high=128)
+    mlp_mult: float = setting(2.0, "hidden width of the MLP, in model_dims", low=0.25, high=16.0)
+    tie_embeddings: bool = setting(True, "share the embedding with the output head")
+    tied_embed_init_std: float = setting(0.005, "init std of a tied embedding", low=0.0, high=1.0)
+    rope_base: float = setting(10_000.0, "base of the rotary wavelengths", low=1.0)
+    logit_softcap: float = setting(30.0, "c of c·tanh(logits/c)", low=1e-3)
+    # batch and budget
+    train_batch_tokens: int = setting(524_288, "tokens per step over all ranks", low=1)
+    train_seq_len: int = setting(1024, "tokens per training sequence", low=2)
+    micro_batches: int = setting(8, "equal parts of a step's batch; the world size must divide it", low=1)
+    iterations: int = setting(20_000, "steps at most", low=1)
+    max_wallclock_seconds: float = setting(600.0, "timed training seconds at most; 0: steps only", low=0.0)
+    reserve_seconds: float = setting(0.0, "training seconds kept back for calibration, s", low=0.0)
+    warmup_steps: int = setting(20, "discarded steps that trigger compilation", low=0)
+    warmdown_iters: int = setting(1200, "last steps over which learning rates fall to 0", low=0)
+    # optimisers
+    embed_lr: float = setting(0.6, "Adam, untied embedding", low=0.0)
+    head_lr: float = setting(0.008, "Adam, untied head", low=0.0)
+    tied_embed_lr: float = setting(0.05, "Adam, tied embedding", low=0.0)
+    matrix_lr: float = setting(0.04, "Muon, matrices", low=0.0)
+    scalar_lr: float = setting(0.04, "Adam, vectors and scalars", low=0.0)
+    grad_clip_norm: float = setting(0.0, "global gradient norm at most; 0: off", low=0.0)
+    seed: int = setting(1337, "seed of initialisation and data order", low=0)
+    # artifact
+    quantize_min_numel: int = setting(
+        65_537, "matrices of fewer elements are stored as fp16", low=1, stage="quantize"
+    )
+    # evaluation
+    eval_seq_len: int = setting(
+        0, "tokens per evaluation sequence; 0: train_seq_len", low=0, stage="evaluate"
+    )
+    val_batch_size: int = setting(
+        524_288, "tokens per evaluation batch over all ranks", low=1, stage="evaluate"
+    )
+    val_tokens: int = setting(
+        0, "validation tokens to score; 0: all (anything else is a proxy)", low=0, stage="evaluate"
+    )
+    # what is told while training (changes no result)
+    val_loss_every: int = setting(1000, "steps between validations; 0: only the last", low=0, stage="none")
+    train_log_every: int = setting(200, "steps between log lines", low=0, stage="none")
+    num_reports: int = setting(
+        0, "early BPB reports, evenly spaced over the budget", low=0, high=100, stage="none"
+    )
+    report_tokens: int = setting(32_768, "validation tokens of an early report", low=1, stage="none")
+    # where it runs
+    device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"), stage="none")
+    compute_dtype: str = setting(
+        "auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16")
+    )
+    compile: str = setting("auto", "auto: on a GPU", choices=("auto", "on", "off"), stage="none")
+    attention: str = setting(
+        "auto", "attention kernel", choices=("auto", "fa3", "fa2", "cudnn", "sdpa"), stage="none"
+    )
+    num_threads: int = setting(0, "CPU threads; 0: torch's choice", low=0, stage="none")
+    run_id: str = setting("", "name of the run; empty: a hash of the settings", stage="none")
+    out_dir: str = setting("", "folder of the run's files; empty: runs/<run_id>", stage="none")
+    resume: bool = setting(True, "reuse stages that are already finished in out_dir", stage="none")
+
+    def shape(self) -> Shape:
+        return Shape(
+            vocab_size=self.vocab_size,
+            num_layers=self.num_layers,
+            model_dim=self.model_dim,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            mlp_mult=self.mlp_mult,
+            seq_len=self.train_seq_len,
+            eval_seq_len=self.eval_seq_len or self.train_seq_len,
+            tie_embeddings=self.tie_embeddings,
+            rope_base=self.rope_base,
+        )
+
+    def check(self) -> None:
+        """ValueError for settings that contradict each other."""
+        if self.model_dim % self.num_heads or (self.model_dim // self.num_heads) % 2:
+            raise ValueError(
+                f"`model_dim` must be an even multiple of `num_heads`, but got {self.model_dim} and {self.num_heads}."
+            )
+        if self.num_heads % self.num_kv_heads:
+            divisors = [k for k in range(1, self.num_heads + 1) if self.num_heads % k == 0]
+            raise ValueError(
+                f"`num_heads` must be a multiple of `num_kv_heads`, but got {self.num_heads} and {self.num_kv_heads}. "
+                f"Use one of {', '.join(map(str, divisors))}."
+            )
+        part = self.micro_batches * self.train_seq_len
+        if self.train_batch_tokens % part:
+            raise ValueError(
+                f"`train_batch_tokens` must be a multiple of micro_batches · train_seq_len = {part}, but got "
+                f"{self.train_batch_tokens}. Use {max(1, round(self.train_batch_tokens / part)) * part}."
+            )
+        if self.reserve_seconds and self.reserve_seconds >= self.max_wallclock_seconds:
+            raise ValueError(
+                f"`reserve_seconds` must be less than `max_wallclock_seconds`, but got {self.reserve_seconds} and "
+                f"{self.max_wallclock_seconds}. A reserve only means something under a wall-clock budget."
+            )
+
+
+TRAINER_FIELDS = {f.name: f for f in fields(Config)}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Every value of a run and where it came from."""
+
+    config: Config
+    techniques: dict[str, Technique]  # the ones that are on, in chain order
+    values: dict[str, Any]  # flat: trainer settings, every gate, settings of the techniques that are on
+    origins: dict[str, str]  # name -> layer, for values that no default gave
+
+    def hash(self) -> str:
+        """Identity of the run's results: equal hashes are replicates."""
+        inert = {n for n, f in TRAINER_FIELDS.items() if f.metadata["stage"] == "none"}
+        kept = {k: v for k, v in self.values.items() if k not in inert and not (v is False and "." not in k)}
+        return digest(kept)
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """{"xsa": {"last_n": 4}} -> {"xsa": True, "xsa.last_n": 4}; flat names pass through."""
+    flat: dict[str, Any] = {}
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            inner = dict(value)
+            flat[key] = inner.pop("on", True)
+            flat.update({f"{key}.{k}": v for k, v in inner.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.Field[Any] | None:
+    """The field behind a flat name; None for a technique's gate. ValueError names the nearest known name."""
+    if name in TRAINER_FIELDS:
+        return TRAINER_FIELDS[name]
+    if name in known:
+        return None
+    owner, _, inner = name.partition(".")
+    if owner in known:
+        settings = {f.name: f for f in fields(known[owner].Config)}
+        if inner in settings:
+            return settings[inner]
+        raise ValueError(f"{owner} has no setting {inner!r}. {nearest(inner, settings)}")
+    raise ValueError(f"Unknown setting or technique {name!r}. {nearest(owner, [*TRAINER_FIELDS, *known])}")
+
+
+def from_environment(environ: Mapping[str, str], known: Mapping[str, type[Technique]]) -> dict[str, Any]:
+    """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it off."""
+    layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
+    for name, technique in known.items():
+        given = {field: environ[v] for v, field in technique.env.items() if v in environ}
+        if not given:
+            continue
+        gate = given.pop("on", None)
+        has_gate_variable = "on" in technique.env.values()
+        off = gate == "0" if has_gate_variable else any(v.strip() in ("0", "0.0", "") for v in given.values())
+        if off:
+            layer[name] = False
+        elif gate is not None or not has_gate_variable:
+            layer[name] = True
+            layer.update({f"{name}.{field}": v for field, v in given.items()})
+    return layer
+
+
+def environment_names(known: Mapping[str, type[Technique]]) -> set[str]:
+    """Every variable that would change a run: what a worker strips before it starts a trial."""
+    return {n.upper() for n in TRAINER_FIELDS} | {v for t in known.values() for v in t.env}
+
+
+def parse_command_line(
+    argv: Sequence[str], known: Mapping[str, type[Technique]]
+) -> tuple[str, str, dict[str, Any]]:
+    """(file, preset, layer) from `[FILE] [--preset NAME] [--name VALUE | --name=VALUE | --gate]…`."""
+    file, preset, rest = "", "", list(argv)
+    layer: dict[str, Any] = {}
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            if file:
+                raise ValueError(f"One configuration file at most, but got {file!r} and {word!r}.")
+            file = word
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        like = None if name == "preset" else known_field(name, known)
+        is_switch = name != "preset" and (
+            like is None or (like.default in (True, False) and type(like.default) is bool)
+        )
+        if not equals:
+            if rest and not (is_switch and rest[0].lower() not in ("0", "1", "true", "false")):
+                value = rest.pop(0)
+            elif is_switch:
+                value = "1"
+            else:
+                raise ValueError(f"--{name} takes a value, but the command line ends there.")
+        if name == "preset":
+            preset = value
+        else:
+            layer[name] = value
+    return file, preset, layer
+
+
+def read_layer(path: Path) -> dict[str, Any]:
+    """A JSON or TOML file as a flat layer."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return flatten(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
+    except FileNotFoundError:
+        raise ValueError(f"No configuration file {str(path)!r}.") from None
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not valid {path.suffix[1:] or 'TOML'}: {error}.") from None
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """studies/presets/<name>.toml as a flat layer; its `[about]` table is prose, not settings."""
+    names = sorted(p.stem for p in PRESETS.glob("*.toml"))
+    if name not in names:
+        raise ValueError(f"Unknown preset {name!r}. {nearest(name, names)}")
+    layer = read_layer(PRESETS / f"{name}.toml")
+    return {k: v for k, v in layer.items() if k != "about" and not k.startswith("about.")}
+
+
+def resolve(layers: Mapping[str, Mapping[str, Any]], known: Mapping[str, type[Technique]]) -> Resolved:
+    """Merge flat layers (keys of LAYERS) into every value of a run.
+
+    Raises ValueError: unknown name, value out of range, techniques that exclude each other, a setting of a technique
+    that is off, a trainer setting that a technique makes unread."""
+    given: dict[str, tuple[Any, str]] = {}
+    for origin in LAYERS:
+        for name, value in flatten(layers.get(origin, {})).items():
+            like = known_field(name, known)
+            if like is None:
+                on = value if isinstance(value, bool) else str(value).strip().lower() not in ("0", "false")
+                if not on:  # a gate turned off forgets the settings that lower layers gave
+                    given = {k: v for k, v in given.items() if not k.startswith(name + ".")}
+                given[name] = (on, origin)
+            else:
+                value = parse_value(name, value, like)
+                check_value(name, value, like)
+                given[name] = (value, origin)
+    techniques = _build_techniques(given, known)
+    config = Config(**{n: given[n][0] for n in TRAINER_FIELDS if n in given})
+    config.check()
+    for name, technique in techniques.items():
+        technique.check(config.shape())
+        for field in technique.overrides:
+            if field in given and given[field][1] != "preset":
+                raise ValueError(
+                    f"`{field}` was set by the {given[field][1]}, but nothing reads it while {name} is on. "
+                    f"Set {name}'s own settings, or turn {name} off."
+                )
+    values: dict[str, Any] = dataclasses.asdict(config)
+    for name in known:
+        values[name] = name in techniques
+        if name in techniques:
+            values |= {f"{name}.{k}": v for k, v in dataclasses.asdict(techniques[name].config).items()}
+    return Resolved(config, techniques, values, {k: origin for k, (_, origin) in given.items()})
+
+
+def _build_techniques(
+    given: Mapping[str, tuple[Any, str]], known: Mapping[str, type[Technique]]
+) -> dict[str, Technique]:
+    on: dict[str, Technique] = {}
+    for name, cls in known.items():
+        settings = {k.split(".", 1)[1]: v for k, (v, _) in given.items() if k.startswith(name + ".")}
+        if given.get(name, (False, ""))[0]:
+            on[name] = cls(cls.Config(**settings))
+        elif settings:
+            first = f"{name}.{next(iter(settings))}"
+            raise ValueError(
+                f"`{first}` was set, but {name} is off. Turn it on with --{name}, or drop the setting."
+            )
+    catalog.check_together(on)
+    return {t.name: t for t in catalog.order(on)}
+
+
+def stage_keys(resolved: Resolved, code_hash: str, data_id: str) -> dict[str, str]:
+    """stage -> hash of everything that its result depends on: the stage before it, its own settings, code, data."""
+    first_stage = {n: f.metadata["stage"] for n, f in TRAINER_FIELDS.items()}
+    keys, upstream = {}, digest([code_hash, data_id])
+    for stage in STAGES:
+        own = {n: v for n, v in resolved.values.items() if first_stage.get(n) == stage}
+        for name, technique in resolved.techniques.items():
+            if technique.stage == stage:
+                own[name] = dataclasses.asdict(technique.config)
+        upstream = keys[stage] = digest([upstream, stage, own])
+    return keys

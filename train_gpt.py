@@ -1,0 +1,1560 @@
+"""Trains one small language model under a clock, packs it under a byte limit, and scores it: val_bpb, bits per byte.
+
+    python train_gpt.py [config.json] [--preset NAME] [--name value …]      torchrun --nproc_per_node=8 train_gpt.py
+
+Read from the top: world, data, model, optimisers, schedule, train, quantise and pack, score, main. Techniques enter at
+seams (techniques/base.py lists them): while the model is built, each gives a module or a function, or nothing. At run
+time there is no flag and no `if` on a technique. With every technique off this is the challenge's naive baseline.
+
+The six stages are data → train → average → quantize → pack → evaluate. Each has a key (a hash of all that its result
+depends on); a finished stage found in `out_dir` under the same key is not run again, and its recorded seconds count.
+Two clocks are kept: *timed* is what the challenge's rule counts, *true* is everything a user waits for.
+
+Legend: B batch, T sequence, D model_dim, H query heads, K key/value heads, Dh head_dim, V vocab_size, L layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corpus import dataset as corpus_dataset
+from corpus import shards
+from techniques import catalog
+from techniques._param import parameter
+from techniques.audit import Audit
+from techniques.base import Shape, Technique, Unavailable, claims
+from techniques.config import (
+    Config,
+    Resolved,
+    digest,
+    from_environment,
+    parse_command_line,
+    read_layer,
+    read_preset,
+    stage_keys,
+)
+from techniques.config import resolve as resolve_layers
+
+ROOT = Path(__file__).resolve().parent
+
+# -----------------------------------------------------------------------------------------------------------------
+# World: ranks, device, clocks, log
+# -----------------------------------------------------------------------------------------------------------------
+
+
+class World:
+    """This process among its ranks, and its device. One process is a world of size 1 without torch.distributed."""
+
+    def __init__(self, config: Config):
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
+        if cuda and not torch.cuda.is_available():
+            raise Unavailable(
+                "A GPU was demanded (--device cuda), but torch sees none here. Use --device cpu or auto."
+            )
+        if config.micro_batches % self.size:
+            raise ValueError(
+                f"The world size must divide `micro_batches`, but got {self.size} and {config.micro_batches}. "
+                f"Start another number of ranks, or set --micro_batches {self.size}."
+            )
+        self.device = (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+        )
+        if cuda:
+            torch.cuda.set_device(self.device)
+        if self.size > 1:
+            dist.init_process_group("nccl" if cuda else "gloo", device_id=self.device if cuda else None)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max(self, value: float) -> float:
+        """The largest of all ranks' `value`: what they decide together."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+    def agree(self, what: str, value: str) -> None:
+        """RuntimeError unless every rank holds the same `value` (a hash of the resolved configuration, say)."""
+        mine = torch.tensor([int(value[:12], 16)], dtype=torch.int64, device=self.device)
+        low, high = mine.clone(), mine.clone()
+        if self.size > 1:
+            dist.all_reduce(low, op=dist.ReduceOp.MIN)
+            dist.all_reduce(high, op=dist.ReduceOp.MAX)
+        if int(low) != int(high):
+            raise RuntimeError(
+                f"The ranks disagree on {what}: start them all with the same files and settings."
+            )
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def my_range(self, n: int) -> range:
+        """This rank's contiguous share of range(n)."""
+        return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Clock:
+    """Seconds that only run between start() and stop(), after the device has caught up."""
+
+    def __init__(self, world: World):
+        self.world, self.seconds, self._since = world, 0.0, None
+
+    def start(self) -> None:
+        self.world.synchronize()
+        self._since = time.perf_counter()
+
+    def stop(self) -> float:
+        self.world.synchronize()
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+        self._since = None
+        return self.seconds
+
+    def now(self) -> float:
+        return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+
+class Log:
+    """Rank 0's voice: people read stdout and train.log, machines read metrics.jsonl and result.json."""
+
+    def __init__(self, out_dir: Path, rank: int):
+        self.out_dir, self.loud = out_dir, rank == 0
+        if self.loud:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            self._text = open(out_dir / "train.log", "w", encoding="utf-8", buffering=1)
+            self._metrics = open(out_dir / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
+
+    def __call__(self, line: str, *, screen: bool = True) -> None:
+        if self.loud:
+            print(line, file=self._text)
+            if screen:
+                print(line, flush=True)
+
+    def metrics(self, **values: Any) -> None:
+        if self.loud:
+            print(json.dumps(values), file=self._metrics, flush=True)
+
+    def write_json(self, name: str, value: Any) -> None:
+        if self.loud:
+            write_atomically(self.out_dir / name, json.dumps(value, indent=1, sort_keys=True).encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file is either whole or not there: written beside its place, synced, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# Data: a stream of training tokens that any number of ranks reads alike
+# -----------------------------------------------------------------------------------------------------------------
+
+
+class TokenStream:
+    """Training shards one after the other, for ever; `read` counts the tokens that were taken."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths, self.shard, self.at, self.read = paths, 0, 0, 0
+        self.tokens = shards.read_shard(paths[0])
+
+    def take(self, n: int) -> np.ndarray:
+        """The next n tokens, uint16 [n]."""
+        parts: list[np.ndarray] = []
+        self.read += n
+        while n > 0:
+            if self.at >= len(self.tokens):
+                self.shard = (self.shard + 1) % len(self.paths)
+                self.tokens, self.at = shards.read_shard(self.paths[self.shard]), 0
+            part = self.tokens[self.at : self.at + n]
+            parts.append(part)
+            self.at += len(part)
+            n -= len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class Loader:
+    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes spans r,
+    r + world, …: the global batch is the same for any world size."""
+
+    def __init__(self, config: Config, world: World, paths: list[Path]):
+        self.config, self.world, self.stream = config, world, TokenStream(paths)
+
+    def step(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches of one optimiser step."""
+        c, span = self.config, self.config.train_batch_tokens // self.config.micro_batches + 1
+        tokens = self.stream.take(c.micro_batches * span)
+        for i in range(self.world.rank, c.micro_batches, self.world.size):
+            part = torch.from_numpy(tokens[i * span : (i + 1) * span].astype(np.int64))
+            part = part.to(self.world.device, non_blocking=True)
+            yield part[:-1].view(-1, c.train_seq_len), part[1:].view(-1, c.train_seq_len)
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# Model: the baseline, with seams
+# -----------------------------------------------------------------------------------------------------------------
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal: q [B,T,H,Dh], k and v [B,T,K,Dh] -> [B,T,H,Dh]
+
+
+def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attend]:
+    """(name, function). `auto` takes the best kernel that is here; a named one that is not here is Unavailable."""
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1)
+        ).transpose(1, 2)
+
+    half_on_gpu = device.type == "cuda" and dtype is torch.bfloat16
+    hopper = half_on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
+    found: dict[str, Attend] = {"sdpa": sdpa}
+    if half_on_gpu and torch.backends.cuda.cudnn_sdp_enabled() and hopper:
+
+        def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+                return sdpa(q, k, v)
+
+        found = {"cudnn": cudnn, **found}
+    if half_on_gpu:
+        with contextlib.suppress(ImportError):
+            from flash_attn import flash_attn_func as fa2  # type: ignore[import-not-found]
+
+            found = {"fa2": lambda q, k, v: fa2(q, k, v, causal=True), **found}
+    if hopper:
+        with contextlib.suppress(ImportError):
+            from flash_attn_interface import flash_attn_func as fa3  # type: ignore[import-not-found]
+
+            found = {"fa3": lambda q, k, v: fa3(q, k, v, causal=True), **found}
+    name = next(iter(found)) if requested == "auto" else requested
+    if name not in found:
+        raise Unavailable(
+            f"Attention kernel {name!r} was demanded, but this machine offers: {', '.join(found)}."
+        )
+    return name, found[name]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every module needs while the model is built."""
+
+    shape: Shape
+    config: Config
+    techniques: tuple[Technique, ...]  # in chain order
+    dtype: torch.dtype  # of the compute; parameters are float32
+    attend: Attend
+
+
+def seam_seed(seed: int, *where: Any) -> int:
+    return int.from_bytes(hashlib.sha256(repr((seed, *where)).encode()).digest()[:6], "big")
+
+
+def enter(build: Build, seam: str, *args: Any) -> dict[str, Any]:
+    """name -> what each technique gives at `seam`. A technique's random numbers are its own: switching one on or off
+    changes nobody else's initialisation."""
+    given: dict[str, Any] = {}
+    for technique in build.techniques:
+        if seam in claims(technique):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seam_seed(build.config.seed, technique.name, seam, *args[1:]))
+                part = getattr(technique, seam)(*args)
+            if part is not None:
+                given[technique.name] = part
+    return given
+
+
+class Chain(nn.Module):
+    """x -> the techniques' modules, one after the other; empty: x."""
+
+    def __init__(self, build: Build, seam: str, *args: Any):
+        super().__init__()
+        self.steps = enter(build, seam, build.shape, *args)
+        for name, part in self.steps.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        for part in self.steps.values():
+            x = part(x, *rest)
+        return x
+
+
+class Slot(nn.Module):
+    """The one technique that claims the slot, else the baseline's part."""
+
+    def __init__(self, build: Build, seam: str, baseline: Any, *args: Any):
+        super().__init__()
+        self.steps = enter(build, seam, build.shape, *args)
+        for name, part in {"baseline": baseline, **self.steps}.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+        self.parts = [*self.steps.values(), baseline]  # a list: the first one runs
+
+    def forward(self, *args: Any) -> Any:
+        return self.parts[0](*args)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / sqrt(mean(x²) + eps) over the last axis, no learned gain."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ, no bias; W [out, in] is float32 and computes in x's dtype."""
+
+    def __init__(self, fan_in: int, fan_out: int, role: str, *, zero: bool = False):
+        super().__init__()
+        weight = torch.zeros(fan_out, fan_in)
+        if not zero:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # torch's default for nn.Linear
+        self.weight, self.zero_init = parameter(weight, role), zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def rotary_tables(length: int, dims: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos, sin [length, 1, dims/2] of position · base^(-2i/dims)."""
+    theta = base ** (-torch.arange(0, dims, 2, dtype=torch.float32) / dims)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), theta)[:, None, :]
+    return angle.cos(), angle.sin()
+
+
+class Rotary(nn.Module):
+    """Rotates all Dh dims of q and k, pairs (i, i + Dh/2)."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        length = max(shape.seq_len, shape.eval_seq_len)
+        cos, sin = rotary_tables(length, shape.head_dim, shape.rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = (t[: q.size(1)].to(q.dtype) for t in (self.cos, self.sin))
+
+        def turn(x: Tensor) -> Tensor:
+            a, b = x.chunk(2, dim=-1)
+            return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+        return turn(q), turn(k)
+
+
+def relu_squared(z: Tensor) -> Tensor:
+    return torch.relu(z).square()
+
+
+class Attention(nn.Module):
+    def __init__(self, build: Build, layer: int):
+        super().__init__()
+        shape = build.shape
+        d, self.num_heads, self.num_kv_heads = shape.model_dim, shape.num_heads, shape.num_kv_heads
+        self.c_q = Linear(d, d, "attn")
+        self.c_k = Linear(d, shape.kv_dim, "attn")
+        self.c_v = Linear(d, shape.kv_dim, "attn")
+        self.proj = Linear(d, d, "attn", zero=True)
+        self.q_gain = parameter(torch.full((shape.num_heads,), 1.5), "scalar")
+        self.values = Chain(build, "values", layer)
+        self.rope = Slot(build, "rope", Rotary(shape))
+        self.attn_out = Chain(build, "attn_out", layer)
+        self.attend = build.attend
+
+    def forward(self, n: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+        b, t, d = n.shape
+        q = self.c_q(n).view(b, t, self.num_heads, -1)
+        k = self.c_k(n).view(b, t, self.num_kv_heads, -1)
+        v = self.values(self.c_v(n).view(b, t, self.num_kv_heads, -1), ctx)
+        q, k = self.rope(rms_norm(q), rms_norm(k))
+        q = q * self.q_gain.to(q.dtype)[:, None]
+        y = self.attn_out(self.attend(q, k, v), v, n)
+        return self.proj(y.reshape(b, t, d))
+
+
+class MLP(nn.Module):
+    def __init__(self, build: Build, layer: int):
+        super().__init__()
+        self.fc = Linear(build.shape.model_dim, build.shape.mlp_dim, "mlp")
+        self.proj = Linear(build.shape.mlp_dim, build.shape.model_dim, "mlp", zero=True)
+        self.activation = Slot(build, "activation", relu_squared, layer)
+
+    def forward(self, n: Tensor) -> Tensor:
+        return self.proj(self.activation(self.fc(n)))
+
+
+class Block(nn.Module):
+    def __init__(self, build: Build, layer: int):
+        super().__init__()
+        d = build.shape.model_dim
+        self.norm = Chain(build, "norm", layer)
+        self.attn, self.mlp = Attention(build, layer), MLP(build, layer)
+        self.attn_scale = parameter(torch.ones(d), "scalar")
+        self.mlp_scale = parameter(torch.ones(d), "scalar")
+        self.resid_mix = parameter(torch.stack((torch.ones(d), torch.zeros(d))), "scalar")
+
+    def forward(self, x: Tensor, x0: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+        mix = self.resid_mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * x0
+        x = x + self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x)), ctx)
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(self.norm(rms_norm(x)))
+
+
+class GPT(nn.Module):
+    """ids [B,T] -> hidden [B,T,D] -> logits [B,T,V]. The first ⌊L/2⌋ blocks leave skips that the rest take back,
+    last in first out."""
+
+    def __init__(self, build: Build):
+        super().__init__()
+        shape, config = build.shape, build.config
+        d, v = shape.model_dim, shape.vocab_size
+        self.dtype, self.softcap, self.num_skips = build.dtype, config.logit_softcap, shape.num_skips
+        self.num_encoder = shape.num_layers // 2
+        self.tok_emb = parameter(
+            torch.randn(v, d) * (config.tied_embed_init_std if shape.tie_embeddings else 1.0), "embed"
+        )
+        self.head = None if shape.tie_embeddings else Linear(d, v, "head", zero=True)
+        self.embed_in = Chain(build, "embed_in")
+        self.embed_out = Chain(build, "embed_out")
+        self.shared = nn.ModuleDict(enter(build, "shared", shape))
+        self.blocks = nn.ModuleList(Block(build, layer) for layer in range(shape.num_layers))
+        self.skip_weights = parameter(torch.ones(shape.num_skips, d), "scalar")
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Final-norm hidden states [B,T,D] of ids [B,T]."""
+        x = self.embed_in(F.embedding(ids, self.tok_emb).to(self.dtype), ids)
+        x = x0 = self.embed_out(rms_norm(x), ids)
+        ctx = {name: module(x0, ids) for name, module in self.shared.items()}
+        skips: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            if i < self.num_encoder:
+                x = block(x, x0, ctx)
+                skips.append(x)
+            else:
+                if skips:
+                    x = x + self.skip_weights[i - self.num_encoder].to(x.dtype) * skips.pop()
+                x = block(x, x0, ctx)
+        return rms_norm(x)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """c·tanh(h·Eᵀ/c) in float32, [.., V]."""
+        z = F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)
+        return self.softcap * torch.tanh(z.float() / self.softcap)
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean nats per token."""
+        logits = self.logits(self.hidden(ids))
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and on CPUs that have its instructions (elsewhere it is slower than float32)."""
+    if config.compute_dtype != "auto":
+        return getattr(torch, config.compute_dtype)
+    fast = (
+        device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return torch.bfloat16 if fast else torch.float32
+
+
+def build_model(resolved: Resolved, device: torch.device | str = "cpu", audit: Audit | None = None) -> GPT:
+    """The model of these settings, initialised from `seed` alone. On device "meta" it costs nothing but counting."""
+    config, device = resolved.config, torch.device(device)
+    dtype = torch.float32 if device.type == "meta" else compute_dtype(config, device)
+    _, attend = pick_attention(config.attention if device.type != "meta" else "sdpa", device, dtype)
+    build = Build(config.shape(), config, tuple(resolved.techniques.values()), dtype, attend)
+    torch.manual_seed(config.seed)
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        model = GPT(build)
+    unrouted = [n for n, p in model.named_parameters() if not hasattr(p, "role")]
+    assert not unrouted, f"parameters without a role: {unrouted}"
+    if device.type != "meta":
+        for technique in build.techniques:
+            if "init" in claims(technique):
+                before = {n: p.detach().clone() for n, p in model.named_parameters()}
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                    torch.manual_seed(seam_seed(config.seed, technique.name, "init"))
+                    technique.init(model)
+                touched = sum(int((p != before[n]).sum()) for n, p in model.named_parameters())
+                if audit is not None:
+                    audit.changed(technique.name, "init", touched > 0)
+                    audit.note(technique.name, init_elements=touched)
+    return model.to(device)
+
+
+def technique_modules(model: GPT) -> dict[str, list[tuple[nn.Module, Any]]]:
+    """technique -> every (seam module, part) through which it stands in the model."""
+    found: dict[str, list[tuple[nn.Module, Any]]] = {}
+    for module in model.modules():
+        if isinstance(module, Chain | Slot):
+            for name, part in module.steps.items():
+                found.setdefault(name, []).append((module, part))
+    return found
+
+
+@contextlib.contextmanager
+def without(model: GPT, name: str) -> Iterator[None]:
+    """The model as if technique `name` had never entered the forward (its parameters stay where they are)."""
+    places = technique_modules(model).get(name, [])
+    saved = [(module, module.steps) for module, _ in places]
+    try:
+        for module, part in places:
+            if isinstance(module, Slot):
+                module.parts.remove(part)
+            module.steps = {n: p for n, p in module.steps.items() if n != name}
+        yield
+    finally:
+        for (module, steps), (_, part) in zip(saved, places, strict=True):
+            module.steps = steps
+            if isinstance(module, Slot):
+                module.parts.insert(0, part)
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# Optimisers: one table from role to route
+# -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Optimiser settings behind the learning rates; techniques change them at the seam `hyper`."""
+
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85  # linear to muon_momentum over the warm-up
+    muon_momentum_warmup_steps: int = 500
+    muon_ns_steps: int = 5  # Newton–Schulz iterations
+    muon_weight_decay: float = 0.0  # decoupled: p ← p·(1 − lr·wd)
+    adam_weight_decay: float = 0.0  # scalars and vectors
+    embed_weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+
+
+# role -> (optimiser, field of Config with its learning rate, field of Hyper with its weight decay)
+ROUTES = {
+    "attn": ("muon", "matrix_lr", "muon_weight_decay"),
+    "mlp": ("muon", "matrix_lr", "muon_weight_decay"),
+    "matrix": ("muon", "matrix_lr", "muon_weight_decay"),
+    "embed": ("adam", "embed_lr", "embed_weight_decay"),  # tied: tied_embed_lr
+    "head": ("adam", "head_lr", "adam_weight_decay"),
+    "scalar": ("adam", "scalar_lr", "adam_weight_decay"),
+}
+
+
+def newton_schulz(g: Tensor, steps: int) -> Tensor:
+    """Quintic iteration towards the nearest semi-orthogonal matrices of g [N, rows, cols] (Muon, Jordan et al.)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x
+    for _ in range(steps):
+        s = x @ x.mT
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """buf ← μ·buf + g; u = g + μ·buf; p ← p·(1 − lr·wd) − lr·√max(1, rows/cols)·NS(u). Ranks share the matrices out
+    round-robin and exchange the updates; matrices of one shape are iterated together."""
+
+    def __init__(self, params: list[Tensor], lr: float, hyper: Hyper, world: World, dtype: torch.dtype):
+        super().__init__(params, {"lr": lr, "momentum": hyper.muon_momentum})
+        self.hyper, self.world, self.dtype = hyper, world, dtype
+        self.orthogonalize = newton_schulz
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params, mu, lr = group["params"], group["momentum"], group["lr"]
+            updates = [torch.zeros_like(p, dtype=self.dtype) for p in params]
+            shapes: dict[tuple[int, ...], list[int]] = {}
+            for i, p in enumerate(params):
+                if i % self.world.size == self.world.rank:
+                    shapes.setdefault(tuple(p.shape), []).append(i)
+            for indices in shapes.values():
+                stack: list[Tensor] = []
+                for i in indices:
+                    state = self.state[params[i]]
+                    buf = state.setdefault("momentum_buffer", torch.zeros_like(params[i]))
+                    buf.mul_(mu).add_(params[i].grad)
+                    stack.append(params[i].grad.add(buf, alpha=mu).to(self.dtype))
+                for i, u in zip(
+                    indices, self.orthogonalize(torch.stack(stack), self.hyper.muon_ns_steps), strict=True
+                ):
+                    updates[i] = u
+            if self.world.size > 1:
+                flat = self.world.sum(torch.cat([u.reshape(-1) for u in updates]))
+                updates = [
+                    u.view_as(p) for u, p in zip(flat.split([p.numel() for p in params]), params, strict=True)
+                ]
+            for p, u in zip(params, updates, strict=True):
+                p.mul_(1.0 - lr * self.hyper.muon_weight_decay)
+                p.add_(u.to(p.dtype), alpha=-lr * max(1.0, p.size(-2) / p.size(-1)) ** 0.5)
+
+
+def build_optimizers(
+    model: GPT, config: Config, hyper: Hyper, world: World
+) -> tuple[list[torch.optim.Optimizer], dict[str, int]]:
+    """Every parameter in exactly one group, by its role; and the parameters' count by role."""
+    groups: dict[str, list[Tensor]] = {}
+    for p in model.parameters():
+        groups.setdefault(p.role, []).append(p)  # type: ignore[attr-defined]
+    adam_groups, muon_params = [], []
+    for role, params in groups.items():
+        kind, lr_field, decay_field = ROUTES[role]
+        if kind == "muon":
+            muon_params += params
+            continue
+        lr = config.tied_embed_lr if role == "embed" and config.tie_embeddings else getattr(config, lr_field)
+        adam_groups.append({"params": params, "lr": lr, "weight_decay": getattr(hyper, decay_field)})
+    fused = world.device.type == "cuda"
+    adam = torch.optim.AdamW(adam_groups, betas=(hyper.beta1, hyper.beta2), eps=hyper.adam_eps, fused=fused)
+    optimizers: list[torch.optim.Optimizer] = [adam]
+    if muon_params:
+        optimizers.append(
+            Muon(muon_params, config.matrix_lr, hyper, world, compute_dtype(config, world.device))
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    grouped = sum(len(g["params"]) for o in optimizers for g in o.param_groups)
+    assert grouped == sum(1 for _ in model.parameters()), "a parameter is in no optimiser group, or in two"
+    return optimizers, {role: sum(p.numel() for p in params) for role, params in sorted(groups.items())}
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# Schedule
+# -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands in its budget."""
+
+    step: int
+    elapsed_s: float
+    config: Config
+
+    @property
+    def budget_s(self) -> float:
+        """Timed seconds for steps: the cap less what is kept back for calibration; 0: steps are the budget."""
+        return max(0.0, self.config.max_wallclock_seconds - self.config.reserve_seconds)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used, in [0, 1]: by steps or by seconds, whichever is further."""
+        by_time = self.elapsed_s / self.budget_s if self.budget_s else 0.0
+        return min(1.0, max(self.step / self.config.iterations, by_time))
+
+
+def baseline_lr_scale(moment: Moment) -> float:
+    """The challenge's warm-down: linear to 0 over the last `warmdown_iters` steps, counted at the mean step time so
+    far when seconds are the budget."""
+    warmdown = moment.config.warmdown_iters
+    if warmdown == 0:
+        return 1.0
+    by_steps = (moment.config.iterations - moment.step) / warmdown
+    if not moment.budget_s:
+        return max(0.0, min(1.0, by_steps))
+    mean_step_s = moment.elapsed_s / max(moment.step, 1)
+    left_s = max(0.0, moment.budget_s - moment.elapsed_s)
+    return min(1.0, left_s / (warmdown * mean_step_s)) if mean_step_s else 1.0
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# Stage: train (and average)
+# -----------------------------------------------------------------------------------------------------------------
+
+
+class Diverged(Exception):
+    """The loss is no longer a number: the configuration's fault, not the machine's."""
+
+
+@dataclass
+class Trained:
+    """What the train stage leaves: the weights to export and the facts about how they came to be."""
+
+    weights: dict[str, Tensor]  # averaged if a technique averages; CPU float32
+    facts: dict[str, Any]
+
+
+class Trainer:
+    """One training run: model, optimisers, loader, schedule, clock."""
+
+    def __init__(self, resolved: Resolved, world: World, data: Any, log: Log, audit: Audit):
+        self.resolved, self.config, self.world, self.data = resolved, resolved.config, world, data
+        self.log, self.audit = log, audit
+        self.model = build_model(resolved, world.device, audit)
+        self.techniques = resolved.techniques
+        hyper = Hyper()
+        for name, technique in self.techniques.items():
+            if "hyper" in claims(technique):
+                hyper, before = technique.hyper(hyper), hyper
+                audit.changed(name, "optimiser settings", hyper != before)
+        self.hyper = hyper
+        self.optimizers, self.params_by_role = build_optimizers(self.model, self.config, hyper, world)
+        self.loader = Loader(self.config, world, data.train_paths)
+        self.compiled = maybe_compile(self.model, self.config, world)
+        self.clock, self.step, self.train_loss = Clock(world), 0, math.nan
+        self.schedule_owner = next((n for n, t in self.techniques.items() if "lr_scale" in claims(t)), None)
+        self.schedule_differs = False
+        self.averager: Any = None
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    def lr_scale(self, moment: Moment) -> float:
+        baseline = baseline_lr_scale(moment)
+        if self.schedule_owner is None:
+            return baseline
+        scale = self.techniques[self.schedule_owner].lr_scale(moment.progress)
+        assert scale is not None
+        self.schedule_differs |= abs(scale - baseline) > 1e-9
+        return scale
+
+    def train_step(self, moment: Moment) -> Tensor:
+        """Forward and backward of every micro-batch, then one step of every optimiser. Returns the mean loss."""
+        c = self.config
+        loss = torch.zeros((), device=self.world.device)
+        for ids, targets in self.loader.step():
+            part = self.compiled(ids, targets) / c.micro_batches
+            part.backward()
+            loss += part.detach()
+        self.reduce_gradients()
+        if c.grad_clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip_norm)
+        scale = self.lr_scale(moment)
+        warm = min(1.0, moment.step / max(1, self.hyper.muon_momentum_warmup_steps))
+        momentum = (1 - warm) * self.hyper.muon_momentum_start + warm * self.hyper.muon_momentum
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * scale
+                if "momentum" in group:
+                    group["momentum"] = momentum
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return self.world.sum(loss)
+
+    def reduce_gradients(self) -> None:
+        """Sum over ranks, before any clipping: one rank and many take the same step."""
+        if self.world.size == 1:
+            return
+        grads = [p.grad for p in self.model.parameters()]
+        flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
+        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            g.copy_(part.view_as(g))
+
+    # -- the run ----------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Real steps that trigger compilation, then everything they changed is put back: training starts from the
+        true initial state and from the first token."""
+        if not self.config.warmup_steps:
+            return
+        model_state = copy.deepcopy(self.model.state_dict())
+        optimizer_states = [copy.deepcopy(o.state_dict()) for o in self.optimizers]
+        for i in range(self.config.warmup_steps):
+            self.train_step(Moment(0, 0.0, self.config))
+            if i == 0 or i + 1 == self.config.warmup_steps:
+                self.log(f"warmup_step:{i + 1}/{self.config.warmup_steps}")
+        self.model.load_state_dict(model_state)
+        for optimizer, state in zip(self.optimizers, optimizer_states, strict=True):
+            optimizer.load_state_dict(state)
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"]
+        self.loader = Loader(self.config, self.world, self.data.train_paths)
+
+    def run(self) -> Trained:
+        c, log = self.config, self.log
+        true_start = time.perf_counter()
+        self.warm_up()
+        self.averager = next(
+            (
+                t.averager(self.model, c.iterations)
+                for t in self.techniques.values()
+                if "averager" in claims(t)
+            ),
+            None,
+        )
+        next_report, self.step = 1, 0
+        self.clock.start()
+        while True:
+            moment = Moment(
+                self.step, self.world.max(self.clock.now()) if c.max_wallclock_seconds else 0.0, c
+            )
+            last = moment.progress >= 1.0
+            if c.num_reports and moment.progress * c.num_reports >= next_report - 1e-9 and not last:
+                next_report = int(moment.progress * c.num_reports + 1e-9) + 1
+                self.report(moment)
+            if last or (c.val_loss_every and self.step % c.val_loss_every == 0):
+                self.validate(moment)
+            if last:
+                break
+            loss = self.train_step(moment)
+            self.step += 1
+            if self.averager is not None:
+                self.averager.update(self.model)
+            self.watch(loss)
+        if self.step < c.iterations:
+            log(f"stopping_early: wallclock_cap train_time:{self.ms():.0f}ms step:{self.step}/{c.iterations}")
+        train_s = self.clock.stop()
+        self.audit_schedule_and_model()
+        weights = self.exported_weights()
+        facts = {
+            "steps": self.step,
+            "train_loss": self.train_loss,
+            "timed_s": train_s,
+            "true_s": time.perf_counter() - true_start,
+            "tokens_read": self.loader.stream.read,
+        }
+        return Trained(weights, facts)
+
+    def ms(self) -> float:
+        return 1000.0 * self.clock.now()
+
+    def watch(self, loss: Tensor) -> None:
+        """The log line, and a look at the loss: every step on a CPU, every tenth on a GPU (looking waits for it)."""
+        c = self.config
+        due = c.train_log_every and (self.step <= 10 or self.step % c.train_log_every == 0)
+        if not (due or self.world.device.type == "cpu" or self.step % 10 == 0):
+            return
+        self.train_loss = float(loss)
+        if not math.isfinite(self.train_loss):
+            raise Diverged(f"train_loss is {self.train_loss} at step {self.step}")
+        if due:
+            step_avg = self.ms() / self.step
+            self.log(
+                f"step:{self.step}/{c.iterations} train_loss:{self.train_loss:.4f} train_time:{self.ms():.0f}ms "
+                f"step_avg:{step_avg:.2f}ms"
+            )
+            self.log.metrics(
+                kind="train", step=self.step, train_loss=self.train_loss, elapsed_s=self.clock.now()
+            )
+
+    def validate(self, moment: Moment) -> None:
+        """The plain score of the current weights; the training clock stands still."""
+        self.clock.stop()
+        score = score_plainly(self.model, self.world, self.data, self.config)
+        self.log(
+            f"step:{self.step}/{self.config.iterations} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
+            f"train_time:{self.ms():.0f}ms step_avg:{self.ms() / max(1, self.step):.2f}ms"
+        )
+        self.log.metrics(
+            kind="validation",
+            step=self.step,
+            progress=moment.progress,
+            val_bpb=score.val_bpb,
+            elapsed_s=self.clock.now(),
+        )
+        self.clock.start()
+
+    def report(self, moment: Moment) -> None:
+        """An early BPB for whoever may prune this run: same tokens each time, raw and averaged weights."""
+        self.clock.stop()
+        scores = {
+            "val_bpb": score_plainly(
+                self.model, self.world, self.data, self.config, self.config.report_tokens
+            )
+        }
+        if self.averager is not None:
+            with swapped(self.model, self.averager.weights()):
+                scores["val_bpb_average"] = score_plainly(
+                    self.model, self.world, self.data, self.config, self.config.report_tokens
+                )
+        self.log.metrics(
+            kind="report",
+            step=self.step,
+            progress=moment.progress,
+            lr_scale=self.lr_scale(moment),
+            train_loss=self.train_loss,
+            elapsed_s=self.clock.now(),
+            **{name: score.val_bpb for name, score in scores.items()},
+        )
+        self.clock.start()
+
+    def exported_weights(self) -> dict[str, Tensor]:
+        weights = {n: p.detach() for n, p in self.model.named_parameters()}
+        if self.averager is not None:
+            averaged = self.averager.weights()
+            touched = sum(int((averaged[n] != w).sum()) for n, w in weights.items())
+            owner = next(n for n, t in self.techniques.items() if "averager" in claims(t))
+            self.audit.changed(owner, "exported weights", touched > 0)
+            self.audit.note(owner, exported_elements=touched)
+            self.log(f"{owner}:applying averaged weights")
+            weights = averaged
+        return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
+
+    def audit_schedule_and_model(self) -> None:
+        """Each technique of the model is taken out of the finished model once: does the loss notice?"""
+        if self.schedule_owner:
+            self.audit.changed(self.schedule_owner, "learning rates", self.schedule_differs)
+        ids, targets = next(iter(self.loader.step()))
+        ids, targets = ids[:2], targets[:2]
+        with torch.no_grad():
+            loss = self.model(ids, targets)
+            for name in technique_modules(self.model):
+                with without(self.model, name):
+                    changed = float(self.model(ids, targets)) - float(loss)
+                params = sum(p.numel() for n, p in self.model.named_parameters() if f".{name}." in f".{n}")
+                self.audit.changed(name, "loss", changed != 0.0)
+                self.audit.note(name, params=params, train_loss_without=changed)
+            for name in self.model.shared:
+                params = sum(p.numel() for p in self.model.shared[name].parameters())
+                self.audit.note(name, params=params + self.audit.facts[name].get("params", 0))
+
+
+def maybe_compile(model: GPT, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
+    wanted = config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
+    return torch.compile(model, dynamic=False, fullgraph=True) if wanted else model  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def swapped(model: GPT, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other weights, for a while."""
+    saved = {n: p.detach().clone() for n, p in model.named_parameters()}
+    try:
+        load_weights(model, weights)
+        yield
+    finally:
+        load_weights(model, saved)
+
+
+@torch.no_grad()
+def load_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
+    """Copy every parameter by name. ValueError names what is missing or too much."""
+    params = dict(model.named_parameters())
+    if params.keys() != weights.keys():
+        odd = sorted(params.keys() ^ weights.keys())
+        raise ValueError(f"The weights are not those of this model: {', '.join(odd[:5])} on one side only.")
+    for name, p in params.items():
+        p.copy_(weights[name])
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# Stages: quantize and pack. The artifact is one file: magic, codec's name, compressed container
+# -----------------------------------------------------------------------------------------------------------------
+
+MAGIC = b"GOLF1\n"
+
+
+@dataclass
+class Packed:
+    """One tensor as it is stored: integers with one scale per row, or floats as they are."""
+
+    name: str
+    q: Tensor  # int8 [r, c], or float16/float32 of any shape
+    scale: Tensor | None  # float16 [r] for integers
+
+    def dequantized(self) -> Tensor:
+        return self.q.float() if self.scale is None else self.q.float() * self.scale.float()[:, None]
+
+
+def round_to_nearest(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(q int8 [r,c], scale float16 [r]): per-row clip at the 99.99984th percentile of |w|. At 8 bits this is the
+    baseline's quantiser with its floor of 1/127 under the scale; narrower scales have no such floor (at 6 bits it would
+    give every row below 1.0 the same coarse step)."""
+    qmax = 2 ** (bits - 1) - 1
+    clip = torch.quantile(weight.abs(), 0.9999984, dim=1)
+    scale = (clip / qmax).clamp_min(1.0 / qmax if bits == 8 else 1e-7).to(torch.float16)
+    w = torch.clamp(weight, -clip[:, None], clip[:, None])
+    return torch.clamp(torch.round(w / scale.float()[:, None]), -qmax, qmax).to(torch.int8), scale
+
+
+class ZlibCodec:
+    """The baseline's codec: zlib, level 9."""
+
+    name = "zlib"
+
+    def compress(self, data: bytes) -> bytes:
+        return zlib.compress(data, 9)
+
+    def decompress(self, data: bytes) -> bytes:
+        return zlib.decompress(data)
+
+
+def owner_of(techniques: Mapping[str, Technique], seam: str) -> Technique | None:
+    return next((t for t in techniques.values() if seam in claims(t)), None)
+
+
+def quantize(
+    weights: Mapping[str, Tensor],
+    model: GPT,
+    resolved: Resolved,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    audit: Audit,
+) -> tuple[list[Packed], dict[str, Any]]:
+    """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest float16.
+    A technique may choose the bits of a role, another the rounding; `batches` are training data, inside the budget."""
+    techniques, start = resolved.techniques, time.perf_counter()
+    bits_owner, quantizer_owner = owner_of(techniques, "bits"), owner_of(techniques, "quantizer")
+    quantizer = quantizer_owner.quantizer() if quantizer_owner else None
+    load_weights(model, weights)
+    if quantizer is not None:
+        quantizer.calibrate(model, batches)
+    calibrate_s = time.perf_counter() - start
+    packed: list[Packed] = []
+    elements = bits_touched = tensors_touched = 0
+    for name, p in model.named_parameters():
+        weight, role = weights[name], p.role  # type: ignore[attr-defined]
+        if role == "scalar":
+            packed.append(Packed(name, weight.float(), None))
+        elif weight.ndim != 2 or weight.numel() < resolved.config.quantize_min_numel:
+            packed.append(Packed(name, weight.to(torch.float16), None))
+        else:
+            bits = bits_owner.bits(role) if bits_owner else 8
+            q, scale = quantizer.quantize(name, weight, bits) if quantizer else round_to_nearest(weight, bits)
+            packed.append(Packed(name, q, scale))
+            elements += weight.numel()
+            bits_touched += bits != 8
+            if quantizer is not None:
+                plain_q, plain_scale = round_to_nearest(weight, bits)
+                tensors_touched += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
+    if bits_owner:
+        audit.changed(bits_owner.name, "stored bits", bits_touched > 0)
+        audit.note(bits_owner.name, tensors=bits_touched)
+    if quantizer_owner:
+        audit.changed(quantizer_owner.name, "stored integers", tensors_touched > 0)
+        audit.note(quantizer_owner.name, tensors=tensors_touched, calibrate_s=calibrate_s)
+    return packed, {"calibrate_s": calibrate_s, "quantized_elements": elements}
+
+
+def pack(packed: list[Packed], values: Mapping[str, Any], codec: Any) -> bytes:
+    """The artifact's bytes. Container: JSON head, then all integers, all scales, all halves, all floats: like beside
+    like compresses best."""
+    head: dict[str, Any] = {"values": {k: v for k, v in values.items() if v is not False}, "tensors": []}
+    streams: dict[str, list[bytes]] = {"int8": [], "scale": [], "float16": [], "float32": []}
+    for item in packed:
+        kind = str(item.q.dtype).removeprefix("torch.")
+        head["tensors"].append([item.name, kind, list(item.q.shape)])
+        streams[kind].append(item.q.contiguous().numpy().tobytes())
+        if item.scale is not None:
+            streams["scale"].append(item.scale.contiguous().numpy().tobytes())
+    head_bytes = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
+    body = b"".join(part for parts in streams.values() for part in parts)
+    container = len(head_bytes).to_bytes(4, "little") + head_bytes + body
+    return MAGIC + codec.name.encode() + b"\n" + codec.compress(container)
+
+
+def unpack(artifact: bytes, codecs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(resolved values, dequantised float32 weights). ValueError for anything that is not a whole artifact."""
+    magic, rest = artifact[: len(MAGIC)], artifact[len(MAGIC) :]
+    codec_name, _, body = rest.partition(b"\n")
+    if magic != MAGIC or codec_name.decode("ascii", "replace") not in codecs:
+        raise ValueError(f"Not an artifact of this trainer: it starts with {artifact[:16]!r}. Train again.")
+    container = codecs[codec_name.decode()].decompress(body)
+    size = int.from_bytes(container[:4], "little")
+    head, at = json.loads(container[4 : 4 + size]), 4 + size
+    read: dict[str, dict[str, Tensor]] = {"int8": {}, "scale": {}, "float16": {}, "float32": {}}
+    for kind, found in read.items():
+        dtype = np.dtype("float16" if kind == "scale" else kind)
+        for name, of, sides in head["tensors"]:
+            if of == kind or (kind == "scale" and of == "int8"):
+                sides = sides[:1] if kind == "scale" else sides
+                n = math.prod(sides) * dtype.itemsize
+                array = np.frombuffer(container[at : at + n], dtype=dtype).reshape(sides)
+                found[name], at = torch.from_numpy(array.copy()), at + n
+    if at != len(container):
+        raise ValueError(
+            f"The artifact holds {len(container)} bytes, but its head describes {at}. Train again."
+        )
+    weights = {}
+    for name, of, _ in head["tensors"]:
+        weights[name] = Packed(name, read[of][name], read["scale"].get(name)).dequantized()
+    return head["values"], weights
+
+
+def source_files(resolved: Resolved) -> list[Path]:
+    """The files whose code this run executes: what the challenge counts as code, until a bundle makes them one."""
+    known = catalog.technique_files()
+    own = [ROOT / "train_gpt.py", *sorted((ROOT / "corpus").glob("*.py"))]
+    contract = sorted((ROOT / "techniques").glob("*.py"))
+    return [*own, *contract, *(known[name] for name in sorted(resolved.techniques))]
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# Stage: evaluate. Every position's nats are written exactly once
+# -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    val_loss: float  # nats per token
+    val_bpb: float  # bits per byte
+    tokens: int
+    bytes: int
+
+
+class Evaluation:
+    """What a scorer gets: the model, the validation tokens, and a ledger that takes each position exactly once.
+
+    Position p is the prediction of tokens[p + 1] from tokens[: p + 1]; there are `num_positions` of them."""
+
+    def __init__(self, model: GPT, tokens: Tensor, seq_len: int, batch_seqs: int, world: World):
+        self.model, self.tokens, self.seq_len, self.world = model, tokens, seq_len, world
+        self.batch_seqs = max(1, batch_seqs)
+        self.num_positions = tokens.numel() - 1
+        self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
+        self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
+
+    def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each [length] int64 on the device, from position `start`."""
+        part = self.tokens[start : start + length + 1].to(self.world.device, torch.int64)
+        return part[:-1], part[1:]
+
+    def write(self, start: int, nll: Tensor) -> None:
+        """Nats [n] of positions start … start + n - 1. ValueError if one of them has a score already."""
+        end = start + nll.numel()
+        if bool(self.written[start:end].any()):
+            raise ValueError(f"Positions {start} … {end - 1} were scored twice: each token counts once.")
+        self.written[start:end] = 1
+        self.nll[start:end] = nll.detach().float().cpu()
+
+    def nats(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Nats of `targets` [..] under hidden states h [.., D]; softmax over the whole vocabulary."""
+        logits = self.model.logits(h)
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+
+    def result(self, luts: Any) -> Score:
+        """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each once."""
+        covered = self.world.sum(self.written.to(self.world.device))
+        if int(covered.min()) != 1 or int(covered.max()) != 1:
+            missing, twice = int((covered == 0).sum()), int((covered > 1).sum())
+            raise ValueError(
+                f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
+            )
+        mine = self.written.bool()
+        prev, target = self.tokens[:-1][mine].numpy(), self.tokens[1:][mine].numpy()
+        num_bytes = int(corpus_dataset.count_bytes(luts, prev, target).sum())
+        sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
+        nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
+        return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
+
+
+def score_windows(run: Evaluation) -> None:
+    """The baseline's protocol: sequences side by side, every position of each scored."""
+    t = run.seq_len
+    mine = run.world.my_range(math.ceil(run.num_positions / t))
+    for first in range(mine.start, mine.stop, run.batch_seqs):
+        starts = [s * t for s in range(first, min(first + run.batch_seqs, mine.stop))]
+        whole = [s for s in starts if s + t <= run.num_positions]
+        for group in ([whole] if whole else []) + [[s] for s in starts if s not in whole]:
+            pairs = [run.window(s, min(t, run.num_positions - s)) for s in group]
+            ids, targets = torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+            for s, nll in zip(group, run.nats(run.model.hidden(ids), targets), strict=True):
+                run.write(s, nll)
+
+
+def validation_tokens(data: Any, config: Config, limit: int = 0) -> Tensor:
+    """The scored tokens plus one, int32: cut to whole evaluation sequences, and to `limit` if it is smaller."""
+    tokens = data.val_tokens
+    t = config.shape().eval_seq_len
+    most = min(n for n in (len(tokens) - 1, config.val_tokens or len(tokens), limit or len(tokens)))
+    usable = max(1, most // t) * t
+    return torch.from_numpy(np.asarray(tokens[: usable + 1]).astype(np.int32))
+
+
+def open_evaluation(model: GPT, world: World, data: Any, config: Config, limit: int = 0) -> Evaluation:
+    t = config.shape().eval_seq_len
+    return Evaluation(
+        model, validation_tokens(data, config, limit), t, config.val_batch_size // t // world.size, world
+    )
+
+
+def score_plainly(model: GPT, world: World, data: Any, config: Config, limit: int = 0) -> Score:
+    was_training = model.training
+    model.eval()
+    run = open_evaluation(model, world, data, config, limit)
+    with torch.no_grad():
+        score_windows(run)
+    model.train(was_training)
+    return run.result(data.luts)
+
+
+def evaluate(
+    artifact: bytes, resolved: Resolved, world: World, data: Any, audit: Audit
+) -> tuple[Score, str, float]:
+    """(score, protocol, seconds) of the artifact read back from its bytes, under the active scorer."""
+    codecs = {
+        c.name: c
+        for c in (ZlibCodec(), *(t.codec() for t in resolved.techniques.values() if "codec" in claims(t)))
+    }
+    start = time.perf_counter()
+    _, weights = unpack(artifact, codecs)
+    model = build_model(resolved, world.device)
+    load_weights(model, weights)
+    model.eval()
+    run = open_evaluation(model, world, data, resolved.config)
+    owner = owner_of(resolved.techniques, "scorer")
+    if owner is None:
+        with torch.no_grad():
+            score_windows(run)
+    else:
+        owner.scorer().score(run)
+    world.synchronize()
+    seconds = world.max(time.perf_counter() - start)
+    score = run.result(data.luts)
+    if owner is not None:
+        audit_scorer(owner.name, model, weights, run, audit)
+        audit.note(owner.name, eval_s=seconds)
+    return score, owner.name if owner else "plain", seconds
+
+
+@torch.no_grad()
+def audit_scorer(name: str, model: GPT, weights: Mapping[str, Tensor], run: Evaluation, audit: Audit) -> None:
+    """Does the scorer's result differ from the plain protocol's over the last sequences of this rank's share?"""
+    load_weights(model, weights)
+    t, changed = run.seq_len, 0
+    for start in range(max(0, run.num_positions - 4 * t), run.num_positions, t):
+        ids, targets = run.window(start, min(t, run.num_positions - start))
+        plain = run.nats(model.hidden(ids[None]), targets[None])[0].cpu()
+        mine = run.written[start : start + len(plain)].bool()
+        changed += int((run.nll[start : start + len(plain)] - plain)[mine].abs().gt(1e-6).sum())
+    audit.changed(name, "score", run.world.max(float(changed)) > 0)
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# main: settings, stages, result
+# -----------------------------------------------------------------------------------------------------------------
+
+
+def settings_from(argv: list[str], environ: Mapping[str, str]) -> Resolved:
+    """Command line > environment > file > preset > default. With nothing given on a machine without a GPU, the preset
+    is `laptop`: the challenge's baseline would need hours there."""
+    known = catalog.runtime()
+    file, preset, command_line = parse_command_line(argv, known)
+    environment = from_environment(environ, known)
+    file_layer = read_layer(Path(file)) if file else {}
+    preset = preset or str(file_layer.pop("preset", "")) or environ.get("PRESET", "")
+    if not (preset or file or command_line or environment or torch.cuda.is_available()):
+        preset = "laptop"
+    layers = {
+        "preset": read_preset(preset) if preset else {},
+        "file": file_layer,
+        "environment": environment,
+        "command line": command_line,
+    }
+    return resolve_layers(layers, known)
+
+
+def help_text() -> str:
+    lines = [__doc__ or "", "Settings (default):"]
+    for f in dataclasses.fields(Config):
+        lines.append(f"  --{f.name} ({f.default!r}): {f.metadata['doc']}")
+    for name, technique in catalog.metadata().items():
+        lines.append(f"\n  --{name}: {(technique.__doc__ or '').strip().splitlines()[0]}")
+        for f in dataclasses.fields(technique.Config):
+            lines.append(f"    --{name}.{f.name} ({f.default!r}): {f.metadata['doc']}")
+    return "\n".join(lines)
+
+
+class Run:
+    """One run from settings to result.json, stage by stage, in `out_dir`."""
+
+    def __init__(self, resolved: Resolved):
+        self.resolved, self.config = resolved, resolved.config
+        self.true_start = time.perf_counter()
+        if self.config.num_threads:
+            torch.set_num_threads(self.config.num_threads)
+        self.world = World(self.config)
+        self.world.agree("the configuration", resolved.hash())
+        torch.set_float32_matmul_precision("high")
+        run_id = self.config.run_id or resolved.hash()
+        self.out_dir = Path(self.config.out_dir or ROOT / "runs" / run_id)
+        self.log = Log(self.out_dir, self.world.rank)
+        self.audit = Audit(resolved.techniques)
+        self.code = {p: p.read_text(encoding="utf-8") for p in source_files(resolved)}
+        self.result: dict[str, Any] = {
+            "status": "running",
+            "reason": "",
+            "hash": resolved.hash(),
+            "run_id": run_id,
+        }
+        self.stage_seconds: dict[str, dict[str, float]] = {}
+
+    # -- what is told before training -------------------------------------------------------------------------
+
+    def open_data(self) -> None:
+        c, start = self.config, time.perf_counter()
+        shape = c.shape()
+        self.data = corpus_dataset.open_dataset(
+            c.data_path,
+            tokenizer_path=c.tokenizer_path,
+            vocab_size=c.vocab_size,
+            seq_len=max(shape.seq_len, shape.eval_seq_len),
+        )
+        code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
+        self.keys = stage_keys(self.resolved, code_hash, self.data.data_id)
+        self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
+        self.result |= {"code_hash": code_hash, "data_id": self.data.data_id, "stage_keys": self.keys}
+
+    def say_settings(self) -> None:
+        c, log, dtype = self.config, self.log, compute_dtype(self.config, self.world.device)
+        for text in self.code.values():
+            log(text, screen=False)
+        log("=" * 100, screen=False)
+        log(f"Running Python {platform.python_version()}, PyTorch {torch.__version__}", screen=False)
+        if self.world.device.type == "cuda" and self.log.loud:
+            smi = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False)
+            log(smi.stdout, screen=False)
+        self.attention = pick_attention(c.attention, self.world.device, dtype)[0]
+        device = (
+            torch.cuda.get_device_name()
+            if self.world.device.type == "cuda"
+            else platform.processor() or "cpu"
+        )
+        self.result |= {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": device,
+            "device_type": self.world.device.type,
+            "world_size": self.world.size,
+            "attention": self.attention,
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+        head = {k: v for k, v in self.result.items() if k not in ("status", "reason")}
+        log.write_json(
+            "resolved.json", {"values": self.resolved.values, "origins": self.resolved.origins, **head}
+        )
+        on = ", ".join(self.resolved.techniques) or "none"
+        log(f"val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path={c.tokenizer_path}")
+        log(f"train_loader:dataset:{Path(c.data_path).name} train_shards:{len(self.data.train_paths)}")
+        log(
+            f"val_loader:shards pattern={c.data_path}/fineweb_val_*.bin tokens:{len(self.data.val_tokens) - 1}"
+        )
+        log(
+            f"techniques:{on} (chain order) attention:{self.attention} compute:{self.result['compute_dtype']}"
+        )
+        log(f"world_size:{self.world.size} grad_accum_steps:{c.micro_batches // self.world.size}")
+        log(f"attention_mode:gqa num_heads:{c.num_heads} num_kv_heads:{c.num_kv_heads}")
+        embed_lr = c.tied_embed_lr if c.tie_embeddings else c.embed_lr
+        head_lr = 0.0 if c.tie_embeddings else c.head_lr
+        log(
+            f"tie_embeddings:{c.tie_embeddings} embed_lr:{embed_lr} head_lr:{head_lr} "
+            f"matrix_lr:{c.matrix_lr} scalar_lr:{c.scalar_lr}"
+        )
+        log(
+            f"train_batch_tokens:{c.train_batch_tokens} train_seq_len:{c.train_seq_len} iterations:{c.iterations} "
+            f"warmup_steps:{c.warmup_steps} max_wallclock_seconds:{c.max_wallclock_seconds:.3f}"
+        )
+        log(f"seed:{c.seed}")
+
+    # -- stages -----------------------------------------------------------------------------------------------
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """The record of a stage that an earlier process finished in this folder under the same key."""
+        path = self.out_dir / f"stage_{stage}.json"
+        if not (self.config.resume and path.exists()):
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if record.get("key") == self.keys[stage] else None
+
+    def record_stage(self, stage: str, **facts: Any) -> None:
+        audit = {"facts": self.audit.facts, "changes": self.audit.changes}
+        self.log.write_json(f"stage_{stage}.json", {"key": self.keys[stage], "audit": audit, **facts})
+
+    def restore_audit(self, record: Mapping[str, Any]) -> None:
+        for name in self.audit.facts:
+            self.audit.facts[name] |= record["audit"]["facts"].get(name, {})
+            self.audit.changes[name] |= record["audit"]["changes"].get(name, {})
+
+    def train_and_pack(self) -> bytes:
+        """Stages train, average, quantize and pack, or what an earlier process left of them."""
+        artifact_path, weights_path = self.out_dir / "artifact.bin", self.out_dir / "weights.pt"
+        record = self.finished("pack")
+        if record and artifact_path.exists():
+            artifact = artifact_path.read_bytes()
+            if hashlib.sha256(artifact).hexdigest() == record["sha256"]:
+                self.log(f"resume:pack key:{record['key']} (training and packing are not repeated)")
+                self.restore_audit(record)
+                self.stage_seconds |= record["stage_seconds"]
+                self.result |= record["result"]
+                return artifact
+        trainer = Trainer(self.resolved, self.world, self.data, self.log, self.audit)
+        self.say_parameters(trainer)
+        record = self.finished("average")
+        if record and weights_path.exists():
+            self.log(f"resume:train key:{record['key']} (training is not repeated)")
+            self.restore_audit(record)
+            trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
+            self.stage_seconds |= record["stage_seconds"]
+            trainer.loader.stream.take(max(0, trained.facts["tokens_read"]))
+        else:
+            trained = trainer.run()
+            seconds = {"train": {"timed": trained.facts["timed_s"], "true": trained.facts["true_s"]}}
+            self.stage_seconds |= seconds
+            if self.log.loud:
+                beside = weights_path.with_suffix(f".{os.getpid()}")
+                torch.save(trained.weights, beside)
+                os.replace(beside, weights_path)
+            self.record_stage("average", facts=trained.facts, stage_seconds=seconds)
+        self.result |= {"steps": trained.facts["steps"], "train_loss": trained.facts["train_loss"]}
+        return self.quantize_and_pack(trainer, trained, artifact_path)
+
+    def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
+        start = time.perf_counter()
+        packed, facts = quantize(
+            trained.weights, trainer.model, self.resolved, calibration(trainer), self.audit
+        )
+        quantize_s = time.perf_counter() - start
+        self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
+        owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
+        codec = owner.codec() if owner else ZlibCodec()
+        artifact = pack(packed, self.resolved.values, codec)
+        self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
+        code_bytes = sum(len(text.encode()) for text in self.code.values())
+        sizes = {
+            "artifact_bytes": len(artifact) + code_bytes,
+            "model_bytes": len(artifact),
+            "code_bytes": code_bytes,
+            "quantized_elements": facts["quantized_elements"],
+        }
+        if owner:
+            baseline = len(pack(packed, self.resolved.values, ZlibCodec()))
+            self.audit.changed(owner.name, "bytes", baseline != len(artifact))
+            self.audit.note(owner.name, bytes_over_zlib=len(artifact) - baseline)
+        if self.log.loud:
+            write_atomically(artifact_path, artifact)
+            self.result["sha256"] = hashlib.sha256(artifact).hexdigest()
+            kept = {
+                k: self.result[k] for k in ("steps", "train_loss", "params", "params_by_role", "sha256")
+            } | sizes
+            self.record_stage(
+                "pack", sha256=self.result["sha256"], stage_seconds=self.stage_seconds, result=kept
+            )
+        self.result |= sizes
+        self.log(f"Serialized model {codec.name}: {len(artifact)} bytes")
+        self.log(f"Code size: {code_bytes} bytes")
+        self.log(f"Total submission size {codec.name}: {len(artifact) + code_bytes} bytes")
+        return artifact
+
+    def say_parameters(self, trainer: Trainer) -> None:
+        params = sum(trainer.params_by_role.values())
+        self.result |= {"params": params, "params_by_role": trainer.params_by_role}
+        predicted = sum(t.numel for t in self.config.shape().tensors())
+        predicted += sum(t.cost(self.config.shape()).params for t in self.resolved.techniques.values())
+        self.log(f"model_params:{params} predicted:{predicted} by_role:{json.dumps(trainer.params_by_role)}")
+
+    def evaluate(self, artifact: bytes) -> None:
+        score, protocol, seconds = evaluate(artifact, self.resolved, self.world, self.data, self.audit)
+        self.stage_seconds["evaluate"] = {"timed": seconds, "true": seconds}
+        owner = owner_of(self.resolved.techniques, "codec")
+        name = f"final_int8_{owner.codec().name if owner else 'zlib'}_roundtrip"
+        self.log(
+            f"{name} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} eval_time:{1000 * seconds:.0f}ms"
+        )
+        self.log(f"{name}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+        self.log(f"protocol:{protocol} tokens:{score.tokens} bytes:{score.bytes}")
+        self.result |= {
+            "val_bpb": score.val_bpb,
+            "val_loss": score.val_loss,
+            "protocol": protocol,
+            "val_tokens": score.tokens,
+            "val_bytes": score.bytes,
+            "proxy": bool(self.config.val_tokens),
+        }
+
+    # -- the whole --------------------------------------------------------------------------------------------
+
+    def finish(self, status: str, reason: str = "") -> None:
+        stages = self.stage_seconds
+        timed_train = sum(stages.get(s, {}).get("timed", 0.0) for s in ("train", "quantize"))
+        peak = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else peak_rss_bytes()
+        verdicts = [t.verdict() for t in self.resolved.techniques.values()]
+        self.result |= {
+            "status": status,
+            "reason": reason,
+            "stage_seconds": stages,
+            "train_seconds": timed_train,
+            "eval_seconds": stages.get("evaluate", {}).get("timed"),
+            "true_seconds": time.perf_counter() - self.true_start,
+            "peak_memory_bytes": peak,
+            "activity": self.audit.report(),
+            "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},
+            "record_legal": all(v.admitted("record") for v in verdicts),
+        }
+        self.log(f"peak memory allocated: {peak // 2**20} MiB")
+        for name, facts in self.result["activity"].items():
+            self.log(f"activity:{name} {facts['verdict']}")
+        self.log.write_json("result.json", self.result)
+
+    def go(self) -> int:
+        """Exit status: 0 finished; 3 the configuration failed (result.json says why)."""
+        try:
+            self.open_data()
+            self.say_settings()
+            artifact = self.train_and_pack()
+            self.evaluate(artifact)
+            self.finish("finished")
+            return 0
+        except Diverged as error:
+            self.finish("failed", f"diverged: {error}")
+        except torch.OutOfMemoryError as error:
+            self.finish("failed", f"out of memory: {str(error).splitlines()[0]}")
+        finally:
+            self.world.close()
+        print(f"failed: {self.result['reason']}", file=sys.stderr)
+        return 3
+
+
+def calibration(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches [B, T] from the training stream, continuing behind the last trained token."""
+    while True:
+        yield from trainer.loader.step()
+
+
+def peak_rss_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(help_text())
+        return 0
+    try:
+        return Run(settings_from(argv, os.environ)).go()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
