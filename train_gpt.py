@@ -1,23 +1,27 @@
-"""Trains one small language model under a clock, packs it under a byte limit, and scores it: val_bpb, bits per byte.
+"""Trains one small language model under a clock, packs it under a byte limit, and scores it: val_bpb, bits
+per byte.
 
-    python train_gpt.py [config.json] [--preset NAME] [--name value …]      torchrun --nproc_per_node=8 train_gpt.py
+    python train_gpt.py [config.json] [--preset NAME] [--name value …]
+    torchrun --standalone --nproc_per_node=8 train_gpt.py
 
-Read from the top: world, data, model, optimisers, schedule, train, quantise and pack, score, main. Techniques enter at
-seams (techniques/base.py lists them): while the model is built, each gives a module or a function, or nothing. At run
-time there is no flag and no `if` on a technique. With every technique off this is the challenge's naive baseline.
+Read from the top: world, data, model, optimisers, schedule, train, quantise and pack, score, main. Techniques
+enter at seams (techniques/base.py lists them): while the model is built, each gives a module or a function,
+or nothing. At run time there is no flag and no `if` on a technique. With every technique off this is the
+challenge's naive baseline.
 
-The six stages are data → train → average → quantize → pack → evaluate. Each has a key (a hash of all that its result
-depends on); a finished stage found in `out_dir` under the same key is not run again, and its recorded seconds count.
-Two clocks are kept: *timed* is what the challenge's rule counts, *true* is everything a user waits for.
+The six stages are data → train → average → quantize → pack → evaluate. Each has a key (a hash of all that its
+result depends on); a finished stage found in `out_dir` under the same key is not run again, and its recorded
+seconds count. Two clocks are kept: *timed* is what the challenge's rule counts, *true* is everything a user
+waits for.
 
-Legend: B batch, T sequence, D model_dim, H query heads, K key/value heads, Dh head_dim, V vocab_size, L layers.
+Legend: B batch, T sequence, D model_dim, H query heads, K key/value heads, Dh head_dim, V vocab_size, L
+layers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import hashlib
 import json
 import math
@@ -27,7 +31,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,27 +48,18 @@ from techniques import catalog
 from techniques._param import parameter
 from techniques.audit import Audit
 from techniques.base import Shape, Technique, Unavailable, claims
-from techniques.config import (
-    Config,
-    Resolved,
-    digest,
-    from_environment,
-    parse_command_line,
-    read_layer,
-    read_preset,
-    stage_keys,
-)
-from techniques.config import resolve as resolve_layers
+from techniques.config import Config, Resolved, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # World: ranks, device, clocks, log
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class World:
-    """This process among its ranks, and its device. One process is a world of size 1 without torch.distributed."""
+    """This process among its ranks, and its device. One process is a world of size 1 without
+    torch.distributed."""
 
     def __init__(self, config: Config):
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -101,7 +96,8 @@ class World:
         return float(tensor)
 
     def agree(self, what: str, value: str) -> None:
-        """RuntimeError unless every rank holds the same `value` (a hash of the resolved configuration, say)."""
+        """RuntimeError unless every rank holds the same `value` (a hash of the resolved configuration,
+        say)."""
         mine = torch.tensor([int(value[:12], 16)], dtype=torch.int64, device=self.device)
         low, high = mine.clone(), mine.clone()
         if self.size > 1:
@@ -184,15 +180,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Data: a stream of training tokens that any number of ranks reads alike
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class TokenStream:
     """Training shards one after the other, for ever; `read` counts the tokens that were taken."""
 
-    def __init__(self, paths: list[Path]):
+    def __init__(self, paths: Sequence[Path]):
         self.paths, self.shard, self.at, self.read = paths, 0, 0, 0
         self.tokens = shards.read_shard(paths[0])
 
@@ -212,10 +208,10 @@ class TokenStream:
 
 
 class Loader:
-    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes spans r,
-    r + world, …: the global batch is the same for any world size."""
+    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes
+    spans r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: list[Path]):
+    def __init__(self, config: Config, world: World, paths: Sequence[Path]):
         self.config, self.world, self.stream = config, world, TokenStream(paths)
 
     def step(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -228,15 +224,16 @@ class Loader:
             yield part[:-1].view(-1, c.train_seq_len), part[1:].view(-1, c.train_seq_len)
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Model: the baseline, with seams
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal: q [B,T,H,Dh], k and v [B,T,K,Dh] -> [B,T,H,Dh]
 
 
 def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attend]:
-    """(name, function). `auto` takes the best kernel that is here; a named one that is not here is Unavailable."""
+    """(name, function). `auto` takes the best kernel that is here; a named one that is not here is
+    Unavailable."""
 
     def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -288,8 +285,8 @@ def seam_seed(seed: int, *where: Any) -> int:
 
 
 def enter(build: Build, seam: str, *args: Any) -> dict[str, Any]:
-    """name -> what each technique gives at `seam`. A technique's random numbers are its own: switching one on or off
-    changes nobody else's initialisation."""
+    """name -> what each technique gives at `seam`. A technique's random numbers are its own: switching one on
+    or off changes nobody else's initialisation."""
     given: dict[str, Any] = {}
     for technique in build.techniques:
         if seam in claims(technique):
@@ -437,8 +434,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """ids [B,T] -> hidden [B,T,D] -> logits [B,T,V]. The first ⌊L/2⌋ blocks leave skips that the rest take back,
-    last in first out."""
+    """ids [B,T] -> hidden [B,T,D] -> logits [B,T,V]. The first ⌊L/2⌋ blocks leave skips that the rest take
+    back, last in first out."""
 
     def __init__(self, build: Build):
         super().__init__()
@@ -472,10 +469,11 @@ class GPT(nn.Module):
                 x = block(x, x0, ctx)
         return rms_norm(x)
 
-    def logits(self, h: Tensor) -> Tensor:
-        """c·tanh(h·Eᵀ/c) in float32, [.., V]."""
-        z = F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)
-        return self.softcap * torch.tanh(z.float() / self.softcap)
+    def logits(self, h: Tensor, bias: Tensor | None = None) -> Tensor:
+        """c·tanh((h·Eᵀ + bias)/c) in float32, [.., V]; `bias` is an evaluation technique's."""
+        z = (F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)).float()
+        z = z if bias is None else z + bias
+        return self.softcap * torch.tanh(z / self.softcap)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token."""
@@ -494,7 +492,8 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 def build_model(resolved: Resolved, device: torch.device | str = "cpu", audit: Audit | None = None) -> GPT:
-    """The model of these settings, initialised from `seed` alone. On device "meta" it costs nothing but counting."""
+    """The model of these settings, initialised from `seed` alone. On device "meta" it costs nothing but
+    counting."""
     config, device = resolved.config, torch.device(device)
     dtype = torch.float32 if device.type == "meta" else compute_dtype(config, device)
     _, attend = pick_attention(config.attention if device.type != "meta" else "sdpa", device, dtype)
@@ -546,9 +545,9 @@ def without(model: GPT, name: str) -> Iterator[None]:
                 module.parts.insert(0, part)
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Optimisers: one table from role to route
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -579,7 +578,8 @@ ROUTES = {
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
-    """Quintic iteration towards the nearest semi-orthogonal matrices of g [N, rows, cols] (Muon, Jordan et al.)."""
+    """Quintic iteration towards the nearest semi-orthogonal matrices of g [N, rows, cols] (Muon, Jordan et
+    al.)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.size(-2) > x.size(-1)
@@ -591,8 +591,8 @@ def newton_schulz(g: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """buf ← μ·buf + g; u = g + μ·buf; p ← p·(1 − lr·wd) − lr·√max(1, rows/cols)·NS(u). Ranks share the matrices out
-    round-robin and exchange the updates; matrices of one shape are iterated together."""
+    """buf ← μ·buf + g; u = g + μ·buf; p ← p·(1 − lr·wd) − lr·√max(1, rows/cols)·NS(u). Ranks share the
+    matrices out round-robin and exchange the updates; matrices of one shape are iterated together."""
 
     def __init__(self, params: list[Tensor], lr: float, hyper: Hyper, world: World, dtype: torch.dtype):
         super().__init__(params, {"lr": lr, "momentum": hyper.muon_momentum})
@@ -659,9 +659,9 @@ def build_optimizers(
     return optimizers, {role: sum(p.numel() for p in params) for role, params in sorted(groups.items())}
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Schedule
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -674,7 +674,8 @@ class Moment:
 
     @property
     def budget_s(self) -> float:
-        """Timed seconds for steps: the cap less what is kept back for calibration; 0: steps are the budget."""
+        """Timed seconds for steps: the cap less what is kept back for calibration; 0: steps are the
+        budget."""
         return max(0.0, self.config.max_wallclock_seconds - self.config.reserve_seconds)
 
     @property
@@ -685,8 +686,8 @@ class Moment:
 
 
 def baseline_lr_scale(moment: Moment) -> float:
-    """The challenge's warm-down: linear to 0 over the last `warmdown_iters` steps, counted at the mean step time so
-    far when seconds are the budget."""
+    """The challenge's warm-down: linear to 0 over the last `warmdown_iters` steps, counted at the mean step
+    time so far when seconds are the budget."""
     warmdown = moment.config.warmdown_iters
     if warmdown == 0:
         return 1.0
@@ -698,9 +699,9 @@ def baseline_lr_scale(moment: Moment) -> float:
     return min(1.0, left_s / (warmdown * mean_step_s)) if mean_step_s else 1.0
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Stage: train (and average)
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Diverged(Exception):
@@ -718,7 +719,7 @@ class Trained:
 class Trainer:
     """One training run: model, optimisers, loader, schedule, clock."""
 
-    def __init__(self, resolved: Resolved, world: World, data: Any, log: Log, audit: Audit):
+    def __init__(self, resolved: Resolved, world: World, data: corpus_dataset.Dataset, log: Log, audit: Audit):
         self.resolved, self.config, self.world, self.data = resolved, resolved.config, world, data
         self.log, self.audit = log, audit
         self.model = build_model(resolved, world.device, audit)
@@ -737,7 +738,7 @@ class Trainer:
         self.schedule_differs = False
         self.averager: Any = None
 
-    # -- one step ---------------------------------------------------------------------------------------------
+    # -- one step ------------------------------------------------------------------------------------------
 
     def lr_scale(self, moment: Moment) -> float:
         baseline = baseline_lr_scale(moment)
@@ -749,7 +750,8 @@ class Trainer:
         return scale
 
     def train_step(self, moment: Moment) -> Tensor:
-        """Forward and backward of every micro-batch, then one step of every optimiser. Returns the mean loss."""
+        """Forward and backward of every micro-batch, then one step of every optimiser. Returns the mean
+        loss."""
         c = self.config
         loss = torch.zeros((), device=self.world.device)
         for ids, targets in self.loader.step():
@@ -780,11 +782,11 @@ class Trainer:
         for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             g.copy_(part.view_as(g))
 
-    # -- the run ----------------------------------------------------------------------------------------------
+    # -- the run -------------------------------------------------------------------------------------------
 
     def warm_up(self) -> None:
-        """Real steps that trigger compilation, then everything they changed is put back: training starts from the
-        true initial state and from the first token."""
+        """Real steps that trigger compilation, then everything they changed is put back: training starts from
+        the true initial state and from the first token."""
         if not self.config.warmup_steps:
             return
         model_state = copy.deepcopy(self.model.state_dict())
@@ -849,7 +851,8 @@ class Trainer:
         return 1000.0 * self.clock.now()
 
     def watch(self, loss: Tensor) -> None:
-        """The log line, and a look at the loss: every step on a CPU, every tenth on a GPU (looking waits for it)."""
+        """The log line, and a look at the loss: every step on a CPU, every tenth on a GPU (looking waits for
+        it)."""
         c = self.config
         due = c.train_log_every and (self.step <= 10 or self.step % c.train_log_every == 0)
         if not (due or self.world.device.type == "cpu" or self.step % 10 == 0):
@@ -860,8 +863,8 @@ class Trainer:
         if due:
             step_avg = self.ms() / self.step
             self.log(
-                f"step:{self.step}/{c.iterations} train_loss:{self.train_loss:.4f} train_time:{self.ms():.0f}ms "
-                f"step_avg:{step_avg:.2f}ms"
+                f"step:{self.step}/{c.iterations} train_loss:{self.train_loss:.4f} "
+                f"train_time:{self.ms():.0f}ms step_avg:{step_avg:.2f}ms"
             )
             self.log.metrics(
                 kind="train", step=self.step, train_loss=self.train_loss, elapsed_s=self.clock.now()
@@ -872,7 +875,8 @@ class Trainer:
         self.clock.stop()
         score = score_plainly(self.model, self.world, self.data, self.config)
         self.log(
-            f"step:{self.step}/{self.config.iterations} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
+            f"step:{self.step}/{self.config.iterations} "
+            f"val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
             f"train_time:{self.ms():.0f}ms step_avg:{self.ms() / max(1, self.step):.2f}ms"
         )
         self.log.metrics(
@@ -966,9 +970,9 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
         p.copy_(weights[name])
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Stages: quantize and pack. The artifact is one file: magic, codec's name, compressed container
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 MAGIC = b"GOLF1\n"
 
@@ -986,9 +990,9 @@ class Packed:
 
 
 def round_to_nearest(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(q int8 [r,c], scale float16 [r]): per-row clip at the 99.99984th percentile of |w|. At 8 bits this is the
-    baseline's quantiser with its floor of 1/127 under the scale; narrower scales have no such floor (at 6 bits it would
-    give every row below 1.0 the same coarse step)."""
+    """(q int8 [r,c], scale float16 [r]): per-row clip at the 99.99984th percentile of |w|. At 8 bits this is
+    the baseline's quantiser with its floor of 1/127 under the scale; narrower scales have no such floor (at 6
+    bits it would give every row below 1.0 the same coarse step)."""
     qmax = 2 ** (bits - 1) - 1
     clip = torch.quantile(weight.abs(), 0.9999984, dim=1)
     scale = (clip / qmax).clamp_min(1.0 / qmax if bits == 8 else 1e-7).to(torch.float16)
@@ -1019,8 +1023,9 @@ def quantize(
     batches: Iterable[tuple[Tensor, Tensor]],
     audit: Audit,
 ) -> tuple[list[Packed], dict[str, Any]]:
-    """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest float16.
-    A technique may choose the bits of a role, another the rounding; `batches` are training data, inside the budget."""
+    """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
+    float16. A technique may choose the bits of a role, another the rounding; `batches` are training data,
+    inside the budget."""
     techniques, start = resolved.techniques, time.perf_counter()
     bits_owner, quantizer_owner = owner_of(techniques, "bits"), owner_of(techniques, "quantizer")
     quantizer = quantizer_owner.quantizer() if quantizer_owner else None
@@ -1055,8 +1060,8 @@ def quantize(
 
 
 def pack(packed: list[Packed], values: Mapping[str, Any], codec: Any) -> bytes:
-    """The artifact's bytes. Container: JSON head, then all integers, all scales, all halves, all floats: like beside
-    like compresses best."""
+    """The artifact's bytes. Container: JSON head, then all integers, all scales, all halves, all floats: like
+    beside like compresses best."""
     head: dict[str, Any] = {"values": {k: v for k, v in values.items() if v is not False}, "tensors": []}
     streams: dict[str, list[bytes]] = {"int8": [], "scale": [], "float16": [], "float32": []}
     for item in packed:
@@ -1072,7 +1077,8 @@ def pack(packed: list[Packed], values: Mapping[str, Any], codec: Any) -> bytes:
 
 
 def unpack(artifact: bytes, codecs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(resolved values, dequantised float32 weights). ValueError for anything that is not a whole artifact."""
+    """(resolved values, dequantised float32 weights). ValueError for anything that is not a whole
+    artifact."""
     magic, rest = artifact[: len(MAGIC)], artifact[len(MAGIC) :]
     codec_name, _, body = rest.partition(b"\n")
     if magic != MAGIC or codec_name.decode("ascii", "replace") not in codecs:
@@ -1100,16 +1106,18 @@ def unpack(artifact: bytes, codecs: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def source_files(resolved: Resolved) -> list[Path]:
-    """The files whose code this run executes: what the challenge counts as code, until a bundle makes them one."""
-    known = catalog.technique_files()
-    own = [ROOT / "train_gpt.py", *sorted((ROOT / "corpus").glob("*.py"))]
-    contract = sorted((ROOT / "techniques").glob("*.py"))
-    return [*own, *contract, *(known[name] for name in sorted(resolved.techniques))]
+    """The files whose code this run executes: every loaded module of the trainer, less the techniques that are
+    off. It is what the challenge counts as code, until a bundle makes them one file."""
+    loaded = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
+    rooms = ("techniques", "corpus")
+    ours = {p for p in loaded if p.is_relative_to(ROOT) and p.relative_to(ROOT).parts[0] in rooms}
+    off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
+    return sorted((ours - off) | {ROOT / "train_gpt.py"})
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Stage: evaluate. Every position's nats are written exactly once
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1121,7 +1129,8 @@ class Score:
 
 
 class Evaluation:
-    """What a scorer gets: the model, the validation tokens, and a ledger that takes each position exactly once.
+    """What a scorer gets: the model, the validation tokens, and a ledger that takes each position exactly
+    once.
 
     Position p is the prediction of tokens[p + 1] from tokens[: p + 1]; there are `num_positions` of them."""
 
@@ -1151,7 +1160,8 @@ class Evaluation:
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
     def result(self, luts: Any) -> Score:
-        """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each once."""
+        """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
+        once."""
         covered = self.world.sum(self.written.to(self.world.device))
         if int(covered.min()) != 1 or int(covered.max()) != 1:
             missing, twice = int((covered == 0).sum()), int((covered > 1).sum())
@@ -1180,23 +1190,20 @@ def score_windows(run: Evaluation) -> None:
                 run.write(s, nll)
 
 
-def validation_tokens(data: Any, config: Config, limit: int = 0) -> Tensor:
-    """The scored tokens plus one, int32: cut to whole evaluation sequences, and to `limit` if it is smaller."""
-    tokens = data.val_tokens
-    t = config.shape().eval_seq_len
-    most = min(n for n in (len(tokens) - 1, config.val_tokens or len(tokens), limit or len(tokens)))
-    usable = max(1, most // t) * t
-    return torch.from_numpy(np.asarray(tokens[: usable + 1]).astype(np.int32))
+def validation_tokens(data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Tensor:
+    """The scored tokens plus one, int32: whole evaluation sequences, at most `val_tokens` and `limit` of them."""
+    caps = [n + 1 for n in (config.val_tokens, limit) if n]
+    return torch.from_numpy(data.val_tokens(max_tokens=min(caps, default=None)).astype(np.int32))
 
 
-def open_evaluation(model: GPT, world: World, data: Any, config: Config, limit: int = 0) -> Evaluation:
+def open_evaluation(model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Evaluation:
     t = config.shape().eval_seq_len
     return Evaluation(
         model, validation_tokens(data, config, limit), t, config.val_batch_size // t // world.size, world
     )
 
 
-def score_plainly(model: GPT, world: World, data: Any, config: Config, limit: int = 0) -> Score:
+def score_plainly(model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Score:
     was_training = model.training
     model.eval()
     run = open_evaluation(model, world, data, config, limit)
@@ -1237,7 +1244,8 @@ def evaluate(
 
 @torch.no_grad()
 def audit_scorer(name: str, model: GPT, weights: Mapping[str, Tensor], run: Evaluation, audit: Audit) -> None:
-    """Does the scorer's result differ from the plain protocol's over the last sequences of this rank's share?"""
+    """Does the scorer's result differ from the plain protocol's over the last sequences of this rank's
+    share?"""
     load_weights(model, weights)
     t, changed = run.seq_len, 0
     for start in range(max(0, run.num_positions - 4 * t), run.num_positions, t):
@@ -1248,39 +1256,9 @@ def audit_scorer(name: str, model: GPT, weights: Mapping[str, Tensor], run: Eval
     audit.changed(name, "score", run.world.max(float(changed)) > 0)
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # main: settings, stages, result
-# -----------------------------------------------------------------------------------------------------------------
-
-
-def settings_from(argv: list[str], environ: Mapping[str, str]) -> Resolved:
-    """Command line > environment > file > preset > default. With nothing given on a machine without a GPU, the preset
-    is `laptop`: the challenge's baseline would need hours there."""
-    known = catalog.runtime()
-    file, preset, command_line = parse_command_line(argv, known)
-    environment = from_environment(environ, known)
-    file_layer = read_layer(Path(file)) if file else {}
-    preset = preset or str(file_layer.pop("preset", "")) or environ.get("PRESET", "")
-    if not (preset or file or command_line or environment or torch.cuda.is_available()):
-        preset = "laptop"
-    layers = {
-        "preset": read_preset(preset) if preset else {},
-        "file": file_layer,
-        "environment": environment,
-        "command line": command_line,
-    }
-    return resolve_layers(layers, known)
-
-
-def help_text() -> str:
-    lines = [__doc__ or "", "Settings (default):"]
-    for f in dataclasses.fields(Config):
-        lines.append(f"  --{f.name} ({f.default!r}): {f.metadata['doc']}")
-    for name, technique in catalog.metadata().items():
-        lines.append(f"\n  --{name}: {(technique.__doc__ or '').strip().splitlines()[0]}")
-        for f in dataclasses.fields(technique.Config):
-            lines.append(f"    --{name}.{f.name} ({f.default!r}): {f.metadata['doc']}")
-    return "\n".join(lines)
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Run:
@@ -1307,7 +1285,7 @@ class Run:
         }
         self.stage_seconds: dict[str, dict[str, float]] = {}
 
-    # -- what is told before training -------------------------------------------------------------------------
+    # -- what is told before training ----------------------------------------------------------------------
 
     def open_data(self) -> None:
         c, start = self.config, time.perf_counter()
@@ -1316,7 +1294,7 @@ class Run:
             c.data_path,
             tokenizer_path=c.tokenizer_path,
             vocab_size=c.vocab_size,
-            seq_len=max(shape.seq_len, shape.eval_seq_len),
+            seq_len=shape.eval_seq_len,
         )
         code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
         self.keys = stage_keys(self.resolved, code_hash, self.data.data_id)
@@ -1355,9 +1333,8 @@ class Run:
         on = ", ".join(self.resolved.techniques) or "none"
         log(f"val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path={c.tokenizer_path}")
         log(f"train_loader:dataset:{Path(c.data_path).name} train_shards:{len(self.data.train_paths)}")
-        log(
-            f"val_loader:shards pattern={c.data_path}/fineweb_val_*.bin tokens:{len(self.data.val_tokens) - 1}"
-        )
+        pattern = f"{c.data_path}/fineweb_val_*.bin"
+        log(f"val_loader:shards pattern={pattern} tokens:{self.data.num_scored_tokens}")
         log(
             f"techniques:{on} (chain order) attention:{self.attention} compute:{self.result['compute_dtype']}"
         )
@@ -1370,12 +1347,12 @@ class Run:
             f"matrix_lr:{c.matrix_lr} scalar_lr:{c.scalar_lr}"
         )
         log(
-            f"train_batch_tokens:{c.train_batch_tokens} train_seq_len:{c.train_seq_len} iterations:{c.iterations} "
-            f"warmup_steps:{c.warmup_steps} max_wallclock_seconds:{c.max_wallclock_seconds:.3f}"
+            f"train_batch_tokens:{c.train_batch_tokens} train_seq_len:{c.train_seq_len} "
+            f"iterations:{c.iterations} warmup_steps:{c.warmup_steps} max_wallclock_seconds:{c.max_wallclock_seconds:.3f}"
         )
         log(f"seed:{c.seed}")
 
-    # -- stages -----------------------------------------------------------------------------------------------
+    # -- stages --------------------------------------------------------------------------------------------
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The record of a stage that an earlier process finished in this folder under the same key."""
@@ -1476,9 +1453,8 @@ class Run:
         self.stage_seconds["evaluate"] = {"timed": seconds, "true": seconds}
         owner = owner_of(self.resolved.techniques, "codec")
         name = f"final_int8_{owner.codec().name if owner else 'zlib'}_roundtrip"
-        self.log(
-            f"{name} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} eval_time:{1000 * seconds:.0f}ms"
-        )
+        eval_time = f"eval_time:{1000 * seconds:.0f}ms"
+        self.log(f"{name} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} {eval_time}")
         self.log(f"{name}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
         self.log(f"protocol:{protocol} tokens:{score.tokens} bytes:{score.bytes}")
         self.result |= {
@@ -1490,7 +1466,7 @@ class Run:
             "proxy": bool(self.config.val_tokens),
         }
 
-    # -- the whole --------------------------------------------------------------------------------------------
+    # -- the whole -----------------------------------------------------------------------------------------
 
     def finish(self, status: str, reason: str = "") -> None:
         stages = self.stage_seconds
@@ -1547,10 +1523,10 @@ def peak_rss_bytes() -> int:
 
 def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
-        print(help_text())
+        print(help_text(__doc__ or "", catalog.metadata()))
         return 0
     try:
-        return Run(settings_from(argv, os.environ)).go()
+        return Run(settings_from(argv, os.environ, catalog.runtime(), has_gpu=torch.cuda.is_available())).go()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,1 +1,1 @@
-"""Text in, checked token shards out: the challenge's shard format, tokenizer, bytes, sources. No torch here."""
+"""Text in, checked token shards out: shard format, tokenizer, bytes, sources. No torch here."""

@@ -1,4 +1,4 @@
-"""BPB = (sum nll / ln 2) / sum bytes; bytes(y after p) = base[y] + (has_leading_space[y] and not is_boundary[p])."""
+"""BPB = (sum nll / ln 2) / sum bytes; bytes(y after p) = base[y] + (lead[y] and not boundary[p])."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CHECK_TOKENS = 100_000  # the load-time check decodes this much and takes well u
 class ByteLuts:
     """Bytes by token id, all of shape (V,)."""
 
-    base_bytes: np.ndarray  # int16: UTF-8 bytes of the piece without one leading U+2581; 1 for a byte; 0 for specials
+    base_bytes: np.ndarray  # int16: UTF-8 bytes without one leading U+2581; 1 for a byte; 0 for specials
     has_leading_space: np.ndarray  # bool: the piece began with U+2581, one byte more unless after a boundary
     is_boundary: np.ndarray  # bool: control, unknown or unused: a leading space right after it is free
 
@@ -40,7 +40,7 @@ def byte_luts(tokenizer: Tokenizer) -> ByteLuts:
             continue
         is_boundary[token] = False
         if tokenizer.is_byte(token):
-            base_bytes[token] = 1  # its name "<0xE2>" has six characters and its decoding alone is U+FFFD, three bytes
+            base_bytes[token] = 1  # its name "<0xE2>" has six characters, its decoding alone three bytes
             continue
         piece = tokenizer.id_to_piece(token)
         has_leading_space[token] = piece.startswith(SPACE)
@@ -53,17 +53,19 @@ def count_bytes(luts: ByteLuts, prev_tokens: np.ndarray, target_tokens: np.ndarr
     prev_tokens, target_tokens = np.asarray(prev_tokens), np.asarray(target_tokens)
     if prev_tokens.shape != target_tokens.shape:
         raise ValueError(
-            f"Each target has one previous token, but got shapes {prev_tokens.shape} and {target_tokens.shape}. "
-            "Pass tokens[:-1] and tokens[1:]."
+            f"Each target has one previous token, but got shapes {prev_tokens.shape} and "
+            f"{target_tokens.shape}. Pass tokens[:-1] and tokens[1:]."
         )
     space = luts.has_leading_space[target_tokens] & ~luts.is_boundary[prev_tokens]
     return luts.base_bytes[target_tokens].astype(np.int32) + space
 
 
 def bits_per_byte(sum_nll: float, *, num_bytes: int) -> float:
-    """BPB of `sum_nll` nats over `num_bytes` bytes: sums over all scored tokens, never a mean of batch ratios."""
+    """BPB of `sum_nll` nats over `num_bytes` bytes: sums over all scored tokens, no mean of ratios."""
     if num_bytes <= 0:
-        raise ValueError(f"BPB divides by the bytes scored, but got {num_bytes}. Score at least one token with text.")
+        raise ValueError(
+            f"BPB divides by the bytes scored, but got {num_bytes}. Score at least one token with text."
+        )
     return sum_nll / math.log(2) / num_bytes
 
 
@@ -80,14 +82,14 @@ def usable_tokens(num_tokens: int, *, seq_len: int) -> int:
     usable = (num_tokens - 1) // seq_len * seq_len
     if usable <= 0:
         raise ValueError(
-            f"Validation needs at least one window of seq_len + 1 = {seq_len + 1} tokens, but there are {num_tokens}. "
-            "Use a shorter seq_len or a larger corpus."
+            f"Validation needs at least one window of seq_len + 1 = {seq_len + 1} tokens, but there are "
+            f"{num_tokens}. Use a shorter seq_len or a larger corpus."
         )
     return usable
 
 
 def verify_scored_once(times_scored: np.ndarray) -> None:
-    """Raises ValueError unless every position of (N,) was scored exactly once: no tail re-scored, none dropped."""
+    """Raises ValueError unless every position of (N,) was scored once: no tail re-scored, none dropped."""
     times_scored = np.asarray(times_scored)
     wrong = np.flatnonzero(times_scored != 1)
     if wrong.size:
@@ -99,16 +101,17 @@ def verify_scored_once(times_scored: np.ndarray) -> None:
 
 
 def verify_bos(tokens: np.ndarray, *, num_documents: int | None = None) -> int:
-    """The number of documents in (N,); the first token must be BOS, and their number `num_documents` if given.
+    """The number of documents in (N,): the first token must be BOS, the number `num_documents` if given.
 
     Raises ValueError otherwise: document-wise methods need BOS, and a wrong number tells of another split.
     """
     found = int(np.count_nonzero(np.asarray(tokens) == BOS_ID))
     if tokens.size == 0 or int(tokens[0]) != BOS_ID:
-        facts = f"the first token is {int(tokens[0])} and {found} of {tokens.size:,} are BOS" if tokens.size else "none"
+        first = int(tokens[0]) if tokens.size else None
         raise ValueError(
-            f"BOS missing: every document begins with BOS = {BOS_ID}, so a split does too, but {facts}. "
-            "Export the shards again with BOS before each document."
+            f"BOS missing: every document begins with BOS = {BOS_ID}, so a split does too, but the first "
+            f"token is {first} and {found} of {tokens.size:,} are BOS. Export the shards again with BOS "
+            "before each document."
         )
     if num_documents is not None and found != num_documents:
         raise ValueError(
@@ -121,19 +124,24 @@ def verify_bos(tokens: np.ndarray, *, num_documents: int | None = None) -> int:
 def verify_luts(tokenizer: Tokenizer, luts: ByteLuts) -> None:
     """Every table entry against the tokenizer's own decoding of that one token after plain text.
 
-    Raises ValueError if a leading space is counted twice or never, a byte token is not 1, a special is not 0, a piece
-    has U+2581 inside, or the tokenizer has text pieces but no lone U+2581 (a space would then cost three bytes).
+    Raises ValueError if a leading space is counted twice or never, a byte token is not 1, a special is not 0,
+    a piece has U+2581 inside, or the tokenizer has text pieces but no lone U+2581 (a space would then cost
+    three bytes).
     """
     size = tokenizer.vocab_size()
     if not (luts.base_bytes.shape == luts.has_leading_space.shape == luts.is_boundary.shape == (size,)):
-        raise ValueError(f"Byte tables have vocab_size {size} entries, but got {luts.base_bytes.shape}. Rebuild them.")
-    special = np.array([tokenizer.is_control(t) or tokenizer.is_unknown(t) or tokenizer.is_unused(t) for t in range(size)])
+        raise ValueError(
+            f"Byte tables have vocab_size {size} entries, but got {luts.base_bytes.shape}. Rebuild them."
+        )
+    special = np.array(
+        [tokenizer.is_control(t) or tokenizer.is_unknown(t) or tokenizer.is_unused(t) for t in range(size)]
+    )
     is_byte = np.array([tokenizer.is_byte(t) for t in range(size)])
     text = np.flatnonzero(~special & ~is_byte)
     if text.size and SPACE not in {tokenizer.id_to_piece(int(t)) for t in text}:
         raise ValueError(
-            "A tokenizer with text pieces needs the lone piece U+2581, but this one lacks it: a space would be three "
-            "byte tokens and the bytes counted about 20 % too many. Train the tokenizer again."
+            "A tokenizer with text pieces needs the lone piece U+2581, but this one lacks it: a space would "
+            "be three byte tokens and the bytes counted about 20 % too many. Train the tokenizer again."
         )
     expected = np.where(is_byte, 1, 0)
     anchor = _anchor(tokenizer)
@@ -144,21 +152,22 @@ def verify_luts(tokenizer: Tokenizer, luts: ByteLuts) -> None:
     if wrong.size:
         token = int(wrong[0])
         raise ValueError(
-            f"A token counts the bytes of its decoded text, but {wrong.size} of {size} table entries differ: token {token} "
-            f"({tokenizer.id_to_piece(token)!r}) decodes to {int(expected[token])} bytes and counts {int(counted[token])} "
-            f"(boundary {bool(luts.is_boundary[token])}). Build the tables with corpus.bpb.byte_luts."
+            f"A token counts the bytes of its decoded text, but {wrong.size} of {size} table entries differ: "
+            f"token {token} ({tokenizer.id_to_piece(token)!r}) decodes to {int(expected[token])} bytes and "
+            f"counts {int(counted[token])} (boundary {bool(luts.is_boundary[token])}). Build the tables with "
+            "corpus.bpb.byte_luts."
         )
 
 
 def verify_bytes(
     tokenizer: Tokenizer, luts: ByteLuts, tokens: np.ndarray, *, max_tokens: int | None = None
 ) -> ByteCheck:
-    """Decoded bytes of every document of (N,) must equal the tables' sum; of the first `max_tokens` tokens if given.
+    """Decoded bytes of each document in (N,), or in its first `max_tokens`, must equal the tables' sum.
 
-    The decoder drops spaces at a document's start, so each document is decoded after one plain letter, and then the
-    one leading space that is free after BOS is taken off: equality is exact, for any document, not within a tolerance.
-    Raises ValueError on the first document that differs, that is not text (broken UTF-8), or that holds U+2581
-    itself (a space through byte tokens).
+    The decoder drops spaces at a document's start, so each document is decoded after one plain letter, and
+    then the one leading space that is free after BOS is taken off: equality is exact, for any document, not
+    within a tolerance. Raises ValueError on the first document that differs, that is not text (broken UTF-8),
+    or that holds U+2581 itself (a space through byte tokens).
     """
     verify_luts(tokenizer, luts)
     verify_bos(tokens)
@@ -182,18 +191,20 @@ def verify_bytes(
         lut_bytes = int(counted[starts[index] + 1 : ends[index]].sum())
         if "\ufffd" in text and _is_broken(tokenizer, body):
             raise ValueError(
-                f"A document's byte tokens must be whole UTF-8 characters, but document {index} decodes to U+FFFD. "
-                "The shards were cut or made with another tokenizer: build them again."
+                f"A document's byte tokens must be whole UTF-8 characters, but document {index} decodes to "
+                "U+FFFD. The shards were cut or made with another tokenizer: build them again."
             )
-        if SPACE in text and any(tokenizer.id_to_piece(t).startswith(SPACE) for t in range(tokenizer.vocab_size())):
+        if SPACE in text and luts.has_leading_space.any():
             raise ValueError(
-                f"Spaces are pieces with U+2581, but document {index} holds U+2581 as three byte tokens where one space "
-                "was meant. Encode the text again with a tokenizer that has the lone piece U+2581."
+                f"Spaces are pieces with U+2581, but document {index} holds U+2581 as three byte tokens "
+                "where one space was meant. Encode the text again with a tokenizer that has the lone piece "
+                "U+2581."
             )
         if decoded != lut_bytes:
             raise ValueError(
-                f"The bytes of the decoded text must equal the tables' sum, but document {index} has {decoded} bytes "
-                f"and {lut_bytes} were counted. Build the tables with byte_luts of the tokenizer that made the shards."
+                f"The bytes of the decoded text must equal the tables' sum, but document {index} has "
+                f"{decoded} bytes and {lut_bytes} were counted. Build the tables with byte_luts of the "
+                "tokenizer that made the shards."
             )
         total += decoded
     checked = int(ends[-1]) if starts.size else 0
@@ -201,7 +212,8 @@ def verify_bytes(
 
 
 def _anchor(tokenizer: Tokenizer) -> list[int]:
-    """One token that decodes to one ASCII letter, to be put before a document; nothing where all tokens are bytes."""
+    """One token that decodes to one ASCII letter, to be put before a document; nothing where all tokens are "
+    "bytes."""
     for token in range(tokenizer.vocab_size()):
         piece = tokenizer.id_to_piece(token)
         if len(piece) == 1 and piece.isascii() and tokenizer.decode([token]) == piece:

@@ -1,10 +1,11 @@
-"""Documents: cut, de-duplicated, frozen shuffled order, first part validation; train and validation never share one."""
+"""Documents: cut, unique, in a frozen shuffled order whose first part is validation; the splits share none."""
 
 import hashlib
 import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from corpus.tokenizer import BOS_ID
 
 MAX_DOCUMENT_BYTES = 8192
 _HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
+Item = TypeVar("Item")
 _SPACES = re.compile(r"\s+")
 _BLANK_LINES = re.compile(r"\n[ \t\r\f\v]*\n\s*")
 
@@ -25,7 +27,8 @@ class Split:
 
 
 def text_hash(text: str) -> bytes:
-    """SHA-256 of the document with its white space made single: what the tokenizer's normalisation also does."""
+    """SHA-256 of the document with its white space made single: what the tokenizer's normalisation also "
+    "does."""
     return hashlib.sha256(_SPACES.sub(" ", text).strip().encode()).digest()
 
 
@@ -44,7 +47,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def cut_documents(parts: Iterable[str], *, max_bytes: int = MAX_DOCUMENT_BYTES) -> list[str]:
-    """Paragraphs joined by blank lines into documents of at most `max_bytes` of UTF-8; longer ones are cut at spaces."""
+    """Paragraphs joined into documents of at most `max_bytes` of UTF-8; longer ones are cut at spaces."""
     documents: list[str] = []
     held: list[str] = []
     held_bytes = 0
@@ -73,29 +76,30 @@ def _cut_long(text: str, max_bytes: int) -> Iterable[str]:
         yield raw.decode()
 
 
-def shuffled(texts: Sequence[str], *, seed: int) -> list[str]:
+def shuffled(items: Sequence[Item], *, seed: int) -> list[Item]:
     """The frozen order: it depends on the seed and on the given order, nothing else."""
-    order = list(texts)
+    order = list(items)
     random.Random(seed).shuffle(order)
     return order
 
 
 def check_disjoint(split: Split) -> None:
-    """Raises ValueError if a document of validation is also one of training, by the hash of its whole text."""
+    """Raises ValueError if a validation document is also a training one, by the hash of its whole text."""
     train = {text_hash(text) for text in split.train}
     shared = [text for text in split.val if text_hash(text) in train]
     if shared:
         raise ValueError(
-            f"Train and validation must share no document, but {len(shared)} of {len(split.val)} validation documents "
-            f"are also in training (one begins {shared[0][:60]!r}). De-duplicate the documents before they are split."
+            f"Train and validation must share no document, but {len(shared)} of {len(split.val)} validation "
+            f"documents are also in training (one begins {shared[0][:60]!r}). De-duplicate the documents "
+            "before they are split."
         )
 
 
 def document_hashes(tokens: np.ndarray, *, whole: bool) -> np.ndarray:
-    """A 64-bit hash (D,) of every complete document in (N,) uint16, from its BOS to the token before the next.
+    """A 64-bit hash (D,) of each complete document in (N,) uint16, from BOS to the token before the next.
 
-    Tokens before the first BOS belong to a document cut off and are left out; so is the last document unless `whole`
-    says that the array ends where a document ends.
+    Tokens before the first BOS belong to a document cut off and are left out; so is the last document unless
+    `whole` says that the array ends where a document ends.
     """
     tokens = np.asarray(tokens)
     starts = np.flatnonzero(tokens == BOS_ID)
@@ -105,7 +109,7 @@ def document_hashes(tokens: np.ndarray, *, whole: bool) -> np.ndarray:
     body = tokens[starts[0] :].astype(np.uint64)
     lengths = ends - starts
     place = np.arange(body.size, dtype=np.uint64) - np.repeat((starts - starts[0]).astype(np.uint64), lengths)
-    # A sum of well-mixed words of (token, place): order counts, and numpy does it for millions of tokens at once.
+    # A sum of well-mixed (token, place) words: order counts, and numpy does millions of tokens at once.
     mixed = _mix(body + (place << np.uint64(16)))
     hashes = np.add.reduceat(mixed, starts - starts[0]) ^ _mix(lengths.astype(np.uint64))
     return hashes if whole else hashes[:-1]

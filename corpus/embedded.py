@@ -1,4 +1,4 @@
-"""The default corpus: prose of the standard library and the installed dependencies; built once, no network."""
+"""The default corpus: prose of the standard library and the dependencies; built once, no network."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from corpus.sources import (
 )
 
 NAME = "embedded"
-# The declared dependencies and what they bring along (torch: sympy, mpmath, networkx; optuna: sqlalchemy, alembic).
+# The declared dependencies and what they bring along (torch: sympy, mpmath, networkx; optuna: alembic).
 PACKAGES = (
     *("alembic", "click", "huggingface_hub", "jinja2", "mpmath", "narwhals", "networkx", "numpy", "optuna"),
     *("optuna_dashboard", "plotly", "rich", "scipy", "setuptools", "sqlalchemy", "sympy", "torch", "typer"),
@@ -50,9 +50,9 @@ class DatasetPaths:
 def ensure(data_dir: Path | str = "data", variant: str = "sp1024") -> DatasetPaths:
     """The embedded corpus under the root `data_dir`, built if it is not complete there; at once if it is.
 
-    Safe with several processes at once: one builds, the others wait and find it built. A complete corpus is kept even
-    when the installed packages change, so that a study's data stays the same. Raises ValueError on an unknown variant
-    or too little text, OSError if the folder cannot be written.
+    Safe with several processes at once: one builds, the others wait and find it built. A complete corpus is
+    kept even when the installed packages change, so that a study's data stays the same. Raises ValueError on
+    an unknown variant or too little text, OSError if the folder cannot be written.
     """
     target = Target(Path(data_dir), NAME, vocab_size_of(variant))
     if not is_complete(target.folder):
@@ -74,8 +74,7 @@ def build_embedded(
     """Extract, de-duplicate, shuffle, split and write; the caller holds the lock."""
     plan = plan or EmbeddedPlan()
     packages = installed_packages() if packages is None else packages
-    texts = shuffled(extract_documents(packages), seed=SEED)
-    texts = _first_bytes(texts, plan.max_text_bytes)
+    texts = shuffled(extract_documents(packages, max_bytes=plan.max_text_bytes), seed=SEED)
     num_bytes = sum(len(text.encode()) for text in texts)
     if num_bytes < plan.min_text_bytes:
         names = ", ".join(f"{package.name} {package.version}" for package in packages)
@@ -99,30 +98,35 @@ def build_embedded(
     check_sizes(target.folder, manifest)
 
 
-def extract_documents(packages: Sequence[Package]) -> list[str]:
-    """Documents of at most 8 kB, each from one file, no paragraph twice, in the order of packages and paths."""
-    seen: set[int] = set()
+def extract_documents(packages: Sequence[Package], *, max_bytes: int) -> list[str]:
+    """Documents of at most 8 kB, each from one file, no paragraph twice, until they hold `max_bytes`.
+
+    The files come in an order that depends on their relative paths and SEED alone, mixed over the packages,
+    so that a cap takes its share from each.
+    """
+    seen: set[bytes] = set()
     documents: list[str] = []
-    for package in packages:
-        for path in source_files(package):
-            source = read_source(path)
-            if source is None:
+    num_bytes = 0
+    for path in shuffled([path for package in packages for path in source_files(package)], seed=SEED):
+        source = read_source(path)
+        if source is None:
+            continue
+        kept: list[str] = []
+        for paragraph in (part for text in prose(source) for part in paragraphs(text)):
+            if not is_prose(paragraph):
                 continue
-            kept: list[str] = []
-            for paragraph in (part for text in prose(source) for part in paragraphs(text)):
-                if not is_prose(paragraph):
-                    continue
-                key = hash_key(paragraph)
-                if key not in seen:
-                    seen.add(key)
-                    kept.append(paragraph.rstrip())
-            documents += cut_documents(kept)
-    return unique_documents(text for text in documents if len(text.encode()) >= MIN_DOCUMENT_BYTES)
-
-
-def hash_key(paragraph: str) -> int:
-    """64 bits of the paragraph's key: the same in every process, unlike `hash`."""
-    return int.from_bytes(hashlib.blake2b(paragraph_key(paragraph).encode(), digest_size=8).digest(), "big")
+            key = hashlib.blake2b(paragraph_key(paragraph), digest_size=12).digest()
+            if key not in seen:
+                seen.add(key)
+                kept.append(paragraph.rstrip())
+        for document in cut_documents(kept):
+            size = len(document.encode())
+            if size >= MIN_DOCUMENT_BYTES:
+                documents.append(document)
+                num_bytes += size
+        if num_bytes >= max_bytes:
+            break
+    return unique_documents(documents)
 
 
 def _first_bytes(texts: list[str], max_bytes: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Documents to a dataset folder: tokenizer, BOS + tokens, byte check, shards, manifest last. One writer for all."""
+"""Documents to a dataset folder: tokenizer, BOS + tokens, byte check, shards, manifest last."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from corpus.tokenizer import (
     write_tokenizer,
 )
 
-TOKENIZER_TEXT_BYTES = 16_000_000  # more text changes few of 1,024 to 8,192 merges and costs seconds a megabyte
+TOKENIZER_TEXT_BYTES = 16_000_000  # more text changes few merges and costs time and memory
 MIN_TRAIN_TOKENS = 2  # one prediction; what a run needs beyond it depends on its sequence length
 
 
@@ -61,14 +61,17 @@ def vocab_size_of(variant: str) -> int:
         return BYTE260_VOCAB_SIZE
     if variant.startswith("sp") and variant[2:].isdecimal():
         return int(variant[2:])
-    raise ValueError(f"A variant is sp<vocabulary size> or byte260, but got {variant!r}. Use sp1024, for example.")
+    raise ValueError(
+        f"A variant is sp<vocabulary size> or byte260, but got {variant!r}. Use sp1024, for example."
+    )
 
 
 def export_dataset(target: Target, split: Split, *, source: dict[str, Any]) -> Manifest:
-    """Train the tokenizer on the training text, encode, check, and write everything; the caller holds the lock.
+    """Train the tokenizer on training text, encode, check, write all; the caller holds the lock.
 
-    An old manifest goes first and the new one comes last, so that a build cut off anywhere is seen as unfinished.
-    Raises ValueError if the splits share a document (as text or as tokens), one is empty, or the bytes differ.
+    An old manifest goes first and the new one comes last, so that a build cut off anywhere is seen as
+    unfinished. Raises ValueError if the splits share a document (as text or as tokens), one is empty, or the
+    bytes differ.
     """
     _check_not_empty(split)
     check_disjoint(split)
@@ -105,17 +108,19 @@ def clear_folder(folder: Path) -> None:
 def _check_not_empty(split: Split) -> None:
     if not split.val or not split.train:
         raise ValueError(
-            f"Both splits need a document, but there are {len(split.val)} for validation and {len(split.train)} for "
-            "training. Give more text, shorter documents (--max-doc-bytes), or another --val-docs / --val-frac."
+            f"Both splits need a document, but there are {len(split.val)} for validation and "
+            f"{len(split.train)} for training. Give more text, shorter documents (--max-doc-bytes), or "
+            "another --val-docs / --val-frac."
         )
 
 
 def _train(split: Split, vocab_size: int) -> bytes:
-    """On the first training documents, at most TOKENIZER_TEXT_BYTES: validation text never shapes the vocabulary."""
+    """On the first training documents, at most TOKENIZER_TEXT_BYTES: validation text never shapes the "
+    "vocabulary."""
     texts: list[str] = []
     left = TOKENIZER_TEXT_BYTES
     for text in split.train:
-        # A long document is given in lines: words never cross white space, and the trainer drops over-long lines.
+        # In lines: pieces never cross white space, and the trainer drops over-long lines in silence.
         texts += text.split("\n")
         left -= len(text)
         if left <= 0:
@@ -124,17 +129,21 @@ def _train(split: Split, vocab_size: int) -> bytes:
 
 
 def _without(train: list[np.ndarray], val: list[np.ndarray]) -> list[np.ndarray]:
-    """Training documents whose tokens are not those of a validation document: normalisation can make two texts one."""
+    """Training documents whose tokens are not those of a validation document: normalisation can make two "
+    "texts one."""
     known = {document.tobytes() for document in val}
     return [document for document in train if document.tobytes() not in known]
 
 
-def _write_split(target: Target, split: str, documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> SplitEntry:
-    documents = [document for document in documents if document.size > 1]  # normalised to nothing: no text to score
+def _write_split(
+    target: Target, split: str, documents: Sequence[np.ndarray], tokenizer: Tokenizer
+) -> SplitEntry:
+    documents = [document for document in documents if document.size > 1]  # else normalised to nothing
     tokens = np.concatenate(documents) if documents else np.zeros(0, dtype=np.uint16)
     if tokens.size < MIN_TRAIN_TOKENS:
         raise ValueError(
-            f"The {split} split needs text that the tokenizer keeps, but it has {tokens.size} tokens. Give more text."
+            f"The {split} split needs text that the tokenizer keeps, but it has {tokens.size} tokens. Give "
+            "more text."
         )
     luts = byte_luts(tokenizer)
     verify_bytes(tokenizer, luts, tokens)

@@ -1,4 +1,4 @@
-"""manifest.json, written last: a dataset folder with one is complete; `data_id` is the hash of all that it says."""
+"""manifest.json, written last: a folder with one is complete; `data_id` is the hash of all it says."""
 
 import contextlib
 import fcntl
@@ -93,40 +93,45 @@ def read_manifest(folder: Path | str) -> Manifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         claimed = content.pop("data_id")
         splits = {
-            name: SplitEntry(**{**content["splits"][name], "shards": [ShardEntry(**s) for s in entry["shards"]]})
+            name: SplitEntry(
+                **{**content["splits"][name], "shards": [ShardEntry(**s) for s in entry["shards"]]}
+            )
             for name, entry in content["splits"].items()
         }
         manifest = Manifest(**{**content, "splits": splits})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"A manifest is a JSON file of format {FORMAT}, but {path} cannot be read ({type(error).__name__}: {error}). "
-            "Delete the dataset folder and build it again."
+            f"A manifest is a JSON file of format {FORMAT}, but {path} cannot be read "
+            f"({type(error).__name__}: {error}). Delete the dataset folder and build it again."
         ) from error
     if manifest.data_id != claimed or manifest.format != FORMAT or set(splits) != set(SPLITS):
         raise ValueError(
-            f"A manifest's data_id is the hash of its content, but {path} claims {claimed} and has {manifest.data_id} "
-            f"(format {manifest.format}). It was edited or is of another version: build the dataset again."
+            f"A manifest's data_id is the hash of its content, but {path} claims {claimed} and has "
+            f"{manifest.data_id} (format {manifest.format}). It was edited or is of another version: build "
+            "the dataset again."
         )
     return manifest
 
 
 def check_sizes(folder: Path | str, manifest: Manifest) -> None:
-    """Raises ValueError unless the folder holds exactly the manifest's shards, each of its size. Only stat calls."""
+    """Raises ValueError unless the folder holds exactly the manifest's shards, each of its size. Only stat "
+    "calls."""
     folder = Path(folder)
     entries = {shard.file: shard for split in manifest.splits.values() for shard in split.shards}
     present = {path.name for path in folder.glob("fineweb_*.bin") if "_bytes_" not in path.name}
     if present != set(entries):
         missing, extra = sorted(set(entries) - present), sorted(present - set(entries))
         raise ValueError(
-            f"{folder} must hold exactly the shards of its manifest, but {len(missing)} are missing {missing[:3]} and "
-            f"{len(extra)} are foreign {extra[:3]}. Build or fetch the dataset again, or take foreign files out."
+            f"{folder} must hold exactly the shards of its manifest, but {len(missing)} are missing "
+            f"{missing[:3]} and {len(extra)} are foreign {extra[:3]}. Build or fetch the dataset again, or "
+            "take foreign files out."
         )
     for name, entry in entries.items():
         size_bytes = (folder / name).stat().st_size
         if size_bytes != entry.size_bytes:
             raise ValueError(
-                f"{folder / name} must have {entry.size_bytes:,} bytes by its manifest, but has {size_bytes:,}. "
-                "Build or fetch the dataset again."
+                f"{folder / name} must have {entry.size_bytes:,} bytes by its manifest, but has "
+                f"{size_bytes:,}. Build or fetch the dataset again."
             )
     tokenizer = root_of(folder) / manifest.tokenizer
     if not tokenizer.is_file():
@@ -156,7 +161,8 @@ def sha256_file(path: Path | str) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path | str) -> Iterator[None]:
-    """Hold the dataset folder's lock: one builder at a time on this machine; a killed one lets go by itself."""
+    """Hold the dataset folder's lock: one builder at a time on this machine; a killed one lets go by "
+    "itself."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as file:

@@ -1,4 +1,4 @@
-"""One shard = 256 little-endian int32 (20240520, 1, n, 0, ...) then n little-endian uint16; 1024 + 2n bytes."""
+"""One shard = 256 little-endian int32 (20240520, 1, n, 0...), n little-endian uint16: 1024 + 2n bytes."""
 
 import os
 import re
@@ -24,16 +24,17 @@ def shard_name(split: str, index: int) -> str:
 
 
 def write_shard(path: Path | str, tokens: np.ndarray) -> None:
-    """Write `tokens` (N,), integers in 0..65535, as one shard, atomically: a reader sees all of it or nothing.
+    """Write `tokens` (N,), integers in 0..65535, as one shard, atomically: all of it or nothing.
 
-    Raises ValueError if the tokens are not one-dimensional integers that fit uint16, or more than int32 counts.
+    Raises ValueError if the tokens are not one-dimensional integers that fit uint16, or more than int32
+    counts.
     """
     path = Path(path)
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError(
-            f"A shard holds a one-dimensional array of integers, but got shape {tokens.shape} of {tokens.dtype}. "
-            "Flatten it, or cast it to an integer type."
+            f"A shard holds a one-dimensional array of integers, but got shape {tokens.shape} of "
+            f"{tokens.dtype}. Flatten it, or cast it to an integer type."
         )
     if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) > 65535):
         raise ValueError(
@@ -42,7 +43,8 @@ def write_shard(path: Path | str, tokens: np.ndarray) -> None:
         )
     if tokens.size > 2**31 - 1:
         raise ValueError(
-            f"A shard counts its tokens in an int32, but got {tokens.size:,} tokens. Split them over several shards."
+            f"A shard counts its tokens in an int32, but got {tokens.size:,} tokens. Split them over several "
+            "shards."
         )
     header = np.zeros(HEADER_WORDS, dtype="<i4")
     header[:3] = MAGIC, VERSION, tokens.size
@@ -61,8 +63,8 @@ def write_shard(path: Path | str, tokens: np.ndarray) -> None:
 def read_header(path: Path | str) -> int:
     """The number of tokens of the shard, after every check that needs no token.
 
-    Raises ValueError on a truncated header, a foreign magic word, another version, a negative count, or a file size
-    other than 1024 + 2n bytes.
+    Raises ValueError on a truncated header, a foreign magic word, another version, a negative count, or a
+    file size other than 1024 + 2n bytes.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -102,9 +104,10 @@ def read_shard(path: Path | str) -> np.ndarray:
 
 
 def shard_paths(data_dir: Path | str, split: str) -> list[Path]:
-    """The shards of a split in order, never the `fineweb_val_bytes_*` sidecars that the plain glob also matches.
+    """A split's shards in order, never the `fineweb_val_bytes_*` sidecars that the plain glob matches too.
 
-    Raises ValueError if the folder does not exist or holds no shard of that split: matching nothing is an error.
+    Raises ValueError if the folder does not exist or holds no shard of that split: matching nothing is an
+    error.
     """
     data_dir = Path(data_dir)
     pattern = shard_name(split, 0).replace("000000", "*")
@@ -123,8 +126,10 @@ def shard_paths(data_dir: Path | str, split: str) -> list[Path]:
 
 
 def sidecar_paths(data_dir: Path | str) -> list[Path]:
-    """The `fineweb_val_bytes_*` shards (byte budget of the parallel validation token), in order; often none."""
-    paths = [path for path in Path(data_dir).glob("fineweb_val_bytes_*.bin") if _SIDECAR_NAME.fullmatch(path.name)]
+    """The `fineweb_val_bytes_*` shards (bytes of the parallel validation token), in order; often none."""
+    paths = [
+        path for path in Path(data_dir).glob("fineweb_val_bytes_*.bin") if _SIDECAR_NAME.fullmatch(path.name)
+    ]
     return sorted(paths, key=lambda path: int(path.stem.rsplit("_", 1)[1]))
 
 
@@ -153,5 +158,6 @@ def check_vocab(tokens: np.ndarray, *, vocab_size: int, where: Path | str) -> No
         position = int(np.argmax(tokens >= vocab_size))
         raise ValueError(
             f"Every token must be below vocab_size {vocab_size}, but {where} holds up to {largest} "
-            f"(the first at position {position:,}). Use the tokenizer and vocab_size that the shards were made with."
+            f"(the first at position {position:,}). Use the tokenizer and vocab_size that the shards were "
+            "made with."
         )

@@ -1,4 +1,4 @@
-"""SentencePiece BPE with the published settings; ids pad 0, bos 1, eos 2, unk 3; or `byte260`, 4 specials + 256."""
+"""SentencePiece BPE, published settings; ids pad 0, bos 1, eos 2, unk 3; or byte260, 4 specials + 256."""
 
 import io
 import json
@@ -82,15 +82,15 @@ class ByteTokenizer:
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> bytes:
-    """The serialised model of a BPE vocabulary of exactly `vocab_size`, byte for byte the same for the same texts.
+    """The model file of a BPE vocabulary of exactly `vocab_size`, the same bytes for the same texts.
 
-    One thread, because the number of threads is written into the model. Raises ValueError if the text is empty or too
-    small for the vocabulary, or the size impossible.
+    One thread, because the number of threads is written into the model. Raises ValueError if the text is
+    empty or too small for the vocabulary, or the size impossible.
     """
     if not 260 < vocab_size <= MAX_PIECE_SIZE:
         raise ValueError(
-            f"vocab_size must be over 260 (4 specials and 256 bytes) and at most {MAX_PIECE_SIZE} (uint16 shards), "
-            f"but got {vocab_size}. Use 1024, 4096 or 8192, or the variant byte260."
+            f"vocab_size must be over 260 (4 specials and 256 bytes) and at most {MAX_PIECE_SIZE} (uint16 "
+            f"shards), but got {vocab_size}. Use 1024, 4096 or 8192, or the variant byte260."
         )
     model = io.BytesIO()
     try:
@@ -126,7 +126,9 @@ def byte260_bytes() -> bytes:
 
 def tokenizer_file_name(name: str, vocab_size: int) -> str:
     """As published: `fineweb_1024_bpe.model`; `fineweb_pure_byte_260.json` for the bytes."""
-    return f"{name}_pure_byte_260.json" if vocab_size == BYTE260_VOCAB_SIZE else f"{name}_{vocab_size}_bpe.model"
+    return (
+        f"{name}_pure_byte_260.json" if vocab_size == BYTE260_VOCAB_SIZE else f"{name}_{vocab_size}_bpe.model"
+    )
 
 
 def load_tokenizer(path: Path | str, *, vocab_size: int) -> Tokenizer:
@@ -137,15 +139,16 @@ def load_tokenizer(path: Path | str, *, vocab_size: int) -> Tokenizer:
     path = Path(path)
     if not path.is_file():
         raise ValueError(
-            f"A dataset needs its tokenizer, but {path} is no file. Give the path of the tokenizer that made the "
-            "shards; `python -m corpus embedded`, `build` and `download` put it under tokenizers/."
+            f"A dataset needs its tokenizer, but {path} is no file. Give the path of the tokenizer that made "
+            "the shards; `python -m corpus embedded`, `build` and `download` put it under tokenizers/."
         )
     raw = path.read_bytes()
     tokenizer = _parse_byte260(path, raw) if path.suffix == ".json" else _parse_sentencepiece(path, raw)
     if tokenizer.vocab_size() != vocab_size:
         raise ValueError(
             f"Wrong tokenizer size: the tokenizer must have vocab_size {vocab_size} pieces, but {path} has "
-            f"{tokenizer.vocab_size()}. Use vocab_size {tokenizer.vocab_size()}, or the tokenizer of the shards."
+            f"{tokenizer.vocab_size()}. Use vocab_size {tokenizer.vocab_size()}, or the tokenizer of the "
+            "shards."
         )
     if tokenizer.bos_id() != BOS_ID:
         raise ValueError(
@@ -157,7 +160,6 @@ def load_tokenizer(path: Path | str, *, vocab_size: int) -> Tokenizer:
 
 def _parse_sentencepiece(path: Path, raw: bytes) -> Tokenizer:
     try:
-        # An empty model raises nothing when it is loaded; asking its size does not help either.
         if not raw:
             raise RuntimeError("the file is empty")
         return cast(Tokenizer, sentencepiece.SentencePieceProcessor(model_proto=raw))

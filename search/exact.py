@@ -1,10 +1,10 @@
-"""run_exactly(study, objective, target=N): the study ends with exactly N finished trials, however many workers.
+"""run_exactly(study, objective, target=N): the study ends with exactly N finished trials, for any workers.
 
-Finished is COMPLETE or PRUNED; FAIL does not count. Before each trial a worker takes the study's advisory lock in
-a transaction of its own, fails what the dead left behind, counts, and asks for a trial only while
-finished + running < N. It gives the lock back once the trial's first heartbeat is written: if the commit fails,
-the lock was lost and the trial is dropped before it begins. Between that and its last word a trial runs under
-its own heartbeat thread, and its result counts only if nobody declared it dead meanwhile.
+Finished is COMPLETE or PRUNED; FAIL does not count. Before each trial a worker takes the study's advisory
+lock in a transaction of its own, fails what the dead left behind, counts, and asks for a trial only while
+finished + running < N. It gives the lock back once the trial's first heartbeat is written: if the commit
+fails, the lock was lost and the trial is dropped before it begins. From there to its end the trial has a
+heartbeat thread, and its result counts only if nobody declared it dead meanwhile.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ log = logging.getLogger(__name__)
 
 
 class InfrastructureError(RuntimeError):
-    """Raised by an objective: not the configuration's fault. The trial fails, its configuration is tried again."""
+    """Raised by an objective: not the configuration's fault. It is tried again, at most MAX_RETRY times."""
 
 
 class Interrupted(RuntimeError):
-    """Raised by an objective that was told to stop: the trial fails, its configuration waits for the next session."""
+    """Raised by an objective that was told to stop: its configuration waits for the next session."""
 
 
 class TooManyFailures(RuntimeError):
@@ -90,12 +90,12 @@ def run_exactly(
     stop: Callable[[], bool] | None = None,
     after_trial: Callable[[FrozenTrial], None] | None = None,
 ) -> Tally:
-    """Runs trials until `target` are finished in the whole study (all workers, all sessions), or `stop()` is true.
+    """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true.
 
-    The study's storage must come from `search.storage.open_storage(url, ...)`. `stop` is asked between trials and
-    while waiting; a running objective must look itself and raise Interrupted. Returns the last tally. Raises
-    StorageError when the database stays away, TooManyFailures, and whatever else the objective raises (after
-    its trial is failed). KeyboardInterrupt fails the trial, queues its configuration again, and goes on up.
+    The study's storage must come from `search.storage.open_storage(url, ...)`. `stop` is asked between trials
+    and while waiting; a running objective must look itself and raise Interrupted. Returns the last tally.
+    Raises StorageError when the database stays away, TooManyFailures, and whatever else the objective raises
+    (after its trial is failed). KeyboardInterrupt fails the trial, queues it again, and goes on up.
     """
     if target < 0:
         raise ValueError(f"The number of trials must not be negative, but got {target}.")
@@ -130,11 +130,12 @@ def run_exactly(
 
 
 def _gate(study: optuna.Study, url: str) -> _Gate:
-    storage = study._storage  # pyright: ignore[reportPrivateUsage] # noqa: no public way to it
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
     interval = getattr(storage, "get_heartbeat_interval", lambda: None)()
     if interval is None:
         raise ValueError(
-            "An exact count needs a storage with heartbeats, but this study's has none. Open it with open_storage."
+            "An exact count needs a storage with heartbeats, but this study's has none. "
+            "Open it with search.storage.open_storage."
         )
     study_id = storage.get_study_id_from_name(study.study_name)
     return _Gate(study, storage, side_engine(normalise_url(url)), study_id, float(interval))
@@ -185,7 +186,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
 
 
 def _bury(gate: _Gate, connection: sqlalchemy.Connection) -> None:
-    """Fails trials whose worker died: between ask and first heartbeat (under this lock), or silent past grace."""
+    """Fails trials whose worker died: between ask and first heartbeat (under this lock), or later."""
     orphans = connection.execute(
         sqlalchemy.text(
             "select trial_id from trials t where study_id = :s and state = 'RUNNING' and not exists "

@@ -26,7 +26,7 @@ class ServerFailed(RuntimeError):
 
 
 def owner_of_server(data: Path) -> tuple[int, int]:
-    """The (uid, gid) the server runs as: ours, or as root the cluster's owner, else `postgres`, else `nobody`."""
+    """The (uid, gid) the server runs as: ours; as root the cluster's owner, `postgres` or `nobody`."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
     if data.exists() and data.stat().st_uid != 0:
@@ -55,7 +55,7 @@ def traversable(path: Path, owner: tuple[int, int]) -> bool:
 
 
 def binary_folders() -> list[Path]:
-    """Every folder here that holds `initdb` and `postgres`, the preferred first; the packages are not imported."""
+    """Every folder here that holds `initdb` and `postgres`, preferred first; no package is imported."""
     folders: list[Path] = []
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -92,7 +92,7 @@ def find_binaries(major: str | None) -> Path:
 
 
 def reachable_binaries(folder: Path, place: Path, owner: tuple[int, int]) -> Path:
-    """`folder`, or a copy of it under `place` when the server's user cannot reach it (a virtual environment in /root)."""
+    """`folder`, or its copy under `place` when the server's user cannot reach it (as in /root)."""
     if traversable(folder, owner):
         return folder
     install = folder.parent

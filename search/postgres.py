@@ -1,8 +1,8 @@
-"""url_of(home) -> the SQLAlchemy URL of a private PostgreSQL kept under `home`, started or joined by this call.
+"""url_of(home) -> the SQLAlchemy URL of a private PostgreSQL kept under `home`, started or joined.
 
-The claim of this process on the server lasts until the process ends, in whatever way; the server stops when the
-last claim is gone. The socket's path and the password never change, so a URL stays good over restarts. There is
-no TCP: the socket's folder is private to one user, and the password is in a file only its owner reads.
+This process' claim on the server lasts until the process ends, in whatever way; the server stops when the
+last claim is gone. The socket's path and the password never change, so a URL stays good over restarts. There
+is no TCP: the socket's folder is private to one user, and the password is in a file only its owner reads.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def url_of(home: Path) -> str:
         raise StorageError(str(error)) from None
     except OSError as error:
         raise StorageError(
-            f"The private database must be able to write under its folder, but {error.filename or home} says: "
-            f"{error.strerror}. Free some space or fix the permissions. {WAY_OUT}"
+            f"The private database must be able to write under its folder, but {error.filename or home} "
+            f"says: {error.strerror}. Free some space or fix the permissions. {WAY_OUT}"
         ) from error
 
 
@@ -61,14 +61,14 @@ def _check_user() -> None:
         pwd.getpwuid(os.geteuid())
     except KeyError:
         raise StorageError(
-            f"PostgreSQL runs only as a user the system knows, but uid {os.geteuid()} has no entry in the user "
-            "database. Run as a user that has one (in a container: add it), or give --storage (or "
+            f"PostgreSQL runs only as a user the system knows, but uid {os.geteuid()} has no entry in the "
+            "user database. Run as a user that has one (in a container: add it), or give --storage (or "
             "CADDIE_STORAGE) the URL of a PostgreSQL of your own."
         ) from None
 
 
 def _place_of(home: Path) -> Path:
-    """Where the cluster and its locks live: `home`, or as root a folder outside that the server's user can reach."""
+    """Where cluster and locks live: `home`, or as root a folder outside that the server's user can reach."""
     pointer = home / "location"
     if pointer.exists():
         return Path(pointer.read_text())
@@ -90,7 +90,7 @@ def _place_of(home: Path) -> Path:
 
 @functools.cache
 def _claim(place: Path) -> int:
-    """A shared flock on users.lock that this process keeps until it ends; waits while a server is being stopped."""
+    """A shared flock on users.lock that this process keeps until it ends; waits for a server that stops."""
     fd = os.open(place / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
@@ -127,13 +127,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _raise_failure(place: Path, tokens: list[str]) -> None:
-    """Nobody supervises: raises what a supervisor of ours left as its reason, or when too many died silently."""
+    """Nobody supervises: raises the reason that a supervisor of ours left, or when too many died silently."""
     failure = _read_json(place / "error.json")
     if failure.get("token") in tokens:
         raise StorageError(f"{failure['text']} {WAY_OUT}")
     if len(tokens) >= LAUNCHES:
         raise StorageError(
-            f"The private database's supervisor must stay alive, but {LAUNCHES} in a row died at their start. "
+            f"The private database's supervisor must stay alive, but {LAUNCHES} in a row died at the start. "
             f"See {place / 'supervisor.log'}. {WAY_OUT}"
         )
 
@@ -177,8 +177,8 @@ def _url_if_up(place: Path) -> str | None:
     except psycopg2.OperationalError as error:
         if "password authentication failed" in str(error):
             raise StorageError(
-                f"The private database's password must be the one in {place / 'password'}, but the server refuses "
-                f"it. Put the file back, or move {place} away to begin a new database. {WAY_OUT}"
+                f"The private database's password must be the one in {place / 'password'}, but the server "
+                f"refuses it. Put the file back, or move {place} away to begin a new database. {WAY_OUT}"
             ) from None
         return None
     url = sqlalchemy.URL.create(

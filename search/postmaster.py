@@ -1,17 +1,18 @@
-"""The supervisor of a private PostgreSQL: makes the cluster, owns the postmaster, restarts it, stops it when unused.
+"""The supervisor of a private PostgreSQL: makes the cluster, owns the postmaster, restarts and stops it.
 
 Started by `search.postgres` as a process of its own (standard library only):
 
     run(PLACE, TOKEN)
 
 It inherits the exclusive flock on PLACE/serve.lock as an open file, so there is never a second supervisor.
-Every user process holds a shared flock on PLACE/users.lock; the kernel drops it at any kind of death. Whenever
-this process gets that lock exclusively, nobody uses the server and it is stopped. No pid is ever counted.
+Every user process holds a shared flock on PLACE/users.lock; the kernel drops it at any kind of death.
+Whenever this process gets that lock exclusively, nobody uses the server and it is stopped. No pid is counted.
 What goes wrong at the start is written to PLACE/error.json under TOKEN, for the process that asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -130,7 +131,7 @@ class Server:
         return f"{' / '.join(line.strip() for line in lines)} (all of it in {self.log})"
 
     def stop_predecessor(self) -> None:
-        """Stops a postmaster that outlived its supervisor; a dead one's pid file that names a stranger goes."""
+        """Stops a postmaster that outlived its supervisor; removes a pid file that names a stranger."""
         pid_file = self.data / "postmaster.pid"
         for attempt in range(300):
             pid = int(pid_file.read_text().split("\n")[0] or 0) if pid_file.exists() else 0
@@ -173,6 +174,9 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.child.send_signal(signal.SIGQUIT)  # at once; the next start recovers from the log
                 self.child.wait()
+        if self.socket.parent != self.place:
+            with contextlib.suppress(OSError):
+                self.socket.rmdir()
 
 
 def _alive(pid: int) -> bool:
@@ -249,7 +253,7 @@ def main(place: Path, token: str) -> int:
 
 
 def run(place: str, token: str) -> None:
-    """The process' entry: forks once, so that the asker waits briefly and the supervisor is nobody's zombie."""
+    """The process' entry: forks once, so the asker waits briefly and the supervisor is nobody's zombie."""
     if os.fork():
         os._exit(0)
     sys.exit(main(Path(place), token))

@@ -36,15 +36,8 @@ CHECK_S = 9.0  # a database that does not answer by then is unreachable
 MAX_RETRY = 3  # times that one configuration is tried again after dead workers or broken infrastructure
 DRIVER = "postgresql+psycopg2"
 SUPPORTED = "postgresql://user:password@host:5432/database"
-DATABASE_GONE = (
-    exc.OperationalError,
-    exc.InterfaceError,
-    exc.PendingRollbackError,
-    exc.DisconnectionError,
-    exc.TimeoutError,
-    exc.DBAPIError,
-    StorageInternalError,
-)
+OUTAGES = (exc.PendingRollbackError, exc.DisconnectionError, exc.TimeoutError)
+DATABASE_GONE = (exc.DBAPIError, StorageInternalError, *OUTAGES)
 REPEATED = (
     "create_new_study delete_study set_study_user_attr set_study_system_attr get_study_id_from_name "
     "get_study_name_from_id get_study_directions get_study_user_attrs get_study_system_attrs "
@@ -54,11 +47,7 @@ REPEATED = (
     "get_trial get_trial_user_attrs get_trial_system_attrs get_all_trials _get_trials "
     "record_heartbeat _get_stale_trial_ids"
 ).split()
-KEPT_ON_RETRY = (
-    "fixed_params",
-    "grid_id",
-    "search_space",
-)  # system attributes that belong to the configuration
+KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
 
 Direction = Literal["minimize", "maximize"]
 
@@ -85,8 +74,8 @@ def normalise_url(url: str) -> str:
     if not separator or scheme not in ("postgres", "postgresql", DRIVER):
         shown = f"{scheme}://" if separator else "no URL" if not url else "a name without ://"
         raise StorageError(
-            f"The storage must be a PostgreSQL URL such as {SUPPORTED} (postgres:// and {DRIVER}:// work too), "
-            f"but got {shown}. Leave --storage out to use the built-in PostgreSQL."
+            f"The storage must be a PostgreSQL URL such as {SUPPORTED} (postgres:// and {DRIVER}:// work "
+            f"too), but got {shown}. Leave --storage out for the built-in PostgreSQL."
         )
     plain = f"{DRIVER}://{rest}".replace("{", "%7B").replace("}", "%7D")
     try:
@@ -100,7 +89,7 @@ def normalise_url(url: str) -> str:
 
 
 def resolve_url(option: str | None, *, home: Path, environ: Mapping[str, str]) -> str:
-    """The URL to use: --storage, else CADDIE_STORAGE, else the private server under `home` (started, claimed)."""
+    """The URL to use: --storage, else CADDIE_STORAGE, else the private server under `home` (claimed)."""
     given = option or environ.get(ENVIRONMENT)
     return normalise_url(given) if given else url_of(home)
 
@@ -125,27 +114,21 @@ def is_outage(error: BaseException) -> bool:
     """Whether repeating may help: the database is away, starting, full or out of connections."""
     if isinstance(error, StorageInternalError):
         return error.__cause__ is not None and is_outage(error.__cause__)
-    if isinstance(error, exc.DBAPIError) and not isinstance(error, exc.OperationalError | exc.InterfaceError):
-        return error.connection_invalidated
-    return isinstance(error, DATABASE_GONE)
+    if isinstance(error, exc.OperationalError | exc.InterfaceError):
+        return True
+    return error.connection_invalidated if isinstance(error, exc.DBAPIError) else isinstance(error, OUTAGES)
 
 
 class PatientStorage(RDBStorage):
     """RDBStorage whose every call waits out an outage of the database."""
 
-    def __init__(
-        self, url: str, *, worker: bool, timing: Timing, revive: Callable[[], object] | None
-    ) -> None:
+    def __init__(self, url: str, *, worker: bool, timing: Timing, revive: Callable[[], object] | None):
         self.timing = timing
         self.revive = revive
+        pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
         super().__init__(
             url,
-            engine_kwargs={
-                "pool_pre_ping": True,
-                "pool_size": 2,
-                "max_overflow": 2,
-                "connect_args": connect_arguments(url),
-            },
+            engine_kwargs=pool | {"connect_args": connect_arguments(url)},
             heartbeat_interval=timing.heartbeat_s,
             grace_period=timing.grace_s,
             heartbeat_stale_trial_callback=retry_stale_trial,
@@ -194,8 +177,8 @@ class PatientStorage(RDBStorage):
 def _gone(url: str, error: BaseException) -> StorageError:
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
     return StorageError(
-        f"The database must answer, but {redact(url)} does not: {_first_line(cause)}. All finished trials are "
-        "stored. Start the database again and run the same command to go on."
+        f"The database must answer, but {redact(url)} does not: {_first_line(cause)}. All finished trials "
+        "are stored. Start the database again and run the same command to go on."
     )
 
 
@@ -209,14 +192,13 @@ def connect_check(url: str) -> None:
 
     def ask() -> None:
         engine = side_engine(url, connect_timeout_s=5)
-        query = (
-            "select pg_is_in_recovery(), coalesce(has_schema_privilege(current_schema(), 'create'), false)"
-        )
+        may_create = "coalesce(has_schema_privilege(current_schema(), 'create'), false)"
+        query = f"select pg_is_in_recovery(), {may_create}"
         try:
             with engine.connect() as connection:
-                standby, may_create = connection.execute(sqlalchemy.text(query)).one()
+                standby, writable = connection.execute(sqlalchemy.text(query)).one()
             problem = "it is a read-only standby" if standby else None
-            problem = problem or (None if may_create else "this user may not create tables in its schema")
+            problem = problem or (None if writable else "this user may not create tables in its schema")
             answer.append(problem)
         except exc.SQLAlchemyError as error:
             answer.append(_first_line(error))
@@ -266,7 +248,7 @@ def open_storage(
                     patient = PatientStorage(url, worker=False, timing=timing, revive=revive)
             except (exc.SQLAlchemyError, RuntimeError) as error:
                 raise StorageError(
-                    f"The storage's tables must be those of Optuna {optuna.__version__}, but {redact(url)}: "
+                    f"The tables must be those of Optuna {optuna.__version__}, but {redact(url)}: "
                     f"{_first_line(error)}. Use another database, or an Optuna of the version that made it."
                 ) from None
     return optuna.storages.get_storage(patient)
@@ -288,7 +270,7 @@ def open_study(
 
 
 def retry_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Optuna's callback for a trial whose worker died: its configuration waits again, at most MAX_RETRY times."""
+    """Optuna's callback for a trial whose worker died: its configuration is tried again."""
     requeue(study, trial, counted=True)
 
 

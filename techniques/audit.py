@@ -1,4 +1,5 @@
-"""The activity audit: what each technique of a run really changed. A flag that did nothing says so. No torch here."""
+"""The activity audit: what each technique of a run really changed. A flag that did nothing says so. No torch
+here."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class Audit:
         self.facts[name].update(facts)
 
     def changed(self, name: str, what: str, did: bool) -> None:
-        """Whether the technique changed `what` (the loss, the weights, the payload, the score…) in this run."""
+        """Whether the technique changed `what` (the loss, the weights, the payload, the score…) in this
+        run."""
         self.changes[name][what] = did
 
     def report(self) -> dict[str, dict[str, Any]]:

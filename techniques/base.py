@@ -1,9 +1,11 @@
-"""The contract of a technique: what it declares, the seams through which it enters the trainer, what it costs.
+"""The contract of a technique: what it declares, the seams through which it enters the trainer, what it
+costs.
 
 No torch here: the search reads names, settings, spaces, legality and costs without paying for torch's import.
 Seam methods run once, while the trainer builds; what they return (modules, functions) is what runs.
 
-Tensor legend: B batch, T sequence, D model_dim, H query heads, K key/value heads, Dh head_dim, V vocab_size, L layers.
+Tensor legend: B batch, T sequence, D model_dim, H query heads, K key/value heads, Dh head_dim, V vocab_size,
+L layers.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-# Every parameter carries exactly one role, given where it is created; a table in train_gpt.py maps a role to its
-# optimiser, learning rate, weight decay and quantiser. `attn` and `mlp` are the trunk's matrices, `matrix` is any
-# other 2-D weight that Muon drives, `scalar` is everything that Adam drives at scalar_lr.
+# Every parameter carries exactly one role, given where it is created; a table in train_gpt.py maps a role to
+# its optimiser, learning rate, weight decay and quantiser. `attn` and `mlp` are the trunk's matrices,
+# `matrix` is any other 2-D weight that Muon drives, `scalar` is everything that Adam drives at scalar_lr.
 ROLES = ("embed", "head", "attn", "mlp", "matrix", "scalar")
 STAGES = ("data", "train", "average", "quantize", "pack", "evaluate")
 
@@ -48,7 +50,7 @@ class Legality:
 LEGAL = Legality(Verdict.LEGAL, "training- or compression-side: no rule concerns it")
 
 
-# ---- search space ---------------------------------------------------------------------------------------------
+# ---- search space ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Choice:
 Space = dict[str, Float | Int | Choice]
 
 
-# ---- settings -------------------------------------------------------------------------------------------------
+# ---- settings --------------------------------------------------------------------------------------------
 
 
 def setting(
@@ -86,7 +88,8 @@ def setting(
     choices: tuple[Any, ...] = (),
     stage: str = "train",
 ) -> Any:
-    """A dataclass field with a unit-bearing sentence, hard limits (inclusive), and the first stage that reads it."""
+    """A dataclass field with a unit-bearing sentence, hard limits (inclusive), and the first stage that reads
+    it."""
     return field(
         default=default,
         metadata={"doc": doc, "low": low, "high": high, "choices": choices, "stage": stage},
@@ -101,8 +104,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def parse_value(name: str, value: Any, like: dataclasses.Field[Any]) -> Any:
-    """`value` (a string from a command line or an environment, or a JSON/TOML value) as the type of the field's
-    default. ValueError names the field, what it got and what it takes."""
+    """`value` (a string from a command line or an environment, or a JSON/TOML value) as the type of the
+    field's default. ValueError names the field, what it got and what it takes."""
     kind = type(like.default)
     try:
         if kind is bool:
@@ -121,7 +124,8 @@ def parse_value(name: str, value: Any, like: dataclasses.Field[Any]) -> Any:
         raise ValueError
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"`{name}` takes {'0 or 1' if kind is bool else 'a ' + kind.__name__}, but got {value!r}: {like.metadata['doc']}."
+            f"`{name}` takes {'0 or 1' if kind is bool else 'a ' + kind.__name__}, but got {value!r}: "
+            f"{like.metadata['doc']}."
         ) from None
 
 
@@ -135,7 +139,7 @@ def check_value(name: str, value: Any, like: dataclasses.Field[Any]) -> None:
         raise ValueError(f"`{name}` must lie in {bounds}, but got {value!r}: {like.metadata['doc']}.")
 
 
-# ---- costs ----------------------------------------------------------------------------------------------------
+# ---- costs -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,8 @@ class Shape:
         return out
 
     def flops_per_token(self) -> float:
-        """Forward FLOPs per token: 2 per matrix element, plus the attention scores over half of the sequence."""
+        """Forward FLOPs per token: 2 per matrix element, plus the attention scores over half of the
+        sequence."""
         matrices = (
             sum(t.numel for t in self.tensors() if t.role in ("attn", "mlp"))
             + self.vocab_size * self.model_dim
@@ -226,7 +231,7 @@ class Cost:
         return sum(t.numel for t in self.tensors)
 
 
-# ---- the technique --------------------------------------------------------------------------------------------
+# ---- the technique ---------------------------------------------------------------------------------------
 
 # Chains take any number of techniques (order: topological on `after`, ties by name); slots take at most one.
 CHAINS = (
@@ -254,8 +259,8 @@ SLOTS = (
 class Technique:
     """One technique = one subclass in one file; file, class attribute `name`, flag and study share the name.
 
-    Class attributes declare; `self.config` holds the resolved settings; seam methods return what runs, or None where
-    the technique does not enter (a layer that it skips, say)."""
+    Class attributes declare; `self.config` holds the resolved settings; seam methods return what runs, or
+    None where the technique does not enter (a layer that it skips, say)."""
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""  # paper and PR, and who
@@ -291,16 +296,18 @@ class Technique:
     def cost(self, shape: Shape) -> Cost:
         return Cost()
 
-    # -- model seams: called once while building; the trainer registers the modules they return -------------------
+    # -- model seams: called once while building; the trainer registers the modules they return ------------
 
     def embed_in(self, shape: Shape) -> Any:
         """chain · module(x [B,T,D], ids [B,T]) -> x, before the embedding's RMS norm."""
 
     def embed_out(self, shape: Shape) -> Any:
-        """chain · module(x [B,T,D], ids [B,T]) -> x, after the embedding's RMS norm; its result is also x0."""
+        """chain · module(x [B,T,D], ids [B,T]) -> x, after the embedding's RMS norm; its result is also
+        x0."""
 
     def shared(self, shape: Shape) -> Any:
-        """chain · module(x0 [B,T,D], ids [B,T]) -> tensor, once a forward; layers find it as ctx[self.name]."""
+        """chain · module(x0 [B,T,D], ids [B,T]) -> tensor, once a forward; layers find it as
+        ctx[self.name]."""
 
     def values(self, shape: Shape, layer: int) -> Any:
         """chain · module(v [B,T,K,Dh], ctx) -> v, before attention."""
@@ -318,9 +325,10 @@ class Technique:
         """slot · function(z [B,T,mlp_dim]) -> same shape."""
 
     def init(self, model: Any) -> None:
-        """chain · change parameters in place, once, after every module is built and before anything reads them."""
+        """chain · change parameters in place, once, after every module is built and before anything reads
+        them."""
 
-    # -- run seams: outside the compiled graph --------------------------------------------------------------------
+    # -- run seams: outside the compiled graph -------------------------------------------------------------
 
     def hyper(self, hyper: Any) -> Any:
         """chain · train_gpt.Hyper (frozen optimiser settings) -> Hyper."""
@@ -329,13 +337,15 @@ class Technique:
         """slot · multiplier of every learning rate at `progress` in [0, 1] of the training budget."""
 
     def averager(self, model: Any, num_steps: int) -> Any:
-        """slot · object with update(model) after every step and weights() -> {name: fp32 tensor} to export."""
+        """slot · object with update(model) after every step and weights() -> {name: fp32 tensor} to
+        export."""
 
     def bits(self, role: str) -> int | None:
         """slot · bits per weight of a quantised tensor of this role."""
 
     def quantizer(self) -> Any:
-        """slot · object with calibrate(model, batches) and quantize(name, weight [r,c], bits) -> (q int8, scale [r])."""
+        """slot · object with calibrate(model, batches) and quantize(name, weight [r,c], bits) -> (q int8,
+        scale [r])."""
 
     def codec(self) -> Any:
         """slot · object with name, compress(bytes) -> bytes, decompress(bytes) -> bytes."""

@@ -1,9 +1,11 @@
-"""Finds every technique file. `metadata()` reads them without torch; `runtime()` imports them for the trainer.
+"""Finds every technique file. `metadata()` reads them without torch; `runtime()` imports them for the
+trainer.
 
-A technique file mixes torch modules and plain declarations. `metadata()` executes only the half that needs no torch:
-it drops imports of torch and triton and every top-level class derived from `nn.Module` or `torch.*` before running the
-file under a name of its own, so that `search.py status` and the workers' pre-flight answer without the seconds and the
-memory of torch. Functions stay (their bodies never run here). Both views can live in one process.
+A technique file mixes torch modules and plain declarations. `metadata()` executes only the half that needs no
+torch: it drops imports of torch and triton and every top-level class derived from `nn.Module` or `torch.*`
+before running the file under a name of its own, so that `search.py status` and the workers' pre-flight answer
+without the seconds and the memory of torch. Functions stay (their bodies never run here). Both views can live
+in one process.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ HEAVY = ("torch", "triton")
 
 
 def technique_files() -> dict[str, Path]:
-    """name -> file, sorted by name. Files and folders whose name starts with `_` are shared maths, not techniques."""
+    """name -> file, sorted by name. Files and folders whose name starts with `_` are shared maths, not
+    techniques."""
     files = {p.stem: p for p in sorted(ROOT.glob("*/*.py")) if not p.stem.startswith("_")}
     return dict(sorted(files.items()))
 
@@ -64,7 +67,8 @@ def _technique_in(module: types.ModuleType, name: str, path: Path) -> type[Techn
 
 @functools.cache
 def metadata() -> dict[str, type[Technique]]:
-    """name -> Technique class, without torch: only declarations, `check`, `verdict` and `cost` may be used."""
+    """name -> Technique class, without torch: only declarations, `check`, `verdict` and `cost` may be
+    used."""
     return {name: _load_metadata(name, path) for name, path in technique_files().items()}
 
 
@@ -109,8 +113,8 @@ def check_together(techniques: dict[str, Technique]) -> None:
         claimants = [n for n, t in techniques.items() if slot in claims(t)]
         if len(claimants) > 1:
             raise ValueError(
-                f"Only one technique may fill the slot `{slot}`, but {' and '.join(sorted(claimants))} are both on. "
-                f"Turn one off."
+                f"Only one technique may fill the slot `{slot}`, but {' and '.join(sorted(claimants))} "
+                f"are both on. Turn one off."
             )
     for name, technique in techniques.items():
         for other, why in technique.conflicts.items():

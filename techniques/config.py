@@ -1,7 +1,8 @@
 """The trainer's settings and how they are resolved: command line > environment > file > preset > default.
 
-Flat names everywhere: `num_layers` is a trainer setting, `xsa` is a technique's gate (0 or 1, off by default),
-`xsa.last_n` is a technique's setting. Files may nest (`[xsa] last_n = 4` means gate on). No torch here.
+Flat names everywhere: `num_layers` is a trainer setting, `xsa` is a technique's gate (0 or 1, off by
+default), `xsa.last_n` is a technique's setting. Files may nest (`[xsa] last_n = 4` means gate on). No torch
+here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ LAYERS = ("preset", "file", "environment", "command line")  # low to high preced
 
 @dataclass(frozen=True)
 class Config:
-    """The trainer's own settings; defaults are the challenge's naive baseline. Environment names are the upper case."""
+    """The trainer's own settings; defaults are the challenge's naive baseline. Environment names are the
+    upper case."""
 
     # data
     data_path: str = setting("data/datasets/fineweb10B_sp1024", "folder of the token shards", stage="data")
@@ -112,13 +114,14 @@ class Config:
         """ValueError for settings that contradict each other."""
         if self.model_dim % self.num_heads or (self.model_dim // self.num_heads) % 2:
             raise ValueError(
-                f"`model_dim` must be an even multiple of `num_heads`, but got {self.model_dim} and {self.num_heads}."
+                f"`model_dim` must be an even multiple of `num_heads`, but got {self.model_dim} and "
+                f"{self.num_heads}."
             )
         if self.num_heads % self.num_kv_heads:
             divisors = [k for k in range(1, self.num_heads + 1) if self.num_heads % k == 0]
             raise ValueError(
-                f"`num_heads` must be a multiple of `num_kv_heads`, but got {self.num_heads} and {self.num_kv_heads}. "
-                f"Use one of {', '.join(map(str, divisors))}."
+                f"`num_heads` must be a multiple of `num_kv_heads`, but got {self.num_heads} and "
+                f"{self.num_kv_heads}. Use one of {', '.join(map(str, divisors))}."
             )
         part = self.micro_batches * self.train_seq_len
         if self.train_batch_tokens % part:
@@ -128,8 +131,8 @@ class Config:
             )
         if self.reserve_seconds and self.reserve_seconds >= self.max_wallclock_seconds:
             raise ValueError(
-                f"`reserve_seconds` must be less than `max_wallclock_seconds`, but got {self.reserve_seconds} and "
-                f"{self.max_wallclock_seconds}. A reserve only means something under a wall-clock budget."
+                f"`reserve_seconds` must be less than `max_wallclock_seconds`, but got "
+                f"{self.reserve_seconds} and {self.max_wallclock_seconds}. A reserve only means something under a wall-clock budget."
             )
 
 
@@ -185,7 +188,8 @@ def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.
 
 
 def from_environment(environ: Mapping[str, str], known: Mapping[str, type[Technique]]) -> dict[str, Any]:
-    """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it off."""
+    """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it
+    off."""
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
     for name, technique in known.items():
         given = {field: environ[v] for v, field in technique.env.items() if v in environ}
@@ -263,8 +267,8 @@ def read_preset(name: str) -> dict[str, Any]:
 def resolve(layers: Mapping[str, Mapping[str, Any]], known: Mapping[str, type[Technique]]) -> Resolved:
     """Merge flat layers (keys of LAYERS) into every value of a run.
 
-    Raises ValueError: unknown name, value out of range, techniques that exclude each other, a setting of a technique
-    that is off, a trainer setting that a technique makes unread."""
+    Raises ValueError: unknown name, value out of range, techniques that exclude each other, a setting of a
+    technique that is off, a trainer setting that a technique makes unread."""
     given: dict[str, tuple[Any, str]] = {}
     for origin in LAYERS:
         for name, value in flatten(layers.get(origin, {})).items():
@@ -314,8 +318,42 @@ def _build_techniques(
     return {t.name: t for t in catalog.order(on)}
 
 
+def settings_from(
+    argv: Sequence[str], environ: Mapping[str, str], known: Mapping[str, type[Technique]], *, has_gpu: bool
+) -> Resolved:
+    """A process' settings: command line > environment > file > preset > default. With nothing given on a
+    machine without a GPU, the preset is `laptop`: the challenge's baseline would need hours there."""
+    file, preset, command_line = parse_command_line(argv, known)
+    environment = from_environment(environ, known)
+    file_layer = read_layer(Path(file)) if file else {}
+    preset = preset or environ.get("PRESET", "") or str(file_layer.get("preset", ""))
+    file_layer.pop("preset", None)
+    if not (preset or file or command_line or environment or has_gpu):
+        preset = "laptop"
+    layers = {
+        "preset": read_preset(preset) if preset else {},
+        "file": file_layer,
+        "environment": environment,
+        "command line": command_line,
+    }
+    return resolve(layers, known)
+
+
+def help_text(intro: str, known: Mapping[str, type[Technique]]) -> str:
+    """Every setting and technique with its default and its sentence."""
+    lines = [intro, "Settings (default):"]
+    for f in fields(Config):
+        lines.append(f"  --{f.name} ({f.default!r}): {f.metadata['doc']}")
+    for name, technique in known.items():
+        lines.append(f"\n  --{name}: {(technique.__doc__ or '').strip().splitlines()[0]}")
+        for f in fields(technique.Config):
+            lines.append(f"    --{name}.{f.name} ({f.default!r}): {f.metadata['doc']}")
+    return "\n".join(lines)
+
+
 def stage_keys(resolved: Resolved, code_hash: str, data_id: str) -> dict[str, str]:
-    """stage -> hash of everything that its result depends on: the stage before it, its own settings, code, data."""
+    """stage -> hash of everything that its result depends on: the stage before it, its own settings, code,
+    data."""
     first_stage = {n: f.metadata["stage"] for n, f in TRAINER_FIELDS.items()}
     keys, upstream = {}, digest([code_hash, data_id])
     for stage in STAGES:

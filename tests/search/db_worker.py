@@ -1,4 +1,4 @@
-"""A worker process for the tests: `python db_worker.py COMMAND HOME ...`; prints what it saw, one line each."""
+"""A worker process for the tests: `python db_worker.py COMMAND HOME NUMBER`; prints what it sees, line by line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TIMING = storage.Timing(patience_s=40.0, heartbeat_s=1, grace_s=3)
 
 
 def objective(trial: optuna.Trial) -> float:
-    """A few short reports, sometimes pruned; FREEZE and DURATION_S come from the environment."""
+    """Some short reports over DURATION_S seconds; one in ten is pruned."""
     x = trial.suggest_float("x", -5.0, 5.0)
     gate = trial.suggest_categorical("gate", [True, False])
-    print(f"began {trial.number} {time.time():.3f}", flush=True)
+    print(f"began {trial.number}", flush=True)
     end = time.time() + float(os.environ.get("DURATION_S", "0.3"))
     step = 0
     while time.time() < end or step < 2:
@@ -32,25 +32,37 @@ def objective(trial: optuna.Trial) -> float:
     return x * x + (0.5 if gate else 0.0)
 
 
-def study_of(url: str, home: Path, *, worker: bool) -> optuna.Study:
-    opened = storage.open_storage(url, worker=worker, timing=TIMING, revive=lambda: url_of(home))
+def study_of(url: str, home: Path) -> optuna.Study:
+    """The study `s`, opened the way a worker of the product does."""
+    opened = storage.open_storage(url, worker=False, timing=TIMING, revive=lambda: url_of(home))
     sampler = optuna.samplers.RandomSampler(seed=os.getpid())
     return storage.open_study(opened, "s", url=url, sampler=sampler)
 
 
-def main(command: str, home: Path, *rest: str) -> None:
+def opened_by_many(home: Path, number: int) -> int:
+    """Opens the study in `number` processes at once, forked before there is any connection."""
+    children: list[int] = []
+    for _ in range(number):
+        pid = os.fork()
+        if pid == 0:
+            url = storage.resolve_url(None, home=home, environ=os.environ)
+            os.write(1, f"study {len(study_of(url, home).trials)}\n".encode())
+            os._exit(0)
+        children.append(pid)
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children)
+
+
+def main(command: str, home: Path, number: int) -> int:
+    """open NUMBER processes, or run until NUMBER trials are finished."""
     logging.basicConfig(level=logging.WARNING)
-    url = url_of(home)
-    if command == "hold":
-        print("up", flush=True)
-        time.sleep(float(rest[0]))
-    elif command == "open":
-        print("study", len(study_of(url, home, worker=False).trials), flush=True)
-    elif command == "run":
-        study = study_of(url, home, worker=False)
-        tally = exact.run_exactly(study, objective, target=int(rest[0]), url=url)
-        print("done", tally.finished, tally.running, flush=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if command == "open":
+        return opened_by_many(home, number)
+    url = storage.resolve_url(None, home=home, environ=os.environ)
+    tally = exact.run_exactly(study_of(url, home), objective, target=number, url=url)
+    print("done", tally.finished, tally.running, flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
