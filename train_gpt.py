@@ -719,7 +719,9 @@ class Trained:
 class Trainer:
     """One training run: model, optimisers, loader, schedule, clock."""
 
-    def __init__(self, resolved: Resolved, world: World, data: corpus_dataset.Dataset, log: Log, audit: Audit):
+    def __init__(
+        self, resolved: Resolved, world: World, data: corpus_dataset.Dataset, log: Log, audit: Audit
+    ):
         self.resolved, self.config, self.world, self.data = resolved, resolved.config, world, data
         self.log, self.audit = log, audit
         self.model = build_model(resolved, world.device, audit)
@@ -1062,7 +1064,7 @@ def quantize(
 def pack(packed: list[Packed], values: Mapping[str, Any], codec: Any) -> bytes:
     """The artifact's bytes. Container: JSON head, then all integers, all scales, all halves, all floats: like
     beside like compresses best."""
-    head: dict[str, Any] = {"values": {k: v for k, v in values.items() if v is not False}, "tensors": []}
+    head: dict[str, Any] = {"values": values, "tensors": []}
     streams: dict[str, list[bytes]] = {"int8": [], "scale": [], "float16": [], "float32": []}
     for item in packed:
         kind = str(item.q.dtype).removeprefix("torch.")
@@ -1162,7 +1164,7 @@ class Evaluation:
     def result(self, luts: Any) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
         once."""
-        covered = self.world.sum(self.written.to(self.world.device))
+        covered = self.world.sum(self.written.clone().to(self.world.device))
         if int(covered.min()) != 1 or int(covered.max()) != 1:
             missing, twice = int((covered == 0).sum()), int((covered > 1).sum())
             raise ValueError(
@@ -1196,14 +1198,18 @@ def validation_tokens(data: corpus_dataset.Dataset, config: Config, limit: int =
     return torch.from_numpy(data.val_tokens(max_tokens=min(caps, default=None)).astype(np.int32))
 
 
-def open_evaluation(model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Evaluation:
+def open_evaluation(
+    model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0
+) -> Evaluation:
     t = config.shape().eval_seq_len
     return Evaluation(
         model, validation_tokens(data, config, limit), t, config.val_batch_size // t // world.size, world
     )
 
 
-def score_plainly(model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Score:
+def score_plainly(
+    model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0
+) -> Score:
     was_training = model.training
     model.eval()
     run = open_evaluation(model, world, data, config, limit)
@@ -1272,6 +1278,8 @@ class Run:
         self.world = World(self.config)
         self.world.agree("the configuration", resolved.hash())
         torch.set_float32_matmul_precision("high")
+        dtype = compute_dtype(self.config, self.world.device)
+        self.attention = pick_attention(self.config.attention, self.world.device, dtype)[0]
         run_id = self.config.run_id or resolved.hash()
         self.out_dir = Path(self.config.out_dir or ROOT / "runs" / run_id)
         self.log = Log(self.out_dir, self.world.rank)
@@ -1310,7 +1318,6 @@ class Run:
         if self.world.device.type == "cuda" and self.log.loud:
             smi = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False)
             log(smi.stdout, screen=False)
-        self.attention = pick_attention(c.attention, self.world.device, dtype)[0]
         device = (
             torch.cuda.get_device_name()
             if self.world.device.type == "cuda"
@@ -1413,7 +1420,7 @@ class Run:
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
         owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
         codec = owner.codec() if owner else ZlibCodec()
-        artifact = pack(packed, self.resolved.values, codec)
+        artifact = pack(packed, self.resolved.identity(), codec)
         self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
         code_bytes = sum(len(text.encode()) for text in self.code.values())
         sizes = {
@@ -1423,7 +1430,7 @@ class Run:
             "quantized_elements": facts["quantized_elements"],
         }
         if owner:
-            baseline = len(pack(packed, self.resolved.values, ZlibCodec()))
+            baseline = len(pack(packed, self.resolved.identity(), ZlibCodec()))
             self.audit.changed(owner.name, "bytes", baseline != len(artifact))
             self.audit.note(owner.name, bytes_over_zlib=len(artifact) - baseline)
         if self.log.loud:
@@ -1450,6 +1457,8 @@ class Run:
 
     def evaluate(self, artifact: bytes) -> None:
         score, protocol, seconds = evaluate(artifact, self.resolved, self.world, self.data, self.audit)
+        if not math.isfinite(score.val_loss):
+            raise Diverged(f"val_loss of the packed model is {score.val_loss}")
         self.stage_seconds["evaluate"] = {"timed": seconds, "true": seconds}
         owner = owner_of(self.resolved.techniques, "codec")
         name = f"final_int8_{owner.codec().name if owner else 'zlib'}_roundtrip"

@@ -212,8 +212,7 @@ def verify_bytes(
 
 
 def _anchor(tokenizer: Tokenizer) -> list[int]:
-    """One token that decodes to one ASCII letter, to be put before a document; nothing where all tokens are "
-    "bytes."""
+    """One token that decodes to one ASCII letter, to put before a document; none if all are bytes."""
     for token in range(tokenizer.vocab_size()):
         piece = tokenizer.id_to_piece(token)
         if len(piece) == 1 and piece.isascii() and tokenizer.decode([token]) == piece:

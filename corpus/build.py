@@ -8,27 +8,20 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import zstandard
 
 from corpus.documents import MAX_DOCUMENT_BYTES, Split, cut_documents, paragraphs, shuffled, unique_documents
 from corpus.export import Target, export_dataset
-from corpus.manifest import Manifest, is_complete, locked, read_manifest
+from corpus.manifest import Manifest, is_complete, is_unfinished, locked, read_manifest
 
 PLAIN_SUFFIXES = (".txt", ".md")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".jsonl.zst")
 # By default validation is 480 kB (about 190,000 tokens of sp1024), or a tenth of a small corpus.
 DEFAULT_VAL_BYTES = 480_000
 DEFAULT_VAL_FRAC = 0.1
-
-
-class Readable(Protocol):
-    """A stream of bytes that closes itself."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *error: Any) -> Any: ...
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -169,7 +162,7 @@ def _existing(target: Target, source: dict[str, Any], *, force: bool) -> Manifes
                 f"{manifest.data_id} ({manifest.source.get('kind')}) from other text or options. Use another "
                 "--name, or --force."
             )
-        if target.folder.name.startswith("fineweb10B_") and any(target.folder.glob("fineweb_*.bin")):
+        if any(target.folder.glob("fineweb_*.bin")) and not is_unfinished(target.folder):
             raise ValueError(
                 f"{target.folder} holds shards that this command did not write. Use another --name, or "
                 "--force."
@@ -188,10 +181,9 @@ def _is_text(path: Path) -> bool:
 def _read_jsonl(path: Path) -> Iterator[str]:
     number = 0
     try:
-        with _open_stream(path) as stream:
-            for number, raw in enumerate(_lines(stream), 1):
-                if raw.strip():
-                    yield _text_of(path, number, raw)
+        for number, raw in enumerate(_lines(path), 1):
+            if raw.strip():
+                yield _text_of(path, number, raw)
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise ValueError(
             f"A compressed file must be whole, but {path} breaks off or is damaged after line {number:,} "
@@ -199,23 +191,41 @@ def _read_jsonl(path: Path) -> Iterator[str]:
         ) from error
 
 
-def _open_stream(path: Path) -> Readable:
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The file's decompressed bytes. Raises EOFError or the codec's error if it breaks off."""
     name = path.name.lower()
-    if name.endswith(".xz"):
-        return lzma.open(path)
-    if name.endswith(".gz"):
-        return gzip.open(path)
     if name.endswith(".zst"):
-        return zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True, closefd=True
-        )
-    return path.open("rb")
+        yield from _zstd_chunks(path)
+        return
+    if name.endswith(".xz"):
+        stream = lzma.open(path)
+    elif name.endswith(".gz"):
+        stream = gzip.open(path)
+    else:
+        stream = path.open("rb")
+    with stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
 
 
-def _lines(stream: Readable) -> Iterator[bytes]:
-    """Lines of a stream that need only read(): zstandard's does no more."""
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    """Frame after frame by hand: the library's stream reader ends a cut-off file without a word."""
+    decompressor = None
+    with path.open("rb") as file:
+        while raw := file.read(_CHUNK_BYTES):
+            while raw:
+                decompressor = decompressor or zstandard.ZstdDecompressor().decompressobj()
+                yield decompressor.decompress(raw)
+                raw = decompressor.unused_data
+                if decompressor.eof:
+                    decompressor = None
+    if decompressor is not None:
+        raise EOFError("the last frame is not whole")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     rest = b""
-    while chunk := stream.read(1 << 20):
+    for chunk in _chunks(path):
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     if rest:

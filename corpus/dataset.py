@@ -184,8 +184,7 @@ def check_overlap(
 
 
 def _shard_hashes(path: Path, limit: int | None) -> np.ndarray:
-    """Hashes of the shard's documents, the last too: a shard copied whole has it too, a cut one shares it "
-    "with none."""
+    """Hashes of the shard's documents, the last too: a shard copied whole has the same."""
     tokens = read_shard(path)
     cut = limit is not None and tokens.size > limit
     return document_hashes(tokens[:limit], whole=not cut)
@@ -196,8 +195,7 @@ def _share(limit: int | None, paths: list[Path]) -> int | None:
 
 
 def _is_own(manifest: Manifest | None) -> bool:
-    """Whether our builder made it, which promises disjoint splits; a download or a foreign export does "
-    "not."""
+    """Whether our builder made it, which promises disjoint splits; a foreign export does not."""
     return manifest is not None and manifest.source.get("kind") in ("embedded", "text")
 
 
@@ -280,8 +278,7 @@ def _size_in_name(folder: Path) -> int:
 
 
 def _foreign_data_id(paths: dict[str, list[Path]], tokenizer_file: Path) -> str:
-    """From names, headers, sizes and first bytes: cheap on a hundred shards, the same wherever the files "
-    "lie."""
+    """From names, headers, sizes and first bytes: cheap, and the same wherever the files lie."""
     digest = hashlib.sha256(sha256_file(tokenizer_file).encode())
     for path in (*paths["train"], *paths["val"]):
         with path.open("rb") as file:

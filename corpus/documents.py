@@ -1,4 +1,4 @@
-"""Documents: cut, unique, in a frozen shuffled order whose first part is validation; the splits share none."""
+"""Documents: cut, unique, in a frozen order whose first part is validation; the splits share none."""
 
 import hashlib
 import random
@@ -27,8 +27,7 @@ class Split:
 
 
 def text_hash(text: str) -> bytes:
-    """SHA-256 of the document with its white space made single: what the tokenizer's normalisation also "
-    "does."""
+    """SHA-256 of the document with its white space made single, as the tokenizer makes it."""
     return hashlib.sha256(_SPACES.sub(" ", text).strip().encode()).digest()
 
 

@@ -99,8 +99,7 @@ def _trouble(hub: Hub, error: Exception) -> str:
 
 
 def _listing(hub: Hub, folder: str) -> tuple[str, dict[str, RepoFile]]:
-    """The commit behind the revision, and the files (by path below the prefix) of the two folders at that "
-    "commit."""
+    """The commit behind the revision, and its files of the two folders by path below the prefix."""
     api = huggingface_hub.HfApi(endpoint=hub.endpoint)
     try:
         commit = api.repo_info(hub.repo_id, revision=hub.revision, repo_type="dataset").sha
@@ -178,8 +177,7 @@ def _fetch_all(root: Path, hub: Hub, commit: str, wanted: dict[str, RepoFile]) -
 
 
 def _fetch(destination: Path, hub: Hub, commit: str, entry: RepoFile) -> None:
-    """One file, through `<name>.<hash>.part`: what is there of the same content is kept and the rest asked "
-    "for."""
+    """One file, through `.<name>.<hash>.part`: what is there of it is kept, the rest asked for."""
     part = destination.with_name(f".{destination.name}.{_expected(entry)[1][:16]}.part")
     url = huggingface_hub.hf_hub_url(
         hub.repo_id, entry.path, repo_type="dataset", revision=commit, endpoint=hub.endpoint

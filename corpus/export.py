@@ -14,6 +14,8 @@ from corpus.manifest import (
     ShardEntry,
     SplitEntry,
     manifest_path,
+    mark_finished,
+    mark_unfinished,
     sha256_file,
     write_manifest,
 )
@@ -77,6 +79,7 @@ def export_dataset(target: Target, split: Split, *, source: dict[str, Any]) -> M
     check_disjoint(split)
     raw = byte260_bytes() if target.variant == "byte260" else _train(split, target.vocab_size)
     target.folder.mkdir(parents=True, exist_ok=True)
+    mark_unfinished(target.folder)
     clear_folder(target.folder)
     write_tokenizer(target.tokenizer_path, raw)
     tokenizer = load_tokenizer(target.tokenizer_path, vocab_size=target.vocab_size)
@@ -95,6 +98,7 @@ def export_dataset(target: Target, split: Split, *, source: dict[str, Any]) -> M
         source=source,
     )
     write_manifest(target.folder, manifest)
+    mark_finished(target.folder)
     return manifest
 
 
@@ -115,8 +119,7 @@ def _check_not_empty(split: Split) -> None:
 
 
 def _train(split: Split, vocab_size: int) -> bytes:
-    """On the first training documents, at most TOKENIZER_TEXT_BYTES: validation text never shapes the "
-    "vocabulary."""
+    """On the first TOKENIZER_TEXT_BYTES of training: validation text never shapes the vocabulary."""
     texts: list[str] = []
     left = TOKENIZER_TEXT_BYTES
     for text in split.train:
@@ -129,8 +132,7 @@ def _train(split: Split, vocab_size: int) -> bytes:
 
 
 def _without(train: list[np.ndarray], val: list[np.ndarray]) -> list[np.ndarray]:
-    """Training documents whose tokens are not those of a validation document: normalisation can make two "
-    "texts one."""
+    """Training documents that are no validation document in tokens: normalisation can equal two texts."""
     known = {document.tobytes() for document in val}
     return [document for document in train if document.tobytes() not in known]
 

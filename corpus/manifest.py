@@ -14,6 +14,7 @@ from corpus.shards import HEADER_BYTES, SPLITS
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
+_MARK_NAME = ".building"
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,7 @@ def read_manifest(folder: Path | str) -> Manifest | None:
 
 
 def check_sizes(folder: Path | str, manifest: Manifest) -> None:
-    """Raises ValueError unless the folder holds exactly the manifest's shards, each of its size. Only stat "
-    "calls."""
+    """Raises ValueError unless the folder holds exactly the manifest's shards, by their sizes."""
     folder = Path(folder)
     entries = {shard.file: shard for split in manifest.splits.values() for shard in split.shards}
     present = {path.name for path in folder.glob("fineweb_*.bin") if "_bytes_" not in path.name}
@@ -153,6 +153,20 @@ def is_complete(folder: Path | str) -> bool:
     return True
 
 
+def mark_unfinished(folder: Path) -> None:
+    """Say that this program began to write here: without a manifest, such a folder may be built anew."""
+    (folder / _MARK_NAME).touch()
+
+
+def mark_finished(folder: Path) -> None:
+    (folder / _MARK_NAME).unlink(missing_ok=True)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a build of ours was cut off here; shards without mark and manifest are somebody else's."""
+    return (folder / _MARK_NAME).exists()
+
+
 def sha256_file(path: Path | str) -> str:
     """Hexadecimal SHA-256 of the file."""
     with Path(path).open("rb") as file:
@@ -161,8 +175,7 @@ def sha256_file(path: Path | str) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path | str) -> Iterator[None]:
-    """Hold the dataset folder's lock: one builder at a time on this machine; a killed one lets go by "
-    "itself."""
+    """Hold the folder's lock: one builder at a time on this machine; a killed one lets go."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as file:

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 import sysconfig
@@ -73,11 +74,10 @@ def find_package(name: str) -> Package | None:
 
 def source_files(package: Package) -> list[Path]:
     """Its .py files in the order of their relative POSIX paths, without tests and vendored copies."""
-    files = [
-        path
-        for path in package.root.rglob("*.py")
-        if not _SKIPPED_PARTS.intersection(path.relative_to(package.root).parts[:-1])
-    ]
+    files: list[Path] = []
+    for folder, folders, names in os.walk(package.root):
+        folders[:] = [name for name in folders if name not in _SKIPPED_PARTS]
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
     return sorted(files, key=lambda path: path.relative_to(package.root).as_posix())
 
 
@@ -107,8 +107,7 @@ def prose(source: str) -> Iterator[str]:
 
 
 def string_value(body: str, *, raw: bool) -> str | None:
-    """The text between the triple quotes, unescaped unless `raw`, dedented; None for escapes Python "
-    "refuses."""
+    """The text between triple quotes, unescaped unless `raw`, dedented; None for refused escapes."""
     if "\\" in body and not raw:
         try:
             with warnings.catch_warnings():

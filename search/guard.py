@@ -1,7 +1,7 @@
 """`guard.py FD COMMAND...` runs COMMAND and ends with it: nothing that COMMAND started outlives this process.
 
 FD is one end of a socket pair whose other end a worker holds. When the worker shuts it, or dies in whatever
-way, COMMAND gets SIGTERM and GRACE_S later SIGKILL. At the end every descendant is killed (on Linux also those
+way, COMMAND gets SIGTERM and GRACE_S later SIGKILL. At the end every descendant is killed (on Linux also one
 that left the group: we adopt orphans), and the exit status, negative for a signal, goes through FD. Standard
 library only, started with -I -S: some 15 ms.
 """

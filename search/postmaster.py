@@ -17,6 +17,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -37,6 +38,7 @@ from search.pgplace import (
 
 DB_USER = "caddie"
 PORT = 5432  # names the socket file only: there is no TCP
+SMALL_DISK_MB = 100  # a new cluster takes 40, its log files soon as much again
 POLL_S = 0.2  # how often users.lock and the postmaster are looked at
 FIRST_START_S = 10.0  # a predecessor's shared memory can outlive it by some seconds
 STOP_S = 60.0  # a shutdown writes a checkpoint
@@ -61,6 +63,7 @@ class Server:
         self.owner = owner_of_server(self.data)
         self.child: subprocess.Popen[bytes] | None = None
         self.log = place / "postgres.log"
+        self.log_mark = 0  # where the words of the last program begin
         make_private(place / "cluster", self.owner)
         version = self.data / "PG_VERSION"
         major = version.read_text().strip() if version.exists() else None
@@ -81,6 +84,7 @@ class Server:
         uid, gid = self.owner
         as_root = os.geteuid() == 0
         with self.log.open("ab") as log:
+            self.log_mark = log.tell()
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -121,14 +125,19 @@ class Server:
         status = self.popen(command).wait()
         handed.unlink(missing_ok=True)
         if status != 0:
-            raise ServerFailed(f"The private database could not be made: {self.last_words()}")
+            raise ServerFailed(f"The private database could not be made: {self.reason()}")
         os.sync()  # one sync of the file systems: a fifth of the time that initdb's own takes
         fresh.rename(self.data)
 
-    def last_words(self) -> str:
-        """The last lines of the log, for an error text."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()[-4:] if self.log.exists() else []
-        return f"{' / '.join(line.strip() for line in lines)} (all of it in {self.log})"
+    def reason(self) -> str:
+        """Why the program started last gave up: its first complaints in the log, else its last lines."""
+        text = self.log.read_bytes()[self.log_mark :].decode(errors="replace") if self.log.exists() else ""
+        lines = [line.strip() for line in text.strip().splitlines()]
+        complaints = [line for line in lines if re.search(r"FATAL|PANIC|ERROR|error:|could not", line)]
+        words = complaints[:3] or lines[-3:] or ["it said nothing"]
+        free_mb = shutil.disk_usage(self.place).free / 1e6
+        full = f"Its disk has only {free_mb:.0f} MB free. " if free_mb < SMALL_DISK_MB else ""
+        return f"{full}{' / '.join(words)} (all of it in {self.log})."
 
     def stop_predecessor(self) -> None:
         """Stops a postmaster that outlived its supervisor; removes a pid file that names a stranger."""
@@ -213,7 +222,7 @@ def serve(server: Server, users_fd: int) -> None:
         assert server.child is not None
         if server.child.poll() is not None:
             if not announced and time.monotonic() - began > FIRST_START_S:
-                raise ServerFailed(f"The private database does not start: {server.last_words()}")
+                raise ServerFailed(f"The private database does not start: {server.reason()}")
             time.sleep(delay_s)
             delay_s = min(delay_s * 2, 2.0)
             server.launch()

@@ -216,7 +216,7 @@ def connect_check(url: str) -> None:
 
 @contextmanager
 def creation_lock(url: str) -> Generator[None]:
-    """Holds the advisory lock under which tables and studies are made, over all processes of this database."""
+    """Holds the advisory lock under which tables and studies are made, for all processes of a database."""
     try:
         with side_engine(url).connect() as connection:
             connection.execute(sqlalchemy.text(f"set local lock_timeout = '{CREATION_WAIT}'"))

@@ -1,4 +1,4 @@
-"""run_trainer(job, ...) -> Outcome: one configuration through one fresh trainer process, to its end or to ours.
+"""run_trainer(job, ...) -> Outcome: one configuration through one fresh trainer process, to its end or ours.
 
 The trainer runs under `guard.py` in a session of its own: it and all it started are gone when this function
 returns, and when this process dies. What the configuration caused comes back as an Outcome; what the machine
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from search import guard
 from search.exact import InfrastructureError, Interrupted
@@ -74,7 +74,7 @@ class Outcome:
 def trainer_environment(
     environ: Mapping[str, str], *, strip: Iterable[str], num_threads: int
 ) -> dict[str, str]:
-    """The worker's environment less what would change a run and less credentials, with its share of threads."""
+    """`environ` less what would change a run and less credentials, with a share of the threads."""
     dropped = {*strip, *WORLD}
     kept = {k: v for k, v in environ.items() if k not in dropped and not CREDENTIAL.search(k)}
     threads = {name: str(num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if num_threads}
@@ -97,7 +97,7 @@ def run_trainer(
     on_report: Callable[[Record, tuple[Record, ...]], str | None],
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Runs the trainer. `on_report(record, all so far)` may return why to prune; true `stop()`: Interrupted."""
+    """Runs the trainer. `on_report(record, all so far)` may say why to prune; once `stop()`, Interrupted."""
     try:
         prepare_folder(job.folder)
         text = json.dumps(dict(job.config), indent=1, sort_keys=True)

@@ -148,11 +148,18 @@ class Resolved:
     values: dict[str, Any]  # flat: trainer settings, every gate, settings of the techniques that are on
     origins: dict[str, str]  # name -> layer, for values that no default gave
 
-    def hash(self) -> str:
-        """Identity of the run's results: equal hashes are replicates."""
+    def identity(self) -> dict[str, Any]:
+        """The values that results depend on; gates that are off are left out."""
         inert = {n for n, f in TRAINER_FIELDS.items() if f.metadata["stage"] == "none"}
-        kept = {k: v for k, v in self.values.items() if k not in inert and not (v is False and "." not in k)}
-        return digest(kept)
+        return {
+            k: v
+            for k, v in self.values.items()
+            if k not in inert and not (v is False and k not in TRAINER_FIELDS)
+        }
+
+    def hash(self) -> str:
+        """Equal hashes are the same run."""
+        return digest(self.identity())
 
 
 def digest(value: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import json
 import os
 import shutil
@@ -85,19 +87,26 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
         process.communicate(timeout=20)
 
 
+def _lockable(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def fresh_home() -> Iterator[Path]:
-    """A folder for a server, reachable for the server's user; waits until its server is gone, then removes it."""
+    """A folder that the server's user can reach; waits at the end until its server is gone."""
     folder = Path(tempfile.mkdtemp(prefix="caddie-test-"))
     folder.chmod(0o755)
     home = folder / "postgres"
     try:
         yield home
     finally:
-        for facts in folder.rglob("server.json"):
-            with contextlib.suppress(FileNotFoundError, AssertionError, json.JSONDecodeError):
-                pids = server_pids(facts.parent)
-                until(lambda pids=pids: not any(map(alive, pids.values())), 30.0)
+        for lock in folder.rglob("serve.lock"):  # held until the server is down
+            with lock.open("rb") as file:
+                until(functools.partial(_lockable, file.fileno()), 60.0)
         shutil.rmtree(folder)
 
 

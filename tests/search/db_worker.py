@@ -1,4 +1,4 @@
-"""A worker process for the tests: `python db_worker.py COMMAND HOME NUMBER`; prints what it sees, line by line."""
+"""A worker process for the tests: `python db_worker.py COMMAND HOME NUMBER`; prints what it saw."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import alembic.command  # noqa: F401  (once, before the forks)
 import optuna
 
 from search import exact, storage

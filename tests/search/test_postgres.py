@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 import sqlalchemy
 from db_helpers import HOLD, REPO, alive, first_line, fresh_home, hold, kill, python, server_pids, until
+from sqlalchemy import exc
 
 from search import pgplace, postgres
 
@@ -29,7 +30,7 @@ def connected(url: str) -> bool:
     try:
         with engine.connect() as connection:
             return connection.execute(sqlalchemy.text("select 1")).scalar_one() == 1
-    except sqlalchemy.exc.OperationalError:
+    except exc.OperationalError:
         return False
 
 
@@ -189,5 +190,5 @@ def test_a_failing_start_gives_its_reason():
 
 def test_no_binaries(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pgplace, "binary_folders", list)
-    with pytest.raises(pgplace.ServerFailed, match="found none.*pip install"):
+    with pytest.raises(pgplace.ServerFailed, match=r"found none.*pip install"):
         pgplace.find_binaries(None)

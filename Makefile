@@ -1,0 +1,41 @@
+# make        sets everything up and runs a first search on this machine
+# make test   lint, types and every test
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+TRIALS ?= 20
+BIN := .venv/bin
+
+.PHONY: search install install-dev validate lint types test docs clean
+
+search: install
+	$(BIN)/python search.py --trials $(TRIALS)
+
+install: .venv/.installed
+
+install-dev: .venv/.installed-dev
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Caddie needs Python 3.11, 3.12 or 3.13 on PATH, but found none. Install one, or run: make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+validate: install
+	$(BIN)/python validate.py
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/pyright
+
+test: lint types
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+clean:
+	rm -rf .venv runs .caddie data

@@ -1,0 +1,314 @@
+"""The bench that every check works on: a tiny corpus, a tiny trainer, and whole runs of it in this process.
+
+Nothing here knows a technique by name: a technique enters as a class and its `smoke` settings.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import train_gpt
+from corpus import dataset, export
+from corpus.documents import Split
+from techniques.audit import Audit
+from techniques.base import Choice, Technique, claims
+from techniques.config import Resolved, resolve
+
+VOCAB_SIZE = 260  # bytes and four specials: no tokenizer to train
+SEQ_LEN = 64
+BOS = 1
+SETTINGS: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "num_layers": 2,
+    "model_dim": 64,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "train_seq_len": SEQ_LEN,
+    "train_batch_tokens": 256,
+    "micro_batches": 2,
+    "iterations": 12,
+    "warmup_steps": 1,
+    "warmdown_iters": 6,
+    "max_wallclock_seconds": 0.0,
+    "quantize_min_numel": 1024,
+    "val_batch_size": 512,
+    "val_tokens": 512,
+    "val_loss_every": 0,
+    "train_log_every": 1,
+    "compute_dtype": "float32",
+    "compile": "off",
+}
+MODEL_SEAMS = ("embed_in", "embed_out", "shared", "values", "norm", "rope", "attn_out", "activation")
+
+# What a technique's code may raise without taking the suite down: it becomes the reason of a failed check.
+CRASHES = (
+    train_gpt.Diverged,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    OSError,
+    ImportError,
+)
+
+
+class Violation(Exception):
+    """A law of the suite does not hold; the text is the reason, in one line."""
+
+
+class NotApplicable(Exception):
+    """The check has nothing to look at here; the text says why."""
+
+
+class QuietLog:
+    """Stands where the trainer's Log stands and keeps its metrics."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.elapsed_s: list[float] = []
+
+    def __call__(self, line: str, *, screen: bool = True) -> None:
+        pass
+
+    def metrics(self, **values: Any) -> None:
+        if values["kind"] == "train":
+            self.losses.append(values["train_loss"])
+            self.elapsed_s.append(values["elapsed_s"])
+
+    def step_s(self) -> float:
+        """The fastest step: the one that the machine's other work disturbed least."""
+        steps = [b - a for a, b in zip([0.0, *self.elapsed_s], self.elapsed_s, strict=False)]
+        return min(steps)
+
+
+@dataclass
+class Finished:
+    """One run from data to score, with what it left at each stage."""
+
+    resolved: Resolved
+    trainer: train_gpt.Trainer
+    weights: dict[str, Tensor]
+    losses: list[float]
+    step_s: float
+    gradients: dict[str, float]  # parameter -> largest |gradient| of all steps; absent: none came
+    packed: list[train_gpt.Packed] = field(default_factory=list)
+    artifact: bytes = b""
+    score: train_gpt.Score | None = None
+    audit: Audit = field(default_factory=lambda: Audit(()))
+
+
+def write_corpus(root: Path) -> Path:
+    """A small deterministic dataset of byte tokens: sentences from a fixed grammar, in short documents."""
+    rng = random.Random(7)
+    words = ["the", "small", "old", "model", "reads", "a", "line", "of", "text", "and", "writes", "bits", "again"]
+
+    def document() -> str:
+        return ". ".join(" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(rng.randint(2, 6)))
+
+    split = Split(val=[document() for _ in range(40)], train=[document() for _ in range(250)])
+    target = export.Target(root, "conformance", vocab_size=VOCAB_SIZE)
+    export.export_dataset(target, split, source={"kind": "text", "what": "conformance"})
+    return target.folder
+
+
+def smoke_settings(
+    cls: type[Technique], known: Mapping[str, type[Technique]], changes: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """The flat settings that turn a technique and all that it requires on."""
+    flat: dict[str, Any] = {}
+    for name in cls.requires:
+        flat |= smoke_settings(known[name], known)
+    flat |= {f"{cls.name}.{k}": v for k, v in {**cls.smoke, **changes}.items()}
+    return {**flat, cls.name: True}
+
+
+class Lab:
+    """The corpus, the device, and the baseline that every technique is held against."""
+
+    def __init__(self, folder: Path, device: str = "cpu", inductor: bool = False):
+        self.folder, self.device, self.inductor = folder, device, inductor
+        self.settings = {**SETTINGS, "data_path": str(folder), "device": device}
+        self.data: Any = dataset.open_dataset(folder, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
+        self.world = train_gpt.World(self.resolve({}, {}).config)
+
+    def resolve(
+        self, settings: Mapping[str, Any], known: Mapping[str, type[Technique]], **trainer: Any
+    ) -> Resolved:
+        """The bench's settings stand as a preset, so that a technique may override one of them."""
+        return resolve({"preset": {**self.settings, **trainer}, "file": settings}, known)
+
+    def build(self, resolved: Resolved) -> train_gpt.GPT:
+        return train_gpt.build_model(resolved, self.world.device)
+
+    def ids(self, rows: int, length: int, *, vocab_size: int = VOCAB_SIZE, seed: int = 5) -> Tensor:
+        """Random tokens [rows, length] with a document's start here and there."""
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(2, vocab_size, (rows, length), generator=generator)
+        ids[torch.rand(rows, length, generator=generator) < 0.06] = BOS
+        return ids.to(self.world.device)
+
+    def train(self, resolved: Resolved, backend: Callable[..., Any] | str | None = None) -> Finished:
+        """The train stage (and average), its gradients watched; `backend` compiles the training graph."""
+        log, audit = QuietLog(), Audit(resolved.techniques)
+        trainer = train_gpt.Trainer(resolved, self.world, self.data, log, audit)  # type: ignore[arg-type]
+        gradients = watch_gradients(trainer.model)
+        if backend is not None:
+            torch._dynamo.reset()
+            compiled = torch.compile(trainer.model, backend=backend, fullgraph=True, dynamic=False)
+            trainer.compiled = compiled  # type: ignore[assignment]
+        trained = trainer.run()
+        return Finished(
+            resolved, trainer, trained.weights, log.losses, log.step_s(), gradients(), audit=audit
+        )
+
+    def finish(self, run: Finished) -> Finished:
+        """Stages quantize, pack and evaluate."""
+        run.packed, run.artifact = self.export(run)
+        owner = train_gpt.owner_of(run.resolved.techniques, "codec")
+        if owner is not None:
+            plain = train_gpt.pack(run.packed, run.resolved.values, train_gpt.ZlibCodec())
+            run.audit.changed(owner.name, "bytes", len(plain) != len(run.artifact))
+        run.score = self.evaluate(run, run.audit)
+        return run
+
+    def export(self, run: Finished) -> tuple[list[train_gpt.Packed], bytes]:
+        """Quantise and pack the trained weights; calibration batches start at the same token every time."""
+        run.trainer.loader = train_gpt.Loader(run.resolved.config, self.world, self.data.train_paths)
+        packed, _ = train_gpt.quantize(
+            run.weights, run.trainer.model, run.resolved, train_gpt.calibration(run.trainer), run.audit
+        )
+        owner = train_gpt.owner_of(run.resolved.techniques, "codec")
+        codec = owner.codec() if owner else train_gpt.ZlibCodec()
+        return packed, train_gpt.pack(packed, run.resolved.values, codec)
+
+    def evaluate(self, run: Finished, audit: Audit | None = None) -> train_gpt.Score:
+        audit = audit or Audit(run.resolved.techniques)
+        return train_gpt.evaluate(run.artifact, run.resolved, self.world, self.data, audit)[0]
+
+    @functools.cached_property
+    def baseline(self) -> Finished:
+        return self.finish(self.train(self.resolve({}, {})))
+
+    @functools.cached_property
+    def golden(self) -> list[float]:
+        """The first losses with everything off, taken before any technique was built in this process."""
+        return self.train(self.resolve({}, {}, **SHORT)).losses
+
+
+SHORT: dict[str, Any] = {"iterations": 3, "warmdown_iters": 0, "warmup_steps": 0, "val_tokens": SEQ_LEN}
+
+
+def watch_gradients(model: nn.Module) -> Callable[[], dict[str, float]]:
+    """From now on the largest |gradient| of every parameter is kept; not-a-number stays not-a-number."""
+    largest: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        def hook(p: Tensor) -> None:
+            assert p.grad is not None
+            seen = p.grad.detach().abs().max()
+            largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
+
+        return hook
+
+    for name, p in model.named_parameters():
+        p.register_post_accumulate_grad_hook(keep(name))
+    return lambda: {name: float(value) for name, value in largest.items()}
+
+
+@torch.no_grad()
+def perturb(model: nn.Module, *, only: Iterator[str] | set[str] | None = None) -> None:
+    """Move parameters off their initial values; a parameter's noise depends on its name alone."""
+    chosen = None if only is None else set(only)
+    for name, p in model.named_parameters():
+        if chosen is None or name in chosen:
+            generator = torch.Generator().manual_seed(train_gpt.seam_seed(7, name))
+            p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p.device))
+
+
+class Subject:
+    """One technique on the bench, under one choice of its settings."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        cls: type[Technique],
+        *,
+        known: Mapping[str, type[Technique]],
+        changes: Mapping[str, Any] | None = None,
+    ):
+        self.lab, self.cls, self.name = lab, cls, cls.name
+        self.known = {**known, cls.name: cls}
+        self.changes = dict(changes or {})
+        self.settings = smoke_settings(cls, self.known, self.changes)
+        self._run: Finished | None = None
+        self._failed = False
+
+    def resolve(self, **trainer: Any) -> Resolved:
+        return self.lab.resolve(self.settings, self.known, **trainer)
+
+    def without(self, **trainer: Any) -> Resolved:
+        """The same settings with this technique off; what it requires stays on."""
+        own = {k for k in self.settings if k.partition(".")[0] == self.name}
+        return self.lab.resolve(
+            {k: v for k, v in self.settings.items() if k not in own} | {self.name: False},
+            self.known,
+            **trainer,
+        )
+
+    @functools.cached_property
+    def resolved(self) -> Resolved:
+        return self.resolve()
+
+    @property
+    def technique(self) -> Technique:
+        return self.resolved.techniques[self.name]
+
+    def enters(self, *seams: str) -> bool:
+        return any(seam in claims(self.cls) for seam in seams)
+
+    def require_model_seam(self) -> None:
+        if not self.enters(*MODEL_SEAMS):
+            raise NotApplicable("it enters no model seam")
+
+    def run(self) -> Finished:
+        """The whole run, made once; after a failure whatever needs it does not apply."""
+        if self._failed:
+            raise NotApplicable("the run did not finish")
+        if self._run is None:
+            self._failed = True
+            self._run = self.lab.finish(self.lab.train(self.resolved))
+            self._failed = False
+        return self._run
+
+    @functools.cached_property
+    def short(self) -> list[float]:
+        """The losses of a few steps without warm-up."""
+        return self.lab.train(self.resolve(**SHORT)).losses
+
+    @property
+    def has_finished(self) -> bool:
+        return self._run is not None
+
+    def variants(self) -> list[tuple[str, Subject]]:
+        """Itself, and one subject for every other option of every setting that names variants of the maths."""
+        found = [("", self)]
+        for key, domain in self.cls.space.items():
+            if isinstance(domain, Choice):
+                now = getattr(self.technique.config, key)
+                for option in domain.options:
+                    if isinstance(option, str | bool) and option != now:
+                        changes = {**self.changes, key: option}
+                        other = Subject(self.lab, self.cls, known=self.known, changes=changes)
+                        found.append((f"{key}={option}: ", other))
+        return found

@@ -1,0 +1,153 @@
+"""Checks of an evaluation technique, from outside: coverage, score-first, normalised, one forward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import train_gpt
+from conformance.lab import SEQ_LEN, NotApplicable, Subject, Violation, perturb
+from techniques.base import Verdict
+from techniques.config import Resolved
+
+TINY_VOCAB = 8  # small enough to try every target
+LENGTH = 5 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
+LEGAL = (Verdict.LEGAL, Verdict.LEGAL_IF_TIMED)
+
+
+def require_scorer(subject: Subject) -> None:
+    if not subject.enters("scorer"):
+        raise NotApplicable("it is no scorer")
+
+
+def score(subject: Subject, resolved: Resolved, tokens: Tensor) -> train_gpt.Evaluation:
+    """The ledger after the technique scored `tokens` [N + 1] with a fresh model whose every parameter was moved."""
+    model = subject.lab.build(resolved)
+    perturb(model)
+    model.eval()
+    run = train_gpt.Evaluation(model, tokens.to(torch.int32).cpu(), SEQ_LEN, 2, subject.lab.world)
+    resolved.techniques[subject.name].scorer().score(run)
+    return run
+
+
+def coverage(subject: Subject) -> None:
+    """Every position is scored once, of whole sequences and of a ragged tail."""
+    require_scorer(subject)
+    for label, one in subject.variants():
+        for length in (LENGTH - LENGTH % SEQ_LEN, LENGTH):
+            run = score(one, one.resolved, one.lab.ids(1, length + 1)[0])
+            missed = int((run.written == 0).sum())
+            if missed:
+                raise Violation(f"{label}{missed} of {length} positions were never scored")
+
+
+def future_moves(subject: Subject) -> str:
+    """Change all tokens from p on: does a score of a token before p change? What was seen, or nothing."""
+    tokens = subject.lab.ids(1, LENGTH + 1)[0]
+    before = score(subject, subject.resolved, tokens).nll
+    for p in (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5):
+        changed = tokens.clone()
+        changed[p:] = subject.lab.ids(1, LENGTH + 1 - p, seed=11)[0]
+        moved = score(subject, subject.resolved, changed).nll[: p - 1] != before[: p - 1]
+        if bool(moved.any()):
+            return f"tokens from {p} on changed and the score of token {int(moved.nonzero()[0]) + 1} moved"
+    return ""
+
+
+def target_sums(subject: Subject) -> str:
+    """Try every token as the target of one position: the probabilities that they got must sum to 1. A score that
+    looks at its own target, or a mixture that is no distribution, sums to something else."""
+    resolved = subject.resolve(vocab_size=TINY_VOCAB)
+    tokens = subject.lab.ids(1, LENGTH + 1, vocab_size=TINY_VOCAB)[0]
+    position, total = LENGTH - 3, 0.0
+    for target in range(TINY_VOCAB):
+        tokens[position + 1] = target
+        total += float((-score(subject, resolved, tokens).nll[position].double()).exp())
+    if abs(total - 1) <= 1e-4:
+        return ""
+    return f"over all targets of position {position} the probabilities sum to {total:.5f}"
+
+
+def score_first(subject: Subject) -> str | None:
+    """Legal settings pass both detectors; a technique that is illegal must set one off, and so must at least one
+    setting of a contested one: a detector that stays silent there detects nothing."""
+    require_scorer(subject)
+    seen: dict[str, tuple[Verdict, str]] = {}
+    for label, one in subject.variants():
+        verdict = one.technique.verdict().verdict
+        found = future_moves(one) or target_sums(one)
+        if found and verdict in LEGAL:
+            raise Violation(f"{label}{found}, but the verdict is {verdict}")
+        if not found and verdict is Verdict.ILLEGAL:
+            raise Violation(f"{label}the verdict is illegal, but no detector fires")
+        seen[label or "smoke: "] = (verdict, found)
+    contested = {label: found for label, (verdict, found) in seen.items() if verdict not in LEGAL}
+    if contested and not any(contested.values()):
+        raise Violation("the verdict is contested, but no detector fires under any setting")
+    fired = [f"{label}{found}" for label, found in contested.items() if found]
+    return "as its verdict says, a detector fires: " + "; ".join(fired) if fired else None
+
+
+def null_settings(subject: Subject) -> list[Mapping[str, Any]]:
+    """Settings that switch the adaptation off: what the technique declares, else every setting at its limit of 0."""
+    declared = getattr(subject.cls, "null", None)
+    if declared is not None:
+        return [declared]
+    zeros = {
+        f.name: type(f.default)(0)
+        for f in dataclasses.fields(subject.cls.Config)
+        if f.metadata["low"] == 0 and type(f.default) in (int, float)
+    }
+    return [{}, *({name: zero} for name, zero in zeros.items()), zeros]
+
+
+def one_forward(subject: Subject) -> None:
+    """Without adaptation, each score is the plain forward's over some window that ends at or behind it."""
+    require_scorer(subject)
+    tokens = subject.lab.ids(1, LENGTH + 1)[0]
+    plain = plain_nats(subject, tokens)
+    worst = [torch.inf]
+    for null in null_settings(subject):
+        one = Subject(subject.lab, subject.cls, known=subject.known, changes={**subject.changes, **null})
+        try:
+            resolved = one.resolved
+        except ValueError:  # these settings do not go together
+            continue
+        nll = score(one, resolved, tokens).nll
+        worst.append(float((plain - nll[None]).abs().amin(0).max()))
+        if worst[-1] <= 1e-4:
+            return
+    raise Violation(
+        f"with its adaptation off its scores are {min(worst):.2g} nats away from the plain forward's "
+        "(or no setting switches it off: declare `null`)"
+    )
+
+
+@torch.no_grad()
+def plain_nats(subject: Subject, tokens: Tensor) -> Tensor:
+    """[S, N] nats of every position under the plain forward of every window start; infinite outside the window."""
+    model = subject.lab.build(subject.without())
+    perturb(model)
+    model.eval()
+    count = tokens.numel() - 1
+    table = torch.full((count, count), torch.inf)
+    padded = F.pad(tokens, (0, SEQ_LEN))  # what follows the end cannot reach a score before it
+    index = torch.arange(count)[:, None] + torch.arange(SEQ_LEN)
+    ids, targets = padded[index.to(tokens.device)], padded[index.to(tokens.device) + 1]
+    nats = F.cross_entropy(model.logits(model.hidden(ids)).flatten(0, 1), targets.flatten(), reduction="none")
+    inside = index < count
+    rows = torch.arange(count)[:, None].expand_as(index)
+    table[rows[inside], index[inside]] = nats.view(targets.shape).cpu()[inside]
+    return table
+
+
+CHECKS = (
+    ("coverage", coverage),
+    ("score-first", score_first),
+    ("one forward", one_forward),
+)

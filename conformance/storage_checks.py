@@ -1,0 +1,117 @@
+"""Checks of the export: bytes as estimated, the same file twice, the weights and the score that went in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+import train_gpt
+from conformance.lab import Finished, Subject, Violation
+from techniques.base import Tensor as Told
+from techniques.base import claims
+
+BYTES_TOLERANCE = 0.10  # of the estimate, architecture.md section 7
+DAMAGE_BPB = 0.25  # what 5 to 8 bits may cost at this size; a wrong reload costs several bits
+
+
+def entropy_bits(symbols: Tensor) -> float:
+    """Order-0 entropy in bits per symbol."""
+    counts = torch.unique(symbols, return_counts=True)[1].double()
+    p = counts / counts.sum()
+    return float(-(p * p.log2()).sum())
+
+
+def estimated_bytes(tensors: Iterable[Told], bits_per_weight: dict[str, float], min_numel: int) -> float:
+    """Parameters × entropy by role: integers with a float16 scale a row, other weights float16, scalars
+    float32 (both hardly compress)."""
+    total = 0.0
+    for t in tensors:
+        if t.role == "scalar":
+            total += 4.0 * t.numel
+        elif len(t.shape) != 2 or t.numel < min_numel:
+            total += 2.0 * t.numel
+        else:
+            total += t.numel * bits_per_weight[t.role] / 8 + 2.0 * t.shape[0]
+    return total
+
+
+def measured_bits(run: Finished) -> dict[str, float]:
+    """Role -> mean entropy of its stored integers."""
+    roles = {n: p.role for n, p in run.trainer.model.named_parameters()}  # type: ignore[attr-defined]
+    sums: dict[str, tuple[float, int]] = {}
+    for item in run.packed:
+        if item.scale is not None:
+            bits, count = sums.get(roles[item.name], (0.0, 0))
+            sums[roles[item.name]] = (
+                bits + entropy_bits(item.q) * item.q.numel(),
+                count + item.q.numel(),
+            )
+    return {role: bits / count for role, (bits, count) in sums.items()}
+
+
+def size(subject: Subject) -> None:
+    """The artifact's bytes lie within 10 % of what shapes, roles and entropy predict."""
+    run = subject.run()
+    shape = run.resolved.config.shape()
+    tensors = [*shape.tensors(), *(x for t in run.resolved.techniques.values() for x in t.cost(shape).tensors)]
+    head = len(train_gpt.pack([], run.resolved.values, train_gpt.ZlibCodec())) + 12 * len(run.packed)
+    estimate = head + estimated_bytes(tensors, measured_bits(run), run.resolved.config.quantize_min_numel)
+    if not abs(len(run.artifact) / estimate - 1) <= BYTES_TOLERANCE:
+        raise Violation(f"the artifact has {len(run.artifact)} bytes, but {estimate:.0f} were estimated")
+
+
+def reload(subject: Subject) -> None:
+    """Unpacked weights are bit for bit the quantised ones, and near those that were trained."""
+    run = subject.run()
+    owners = [t for t in run.resolved.techniques.values() if "codec" in claims(t)]
+    codecs = {c.name: c for c in (train_gpt.ZlibCodec(), *(t.codec() for t in owners))}
+    values, weights = train_gpt.unpack(run.artifact, codecs)
+    told = {k: v for k, v in run.resolved.values.items() if v is not False}
+    if json.loads(json.dumps(told)) != values:
+        raise Violation("the settings read from the artifact are not those that were packed")
+    for item in run.packed:
+        if not torch.equal(item.dequantized(), weights[item.name]):
+            raise Violation(f"{item.name} reloads with other values than were packed")
+    for name, trained in run.weights.items():
+        error = float((weights[name] - trained).norm() / trained.norm().clamp_min(1e-12))
+        if not error <= 0.5:
+            raise Violation(f"{name} reloads {100 * error:.0f} % away from its trained values")
+
+
+def same_file(subject: Subject) -> None:
+    """Quantise and pack again: the same bytes."""
+    run = subject.run()
+    again = subject.lab.export(run)[1]
+    if again != run.artifact:
+        raise Violation(f"a second export of the same weights gives another file ({len(again)} bytes)")
+
+
+def same_score(subject: Subject) -> None:
+    """The artifact scores twice alike, and near what its weights score before they are quantised."""
+    run = subject.run()
+    assert run.score is not None
+    again = subject.lab.evaluate(run)
+    if again != run.score:
+        raise Violation(f"the same artifact scores {run.score.val_bpb!r}, then {again.val_bpb!r} bits per byte")
+    if not math.isfinite(run.score.val_bpb):
+        raise Violation(f"the score is {run.score.val_bpb}")
+    model = run.trainer.model
+    train_gpt.load_weights(model, run.weights)
+    before = train_gpt.score_plainly(model, subject.lab.world, subject.lab.data, run.resolved.config)
+    if not run.score.val_bpb <= before.val_bpb + DAMAGE_BPB:
+        raise Violation(
+            f"the artifact scores {run.score.val_bpb:.3f} bits per byte, its weights before export "
+            f"{before.val_bpb:.3f}"
+        )
+
+
+CHECKS = (
+    ("bytes", size),
+    ("reload", reload),
+    ("same file", same_file),
+    ("same score", same_score),
+)

@@ -1,0 +1,56 @@
+"""Checks of a run: off is the baseline bitwise, warm-up leaves no trace, the loss falls, the audit sees it."""
+
+from __future__ import annotations
+
+from conformance.lab import SHORT, Subject, Violation
+from techniques.base import claims
+
+
+def off(subject: Subject) -> None:
+    """Switched off, after it has been built and run in this process, it leaves the baseline's losses bitwise;
+    switched on, it leaves everybody else's initial values bitwise (unless `init` is its business)."""
+    lab = subject.lab
+    golden = lab.golden
+    built = dict(lab.build(subject.resolved).named_parameters())
+    if not any("init" in claims(t) for t in subject.resolved.techniques.values()):
+        for name, p in lab.build(subject.without()).named_parameters():
+            if name not in built:
+                raise Violation(f"switched on, it takes parameter {name} away")
+            if not bool((built[name] == p).all()):
+                raise Violation(f"switched on, it changes the initial values of {name}, which is not its own")
+    losses = lab.train(lab.resolve({subject.name: False}, subject.known, **SHORT)).losses
+    if losses != golden:
+        raise Violation(f"switched off, the losses are {losses}, but the baseline's are {golden}")
+
+
+def warm_up(subject: Subject) -> None:
+    """Warm-up steps leave no trace: the losses after two of them are those after none."""
+    with_none = subject.short
+    with_some = subject.lab.train(subject.resolve(**{**SHORT, "warmup_steps": 2})).losses
+    if with_some != with_none:
+        raise Violation(f"losses are {with_some} after two warm-up steps, but {with_none} after none")
+
+
+def learns(subject: Subject) -> None:
+    """Some steps lower the loss."""
+    losses = subject.run().losses
+    first, last = losses[0], sum(losses[-3:]) / 3
+    if not last < first - 0.2:
+        raise Violation(f"{len(losses)} steps brought the loss from {first:.3f} to {last:.3f} nats only")
+
+
+def activity(subject: Subject) -> None:
+    """The run's own audit says that the technique did something."""
+    verdict = subject.run().audit.report()[subject.name]["verdict"]
+    if verdict != "active":
+        raise Violation(f"the activity audit says {verdict}")
+
+
+
+
+CHECKS = (
+    ("off", off),
+    ("warm-up", warm_up),
+    ("learns", learns),
+    ("activity", activity),
+)

@@ -1,0 +1,228 @@
+"""The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N` and `dashboard` read
+it.
+
+Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search.session import Session
+
+StudyOption = Annotated[Path | None, typer.Option(help="The study's file. [default: studies/laptop.toml]")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of a PostgreSQL; better in the variable CADDIE_STORAGE, which process lists do not show. "
+        "[default: a private one under HOME/.caddie]"
+    ),
+]
+HomeOption = Annotated[
+    Path | None, typer.Option(help="Folder of the private database and of runs/. [default: the project]")
+]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that every command takes, before or behind its name."""
+
+    study: Path | None
+    storage: str | None
+    home: Path | None
+
+    def behind(self, study: Path | None, storage: str | None, home: Path | None) -> Common:
+        """These, where the command itself was not given others."""
+        return Common(study or self.study, storage or self.storage, home or self.home)
+
+
+@contextmanager
+def clear_errors() -> Generator[None]:
+    """One line on stderr and exit status 2 for whatever a person can solve; 130 for Ctrl-C."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        from search.storage import redact
+
+        text = (
+            str(error)
+            if isinstance(error, ValueError)
+            else f"{error.filename or 'the system'}: {error.strerror}"
+        )
+        print(f"error: {redact(text)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def make_console() -> Console:
+    """A terminal's width; 160 columns in a file or a pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def say(console: Console, step: str, since: float) -> float:
+    """One step of the start and its seconds; returns now."""
+    now = time.monotonic()
+    console.print(f"{step}  [{now - since:.1f} s]", highlight=False, markup=False, soft_wrap=True)
+    return now
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    trials: Annotated[int, typer.Option(min=0, help="Finished trials that the study shall have.")] = 200,
+    study: StudyOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once. [default: GPUs, else cores]")
+    ] = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    trainer: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
+    common = Common(study, storage, home)
+    context.obj = common
+    if context.invoked_subcommand is None:
+        with clear_errors():
+            run_study(common, trials=trials, workers=workers, trainer=trainer)
+
+
+def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path | None) -> None:
+    """The default command."""
+    from search import prepare
+    from search.launch import Plan, launch
+    from search.progress import Progress, snapshot
+    from search.report import print_leaderboard
+    from search.session import Place, check_room, find_study, open_session, quiet_log
+
+    console, now = make_console(), time.monotonic()
+    study, home = find_study(common.study), home_of(common)
+    check_room(Place(home, study.name))
+    quiet_log(None)
+    gpus = prepare.gpus_for(study, os.environ)
+    now = say(console, f"study {study.name}: {prepare.check_space(study)}", now)
+    if trainer is None:
+        now = say(console, f"corpus: {prepare.check_corpus(study)}", now)
+    session = open_session(study, home=home, storage=common.storage, environ=os.environ)
+    seen = snapshot(session.optuna_study.get_trials(deepcopy=False), trials)
+    now = say(console, f"database: {seen.finished} of {trials} trials done", now)
+    if seen.finished >= trials:
+        console.print(
+            f"Nothing to do: --trials {trials} means {trials} finished trials in this study. Ask for more."
+        )
+    else:
+        count = min(workers or prepare.default_workers(gpus), trials - seen.finished)
+        from search.storage import ENVIRONMENT
+
+        external = common.storage or os.environ.get(ENVIRONMENT)
+        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None)
+        where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
+        say(
+            console,
+            f"{count} worker{'s' if count > 1 else ''} on {where}; Ctrl-C stops, nothing is lost",
+            now,
+        )
+        with Progress(session.optuna_study, trials, console) as progress:
+            launch(session, plan, progress)
+    print_leaderboard(console, session)
+
+
+def home_of(common: Common) -> Path:
+    from search.session import ROOT
+
+    return (common.home or ROOT).absolute()
+
+
+def read(
+    context: typer.Context,
+    options: tuple[Path | None, str | None, Path | None],
+    then: Callable[[Console, Session], None],
+) -> None:
+    """Opens a study that was begun, and only reads it."""
+    with clear_errors():
+        from search.session import find_study, read_session
+
+        common: Common = context.obj.behind(*options)
+        study, home = find_study(common.study), home_of(common)
+        then(make_console(), read_session(study, home=home, storage=common.storage, environ=os.environ))
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """How far the study is, what failed and why, what a trial costs beside its work."""
+    from search.report import print_status
+
+    read(context, (study, storage, home), print_status)
+
+
+@app.command()
+def best(
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Rows of the leaderboard.")] = 10,
+) -> None:
+    """The leaderboard, and the command that repeats the best trial."""
+    from search.report import print_leaderboard
+
+    read(
+        context, (study, storage, home), lambda console, session: print_leaderboard(console, session, top=top)
+    )
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    number: Annotated[int, typer.Argument(metavar="N", help="The trial's number.")],
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Everything about trial N."""
+    from search.report import print_trial
+
+    read(context, (study, storage, home), lambda console, session: print_trial(console, session, number))
+
+
+@app.command()
+def dashboard(
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+) -> None:
+    """optuna-dashboard for this study, on this machine only."""
+
+    def serve_it(console: Console, session: Session) -> None:
+        from search.dashboard import serve
+
+        serve(session.url, session.study.name, port=port, artifact_dir=session.place.artifacts)
+
+    read(context, (study, storage, home), serve_it)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,80 @@
+"""What must be right before the first trial: room on the disk, a device, the corpus, a space with
+something in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from search.launch import num_cores, visible_gpus
+from search.session import ROOT
+from search.study import Study
+from techniques.base import Choice
+from techniques.config import TRAINER_FIELDS
+
+
+def settled(study: Study, name: str) -> Any:
+    """A trainer setting's value as the study fixes it, the largest one where it is free."""
+    domain = study.free.get(name)
+    if domain is not None:
+        return max(domain.options) if isinstance(domain, Choice) else domain.high
+    default = TRAINER_FIELDS[name].default
+    return study.fixed.get(name, study.base.get(name, default))
+
+
+def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The GPUs that the trials will use; empty: they run on the CPU. ValueError: demanded, but none here."""
+    device = settled(study, "device")
+    found = () if device == "cpu" else visible_gpus(environ)
+    if device == "cuda" and not found:
+        raise ValueError(
+            f'{study.name} demands a GPU (device = "cuda"), but this machine shows none. Run it on one that '
+            'has, or write device = "auto" under [fixed] of a study with another name.'
+        )
+    return found
+
+
+def default_workers(gpus: tuple[str, ...]) -> int:
+    """A worker for each GPU, else for each core."""
+    return len(gpus) or num_cores()
+
+
+def check_corpus(study: Study) -> str:
+    """Builds the embedded corpus if the study's is that one and is missing; checks any.
+
+    Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
+    from corpus import embedded
+    from corpus.dataset import open_dataset
+
+    folder, tokenizer = ROOT / str(settled(study, "data_path")), ROOT / str(settled(study, "tokenizer_path"))
+    vocab_size = int(settled(study, "vocab_size"))
+    data = ROOT / "data"
+    if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
+        try:
+            embedded.ensure(data, f"sp{vocab_size}")
+        except OSError as error:
+            raise ValueError(
+                f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. Free "
+                "some space or fix the permissions."
+            ) from error
+    seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
+    opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
+    return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def check_space(study: Study) -> str:
+    """ValueError unless something of the space can be tried. Returns its size in words."""
+    from search.preflight import Preflight
+    from search.sampler import require_feasible
+    from search.space import build_space
+    from techniques import catalog
+
+    space = build_space(study, catalog.metadata())
+    require_feasible(space, Preflight(study))
+    techniques = len(space.switches) + sum(len(choices) - 1 for choices in space.slots.values())
+    return f"{len(space.distributions)} parameters, {techniques} techniques to switch"

@@ -1,0 +1,243 @@
+"""What a study found: leaderboard, best trial, one trial in full, status; every number with its unit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from search.constraints import feasible
+from search.session import ROOT, Session
+from search.study import Limits
+
+NOISE = (
+    "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), and "
+    "the best of many is lucky. A search value is where to look next, not a claim."
+)
+NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished trial's line in the leaderboard; 0 where nothing is known."""
+
+    number: int
+    bpb: float  # bits per byte
+    artifact_bytes: int
+    slack_bytes: int  # below the limit; negative: over it
+    train_s: float
+    eval_s: float
+    steps: int
+    legality: str
+    techniques: tuple[str, ...]
+    inactive: tuple[str, ...]  # of them, what changed nothing
+
+
+def row_of(trial: FrozenTrial) -> Row:
+    """The row of a complete trial."""
+    attrs = trial.user_attrs
+    return Row(
+        number=trial.number,
+        bpb=cast("float", trial.value),
+        artifact_bytes=int(attrs.get("artifact_bytes", 0)),
+        slack_bytes=int(attrs.get("slack_bytes", 0)),
+        train_s=float(attrs.get("train_seconds", 0.0)),
+        eval_s=float(attrs.get("eval_seconds", 0.0)),
+        steps=int(attrs.get("steps", 0)),
+        legality=str(attrs.get("legality", "not known")),
+        techniques=tuple(cast("list[str]", attrs.get("techniques", []))),
+        inactive=tuple(cast("dict[str, str]", attrs.get("inactive", {}))),
+    )
+
+
+def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+    """(feasible, infeasible) complete trials, the best first."""
+    complete = sorted(
+        (t for t in trials if t.state == TrialState.COMPLETE),
+        key=lambda t: (cast("float", t.value), t.number),
+    )
+    return [t for t in complete if feasible(t)], [t for t in complete if not feasible(t)]
+
+
+def table_of(rows: Sequence[Row], title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for name in ("trial", "BPB", "bytes", "slack, bytes", "train, s", "eval, s", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("legality")
+    table.add_column("techniques on (! = changed nothing)", overflow="fold")
+    for row in rows:
+        on = ", ".join(f"{t}!" if t in row.inactive else t for t in row.techniques)
+        table.add_row(
+            f"#{row.number}",
+            f"{row.bpb:.4f}",
+            f"{row.artifact_bytes:,}",
+            f"{row.slack_bytes:,}",
+            f"{row.train_s:.1f}",
+            f"{row.eval_s:.1f}",
+            f"{row.steps:,}",
+            escape(row.legality),
+            escape(on) or "none",
+        )
+    return table
+
+
+def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
+    """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
+    trials = session.optuna_study.get_trials(deepcopy=False)
+    good, bad = ranked(trials)
+    limits = session.study.limits
+    title = (
+        f"{session.study.name}: {len(good)} feasible trials; limits {limits.artifact_bytes:,} bytes, "
+        f"{limits.train_seconds:g} s training, {limits.eval_seconds:g} s evaluation; "
+        f"track {session.study.track}"
+    )
+    if not good and not bad:
+        console.print(NOT_YET)
+        return
+    console.print(table_of([row_of(t) for t in good[:top]], title))
+    if bad:
+        console.print()
+        console.print(
+            table_of([row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
+        )
+    console.print(f"\n{NOISE}", soft_wrap=True)
+    mixed = sorted({str(t.user_attrs.get("passport", {}).get("code_hash")) for t in (*good, *bad)})
+    if len(mixed) > 1:
+        console.print(
+            f"These trials ran {len(mixed)} versions of the code: their values need not be comparable.",
+            soft_wrap=True,
+        )
+    if good:
+        print_reproduce(console, session, good[0])
+
+
+def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
+    console.print(
+        f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
+        f"  {reproduce_command(session, trial)}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def reproduce_command(session: Session, trial: FrozenTrial) -> str:
+    """One line that trains the configuration again; config.json is written anew if it is not here."""
+    path = session.place.trial(trial.number) / "config.json"
+    if not path.exists():  # it ran on another machine
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps(trial.user_attrs["config"], indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return f"python train_gpt.py {quoted(shown)}"
+
+
+def quoted(path: Path) -> str:
+    text = str(path)
+    return text if all(c.isalnum() or c in "/._-+" for c in text) else "'" + text.replace("'", "'\\''") + "'"
+
+
+def print_status(console: Console, session: Session) -> None:
+    """Counts, why configurations failed, the best, and what a trial costs beside its work."""
+    from search.progress import snapshot
+
+    trials = session.optuna_study.get_trials(deepcopy=False)
+    seen = snapshot(trials, 0)
+    console.print(
+        f"{session.study.name}: {seen.finished} trials done ({seen.complete} complete, {seen.infeasible} of "
+        f"them over a limit; {seen.pruned} pruned; {seen.rejected} failed configurations), {seen.running} running, "
+        f"{seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
+        f"{seen.resampled} configurations resampled before running",
+        soft_wrap=True,
+        highlight=False,
+    )
+    reasons = Counter(
+        str(t.user_attrs.get("reason", "not told")).partition(":")[0]
+        for t in trials
+        if t.state == TrialState.PRUNED and t.constraints.get("run", 0.0) > 0.0
+    )
+    for reason, count in reasons.most_common():
+        console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
+    good, _ = ranked(trials)
+    shares = [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]
+    if shares:
+        console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
+    if good:
+        print_reproduce(console, session, good[0])
+
+
+def overhead_line(shares: Sequence[Mapping[str, float]]) -> str:
+    """Means over trials of what is not the trainer's work."""
+    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
+    parts = ", ".join(
+        f"{name.removesuffix('_s').replace('_before', '')} {1000 * seconds:.0f} ms"
+        for name, seconds in mean.items()
+        if name.endswith("_s") and name != "process_s"
+    )
+    return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"
+
+
+def print_trial(console: Console, session: Session, number: int) -> None:
+    """Everything about one trial. ValueError for a number that there is not."""
+    trials = session.optuna_study.get_trials(deepcopy=False)
+    trial = next((t for t in trials if t.number == number), None)
+    if trial is None:
+        last = f"0 to {trials[-1].number}" if trials else "none yet"
+        raise ValueError(f"{session.study.name} has trials {last}, but not {number}.")
+    value = f", {trial.value:.6f} bits/byte" if trial.state == TrialState.COMPLETE else ""
+    console.print(f"trial #{number} of {session.study.name}: {trial.state.name}{value}", highlight=False)
+    table = Table(show_header=False, show_edge=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in facts_of(trial, session.study.limits).items():
+        table.add_row(name, escape(text))
+    console.print(table)
+    if "config" in trial.user_attrs:
+        command = reproduce_command(session, trial)
+        console.print(f"To run it again:\n  {command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
+    """What `show` lists."""
+    attrs = trial.user_attrs
+    told: dict[str, Any] = attrs.get("preflight", {})
+    out: dict[str, str] = {}
+    for key in ("reason", "legality", "worker"):
+        if key in attrs:
+            out[key] = str(attrs[key])
+    out["techniques on"] = ", ".join(attrs.get("techniques", [])) or "none"
+    for name, verdict in attrs.get("inactive", {}).items():
+        out[f"! {name}"] = str(verdict)
+    for key, unit, limit in (
+        ("artifact_bytes", "bytes", limits.artifact_bytes),
+        ("train_seconds", "s", limits.train_seconds),
+        ("eval_seconds", "s", limits.eval_seconds),
+    ):
+        if key in attrs:
+            before = f", predicted {told[key]:,.6g}" if told.get(key) is not None else ""
+            out[key] = f"{attrs[key]:,.6g} {unit} (limit {limit:,g}{before})"
+    for key in ("code_bytes", "steps", "params"):
+        if key in attrs:
+            out[key] = f"{attrs[key]:,}"
+    out["constraints"] = ", ".join(f"{k} {v:+.3f}" for k, v in trial.constraints.items()) or "not set"
+    out["parameters"] = ", ".join(f"{k}={_short(v)}" for k, v in trial.params.items())
+    if trial.intermediate_values:
+        points = sorted(trial.intermediate_values.items())
+        out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
+    for key in ("rejections", "overhead", "passport"):
+        if attrs.get(key):
+            out[key] = ", ".join(f"{k} {_short(v)}" for k, v in attrs[key].items())
+    return out
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,268 @@
+"""CaddieSampler: TPE over the whole conditional space that tells the study only what the preflight admits.
+
+A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
+checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
+at no cost and unknown to the storage, so that TPE's count of trials holds only what was tried; the
+rejections are counted by reason in the trial's user attribute `rejections`. After `max_resamples` proposals
+come uniform draws, then an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from search.preflight import Prediction, Preflight
+from search.pruning import PREFLIGHT
+from search.space import SearchSpace
+from search.tpe import GroupedTpe, other_trials, set_system_attr, set_user_attr, settled_params
+from techniques.config import Resolved, digest
+
+REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
+UNIFORM = 20  # uniform draws for every resample, before giving up
+FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
+FIGURES = ("status", "artifact_bytes", "code_bytes", "train_seconds", "eval_seconds")
+ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
+
+
+class Infeasible(ValueError):
+    """No configuration of the study can be tried."""
+
+
+def result_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
+    """A trial's result as its worker stored it: the user attribute `result`, or the figures one by one."""
+    attrs = trial.user_attrs
+    found = attrs.get("result")
+    if isinstance(found, Mapping):
+        return found  # pyright: ignore[reportUnknownVariableType]
+    return {key: attrs[key] for key in FIGURES if key in attrs} or None
+
+
+def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
+    """A uniform draw (in the logarithm where the distribution says so)."""
+    if isinstance(dist, CategoricalDistribution):
+        return dist.choices[int(rng.integers(len(dist.choices)))]
+    if isinstance(dist, FloatDistribution):
+        if dist.log:
+            value = math.exp(rng.uniform(math.log(dist.low), math.log(dist.high)))
+            return min(max(value, dist.low), dist.high)
+        return float(rng.uniform(dist.low, dist.high))
+    assert isinstance(dist, IntDistribution)
+    if dist.log:
+        value = math.exp(rng.uniform(math.log(dist.low - 0.5), math.log(dist.high + 0.5)))
+        return min(max(round(value), dist.low), dist.high)
+    return dist.low + dist.step * int(rng.integers((dist.high - dist.low) // dist.step + 1))
+
+
+def draw_all(space: SearchSpace, rng: np.random.Generator) -> dict[str, Any]:
+    """A uniform draw of every parameter."""
+    return {name: draw(dist, rng) for name, dist in space.distributions.items()}
+
+
+def smallest(space: SearchSpace) -> dict[str, Any]:
+    """Every gate off, every slot at its first choice, every number at its lowest."""
+    return {
+        name: dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low
+        for name, dist in space.distributions.items()
+        if isinstance(dist, CategoricalDistribution | FloatDistribution | IntDistribution)
+    }
+
+
+def examine(
+    space: SearchSpace, preflight: Preflight, params: Mapping[str, Any]
+) -> tuple[Resolved | None, str | None]:
+    """(the run, why it cannot be tried): `contradiction: …`, or the preflight's reason, or None."""
+    try:
+        resolved = space.resolve(params)
+    except ValueError as error:
+        return None, f"contradiction: {error}"
+    return resolved, preflight.rejection(resolved)
+
+
+def require_feasible(space: SearchSpace, preflight: Preflight, *, draws: int = 500, seed: int = 0) -> None:
+    """Infeasible (a ValueError) unless some of many draws can be tried: before the first trial of a study."""
+    rng = np.random.default_rng(seed)
+    reasons, least, closest = Counter[str](), None, ""
+    for k in range(draws):
+        params = smallest(space) if k == 0 else space.repaired(draw_all(space, rng))
+        resolved, reason = examine(space, preflight, params)
+        if reason is None:
+            return
+        kind = reason.partition(":")[0]
+        reasons[kind] += 1
+        if resolved is not None:
+            bytes_ = preflight.predict(resolved).artifact_bytes
+            least = bytes_ if least is None else min(least, bytes_)
+        if kind == "contradiction" and not closest:
+            closest = f" For example: {reason.partition(': ')[2]}"
+    raise Infeasible(_nothing_left(preflight, reasons, draws=draws, least=least) + closest)
+
+
+def _nothing_left(preflight: Preflight, reasons: Mapping[str, int], *, draws: int, least: int | None) -> str:
+    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(reasons).most_common())
+    limits = preflight.study.limits
+    smallest_bytes = f"; the smallest is predicted at {least:,} bytes" if least is not None else ""
+    return (
+        f"Some configuration of a study must keep its limits ({limits.artifact_bytes:,} bytes, "
+        f"{limits.train_seconds:g} s training, {limits.eval_seconds:g} s evaluation), but {draws} draws are "
+        f"all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] in "
+        f"{preflight.study.path}."
+    )
+
+
+class CaddieSampler(optuna.samplers.BaseSampler):
+    """See the head of this file. One a worker; `seed=None` in real studies, so that no two workers agree."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        preflight: Preflight,
+        *,
+        seed: int | None = None,
+        max_resamples: int | None = None,
+        results: ResultOf = result_of,
+    ):
+        settings = preflight.study.sampler
+        self.space, self.preflight, self.results = space, preflight, results
+        self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
+        self.rejections = Counter[str]()  # of this sampler's life, by reason
+        self.last_prediction: Prediction | None = None
+        self._rng = np.random.default_rng(seed)
+        self._tpe = GroupedTpe(
+            space.groups(),
+            space.distributions,
+            n_startup_trials=settings.startup_trials,
+            n_ei_candidates=settings.candidates,
+            seed=seed,
+        )
+        self._taken: dict[int, str] = {}  # trial number -> key of its finished configuration
+        self._taught: set[int] = set()
+
+    def reseed_rng(self) -> None:
+        self._rng = np.random.default_rng()
+        self._tpe.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The whole static space: a proposal is made at once, with all that it may need."""
+        return dict(self.space.distributions)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The active parameters of one admitted configuration; what an enqueued trial fixes is kept."""
+        others = other_trials(study, trial)
+        self._learn(others)
+        taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
+        fixed: dict[str, Any] = trial.system_attrs.get(FIXED, {})
+        params, rejected = self._admitted(study, others, fixed, taken)
+        self.rejections += rejected
+        set_system_attr(study, trial, params)
+        set_user_attr(study, trial, REJECTIONS, dict(rejected))
+        if self.last_prediction is not None:
+            set_user_attr(study, trial, PREFLIGHT, _rounded(self.last_prediction))
+        return params
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Only for parameters that the space does not know: uniform."""
+        return draw(param_distribution, self._rng)
+
+    def _admitted(
+        self,
+        study: optuna.Study,
+        others: Sequence[FrozenTrial],
+        fixed: Mapping[str, Any],
+        taken: set[str],
+    ) -> tuple[dict[str, Any], Counter[str]]:
+        rejected, examples = Counter[str](), dict[str, str]()
+        given = self.space.keep_active(fixed)
+        if fixed and self.space.active(fixed) <= fixed.keys():  # enqueued whole: somebody wants exactly this
+            self._predict(given)
+            return given, rejected
+        self._tpe.begin(study, others)
+        for attempt in range(self.max_resamples * (1 + UNIFORM)):
+            proposal = draw_all(self.space, self._rng)
+            if attempt < self.max_resamples:
+                proposal |= self._tpe.propose()
+            params = self.space.repaired(self.space.keep_active(proposal | dict(fixed))) | given
+            reason = self._reason(params, taken)
+            if reason is None:
+                return params, rejected
+            kind = reason.partition(":")[0]
+            rejected[kind] += 1
+            examples.setdefault(kind, reason)
+        told = "; ".join(f"{rejected[kind]} × {example}" for kind, example in examples.items())
+        raise Infeasible(
+            f"A trial needs a configuration that is admitted and new, but {sum(rejected.values())} proposals "
+            f"in a row were rejected ({told}). Raise the limits, widen [space], or set "
+            f"allow_duplicates = true in {self.preflight.study.path}."
+        )
+
+    def _reason(self, params: Mapping[str, Any], taken: set[str]) -> str | None:
+        if digest(params) in taken:
+            return "duplicate: it was tried"
+        resolved, reason = examine(self.space, self.preflight, params)
+        if reason is None and resolved is not None:
+            self.last_prediction = self.preflight.predict(resolved)
+        return reason
+
+    def _predict(self, params: Mapping[str, Any]) -> None:
+        resolved, reason = examine(self.space, self.preflight, params)
+        admitted = resolved is not None and reason is None
+        self.last_prediction = self.preflight.predict(resolved) if admitted and resolved else None
+
+    def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
+        """Keys of every configuration that was tried, is running or is waiting."""
+        keys: set[str] = set()
+        for trial in others:
+            if trial.number in self._taken:
+                continue
+            params = (
+                trial.system_attrs.get(FIXED, {})
+                if trial.state == TrialState.WAITING
+                else settled_params(trial)
+            )
+            key = digest(self.space.keep_active(params))
+            if trial.state.is_finished():
+                self._taken[trial.number] = key
+            else:
+                keys.add(key)
+        return keys | set(self._taken.values())
+
+    def _learn(self, others: Sequence[FrozenTrial]) -> None:
+        """Teach the preflight what finished since the last trial."""
+        for trial in others:
+            if trial.number in self._taught or trial.state != TrialState.COMPLETE:
+                continue
+            self._taught.add(trial.number)
+            result = self.results(trial)
+            if result is None:
+                continue
+            try:
+                resolved = self.space.resolve(trial.params)
+            except ValueError:  # an enqueued configuration that the space cannot express
+                continue
+            self.preflight.learn([(resolved, result)])
+
+
+def _rounded(prediction: Prediction) -> dict[str, Any]:
+    return {k: round(v, 3) for k, v in vars(prediction).items() if v is not None}

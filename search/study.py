@@ -1,0 +1,297 @@
+"""load_study(path, known) -> Study: one TOML file that says what a search may vary, under which limits.
+
+    [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds
+    [limits]      artifact_bytes, train_seconds, eval_seconds
+    [fixed]       flat settings over the preset
+    [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
+    [space]       name = {low, high, log, step} | {choices} | a value that fixes it
+    [pruning]     from, margin, min_trials, quantile, annealing_tolerance
+    [sampler]     startup_trials, max_resamples, candidates
+
+Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
+typo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from search.domains import FREE, OFF, ON, Gates, parse_domain, settle_gates, technique_domains
+from techniques import catalog
+from techniques.base import Choice, Float, Int, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.config import TRAINER_FIELDS, Config, digest, flatten, known_field, read_preset
+
+TRACKS = ("record", "open")
+TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler")
+Table = TypeVar("Table")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a configuration may cost."""
+
+    artifact_bytes: int = setting(16_000_000, "code and packed model, bytes (decimal)", low=1)
+    train_seconds: float = setting(600.0, "timed training, s", low=1e-3)
+    eval_seconds: float = setting(600.0, "timed evaluation, s", low=1e-3)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """When a running trial is given up; search/pruning.py has the rule."""
+
+    start: float = setting(0.5, "share of the budget before which nothing is pruned", low=0.0, high=1.0)
+    margin: float = setting(0.02, "val_bpb above the comparable trials' quantile that is not noise", low=0.0)
+    min_trials: int = setting(5, "comparable feasible trials without which nothing is pruned", low=1)
+    quantile: float = setting(0.5, "of the comparable trials, counted from the best", low=0.0, high=1.0)
+    annealing_tolerance: float = setting(
+        0.05, "difference in learning-rate scale of comparable points", low=0.0
+    )
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How proposals are made; search/sampler.py has the rules."""
+
+    startup_trials: int = setting(16, "finished trials before TPE models anything", low=1)
+    max_resamples: int = setting(100, "rejected TPE proposals before random draws", low=1)
+    candidates: int = setting(24, "draws a proposal is the best of", low=1)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The [study] table."""
+
+    name: str = setting("", "name of the study in the database")
+    question: str = setting("", "what the study is to find out")
+    preset: str = setting("", "name of the preset it starts from; empty: the trainer's defaults")
+    track: str = setting("record", "what legality admits", choices=TRACKS)
+    num_reports: int = setting(8, "early BPB reports, evenly spaced over the budget", low=0, high=100)
+    allow_duplicates: bool = setting(False, "sample a configuration again that was tried")
+    timeout_seconds: float = setting(0.0, "wall seconds of a trial at most; 0: from the limits", low=0.0)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, checked: every name known, every value in range, every gate settled."""
+
+    name: str
+    question: str
+    path: str
+    preset: str
+    track: str
+    limits: Limits
+    fixed: dict[str, Any]  # flat settings over the preset, gates not among them
+    free: dict[str, Float | Int | Choice]  # flat setting -> what may be sampled; Int.high is a number
+    bounds: dict[str, str]  # setting -> the shape's size that it may not exceed in its own configuration
+    gates: dict[str, str]  # every technique -> "free", "on" or "off"
+    slots: dict[str, tuple[str, ...]]  # slot -> the choices that the study narrows it to
+    base: dict[str, Any]  # the preset's flat values
+    pruning: Pruning
+    sampler: SamplerSettings
+    num_reports: int
+    allow_duplicates: bool
+    timeout_seconds: float  # wall seconds after which a trial's processes are killed
+
+    @property
+    def prune_from(self) -> float:
+        """Share of the budget before which nothing is pruned."""
+        return self.pruning.start
+
+
+def study_hash(study: Study) -> str:
+    """Identity of what a study samples and measures; stored with the Optuna study, so that edits show."""
+    kept = {
+        "track": study.track,
+        "limits": dataclasses.asdict(study.limits),
+        "base": study.base,
+        "fixed": study.fixed,
+        "free": {
+            name: [type(domain).__name__, dataclasses.asdict(domain)] for name, domain in study.free.items()
+        },
+        "bounds": study.bounds,
+        "gates": study.gates,
+        "slots": {slot: list(choices) for slot, choices in study.slots.items()},
+        "num_reports": study.num_reports,
+    }
+    return digest(kept)
+
+
+def load_study(path: Path, known: Mapping[str, type[Technique]]) -> Study:
+    """The study in the TOML file `path`, over the catalogue `known`. ValueError for anything wrong in it."""
+    try:
+        return _build(_read(path), path, known)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        others = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        way_out = nearest(str(path), others) if others else "Give the path of a study's TOML file."
+        raise ValueError(f"No such study file. {way_out}") from None
+    except IsADirectoryError:
+        raise ValueError("A study is one TOML file, but this is a folder. Name a file in it.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"Not valid TOML: {error}.") from None
+    for name, table in tables.items():
+        if name not in TABLES:
+            raise ValueError(f"Unknown table [{name}]. {nearest(name, TABLES)}")
+        if not isinstance(table, dict):
+            raise ValueError(
+                f"`{name}` must be a table, but got {table!r}. Write [{name}] and its keys below."
+            )
+    return {name: tables.get(name, {}) for name in TABLES}
+
+
+def _table(kind: type[Table], table: Mapping[str, Any], title: str, *, rename: Mapping[str, str]) -> Table:
+    """A settings table as its dataclass; `rename` maps keys of the file to fields."""
+    fields = {f.name: f for f in dataclasses.fields(cast("Any", kind))}
+    names = {
+        key: field for field in fields for key in [next((k for k, f in rename.items() if f == field), field)]
+    }
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in names:
+            raise ValueError(f"[{title}] has no key {key!r}. {nearest(key, names)}")
+        field = fields[names[key]]
+        parsed = parse_value(f"{title}.{key}", value, field)
+        check_value(f"{title}.{key}", parsed, field)
+        values[field.name] = parsed
+    return kind(**values)
+
+
+def _build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str, type[Technique]]) -> Study:
+    header = _table(Header, tables["study"], "study", rename={})
+    limits = _table(Limits, tables["limits"], "limits", rename={})
+    for key in (f.name for f in dataclasses.fields(Limits)):
+        if key not in tables["limits"]:
+            raise ValueError(f"[limits] must give all three limits, but `{key}` is missing. Add it.")
+    base = read_preset(header.preset) if header.preset else {}
+    fixed, asked = _fixed(tables["fixed"], known)
+    plain = {k: v for k, v in tables["space"].items() if not isinstance(v, Mapping)}
+    more, more_asked = _fixed(plain, known)
+    for twice in fixed.keys() & tables["space"].keys():
+        raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
+    fixed, asked = fixed | more, asked | more_asked
+    gates = settle_gates(
+        _asked_gates(tables["techniques"], asked, known), known, base=base, track=header.track
+    )
+    slots, domains = _domains(tables["space"], gates, known)
+    own = {k: d for k, d in technique_domains(gates, known, track=header.track).items() if k not in fixed}
+    free: dict[str, Float | Int | Choice] = {**own, **domains}
+    _nothing_unread([*fixed, *domains], gates)
+    largest = _largest_shape(base, fixed, free)
+    bounds = {k: d.high for k, d in free.items() if isinstance(d, Int) and isinstance(d.high, str)}
+    return Study(
+        name=header.name or path.stem,
+        question=header.question,
+        path=str(path),
+        preset=header.preset,
+        track=header.track,
+        limits=limits,
+        fixed=fixed,
+        free={k: _bounded(k, d, largest) for k, d in sorted(free.items())},
+        bounds=bounds,
+        gates=gates.state,
+        slots=slots,
+        base=base,
+        pruning=_table(Pruning, tables["pruning"], "pruning", rename={"from": "start"}),
+        sampler=_table(SamplerSettings, tables["sampler"], "sampler", rename={}),
+        num_reports=header.num_reports,
+        allow_duplicates=header.allow_duplicates,
+        timeout_seconds=header.timeout_seconds or 3.0 * (limits.train_seconds + limits.eval_seconds) + 120.0,
+    )
+
+
+def _fixed(
+    table: Mapping[str, Any], known: Mapping[str, type[Technique]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(flat settings, gates that the table forces) of [fixed] or of the plain values in [space]."""
+    values: dict[str, Any] = {}
+    gates: dict[str, str] = {}
+    for name, value in flatten(table).items():
+        field = known_field(name, known)
+        if field is None:
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` is a technique's gate: true or false, but got {value!r}.")
+            gates[name] = ON if value else OFF
+        else:
+            values[name] = parse_value(name, value, field)
+            check_value(name, values[name], field)
+    return values, gates
+
+
+def _asked_gates(
+    table: Mapping[str, Any], fixed: Mapping[str, str], known: Mapping[str, type[Technique]]
+) -> dict[str, str]:
+    """What the file says of gates, `others` included."""
+    asked = dict(fixed)
+    for name, value in table.items():
+        allowed = (FREE, OFF, "preset") if name == "others" else (FREE, ON, OFF)
+        state = {True: ON, False: OFF}[value] if isinstance(value, bool) else value
+        if name != "others":
+            catalog.lookup(dict(known), name)
+        if state not in allowed:
+            raise ValueError(f"`techniques.{name}` must be one of {', '.join(allowed)}, but got {value!r}.")
+        if asked.get(name, state) != state:
+            raise ValueError(f"`{name}` is {asked[name]} in [fixed] and {state} in [techniques]. Keep one.")
+        asked[name] = state
+    return asked
+
+
+def _domains(
+    table: Mapping[str, Any], gates: Gates, known: Mapping[str, type[Technique]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Float | Int | Choice]]:
+    """(slot -> narrowed choices, setting -> domain) of [space]."""
+    slots: dict[str, tuple[str, ...]] = {}
+    domains: dict[str, Float | Int | Choice] = {}
+    for name, value in table.items():
+        if not isinstance(value, Mapping):
+            continue
+        spec = cast("Mapping[str, Any]", value)
+        claimants = catalog.slot_groups(dict(known)).get(name)
+        if claimants is not None and name not in known and name not in TRAINER_FIELDS:
+            slots[name] = gates.narrow_slot(name, spec, claimants)
+            continue
+        field = known_field(name, known)
+        if field is None:
+            raise ValueError(f'`{name}` is a technique\'s gate. Free it with [techniques] {name} = "free".')
+        domains[name] = parse_domain(name, spec, field)
+    return slots, domains
+
+
+def _nothing_unread(names: list[str], gates: Gates) -> None:
+    for name in names:
+        owner = name.partition(".")[0]
+        if "." in name and gates.state[owner] == OFF:
+            raise ValueError(
+                f"`{name}` is set, but {owner} is off in this study{gates.why(owner)}. Free {owner}, or drop "
+                f"the setting."
+            )
+
+
+def _largest_shape(
+    base: Mapping[str, Any], fixed: Mapping[str, Any], free: Mapping[str, Float | Int | Choice]
+) -> Shape:
+    """The shape with every free size at its largest: what a size's name in Int.high stands for."""
+    values = {k: v for k, v in {**base, **fixed}.items() if k in TRAINER_FIELDS}
+    for name, domain in free.items():
+        if name in TRAINER_FIELDS:
+            values[name] = max(domain.options) if isinstance(domain, Choice) else domain.high
+    return Config(**values).shape()
+
+
+def _bounded(name: str, domain: Float | Int | Choice, largest: Shape) -> Float | Int | Choice:
+    if not (isinstance(domain, Int) and isinstance(domain.high, str)):
+        return domain
+    if not hasattr(largest, domain.high):
+        sizes = [f.name for f in dataclasses.fields(Shape)]
+        raise ValueError(f"`{name}` ends at an unknown size {domain.high!r}. {nearest(domain.high, sizes)}")
+    return dataclasses.replace(domain, high=max(domain.low, int(getattr(largest, domain.high))))

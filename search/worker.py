@@ -1,0 +1,256 @@
+"""`python -m search.worker`: one worker: asks for a trial, runs it as a trainer process, tells, until the
+target.
+
+A trial ends as COMPLETE (value: val_bpb), as PRUNED (given up on, or the configuration failed: then the
+constraint `run` is violated and TPE learns from it), or as FAIL (the machine's fault; its configuration is
+tried again). Its constraints are set in every case. SIGTERM, SIGINT or the end of --lifeline's stdin stop
+it within a second: the trainer is killed, the configuration queued again. Exit status: 0 done or stopped, 1
+too many failures, 2 a problem that only a person can solve (`error: ...` on stderr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.exceptions import TrialPruned
+from optuna.trial import FrozenTrial, Trial
+
+from search import record
+from search.constraints import set_all, violations
+from search.exact import Interrupted, TooManyFailures, run_exactly
+from search.preflight import Preflight
+from search.pruning import Pruner, remember
+from search.runfiles import Record
+from search.sampler import CaddieSampler
+from search.session import Session, find_study, open_session, quiet_log
+from search.space import build_space
+from search.storage import MAX_RETRY, redact
+from search.trial import TRAINER, DiskTrouble, Job, Outcome, TrainerCrashed, run_trainer, trainer_environment
+from techniques import catalog
+from techniques.config import environment_names
+
+Command = tuple[str, ...]
+SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Clock:
+    """Seconds of one trial that are not the trainer's work."""
+
+    told_at: float = field(default_factory=time.perf_counter)  # when the trial before was done with
+    finished_at: float = 0.0  # when its objective returned
+    tell_s: float = 0.0
+    ask_s: float = 0.0
+    sample_s: float = 0.0
+    store_s: float = 0.0
+
+    def summary(self, outcome: Outcome) -> dict[str, float]:
+        """What is kept as `overhead`; the tell is the one of the trial before: its own is still to come."""
+        true_s = float((outcome.result or {}).get("true_seconds") or 0.0)
+        start_s = max(0.0, outcome.process_s - true_s) if true_s else 0.0
+        parts = {
+            "ask_s": self.ask_s,
+            "sample_s": self.sample_s,
+            "start_s": start_s,
+            "report_s": outcome.report_s,
+            "store_s": self.store_s,
+            "tell_before_s": self.tell_s,
+        }
+        overhead_s = sum(parts.values())
+        whole_s = overhead_s - start_s - outcome.report_s + outcome.process_s
+        shown = {name: round(seconds, 4) for name, seconds in parts.items()}
+        return shown | {"process_s": round(outcome.process_s, 3), "share": round(overhead_s / whole_s, 4)}
+
+
+class Worker:
+    """One worker of a study; `stopping` may be set from anywhere."""
+
+    def __init__(
+        self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = TRAINER
+    ):
+        self.session, self.target, self.command = session, target, command
+        self.num_threads = num_threads  # of a trainer, when the study does not say
+        self.study, known = session.study, catalog.metadata()
+        self.space = build_space(self.study, known)
+        self.sampler = CaddieSampler(self.space, Preflight(self.study))
+        self.pruner = Pruner(self.study)
+        self.strip = environment_names(known)
+        self.name = record.worker_name(index)
+        self.stopping = threading.Event()
+        self.fatal = ""
+        self.refusals: list[str] = []
+        self.clock = Clock()
+
+    def run(self) -> None:
+        """Until the study has its finished trials, or `should_stop`."""
+        self.session.optuna_study.sampler = self.sampler
+        run_exactly(
+            self.session.optuna_study,
+            self.objective,
+            target=self.target,
+            url=self.session.url,
+            stop=self.should_stop,
+            after_trial=self.after_trial,
+        )
+
+    def should_stop(self) -> bool:
+        return self.stopping.is_set() or bool(self.fatal)
+
+    def after_trial(self, trial: FrozenTrial) -> None:
+        now = time.perf_counter()
+        self.clock = Clock(told_at=now, tell_s=now - self.clock.finished_at)
+
+    def objective(self, trial: Trial) -> float:
+        """val_bpb of the trial's configuration; raises what run_exactly understands."""
+        began = time.perf_counter()
+        self.clock.ask_s = began - self.clock.told_at
+        result, failure = None, "it had no chance to end"
+        try:
+            outcome = self.run_trial(trial)
+            result, failure = outcome.result, outcome.reason if outcome.kind == "failed" else None
+        finally:
+            set_all(trial, violations(result, self.study.limits, failure=failure))
+            self.clock.finished_at = time.perf_counter()
+        if outcome.kind != "finished" or outcome.result is None:
+            raise TrialPruned(outcome.reason)
+        return float(outcome.result["val_bpb"])
+
+    def run_trial(self, trial: Trial) -> Outcome:
+        """Samples, runs, and keeps what there is to keep."""
+        began = time.perf_counter()
+        trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
+        params = self.space.suggest(trial)
+        resolved = self.space.resolve(params)
+        config = self.config_of(params, resolved.values)
+        record.started(trial, config=config, resolved=resolved)
+        self.clock.sample_s = time.perf_counter() - began
+        outcome = self.run_process(trial, config)
+        began = time.perf_counter()
+        record.ended(trial, outcome, limits=self.study.limits)
+        record.show(trial, outcome, self.session.place, limits=self.study.limits)
+        self.session.place.forget_weights(trial.number)
+        self.clock.store_s = time.perf_counter() - began
+        trial.set_user_attr("overhead", self.clock.summary(outcome))
+        self.watch_refusals(outcome)
+        return outcome
+
+    def config_of(self, params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json: with a thread for each worker's share of the cores when the study does not say."""
+        config = self.space.config(params)
+        if not values.get("num_threads"):
+            config["num_threads"] = self.num_threads
+        return config
+
+    def run_process(self, trial: Trial, config: Mapping[str, Any]) -> Outcome:
+        job = Job(
+            folder=self.session.place.trial(trial.number),
+            config=config,
+            environment=trainer_environment(
+                os.environ, strip=self.strip, num_threads=int(config.get("num_threads", 0))
+            ),
+            timeout_s=self.study.timeout_seconds,
+            command=self.command,
+        )
+
+        def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
+            step = int(float(point["progress"]) * self.study.num_reports + 0.05)
+            trial.report(float(point["val_bpb"]), step)
+            remember(trial, reports)
+            return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
+
+        try:
+            return run_trainer(job, on_report=on_report, stop=self.should_stop)
+        except DiskTrouble as error:
+            self.fatal = (
+                f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
+                "the same command to go on; nothing stored is lost."
+            )
+            raise Interrupted(str(error)) from error
+        except TrainerCrashed as error:
+            storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
+            tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
+            if tried < MAX_RETRY:
+                raise
+            return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")
+
+    def watch_refusals(self, outcome: Outcome) -> None:
+        """The same refusal again and again is not the configurations' fault: the corpus is gone, say."""
+        blamed = outcome.kind == "failed" and outcome.reason.startswith(("refused: ", "crashed "))
+        self.refusals = [*self.refusals, outcome.reason] if blamed else []
+        last = self.refusals[-SAME_REFUSALS:]
+        if len(last) == SAME_REFUSALS and len(set(last)) == 1:
+            self.fatal = (
+                f"The trainer must take what the study samples, but {SAME_REFUSALS} trials in a row ended "
+                f"in the same way: {last[0]} Fix that, and run the same command to go on."
+            )
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m search.worker")
+    parser.add_argument("--study", type=Path, required=True)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--target", type=int, required=True)
+    parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--trainer", type=Path)
+    parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
+    return parser.parse_args(argv)
+
+
+def hold(stopping: threading.Event) -> None:
+    """The lifeline: sets `stopping` when whoever holds the other end of stdin is gone."""
+    while os.read(0, 1024):
+        continue
+    stopping.set()
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    stopping = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if options.lifeline:
+        threading.Thread(target=hold, args=(stopping,), daemon=True).start()
+    quiet_log(None)
+    command = (sys.executable, str(options.trainer.resolve())) if options.trainer else TRAINER
+    try:
+        study = find_study(options.study)
+        session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
+        worker = Worker(
+            session,
+            target=options.target,
+            index=options.index,
+            num_threads=options.threads,
+            command=command,
+        )
+        worker.stopping = stopping
+        worker.run()
+    except TooManyFailures as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 2
+    if worker.fatal:
+        print(f"error: {redact(worker.fatal)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""For each chunk c of validation tokens: score its windows; then, but for the last, θ ← SGD(θ, c, lr_c).
+
+A window belongs to the chunk of its first scored position, so when chunk c is trained on, all of its targets
+have their score. lr_c = lr·½(1 + cos(πc/(C−1))), C chunks. A step takes `batch_seqs` sequences of the chunk,
+split over the ranks; gradients are weighted by the share of tokens, summed, then clipped: any world takes the
+same step.
+
+Source: test-time training, PR #461 and #549 (about -0.0025 BPB; nothing on #1019). Cost: the sliding windows
+plus 3·epochs passes a token. Legal: no score depends on a later token (#461, merged #549; issue #1017,
+condition 3). Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from techniques._windows import score_sliding, windows
+from techniques.base import (
+    Choice,
+    Cost,
+    Float,
+    Int,
+    Legality,
+    Shape,
+    Technique,
+    Unavailable,
+    Verdict,
+    setting,
+)
+
+
+def ttt_parameters(
+    model: Any, freeze_blocks: int
+) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """(trained, frozen): the first `freeze_blocks` blocks stand still. ValueError if that matches nothing."""
+    frozen = [p for block in list(model.blocks)[:freeze_blocks] for p in block.parameters()]
+    if freeze_blocks and not frozen:
+        raise ValueError(
+            f"`score_first_ttt.freeze_blocks` = {freeze_blocks} matches no parameter of this model."
+        )
+    ids = {id(p) for p in frozen}
+    return [p for p in model.parameters() if id(p) not in ids], frozen
+
+
+class TttScorer:
+    """Leaves the model with the weights of the last trained chunk. `facts` says what was trained."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.facts: dict[str, Any] = {"steps": 0, "trained_chunks": 0}
+
+    def score(self, run: Any) -> None:
+        c, model = self.config, run.model
+        num_chunks = math.ceil(run.num_positions / c.chunk_tokens)
+        if num_chunks < 2:  # the last chunk is never trained on
+            raise Unavailable(
+                f"score_first_ttt trains on all chunks but the last, and {run.num_positions} positions make "
+                f"only one chunk of {c.chunk_tokens}. Lower `score_first_ttt.chunk_tokens`."
+            )
+        chunks: list[list[Any]] = [[] for _ in range(num_chunks)]
+        for window in windows(run.num_positions, run.seq_len, c.stride):
+            chunks[window[1] // c.chunk_tokens].append(window)
+        trained, frozen = ttt_parameters(model, c.freeze_blocks)
+        self.facts |= {
+            "chunks": num_chunks,
+            "trained_elements": sum(p.numel() for p in trained),
+            "frozen_elements": sum(p.numel() for p in frozen),
+        }
+        optimizer = torch.optim.SGD(trained, lr=c.lr, momentum=c.momentum)
+        for p in frozen:
+            p.requires_grad_(False)
+        try:
+            for i, found in enumerate(chunks):
+                mine = run.world.my_range(len(found))
+                score_sliding(run, found[mine.start : mine.stop], run.batch_seqs)
+                if i + 1 < num_chunks:
+                    for group in optimizer.param_groups:
+                        group["lr"] = c.lr * 0.5 * (1.0 + math.cos(math.pi * i / (num_chunks - 1)))
+                    self.train_on(run, i, optimizer, trained)
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            for p in frozen:
+                p.requires_grad_(True)
+
+    def train_on(
+        self, run: Any, chunk: int, optimizer: torch.optim.SGD, trained: list[torch.nn.Parameter]
+    ) -> None:
+        """`epochs` passes over a scored chunk's whole sequences; a remainder shorter than S is left out."""
+        c, s = self.config, run.seq_len
+        first = chunk * c.chunk_tokens
+        starts = [first + k * s for k in range(c.chunk_tokens // s)]  # not the last chunk: it is whole
+        for _ in range(c.epochs):
+            for at in range(0, len(starts), c.batch_seqs):
+                step = starts[at : at + c.batch_seqs]
+                mine = run.world.my_range(len(step))
+                optimizer.zero_grad(set_to_none=True)
+                if len(mine):
+                    pairs = [run.window(step[k], s) for k in mine]
+                    with torch.enable_grad():
+                        loss = run.model(
+                            torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+                        )
+                        (loss * (len(mine) / len(step))).backward()
+                self.reduce(run.world, trained)
+                torch.nn.utils.clip_grad_norm_(trained, c.grad_clip)
+                optimizer.step()
+                self.facts["steps"] += 1
+        self.facts["trained_chunks"] += 1
+
+    def reduce(self, world: Any, trained: list[torch.nn.Parameter]) -> None:
+        """Sum the gradients over the ranks; a rank that had no sequence adds zeros."""
+        if world.size == 1:
+            return
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = world.sum(torch.cat([g.reshape(-1) for g in parts]))
+        for p, g in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = g.view_as(p).clone()
+
+
+class ScoreFirstTtt(Technique):
+    """Test-time training on validation chunks whose scores are already fixed."""
+
+    name = "score_first_ttt"
+    reference = "PR #461, #549"
+    legality = Legality(
+        Verdict.LEGAL, "each score is fixed before any update that used it: #461, merged #549"
+    )
+    stage = "evaluate"
+    space = {
+        "epochs": Int(1, 10),
+        "lr": Float(1e-4, 2e-2, log=True),
+        "chunk_tokens": Choice((8_192, 16_384, 32_768, 65_536, 131_072)),
+        "momentum": Float(0.0, 0.95),
+        "freeze_blocks": Int(0, "num_layers"),
+        "stride": Int(16, "eval_seq_len", log=True),
+    }
+    env = {
+        "TTT_ENABLED": "on",
+        "TTT_EPOCHS": "epochs",
+        "TTT_LR": "lr",
+        "TTT_CHUNK_TOKENS": "chunk_tokens",
+        "TTT_MOMENTUM": "momentum",
+        "TTT_FREEZE_BLOCKS": "freeze_blocks",
+        "TTT_BATCH_SEQS": "batch_seqs",
+        "TTT_GRAD_CLIP": "grad_clip",
+    }
+    smoke = {"epochs": 1, "lr": 0.01, "chunk_tokens": 256, "stride": 16}
+
+    @dataclass(frozen=True)
+    class Config:
+        epochs: int = setting(3, "passes over a scored chunk", low=1, high=100)
+        lr: float = setting(0.002, "SGD rate at the first chunk", low=0.0, high=1.0)
+        chunk_tokens: int = setting(32_768, "validation tokens per chunk", low=2)
+        momentum: float = setting(0.9, "SGD momentum", low=0.0, high=0.999)
+        freeze_blocks: int = setting(0, "first blocks that stand still", low=0, high=64)
+        batch_seqs: int = setting(32, "training sequences per step, over all ranks", low=1, high=65_536)
+        grad_clip: float = setting(1.0, "global gradient norm at most", low=1e-6)
+        stride: int = setting(64, "tokens between window starts", low=1, high=65_536)
+
+    def check(self, shape: Shape) -> None:
+        c = self.config
+        if c.stride > shape.eval_seq_len or c.chunk_tokens < shape.eval_seq_len:
+            raise ValueError(
+                f"`score_first_ttt` needs stride <= evaluation sequence <= chunk_tokens, but got {c.stride}, "
+                f"{shape.eval_seq_len} and {c.chunk_tokens}."
+            )
+        if c.freeze_blocks > shape.num_layers:
+            raise ValueError(
+                f"`score_first_ttt.freeze_blocks` must be at most num_layers, but got {c.freeze_blocks} and "
+                f"{shape.num_layers}."
+            )
+
+    def cost(self, shape: Shape) -> Cost:
+        return Cost(eval_passes=shape.eval_seq_len / self.config.stride - 1.0 + 3.0 * self.config.epochs)
+
+    def scorer(self) -> TttScorer:
+        return TttScorer(self.config)

@@ -1,0 +1,226 @@
+"""min tr((W − Ŵ)H(W − Ŵ)ᵀ), H = mean XᵀX of the inputs: round a column, spread its error over the later ones.
+
+With U the upper Cholesky factor of (H + damp·mean(diag H)·I)⁻¹, for each column j: q_j = clip(round(w_j/s)),
+e = (w_j − s·q_j)/U_jj, w_k −= e·U_jk for k > j. The scale s is fixed per row from the original weights.
+
+Source: GPTQ, arXiv:2210.17323; PR #535, #569, #1019, #1060 (about -0.0026 BPB against gptq_lite). Those damp
+twice and pick the clip by plain squared error, the wrong criterion (`clip_rule = "mse"`); here damping is
+applied once and the clip is picked by the error that GPTQ minimises. A column whose input is always zero is
+dead: its weights become 0. Legal only inside the timed budget: calibration reads training data (#569, #631);
+set `reserve_seconds` to cover it. Cost: calib_batches forward passes, timed; then one solve a matrix in
+float64, untimed. Matrices that no Linear-like module computes (embedding, techniques' projections), and those
+whose Cholesky fails, are rounded as by gptq_lite. What we saw: studies/LOG.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from techniques._quant import clip_scales, quantize_lite, round_rows, rows_at_floor
+from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
+
+GPTQ_ROLES = ("attn", "mlp")  # every 2-D weight of these must show its inputs to a hook
+
+
+def hessian_error(weight: Tensor, q: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
+    """tr((W − Ŵ)H(W − Ŵ)ᵀ) in float64: W [r,c], q [..,r,c], scale [..,r], H [c,c] -> [..]."""
+    e = weight.double() - q.double() * scale.double()[..., None]
+    return ((e @ hessian.double()) * e).sum((-2, -1))
+
+
+def inverse_factor(hessian: Tensor) -> Tensor | None:
+    """U upper triangular with UᵀU = H⁻¹, or None where H is not positive definite."""
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    if int(failed) or not bool(lower.isfinite().all()):
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if int(failed) or not bool(upper.isfinite().all()) else upper
+
+
+def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, config: Any) -> Tensor | None:
+    """q int8 [P,r,c] of W [r,c] under each row of scales [P,r]; None if the Cholesky factorisation fails."""
+    qmax, columns = 2 ** (bits - 1) - 1, weight.size(1)
+    h, w = hessian.double().clone(), weight.double().clone()
+    diagonal = h.diagonal().clone()
+    dead = diagonal == 0
+    w[:, dead] = 0
+    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
+    h.diagonal()[dead] = 1
+    h.diagonal().add_(config.damp * mean)
+    order = torch.arange(columns, device=h.device)
+    if config.act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    u = inverse_factor(h[order][:, order])
+    if u is None:
+        return None
+    w = w[:, order].expand(scales.size(0), -1, -1).clone()  # [P,r,c]
+    s, q = scales.double()[..., None], torch.empty_like(w)
+    for a in range(0, columns, config.block_size):
+        b = min(a + config.block_size, columns)
+        errors = torch.empty_like(w[:, :, a:b])
+        for j in range(a, b):
+            column = w[:, :, j : j + 1]
+            rounded = torch.round(column / s).clamp(-qmax, qmax)
+            error = (column - s * rounded) / u[j, j]
+            w[:, :, j:b] -= error * u[j, j:b]
+            q[:, :, j : j + 1], errors[:, :, j - a : j - a + 1] = rounded, error
+        w[:, :, b:] -= errors @ u[a:b, b:]
+    return q[:, :, torch.argsort(order)].to(torch.int8)
+
+
+def gptq_modules(model: Any) -> dict[str, Any]:
+    """Parameter's name -> the module whose `weight` it is, for 2-D weights of GPTQ_ROLES."""
+    return {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), torch.nn.Parameter)
+        and weight.ndim == 2
+        and getattr(weight, "role", None) in GPTQ_ROLES
+    }
+
+
+class GptqQuantizer:
+    """Collects Hessians, then rounds. `facts` counts what fell back and compares errors with rounding's."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.hessians: dict[str, Tensor] = {}  # parameter's name -> mean XᵀX, float32 [c,c]
+        self.ratios: list[
+            float
+        ] = []  # Hessian error over that of plain rounding with the same scale, per tensor
+        self.facts: dict[str, Any] = dict.fromkeys(
+            ("solved", "no_hessian", "cholesky_failed", "rows_at_floor"), 0
+        )
+
+    def calibrate(self, model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Mean XᵀX over calib_batches micro-batches of all ranks. ValueError for a matrix not reached."""
+        found = gptq_modules(model)
+        expected = {
+            n for n, p in model.named_parameters() if p.ndim == 2 and getattr(p, "role", None) in GPTQ_ROLES
+        }
+        if not expected or found.keys() != expected:
+            missing = ", ".join(sorted(expected - found.keys())) or "no attn or mlp matrix at all"
+            raise ValueError(
+                f"gptq needs the inputs of every attn and mlp matrix, but found no module for: {missing}."
+            )
+        sums = {
+            n: torch.zeros(m.weight.size(1), m.weight.size(1), device=m.weight.device)
+            for n, m in found.items()
+        }
+        tokens = dict.fromkeys(found, 0)
+
+        def watch(name: str):
+            def hook(_module: Any, args: tuple[Any, ...]) -> None:
+                x = args[0].detach().reshape(-1, sums[name].size(0)).float()
+                sums[name].addmm_(x.T, x)
+                tokens[name] += x.size(0)
+
+            return hook
+
+        handles = [m.register_forward_pre_hook(watch(n)) for n, m in found.items()]
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        rank = dist.get_rank() if ranks > 1 else 0
+        mine = len(
+            range(rank, self.config.calib_batches, ranks)
+        )  # the loader deals micro-batches out in turn
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                for ids, _ in itertools.islice(batches, mine):
+                    model.hidden(ids)
+        finally:
+            model.train(was_training)
+            for handle in handles:
+                handle.remove()
+        for name, total in sums.items():
+            count = torch.tensor(tokens[name], dtype=torch.float64, device=total.device)
+            if ranks > 1:
+                dist.all_reduce(total)
+                dist.all_reduce(count)
+            if not int(count):
+                raise ValueError(f"gptq's calibration never ran {name}: no batch, or the forward skips it.")
+            self.hessians[name] = total / float(count)
+        self.facts["hessians"] = len(self.hessians)
+
+    def quantize(self, name: str, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        c, hessian = self.config, self.hessians.get(name)
+        if hessian is None:
+            return self.fall_back("no_hessian", weight, bits)
+        w = weight.to(hessian.device)
+        scales = clip_scales(w, bits, c.scale_floor)
+        q = gptq_solve(w, hessian, scales, bits, c)
+        if q is None:
+            return self.fall_back("cholesky_failed", weight, bits)
+        errors = hessian_error(w, q, scales, hessian)
+        judged = errors
+        if c.clip_rule == "mse":
+            judged = (w.double() - q.double() * scales.double()[..., None]).square().sum((-2, -1))
+        best = int(judged.argmin())
+        rounded = hessian_error(w, round_rows(w, scales[best], bits), scales[best], hessian)
+        self.ratios.append(float(errors[best] / rounded) if float(rounded) else 1.0)
+        self.facts["solved"] += 1
+        self.facts["rows_at_floor"] += rows_at_floor(scales[best], bits, c.scale_floor)
+        self.facts["hessian_error_over_rounding"] = sum(self.ratios) / len(self.ratios)
+        self.facts["worst_hessian_error_over_rounding"] = max(self.ratios)
+        return q[best].cpu(), scales[best].cpu()
+
+    def fall_back(self, why: str, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        self.facts[why] += 1
+        q, scale = quantize_lite(weight, bits, self.config.scale_floor)
+        self.facts["rows_at_floor"] += rows_at_floor(scale, bits, self.config.scale_floor)
+        return q, scale
+
+
+class Gptq(Technique):
+    """Rounding that minimises the error of each layer's output on training inputs (full GPTQ)."""
+
+    name = "gptq"
+    reference = "arXiv:2210.17323; PR #535, #569, #1019, #1060"
+    legality = Legality(Verdict.LEGAL_IF_TIMED, "calibration on training data inside the 600 s: #569, #631")
+    stage = "quantize"
+    space = {
+        "calib_batches": Int(4, 256, log=True),
+        "damp": Float(1e-3, 1e-1, log=True),
+        "act_order": Choice((True, False)),
+        "clip_rule": Choice(("hessian", "mse")),
+    }
+    env = {
+        "GPTQ_ENABLED": "on",
+        "GPTQ_CALIB_BATCHES": "calib_batches",
+        "GPTQ_CALIBRATION_BATCHES": "calib_batches",
+        "GPTQ_BLOCK_SIZE": "block_size",
+    }
+    smoke = {"calib_batches": 4, "block_size": 16}
+
+    @dataclass(frozen=True)
+    class Config:
+        calib_batches: int = setting(
+            64, "training micro-batches, over all ranks, that give H", low=1, high=4096
+        )
+        block_size: int = setting(
+            128, "columns whose errors reach the later ones together", low=1, high=65_536
+        )
+        damp: float = setting(0.01, "added to H's diagonal, in means of it", low=1e-8, high=10.0)
+        act_order: bool = setting(True, "take columns by falling diagonal of H")
+        clip_rule: str = setting(
+            "hessian",
+            "picks the clip percentile: hessian error, or mse as published",
+            choices=("hessian", "mse"),
+        )
+        scale_floor: str = setting(
+            "tiny", "least scale: 1e-7, or the records' 1/qmax", choices=("tiny", "published")
+        )
+
+    def cost(self, shape: Shape) -> Cost:
+        return Cost(calibration_passes=float(self.config.calib_batches))
+
+    def quantizer(self) -> GptqQuantizer:
+        return GptqQuantizer(self.config)

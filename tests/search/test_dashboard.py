@@ -1,0 +1,155 @@
+"""The dashboard in a real browser: infeasible trials are known, the best trial is feasible, notes show."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+import pytest
+from db_helpers import first_line, held_server, kill, python
+
+from search import dashboard, storage
+from search.exact import run_exactly
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1400,1800"
+).split()
+SERVE = "import sys; from pathlib import Path; from search.dashboard import serve; "
+SERVE += "serve(sys.stdin.readline(), 'shown', port=int(sys.argv[1]), artifact_dir=Path(sys.argv[2]))"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with held_server() as held:
+        yield held[1]
+
+
+@pytest.fixture(scope="module")
+def page(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a served study of 6 trials; the three with the lowest values are infeasible."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    store = dashboard.artifact_store(folder)
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0.0, 5.0)
+        for step in range(4):
+            trial.report(x + 4.0 - step, step)
+        trial.set_constraint("bytes", 2.5 - x)
+        trial.set_constraint("train_s", -1.0)
+        dashboard.save_trial_note(trial, f"# Note of {x}\n\n**14,300,000** bytes")
+        text = folder.parent / "log.txt"
+        text.write_text("step:1 loss:2\n")
+        dashboard.save_trial_artifact(trial, text, store)
+        dashboard.save_curve(trial, {0: 4.0, 1: 2.5, 2: 2.0}, label="val_bpb <proxy>", store=store)
+        return x
+
+    opened = storage.open_storage(url, worker=False)
+    study = storage.open_study(opened, "shown", url=url)
+    for x in range(6):
+        study.enqueue_trial({"x": float(x)})
+    run_exactly(study, objective, target=6, url=url)
+    dashboard.save_figure(study, go.Figure(go.Scatter(x=[1, 2], y=[3, 4])), name="contrast")
+
+    process = python("-c", SERVE, "0", str(folder), stdin=-1)
+    assert process.stdin is not None
+    process.stdin.write(url + "\n")
+    process.stdin.flush()
+    try:
+        line = first_line(process)
+        assert "@" not in line  # no database URL, so no password
+        yield re.findall(r"http://127\.0\.0\.1:\d+/dashboard/studies/\d+", line)[0]
+    finally:
+        kill(process, signal.SIGINT)
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if not (Path(CHROMIUM).exists() and Path(DRIVER).exists()):
+        pytest.skip(f"no Chromium with its driver at {CHROMIUM} and {DRIVER}")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+        shutil.rmtree(profile, ignore_errors=True)
+
+
+def see(browser: Any, address: str, *texts: str, picture: str) -> str:
+    """Opens the page, waits for every text, keeps a screenshot when CADDIE_SCREENSHOTS names a folder."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def body() -> str:
+        return browser.find_element(By.TAG_NAME, "body").text
+
+    browser.get(address)
+    WebDriverWait(browser, 40).until(lambda _: all(text in body() for text in texts))
+    folder = os.environ.get("CADDIE_SCREENSHOTS")
+    if folder:
+        browser.save_screenshot(str(Path(folder) / picture))
+    return body()
+
+
+def fetch(page: str) -> dict[str, Any]:
+    with urllib.request.urlopen(page.replace("/dashboard/", "/api/"), timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_the_pages_programming_interface_knows_what_is_feasible(page: str):
+    answer = fetch(page)
+    constraints = {trial["number"]: trial["constraints"] for trial in answer["trials"]}
+    assert constraints[0] == [2.5, -1.0] and constraints[3] == [-0.5, -1.0]
+    assert [trial["number"] for trial in answer["best_trials"]] == [3]
+    assert len(answer["plotly_graph_objects"]) == 1
+    assert len(answer["trials"][0]["artifacts"]) == 2
+
+
+def test_the_study_page(page: str, browser: Any):
+    body = see(browser, page, "Best Trial", "Hyperparameter Importance", picture="study.png")
+    assert "Best Trial (number=3)" in body
+
+
+def test_a_trial_page(page: str, browser: Any):
+    see(browser, f"{page}/trials?numbers=4", "Note of 4.0", "log.txt", "val_bpb", picture="trial.png")
+
+
+def test_bad_requests_have_one_clear_error(url: str, tmp_path: Path):
+    with pytest.raises(storage.StorageError, match=r"no 'shwn' here. Known: shown"):
+        dashboard.make_dashboard(url, "shwn", port=0, artifact_dir=tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"but {port} says: .* in use. Use --port \d+"):
+            dashboard.make_dashboard(url, "shown", port=port, artifact_dir=tmp_path)
+
+
+def test_with_only_infeasible_trials_the_least_bad_is_best(url: str):
+    study = storage.open_study(
+        storage.open_storage(url, worker=True), "all-bad", url=url, direction="maximize"
+    )
+    for value, excess in ((1.0, 0.3), (2.0, 0.1), (9.0, 0.2)):
+        study.add_trial(optuna.create_trial(value=value, constraints={"bytes": excess}))
+    shown = dashboard.FeasibleStorage(optuna.storages.RDBStorage(url))
+    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 2.0
+    study.add_trial(optuna.create_trial(value=0.5, constraints={"bytes": -0.1}))
+    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 0.5

@@ -1,0 +1,134 @@
+"""Predicted costs: exact counts, calibration from results, and who is turned away."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from search.constraints import CONSTRAINTS, violations
+from search.preflight import Preflight, entropy_bits, eval_flops, model_bytes, train_flops
+from search.sampler import Infeasible, draw_all, require_feasible
+from search.space import SearchSpace, build_space
+from search.study import Limits
+from tests.search.fakes import HEADER, KNOWN, make_study
+
+SPACE = """
+[space]
+num_layers = {low = 2, high = 5}
+matrix_lr = {low = 0.01, high = 0.1, log = true}
+"""
+
+
+def rig(folder: Path, *, header: str = HEADER, text: str = SPACE) -> tuple[SearchSpace, Preflight]:
+    study = make_study(folder, text, header=header)
+    return build_space(study, KNOWN), Preflight(study)
+
+
+def truth(space: SearchSpace, resolved: object, rng: np.random.Generator) -> dict[str, float]:
+    """What a machine would measure: the prediction, off by factors that it does not know."""
+    on = resolved.techniques  # type: ignore[attr-defined]
+    size = model_bytes(resolved) * 0.8 * (0.9 if "fine_round" in on else 1.0)  # type: ignore[arg-type]
+    speed = 3e-10 * (1.5 if "slide" in on else 1.0)
+    return {
+        "code_bytes": 150_000,
+        "artifact_bytes": 150_000 + round(size * math.exp(rng.normal(0, 0.005))),
+        "eval_seconds": eval_flops(resolved) * speed * math.exp(rng.normal(0, 0.05)),  # type: ignore[arg-type]
+        "train_seconds": train_flops(resolved) * 2e-10 * math.exp(rng.normal(0, 0.05)),  # type: ignore[arg-type]
+    }
+
+
+def test_parameters_are_exact_and_bits_move_bytes(tmp_path: Path):
+    space, preflight = rig(tmp_path)
+    plain = preflight.predict(space.resolve({}))
+    table = preflight.predict(space.resolve({"table": True, "table.rows": 128}))
+    assert table.params - plain.params == 128 * 64
+    assert plain.artifact_bytes < plain.artifact_bytes_upper < 1.1 * plain.artifact_bytes
+    sizes = [model_bytes(space.resolve({"narrow": True, "narrow.width": w})) for w in (4, 5, 6)]
+    assert sizes == sorted(sizes) and sizes[-1] < model_bytes(space.resolve({}))
+
+
+def test_entropy_is_that_of_a_gaussian_row():
+    rng = np.random.default_rng(0)
+    for bits, columns in ((8, 512), (6, 512), (5, 128)):
+        rows = rng.normal(size=(2000, columns))
+        q = np.round(rows / np.abs(rows).max(1, keepdims=True) * (2 ** (bits - 1) - 1))
+        share = np.unique(q, return_counts=True)[1] / q.size
+        assert abs(entropy_bits(bits, columns) + float((share * np.log2(share)).sum())) < 0.15
+
+
+def test_the_naive_baseline_is_predicted_within_a_few_percent():
+    from search.study import load_study
+    from techniques import catalog
+
+    known = catalog.metadata()
+    study = load_study(Path(__file__).resolve().parents[2] / "studies" / "record_8xh100.toml", known)
+    from techniques.config import resolve
+
+    assert abs(model_bytes(resolve({}, known)) / (15_863_489 - 47_642) - 1.0) < 0.05
+    assert Preflight(study).rejection(resolve({}, known)) is None
+
+
+def test_seconds_are_unknown_until_a_trial_finished_then_learnt(tmp_path: Path):
+    space, preflight = rig(tmp_path)
+    rng = np.random.default_rng(0)
+    draws = [space.resolve(space.repaired(space.keep_active(draw_all(space, rng)))) for _ in range(80)]
+    assert preflight.predict(draws[0]).eval_seconds is None and preflight.rejection(draws[0]) is None
+    preflight.learn((r, truth(space, r, rng)) for r in draws[:40])
+    for resolved in draws[40:]:
+        real, said = truth(space, resolved, rng), preflight.predict(resolved)
+        assert abs(said.artifact_bytes / real["artifact_bytes"] - 1.0) < 0.03
+        assert said.eval_seconds and abs(math.log(said.eval_seconds / real["eval_seconds"])) < 0.4
+        assert said.train_seconds and abs(math.log(said.train_seconds / real["train_seconds"])) < 0.4
+        assert said.eval_seconds_upper and said.eval_seconds_upper > said.eval_seconds
+
+
+def test_learning_twice_is_learning_once(tmp_path: Path):
+    space, preflight = rig(tmp_path)
+    rng = np.random.default_rng(0)
+    resolved = space.resolve({})
+    result = truth(space, resolved, rng)
+    preflight.learn([(resolved, result)])
+    preflight.learn([(resolved, result), (resolved, {"eval_seconds": float("nan")})])
+    assert len(preflight.eval_seconds.rows) == 1
+
+
+def test_each_limit_turns_away_with_a_reason(tmp_path: Path):
+    space, preflight = rig(tmp_path, header=HEADER.replace("eval_seconds = 100", "eval_seconds = 2"))
+    cheap, dear = space.resolve({}), space.resolve({"slide": True, "slide.stride": 16})
+    assert preflight.rejection(dear) is None  # nothing is known of seconds yet
+    rng = np.random.default_rng(0)
+    for k in range(6):
+        seen = space.resolve({"matrix_lr": 0.02 + 0.01 * k, "slide": k % 2 == 1, "slide.stride": 128})
+        preflight.learn([(seen, {"eval_seconds": 0.5 * eval_flops(seen) / eval_flops(cheap)})])
+    assert preflight.rejection(cheap) is None
+    assert (preflight.rejection(dear) or "").startswith("eval: ")
+    small, tight = rig(tmp_path, header=HEADER.replace("100_000_000", "200_000"))
+    assert (tight.rejection(small.resolve({"table": True, "table.rows": 4096})) or "").startswith("bytes: ")
+    assert rng is not None
+
+
+def test_legality_by_setting_is_seen(tmp_path: Path):
+    space, preflight = rig(tmp_path)
+    assert preflight.rejection(space.resolve({"fit": True, "fit.mask": "context"})) is None
+    assert (preflight.rejection(space.resolve({"fit": True, "fit.mask": "scored"})) or "").startswith("legality: fit")
+
+
+def test_a_study_without_any_feasible_configuration_is_refused(tmp_path: Path):
+    space, preflight = rig(tmp_path, header=HEADER.replace("100_000_000", "90_000"))
+    with pytest.raises(Infeasible, match=r"90,000 bytes.*all .*bytes \d+.*smallest is predicted at [\d,]+ bytes.*Raise"):
+        require_feasible(space, preflight, draws=60)
+    require_feasible(*rig(tmp_path), draws=5)
+
+
+def test_violations_are_relative_and_complete():
+    limits = Limits(artifact_bytes=1000, train_seconds=10.0, eval_seconds=20.0)
+    good = {"artifact_bytes": 900, "train_seconds": 12.0, "eval_seconds": 5.0, "status": "finished"}
+    found = violations(good, limits, failure=None)
+    assert tuple(found) == CONSTRAINTS
+    assert found == pytest.approx({"bytes": -0.1, "train": 0.2, "eval": -0.75, "run": -1.0})
+    assert violations(None, limits, failure="diverged") == {"bytes": 0.0, "train": 0.0, "eval": 0.0, "run": 1.0}
+    assert violations(None, limits)["run"] == -1.0
+    assert violations({**good, "eval_seconds": float("nan"), "status": "failed"}, limits)["run"] == 1.0

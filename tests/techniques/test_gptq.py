@@ -1,0 +1,181 @@
+"""GPTQ against the naive loop over columns, its own objective, and the inputs that its hooks must see."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from techniques._param import parameter
+from techniques._quant import clip_scales, quantize_lite, round_rows
+from techniques.base import Shape, Verdict
+from techniques.quantization.gptq import Gptq, GptqQuantizer, gptq_solve, hessian_error
+from tests.techniques.evaluation_rig import tiny_model, tiny_tokens
+
+C = Gptq.Config(calib_batches=3, block_size=8)
+
+
+def correlated(columns: int, seed: int = 0, samples: int = 400) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, columns, generator=g) @ torch.randn(columns, columns, generator=g) / columns**0.5
+    return x.T @ x / samples
+
+
+def weights(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def with_hessian(hessian: torch.Tensor, config=C) -> GptqQuantizer:
+    quantizer = GptqQuantizer(config)
+    quantizer.hessians["w"] = hessian
+    return quantizer
+
+
+def naive(w: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor, bits: int, config) -> torch.Tensor:
+    """One column at a time: the inverse of the remaining columns' Hessian is computed anew each time."""
+    qmax, h, w = 2 ** (bits - 1) - 1, hessian.double().clone(), w.double().clone()
+    dead = [j for j in range(len(h)) if h[j, j] == 0]
+    live = [float(h[j, j]) for j in range(len(h)) if j not in dead]
+    for j in dead:
+        h[j, j], w[:, j] = 1.0, 0.0
+    diagonal = [0.0 if j in dead else float(h[j, j]) for j in range(len(h))]
+    for j in range(len(h)):
+        h[j, j] += config.damp * sum(live) / len(live)
+    order = sorted(range(len(h)), key=lambda j: -diagonal[j]) if config.act_order else list(range(len(h)))
+    q = torch.zeros_like(w)
+    for k, j in enumerate(order):
+        rest = order[k:]
+        inverse = torch.linalg.inv(h[rest][:, rest])
+        q[:, j] = (w[:, j] / scale.double()).round().clamp(-qmax, qmax)
+        error = (w[:, j] - scale.double() * q[:, j]) / inverse[0, 0]
+        w[:, rest] -= error[:, None] * inverse[0]
+    return q.to(torch.int8)
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize(("columns", "block"), [(24, 8), (21, 8), (16, 128), (16, 1)])
+def test_equals_the_naive_loop(act_order: bool, columns: int, block: int):
+    w, h, config = weights(7, columns), correlated(columns), replace(C, act_order=act_order, block_size=block)
+    h[3], h[:, 3] = 0, 0  # a dead column
+    scales = clip_scales(w, 5, "tiny")
+    q = gptq_solve(w, h, scales, 5, config)
+    assert q.shape == (5, 7, columns) and q.dtype is torch.int8 and not q[:, :, 3].any()
+    for p in range(5):
+        assert torch.equal(q[p], naive(w, h, scales[p], 5, config))
+
+
+def test_beats_rounding_in_its_own_objective_though_not_in_plain_error():
+    for seed in range(6):
+        w, h = weights(16, 48, seed), correlated(48, seed)
+        for bits in (4, 6):
+            q, scale = with_hessian(h).quantize("w", w, bits)
+            ours = hessian_error(w, q, scale, h)
+            rounded = hessian_error(w, round_rows(w, scale, bits), scale, h)
+            lite_q, lite_scale = quantize_lite(w, bits, "tiny")
+            assert ours <= 0.9 * rounded and ours <= hessian_error(w, lite_q, lite_scale, h)
+            slow = sum(float(e @ h.double() @ e) for e in w.double() - q.double() * scale.double()[:, None])
+            assert float(ours) == pytest.approx(slow)
+
+
+def test_an_identity_hessian_is_gptq_lite():
+    w = weights(9, 40) * torch.rand(9, 40).pow(-0.3)
+    for act_order in (True, False):
+        for bits in (4, 6, 8):
+            q, scale = with_hessian(torch.eye(40), replace(C, act_order=act_order)).quantize("w", w, bits)
+            lite_q, lite_scale = quantize_lite(w, bits, "tiny")
+            assert torch.equal(q, lite_q) and torch.equal(scale, lite_scale)
+
+
+def test_a_permutation_of_the_columns_permutes_the_result():
+    w, h = weights(6, 20), correlated(20)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(5))
+    q, scale = with_hessian(h).quantize("w", w, 6)
+    moved_q, moved_scale = with_hessian(h[order][:, order]).quantize("w", w[:, order], 6)
+    assert torch.equal(moved_q, q[:, order]) and torch.equal(moved_scale, scale)
+    for config in (C, replace(C, act_order=False)):
+        got = with_hessian(h, config).quantize("w", w, 6)
+        assert got[0].shape == w.shape and got[1].shape == (6,)
+        assert any(torch.equal(got[1], s) for s in clip_scales(w, 6, "tiny"))  # from the original weights
+
+
+def test_clip_rules_and_scale_floors_differ():
+    w, h = weights(8, 300) * torch.rand(8, 300).pow(-0.4), correlated(300, samples=200)
+    by_hessian, by_mse = (
+        with_hessian(h, replace(C, clip_rule=rule, block_size=64)).quantize("w", w, 4)
+        for rule in ("hessian", "mse")
+    )
+    assert hessian_error(w, *by_hessian, h) <= hessian_error(w, *by_mse, h)
+    small = with_hessian(h, replace(C, scale_floor="published", block_size=64))
+    _, scale = small.quantize("w", w * 1e-3, 6)
+    assert float(scale.max()) == float(torch.tensor(1 / 31).half()) and small.facts["rows_at_floor"] == 8
+
+
+def test_failures_fall_back_and_are_counted():
+    w = weights(4, 12)
+    for bad in (torch.full((12, 12), torch.nan), torch.eye(12) - 3 * torch.ones(12, 12)):
+        quantizer = with_hessian(bad)
+        q, _ = quantizer.quantize("w", w, 6)
+        assert torch.equal(q, quantize_lite(w, 6, "tiny")[0]) and quantizer.facts["cholesky_failed"] == 1
+    quantizer.quantize("tok_emb", w, 8)
+    assert quantizer.facts["no_hessian"] == 1 and quantizer.facts["solved"] == 0
+    q, _ = with_hessian(torch.zeros(12, 12)).quantize("w", w, 6)  # every column dead
+    assert not q.any()
+
+
+def test_hooks_see_every_matrix_and_the_hessian_is_the_mean_of_the_inputs():
+    model, tokens = tiny_model(), tiny_tokens(4 * 64)
+    batches = [(tokens[i * 64 : i * 64 + 64].view(2, 32).long(), None) for i in range(4)]
+    quantizer = Gptq(C).quantizer()
+    quantizer.calibrate(model, iter(batches))
+    names = {n for n, p in model.named_parameters() if p.role in ("attn", "mlp")}
+    assert quantizer.hessians.keys() == names and len(names) == 12 and quantizer.facts["hessians"] == 12
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    x = torch.cat([batch[0] for batch in batches[:3]])  # calib_batches = 3
+    with torch.no_grad():  # layer 0's attention input, by hand
+        e = F.rms_norm(F.embedding(x, model.tok_emb), (32,))
+        mix = model.blocks[0].resid_mix
+        n = F.rms_norm(mix[0] * e + mix[1] * e, (32,)).reshape(-1, 32)
+    expected = sum(torch.outer(row, row) for row in n) / len(n)
+    for name in ("c_q", "c_k", "c_v"):
+        h = quantizer.hessians[f"blocks.0.attn.{name}.weight"]
+        torch.testing.assert_close(h, expected, atol=1e-5, rtol=1e-4)
+    assert quantizer.hessians["blocks.1.mlp.proj.weight"].shape == (64, 64)
+
+
+def test_matching_nothing_missing_a_matrix_or_no_data_is_an_error():
+    batches = [(tiny_tokens(64)[:64].view(2, 32).long(), None)]
+    with pytest.raises(ValueError, match="no attn or mlp matrix"):
+        Gptq(C).quantizer().calibrate(torch.nn.Linear(4, 4), iter(batches))
+    model = tiny_model()
+    model.blocks[0].bank = parameter(torch.zeros(4, 4), "attn")  # no module shows its input
+    with pytest.raises(ValueError, match=r"blocks\.0\.bank"):
+        Gptq(C).quantizer().calibrate(model, iter(batches))
+    with pytest.raises(ValueError, match="never ran"):
+        Gptq(C).quantizer().calibrate(tiny_model(), iter(()))
+
+
+def test_lowers_the_error_of_the_models_output():
+    """On held-out tokens the 4-bit model's logits are closer to the original's than under gptq_lite."""
+    tokens, errors = tiny_tokens(40 * 64), {}
+    batches = [(tokens[i * 64 : i * 64 + 64].view(2, 32).long(), None) for i in range(40)]
+    for name in ("lite", "gptq"):
+        model, held_out = tiny_model(), tiny_tokens(64, seed=9)[:64].view(2, 32).long()
+        quantizer = Gptq(replace(C, calib_batches=40, block_size=32)).quantizer()
+        quantizer.calibrate(model, iter(batches))
+        with torch.no_grad():
+            before = model.logits(model.hidden(held_out))
+            for n, p in model.named_parameters():
+                if p.role in ("attn", "mlp"):
+                    q, s = quantizer.quantize(n, p, 4) if name == "gptq" else quantize_lite(p, 4, "tiny")
+                    p.copy_(q.float() * s.float()[:, None])
+            errors[name] = float((model.logits(model.hidden(held_out)) - before).square().mean())
+    assert errors["gptq"] < 0.9 * errors["lite"]
+    assert (
+        quantizer.facts["solved"] == 12 and 0.0 < quantizer.facts["worst_hessian_error_over_rounding"] < 1.0
+    )
+
+
+def test_declares_its_cost_and_its_verdict():
+    shape = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
+    assert Gptq(C).cost(shape).calibration_passes == 3.0
+    assert Gptq.legality.verdict is Verdict.LEGAL_IF_TIMED and Gptq.legality.admitted("record")

@@ -1,0 +1,160 @@
+"""The house's rules that a parser can see: who imports whom, how long things are, whose names are unique."""
+
+import ast
+import collections
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TECHNIQUES = sorted(p for p in (ROOT / "techniques").glob("*/*.py") if p.name != "__init__.py")
+CONTRACT = sorted((ROOT / "techniques").glob("*.py"))
+CORPUS = sorted((ROOT / "corpus").glob("*.py"))
+SEARCH = sorted((ROOT / "search").rglob("*.py"))
+SUITE = [ROOT / "validate.py", *sorted((ROOT / "conformance").glob("*.py"))]
+TRAINER = [ROOT / "train_gpt.py"]
+ROOMS = {"techniques", "train_gpt", "corpus", "search", "validate", "conformance", "tests", "benchmarks"}
+CODECS = {"zstandard", "brotli", "constriction"}  # what a compression technique may need
+
+# whom each room may import: rooms of this house and packages, besides the standard library
+MAY: dict[str, tuple[list[Path], set[str]]] = {
+    "techniques/*/*": (TECHNIQUES, {"techniques", "torch", "triton", *CODECS}),
+    "techniques/*": (CONTRACT, {"techniques", "torch"}),
+    "corpus": (
+        CORPUS,
+        {"corpus", "numpy", "sentencepiece", "huggingface_hub", "typer", "rich"},
+    ),
+    "train_gpt": (TRAINER, {"techniques", "corpus", "numpy", "torch", "flash_attn", "flash_attn_interface"}),
+    "suite": (SUITE, {"conformance", "train_gpt", "techniques", "corpus", "torch", "rich"}),
+}
+NEVER: dict[str, tuple[list[Path], set[str]]] = {
+    "search": (SEARCH, {"train_gpt", "torch", "validate", "conformance", "tests"}),
+}
+TORCH_FREE = ("base.py", "catalog.py", "config.py", "audit.py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its head or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno} imports relatively; name the whole module"
+            yield node.module or ""
+            if node.module in ROOMS:  # from techniques import catalog
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_a_room_imports_what_it_may(room: str) -> None:
+    files, allowed = MAY[room]
+    assert files, f"{room} has no files: the test looks at nothing"
+    known = allowed | sys.stdlib_module_names
+    bad = [f"{name_of(p)} imports {m}" for p in files for m in imports(p) if m.split(".")[0] not in known]
+    assert not bad, f"{room} may import the standard library and {', '.join(sorted(allowed))}: {bad}"
+
+
+@pytest.mark.parametrize("room", NEVER)
+def test_a_room_never_imports(room: str) -> None:
+    files, forbidden = NEVER[room]
+    assert files, f"{room} has no files: the test looks at nothing"
+    bad = [f"{name_of(p)} imports {m}" for p in files for m in imports(p) if m.split(".")[0] in forbidden]
+    assert not bad, f"{room} never imports {', '.join(sorted(forbidden))}: {bad}"
+
+
+def test_a_technique_imports_the_contract_and_shared_maths_only() -> None:
+    def fine(module: str) -> bool:
+        return module == "techniques.base" or module.startswith("techniques._")
+
+    bad = [
+        f"{name_of(p)} imports {m}"
+        for p in TECHNIQUES
+        for m in imports(p)
+        if m.split(".")[0] == "techniques" and not fine(m)
+    ]
+    assert not bad, f"a technique imports techniques.base and techniques._*, never a sibling: {bad}"
+
+
+def test_only_the_scratch_of_the_contract_needs_torch() -> None:
+    bad = [p.name for p in CONTRACT if p.name in TORCH_FREE and "torch" in {m.split(".")[0] for m in imports(p)}]
+    assert not bad, f"the search reads these files without torch: {bad}"
+
+
+def top_level_names(path: Path) -> Iterator[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (t.id for t in node.targets if isinstance(t, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+
+
+def test_top_level_names_are_unique_across_techniques_and_the_trainer() -> None:
+    """A bundle puts them into one file."""
+    owners = collections.defaultdict(list)
+    shared = sorted((ROOT / "techniques").glob("_*.py"))
+    for path in [*TECHNIQUES, *TRAINER, *(p for p in shared if p.name != "__init__.py")]:
+        for name in set(top_level_names(path)):
+            owners[name].append(name_of(path))
+    twice = {name: files for name, files in owners.items() if len(files) > 1}
+    assert not twice, f"a bundle needs one owner for each name: {twice}"
+
+
+def test_metadata_of_every_technique_loads_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from techniques import catalog\n"
+        "from techniques.config import Config\n"
+        "shape = Config().shape()\n"
+        "for name, cls in catalog.metadata().items():\n"
+        "    technique = cls()\n"
+        "    technique.check(shape), technique.verdict(), technique.cost(shape).params\n"
+        "    assert cls.name == name and cls.reference and cls.smoke is not None\n"
+        "    assert set(cls.space) | set(cls.smoke) <= set(cls.Config.__dataclass_fields__), name\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "print(len(catalog.metadata()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == sum(1 for p in TECHNIQUES if not p.name.startswith("_"))
+
+
+LIMITS = [
+    *((p, 250) for p in TECHNIQUES),
+    *((p, 300) for p in (*SEARCH, *SUITE)),
+    *((p, 1500) for p in TRAINER),
+]
+
+
+def test_files_are_no_longer_than_the_house_allows() -> None:
+    long = {name_of(p): n for p, most in LIMITS if (n := len(p.read_text(encoding="utf-8").splitlines())) > most}
+    assert not long, f"technique 250 lines, search or suite module 300, train_gpt.py 1,500; longer: {long}"
+
+
+def test_functions_are_at_most_60_lines_and_6_parameters() -> None:
+    bad = []
+    for path in [*TECHNIQUES, *CONTRACT, *CORPUS, *SEARCH, *SUITE, *TRAINER]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len([a for a in arguments if a not in ("self", "cls")])
+                if lines > 60 or count > 6:
+                    bad.append(f"{name_of(path)}:{node.lineno} {node.name}: {lines} lines, {count} parameters")
+    assert not bad, f"a function has at most 60 lines and 6 parameters: {bad}"
+
+
+def test_every_file_begins_with_its_contract() -> None:
+    files = [*TECHNIQUES, *CONTRACT, *CORPUS, *SEARCH, *SUITE, *TRAINER]
+    bad = [name_of(p) for p in files if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    assert not bad, f"the first line of a file says what it does: {bad}"

@@ -1,0 +1,146 @@
+"""The conformance suite's table: python validate.py [NAMES…] [--pairs] [--device cpu|cuda] [--json FILE] [--inductor]
+
+Every technique runs on a tiny trainer under its `smoke` settings and must hold the laws in `conformance/`. Exit status:
+0 all hold, 1 one does not (the reasons stand under the table), 2 an unknown name or no such device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from conformance import ranks, suite
+from conformance.lab import write_corpus
+from techniques import catalog
+
+RANKS_S = 60.0  # starting two ranks
+RANKS_EACH_S = 20.0  # one technique on two ranks, on a busy machine
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="validate.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="techniques to check; none: all of them")
+    parser.add_argument("--pairs", action="store_true", help="then all legal pairs: construction, causality")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    parser.add_argument("--inductor", action="store_true", help="also compile with the real Inductor")
+    parser.add_argument("--workers", type=int, default=2, help="processes that check techniques")
+    return parser.parse_args(argv)
+
+
+def table_of(names: list[str], reports: dict[str, suite.Report], clock_s: float) -> Table:
+    done = f"{len(reports)} of {len(names)} techniques, {clock_s:.0f} s"
+    table = Table(title=f"conformance: {done}", title_justify="left")
+    table.add_column("technique")
+    table.add_column("status")
+    for column in ("seconds", "Δparams", "Δbytes", "Δstep time", "ΔBPB (smoke)"):
+        table.add_column(column, justify="right")
+    table.add_column("legality")
+    table.add_column("activity")
+    for name in names:
+        report = reports.get(name)
+        if report is None:
+            table.add_row(name, "[dim]…")
+            continue
+        colour = "green" if report.status == "passed" else "bold red"
+        table.add_row(
+            name,
+            f"[{colour}]{report.status}",
+            f"{report.seconds:.1f}",
+            *figures(report),
+            report.verdict,
+            report.activity,
+        )
+    return table
+
+
+def figures(report: suite.Report) -> list[str]:
+    ratio = report.step_time_ratio
+    return [
+        "" if report.params_added is None else f"{report.params_added:+,}",
+        "" if report.bytes_added is None else f"{report.bytes_added:+,}",
+        "" if ratio is None else f"{100 * (ratio - 1):+.0f} %",
+        "" if report.bpb_added is None else f"{report.bpb_added:+.3f}",
+    ]
+
+
+def check_techniques(
+    names: list[str], folder: Path, args: argparse.Namespace, console: Console
+) -> dict[str, suite.Report]:
+    """Every technique in a pool, beside the two ranks that run them all in one process group."""
+    start, reports = time.perf_counter(), {}
+    ranks_out = folder.parent / "ranks.jsonl"
+    two_ranks = ranks.start(names, folder, ranks_out, args.device)
+    with pool(args) as workers, Live(console=console, refresh_per_second=4) as live:
+        waiting = {
+            workers.submit(suite.run_named, name, str(folder), args.device, args.inductor) for name in names
+        }
+        while waiting:
+            finished, waiting = concurrent.futures.wait(waiting, timeout=0.5)
+            reports |= {report.technique: report for report in (f.result() for f in finished)}
+            live.update(table_of(names, reports, time.perf_counter() - start))
+        told = ranks.finish(two_ranks, ranks_out, RANKS_S + RANKS_EACH_S * len(names))
+        for name in names:
+            if reports[name].trace:
+                suite.examine(
+                    reports[name], "two ranks", ranks.compare, reports[name].trace, told.get(name)
+                )
+        live.update(table_of(names, reports, time.perf_counter() - start))
+    return reports
+
+
+def pool(args: argparse.Namespace) -> concurrent.futures.ProcessPoolExecutor:
+    spawn = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(max(1, args.workers), mp_context=spawn)
+
+
+def check_pairs(
+    names: list[str], folder: Path, args: argparse.Namespace, console: Console
+) -> dict[str, str]:
+    """`a + b` -> why the two fail together, or nothing."""
+    pairs, start = suite.legal_pairs(names), time.perf_counter()
+    with pool(args) as workers, console.status(f"{len(pairs)} pairs"):
+        checks = [workers.submit(suite.check_pair, pair, str(folder), args.device) for pair in pairs]
+        found = {f"{a} + {b}": check.result() for (a, b), check in zip(pairs, checks, strict=True)}
+    bad = sum(1 for reason in found.values() if reason)
+    console.print(f"pairs: {len(pairs)} checked, {bad} failed, {time.perf_counter() - start:.0f} s")
+    return found
+
+
+def main(argv: list[str]) -> int:
+    args, console = arguments(argv), Console()
+    shelf = catalog.technique_files()
+    try:
+        names = sorted({catalog.lookup(dict.fromkeys(shelf, object), n) and n for n in args.names}) or list(shelf)  # type: ignore[arg-type]
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda needs a GPU, but torch sees none here. Use --device cpu.")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as root:
+        folder = write_corpus(Path(root))
+        reports = check_techniques(names, folder, args, console)
+        pairs = check_pairs(names, folder, args, console) if args.pairs else {}
+    reasons = [f"{name}: {why}" for name in names for why in reports[name].failures]
+    reasons += [f"{pair}: {why}" for pair, why in pairs.items() if why]
+    for reason in reasons:
+        console.print(reason, style="red", markup=False, soft_wrap=True)
+    if args.json:
+        found = {"techniques": {n: reports[n].as_json() for n in names}, "pairs": pairs}
+        args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return 1 if reasons else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
