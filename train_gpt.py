@@ -38,147 +38,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus import dataset as corpus_dataset
 from corpus import shards
 from techniques import catalog
+from techniques._attention import Attend, pick_attention
 from techniques._param import parameter
+from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit
-from techniques.base import Shape, Technique, Unavailable, claims
+from techniques.base import Shape, Technique, claims
 from techniques.config import Config, Resolved, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
-
-# ------------------------------------------------------------------------------------------------------------
-# World: ranks, device, clocks, log
-# ------------------------------------------------------------------------------------------------------------
-
-
-class World:
-    """This process among its ranks, and its device. One process is a world of size 1 without
-    torch.distributed."""
-
-    def __init__(self, config: Config):
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
-        if cuda and not torch.cuda.is_available():
-            raise Unavailable(
-                "A GPU was demanded (--device cuda), but torch sees none here. Use --device cpu or auto."
-            )
-        if config.micro_batches % self.size:
-            raise ValueError(
-                f"The world size must divide `micro_batches`, but got {self.size} and {config.micro_batches}. "
-                f"Start another number of ranks, or set --micro_batches {self.size}."
-            )
-        self.device = (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-        )
-        if cuda:
-            torch.cuda.set_device(self.device)
-        if self.size > 1:
-            dist.init_process_group("nccl" if cuda else "gloo", device_id=self.device if cuda else None)
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def max(self, value: float) -> float:
-        """The largest of all ranks' `value`: what they decide together."""
-        if self.size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return float(tensor)
-
-    def agree(self, what: str, value: str) -> None:
-        """RuntimeError unless every rank holds the same `value` (a hash of the resolved configuration,
-        say)."""
-        mine = torch.tensor([int(value[:12], 16)], dtype=torch.int64, device=self.device)
-        low, high = mine.clone(), mine.clone()
-        if self.size > 1:
-            dist.all_reduce(low, op=dist.ReduceOp.MIN)
-            dist.all_reduce(high, op=dist.ReduceOp.MAX)
-        if int(low) != int(high):
-            raise RuntimeError(
-                f"The ranks disagree on {what}: start them all with the same files and settings."
-            )
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def my_range(self, n: int) -> range:
-        """This rank's contiguous share of range(n)."""
-        return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
-
-    def close(self) -> None:
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
-
-class Clock:
-    """Seconds that only run between start() and stop(), after the device has caught up."""
-
-    def __init__(self, world: World):
-        self.world, self.seconds, self._since = world, 0.0, None
-
-    def start(self) -> None:
-        self.world.synchronize()
-        self._since = time.perf_counter()
-
-    def stop(self) -> float:
-        self.world.synchronize()
-        if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-        self._since = None
-        return self.seconds
-
-    def now(self) -> float:
-        return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
-
-
-class Log:
-    """Rank 0's voice: people read stdout and train.log, machines read metrics.jsonl and result.json."""
-
-    def __init__(self, out_dir: Path, rank: int):
-        self.out_dir, self.loud = out_dir, rank == 0
-        if self.loud:
-            out_dir.mkdir(parents=True, exist_ok=True)
-            self._text = open(out_dir / "train.log", "w", encoding="utf-8", buffering=1)
-            self._metrics = open(out_dir / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
-
-    def __call__(self, line: str, *, screen: bool = True) -> None:
-        if self.loud:
-            print(line, file=self._text)
-            if screen:
-                print(line, flush=True)
-
-    def metrics(self, **values: Any) -> None:
-        if self.loud:
-            print(json.dumps(values), file=self._metrics, flush=True)
-
-    def write_json(self, name: str, value: Any) -> None:
-        if self.loud:
-            write_atomically(self.out_dir / name, json.dumps(value, indent=1, sort_keys=True).encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is either whole or not there: written beside its place, synced, then renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Data: a stream of training tokens that any number of ranks reads alike
@@ -228,46 +101,6 @@ class Loader:
 # Model: the baseline, with seams
 # ------------------------------------------------------------------------------------------------------------
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal: q [B,T,H,Dh], k and v [B,T,K,Dh] -> [B,T,H,Dh]
-
-
-def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attend]:
-    """(name, function). `auto` takes the best kernel that is here; a named one that is not here is
-    Unavailable."""
-
-    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1)
-        ).transpose(1, 2)
-
-    half_on_gpu = device.type == "cuda" and dtype is torch.bfloat16
-    hopper = half_on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
-    found: dict[str, Attend] = {"sdpa": sdpa}
-    if half_on_gpu and torch.backends.cuda.cudnn_sdp_enabled() and hopper:
-
-        def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
-                return sdpa(q, k, v)
-
-        found = {"cudnn": cudnn, **found}
-    if half_on_gpu:
-        with contextlib.suppress(ImportError):
-            from flash_attn import flash_attn_func as fa2  # type: ignore[import-not-found]
-
-            found = {"fa2": lambda q, k, v: fa2(q, k, v, causal=True), **found}
-    if hopper:
-        with contextlib.suppress(ImportError):
-            from flash_attn_interface import flash_attn_func as fa3  # type: ignore[import-not-found]
-
-            found = {"fa3": lambda q, k, v: fa3(q, k, v, causal=True), **found}
-    name = next(iter(found)) if requested == "auto" else requested
-    if name not in found:
-        raise Unavailable(
-            f"Attention kernel {name!r} was demanded, but this machine offers: {', '.join(found)}."
-        )
-    return name, found[name]
-
 
 @dataclass(frozen=True)
 class Build:
@@ -303,7 +136,7 @@ class Chain(nn.Module):
 
     def __init__(self, build: Build, seam: str, *args: Any):
         super().__init__()
-        self.steps = enter(build, seam, build.shape, *args)
+        self.steps: Any = enter(build, seam, build.shape, *args)
         for name, part in self.steps.items():
             if isinstance(part, nn.Module):
                 self.add_module(name, part)
@@ -319,11 +152,11 @@ class Slot(nn.Module):
 
     def __init__(self, build: Build, seam: str, baseline: Any, *args: Any):
         super().__init__()
-        self.steps = enter(build, seam, build.shape, *args)
+        self.steps: Any = enter(build, seam, build.shape, *args)
         for name, part in {"baseline": baseline, **self.steps}.items():
             if isinstance(part, nn.Module):
                 self.add_module(name, part)
-        self.parts = [*self.steps.values(), baseline]  # a list: the first one runs
+        self.parts: Any = [*self.steps.values(), baseline]  # a list: the first one runs
 
     def forward(self, *args: Any) -> Any:
         return self.parts[0](*args)
@@ -362,6 +195,8 @@ class Rotary(nn.Module):
         super().__init__()
         length = max(shape.seq_len, shape.eval_seq_len)
         cos, sin = rotary_tables(length, shape.head_dim, shape.rope_base)
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -449,7 +284,7 @@ class GPT(nn.Module):
         self.head = None if shape.tie_embeddings else Linear(d, v, "head", zero=True)
         self.embed_in = Chain(build, "embed_in")
         self.embed_out = Chain(build, "embed_out")
-        self.shared = nn.ModuleDict(enter(build, "shared", shape))
+        self.shared: Any = nn.ModuleDict(enter(build, "shared", shape))
         self.blocks = nn.ModuleList(Block(build, layer) for layer in range(shape.num_layers))
         self.skip_weights = parameter(torch.ones(shape.num_skips, d), "scalar")
 
@@ -517,9 +352,9 @@ def build_model(resolved: Resolved, device: torch.device | str = "cpu", audit: A
     return model.to(device)
 
 
-def technique_modules(model: GPT) -> dict[str, list[tuple[nn.Module, Any]]]:
+def technique_modules(model: GPT) -> dict[str, list[tuple[Chain | Slot, Any]]]:
     """technique -> every (seam module, part) through which it stands in the model."""
-    found: dict[str, list[tuple[nn.Module, Any]]] = {}
+    found: dict[str, list[tuple[Chain | Slot, Any]]] = {}
     for module in model.modules():
         if isinstance(module, Chain | Slot):
             for name, part in module.steps.items():
@@ -779,7 +614,7 @@ class Trainer:
         """Sum over ranks, before any clipping: one rank and many take the same step."""
         if self.world.size == 1:
             return
-        grads = [p.grad for p in self.model.parameters()]
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
         for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             g.copy_(part.view_as(g))
@@ -1044,7 +879,7 @@ def quantize(
         elif weight.ndim != 2 or weight.numel() < resolved.config.quantize_min_numel:
             packed.append(Packed(name, weight.to(torch.float16), None))
         else:
-            bits = bits_owner.bits(role) if bits_owner else 8
+            bits = (bits_owner.bits(role) if bits_owner else None) or 8
             q, scale = quantizer.quantize(name, weight, bits) if quantizer else round_to_nearest(weight, bits)
             packed.append(Packed(name, q, scale))
             elements += weight.numel()
@@ -1108,9 +943,10 @@ def unpack(artifact: bytes, codecs: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def source_files(resolved: Resolved) -> list[Path]:
-    """The files whose code this run executes: every loaded module of the trainer, less the techniques that are
-    off. It is what the challenge counts as code, until a bundle makes them one file."""
-    loaded = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
+    """The files whose code this run executes: every loaded module of the trainer, less the techniques that
+    are off. It is what the challenge counts as code, until a bundle makes them one file."""
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    loaded = {Path(file).resolve() for file in files if file}
     rooms = ("techniques", "corpus")
     ours = {p for p in loaded if p.is_relative_to(ROOT) and p.relative_to(ROOT).parts[0] in rooms}
     off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
@@ -1193,7 +1029,8 @@ def score_windows(run: Evaluation) -> None:
 
 
 def validation_tokens(data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Tensor:
-    """The scored tokens plus one, int32: whole evaluation sequences, at most `val_tokens` and `limit` of them."""
+    """The scored tokens plus one, int32: whole evaluation sequences, at most `val_tokens` and `limit` of
+    them."""
     caps = [n + 1 for n in (config.val_tokens, limit) if n]
     return torch.from_numpy(data.val_tokens(max_tokens=min(caps, default=None)).astype(np.int32))
 
@@ -1355,7 +1192,8 @@ class Run:
         )
         log(
             f"train_batch_tokens:{c.train_batch_tokens} train_seq_len:{c.train_seq_len} "
-            f"iterations:{c.iterations} warmup_steps:{c.warmup_steps} max_wallclock_seconds:{c.max_wallclock_seconds:.3f}"
+            f"iterations:{c.iterations} warmup_steps:{c.warmup_steps} "
+            f"max_wallclock_seconds:{c.max_wallclock_seconds:.3f}"
         )
         log(f"seed:{c.seed}")
 
@@ -1522,12 +1360,6 @@ def calibration(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches [B, T] from the training stream, continuing behind the last trained token."""
     while True:
         yield from trainer.loader.step()
-
-
-def peak_rss_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(argv: list[str]) -> int:

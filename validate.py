@@ -1,7 +1,10 @@
-"""The conformance suite's table: python validate.py [NAMES…] [--pairs] [--device cpu|cuda] [--json FILE] [--inductor]
+"""The conformance suite and its table.
 
-Every technique runs on a tiny trainer under its `smoke` settings and must hold the laws in `conformance/`. Exit status:
-0 all hold, 1 one does not (the reasons stand under the table), 2 an unknown name or no such device.
+    python validate.py [NAMES…] [--pairs] [--device cpu|cuda] [--json FILE] [--inductor]
+
+Every technique runs on a tiny trainer under its `smoke` settings and must hold the laws in `conformance/`.
+Exit status: 0 all hold, 1 one does not (the reasons stand under the table), 2 an unknown name or no such
+device.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from rich.table import Table
 from conformance import ranks, suite
 from conformance.lab import write_corpus
 from techniques import catalog
+from techniques.base import nearest
 
 RANKS_S = 60.0  # starting two ranks
 RANKS_EACH_S = 20.0  # one technique on two ranks, on a busy machine
@@ -53,7 +57,7 @@ def table_of(names: list[str], reports: dict[str, suite.Report], clock_s: float)
         if report is None:
             table.add_row(name, "[dim]…")
             continue
-        colour = "green" if report.status == "passed" else "bold red"
+        colour = {"passed": "green", "unavailable": "yellow"}.get(report.status, "bold red")
         table.add_row(
             name,
             f"[{colour}]{report.status}",
@@ -93,9 +97,7 @@ def check_techniques(
         told = ranks.finish(two_ranks, ranks_out, RANKS_S + RANKS_EACH_S * len(names))
         for name in names:
             if reports[name].trace:
-                suite.examine(
-                    reports[name], "two ranks", ranks.compare, reports[name].trace, told.get(name)
-                )
+                suite.examine(reports[name], "two ranks", ranks.compare, reports[name].trace, told.get(name))
         live.update(table_of(names, reports, time.perf_counter() - start))
     return reports
 
@@ -105,9 +107,7 @@ def pool(args: argparse.Namespace) -> concurrent.futures.ProcessPoolExecutor:
     return concurrent.futures.ProcessPoolExecutor(max(1, args.workers), mp_context=spawn)
 
 
-def check_pairs(
-    names: list[str], folder: Path, args: argparse.Namespace, console: Console
-) -> dict[str, str]:
+def check_pairs(names: list[str], folder: Path, args: argparse.Namespace, console: Console) -> dict[str, str]:
     """`a + b` -> why the two fail together, or nothing."""
     pairs, start = suite.legal_pairs(names), time.perf_counter()
     with pool(args) as workers, console.status(f"{len(pairs)} pairs"):
@@ -119,10 +119,13 @@ def check_pairs(
 
 
 def main(argv: list[str]) -> int:
-    args, console = arguments(argv), Console()
-    shelf = catalog.technique_files()
+    args, shelf = arguments(argv), catalog.technique_files()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     try:
-        names = sorted({catalog.lookup(dict.fromkeys(shelf, object), n) and n for n in args.names}) or list(shelf)  # type: ignore[arg-type]
+        for name in args.names:
+            if name not in shelf:
+                raise ValueError(f"Unknown technique {name!r}. {nearest(name, shelf)}")
+        names = sorted(set(args.names)) or list(shelf)
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda needs a GPU, but torch sees none here. Use --device cpu.")
     except ValueError as error:

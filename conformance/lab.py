@@ -19,7 +19,7 @@ import train_gpt
 from corpus import dataset, export
 from corpus.documents import Split
 from techniques.audit import Audit
-from techniques.base import Choice, Technique, claims
+from techniques.base import Technique
 from techniques.config import Resolved, resolve
 
 VOCAB_SIZE = 260  # bytes and four specials: no tokenizer to train
@@ -46,7 +46,6 @@ SETTINGS: dict[str, Any] = {
     "compute_dtype": "float32",
     "compile": "off",
 }
-MODEL_SEAMS = ("embed_in", "embed_out", "shared", "values", "norm", "rope", "attn_out", "activation")
 
 # What a technique's code may raise without taking the suite down: it becomes the reason of a failed check.
 CRASHES = (
@@ -111,7 +110,21 @@ class Finished:
 def write_corpus(root: Path) -> Path:
     """A small deterministic dataset of byte tokens: sentences from a fixed grammar, in short documents."""
     rng = random.Random(7)
-    words = ["the", "small", "old", "model", "reads", "a", "line", "of", "text", "and", "writes", "bits", "again"]
+    words = [
+        "the",
+        "small",
+        "old",
+        "model",
+        "reads",
+        "a",
+        "line",
+        "of",
+        "text",
+        "and",
+        "writes",
+        "bits",
+        "again",
+    ]
 
     def document() -> str:
         return ". ".join(" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(rng.randint(2, 6)))
@@ -234,81 +247,3 @@ def perturb(model: nn.Module, *, only: Iterator[str] | set[str] | None = None) -
         if chosen is None or name in chosen:
             generator = torch.Generator().manual_seed(train_gpt.seam_seed(7, name))
             p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p.device))
-
-
-class Subject:
-    """One technique on the bench, under one choice of its settings."""
-
-    def __init__(
-        self,
-        lab: Lab,
-        cls: type[Technique],
-        *,
-        known: Mapping[str, type[Technique]],
-        changes: Mapping[str, Any] | None = None,
-    ):
-        self.lab, self.cls, self.name = lab, cls, cls.name
-        self.known = {**known, cls.name: cls}
-        self.changes = dict(changes or {})
-        self.settings = smoke_settings(cls, self.known, self.changes)
-        self._run: Finished | None = None
-        self._failed = False
-
-    def resolve(self, **trainer: Any) -> Resolved:
-        return self.lab.resolve(self.settings, self.known, **trainer)
-
-    def without(self, **trainer: Any) -> Resolved:
-        """The same settings with this technique off; what it requires stays on."""
-        own = {k for k in self.settings if k.partition(".")[0] == self.name}
-        return self.lab.resolve(
-            {k: v for k, v in self.settings.items() if k not in own} | {self.name: False},
-            self.known,
-            **trainer,
-        )
-
-    @functools.cached_property
-    def resolved(self) -> Resolved:
-        return self.resolve()
-
-    @property
-    def technique(self) -> Technique:
-        return self.resolved.techniques[self.name]
-
-    def enters(self, *seams: str) -> bool:
-        return any(seam in claims(self.cls) for seam in seams)
-
-    def require_model_seam(self) -> None:
-        if not self.enters(*MODEL_SEAMS):
-            raise NotApplicable("it enters no model seam")
-
-    def run(self) -> Finished:
-        """The whole run, made once; after a failure whatever needs it does not apply."""
-        if self._failed:
-            raise NotApplicable("the run did not finish")
-        if self._run is None:
-            self._failed = True
-            self._run = self.lab.finish(self.lab.train(self.resolved))
-            self._failed = False
-        return self._run
-
-    @functools.cached_property
-    def short(self) -> list[float]:
-        """The losses of a few steps without warm-up."""
-        return self.lab.train(self.resolve(**SHORT)).losses
-
-    @property
-    def has_finished(self) -> bool:
-        return self._run is not None
-
-    def variants(self) -> list[tuple[str, Subject]]:
-        """Itself, and one subject for every other option of every setting that names variants of the maths."""
-        found = [("", self)]
-        for key, domain in self.cls.space.items():
-            if isinstance(domain, Choice):
-                now = getattr(self.technique.config, key)
-                for option in domain.options:
-                    if isinstance(option, str | bool) and option != now:
-                        changes = {**self.changes, key: option}
-                        other = Subject(self.lab, self.cls, known=self.known, changes=changes)
-                        found.append((f"{key}={option}: ", other))
-        return found

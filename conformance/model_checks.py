@@ -1,4 +1,4 @@
-"""Checks of the model that a technique takes part in: parameters, identity, causality, isolation, one graph."""
+"""Checks of the model with a technique in it: parameters, identity, causality, isolation, one graph."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import train_gpt
-from conformance.lab import BOS, SEQ_LEN, SHORT, NotApplicable, Subject, Violation, perturb
+from conformance.lab import BOS, SEQ_LEN, SHORT, NotApplicable, Violation, perturb
+from conformance.subject import Subject
 from techniques.config import resolve
 
 
 def parameters(subject: Subject) -> None:
-    """cost().tensors are exactly the parameters that the technique adds: here, and at the challenge's size."""
+    """cost().tensors are exactly the parameters that it adds: here, and at the challenge's size."""
     for label, one in subject.variants():
         built = one.lab.build(one.resolved)
         _same_tensors(f"{label}", one, one.resolved, one.without(), built)
@@ -36,7 +37,9 @@ def _same_tensors(label: str, subject: Subject, on: Any, off: Any, model: Any) -
     if added != told:
         num_added = sum(math.prod(shape) * count for (_, shape), count in added.items())
         odd = ", ".join(f"{role}{list(shape)}" for role, shape in list((added - told) + (told - added))[:4])
-        raise Violation(f"{label}cost() tells {cost.params} parameters, the model has {num_added}; differ: {odd}")
+        raise Violation(
+            f"{label}cost() tells {cost.params} parameters, the model has {num_added}; differ: {odd}"
+        )
 
 
 @torch.no_grad()
@@ -118,7 +121,9 @@ def isolation(subject: Subject) -> None:
         changed[0, half - 8 : half] = 2 + (ids[0, half - 8 : half] + 1) % 200
         moved = (model.hidden(changed) != model.hidden(ids)).any(-1)[0, half:]
         if bool(moved.any()):
-            raise Violation(f"{label}a document changed and the next one moved at its token {int(moved.nonzero()[0])}")
+            raise Violation(
+                f"{label}a document changed and the next one moved at its token {int(moved.nonzero()[0])}"
+            )
     if not claimed:
         raise NotApplicable("not claimed")
 

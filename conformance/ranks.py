@@ -1,7 +1,8 @@
 """Two gloo ranks = one process: the same losses, the same artifact on every rank, the same score.
 
-`python -m torch.distributed.run --standalone --nproc_per_node=2 -m conformance.ranks FOLDER OUT NAME…` runs a few
-steps of every technique in one process group, and writes one JSON line a technique: what `trace` tells.
+`python -m torch.distributed.run --standalone --nproc_per_node=2 -m conformance.ranks FOLDER OUT DEVICE NAME…`
+runs a few steps of every technique in one process group, and writes one JSON line a technique: what `trace`
+tells.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train_gpt
-from conformance.lab import SEQ_LEN, NotApplicable, Subject, Violation, perturb
+from conformance.lab import SEQ_LEN, NotApplicable, Violation, perturb
+from conformance.subject import Subject
 from techniques.base import Verdict
 from techniques.config import Resolved
 
@@ -26,7 +27,7 @@ def require_scorer(subject: Subject) -> None:
 
 
 def score(subject: Subject, resolved: Resolved, tokens: Tensor) -> train_gpt.Evaluation:
-    """The ledger after the technique scored `tokens` [N + 1] with a fresh model whose every parameter was moved."""
+    """The ledger after the technique scored `tokens` [N + 1] with a fresh model, every parameter moved."""
     model = subject.lab.build(resolved)
     perturb(model)
     model.eval()
@@ -60,8 +61,8 @@ def future_moves(subject: Subject) -> str:
 
 
 def target_sums(subject: Subject) -> str:
-    """Try every token as the target of one position: the probabilities that they got must sum to 1. A score that
-    looks at its own target, or a mixture that is no distribution, sums to something else."""
+    """Try every token as the target of one position: the probabilities that they got must sum to 1. A score
+    that looks at its own target, or a mixture that is no distribution, sums to something else."""
     resolved = subject.resolve(vocab_size=TINY_VOCAB)
     tokens = subject.lab.ids(1, LENGTH + 1, vocab_size=TINY_VOCAB)[0]
     position, total = LENGTH - 3, 0.0
@@ -74,8 +75,8 @@ def target_sums(subject: Subject) -> str:
 
 
 def score_first(subject: Subject) -> str | None:
-    """Legal settings pass both detectors; a technique that is illegal must set one off, and so must at least one
-    setting of a contested one: a detector that stays silent there detects nothing."""
+    """Legal settings pass both detectors; a technique that is illegal must set one off, and so must at least
+    one setting of a contested one: a detector that stays silent there detects nothing."""
     require_scorer(subject)
     seen: dict[str, tuple[Verdict, str]] = {}
     for label, one in subject.variants():
@@ -94,7 +95,7 @@ def score_first(subject: Subject) -> str | None:
 
 
 def null_settings(subject: Subject) -> list[Mapping[str, Any]]:
-    """Settings that switch the adaptation off: what the technique declares, else every setting at its limit of 0."""
+    """Settings that may switch the adaptation off: what the technique declares, else its settings at 0."""
     declared = getattr(subject.cls, "null", None)
     if declared is not None:
         return [declared]
@@ -130,7 +131,7 @@ def one_forward(subject: Subject) -> None:
 
 @torch.no_grad()
 def plain_nats(subject: Subject, tokens: Tensor) -> Tensor:
-    """[S, N] nats of every position under the plain forward of every window start; infinite outside the window."""
+    """[S, N] nats of every position under the plain forward of every window; infinite outside of it."""
     model = subject.lab.build(subject.without())
     perturb(model)
     model.eval()

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 import train_gpt
-from conformance.lab import Finished, Subject, Violation
+from conformance.lab import Finished, Violation
+from conformance.subject import Subject
 from techniques.base import Tensor as Told
 from techniques.base import claims
 
-BYTES_TOLERANCE = 0.10  # of the estimate, architecture.md section 7
+BYTES_TOLERANCE = 0.10  # of the estimate
+CODEC_OVERHEAD = 1.08  # byte codecs stay 4 to 16 % above the entropy of quantised weights (measured)
 DAMAGE_BPB = 0.25  # what 5 to 8 bits may cost at this size; a wrong reload costs several bits
 
 
@@ -35,7 +37,7 @@ def estimated_bytes(tensors: Iterable[Told], bits_per_weight: dict[str, float], 
         elif len(t.shape) != 2 or t.numel < min_numel:
             total += 2.0 * t.numel
         else:
-            total += t.numel * bits_per_weight[t.role] / 8 + 2.0 * t.shape[0]
+            total += CODEC_OVERHEAD * t.numel * bits_per_weight[t.role] / 8 + 2.0 * t.shape[0]
     return total
 
 
@@ -57,7 +59,10 @@ def size(subject: Subject) -> None:
     """The artifact's bytes lie within 10 % of what shapes, roles and entropy predict."""
     run = subject.run()
     shape = run.resolved.config.shape()
-    tensors = [*shape.tensors(), *(x for t in run.resolved.techniques.values() for x in t.cost(shape).tensors)]
+    tensors = [
+        *shape.tensors(),
+        *(x for t in run.resolved.techniques.values() for x in t.cost(shape).tensors),
+    ]
     head = len(train_gpt.pack([], run.resolved.values, train_gpt.ZlibCodec())) + 12 * len(run.packed)
     estimate = head + estimated_bytes(tensors, measured_bits(run), run.resolved.config.quantize_min_numel)
     if not abs(len(run.artifact) / estimate - 1) <= BYTES_TOLERANCE:
@@ -83,8 +88,9 @@ def reload(subject: Subject) -> None:
 
 
 def same_file(subject: Subject) -> None:
-    """Quantise and pack again: the same bytes."""
+    """Quantise and pack again: the same bytes, whatever was drawn in between (as in a resumed run)."""
     run = subject.run()
+    torch.manual_seed(12345)
     again = subject.lab.export(run)[1]
     if again != run.artifact:
         raise Violation(f"a second export of the same weights gives another file ({len(again)} bytes)")
@@ -96,7 +102,9 @@ def same_score(subject: Subject) -> None:
     assert run.score is not None
     again = subject.lab.evaluate(run)
     if again != run.score:
-        raise Violation(f"the same artifact scores {run.score.val_bpb!r}, then {again.val_bpb!r} bits per byte")
+        raise Violation(
+            f"the same artifact scores {run.score.val_bpb!r}, then {again.val_bpb!r} bits per byte"
+        )
     if not math.isfinite(run.score.val_bpb):
         raise Violation(f"the score is {run.score.val_bpb}")
     model = run.trainer.model

@@ -1,4 +1,4 @@
-"""run(cls) -> Report: every check on one technique, each with its verdict, reason and seconds; and the pairs."""
+"""run(cls) -> Report: every check on one technique, each with its outcome and seconds; and the pairs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,9 @@ from typing import Any
 import torch
 
 from conformance import model_checks, scoring_checks, storage_checks, training_checks
-from conformance.lab import (
-    CRASHES,
-    MODEL_SEAMS,
-    SEQ_LEN,
-    Lab,
-    NotApplicable,
-    Subject,
-    Violation,
-    smoke_settings,
-    write_corpus,
-)
+from conformance.lab import CRASHES, SEQ_LEN, Lab, NotApplicable, Violation, smoke_settings, write_corpus
 from conformance.ranks import trace
+from conformance.subject import MODEL_SEAMS, Subject
 from techniques import catalog
 from techniques.base import Technique, Unavailable, claims
 
@@ -86,7 +77,8 @@ def load(name: str) -> type[Technique]:
     """One technique's class, without importing the others: a broken file fails alone."""
     path = catalog.technique_files()[name]
     module = importlib.import_module(f"techniques.{path.parent.name}.{name}")
-    return next(v for v in vars(module).values() if isinstance(v, type) and vars(v).get("name") == name)
+    found = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Technique))
+    return next(cls for cls in found if cls.name == name)
 
 
 @functools.cache
@@ -106,8 +98,8 @@ def run(
     known: Mapping[str, type[Technique]] | None = None,
     only: Iterable[str] = (),
 ) -> Report:
-    """Check one technique under `settings` (its `smoke` where they say nothing). `known` holds what it requires;
-    `only` names the checks to make, all of them if empty."""
+    """Check one technique under `settings` (its `smoke` where they say nothing). `known` holds what it
+    requires; `only` names the checks to make, all of them if empty."""
     if lab is None:
         with tempfile.TemporaryDirectory() as folder:
             own = Lab(write_corpus(Path(folder)))

@@ -1,8 +1,9 @@
-"""Checks of a run: off is the baseline bitwise, warm-up leaves no trace, the loss falls, the audit sees it."""
+"""Checks of a run: off is the baseline bitwise, warm-up leaves no trace, the loss falls, it is active."""
 
 from __future__ import annotations
 
-from conformance.lab import SHORT, Subject, Violation
+from conformance.lab import SHORT, Violation
+from conformance.subject import Subject
 from techniques.base import claims
 
 
@@ -44,8 +45,6 @@ def activity(subject: Subject) -> None:
     verdict = subject.run().audit.report()[subject.name]["verdict"]
     if verdict != "active":
         raise Violation(f"the activity audit says {verdict}")
-
-
 
 
 CHECKS = (

@@ -177,8 +177,11 @@ def all_tensors(resolved: Resolved) -> list[Tensor]:
 
 
 def entropy_bits(bits: int, columns: int) -> float:
-    """Entropy of a Gaussian row's integers when its largest weight is the largest one: log2(σ_q √(2πe))."""
-    largest = math.sqrt(2.0 * math.log(2.0 * max(2, columns)))  # E max |w| / σ, roughly
+    """Entropy of a Gaussian row's integers when its largest weight, E max |w| / σ, is the largest one."""
+    root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
+    largest = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
+        2.0 * root
+    )
     sigma = (2 ** (bits - 1) - 1) / largest
     return max(0.5, min(float(bits), math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))))
 

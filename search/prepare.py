@@ -55,8 +55,8 @@ def check_corpus(study: Study) -> str:
             embedded.ensure(data, f"sp{vocab_size}")
         except OSError as error:
             raise ValueError(
-                f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. Free "
-                "some space or fix the permissions."
+                f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. "
+                "Free some space or fix the permissions."
             ) from error
     seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
     opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)

@@ -19,8 +19,8 @@ from search.session import ROOT, Session
 from search.study import Limits
 
 NOISE = (
-    "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), and "
-    "the best of many is lucky. A search value is where to look next, not a claim."
+    "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
+    "and the best of many is lucky. A search value is where to look next, not a claim."
 )
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
 
@@ -154,8 +154,8 @@ def print_status(console: Console, session: Session) -> None:
     seen = snapshot(trials, 0)
     console.print(
         f"{session.study.name}: {seen.finished} trials done ({seen.complete} complete, {seen.infeasible} of "
-        f"them over a limit; {seen.pruned} pruned; {seen.rejected} failed configurations), {seen.running} running, "
-        f"{seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
+        f"them over a limit; {seen.pruned} pruned; {seen.rejected} failed configurations), "
+        f"{seen.running} running, {seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
         f"{seen.resampled} configurations resampled before running",
         soft_wrap=True,
         highlight=False,

@@ -106,7 +106,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def parse_value(name: str, value: Any, like: dataclasses.Field[Any]) -> Any:
     """`value` (a string from a command line or an environment, or a JSON/TOML value) as the type of the
     field's default. ValueError names the field, what it got and what it takes."""
-    kind = type(like.default)
+    kind: type[object] = type(like.default)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     try:
         if kind is bool:
             if isinstance(value, str):
@@ -114,9 +114,10 @@ def parse_value(name: str, value: Any, like: dataclasses.Field[Any]) -> Any:
             if value in (0, 1):
                 return bool(value)
         elif kind is int and not isinstance(value, bool):
-            if isinstance(value, float) and value != int(value):
+            number = int(value)
+            if isinstance(value, float) and float(number) != value:
                 raise ValueError
-            return int(value)
+            return number
         elif kind is float and not isinstance(value, bool):
             return float(value)
         elif kind is str and isinstance(value, str):

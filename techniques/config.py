@@ -132,7 +132,8 @@ class Config:
         if self.reserve_seconds and self.reserve_seconds >= self.max_wallclock_seconds:
             raise ValueError(
                 f"`reserve_seconds` must be less than `max_wallclock_seconds`, but got "
-                f"{self.reserve_seconds} and {self.max_wallclock_seconds}. A reserve only means something under a wall-clock budget."
+                f"{self.reserve_seconds} and {self.max_wallclock_seconds}. "
+                f"A reserve only means something under a wall-clock budget."
             )
 
 

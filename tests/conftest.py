@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 WORDS = (
-    "the caddie carries every club and names one for each lie while the player looks at the wind over the green "
+    "the caddie carries every club and names one for each lie while the player looks at the wind "
     "then a long iron rises from wet grass and nobody says a word until it lands near the flag"
 ).split()
 
@@ -29,7 +29,8 @@ def tiny_text(num_documents: int, seed: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings (data_path, tokenizer_path, vocab_size) of a small corpus built by the product's own builder."""
+    """Settings (data_path, tokenizer_path, vocab_size) of a small corpus built by the product's own
+    builder."""
     root = tmp_path_factory.mktemp("tiny")
     text = root / "text"
     text.mkdir()

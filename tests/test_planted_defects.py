@@ -1,4 +1,5 @@
-"""Every planted defect is caught by the check that is there for it; a sound technique of the same kind passes."""
+"""Every planted defect is caught by the check that is there for it; a sound technique of the same kind
+passes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import conformance
 import train_gpt
 from conformance.lab import Lab, write_corpus
 from techniques._param import parameter
-from techniques.base import Choice, Cost, Legality, Shape, Technique, Tensor, Verdict, setting
+from techniques.base import Cost, Legality, Shape, Technique, Tensor, Verdict, setting
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,7 @@ def test_positions_that_are_never_scored_are_caught(lab: Lab) -> None:
 
 
 class Quantizer:
-    """Per row, 8 bits. `offset`: rows are centred, and nobody stores the centre. `shared`: one buffer for all."""
+    """Per row, 8 bits. `offset`: rows are shifted, and nobody stores by how much. `shared`: one buffer."""
 
     def __init__(self, flaw: str):
         self.flaw, self.buffer = flaw, torch.zeros(1 << 20, dtype=torch.int8)
@@ -309,7 +310,6 @@ class Quantizer:
 class PlantedQuantizer(Technique):
     name = "planted_quantizer"
     stage = "quantize"
-    space = {"flaw": Choice(("none", "offset"))}
 
     @dataclass(frozen=True)
     class Config:

@@ -1,4 +1,5 @@
-"""The trainer as a user meets it: golden counts, the baseline's maths, clocks, ranks, resume, log lines, bad input."""
+"""The trainer as a user meets it: golden counts, the baseline's maths, clocks, ranks, resume, log lines, bad
+input."""
 
 import json
 import math
@@ -25,7 +26,7 @@ def result_of(out_dir: Path) -> dict:
     return json.loads((out_dir / "result.json").read_text())
 
 
-# ---- the baseline -------------------------------------------------------------------------------------------
+# ---- the baseline ----------------------------------------------------------------------------------------
 
 
 ELEVEN = {
@@ -179,7 +180,7 @@ def test_baseline_warmdown_by_steps_and_by_seconds():
     assert train_gpt.baseline_lr_scale(train_gpt.Moment(11_400, 570.0, seconds)) == pytest.approx(0.5)
 
 
-# ---- runs ---------------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +324,7 @@ def test_settings_precedence(tiny, tmp_path):
     assert run.origins["xsa.last_n"] == "environment"
 
 
-# ---- bad input ----------------------------------------------------------------------------------------------
+# ---- bad input -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

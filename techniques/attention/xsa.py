@@ -1,8 +1,9 @@
-"""y ← y − (y·v̂) v̂ with v̂ = v/‖v‖: attention output without its component along the token's own value (XSA).
+"""y ← y − (y·v̂) v̂ with v̂ = v/‖v‖: attention output without its component along the token's own value
+(XSA).
 
-Source: exclusive self attention, arXiv:2603.09078; last 3 layers in PR #265, last 4 in #414/#549, all in #1019/#1263.
-Cost: no parameters; one dot product and one axpy per head and token.
-Identity at init: no. What we saw: studies/LOG.md.
+Source: exclusive self attention, arXiv:2603.09078; last 3 layers in PR #265, last 4 in #414/#549, all in
+#1019/#1263. Cost: no parameters; one dot product and one axpy per head and token. Identity at init: no. What
+we saw: studies/LOG.md.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Xsa(Technique):
     def check(self, shape: Shape) -> None:
         if self.config.last_n > shape.num_layers:
             raise ValueError(
-                f"`xsa.last_n` must be at most num_layers, but got {self.config.last_n} and {shape.num_layers}."
+                f"`xsa.last_n` must be at most num_layers, but got {self.config.last_n} and "
+                f"{shape.num_layers}. Use {shape.num_layers} for all layers."
             )
 
     def cost(self, shape: Shape) -> Cost:

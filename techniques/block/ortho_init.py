@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from techniques.base import Technique, setting
+from techniques.base import Shape, Technique, setting
 
 ORTHO_ROLES = ("attn", "mlp", "matrix")
 
@@ -37,8 +37,15 @@ class OrthoInit(Technique):
             "1", "factor on the techniques' projections (role matrix)", choices=("1", "1/sqrt(2L)")
         )
 
+    def check(self, shape: Shape) -> None:
+        if self.config.min_side > shape.model_dim:  # the query matrix is model_dim × model_dim
+            raise ValueError(
+                f"`ortho_init.min_side` must be at most model_dim, else it touches nothing, but got "
+                f"{self.config.min_side} and {shape.model_dim}. Use a smaller min_side."
+            )
+
     def init(self, model: Any) -> None:
-        seed, touched = torch.initial_seed(), 0
+        seed = torch.initial_seed()
         proj_scale = 1.0 if self.config.proj_scale == "1" else (2 * len(model.blocks)) ** -0.5
         for name, p in model.named_parameters():
             if p.ndim != 2 or p.role not in ORTHO_ROLES or min(p.shape) < self.config.min_side or not p.any():
@@ -47,9 +54,3 @@ class OrthoInit(Technique):
             generator = torch.Generator().manual_seed(int.from_bytes(own, "big"))
             gain = proj_scale if p.role == "matrix" else 1.0
             nn.init.orthogonal_(p, gain=gain, generator=generator)
-            touched += 1
-        if not touched:
-            raise ValueError(
-                f"`ortho_init.min_side` is {self.config.min_side}, but no matrix here has two sides of that "
-                f"length. Use a smaller min_side, or turn ortho_init off."
-            )

@@ -50,7 +50,7 @@ class ValueEmbedding(Technique):
 
     name = "value_embedding"
     reference = "PR #374, #414, #549, #1019"
-    space = {"dim": Int(32, 256, step=32), "last_n": Int(1, 4)}
+    space = {"dim": Int(32, 256, step=32), "last_n": Int(1, "num_layers")}
     env = {"VE_ENABLED": "on", "VE_DIM": "dim"}
     smoke = {"dim": 16, "last_n": 1}
 

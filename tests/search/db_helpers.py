@@ -18,8 +18,8 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
 WORKER = Path(__file__).with_name("db_worker.py")
-HOLD = "import sys, time; from pathlib import Path; from search.postgres import url_of; "
-HOLD += "print(url_of(Path(sys.argv[1])), flush=True); time.sleep(float(sys.argv[2]))"
+HOLD = "import select, sys; from pathlib import Path; from search.postgres import url_of; "
+HOLD += "print(url_of(Path(sys.argv[1])), flush=True); select.select([sys.stdin], [], [], float(sys.argv[2]))"
 
 
 def python(*arguments: str, **kwargs: object) -> subprocess.Popen[str]:
@@ -38,8 +38,8 @@ def python(*arguments: str, **kwargs: object) -> subprocess.Popen[str]:
 
 
 def hold(home: Path, seconds: float = 120.0, **kwargs: object) -> subprocess.Popen[str]:
-    """A process that claims the server of `home` and prints its URL."""
-    return python("-c", HOLD, str(home), str(seconds), **kwargs)
+    """A process that claims the server of `home` and prints its URL; it ends when we do."""
+    return python("-c", HOLD, str(home), str(seconds), stdin=subprocess.PIPE, **kwargs)
 
 
 def worker(*arguments: object, **env: str) -> subprocess.Popen[str]:

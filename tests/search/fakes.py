@@ -25,7 +25,11 @@ class Plain(Technique):
     """Settings of every kind."""
 
     name = "plain"
-    space = {"gain": Float(0.1, 10.0, log=True), "last_n": Int(1, "num_layers"), "mode": Choice(("a", "b", "c"))}
+    space = {
+        "gain": Float(0.1, 10.0, log=True),
+        "last_n": Int(1, "num_layers"),
+        "mode": Choice(("a", "b", "c")),
+    }
 
     @dataclass(frozen=True)
     class Config:

@@ -113,12 +113,16 @@ def test_each_limit_turns_away_with_a_reason(tmp_path: Path):
 def test_legality_by_setting_is_seen(tmp_path: Path):
     space, preflight = rig(tmp_path)
     assert preflight.rejection(space.resolve({"fit": True, "fit.mask": "context"})) is None
-    assert (preflight.rejection(space.resolve({"fit": True, "fit.mask": "scored"})) or "").startswith("legality: fit")
+    assert (preflight.rejection(space.resolve({"fit": True, "fit.mask": "scored"})) or "").startswith(
+        "legality: fit"
+    )
 
 
 def test_a_study_without_any_feasible_configuration_is_refused(tmp_path: Path):
     space, preflight = rig(tmp_path, header=HEADER.replace("100_000_000", "90_000"))
-    with pytest.raises(Infeasible, match=r"90,000 bytes.*all .*bytes \d+.*smallest is predicted at [\d,]+ bytes.*Raise"):
+    with pytest.raises(
+        Infeasible, match=r"90,000 bytes.*all .*bytes \d+.*smallest is predicted at [\d,]+ bytes.*Raise"
+    ):
         require_feasible(space, preflight, draws=60)
     require_feasible(*rig(tmp_path), draws=5)
 
@@ -129,6 +133,11 @@ def test_violations_are_relative_and_complete():
     found = violations(good, limits, failure=None)
     assert tuple(found) == CONSTRAINTS
     assert found == pytest.approx({"bytes": -0.1, "train": 0.2, "eval": -0.75, "run": -1.0})
-    assert violations(None, limits, failure="diverged") == {"bytes": 0.0, "train": 0.0, "eval": 0.0, "run": 1.0}
+    assert violations(None, limits, failure="diverged") == {
+        "bytes": 0.0,
+        "train": 0.0,
+        "eval": 0.0,
+        "run": 1.0,
+    }
     assert violations(None, limits)["run"] == -1.0
     assert violations({**good, "eval_seconds": float("nan"), "status": "failed"}, limits)["run"] == 1.0

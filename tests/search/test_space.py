@@ -56,7 +56,9 @@ def test_what_a_technique_leaves_unread_is_inactive(tmp_path: Path):
 
 
 def test_random_draws_resolve_and_come_back(tmp_path: Path):
-    space = space_of(tmp_path, "[space]\nnum_layers = {low = 2, high = 5}\nmatrix_lr = {low = 0.01, high = 0.1}")
+    space = space_of(
+        tmp_path, "[space]\nnum_layers = {low = 2, high = 5}\nmatrix_lr = {low = 0.01, high = 0.1}"
+    )
     rng, seen = np.random.default_rng(1), set[frozenset[str]]()
     for _ in range(150):
         params = space.repaired(space.keep_active(draw_all(space, rng)))

@@ -39,7 +39,11 @@ from = 0.6
     assert study.free["matrix_lr"] == Float(0.01, 0.1, True)
     assert study.free["plain.gain"] == Float(0.5, 2.0)
     assert study.free["plain.last_n"] == Int(1, 5) and study.bounds["plain.last_n"] == "num_layers"
-    assert "plain.mode" not in study.free and "slide.stride" not in study.free and "cooling.frac" not in study.free
+    assert (
+        "plain.mode" not in study.free
+        and "slide.stride" not in study.free
+        and "cooling.frac" not in study.free
+    )
     assert study.prune_from == 0.6
 
 
@@ -70,14 +74,23 @@ def test_the_record_track_leaves_out_what_is_not_admitted(tmp_path: Path):
         ("[space]\n'plain.gain' = { low = 3, high = 2 }", "must have low < high, but got 3.0 and 2.0"),
         ("[space]\n'plain.gain' = { low = 1e-9, high = 2 }", "must lie in 0.01"),
         ("[space]\n'plain.mode' = { choices = ['a', 'z'] }", "must be one of 'a', 'b', 'c', but got 'z'"),
-        ("[space]\nquantizer = { choices = ['fine_rond'] }", "no choice 'fine_rond'.*Did you mean 'fine_round'"),
+        (
+            "[space]\nquantizer = { choices = ['fine_rond'] }",
+            "no choice 'fine_rond'.*Did you mean 'fine_round'",
+        ),
         ("[space]\nscorer = { choices = ['peek'] }", "It is off .it is contested"),
         ("[techniques]\nplain = 'off'\n[space]\n'plain.gain' = 2.0", "`plain.gain` is set, but plain is off"),
-        ("[space]\nnum_layers = { low = 2, high = 5, log = true, step = 2 }", "step must be a positive integer"),
+        (
+            "[space]\nnum_layers = { low = 2, high = 5, log = true, step = 2 }",
+            "step must be a positive integer",
+        ),
         ("[pruning]\nform = 0.5", r"\[pruning\] has no key 'form'. Did you mean 'from'"),
         ("[pruning]\nfrom = 1.5", "`pruning.from` must lie in 0.0 .. 1.0"),
         ("[sampler]\nstartup = 3", r"\[sampler\] has no key 'startup'. Did you mean 'startup_trials'"),
-        ("[fixed]\niterations = 5\n[space]\niterations = { low = 1, high = 5 }", "both in .fixed. and in .space."),
+        (
+            "[fixed]\niterations = 5\n[space]\niterations = { low = 1, high = 5 }",
+            "both in .fixed. and in .space.",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_a_way_out(tmp_path: Path, text: str, says: str):
@@ -93,7 +106,10 @@ def test_what_is_wrong_is_said_with_a_way_out(tmp_path: Path, text: str, says: s
         (HEADER.replace('"laptop"', '"labtop"'), "Unknown preset 'labtop'. Did you mean 'laptop'"),
         (HEADER.replace("eval_seconds = 100", ""), "all three limits, but `eval_seconds` is missing"),
         (HEADER.replace("eval_seconds = 100", "eval_seconds = 0"), "`limits.eval_seconds` must lie in"),
-        (HEADER.replace('name = "fake"', 'nmae = "fake"'), r"\[study\] has no key 'nmae'. Did you mean 'name'"),
+        (
+            HEADER.replace('name = "fake"', 'nmae = "fake"'),
+            r"\[study\] has no key 'nmae'. Did you mean 'name'",
+        ),
         ("[study\n", "Not valid TOML"),
     ],
 )
@@ -111,7 +127,11 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path):
 def test_an_edit_changes_the_hash_and_prose_does_not(tmp_path: Path):
     first = study_hash(make_study(tmp_path))
     assert study_hash(make_study(tmp_path, header=HEADER.replace('name = "fake"', 'question = "?"'))) == first
-    edits = ("[fixed]\niterations = 7", "[techniques]\nplain = 'off'", "[space]\n'plain.gain' = {low=1, high=2}")
+    edits = (
+        "[fixed]\niterations = 7",
+        "[techniques]\nplain = 'off'",
+        "[space]\n'plain.gain' = {low=1, high=2}",
+    )
     assert len({first, *(study_hash(make_study(tmp_path, edit)) for edit in edits)}) == 4
     assert study_hash(make_study(tmp_path, header=HEADER.replace("100_000_000", "99"))) != first
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from techniques.config import resolve
-from train_gpt import GPT, Evaluation, build_model
+from train_gpt import Evaluation, build_model
 
 TINY = {
     "vocab_size": 64,
@@ -47,7 +47,12 @@ class StubWorld:
         return tensor
 
 
-def tiny_model(**settings: Any) -> GPT:
+def single() -> Any:
+    """A world of one rank."""
+    return StubWorld()
+
+
+def tiny_model(**settings: Any) -> Any:
     """Every parameter moved off its initial value: zero-initialised projections would hide a leak."""
     with BUILDING:
         model = build_model(resolve({"file": TINY | settings}, {}))
@@ -64,7 +69,7 @@ def tiny_tokens(n: int, seed: int = 0) -> torch.Tensor:
 
 def run_scorer(scorer: Any, tokens: torch.Tensor, batch_seqs: int = 4, world: Any = None) -> Evaluation:
     """One evaluation on a fresh model with sequences of 32."""
-    run = Evaluation(tiny_model(), tokens, 32, batch_seqs, world or StubWorld())
+    run = Evaluation(tiny_model(), tokens, 32, batch_seqs, world or single())
     scorer.score(run)
     assert world is not None or bool(run.written.all())
     return run

@@ -59,7 +59,7 @@ def test_equals_the_naive_loop(act_order: bool, columns: int, block: int):
     h[3], h[:, 3] = 0, 0  # a dead column
     scales = clip_scales(w, 5, "tiny")
     q = gptq_solve(w, h, scales, 5, config)
-    assert q.shape == (5, 7, columns) and q.dtype is torch.int8 and not q[:, :, 3].any()
+    assert q is not None and q.shape == (5, 7, columns) and q.dtype is torch.int8 and not q[:, :, 3].any()
     for p in range(5):
         assert torch.equal(q[p], naive(w, h, scales[p], 5, config))
 
@@ -124,7 +124,7 @@ def test_failures_fall_back_and_are_counted():
 
 def test_hooks_see_every_matrix_and_the_hessian_is_the_mean_of_the_inputs():
     model, tokens = tiny_model(), tiny_tokens(4 * 64)
-    batches = [(tokens[i * 64 : i * 64 + 64].view(2, 32).long(), None) for i in range(4)]
+    batches = [(tokens[i * 64 : i * 64 + 64].view(2, 32).long(), tokens) for i in range(4)]
     quantizer = Gptq(C).quantizer()
     quantizer.calibrate(model, iter(batches))
     names = {n for n, p in model.named_parameters() if p.role in ("attn", "mlp")}
@@ -143,7 +143,7 @@ def test_hooks_see_every_matrix_and_the_hessian_is_the_mean_of_the_inputs():
 
 
 def test_matching_nothing_missing_a_matrix_or_no_data_is_an_error():
-    batches = [(tiny_tokens(64)[:64].view(2, 32).long(), None)]
+    batches = [(tiny_tokens(64)[:64].view(2, 32).long(), tiny_tokens(64))]
     with pytest.raises(ValueError, match="no attn or mlp matrix"):
         Gptq(C).quantizer().calibrate(torch.nn.Linear(4, 4), iter(batches))
     model = tiny_model()
@@ -157,7 +157,7 @@ def test_matching_nothing_missing_a_matrix_or_no_data_is_an_error():
 def test_lowers_the_error_of_the_models_output():
     """On held-out tokens the 4-bit model's logits are closer to the original's than under gptq_lite."""
     tokens, errors = tiny_tokens(40 * 64), {}
-    batches = [(tokens[i * 64 : i * 64 + 64].view(2, 32).long(), None) for i in range(40)]
+    batches = [(tokens[i * 64 : i * 64 + 64].view(2, 32).long(), tokens) for i in range(40)]
     for name in ("lite", "gptq"):
         model, held_out = tiny_model(), tiny_tokens(64, seed=9)[:64].view(2, 32).long()
         quantizer = Gptq(replace(C, calib_batches=40, block_size=32)).quantizer()

@@ -57,5 +57,5 @@ def test_small_matrices_are_left_alone_and_matching_nothing_is_an_error():
     plain = build()
     changed = {n.rsplit(".", 2)[-2] for n in plain if not torch.equal(plain[n], ortho[n])}
     assert changed == {"c_q", "fc"}  # keys and values are 16 × 32
-    with pytest.raises(ValueError, match="no matrix"):
+    with pytest.raises(ValueError, match="at most model_dim"):
         build(ortho_init=True)

@@ -1,0 +1,52 @@
+"""softmax(q kᵀ/√Dh) v over the past, through the best kernel of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from techniques.base import Unavailable
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal: q [B,T,H,Dh], k and v [B,T,K,Dh] -> [B,T,H,Dh]
+
+
+def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attend]:
+    """(name, function). `auto` takes the best kernel that is here; a named one that is not here is
+    Unavailable."""
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1)
+        ).transpose(1, 2)
+
+    half_on_gpu = device.type == "cuda" and dtype is torch.bfloat16
+    hopper = half_on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
+    found: dict[str, Attend] = {"sdpa": sdpa}
+    if half_on_gpu and torch.backends.cuda.cudnn_sdp_enabled() and hopper:
+
+        def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+                return sdpa(q, k, v)
+
+        found = {"cudnn": cudnn, **found}
+    if half_on_gpu:
+        with contextlib.suppress(ImportError):
+            from flash_attn import flash_attn_func as fa2  # type: ignore[import-not-found]
+
+            found = {"fa2": lambda q, k, v: fa2(q, k, v, causal=True), **found}
+    if hopper:
+        with contextlib.suppress(ImportError):
+            from flash_attn_interface import flash_attn_func as fa3  # type: ignore[import-not-found]
+
+            found = {"fa3": lambda q, k, v: fa3(q, k, v, causal=True), **found}
+    name = next(iter(found)) if requested == "auto" else requested
+    if name not in found:
+        raise Unavailable(
+            f"Attention kernel {name!r} was demanded, but this machine offers: {', '.join(found)}."
+        )
+    return name, found[name]

@@ -1,0 +1,123 @@
+"""Studies on a fake trainer and a real private database, for the tests of workers and of the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FAKE = Path(__file__).parent / "fake_trainer.py"
+STUDY = """
+[study]
+name = "{name}"
+preset = "laptop"
+track = "open"
+num_reports = 4
+timeout_seconds = 60.0
+[limits]
+artifact_bytes = 2_000_000
+train_seconds = 100.0
+eval_seconds = 100.0
+[fixed]
+run_id = "{mode}"
+[techniques]
+others = "off"
+[space]
+matrix_lr = {{ low = 0.01, high = 0.1, log = true }}
+scalar_lr = {{ low = 0.01, high = 0.1, log = true }}
+"""
+READ = """
+import json, sys
+from pathlib import Path
+from search.session import find_study, read_session
+session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
+print(json.dumps([
+    {"number": t.number, "state": t.state.name, "value": t.value, "constraints": t.constraints,
+     "attrs": t.user_attrs, "retries": t.system_attrs.get("retry_history", []), "steps": len(t.intermediate_values)}
+    for t in session.optuna_study.get_trials()
+]))
+"""
+FINISHED = ("COMPLETE", "PRUNED")
+
+
+def write_study(home: Path, name: str, mode: str = "ok") -> Path:
+    path = home / f"{name}.toml"
+    path.write_text(STUDY.format(name=name, mode=mode))
+    return path
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, str(ROOT / "search.py"), *map(str, words)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "CADDIE_STORAGE"} | more
+
+
+def caddie(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command line, to its end."""
+    return subprocess.run(
+        command(*words), cwd="/", env=environment(**env), capture_output=True, text=True, timeout=200
+    )
+
+
+def begin(*words: object, **env: str) -> subprocess.Popen[str]:
+    """The command line, in the background."""
+    return subprocess.Popen(
+        command(*words), cwd="/", env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def search(study: Path, home: Path, trials: int, workers: int) -> list[object]:
+    """The words of a run with the fake trainer."""
+    words = [f"--trials={trials}", f"--workers={workers}", f"--study={study}", f"--home={home}"]
+    return [*words, f"--trainer={FAKE}"]
+
+
+def read_trials(study: Path, home: Path) -> list[dict[str, Any]]:
+    """Every trial, read by another process (so that this one claims no server)."""
+    ran = subprocess.run(
+        [sys.executable, "-c", READ, str(study), str(home)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return json.loads(ran.stdout)
+
+
+def states(trials: list[dict[str, Any]]) -> dict[str, int]:
+    names = [t["state"] for t in trials]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def pids(home: Path, name: str) -> list[int]:
+    """Trainers that the fake wrote down, alive."""
+    found = [int(p.read_text() or 0) for p in (home / "runs" / name).glob("*/pid")]
+    return [pid for pid in found if pid and is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def workers_of(name: str) -> list[int]:
+    """Worker processes of a study, by its file's name."""
+    shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [
+        int(line.split()[0])
+        for line in shown.splitlines()
+        if "search.worker" in line and f"/{name}.toml" in line
+    ]
