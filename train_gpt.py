@@ -304,11 +304,16 @@ class GPT(nn.Module):
                 x = block(x, x0, ctx)
         return rms_norm(x)
 
-    def logits(self, h: Tensor, bias: Tensor | None = None) -> Tensor:
-        """c·tanh((h·Eᵀ + bias)/c) in float32, [.., V]; `bias` is an evaluation technique's."""
-        z = (F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)).float()
-        z = z if bias is None else z + bias
-        return self.softcap * torch.tanh(z / self.softcap)
+    def project(self, h: Tensor) -> Tensor:
+        """h·Eᵀ, [.., V] in h's dtype."""
+        return F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)
+
+    def cap(self, z: Tensor) -> Tensor:
+        """c·tanh(z/c) in float32."""
+        return self.softcap * torch.tanh(z.float() / self.softcap)
+
+    def logits(self, h: Tensor) -> Tensor:
+        return self.cap(self.project(h))
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token."""
@@ -858,17 +863,19 @@ def quantize(
     model: GPT,
     resolved: Resolved,
     batches: Iterable[tuple[Tensor, Tensor]],
-    audit: Audit,
+    run: tuple[World, Audit],
 ) -> tuple[list[Packed], dict[str, Any]]:
     """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
     float16. A technique may choose the bits of a role, another the rounding; `batches` are training data,
     inside the budget."""
     techniques, start = resolved.techniques, time.perf_counter()
+    world, audit = run
     bits_owner, quantizer_owner = owner_of(techniques, "bits"), owner_of(techniques, "quantizer")
     quantizer = quantizer_owner.quantizer() if quantizer_owner else None
     load_weights(model, weights)
     if quantizer is not None:
         quantizer.calibrate(model, batches)
+        world.synchronize()
     calibrate_s = time.perf_counter() - start
     packed: list[Packed] = []
     elements = bits_touched = tensors_touched = 0
@@ -893,6 +900,7 @@ def quantize(
     if quantizer_owner:
         audit.changed(quantizer_owner.name, "stored integers", tensors_touched > 0)
         audit.note(quantizer_owner.name, tensors=tensors_touched, calibrate_s=calibrate_s)
+        audit.note(quantizer_owner.name, **getattr(quantizer, "facts", {}))
     return packed, {"calibrate_s": calibrate_s, "quantized_elements": elements}
 
 
@@ -1075,7 +1083,9 @@ def evaluate(
         with torch.no_grad():
             score_windows(run)
     else:
-        owner.scorer().score(run)
+        scorer = owner.scorer()
+        scorer.score(run)
+        audit.note(owner.name, **getattr(scorer, "facts", {}))
     world.synchronize()
     seconds = world.max(time.perf_counter() - start)
     score = run.result(data.luts)
@@ -1252,13 +1262,13 @@ class Run:
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
         start = time.perf_counter()
         packed, facts = quantize(
-            trained.weights, trainer.model, self.resolved, calibration(trainer), self.audit
+            trained.weights, trainer.model, self.resolved, calibration(trainer), (self.world, self.audit)
         )
         quantize_s = time.perf_counter() - start
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
         owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
         codec = owner.codec() if owner else ZlibCodec()
-        artifact = pack(packed, self.resolved.identity(), codec)
+        artifact = self.world.from_first(pack(packed, self.resolved.identity(), codec))
         self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
         code_bytes = sum(len(text.encode()) for text in self.code.values())
         sizes = {

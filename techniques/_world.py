@@ -55,6 +55,14 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor)
 
+    def from_first(self, data: bytes) -> bytes:
+        """Rank 0's bytes, on every rank."""
+        if self.size == 1:
+            return data
+        box = [data]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
     def agree(self, what: str, value: str) -> None:
         """RuntimeError unless every rank holds the same `value` (a hash of the resolved configuration,
         say)."""

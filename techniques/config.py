@@ -203,6 +203,11 @@ def from_environment(environ: Mapping[str, str], known: Mapping[str, type[Techni
         given = {field: environ[v] for v, field in technique.env.items() if v in environ}
         if not given:
             continue
+        rival = _rival_by_environment(name, environ, known)
+        if rival:  # EVAL_STRIDE beside TTT_ENABLED=1 is the stride of that scorer
+            inner = {f.name for f in fields(known[rival].Config)}
+            layer.update({f"{rival}.{field}": v for field, v in given.items() if field in inner})
+            continue
         gate = given.pop("on", None)
         has_gate_variable = "on" in technique.env.values()
         off = gate == "0" if has_gate_variable else any(v.strip() in ("0", "0.0", "") for v in given.values())
@@ -212,6 +217,25 @@ def from_environment(environ: Mapping[str, str], known: Mapping[str, type[Techni
             layer[name] = True
             layer.update({f"{name}.{field}": v for field, v in given.items()})
     return layer
+
+
+def _rival_by_environment(
+    name: str, environ: Mapping[str, str], known: Mapping[str, type[Technique]]
+) -> str | None:
+    """Another claimant of the same slot that a gate variable turns on, if this technique has no gate variable."""
+    if "on" in known[name].env.values():
+        return None
+    slots = set(catalog.claims(known[name])) & set(catalog.SLOTS)
+    for other, technique in known.items():
+        gate = next((v for v, field in technique.env.items() if field == "on"), None)
+        if (
+            other != name
+            and slots & set(catalog.claims(technique))
+            and gate
+            and environ.get(gate, "0") != "0"
+        ):
+            return other
+    return None
 
 
 def environment_names(known: Mapping[str, type[Technique]]) -> set[str]:

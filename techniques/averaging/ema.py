@@ -53,10 +53,10 @@ class Ema(Technique):
         one_minus_decay: float = setting(
             EMA_ONE_MINUS_DECAY, "1 − β, the weight of the newest step", low=1e-6, high=1.0
         )
-        decay: float = setting(0.0, "β; 0: 1 − one_minus_decay", low=0.0, high=0.999999)
+        decay: float = setting(1.0, "β; 1: as one_minus_decay says", low=1e-6, high=1.0)
 
         def __post_init__(self):
-            if not self.decay:
+            if self.decay == 1.0:
                 return
             if self.one_minus_decay != EMA_ONE_MINUS_DECAY:
                 raise ValueError(
@@ -64,7 +64,7 @@ class Ema(Technique):
                     f"{self.one_minus_decay}. Set one of them."
                 )
             object.__setattr__(self, "one_minus_decay", round(1.0 - self.decay, 12))
-            object.__setattr__(self, "decay", 0.0)
+            object.__setattr__(self, "decay", 1.0)
 
     def averager(self, model: Any, num_steps: int):
         return EmaAverager(model, self.config.one_minus_decay)

@@ -32,14 +32,9 @@ SLOT_SOURCES = {
 }
 
 
-def slot_project(model: Any, h: Tensor) -> Tensor:
-    """The head without its softcap: h [..,D] -> [..,V], in h's dtype."""
-    return F.linear(h, model.tok_emb.to(h.dtype)) if model.head is None else model.head(h)
-
-
 def slot_nats(model: Any, z: Tensor, targets: Tensor) -> Tensor:
     """Nats of targets [b,n] under uncapped logits z [b,n,V]."""
-    logits = model.softcap * torch.tanh(z / model.softcap)
+    logits = model.cap(z)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
@@ -47,7 +42,7 @@ def slot_shift(model: Any, h: Tensor, targets: Tensor, config: Any) -> Tensor:
     """The shift [b,1,V] of the uncapped logits, δEᵀ + β, fitted to `targets` [b,n] under h [b,n,D]."""
     delta = torch.zeros_like(h[:, :1], requires_grad=True)
     with torch.no_grad():
-        z = slot_project(model, h)
+        z = model.project(h)
     beta = torch.zeros_like(z[:, :1], requires_grad=True)
     fitted = [p for p, used in ((delta, config.use_delta), (beta, config.use_bias)) if used]
     optimizer = torch.optim.AdamW(fitted, lr=config.lr)
@@ -55,13 +50,13 @@ def slot_shift(model: Any, h: Tensor, targets: Tensor, config: Any) -> Tensor:
         for t in range(config.steps):
             cosine = 0.5 * (1.0 + math.cos(math.pi * t / config.steps))
             optimizer.param_groups[0]["lr"] = config.lr_min + (config.lr - config.lr_min) * cosine
-            shift = slot_project(model, delta) + beta
+            shift = model.project(delta) + beta
             loss = slot_nats(model, z + shift, targets).mean(1).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward(inputs=fitted)
             optimizer.step()
     with torch.no_grad():
-        return slot_project(model, delta) + beta
+        return model.project(delta) + beta
 
 
 class SlotScorer:
@@ -79,7 +74,7 @@ class SlotScorer:
             ids, targets, context = window_tensors(run, batch)
             with torch.no_grad():
                 h = run.model.hidden(ids).float()
-                z = slot_project(run.model, h[:, context:])
+                z = run.model.project(h[:, context:])
             part = slice(context, None) if c.mask == "scored" else slice(0, context)
             if targets[:, part].numel():
                 z = z + slot_shift(run.model, h[:, part], targets[:, part], c)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from techniques.base import Shape, Verdict
 from techniques.evaluation.sliding_window import SlidingWindow
-from techniques.evaluation.slot import SlotTuning, slot_project
+from techniques.evaluation.slot import SlotTuning
 from tests.techniques.evaluation_rig import run_scorer, tiny_model, tiny_tokens
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
@@ -109,7 +109,7 @@ def test_the_weights_stay_and_each_part_can_be_left_out():
 
 def test_an_untied_head_is_used():
     model, h = tiny_model(tie_embeddings=False), torch.randn(3, 32)
-    capped = 30.0 * torch.tanh(slot_project(model, h) / 30.0)
+    capped = 30.0 * torch.tanh(model.project(h) / 30.0)
     torch.testing.assert_close(capped, model.logits(h))
 
 
