@@ -780,9 +780,6 @@ class Trainer:
                 params = sum(p.numel() for n, p in self.model.named_parameters() if f".{name}." in f".{n}")
                 self.audit.changed(name, "loss", changed != 0.0)
                 self.audit.note(name, params=params, train_loss_without=changed)
-            for name in self.model.shared:
-                params = sum(p.numel() for p in self.model.shared[name].parameters())
-                self.audit.note(name, params=params + self.audit.facts[name].get("params", 0))
 
 
 def maybe_compile(model: GPT, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:

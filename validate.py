@@ -80,21 +80,20 @@ def figures(report: suite.Report) -> list[str]:
 
 
 def check_techniques(
-    names: list[str], folder: Path, args: argparse.Namespace, console: Console
+    names: list[str], *, folder: Path, args: argparse.Namespace, console: Console
 ) -> dict[str, suite.Report]:
     """Every technique in a pool, beside the two ranks that run them all in one process group."""
     start, reports = time.perf_counter(), {}
     ranks_out = folder.parent / "ranks.jsonl"
-    two_ranks = ranks.start(names, folder, ranks_out, args.device)
+    two_ranks = ranks.start(names, folder=folder, out=ranks_out, device=args.device)
     with pool(args) as workers, Live(console=console, refresh_per_second=4) as live:
-        waiting = {
-            workers.submit(suite.run_named, name, str(folder), args.device, args.inductor) for name in names
-        }
+        bench = {"folder": str(folder), "device": args.device, "inductor": args.inductor}
+        waiting = {workers.submit(suite.run_named, name, **bench) for name in names}
         while waiting:
             finished, waiting = concurrent.futures.wait(waiting, timeout=0.5)
             reports |= {report.technique: report for report in (f.result() for f in finished)}
             live.update(table_of(names, reports, time.perf_counter() - start))
-        told = ranks.finish(two_ranks, ranks_out, RANKS_S + RANKS_EACH_S * len(names))
+        told = ranks.finish(two_ranks, ranks_out, timeout_s=RANKS_S + RANKS_EACH_S * len(names))
         for name in names:
             if reports[name].trace:
                 suite.examine(reports[name], "two ranks", ranks.compare, reports[name].trace, told.get(name))
@@ -107,11 +106,15 @@ def pool(args: argparse.Namespace) -> concurrent.futures.ProcessPoolExecutor:
     return concurrent.futures.ProcessPoolExecutor(max(1, args.workers), mp_context=spawn)
 
 
-def check_pairs(names: list[str], folder: Path, args: argparse.Namespace, console: Console) -> dict[str, str]:
+def check_pairs(
+    names: list[str], *, folder: Path, args: argparse.Namespace, console: Console
+) -> dict[str, str]:
     """`a + b` -> why the two fail together, or nothing."""
     pairs, start = suite.legal_pairs(names), time.perf_counter()
     with pool(args) as workers, console.status(f"{len(pairs)} pairs"):
-        checks = [workers.submit(suite.check_pair, pair, str(folder), args.device) for pair in pairs]
+        checks = [
+            workers.submit(suite.check_pair, pair, folder=str(folder), device=args.device) for pair in pairs
+        ]
         found = {f"{a} + {b}": check.result() for (a, b), check in zip(pairs, checks, strict=True)}
     bad = sum(1 for reason in found.values() if reason)
     console.print(f"pairs: {len(pairs)} checked, {bad} failed, {time.perf_counter() - start:.0f} s")
@@ -133,8 +136,8 @@ def main(argv: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory() as root:
         folder = write_corpus(Path(root))
-        reports = check_techniques(names, folder, args, console)
-        pairs = check_pairs(names, folder, args, console) if args.pairs else {}
+        reports = check_techniques(names, folder=folder, args=args, console=console)
+        pairs = check_pairs(names, folder=folder, args=args, console=console) if args.pairs else {}
     reasons = [f"{name}: {why}" for name in names for why in reports[name].failures]
     reasons += [f"{pair}: {why}" for pair, why in pairs.items() if why]
     for reason in reasons:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,6 @@ class QuietLog:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.elapsed_s: list[float] = []
 
     def __call__(self, line: str, *, screen: bool = True) -> None:
         pass
@@ -83,12 +83,6 @@ class QuietLog:
     def metrics(self, **values: Any) -> None:
         if values["kind"] == "train":
             self.losses.append(values["train_loss"])
-            self.elapsed_s.append(values["elapsed_s"])
-
-    def step_s(self) -> float:
-        """The fastest step: the one that the machine's other work disturbed least."""
-        steps = [b - a for a, b in zip([0.0, *self.elapsed_s], self.elapsed_s, strict=False)]
-        return min(steps)
 
 
 @dataclass
@@ -99,7 +93,6 @@ class Finished:
     trainer: train_gpt.Trainer
     weights: dict[str, Tensor]
     losses: list[float]
-    step_s: float
     gradients: dict[str, float]  # parameter -> largest |gradient| of all steps; absent: none came
     packed: list[train_gpt.Packed] = field(default_factory=list)
     artifact: bytes = b""
@@ -181,16 +174,14 @@ class Lab:
             compiled = torch.compile(trainer.model, backend=backend, fullgraph=True, dynamic=False)
             trainer.compiled = compiled  # type: ignore[assignment]
         trained = trainer.run()
-        return Finished(
-            resolved, trainer, trained.weights, log.losses, log.step_s(), gradients(), audit=audit
-        )
+        return Finished(resolved, trainer, trained.weights, log.losses, gradients(), audit=audit)
 
     def finish(self, run: Finished) -> Finished:
         """Stages quantize, pack and evaluate."""
         run.packed, run.artifact = self.export(run)
         owner = train_gpt.owner_of(run.resolved.techniques, "codec")
         if owner is not None:
-            plain = train_gpt.pack(run.packed, run.resolved.values, train_gpt.ZlibCodec())
+            plain = train_gpt.pack(run.packed, run.resolved.identity(), train_gpt.ZlibCodec())
             run.audit.changed(owner.name, "bytes", len(plain) != len(run.artifact))
         run.score = self.evaluate(run, run.audit)
         return run
@@ -198,16 +189,31 @@ class Lab:
     def export(self, run: Finished) -> tuple[list[train_gpt.Packed], bytes]:
         """Quantise and pack the trained weights; calibration batches start at the same token every time."""
         run.trainer.loader = train_gpt.Loader(run.resolved.config, self.world, self.data.train_paths)
+        batches = train_gpt.calibration(run.trainer)
         packed, _ = train_gpt.quantize(
-            run.weights, run.trainer.model, run.resolved, train_gpt.calibration(run.trainer), run.audit
+            run.weights, run.trainer.model, run.resolved, batches, (self.world, run.audit)
         )
         owner = train_gpt.owner_of(run.resolved.techniques, "codec")
         codec = owner.codec() if owner else train_gpt.ZlibCodec()
-        return packed, train_gpt.pack(packed, run.resolved.values, codec)
+        return packed, self.world.from_first(train_gpt.pack(packed, run.resolved.identity(), codec))
 
     def evaluate(self, run: Finished, audit: Audit | None = None) -> train_gpt.Score:
         audit = audit or Audit(run.resolved.techniques)
         return train_gpt.evaluate(run.artifact, run.resolved, self.world, self.data, audit)[0]
+
+    def step_time_ratio(self, run: Finished) -> float:
+        """A training step's time over the baseline's, in turns; on a CPU in processor seconds, so that the
+        machine's other work does not count."""
+        clock = time.process_time if self.device == "cpu" else time.perf_counter
+        seconds: dict[int, list[float]] = {0: [], 1: []}
+        for _ in range(4):
+            for which, trainer in enumerate((self.baseline.trainer, run.trainer)):
+                self.world.synchronize()
+                start = clock()
+                trainer.train_step(train_gpt.Moment(0, 0.0, trainer.config))
+                self.world.synchronize()
+                seconds[which].append(clock() - start)
+        return min(seconds[1]) / min(seconds[0])
 
     @functools.cached_property
     def baseline(self) -> Finished:

@@ -7,7 +7,6 @@ tells.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -27,20 +26,16 @@ LOSS_TOLERANCE = 1e-4  # nats: sums over ranks are taken in another order
 BPB_TOLERANCE = 5e-3  # a weight beside a rounding border may fall to its other side
 
 
-def trace(
-    lab: Lab, world: train_gpt.World, cls: type[Technique] | None, known: Mapping[str, type[Technique]]
-) -> dict[str, Any]:
-    """A short run through every stage on this many ranks: its losses and its score."""
-    lab.world = world
-    on = {**known, cls.name: cls} if cls else {}
-    resolved = lab.resolve(smoke_settings(cls, on) if cls else {}, on, **STEPS)
+def trace(lab: Lab, *, cls: type[Technique], known: Mapping[str, type[Technique]]) -> dict[str, Any]:
+    """A short run through every stage on the lab's ranks: its losses and its score."""
+    on = {**known, cls.name: cls}
+    resolved = lab.resolve(smoke_settings(cls, on), on, **STEPS)
     run = lab.train(resolved)
     run.packed, run.artifact = lab.export(run)
-    world.agree("the artifact", hashlib.sha256(run.artifact).hexdigest())
     return {"losses": run.losses, "val_bpb": lab.evaluate(run).val_bpb}
 
 
-def start(names: list[str], folder: Path, out: Path, device: str) -> subprocess.Popen[str]:
+def start(names: list[str], *, folder: Path, out: Path, device: str) -> subprocess.Popen[str]:
     """The two ranks, in a process group of their own, for all `names`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "conformance.ranks", str(folder), str(out), device, *names]
@@ -51,17 +46,21 @@ def start(names: list[str], folder: Path, out: Path, device: str) -> subprocess.
         env=environ,
         text=True,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=errors_of(out).open("w", encoding="utf-8"),
     )
 
 
-def finish(process: subprocess.Popen[str], out: Path, timeout_s: float) -> dict[str, dict[str, Any]]:
+def errors_of(out: Path) -> Path:
+    return out.with_suffix(".stderr")
+
+
+def finish(process: subprocess.Popen[str], out: Path, *, timeout_s: float) -> dict[str, dict[str, Any]]:
     """name -> what two ranks told of it; an incomplete dictionary when they hung or died."""
     try:
-        process.communicate(timeout=timeout_s)
+        process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.terminate()
-        process.communicate()
+        process.wait()
     lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
     return {record["name"]: record for record in map(json.loads, lines)}
 
@@ -84,17 +83,16 @@ def main(folder: str, out: str, device: str, *names: str) -> None:
 
     torch.set_num_threads(1)
     lab = Lab(Path(folder), device)
-    world = lab.world
     for name in names:
         try:
             cls = load(name)
-            record = trace(lab, world, cls, {n: load(n) for n in cls.requires})
+            record = trace(lab, cls=cls, known={n: load(n) for n in cls.requires})
         except (Violation, *CRASHES) as error:
             record = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
-        if world.rank == 0:
+        if lab.world.rank == 0:
             with open(out, "a", encoding="utf-8") as f:
                 print(json.dumps({"name": name, **record}), file=f)
-    world.close()
+    lab.world.close()
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def measure(report: Report, subject: Subject) -> None:
     report.params_added = sum(w.numel() for w in run.weights.values())
     report.params_added -= sum(w.numel() for w in base.weights.values())
     report.bytes_added = len(run.artifact) - len(base.artifact)
-    report.step_time_ratio = run.step_s / base.step_s
+    report.step_time_ratio = subject.lab.step_time_ratio(run)
     report.bpb_added = run.score.val_bpb - base.score.val_bpb
     report.activity = run.audit.report()[subject.name]["verdict"]
 
@@ -158,7 +158,7 @@ def measure(report: Report, subject: Subject) -> None:
 # -- what the pool's processes do: arguments and results travel between processes ---------------------------
 
 
-def run_named(name: str, folder: str, device: str, inductor: bool) -> Report:
+def run_named(name: str, *, folder: str, device: str, inductor: bool) -> Report:
     """One technique of the catalogue, and its one-process trace for the two ranks to match."""
     lab = shared_lab(folder, device, inductor)
     start = time.perf_counter()
@@ -170,7 +170,7 @@ def run_named(name: str, folder: str, device: str, inductor: bool) -> Report:
         report.add("import", "failed", describe(error))
         return report
     report = run(cls, lab=lab, known=known)
-    examine(report, "trace", lambda: report.trace.update(trace(lab, lab.world, cls, known)))
+    examine(report, "trace", lambda: report.trace.update(trace(lab, cls=cls, known=known)))
     report.outcomes = [o for o in report.outcomes if o.check != "trace" or o.status == "failed"]
     report.seconds = time.perf_counter() - start
     return report
@@ -189,7 +189,7 @@ def legal_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     return found
 
 
-def check_pair(pair: tuple[str, str], folder: str, device: str) -> str:
+def check_pair(pair: tuple[str, str], *, folder: str, device: str) -> str:
     """Construction and causality of two techniques together: the reason it fails, or nothing."""
     lab = shared_lab(folder, device, False)
     try:

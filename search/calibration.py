@@ -5,6 +5,7 @@ doubt.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from techniques.config import Resolved
 Array = NDArray[np.float64]
 
 SIZES = ("matrix_lr", "model_dim", "num_layers", "mlp_mult", "iterations")  # settings that bias a prediction
+
+LATEST = 300  # finished trials that a correction remembers: machines change their speed
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Correction:
         self.sds = {"": intercept_sd, "technique": technique_sd, "slope": slope_sd}
         self.prior_spread = spread
         self.index: dict[str, int] = {}
-        self.rows: list[tuple[dict[str, float], float]] = []
+        self.rows: deque[tuple[dict[str, float], float]] = deque(maxlen=LATEST)
         self.centre: dict[str, float] = {}
         self._fit: tuple[Array, Array, float] | None = None
 

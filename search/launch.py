@@ -152,8 +152,8 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
     slot.restarts = 1 if done > slot.finished_then else slot.restarts + 1
     if slot.restarts > MAX_RESTARTS:
         raise WorkerFailed(
-            f"A worker must live, but worker {slot.index} died {slot.restarts} times without finishing a "
-            f"trial (last: exit status {status}, {said}). Its log is {slot.log}. Every finished trial is stored."
+            f"A worker must live, but worker {slot.index} died {slot.restarts} times without "
+            f"finishing a trial (last: exit status {status}, {said}). Its log is {slot.log}. Every finished trial is stored."
         )
     time.sleep(min(2.0, 0.2 * 2**slot.restarts) if slot.restarts > 1 else 0.0)
     start(slot, session, plan)

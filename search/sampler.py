@@ -24,6 +24,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from search.calibration import LATEST
 from search.preflight import Prediction, Preflight
 from search.pruning import PREFLIGHT
 from search.space import SearchSpace
@@ -250,10 +251,9 @@ class CaddieSampler(optuna.samplers.BaseSampler):
 
     def _learn(self, others: Sequence[FrozenTrial]) -> None:
         """Teach the preflight what finished since the last trial."""
-        for trial in others:
-            if trial.number in self._taught or trial.state != TrialState.COMPLETE:
-                continue
-            self._taught.add(trial.number)
+        new = [t for t in others if t.state == TrialState.COMPLETE and t.number not in self._taught]
+        self._taught |= {t.number for t in new}
+        for trial in new[-LATEST:]:
             result = self.results(trial)
             if result is None:
                 continue

@@ -209,20 +209,28 @@ def from_environment(environ: Mapping[str, str], known: Mapping[str, type[Techni
             layer.update({f"{rival}.{field}": v for field, v in given.items() if field in inner})
             continue
         gate = given.pop("on", None)
-        has_gate_variable = "on" in technique.env.values()
-        off = gate == "0" if has_gate_variable else any(v.strip() in ("0", "0.0", "") for v in given.values())
-        if off:
-            layer[name] = False
-        elif gate is not None or not has_gate_variable:
-            layer[name] = True
+        inner = {f.name: f for f in fields(technique.Config)}
+        if (
+            gate is None and "on" not in technique.env.values()
+        ):  # the value itself is the gate: XSA_LAST_N=0 is off
+            gate = "0" if any(_means_off(v, inner[field]) for field, v in given.items()) else "1"
+        if gate is not None:
+            layer[name] = gate.strip().lower() not in ("0", "false")
+        if layer.get(name, True):  # without a gate, the settings of a technique that a preset turned on
             layer.update({f"{name}.{field}": v for field, v in given.items()})
     return layer
+
+
+def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:
+    """Whether 0 says `off` here: it does where it is no legal value of the setting."""
+    low = like.metadata["low"]
+    return value.strip() in ("0", "0.0", "") and low is not None and low > 0
 
 
 def _rival_by_environment(
     name: str, environ: Mapping[str, str], known: Mapping[str, type[Technique]]
 ) -> str | None:
-    """Another claimant of the same slot that a gate variable turns on, if this technique has no gate variable."""
+    """Another claimant of the same slot whose gate variable is on, if this technique has no gate variable."""
     if "on" in known[name].env.values():
         return None
     slots = set(catalog.claims(known[name])) & set(catalog.SLOTS)

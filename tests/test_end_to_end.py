@@ -7,23 +7,20 @@ import argparse
 import ast
 import inspect
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
+from typing import Any
 
-import optuna
 import pytest
-from optuna.trial import TrialState
 
 from corpus.build import build
 from corpus.export import Target
 from search.constraints import CONSTRAINTS
-from search.session import find_study, read_session
+from tests.search.fake_studies import FINISHED, caddie, read_trials, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -64,28 +61,21 @@ matrix_lr = {{ low = 0.01, high = 0.1, log = true }}
 VOCAB = 512
 
 
-def caddie(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if k != "CADDIE_STORAGE"}
-    return subprocess.run(
-        [sys.executable, "search.py", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True
-    )
-
-
 def servers(home: Path) -> list[str]:
     """Command lines of processes that name this study's database."""
     shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in shown.splitlines() if str(home / ".caddie") in line]
 
 
-@pytest.fixture(scope="module")
-def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    text = folder / "text.txt"
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    """The study over a corpus that the product builds from a few of Python's own sources."""
+    text = tmp_path / "text.txt"
     modules = (argparse, ast, inspect, textwrap, subprocess, json, re, shlex)
     text.write_text("\n\n".join(inspect.getsource(module) for module in modules))
-    target = Target(folder / "data", "tiny", VOCAB)
+    target = Target(tmp_path / "data", "tiny", VOCAB)
     build(target, [text])
-    path = folder / "tiny.toml"
+    path = tmp_path / "tiny.toml"
     path.write_text(STUDY.format(data=target.folder, tokenizer=target.tokenizer_path, vocab=VOCAB))
     return path
 
@@ -97,34 +87,24 @@ def test_six_trials_from_a_clean_folder(study_file: Path, tmp_path: Path) -> Non
     assert "6 of 6 trials done" in ran.stdout and "bits/byte" in ran.stdout
     assert "not a claim" in ran.stdout  # the warning beside the leaderboard
 
-    session = read_session(find_study(study_file), home=tmp_path, storage=None, environ={})
-    trials = session.optuna_study.get_trials()
-    finished = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    trials = read_trials(study_file, tmp_path)
+    assert not [t for t in trials if t["state"] in ("RUNNING", "WAITING")]
+    finished = [t for t in trials if t["state"] in FINISHED]
     assert len(finished) == 6
-    assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert len({t["attrs"]["hash"] for t in finished}) == 6  # no configuration twice
     for trial in trials:
-        assert set(trial.constraints) == set(CONSTRAINTS), trial.number
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    assert complete and all(t.user_attrs["artifact_bytes"] > 0 for t in complete)
-    assert all(t.user_attrs["worker"] and t.user_attrs["config"] for t in trials)
-    assert len({t.user_attrs["hash"] for t in finished}) == 6  # no configuration twice
-
-    check_reading(options, complete)
+        assert set(trial["constraints"]) == set(CONSTRAINTS), trial["number"]
+        assert trial["attrs"]["worker"] and trial["attrs"]["config"]
+    complete = [t for t in trials if t["state"] == "COMPLETE"]
+    assert complete and all(t["attrs"]["artifact_bytes"] > 0 for t in complete)
     check_best_repeats(ran.stdout, complete)
+
     again = caddie("--trials=6", *options)
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "Best: #" in again.stdout
+    wait_for(lambda: not servers(tmp_path), 20)  # the database stops with its last user
 
 
-def check_reading(options: list[str], complete: list[optuna.trial.FrozenTrial]) -> None:
-    status = caddie("status", *options)
-    assert status.returncode == 0 and "6 trials done" in status.stdout, status.stderr
-    shown = caddie("show", str(complete[0].number), *options)
-    assert shown.returncode == 0 and "artifact_bytes" in shown.stdout, shown.stderr
-    none = caddie("show", "99", *options)
-    assert none.returncode == 2 and none.stderr.startswith("error: tiny has trials 0 to 5")
-
-
-def check_best_repeats(printed: str, complete: list[optuna.trial.FrozenTrial]) -> None:
+def check_best_repeats(printed: str, complete: list[dict[str, Any]]) -> None:
     """The printed line trains the best configuration again, to the same score on the same machine."""
     command = re.search(r"^  (python train_gpt\.py .+)$", printed, re.MULTILINE)
     assert command is not None, printed
@@ -134,14 +114,5 @@ def check_best_repeats(printed: str, complete: list[optuna.trial.FrozenTrial]) -
         [sys.executable, *words[1:], f"--out_dir={out}"], cwd=ROOT, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    best = min(float(t.value or 9.0) for t in complete)
+    best = min(t["value"] for t in complete)
     assert json.loads((out / "result.json").read_text())["val_bpb"] == pytest.approx(best, abs=1e-6)
-
-
-def test_the_database_stops_with_the_last_user(study_file: Path, tmp_path: Path) -> None:
-    ran = caddie("--trials=1", "--workers=1", f"--study={study_file}", f"--home={tmp_path}")
-    assert ran.returncode == 0, ran.stderr
-    until = time.monotonic() + 20
-    while servers(tmp_path) and time.monotonic() < until:
-        time.sleep(0.2)
-    assert servers(tmp_path) == []

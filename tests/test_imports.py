@@ -22,12 +22,12 @@ CODECS = {"zstandard", "brotli", "constriction"}  # what a compression technique
 # whom each room may import: rooms of this house and packages, besides the standard library
 MAY: dict[str, tuple[list[Path], set[str]]] = {
     "techniques/*/*": (TECHNIQUES, {"techniques", "torch", "triton", *CODECS}),
-    "techniques/*": (CONTRACT, {"techniques", "torch"}),
+    "techniques/*": (CONTRACT, {"techniques", "torch", "flash_attn", "flash_attn_interface"}),
     "corpus": (
         CORPUS,
         {"corpus", "numpy", "sentencepiece", "huggingface_hub", "zstandard", "typer", "rich"},
     ),
-    "train_gpt": (TRAINER, {"techniques", "corpus", "numpy", "torch", "flash_attn", "flash_attn_interface"}),
+    "train_gpt": (TRAINER, {"techniques", "corpus", "numpy", "torch"}),
     "suite": (SUITE, {"conformance", "train_gpt", "techniques", "corpus", "torch", "rich"}),
 }
 NEVER: dict[str, tuple[list[Path], set[str]]] = {

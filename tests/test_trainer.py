@@ -324,6 +324,24 @@ def test_settings_precedence(tiny, tmp_path):
     assert run.origins["xsa.last_n"] == "environment"
 
 
+@pytest.mark.parametrize(
+    ("environ", "on", "off"),
+    [
+        ({"XSA_LAST_N": "0"}, {}, ["xsa"]),
+        ({"MUON_MOMENTUM": "0.99", "MUON_WD": "0"}, {"muon_details.weight_decay": 0.0}, []),
+        ({"WARMDOWN_FRAC": "0.85", "MIN_LR": "0"}, {"warmdown.frac": 0.85}, []),
+        ({"TTT_ENABLED": "1", "EVAL_STRIDE": "16"}, {"score_first_ttt.stride": 16}, ["sliding_window"]),
+        ({"EVAL_STRIDE": "32"}, {"sliding_window.stride": 32}, []),
+    ],
+)
+def test_the_fields_variables(environ: dict, on: dict, off: list):
+    run = train_gpt.settings_from([], environ, catalog.runtime(), has_gpu=False)
+    assert {name: run.values[name] for name in on} == on
+    assert not any(run.values[name] for name in off)
+    with pytest.raises(ValueError, match="is off"):
+        train_gpt.settings_from([], {"TTT_EPOCHS": "2"}, catalog.runtime(), has_gpu=False)
+
+
 # ---- bad input -------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,12 @@ def caddie(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
 def begin(*words: object, **env: str) -> subprocess.Popen[str]:
     """The command line, in the background."""
     return subprocess.Popen(
-        command(*words), cwd="/", env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*words),
+        cwd="/",
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -83,7 +88,11 @@ def search(study: Path, home: Path, trials: int, workers: int) -> list[object]:
 def read_trials(study: Path, home: Path) -> list[dict[str, Any]]:
     """Every trial, read by another process (so that this one claims no server)."""
     ran = subprocess.run(
-        [sys.executable, "-c", READ, str(study), str(home)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", READ, str(study), str(home)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(ran.stdout)
 

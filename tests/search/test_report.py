@@ -1,0 +1,102 @@
+"""Leaderboard, counts and facts on trials made by hand: no database, no trainer."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
+
+from search.progress import duration, snapshot
+from search.report import overhead_line, print_leaderboard, print_status, print_trial, quoted, ranked
+from search.session import Place, Session, find_study
+from tests.search.fake_studies import write_study
+
+GOOD = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}
+
+
+def trial_of(
+    value: float | None, state: TrialState = TrialState.COMPLETE, *, broken: str = "", **attrs: Any
+) -> FrozenTrial:
+    figures = {"artifact_bytes": 1_900_000, "slack_bytes": 100_000, "train_seconds": 9.5, "eval_seconds": 1.5}
+    return create_trial(
+        state=state,
+        value=value,
+        params={"matrix_lr": 0.02},
+        distributions={"matrix_lr": FloatDistribution(0.01, 0.1)},
+        constraints=GOOD | ({broken: 0.5} if broken else {}),
+        user_attrs=figures
+        | {"steps": 1200, "techniques": ["xsa", "ema"], "config": {"matrix_lr": 0.02}}
+        | attrs,
+    )
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    study = find_study(write_study(tmp_path, "told"))
+    stored = optuna.create_study()
+    stored.add_trial(trial_of(2.10, inactive={"ema": "inactive: weights did not change"}))
+    stored.add_trial(trial_of(1.90, broken="bytes"))
+    stored.add_trial(trial_of(2.05, rejections={"bytes": 3, "duplicate": 1}))
+    stored.add_trial(trial_of(None, TrialState.PRUNED, broken="run", reason="diverged: train_loss is nan"))
+    stored.add_trial(trial_of(None, TrialState.PRUNED))
+    stored.add_trial(trial_of(None, TrialState.FAIL))
+    return Session(study, Place(tmp_path, "told"), "", stored)
+
+
+def printed(show: Any, *arguments: Any) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    show(console, *arguments)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def test_feasible_first_whatever_the_infeasible_score(session: Session) -> None:
+    good, bad = ranked(session.optuna_study.trials)
+    assert [t.number for t in good] == [2, 0] and [t.number for t in bad] == [1]
+
+
+def test_leaderboard_has_units_noise_and_the_way_to_repeat_it(session: Session) -> None:
+    text = printed(print_leaderboard, session)
+    assert "2 feasible trials; limits 2,000,000 bytes, 100 s training, 100 s evaluation; track open" in text
+    assert (
+        "slack, bytes" in text and "train, s" in text and "1,200" in text and "Infeasible: 1 trials" in text
+    )
+    assert "xsa, ema!" in text  # on, but changed nothing
+    assert "0.005 to 0.010" in text and "not a claim" in text
+    path = session.place.trial(2) / "config.json"
+    assert f"python train_gpt.py {quoted(path)}" in text
+    assert path.exists()  # written anew: the trial's folder is not on this machine
+
+
+def test_snapshot_counts_each_kind(session: Session) -> None:
+    seen = snapshot(session.optuna_study.trials, 10)
+    assert (seen.complete, seen.infeasible, seen.rejected, seen.pruned, seen.failed) == (3, 1, 1, 1, 1)
+    assert seen.finished == 5 and seen.resampled == 4
+    assert seen.best is not None and seen.best.number == 2
+
+
+def test_status_tells_why_configurations_failed(session: Session) -> None:
+    assert "failed configurations: 1 × diverged" in printed(print_status, session)
+
+
+def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) -> None:
+    text = printed(print_trial, session, 2)
+    assert "artifact_bytes" in text and "1.9e+06 bytes (limit 2e+06" in text and "bytes -0.100" in text
+    with pytest.raises(ValueError, match="trials 0 to 5, but not 17"):
+        print_trial(Console(file=io.StringIO()), session, 17)
+
+
+def test_words() -> None:
+    assert [duration(s) for s in (40, 720, 3900)] == ["40 s", "12 min", "1 h 05 min"]
+    assert quoted(Path("runs/a/1")) == "runs/a/1" and quoted(Path("a b")) == "'a b'"
+    shares = [
+        {"ask_s": 0.01, "process_s": 10.0, "share": 0.01},
+        {"ask_s": 0.03, "process_s": 20.0, "share": 0.03},
+    ]
+    assert overhead_line(shares) == "overhead per trial: ask 20 ms; 2.0% of a trial of 15.0 s"
