@@ -226,17 +226,18 @@ class Attention(nn.Module):
         self.q_gain = parameter(torch.full((shape.num_heads,), 1.5), "scalar")
         self.values = Chain(build, "values", layer)
         self.rope = Slot(build, "rope", Rotary(shape))
+        self.attend = Slot(build, "attend", lambda q, k, v, _ctx: build.attend(q, k, v))
         self.attn_out = Chain(build, "attn_out", layer)
-        self.attend = build.attend
 
     def forward(self, n: Tensor, ctx: dict[str, Tensor]) -> Tensor:
         b, t, d = n.shape
         q = self.c_q(n).view(b, t, self.num_heads, -1)
         k = self.c_k(n).view(b, t, self.num_kv_heads, -1)
-        v = self.values(self.c_v(n).view(b, t, self.num_kv_heads, -1), ctx)
+        ctx["values"] = v = self.c_v(n).view(b, t, self.num_kv_heads, -1)
+        v = self.values(v, ctx)
         q, k = self.rope(rms_norm(q), rms_norm(k))
         q = q * self.q_gain.to(q.dtype)[:, None]
-        y = self.attn_out(self.attend(q, k, v), v, n)
+        y = self.attn_out(self.attend(q, k, v, ctx), v, n)
         return self.proj(y.reshape(b, t, d))
 
 
@@ -260,24 +261,53 @@ class Block(nn.Module):
         self.attn_scale = parameter(torch.ones(d), "scalar")
         self.mlp_scale = parameter(torch.ones(d), "scalar")
         self.resid_mix = parameter(torch.stack((torch.ones(d), torch.zeros(d))), "scalar")
+        self.residual = Slot(build, "residual", sequential, layer)
+
+    def mix(self, x: Tensor, x0: Tensor) -> Tensor:
+        mix = self.resid_mix.to(x.dtype)
+        return mix[0] * x + mix[1] * x0
+
+    def attention(self, x: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+        return self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x)), ctx)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.mlp_scale.to(x.dtype) * self.mlp(self.norm(rms_norm(x)))
 
     def forward(self, x: Tensor, x0: Tensor, ctx: dict[str, Tensor]) -> Tensor:
-        mix = self.resid_mix.to(x.dtype)
-        x = mix[0] * x + mix[1] * x0
-        x = x + self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x)), ctx)
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(self.norm(rms_norm(x)))
+        return self.residual(self, x, x0, ctx)
+
+
+def sequential(block: Block, x: Tensor, x0: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+    """The baseline's block: attention, then the MLP on what attention has written."""
+    x = block.mix(x, x0)
+    x = x + block.attention(x, ctx)
+    return x + block.feed_forward(x)
+
+
+def add_skip(x: Tensor, skip: Tensor, weight: Tensor, _j: int) -> Tensor:
+    return x + weight.to(x.dtype) * skip
+
+
+class SoftCap(nn.Module):
+    """z -> c·tanh(z/c) in float32."""
+
+    def __init__(self, c: float):
+        super().__init__()
+        self.c = c
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.c * torch.tanh(z.float() / self.c)
 
 
 class GPT(nn.Module):
-    """ids [B,T] -> hidden [B,T,D] -> logits [B,T,V]. The first ⌊L/2⌋ blocks leave skips that the rest take
-    back, last in first out."""
+    """ids [B,T] -> hidden [B,T,D] -> logits [B,T,V]. The first half of the blocks leaves skips that the rest
+    take back, last in first out."""
 
     def __init__(self, build: Build):
         super().__init__()
         shape, config = build.shape, build.config
         d, v = shape.model_dim, shape.vocab_size
-        self.dtype, self.softcap, self.num_skips = build.dtype, config.logit_softcap, shape.num_skips
-        self.num_encoder = shape.num_layers // 2
+        self.dtype, self.has_skips, num_plain = build.dtype, shape.unet_skips, shape.num_plain_skips
         self.tok_emb = parameter(
             torch.randn(v, d) * (config.tied_embed_init_std if shape.tie_embeddings else 1.0), "embed"
         )
@@ -286,7 +316,40 @@ class GPT(nn.Module):
         self.embed_out = Chain(build, "embed_out")
         self.shared: Any = nn.ModuleDict(enter(build, "shared", shape))
         self.blocks = nn.ModuleList(Block(build, layer) for layer in range(shape.num_layers))
-        self.skip_weights = parameter(torch.ones(shape.num_skips, d), "scalar")
+        self.block_out = nn.ModuleList(
+            Chain(build, "block_out", layer) for layer in range(shape.num_layers + 1)
+        )
+        self.skip_weights = parameter(torch.ones(num_plain, d), "scalar")
+        more = shape.num_skips - num_plain  # a plan that repeats layers leaves more skips
+        self.loop_skip_weights = parameter(torch.ones(more, d), "scalar") if more else None
+        self.skip = Slot(build, "skip", add_skip)
+        self.cap = Slot(build, "cap", SoftCap(config.logit_softcap))
+        self.cross_entropy = Slot(build, "cross_entropy", self.capped_cross_entropy)
+        self.loss_terms = Chain(build, "loss_terms")
+        self.plan = Slot(build, "plan", lambda _progress: tuple(range(shape.num_layers)))
+        self.enter_phase(1.0)
+
+    def enter_phase(self, progress: float) -> None:
+        """From here on the graph is that of `progress` in [0, 1]; a fresh model has the last one."""
+        self.phase, self.order = progress, self.plan(progress)
+        for module in self.modules():
+            if module is not self and hasattr(module, "enter_phase"):
+                module.enter_phase(progress)  # type: ignore[operator]
+
+    def drop_aux(self) -> None:
+        """Without the parts that serve the training loss only: the model that the artifact holds."""
+        for name in [n for n, _ in self.loss_terms.named_children()]:
+            delattr(self.loss_terms, name)
+        self.loss_terms.steps = {}
+
+    def skip_weight(self, j: int) -> Tensor:
+        """[D] of the j-th skip to be taken back."""
+        plain = self.skip_weights.size(0)
+        return (
+            self.skip_weights[j]
+            if self.loop_skip_weights is None or j < plain
+            else (self.loop_skip_weights[j - plain])
+        )
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Final-norm hidden states [B,T,D] of ids [B,T]."""
@@ -294,31 +357,31 @@ class GPT(nn.Module):
         x = x0 = self.embed_out(rms_norm(x), ids)
         ctx = {name: module(x0, ids) for name, module in self.shared.items()}
         skips: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            if i < self.num_encoder:
-                x = block(x, x0, ctx)
+        half = len(self.order) // 2 if self.has_skips else 0
+        for i, layer in enumerate(self.order):
+            if i >= half and skips:
+                x = self.skip(x, skips.pop(), self.skip_weight(i - half), i - half)
+            x = self.block_out[layer](self.blocks[layer](x, x0, ctx), ctx)
+            if i < half:
                 skips.append(x)
-            else:
-                if skips:
-                    x = x + self.skip_weights[i - self.num_encoder].to(x.dtype) * skips.pop()
-                x = block(x, x0, ctx)
-        return rms_norm(x)
+        return rms_norm(self.block_out[-1](x, ctx))
 
     def project(self, h: Tensor) -> Tensor:
         """h·Eᵀ, [.., V] in h's dtype."""
         return F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)
 
-    def cap(self, z: Tensor) -> Tensor:
-        """c·tanh(z/c) in float32."""
-        return self.softcap * torch.tanh(z.float() / self.softcap)
+    def capped_cross_entropy(self, z: Tensor, targets: Tensor) -> Tensor:
+        """Mean nats of targets [N] under z [N,V] before the cap."""
+        return F.cross_entropy(self.cap(z), targets)
 
     def logits(self, h: Tensor) -> Tensor:
         return self.cap(self.project(h))
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats per token."""
-        logits = self.logits(self.hidden(ids))
-        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
+        """Mean nats per token, and what techniques add to the training loss."""
+        h = self.hidden(ids)
+        loss = self.cross_entropy(self.project(h).flatten(0, 1), targets.reshape(-1))
+        return self.loss_terms(loss, h, targets, self.cross_entropy)
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -337,7 +400,7 @@ def build_model(resolved: Resolved, device: torch.device | str = "cpu", audit: A
     config, device = resolved.config, torch.device(device)
     dtype = torch.float32 if device.type == "meta" else compute_dtype(config, device)
     _, attend = pick_attention(config.attention if device.type != "meta" else "sdpa", device, dtype)
-    build = Build(config.shape(), config, tuple(resolved.techniques.values()), dtype, attend)
+    build = Build(resolved.shape(), config, tuple(resolved.techniques.values()), dtype, attend)
     torch.manual_seed(config.seed)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         model = GPT(build)
@@ -377,12 +440,14 @@ def without(model: GPT, name: str) -> Iterator[None]:
             if isinstance(module, Slot):
                 module.parts.remove(part)
             module.steps = {n: p for n, p in module.steps.items() if n != name}
+        model.enter_phase(model.phase)
         yield
     finally:
         for (module, steps), (_, part) in zip(saved, places, strict=True):
             module.steps = steps
             if isinstance(module, Slot):
                 module.parts.insert(0, part)
+        model.enter_phase(model.phase)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -414,6 +479,8 @@ ROUTES = {
     "embed": ("adam", "embed_lr", "embed_weight_decay"),  # tied: tied_embed_lr
     "head": ("adam", "head_lr", "adam_weight_decay"),
     "scalar": ("adam", "scalar_lr", "adam_weight_decay"),
+    "gate": ("adam", "scalar_lr", "adam_weight_decay"),
+    "aux": ("adam", "head_lr", "adam_weight_decay"),
 }
 
 
@@ -576,6 +643,7 @@ class Trainer:
         self.loader = Loader(self.config, world, data.train_paths)
         self.compiled = maybe_compile(self.model, self.config, world)
         self.clock, self.step, self.train_loss = Clock(world), 0, math.nan
+        self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
         self.schedule_owner = next((n for n, t in self.techniques.items() if "lr_scale" in claims(t)), None)
         self.schedule_differs = False
         self.averager: Any = None
@@ -626,17 +694,27 @@ class Trainer:
 
     # -- the run -------------------------------------------------------------------------------------------
 
+    def enter_phase(self, progress: float) -> None:
+        """The last declared phase that began at or before `progress`."""
+        phase = max(p for p in self.phases if p <= progress)
+        if phase != self.model.phase:
+            self.model.enter_phase(phase)
+            if phase:
+                self.log(f"phase:{phase} step:{self.step}")
+
     def warm_up(self) -> None:
-        """Real steps that trigger compilation, then everything they changed is put back: training starts from
-        the true initial state and from the first token."""
+        """Real steps that trigger compilation of every phase's graph, then everything they changed is put
+        back: training starts from the true initial state and from the first token."""
         if not self.config.warmup_steps:
             return
         model_state = copy.deepcopy(self.model.state_dict())
         optimizer_states = [copy.deepcopy(o.state_dict()) for o in self.optimizers]
-        for i in range(self.config.warmup_steps):
-            self.train_step(Moment(0, 0.0, self.config))
-            if i == 0 or i + 1 == self.config.warmup_steps:
-                self.log(f"warmup_step:{i + 1}/{self.config.warmup_steps}")
+        for phase in self.phases:
+            self.enter_phase(phase)
+            for i in range(self.config.warmup_steps):
+                self.train_step(Moment(0, 0.0, self.config))
+                if i == 0 or i + 1 == self.config.warmup_steps:
+                    self.log(f"warmup_step:{i + 1}/{self.config.warmup_steps}")
         self.model.load_state_dict(model_state)
         for optimizer, state in zip(self.optimizers, optimizer_states, strict=True):
             optimizer.load_state_dict(state)
@@ -670,6 +748,7 @@ class Trainer:
                 self.validate(moment)
             if last:
                 break
+            self.enter_phase(moment.progress)
             loss = self.train_step(moment)
             self.step += 1
             if self.averager is not None:
@@ -678,6 +757,7 @@ class Trainer:
         if self.step < c.iterations:
             log(f"stopping_early: wallclock_cap train_time:{self.ms():.0f}ms step:{self.step}/{c.iterations}")
         train_s = self.clock.stop()
+        self.model.enter_phase(1.0)
         self.audit_schedule_and_model()
         weights = self.exported_weights()
         facts = {
@@ -878,6 +958,8 @@ def quantize(
     elements = bits_touched = tensors_touched = 0
     for name, p in model.named_parameters():
         weight, role = weights[name], p.role  # type: ignore[attr-defined]
+        if role == "aux":
+            continue  # of the training loss only
         if role == "scalar":
             packed.append(Packed(name, weight.float(), None))
         elif weight.ndim != 2 or weight.numel() < resolved.config.quantize_min_numel:
@@ -1072,6 +1154,7 @@ def evaluate(
     start = time.perf_counter()
     _, weights = unpack(artifact, codecs)
     model = build_model(resolved, world.device)
+    model.drop_aux()
     load_weights(model, weights)
     model.eval()
     run = open_evaluation(model, world, data, resolved.config)
@@ -1296,8 +1379,9 @@ class Run:
     def say_parameters(self, trainer: Trainer) -> None:
         params = sum(trainer.params_by_role.values())
         self.result |= {"params": params, "params_by_role": trainer.params_by_role}
-        predicted = sum(t.numel for t in self.config.shape().tensors())
-        predicted += sum(t.cost(self.config.shape()).params for t in self.resolved.techniques.values())
+        shape = self.resolved.shape()
+        predicted = sum(t.numel for t in shape.tensors())
+        predicted += sum(t.cost(shape).params for t in self.resolved.techniques.values())
         self.log(f"model_params:{params} predicted:{predicted} by_role:{json.dumps(trainer.params_by_role)}")
 
     def evaluate(self, artifact: bytes) -> None:

@@ -32,7 +32,7 @@ def _same_tensors(label: str, subject: Subject, on: Any, off: Any, model: Any) -
     added = collections.Counter(
         (p.role, tuple(p.shape)) for n, p in model.named_parameters() if n not in before
     )
-    cost = on.techniques[subject.name].cost(on.config.shape())
+    cost = on.techniques[subject.name].cost(on.shape())
     told = collections.Counter((t.role, t.shape) for t in cost.tensors)
     if added != told:
         num_added = sum(math.prod(shape) * count for (_, shape), count in added.items())
@@ -113,8 +113,9 @@ def isolation(subject: Subject) -> None:
         claimed = True
         model = one.lab.build(one.resolved)
         perturb(model)
-        for block in model.blocks:
-            block.attn.attend = attend_to_oneself  # type: ignore[union-attr]
+        if not one.enters("attend"):
+            for block in model.blocks:
+                block.attn.attend.parts = [attend_to_oneself]  # type: ignore[union-attr]
         ids, half = one.lab.ids(1, SEQ_LEN), SEQ_LEN // 2
         ids[0, half] = BOS
         changed = ids.clone()
@@ -128,7 +129,7 @@ def isolation(subject: Subject) -> None:
         raise NotApplicable("not claimed")
 
 
-def attend_to_oneself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_to_oneself(q: Tensor, k: Tensor, v: Tensor, _ctx: Any) -> Tensor:
     return v.repeat_interleave(q.size(2) // k.size(2), dim=2)
 
 
@@ -148,7 +149,7 @@ def compiled(subject: Subject) -> None:
     subject.require_model_seam()
     resolved, graphs = subject.resolve(**SHORT), Graphs()
     losses = subject.lab.train(resolved, graphs).losses
-    allowed = 1 + len(getattr(subject.cls, "phases", ()))
+    allowed = 1 + len(subject.technique.phases())
     if graphs.count != allowed:
         raise Violation(
             f"{graphs.count} graphs were compiled where {allowed} belong: a Python value in the graph changes"

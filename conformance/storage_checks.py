@@ -33,6 +33,8 @@ def estimated_bytes(tensors: Iterable[Told], *, bits: dict[str, float], min_nume
     float32 (both hardly compress)."""
     total = 0.0
     for t in tensors:
+        if t.role == "aux":
+            continue  # of the training loss, not stored
         if t.role == "scalar":
             total += 4.0 * t.numel
         elif len(t.shape) != 2 or t.numel < min_numel:
@@ -59,7 +61,7 @@ def measured_bits(run: Finished) -> dict[str, float]:
 def size(subject: Subject) -> None:
     """The artifact's bytes lie within 10 % of what shapes, roles and entropy predict."""
     run = subject.run()
-    shape = run.resolved.config.shape()
+    shape = run.resolved.shape()
     tensors = [
         *shape.tensors(),
         *(x for t in run.resolved.techniques.values() for x in t.cost(shape).tensors),
@@ -93,6 +95,8 @@ def reload(subject: Subject) -> None:
         if not torch.equal(item.dequantized(), weights[item.name]):
             raise Violation(f"{item.name} reloads with other values than were packed")
     for name, trained in run.weights.items():
+        if name not in weights:  # of the training loss, not stored
+            continue
         error = float((weights[name] - trained).norm() / trained.norm().clamp_min(1e-12))
         if not error <= 0.5:
             raise Violation(f"{name} reloads {100 * error:.0f} % away from its trained values")

@@ -10,7 +10,24 @@ from conformance.lab import SHORT, Finished, Lab, NotApplicable, smoke_settings
 from techniques.base import Choice, Technique, claims
 from techniques.config import Resolved
 
-MODEL_SEAMS = ("embed_in", "embed_out", "shared", "values", "norm", "rope", "attn_out", "activation")
+MODEL_SEAMS = (
+    "embed_in",
+    "embed_out",
+    "shared",
+    "values",
+    "norm",
+    "rope",
+    "attend",
+    "attn_out",
+    "activation",
+    "residual",
+    "skip",
+    "plan",
+    "block_out",
+    "cap",
+    "cross_entropy",
+    "loss_terms",
+)
 
 
 class Subject:

@@ -171,7 +171,7 @@ def owner_of(resolved: Resolved, slot: str) -> Technique | None:
 
 def all_tensors(resolved: Resolved) -> list[Tensor]:
     """Every parameter of the run, exactly."""
-    shape = resolved.config.shape()
+    shape = resolved.shape()
     extra = [t for technique in resolved.techniques.values() for t in technique.cost(shape).tensors]
     return [*shape.tensors(), *extra]
 
@@ -192,6 +192,8 @@ def model_bytes(resolved: Resolved) -> float:
     codec = next((c for c in OVERHEAD if codec_owner and c in codec_owner.name), "zlib")
     total = 2_000.0  # the head
     for tensor in all_tensors(resolved):
+        if tensor.role == "aux":
+            continue  # of the training loss, not stored
         if tensor.role == "scalar":
             total += 3.6 * tensor.numel
         elif len(tensor.shape) != 2 or tensor.numel < resolved.config.quantize_min_numel:
@@ -210,14 +212,14 @@ def _forward_flops(resolved: Resolved, shape: Shape) -> float:
 
 def eval_flops(resolved: Resolved) -> float:
     """FLOPs of the evaluation; with `val_tokens` 0 (all) per validation token: as good to calibrate."""
-    shape, tokens = resolved.config.shape(), resolved.config.val_tokens or 1
+    shape, tokens = resolved.shape(), resolved.config.val_tokens or 1
     passes = 1.0 + sum(t.cost(shape).eval_passes for t in resolved.techniques.values())
     return passes * tokens * _forward_flops(resolved, shape)
 
 
 def train_flops(resolved: Resolved) -> float:
     """FLOPs of the timed training: every step, and the calibration batches."""
-    config, shape = resolved.config, resolved.config.shape()
+    config, shape = resolved.config, resolved.shape()
     passes = sum(t.cost(shape).calibration_passes for t in resolved.techniques.values())
     return (
         config.train_batch_tokens * _forward_flops(resolved, shape) * (BACKWARD * config.iterations + passes)

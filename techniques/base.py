@@ -20,7 +20,9 @@ from typing import Any, ClassVar
 # Every parameter carries exactly one role, given where it is created; a table in train_gpt.py maps a role to
 # its optimiser, learning rate, weight decay and quantiser. `attn` and `mlp` are the trunk's matrices,
 # `matrix` is any other 2-D weight that Muon drives, `scalar` is everything that Adam drives at scalar_lr.
-ROLES = ("embed", "head", "attn", "mlp", "matrix", "scalar")
+# `gate` is routed like `scalar` and stored as float16; `aux` serves the training loss only (Adam at head_lr)
+# and is never stored.
+ROLES = ("embed", "head", "attn", "mlp", "matrix", "scalar", "gate", "aux")
 STAGES = ("data", "train", "average", "quantize", "pack", "evaluate")
 
 
@@ -172,6 +174,9 @@ class Shape:
     eval_seq_len: int  # evaluation sequence, tokens
     tie_embeddings: bool = True
     rope_base: float = 10_000.0
+    logit_softcap: float = 30.0
+    unet_skips: bool = True
+    plan: tuple[int, ...] = ()  # layers in the order of the last phase's forward; (): each once
 
     @property
     def head_dim(self) -> int:
@@ -186,8 +191,19 @@ class Shape:
         return int(self.mlp_mult * self.model_dim)
 
     @property
+    def order(self) -> tuple[int, ...]:
+        """Layers in the order in which the forward runs them, a looped one several times."""
+        return self.plan or tuple(range(self.num_layers))
+
+    @property
     def num_skips(self) -> int:
-        return min(self.num_layers // 2, self.num_layers - self.num_layers // 2)
+        """The first half of the order leaves skips that the second takes back."""
+        return len(self.order) // 2 if self.unet_skips else 0
+
+    @property
+    def num_plain_skips(self) -> int:
+        """Of a model that runs each layer once: the baseline's own skip weights."""
+        return self.num_layers // 2 if self.unet_skips else 0
 
     def tensors(self) -> list[Tensor]:
         """The baseline's parameters (techniques add theirs through `cost`)."""
@@ -205,7 +221,7 @@ class Shape:
             out += [Tensor("mlp", (hidden, d)), Tensor("mlp", (d, hidden))]
             out += [Tensor("scalar", (2, d)), Tensor("scalar", (d,)), Tensor("scalar", (d,))]
             out += [Tensor("scalar", (self.num_heads,))]
-        out.append(Tensor("scalar", (self.num_skips, d)))
+        out.append(Tensor("scalar", (self.num_plain_skips, d)))
         return out
 
     def flops_per_token(self) -> float:
@@ -242,12 +258,20 @@ CHAINS = (
     "values",
     "norm",
     "attn_out",
+    "block_out",
+    "loss_terms",
     "init",
     "hyper",
 )
 SLOTS = (
     "rope",
+    "attend",
     "activation",
+    "residual",
+    "skip",
+    "plan",
+    "cap",
+    "cross_entropy",
     "lr_scale",
     "averager",
     "bits",
@@ -297,6 +321,11 @@ class Technique:
     def cost(self, shape: Shape) -> Cost:
         return Cost()
 
+    def phases(self) -> tuple[float, ...]:
+        """Progress in (0, 1) at which the graph changes; every graph runs before the clock starts. A module
+        that changes has enter_phase(progress). depth_recurrence; late quantisation-aware training."""
+        return ()
+
     # -- model seams: called once while building; the trainer registers the modules they return ------------
 
     def embed_in(self, shape: Shape) -> Any:
@@ -311,7 +340,8 @@ class Technique:
         ctx[self.name]."""
 
     def values(self, shape: Shape, layer: int) -> Any:
-        """chain · module(v [B,T,K,Dh], ctx) -> v, before attention."""
+        """chain · module(v [B,T,K,Dh], ctx) -> v, before attention; ctx["values"] is this layer's v before
+        the chain."""
 
     def norm(self, shape: Shape, layer: int) -> Any:
         """chain · module(n [B,T,D]) -> n, on both normed inputs of a block."""
@@ -319,11 +349,43 @@ class Technique:
     def rope(self, shape: Shape) -> Any:
         """slot · module(q [B,T,H,Dh], k [B,T,K,Dh]) -> (q, k)."""
 
+    def attend(self, shape: Shape) -> Any:
+        """slot · module(q [B,T,H,Dh], k and v [B,T,K,Dh], ctx) -> y [B,T,H,Dh], causal. varlen_attention;
+        windowed attention."""
+
     def attn_out(self, shape: Shape, layer: int) -> Any:
         """chain · module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D]) -> y, before the output projection."""
 
     def activation(self, shape: Shape, layer: int) -> Any:
         """slot · function(z [B,T,mlp_dim]) -> same shape."""
+
+    def residual(self, shape: Shape, layer: int) -> Any:
+        """slot · module(block, x [B,T,D], x0 [B,T,D], ctx) -> x: how a block's two branches meet the stream
+        (block.mix, block.attention, block.feed_forward). parallel_residual; the DTG gate of #549."""
+
+    def block_out(self, shape: Shape, layer: int) -> Any:
+        """chain · module(x [B,T,D], ctx) -> x behind block `layer`; `layer` = num_layers: once, before the
+        final norm. backout; parallel_residual merges its lanes there."""
+
+    def skip(self, shape: Shape) -> Any:
+        """slot · module(x [B,T,D], skip [B,T,D], weight [D], j) -> x: how the j-th skip joins the stream.
+        skip_gate; skips through a projection."""
+
+    def plan(self, shape: Shape) -> Any:
+        """slot · function(progress) -> the layers in the order of the forward. Needs no torch: Shape.plan is
+        plan(1.0). depth_recurrence; progressive growth (fewer layers at first)."""
+
+    def cap(self, shape: Shape) -> Any:
+        """slot · module(z [..,V]) -> logits, float32, of training and evaluation. softcap; a learned
+        temperature."""
+
+    def cross_entropy(self, shape: Shape) -> Any:
+        """slot · module(z [N,V] before the cap, targets [N]) -> mean nats, of training only. fused_ce; z-loss
+        or label smoothing."""
+
+    def loss_terms(self, shape: Shape) -> Any:
+        """chain · module(loss, h [B,T,D], targets [B,T], nats) -> loss, of training only; nats(z, targets) is
+        the slot above. Parameters here have role `aux`. mtp; auxiliary losses of middle layers."""
 
     def init(self, model: Any) -> None:
         """chain · change parameters in place, once, after every module is built and before anything reads

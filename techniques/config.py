@@ -44,6 +44,7 @@ class Config:
     tied_embed_init_std: float = setting(0.005, "init std of a tied embedding", low=0.0, high=1.0)
     rope_base: float = setting(10_000.0, "base of the rotary wavelengths", low=1.0)
     logit_softcap: float = setting(30.0, "c of c·tanh(logits/c)", low=1e-3)
+    unet_skips: bool = setting(True, "the first half's blocks reach the second half's through skips")
     # batch and budget
     train_batch_tokens: int = setting(524_288, "tokens per step over all ranks", low=1)
     train_seq_len: int = setting(1024, "tokens per training sequence", low=2)
@@ -108,6 +109,8 @@ class Config:
             eval_seq_len=self.eval_seq_len or self.train_seq_len,
             tie_embeddings=self.tie_embeddings,
             rope_base=self.rope_base,
+            logit_softcap=self.logit_softcap,
+            unet_skips=self.unet_skips,
         )
 
     def check(self) -> None:
@@ -149,6 +152,10 @@ class Resolved:
     values: dict[str, Any]  # flat: trainer settings, every gate, settings of the techniques that are on
     origins: dict[str, str]  # name -> layer, for values that no default gave
 
+    def shape(self) -> Shape:
+        """The model's sizes, with the plan of a technique that repeats layers."""
+        return _shape_of(self.config, self.techniques)
+
     def identity(self) -> dict[str, Any]:
         """The values that results depend on; gates that are off are left out."""
         inert = {n for n, f in TRAINER_FIELDS.items() if f.metadata["stage"] == "none"}
@@ -161,6 +168,15 @@ class Resolved:
     def hash(self) -> str:
         """Equal hashes are the same run."""
         return digest(self.identity())
+
+
+def _shape_of(config: Config, techniques: Mapping[str, Technique]) -> Shape:
+    shape = config.shape()
+    for technique in techniques.values():
+        if "plan" in catalog.claims(technique):
+            technique.check(shape)
+            shape = dataclasses.replace(shape, plan=tuple(technique.plan(shape)(1.0)))
+    return shape
 
 
 def digest(value: Any) -> str:
@@ -325,8 +341,9 @@ def resolve(layers: Mapping[str, Mapping[str, Any]], known: Mapping[str, type[Te
     techniques = _build_techniques(given, known)
     config = Config(**{n: given[n][0] for n in TRAINER_FIELDS if n in given})
     config.check()
+    shape = _shape_of(config, techniques)
     for name, technique in techniques.items():
-        technique.check(config.shape())
+        technique.check(shape)
         for field in technique.overrides:
             if field in given and given[field][1] != "preset":
                 raise ValueError(

@@ -64,7 +64,7 @@ def test_golden_parameter_counts(settings: dict, params: int):
     run = resolved(settings)
     model = train_gpt.build_model(run, "meta")
     assert sum(p.numel() for p in model.parameters()) == params
-    shape = run.config.shape()
+    shape = run.shape()
     declared = sum(t.numel for t in shape.tensors())
     assert declared + sum(t.cost(shape).params for t in run.techniques.values()) == params
 
