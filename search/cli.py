@@ -224,5 +224,41 @@ def dashboard(
     read(context, (study, storage, home), serve_it)
 
 
+@app.command()
+def export(
+    context: typer.Context,
+    to: Annotated[Path, typer.Option(help="Folder that the files are written to.")],
+    trial: Annotated[int | None, typer.Option(help="A trial of the study.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of studies/presets.")] = "",
+    config: Annotated[Path | None, typer.Option(help="A configuration file, JSON or TOML.")] = None,
+    format: Annotated[str, typer.Option(help="script: one self-contained train_gpt.py.")] = "script",
+    compressed: Annotated[
+        bool, typer.Option("--compressed", help="Two lines that unpack themselves.")
+    ] = False,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
+    with clear_errors():
+        from search import bundle
+
+        if format != "script" or sum(x is not None for x in (trial, preset or None, config)) != 1:
+            raise ValueError(
+                "An export names one of --trial N, --preset NAME and --config FILE, and --format script."
+            )
+
+    def write(resolved: bundle.Resolved) -> None:
+        path = bundle.export(resolved, to, compress=compressed)
+        on = ", ".join(resolved.techniques) or "no technique"
+        print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
+
+    if trial is None:
+        with clear_errors():
+            write(bundle.resolve_source(preset=preset, file=config))
+    else:
+        read(context, (study, storage, home), lambda _, session: write(bundle.of_trial(session, trial)))
+
+
 def main() -> None:
     app()

@@ -1,0 +1,199 @@
+"""The bundle: one file that runs alone and gives the unbundled run's losses, artifact and BPB bit for bit."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.bundle import bundle, compressed, export, literal_of, resolve_source
+from search.inline import inline
+from search.scopes import bound_names, local_names
+from techniques import catalog
+from techniques.base import Verdict
+from techniques.config import Resolved, resolve
+from tests.conftest import ROOT, arguments, run_trainer
+from tests.search.fake_studies import caddie
+
+KNOWN = catalog.metadata()
+
+
+def crowd(base: dict[str, str], *, legal: bool = True) -> dict[str, str]:
+    """As many techniques at once as agree with each other, each under its smoke settings."""
+    settings = dict(base)
+    for name, cls in KNOWN.items():
+        if legal and cls.legality.verdict in (Verdict.CONTESTED, Verdict.ILLEGAL):
+            continue
+        more = {name: "1", **{f"{name}.{k}": str(v) for k, v in cls.smoke.items()}}
+        try:
+            resolve({"file": {**settings, **more}}, KNOWN)
+        except ValueError:
+            continue
+        settings |= more
+    return settings
+
+
+def alone(script: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The script in its own folder, by an interpreter that sees neither this project nor the environment."""
+    clean = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HOME": str(script.parent), **environ}
+    command = [sys.executable, "-I", script.name, *words]
+    return subprocess.run(
+        command, cwd=script.parent, env=clean, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def facts(out_dir: Path) -> dict:
+    """What must be equal to the last bit."""
+    result = json.loads((out_dir / "result.json").read_text())
+    lines = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [(m["step"], m["train_loss"]) for m in lines if m["kind"] == "train"]
+    kept = ("sha256", "model_bytes", "val_bpb", "val_loss", "train_loss", "steps", "hash", "params")
+    return {k: result[k] for k in kept} | {"losses": losses}
+
+
+def resolved_of(settings: dict[str, str]) -> Resolved:
+    return resolve({"file": settings}, KNOWN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("many", [False, True], ids=["naive", "many"])
+def test_a_bundle_alone_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path, many: bool) -> None:
+    settings = crowd(tiny) if many else tiny
+    assert not many or len(resolved_of(settings).techniques) > 12
+    whole = run_trainer({**settings, "out_dir": str(tmp_path / "whole")})
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    plain = export(resolved_of(settings), tmp_path / "plain", compress=False)
+    packed = export(resolved_of(settings), tmp_path / "packed", compress=True)
+    sizes = {}
+    for script in (plain, packed):
+        ran = alone(script, "--out_dir=out")
+        assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+        assert facts(script.parent / "out") == facts(tmp_path / "whole")
+        sizes[script] = json.loads((script.parent / "out" / "result.json").read_text())["code_bytes"]
+        assert sizes[script] == script.stat().st_size
+    assert sizes[packed] < 0.5 * sizes[plain]
+
+
+def test_a_bundle_takes_overrides_and_refuses_what_it_lacks(tiny: dict[str, str], tmp_path: Path) -> None:
+    script = export(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "2"}), tmp_path, compress=False)
+    told = alone(script, "--out_dir=out", "--iterations=1", SEED="7", XSA_LAST_N="1")
+    assert told.returncode == 0, told.stderr
+    values = json.loads((tmp_path / "out" / "resolved.json").read_text())["values"]
+    assert (values["iterations"], values["seed"], values["xsa.last_n"]) == (1, 7, 1)
+    assert values["num_layers"] == 3 and "ema" not in values
+    for words, environ, says in (
+        (["--ema"], {}, "ema"),
+        (["--preset=naive"], {}, "no presets"),
+        ([], {"EMA_DECAY": "0.9"}, "EMA_DECAY"),
+        (["--num_heads=3"], {}, "num_heads"),
+    ):
+        refused = alone(script, *words, **environ)
+        assert refused.returncode == 2 and says in refused.stderr, refused.stderr
+
+
+def test_a_bundle_holds_the_techniques_that_are_on_and_nothing_of_the_house(tiny: dict[str, str]) -> None:
+    text = bundle(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"}))
+    tree = ast.parse(text)
+    names = bound_names(tree.body)
+    assert "Xsa" in names and "Ema" not in names and "write_shard" not in names and "train_bpe" not in names
+    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    ours = {"techniques", "corpus", "search", "train_gpt"}
+    assert not {m.split(".")[0] for m in imported if m} & ours, imported
+    owners = [name for node in tree.body for name in bound_names([node])]
+    assert len(owners) == len(set(owners)), "a top-level name has two owners"
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_technique_can_be_bundled(name: str, tiny: dict[str, str], tmp_path: Path) -> None:
+    needs = [name, *KNOWN[name].requires]
+    settings = {f"{n}.{k}": str(v) for n in needs for k, v in KNOWN[n].smoke.items()}
+    path = tmp_path / "train_gpt.py"
+    path.write_text(bundle(resolved_of({**tiny, **dict.fromkeys(needs, "1"), **settings})))
+    check = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F822,F823,F811"]
+    ran = subprocess.run([*check, str(path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout  # no name without an owner
+
+
+def test_the_literal_says_the_whole_configuration(tiny: dict[str, str]) -> None:
+    resolved = resolved_of(crowd(tiny))
+    again = resolve({"preset": literal_of(resolved)}, KNOWN)
+    assert again.values == resolved.values and again.hash() == resolved.hash()
+
+
+def test_names_that_clash_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "__init__.py").write_text('"""A house."""\n')
+    (tmp_path / "house" / "a.py").write_text(
+        '"""a."""\nfrom fractions import Fraction as number\nSIZE = 2\nfirst = number(1, 2)\n'
+        "def half(SIZE=3):\n    return [SIZE for SIZE in range(SIZE)]\ndef unused():\n    return SIZE\n"
+    )
+    (tmp_path / "house" / "b.py").write_text(
+        '"""b."""\nfrom decimal import Decimal as number\nfrom house import a\nSIZE = 5\n'
+        "def max(half):\n    class Box:\n        SIZE = 7\n        double = SIZE * 2\n"
+        "        def get(self):\n            return SIZE\n"
+        "    return a.half(half), a.SIZE, SIZE, str(a.first), str(number('0.5')), Box.double, Box().get()\n"
+    )
+    (tmp_path / "top.py").write_text(
+        '"""top."""\nfrom house.b import SIZE as five\nfrom house.b import max as most\nSIZE = 11\n'
+        "def main():\n    from house.a import SIZE as two\n    return most(4), five, two, SIZE, max(1, 2)\n"
+        'if __name__ == "__main__":\n    print(main())\n'
+    )
+    text = inline(tmp_path, "top", replaced={})
+    (tmp_path / "alone.py").write_text(text)
+    run = [subprocess.run([sys.executable, n], cwd=tmp_path, capture_output=True, text=True, check=True)
+           for n in ("top.py", "alone.py")]  # fmt: skip
+    assert run[0].stdout == run[1].stdout and "1/2" in run[0].stdout
+    assert "unused" not in text and "house" not in text.replace("House", "")
+
+
+def test_scopes_follow_pythons_rule() -> None:
+    tree = ast.parse(
+        "def f(a, *b, c=1, **d):\n    e = [g for g in a]\n    global h\n    h = 1\n"
+        "    try: pass\n    except ValueError as i: pass\n    import j.k\n    if (m := 1): pass\n"
+        "    def n(): o = 1\n    return lambda p: p\n"
+    )
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert bound_names(function.body) == {"e", "i", "j", "m", "n"}
+    assert local_names(tree) == {"a", "b", "c", "d", "e", "g", "i", "j", "m", "n", "o", "p"}
+
+
+def test_a_module_used_as_a_value_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "part.py").write_text('"""part."""\nX = 1\n')
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "part.py").write_text('"""part."""\nX = 1\n')
+    (tmp_path / "top.py").write_text("from pack import part\nprint(vars(part))\n")
+    with pytest.raises(ValueError, match="used as a value"):
+        inline(tmp_path, "top", replaced={})
+
+
+def test_the_command_exports(tmp_path: Path) -> None:
+    ran = caddie("export", "--preset", "naive", "--to", str(tmp_path / "x"))
+    assert ran.returncode == 0, ran.stderr
+    size = (tmp_path / "x" / "train_gpt.py").stat().st_size
+    assert f"{size:,} code bytes, no technique" in ran.stdout
+    assert size == len(bundle(resolve_source(preset="naive", file=None)).encode())
+    for words, says in (
+        (["--preset", "naive", "--to", str(tmp_path / "x")], "exists"),
+        (["--to", str(tmp_path / "y")], "names one of"),
+        (["--preset", "naiv", "--to", str(tmp_path / "y")], "'naive'"),
+        (["--preset", "naive", "--to", str(tmp_path / "y"), "--format", "folder"], "--format script"),
+    ):
+        refused = caddie("export", *words)
+        assert refused.returncode == 2 and says in refused.stderr, refused.stderr
+
+
+def test_the_compressed_form_is_two_lines(tiny: dict[str, str]) -> None:
+    text = bundle(resolved_of(tiny))
+    packed = compressed(text)
+    assert packed.count("\n") == 2 and packed.isascii() and str(ROOT) not in text
+    assert len(packed.encode()) < 0.4 * len(text.encode())
+    assert arguments(tiny)  # the settings themselves are in the text, by name
+    assert "'num_layers': 3" in text
