@@ -30,7 +30,6 @@ import platform
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,9 @@ from torch import Tensor, nn
 from corpus import dataset as corpus_dataset
 from corpus import shards
 from techniques import catalog
+from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
 from techniques._attention import Attend, pick_attention
+from techniques._muon import Muon, newton_schulz
 from techniques._param import parameter
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit
@@ -84,17 +85,33 @@ class Loader:
     """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes
     spans r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: Sequence[Path]):
-        self.config, self.world, self.stream = config, world, TokenStream(paths)
+    def __init__(self, config: Config, world: World, paths: Sequence[Path], sampler: Technique | None = None):
+        self.config, self.world = config, world
+        self.sampler: Any = sampler.sampler(paths, config.seed) if sampler else None
+        self.stream: Any = self.sampler or TokenStream(paths)
 
-    def step(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches of one optimiser step."""
-        c, span = self.config, self.config.train_batch_tokens // self.config.micro_batches + 1
-        tokens = self.stream.take(c.micro_batches * span)
-        for i in range(self.world.rank, c.micro_batches, self.world.size):
-            part = torch.from_numpy(tokens[i * span : (i + 1) * span].astype(np.int64))
-            part = part.to(self.world.device, non_blocking=True)
-            yield part[:-1].view(-1, c.train_seq_len), part[1:].view(-1, c.train_seq_len)
+    def step(self, tokens: int = 0, seq_len: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches of one optimiser step; 0: as many tokens, as long as the settings say."""
+        parts, seq_len = self.config.micro_batches, seq_len or self.config.train_seq_len
+        part_tokens = (tokens or self.config.train_batch_tokens) // parts
+        mine = range(self.world.rank, parts, self.world.size)
+        if self.sampler is not None:
+            rows = self.sampler.rows(parts * part_tokens // seq_len, seq_len).astype(np.int64)
+            for part in np.split(rows, parts)[self.world.rank :: self.world.size]:
+                ids = torch.from_numpy(part).to(self.world.device, non_blocking=True)
+                yield ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+            return
+        taken = self.stream.take(parts * (part_tokens + 1)).reshape(parts, -1)
+        for i in mine:
+            part = torch.from_numpy(taken[i].astype(np.int64)).to(self.world.device, non_blocking=True)
+            yield part[:-1].view(-1, seq_len), part[1:].view(-1, seq_len)
+
+    def skip(self, tokens: int) -> None:
+        """Leave out what an earlier process read."""
+        if self.sampler is None:
+            self.stream.take(tokens)
+        while self.stream.read < tokens:
+            self.stream.rows(1, self.config.train_seq_len)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -176,9 +193,11 @@ class Linear(nn.Module):
         if not zero:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # torch's default for nn.Linear
         self.weight, self.zero_init = parameter(weight, role), zero
+        self.stored_as: Chain | None = None  # the seam `weight`, where a technique enters it
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        w = self.weight if self.stored_as is None else self.stored_as(self.weight)
+        return F.linear(x, w.to(x.dtype))
 
 
 def rotary_tables(length: int, dims: int, base: float) -> tuple[Tensor, Tensor]:
@@ -404,6 +423,11 @@ def build_model(resolved: Resolved, device: torch.device | str = "cpu", audit: A
     torch.manual_seed(config.seed)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         model = GPT(build)
+    for linear in model.modules():
+        if isinstance(linear, Linear) and linear.weight.numel() >= config.quantize_min_numel:
+            role = linear.weight.role  # type: ignore[attr-defined]
+            chain = Chain(build, "weight", role, bits_of(resolved.techniques, role))
+            linear.stored_as = chain if chain.steps else None
     unrouted = [n for n, p in model.named_parameters() if not hasattr(p, "role")]
     assert not unrouted, f"parameters without a role: {unrouted}"
     if device.type != "meta":
@@ -469,6 +493,8 @@ class Hyper:
     beta1: float = 0.9
     beta2: float = 0.95
     adam_eps: float = 1e-8
+    lr_mults: tuple[tuple[str, float], ...] = ()  # role -> multiple of its learning rate
+    lr_mult: float = 1.0  # the same of all, now
 
 
 # role -> (optimiser, field of Config with its learning rate, field of Hyper with its weight decay)
@@ -484,58 +510,6 @@ ROUTES = {
 }
 
 
-def newton_schulz(g: Tensor, steps: int) -> Tensor:
-    """Quintic iteration towards the nearest semi-orthogonal matrices of g [N, rows, cols] (Muon, Jordan et
-    al.)."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
-    for _ in range(steps):
-        s = x @ x.mT
-        x = a * x + (b * s + c * s @ s) @ x
-    return x.mT if tall else x
-
-
-class Muon(torch.optim.Optimizer):
-    """buf ← μ·buf + g; u = g + μ·buf; p ← p·(1 − lr·wd) − lr·√max(1, rows/cols)·NS(u). Ranks share the
-    matrices out round-robin and exchange the updates; matrices of one shape are iterated together."""
-
-    def __init__(self, params: list[Tensor], lr: float, hyper: Hyper, world: World, dtype: torch.dtype):
-        super().__init__(params, {"lr": lr, "momentum": hyper.muon_momentum})
-        self.hyper, self.world, self.dtype = hyper, world, dtype
-        self.orthogonalize = newton_schulz
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            params, mu, lr = group["params"], group["momentum"], group["lr"]
-            updates = [torch.zeros_like(p, dtype=self.dtype) for p in params]
-            shapes: dict[tuple[int, ...], list[int]] = {}
-            for i, p in enumerate(params):
-                if i % self.world.size == self.world.rank:
-                    shapes.setdefault(tuple(p.shape), []).append(i)
-            for indices in shapes.values():
-                stack: list[Tensor] = []
-                for i in indices:
-                    state = self.state[params[i]]
-                    buf = state.setdefault("momentum_buffer", torch.zeros_like(params[i]))
-                    buf.mul_(mu).add_(params[i].grad)
-                    stack.append(params[i].grad.add(buf, alpha=mu).to(self.dtype))
-                for i, u in zip(
-                    indices, self.orthogonalize(torch.stack(stack), self.hyper.muon_ns_steps), strict=True
-                ):
-                    updates[i] = u
-            if self.world.size > 1:
-                flat = self.world.sum(torch.cat([u.reshape(-1) for u in updates]))
-                updates = [
-                    u.view_as(p) for u, p in zip(flat.split([p.numel() for p in params]), params, strict=True)
-                ]
-            for p, u in zip(params, updates, strict=True):
-                p.mul_(1.0 - lr * self.hyper.muon_weight_decay)
-                p.add_(u.to(p.dtype), alpha=-lr * max(1.0, p.size(-2) / p.size(-1)) ** 0.5)
-
-
 def build_optimizers(
     model: GPT, config: Config, hyper: Hyper, world: World
 ) -> tuple[list[torch.optim.Optimizer], dict[str, int]]:
@@ -543,27 +517,41 @@ def build_optimizers(
     groups: dict[str, list[Tensor]] = {}
     for p in model.parameters():
         groups.setdefault(p.role, []).append(p)  # type: ignore[attr-defined]
-    adam_groups, muon_params = [], []
+    adam_groups: list[dict[str, Any]] = []
+    muon_groups: dict[float, dict[str, Any]] = {}
     for role, params in groups.items():
         kind, lr_field, decay_field = ROUTES[role]
+        mult = dict(hyper.lr_mults).get(role, 1.0)
+        group = {"params": params, "weight_decay": getattr(hyper, decay_field), "decay_field": decay_field}
         if kind == "muon":
-            muon_params += params
+            group["lr"] = config.matrix_lr * mult
+            muon_groups.setdefault(mult, {**group, "params": []})["params"] += params
             continue
         lr = config.tied_embed_lr if role == "embed" and config.tie_embeddings else getattr(config, lr_field)
-        adam_groups.append({"params": params, "lr": lr, "weight_decay": getattr(hyper, decay_field)})
+        adam_groups.append({**group, "lr": lr * mult})
     fused = world.device.type == "cuda"
     adam = torch.optim.AdamW(adam_groups, betas=(hyper.beta1, hyper.beta2), eps=hyper.adam_eps, fused=fused)
     optimizers: list[torch.optim.Optimizer] = [adam]
-    if muon_params:
-        optimizers.append(
-            Muon(muon_params, config.matrix_lr, hyper, world, compute_dtype(config, world.device))
-        )
+    if muon_groups:
+        dtype = compute_dtype(config, world.device)
+        optimizers.append(Muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     grouped = sum(len(g["params"]) for o in optimizers for g in o.param_groups)
     assert grouped == sum(1 for _ in model.parameters()), "a parameter is in no optimiser group, or in two"
     return optimizers, {role: sum(p.numel() for p in params) for role, params in sorted(groups.items())}
+
+
+def orthogonalizer(techniques: Mapping[str, Technique], audit: Audit) -> Callable[[Tensor, int], Tensor]:
+    """Newton–Schulz, or what the techniques make of it; each is tried on a random matrix."""
+    function = newton_schulz
+    probe = torch.randn(1, 24, 16, generator=torch.Generator().manual_seed(0))
+    for name, technique in techniques.items():
+        if "orthogonalize" in claims(technique):
+            inner, function = function, technique.orthogonalize(function)
+            audit.changed(name, "updates", not torch.equal(inner(probe, 5), function(probe, 5)))
+    return function
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -640,7 +628,14 @@ class Trainer:
                 audit.changed(name, "optimiser settings", hyper != before)
         self.hyper = hyper
         self.optimizers, self.params_by_role = build_optimizers(self.model, self.config, hyper, world)
-        self.loader = Loader(self.config, world, data.train_paths)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Muon):
+                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)
+        self.loader = self.open_loader()
+        given = [t.stepper(self.model) for t in self.techniques.values() if "stepper" in claims(t)]
+        self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
+        self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
+        self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
         self.clock, self.step, self.train_loss = Clock(world), 0, math.nan
         self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
@@ -659,24 +654,42 @@ class Trainer:
         self.schedule_differs |= abs(scale - baseline) > 1e-9
         return scale
 
+    def open_loader(self) -> Loader:
+        sampler = owner_of(self.techniques, "sampler")
+        return Loader(self.config, self.world, self.data.train_paths, sampler)
+
+    def moving(self, seam: str, value: Any, progress: float) -> Any:
+        """`value` of this step, after every technique that moves it while training."""
+        for name, technique in self.techniques.items():
+            if seam in claims(technique):
+                before, value = value, getattr(technique, seam)(value, progress)
+                self.moved[name] = self.moved.get(name, False) or value != before
+        return value
+
     def train_step(self, moment: Moment) -> Tensor:
         """Forward and backward of every micro-batch, then one step of every optimiser. Returns the mean
         loss."""
-        c = self.config
+        c, progress = self.config, moment.progress
+        self.scale = scale = self.lr_scale(moment)
+        for step in self.steppers:
+            step(progress, scale)
+        sizes = (c.train_batch_tokens, c.train_seq_len)
+        tokens, seq_len = self.moving("batch_shape", sizes, max(progress, self.model.phase))
         loss = torch.zeros((), device=self.world.device)
-        for ids, targets in self.loader.step():
+        for ids, targets in self.loader.step(tokens, seq_len):
             part = self.compiled(ids, targets) / c.micro_batches
             part.backward()
             loss += part.detach()
         self.reduce_gradients()
         if c.grad_clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip_norm)
-        scale = self.lr_scale(moment)
-        warm = min(1.0, moment.step / max(1, self.hyper.muon_momentum_warmup_steps))
-        momentum = (1 - warm) * self.hyper.muon_momentum_start + warm * self.hyper.muon_momentum
+        hyper = self.moving("hyper_at", self.hyper, progress)
+        warm = min(1.0, moment.step / max(1, hyper.muon_momentum_warmup_steps))
+        momentum = (1 - warm) * hyper.muon_momentum_start + warm * hyper.muon_momentum
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * scale
+                group["lr"] = group["base_lr"] * scale * hyper.lr_mult
+                group["weight_decay"] = getattr(hyper, group["decay_field"])
                 if "momentum" in group:
                     group["momentum"] = momentum
             optimizer.step()
@@ -720,7 +733,8 @@ class Trainer:
             optimizer.load_state_dict(state)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
-        self.loader = Loader(self.config, self.world, self.data.train_paths)
+        self.moved, self.schedule_differs = {}, False
+        self.loader = self.open_loader()
 
     def run(self) -> Trained:
         c, log = self.config, self.log
@@ -752,7 +766,7 @@ class Trainer:
             loss = self.train_step(moment)
             self.step += 1
             if self.averager is not None:
-                self.averager.update(self.model)
+                self.averager.update(self.model, self.scale)
             self.watch(loss)
         if self.step < c.iterations:
             log(f"stopping_early: wallclock_cap train_time:{self.ms():.0f}ms step:{self.step}/{c.iterations}")
@@ -850,6 +864,15 @@ class Trainer:
         """Each technique of the model is taken out of the finished model once: does the loss notice?"""
         if self.schedule_owner:
             self.audit.changed(self.schedule_owner, "learning rates", self.schedule_differs)
+        for name, moved in self.moved.items():
+            self.audit.changed(name, "the steps' settings", moved)
+        sampler = owner_of(self.techniques, "sampler")
+        if sampler:
+            orders = [
+                Loader(self.config, self.world, self.data.train_paths, s).step() for s in (None, sampler)
+            ]
+            plain, mine = (next(order)[0] for order in orders)
+            self.audit.changed(sampler.name, "data order", not torch.equal(plain, mine))
         ids, targets = next(iter(self.loader.step()))
         ids, targets = ids[:2], targets[:2]
         with torch.no_grad():
@@ -890,49 +913,38 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Stages: quantize and pack. The artifact is one file: magic, codec's name, compressed container
+# Stages: quantize and pack (techniques/_artifact.py is the file's format)
 # ------------------------------------------------------------------------------------------------------------
-
-MAGIC = b"GOLF1\n"
-
-
-@dataclass
-class Packed:
-    """One tensor as it is stored: integers with one scale per row, or floats as they are."""
-
-    name: str
-    q: Tensor  # int8 [r, c], or float16/float32 of any shape
-    scale: Tensor | None  # float16 [r] for integers
-
-    def dequantized(self) -> Tensor:
-        return self.q.float() if self.scale is None else self.q.float() * self.scale.float()[:, None]
-
-
-def round_to_nearest(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(q int8 [r,c], scale float16 [r]): per-row clip at the 99.99984th percentile of |w|. At 8 bits this is
-    the baseline's quantiser with its floor of 1/127 under the scale; narrower scales have no such floor (at 6
-    bits it would give every row below 1.0 the same coarse step)."""
-    qmax = 2 ** (bits - 1) - 1
-    clip = torch.quantile(weight.abs(), 0.9999984, dim=1)
-    scale = (clip / qmax).clamp_min(1.0 / qmax if bits == 8 else 1e-7).to(torch.float16)
-    w = torch.clamp(weight, -clip[:, None], clip[:, None])
-    return torch.clamp(torch.round(w / scale.float()[:, None]), -qmax, qmax).to(torch.int8), scale
-
-
-class ZlibCodec:
-    """The baseline's codec: zlib, level 9."""
-
-    name = "zlib"
-
-    def compress(self, data: bytes) -> bytes:
-        return zlib.compress(data, 9)
-
-    def decompress(self, data: bytes) -> bytes:
-        return zlib.decompress(data)
 
 
 def owner_of(techniques: Mapping[str, Technique], seam: str) -> Technique | None:
     return next((t for t in techniques.values() if seam in claims(t)), None)
+
+
+def bits_of(techniques: Mapping[str, Technique], role: str) -> int:
+    """Bits per stored weight of a role: 8, unless a technique says otherwise."""
+    owner = owner_of(techniques, "bits")
+    return (owner.bits(role) if owner else None) or 8
+
+
+@dataclass
+class Export:
+    """What a correction of the stored tensors may look at."""
+
+    weights: Mapping[str, Tensor]
+    roles: Mapping[str, str]
+    hessians: Mapping[str, Tensor]  # mean XᵀX of the inputs, where a quantiser collected them
+    resolved: Resolved
+    facts: dict[str, Any]
+
+    def bytes(self, packed: list[Packed]) -> int:
+        """Of the whole submission, code and all."""
+        owner = owner_of(self.resolved.techniques, "codec")
+        artifact = pack(packed, self.resolved.identity(), owner.codec() if owner else ZlibCodec())
+        return len(artifact) + sum(len(p.read_bytes()) for p in source_files(self.resolved))
+
+    def note(self, **facts: Any) -> None:
+        self.facts.update(facts)
 
 
 def quantize(
@@ -943,90 +955,67 @@ def quantize(
     run: tuple[World, Audit],
 ) -> tuple[list[Packed], dict[str, Any]]:
     """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
-    float16. A technique may choose the bits of a role, another the rounding; `batches` are training data,
-    inside the budget."""
+    float16. Techniques choose the bits, the scales, the rounding, and then correct what is stored; `batches`
+    are training data, inside the budget."""
     techniques, start = resolved.techniques, time.perf_counter()
     world, audit = run
-    bits_owner, quantizer_owner = owner_of(techniques, "bits"), owner_of(techniques, "quantizer")
-    quantizer = quantizer_owner.quantizer() if quantizer_owner else None
+    owners = {s: owner_of(techniques, s) for s in ("bits", "bits_by_tensor", "row_scale", "quantizer")}
+    quantizer = owners["quantizer"].quantizer() if owners["quantizer"] else None
     load_weights(model, weights)
     if quantizer is not None:
         quantizer.calibrate(model, batches)
         world.synchronize()
     calibrate_s = time.perf_counter() - start
+    hessians: dict[str, Tensor] = getattr(quantizer, "hessians", {})
+    roles: dict[str, str] = {n: p.role for n, p in model.named_parameters() if p.role != "aux"}  # type: ignore[attr-defined]
+    stored = [
+        n
+        for n, role in roles.items()
+        if role != "scalar"
+        and (w := weights[n]).ndim == 2
+        and w.numel() >= resolved.config.quantize_min_numel
+    ]
+    bits = {n: bits_of(techniques, roles[n]) for n in stored}
+    if owners["bits_by_tensor"]:
+        bits |= owners["bits_by_tensor"].bits_by_tensor({n: (roles[n], hessians.get(n)) for n in stored})
     packed: list[Packed] = []
-    elements = bits_touched = tensors_touched = 0
-    for name, p in model.named_parameters():
-        weight, role = weights[name], p.role  # type: ignore[attr-defined]
-        if role == "aux":
-            continue  # of the training loss only
-        if role == "scalar":
-            packed.append(Packed(name, weight.float(), None))
-        elif weight.ndim != 2 or weight.numel() < resolved.config.quantize_min_numel:
-            packed.append(Packed(name, weight.to(torch.float16), None))
-        else:
-            bits = (bits_owner.bits(role) if bits_owner else None) or 8
-            q, scale = quantizer.quantize(name, weight, bits) if quantizer else round_to_nearest(weight, bits)
-            packed.append(Packed(name, q, scale))
-            elements += weight.numel()
-            bits_touched += bits != 8
-            if quantizer is not None:
-                plain_q, plain_scale = round_to_nearest(weight, bits)
-                tensors_touched += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
-    if bits_owner:
-        audit.changed(bits_owner.name, "stored bits", bits_touched > 0)
-        audit.note(bits_owner.name, tensors=bits_touched)
-    if quantizer_owner:
-        audit.changed(quantizer_owner.name, "stored integers", tensors_touched > 0)
-        audit.note(quantizer_owner.name, tensors=tensors_touched, calibrate_s=calibrate_s)
-        audit.note(quantizer_owner.name, **getattr(quantizer, "facts", {}))
-    return packed, {"calibrate_s": calibrate_s, "quantized_elements": elements}
-
-
-def pack(packed: list[Packed], values: Mapping[str, Any], codec: Any) -> bytes:
-    """The artifact's bytes. Container: JSON head, then all integers, all scales, all halves, all floats: like
-    beside like compresses best."""
-    head: dict[str, Any] = {"values": values, "tensors": []}
-    streams: dict[str, list[bytes]] = {"int8": [], "scale": [], "float16": [], "float32": []}
-    for item in packed:
-        kind = str(item.q.dtype).removeprefix("torch.")
-        head["tensors"].append([item.name, kind, list(item.q.shape)])
-        streams[kind].append(item.q.contiguous().numpy().tobytes())
-        if item.scale is not None:
-            streams["scale"].append(item.scale.contiguous().numpy().tobytes())
-    head_bytes = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
-    body = b"".join(part for parts in streams.values() for part in parts)
-    container = len(head_bytes).to_bytes(4, "little") + head_bytes + body
-    return MAGIC + codec.name.encode() + b"\n" + codec.compress(container)
-
-
-def unpack(artifact: bytes, codecs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(resolved values, dequantised float32 weights). ValueError for anything that is not a whole
-    artifact."""
-    magic, rest = artifact[: len(MAGIC)], artifact[len(MAGIC) :]
-    codec_name, _, body = rest.partition(b"\n")
-    if magic != MAGIC or codec_name.decode("ascii", "replace") not in codecs:
-        raise ValueError(f"Not an artifact of this trainer: it starts with {artifact[:16]!r}. Train again.")
-    container = codecs[codec_name.decode()].decompress(body)
-    size = int.from_bytes(container[:4], "little")
-    head, at = json.loads(container[4 : 4 + size]), 4 + size
-    read: dict[str, dict[str, Tensor]] = {"int8": {}, "scale": {}, "float16": {}, "float32": {}}
-    for kind, found in read.items():
-        dtype = np.dtype("float16" if kind == "scale" else kind)
-        for name, of, sides in head["tensors"]:
-            if of == kind or (kind == "scale" and of == "int8"):
-                sides = sides[:1] if kind == "scale" else sides
-                n = math.prod(sides) * dtype.itemsize
-                array = np.frombuffer(container[at : at + n], dtype=dtype).reshape(sides)
-                found[name], at = torch.from_numpy(array.copy()), at + n
-    if at != len(container):
-        raise ValueError(
-            f"The artifact holds {len(container)} bytes, but its head describes {at}. Train again."
+    touched = {"stored bits": 0, "stored scales": 0, "stored integers": 0}
+    for name in roles:
+        weight = weights[name]
+        if name not in bits:
+            packed.append(
+                Packed(name, weight.to(torch.float32 if roles[name] == "scalar" else torch.float16), None)
+            )
+            continue
+        rule = owners["row_scale"].row_scale(roles[name]) if owners["row_scale"] else None
+        plain_q, plain_scale = round_to_nearest(weight, bits[name])
+        ruled = (
+            round_to_nearest(weight, bits[name], rule) if rule and not quantizer else (plain_q, plain_scale)
         )
-    weights = {}
-    for name, of, _ in head["tensors"]:
-        weights[name] = Packed(name, read[of][name], read["scale"].get(name)).dequantized()
-    return head["values"], weights
+        q, scale = quantizer.quantize(name, weight, bits[name], rule) if quantizer else ruled
+        packed.append(Packed(name, q, scale))
+        touched["stored bits"] += bits[name] != 8
+        touched["stored scales"] += not torch.equal(scale, plain_scale)
+        touched["stored integers"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
+    for seam, what in zip(owners, ("stored bits", *touched), strict=True):
+        owner = owners[seam]
+        if owner is not None:
+            audit.changed(owner.name, what, touched[what] > 0)
+            audit.note(owner.name, tensors=touched[what])
+    if owners["quantizer"]:
+        facts = getattr(quantizer, "facts", {})
+        audit.note(owners["quantizer"].name, calibrate_s=calibrate_s, **facts)
+    for name, technique in techniques.items():
+        if "correct" in claims(technique):
+            export = Export(weights, roles, hessians, resolved, audit.facts[name])
+            before, packed = packed, technique.correct(packed, export)
+            changed = sum(
+                not torch.equal(a.dequantized(), b.dequantized()) for a, b in zip(before, packed, strict=True)
+            )
+            audit.changed(name, "stored tensors", changed > 0)
+            audit.note(name, tensors=changed)
+    elements = sum(weights[n].numel() for n in bits)
+    return packed, {"calibrate_s": calibrate_s, "quantized_elements": elements}
 
 
 def source_files(resolved: Resolved) -> list[Path]:
@@ -1326,7 +1315,7 @@ class Run:
             self.restore_audit(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
-            trainer.loader.stream.take(max(0, trained.facts["tokens_read"]))
+            trainer.loader.skip(max(0, trained.facts["tokens_read"]))
         else:
             trained = trainer.run()
             seconds = {"train": {"timed": trained.facts["timed_s"], "true": trained.facts["true_s"]}}

@@ -262,6 +262,12 @@ CHAINS = (
     "loss_terms",
     "init",
     "hyper",
+    "hyper_at",
+    "orthogonalize",
+    "weight",
+    "stepper",
+    "batch_shape",
+    "correct",
 )
 SLOTS = (
     "rope",
@@ -273,8 +279,11 @@ SLOTS = (
     "cap",
     "cross_entropy",
     "lr_scale",
+    "sampler",
     "averager",
     "bits",
+    "bits_by_tensor",
+    "row_scale",
     "quantizer",
     "codec",
     "scorer",
@@ -396,19 +405,56 @@ class Technique:
     def hyper(self, hyper: Any) -> Any:
         """chain · train_gpt.Hyper (frozen optimiser settings) -> Hyper."""
 
+    def hyper_at(self, hyper: Any, progress: float) -> Any:
+        """chain · Hyper -> Hyper of one step, at the share `progress` of the budget: what moves while
+        training."""
+
+    def orthogonalize(self, inner: Any) -> Any:
+        """chain · function(g [N,r,c], steps) -> same shape, around or instead of `inner`, the one so far
+        (Muon's Newton–Schulz)."""
+
+    def weight(self, shape: Shape, role: str, bits: int) -> Any:
+        """chain · module(w [out,in]) -> w, before a Linear's product; `bits` is what the export stores."""
+
+    def stepper(self, model: Any) -> Any:
+        """chain · function(progress, lr_scale), run before every training step: fills the 0-D buffers through
+        which a compiled graph changes."""
+
+    def batch_shape(self, shape: Any, progress: float) -> Any:
+        """chain · (tokens, seq_len) -> (tokens, seq_len) of one step; `phases` says where it changes.
+        batch_schedule; seq_schedule."""
+
+    def sampler(self, paths: Any, seed: int) -> Any:
+        """slot · object with rows(count, length) -> uint16 [count, length + 1] and `read`, tokens taken so
+        far: the order of the training data, the same on every rank."""
+
     def lr_scale(self, progress: float) -> float | None:
         """slot · multiplier of every learning rate at `progress` in [0, 1] of the training budget."""
 
     def averager(self, model: Any, num_steps: int) -> Any:
-        """slot · object with update(model) after every step and weights() -> {name: fp32 tensor} to
-        export."""
+        """slot · object with update(model, lr_scale) after every step and weights() -> {name: fp32 tensor}
+        to export."""
 
     def bits(self, role: str) -> int | None:
         """slot · bits per weight of a quantised tensor of this role."""
 
+    def bits_by_tensor(self, tensors: Mapping[str, tuple[str, Any]]) -> Mapping[str, int]:
+        """slot · {name: (role, mean XᵀX [c,c] of its inputs or None)} -> {name: bits}, over what `bits`
+        says."""
+        return {}
+
+    def row_scale(self, role: str) -> Any:
+        """slot · function(weight [r,c], bits, hessian [c,c] or None) -> scales float16 [r] for tensors of
+        this role, in place of the quantiser's own choice; None: its own."""
+
     def quantizer(self) -> Any:
-        """slot · object with calibrate(model, batches) and quantize(name, weight [r,c], bits) -> (q int8,
-        scale [r])."""
+        """slot · object with calibrate(model, batches) and quantize(name, weight [r,c], bits, rule) -> (q
+        int8, scale [r]); `rule` is what `row_scale` gave, or None."""
+
+    def correct(self, packed: Any, export: Any) -> Any:
+        """chain · list of Packed -> list of Packed, before packing. `export` has weights {name: float32},
+        roles {name: role}, hessians {name: [c,c]}, bytes(packed): the whole submission's size, and
+        note(**facts)."""
 
     def codec(self) -> Any:
         """slot · object with name, compress(bytes) -> bytes, decompress(bytes) -> bytes."""

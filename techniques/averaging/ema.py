@@ -28,7 +28,7 @@ class EmaAverager:
         with torch.no_grad():
             self.average = {n: p.detach().float().clone() for n, p in model.named_parameters()}
 
-    def update(self, model: Any) -> None:
+    def update(self, model: Any, lr_scale: float = 1.0) -> None:
         with torch.no_grad():
             params = [p.detach().float() for p in model.parameters()]
             torch._foreach_lerp_(list(self.average.values()), params, self.one_minus_decay)  # type: ignore[attr-defined]

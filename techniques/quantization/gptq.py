@@ -150,15 +150,15 @@ class GptqQuantizer:
             self.hessians[name] = total / float(count)
         self.facts["hessians"] = len(self.hessians)
 
-    def quantize(self, name: str, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    def quantize(self, name: str, weight: Tensor, bits: int, rule: Any = None) -> tuple[Tensor, Tensor]:
         c, hessian = self.config, self.hessians.get(name)
         if hessian is None:
-            return self.fall_back("no_hessian", weight, bits)
+            return self.fall_back("no_hessian", weight, bits, rule)
         w = weight.to(hessian.device)
-        scales = clip_scales(w, bits, c.scale_floor)
+        scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
         q = gptq_solve(w, hessian, scales, bits, c)
         if q is None:
-            return self.fall_back("cholesky_failed", weight, bits)
+            return self.fall_back("cholesky_failed", weight, bits, rule)
         errors = hessian_error(w, q, scales, hessian)
         judged = errors
         if c.clip_rule == "mse":
@@ -172,8 +172,11 @@ class GptqQuantizer:
         self.facts["worst_hessian_error_over_rounding"] = max(self.ratios)
         return q[best].cpu(), scales[best].cpu()
 
-    def fall_back(self, why: str, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    def fall_back(self, why: str, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:
         self.facts[why] += 1
+        if rule:
+            scale = rule(weight, bits, None)
+            return round_rows(weight, scale, bits), scale
         q, scale = quantize_lite(weight, bits, self.config.scale_floor)
         self.facts["rows_at_floor"] += rows_at_floor(scale, bits, self.config.scale_floor)
         return q, scale

@@ -28,7 +28,7 @@ class GptqLiteQuantizer:
     def calibrate(self, model: Any, batches: Iterable[Any]) -> None:
         """Nothing: no batch is read."""
 
-    def quantize(self, name: str, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    def quantize(self, name: str, weight: Tensor, bits: int, rule: Any = None) -> tuple[Tensor, Tensor]:
         q, scale = quantize_lite(weight, bits, self.scale_floor)
         self.facts["rows_at_floor"] += rows_at_floor(scale, bits, self.scale_floor)
         return q, scale
