@@ -158,7 +158,9 @@ class GptqQuantizer:
         scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
         q = gptq_solve(w, hessian, scales, bits, c)
         if q is None:
-            return self.fall_back("cholesky_failed", weight, bits, rule)
+            unknown = torch.eye(weight.size(1))  # no input counts more than another
+            by_rule = rule and (lambda w, b, _none: rule(w, b, unknown))
+            return self.fall_back("cholesky_failed", weight, bits, by_rule)
         errors = hessian_error(w, q, scales, hessian)
         judged = errors
         if c.clip_rule == "mse":
