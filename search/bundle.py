@@ -53,7 +53,7 @@ def settings_from(
                 f"{{name}} sets a technique that this file was made without. Export again with that one on."
             )
     layers = {{
-        "preset": made_with, "file": file_layer, "environment": from_environment(environ, known),
+        "preset": made_with, "file": file_layer, "environment": from_environment(environ, known, list(known)),
         "command line": command_line,
     }}
     return resolve(layers, known)

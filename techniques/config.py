@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from techniques import catalog
 from techniques.base import STAGES, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.published import ALIASES, GATES, PUBLISHED, is_off, refuse_unknown
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
 LAYERS = ("preset", "file", "environment", "command line")  # low to high precedence
@@ -211,30 +212,53 @@ def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.
     raise ValueError(f"Unknown setting or technique {name!r}. {nearest(owner, [*TRAINER_FIELDS, *known])}")
 
 
-def from_environment(environ: Mapping[str, str], known: Mapping[str, type[Technique]]) -> dict[str, Any]:
+def from_environment(
+    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str] = ()
+) -> dict[str, Any]:
     """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it
-    off."""
+    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on.
+    ValueError for a published variable that nothing here answers to."""
+    refuse_unknown(environ, answered_names(known))
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
+    layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
+    layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
+    switched = {n for n, t in known.items() if any(not is_off(environ.get(v, "0")) for v in _gates(t))}
+    off = {
+        n
+        for n in known
+        if layer.get(n) is False or any(is_off(environ.get(v, "1")) for v in _gates(known[n]))
+    }
+    live = (set(on) | switched) - off
     for name, technique in known.items():
-        given = {field: environ[v] for v, field in technique.env.items() if v in environ}
+        ours = [v for v in technique.env if v in environ and name in _readers(v, known, live)]
+        given = {technique.env[v]: environ[v] for v in ours}
         if not given:
             continue
-        rival = _rival_by_environment(name, environ, known)
+        rival = _rival(name, known, live)
         if rival:  # EVAL_STRIDE beside TTT_ENABLED=1 is the stride of that scorer
             inner = {f.name for f in fields(known[rival].Config)}
             layer.update({f"{rival}.{field}": v for field, v in given.items() if field in inner})
             continue
         gate = given.pop("on", None)
         inner = {f.name: f for f in fields(technique.Config)}
-        if (
-            gate is None and "on" not in technique.env.values()
-        ):  # the value itself is the gate: XSA_LAST_N=0 is off
+        if gate is None and not _gates(technique):  # the value itself is the gate: XSA_LAST_N=0 is off
             gate = "0" if any(_means_off(v, inner[field]) for field, v in given.items()) else "1"
         if gate is not None:
-            layer[name] = gate.strip().lower() not in ("0", "false")
+            layer[name] = layer.get(name, True) and not is_off(gate)
         if layer.get(name, True):  # without a gate, the settings of a technique that a preset turned on
             layer.update({f"{name}.{field}": v for field, v in given.items()})
     return layer
+
+
+def _gates(technique: type[Technique]) -> list[str]:
+    """Its variables that only switch it."""
+    return [v for v, field in technique.env.items() if field == "on"]
+
+
+def _readers(variable: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> list[str]:
+    """The techniques that `variable` speaks to: those that are on, where several read it."""
+    readers = [n for n, t in known.items() if variable in t.env]
+    return readers if len(readers) < 2 else [n for n in readers if n in live] or readers[:1]
 
 
 def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:
@@ -243,28 +267,28 @@ def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:
     return value.strip() in ("0", "0.0", "") and low is not None and low > 0
 
 
-def _rival_by_environment(
-    name: str, environ: Mapping[str, str], known: Mapping[str, type[Technique]]
-) -> str | None:
-    """Another claimant of the same slot whose gate variable is on, if this technique has no gate variable."""
-    if "on" in known[name].env.values():
-        return None
+def _rival(name: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> str | None:
+    """The technique that is on in a slot that `name` claims, if `name` is off and has no gate variable."""
     slots = set(catalog.claims(known[name])) & set(catalog.SLOTS)
-    for other, technique in known.items():
-        gate = next((v for v, field in technique.env.items() if field == "on"), None)
-        if (
-            other != name
-            and slots & set(catalog.claims(technique))
-            and gate
-            and environ.get(gate, "0") != "0"
-        ):
-            return other
-    return None
+    if name in live or _gates(known[name]):
+        return None
+    return next((n for n in known if n in live and slots & set(catalog.claims(known[n]))), None)
+
+
+def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
+    """Every variable that means something here."""
+    switches = {v for v, name in GATES.items() if name in known}
+    return (
+        {n.upper() for n in TRAINER_FIELDS}
+        | {v for t in known.values() for v in t.env}
+        | switches
+        | {*ALIASES}
+    )
 
 
 def environment_names(known: Mapping[str, type[Technique]]) -> set[str]:
-    """Every variable that would change a run: what a worker strips before it starts a trial."""
-    return {n.upper() for n in TRAINER_FIELDS} | {v for t in known.values() for v in t.env}
+    """Every variable that would change or stop a run: what a worker strips before it starts a trial."""
+    return answered_names(known) | PUBLISHED
 
 
 def parse_command_line(
@@ -313,11 +337,21 @@ def read_layer(path: Path) -> dict[str, Any]:
 
 def read_preset(name: str) -> dict[str, Any]:
     """studies/presets/<name>.toml as a flat layer; its `[about]` table is prose, not settings."""
+    layer = read_layer(preset_path(name))
+    return {k: v for k, v in layer.items() if k != "about" and not k.startswith("about.")}
+
+
+def preset_path(name: str) -> Path:
     names = sorted(p.stem for p in PRESETS.glob("*.toml"))
     if name not in names:
         raise ValueError(f"Unknown preset {name!r}. {nearest(name, names)}")
-    layer = read_layer(PRESETS / f"{name}.toml")
-    return {k: v for k, v in layer.items() if k != "about" and not k.startswith("about.")}
+    return PRESETS / f"{name}.toml"
+
+
+def inert_variables(name: str) -> set[str]:
+    """Variables of the record's run command that did nothing in it, as `about.inert` of its preset lists:
+    beside this preset they do nothing here."""
+    return set(read_layer(preset_path(name)).get("about.inert", ()))
 
 
 def resolve(layers: Mapping[str, Mapping[str, Any]], known: Mapping[str, type[Technique]]) -> Resolved:
@@ -381,19 +415,31 @@ def settings_from(
     """A process' settings: command line > environment > file > preset > default. With nothing given on a
     machine without a GPU, the preset is `laptop`: the challenge's baseline would need hours there."""
     file, preset, command_line = parse_command_line(argv, known)
-    environment = from_environment(environ, known)
     file_layer = read_layer(Path(file)) if file else {}
     preset = preset or environ.get("PRESET", "") or str(file_layer.get("preset", ""))
     file_layer.pop("preset", None)
+    preset_layer = read_preset(preset) if preset else {}
+    heard = set(environ) - (inert_variables(preset) if preset else set())
+    environment = from_environment(
+        {n: environ[n] for n in heard}, known, _turned_on(preset_layer, file_layer, known)
+    )
     if not (preset or file or command_line or environment or has_gpu):
-        preset = "laptop"
+        preset_layer = read_preset("laptop")
     layers = {
-        "preset": read_preset(preset) if preset else {},
+        "preset": preset_layer,
         "file": file_layer,
         "environment": environment,
         "command line": command_line,
     }
     return resolve(layers, known)
+
+
+def _turned_on(
+    low: Mapping[str, Any], high: Mapping[str, Any], known: Mapping[str, type[Technique]]
+) -> set[str]:
+    """The techniques that two layers, the second above the first, leave on."""
+    given = {**flatten(low), **flatten(high)}
+    return {n for n, v in given.items() if n in known and not is_off(str(v))}
 
 
 def help_text(intro: str, known: Mapping[str, type[Technique]]) -> str:

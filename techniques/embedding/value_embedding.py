@@ -51,16 +51,31 @@ class ValueEmbedding(Technique):
     name = "value_embedding"
     reference = "PR #374, #414, #549, #1019"
     space = {"dim": Int(32, 256, step=32), "last_n": Int(1, "num_layers")}
-    env = {"VE_ENABLED": "on", "VE_DIM": "dim"}
+    env = {"VE_ENABLED": "on", "VE_DIM": "dim", "VE_LAYERS": "layers"}
     smoke = {"dim": 16, "last_n": 1}
 
     @dataclass(frozen=True)
     class Config:
         dim: int = setting(128, "width of a row, projected to num_kv_heads · head_dim", low=1, high=4096)
         last_n: int = setting(2, "layers, counted from the last", low=1, high=64)
+        layers: str = setting("", 'layers by number, as VE_LAYERS says them ("9,10"); empty: last_n')
+
+    def layers(self, shape: Shape) -> list[int]:
+        """The layers whose values it enters."""
+        if not self.config.layers:
+            return list(range(shape.num_layers - self.config.last_n, shape.num_layers))
+        words = self.config.layers.split(",")
+        found = sorted({int(w) for w in words if w.strip().isdecimal()})
+        if len(found) != len(words) or found[-1] >= shape.num_layers:
+            raise ValueError(
+                f"`value_embedding.layers` names different layers from 0 to {shape.num_layers - 1}, with "
+                f"commas, but got {self.config.layers!r}."
+            )
+        return found
 
     def check(self, shape: Shape) -> None:
-        if self.config.last_n > shape.num_layers:
+        self.layers(shape)
+        if not self.config.layers and self.config.last_n > shape.num_layers:
             raise ValueError(
                 f"`value_embedding.last_n` must be at most num_layers, but got {self.config.last_n} and "
                 f"{shape.num_layers}. Use 1 to {shape.num_layers}."
@@ -69,11 +84,12 @@ class ValueEmbedding(Technique):
     def cost(self, shape: Shape) -> Cost:
         dim, kv = self.config.dim, shape.kv_dim
         tensors = (Tensor("embed", (shape.vocab_size, dim)), Tensor("matrix", (kv, dim)))
-        scalars = (Tensor("scalar", ()),) * (1 + self.config.last_n)
-        return Cost(tensors + scalars, flops_per_token=2.0 * kv * (dim + self.config.last_n))
+        num = len(self.layers(shape))
+        scalars = (Tensor("scalar", ()),) * (1 + num)
+        return Cost(tensors + scalars, flops_per_token=2.0 * kv * (dim + num))
 
     def shared(self, shape: Shape):
         return ValueEmbeddingTable(shape.vocab_size, self.config.dim, shape.kv_dim)
 
     def values(self, shape: Shape, layer: int):
-        return ValueEmbeddingAdd() if layer >= shape.num_layers - self.config.last_n else None
+        return ValueEmbeddingAdd() if layer in self.layers(shape) else None

@@ -1,0 +1,52 @@
+"""The variables that the published trainers read, whether or not we answer to them.
+
+One of these that is set, that no setting and no technique here answers to, and whose value is not `off`, is
+an error: a run command from a record must not lose a part of its meaning in silence. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+# Variables that are a setting of ours under another name.
+ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds"}
+# Variables that only switch a technique whose other variables switch it too.
+GATES = {"EMA_ENABLED": "ema", "SLIDING_WINDOW_ENABLED": "sliding_window"}
+PUBLISHED = frozenset(
+    """
+    BETA1 BETA2 ADAM_EPS MUON_BETA2 CONTROL_TENSOR_NAME_PATTERNS INT8_KEEP_FLOAT_FP32_NAME_PATTERNS
+    MTP_NUM_HEADS MTP_LOSS_WEIGHT DTG_ENABLED GATED_ATTENTION VALUE_RESIDUAL TRIGRAM NEGATIVE_SLOPE
+    SWA_ENABLED SWA_EVERY SWA_START_FRAC QAT_ENABLED LATE_QAT LATE_QAT_THRESHOLD LAWA_ENABLED LAWA_K LAWA_FREQ
+    VE_LAYERS VE_TYPE BIGRAM_LR_SCALE SMEAR_GATE SMEAR_GATE_ENABLED ROPE_TRAIN_SEQ_LEN ROPE_YARN
+    TTT_OPTIMIZER TTT_WEIGHT_DECAY TTT_WD TTT_COSINE TTT_PERLAYER TTT_BETA1 TTT_BETA2 TTT_MIN_LR
+    TTT_LORA_RANK TTT_LORA_ALPHA TTT_LORA_LR TTT_LORA_WD TTT_CHUNK_SIZE TTT_BATCH_SIZE TTT_EVAL_SEQ_LEN
+    TTT_K_LORA TTT_O_LORA TTT_MLP_LORA TTT_WARM_START_A TTT_FREEZE_EMBED GLOBAL_TTT_LR GLOBAL_TTT_MOMENTUM
+    GLOBAL_TTT_EPOCHS GLOBAL_TTT_CHUNK_TOKENS GLOBAL_TTT_BATCH_SEQS GLOBAL_TTT_GRAD_CLIP
+    PHASED_TTT_ENABLED PHASED_TTT_PREFIX_DOCS PHASED_TTT_NUM_PHASES SLOT_BATCH_SEQS SLOT_MASK
+    VRL VRL_ENABLED BACKOUT_ENABLED BACKOUT_LAMBDA_INIT PRUNE_PCT PRUNE_FRAC TARGET_MB
+    NUM_LOOPS LOOP_START LOOP_END ENABLE_LOOPING_AT RECUR_LAYERS RECUR_START_STEP RECUR_UNTIE_MLP
+    PARALLEL_START_LAYER PARALLEL_RESIDUAL_START PARALLEL_FINAL_LANE PARALLEL_FINAL_LANE_MEAN
+    SKIP_GATES_ENABLED GATED_ATTN_ENABLED GATED_ATTN_QUANT_GATE ATTN_OUT_GATE_ENABLED GATE_WINDOW
+    SPARSE_ATTN_GATE_ENABLED SPARSE_ATTN_GATE_SCALE SPARSE_ATTN_GATE_INIT_STD
+    MUON_ROW_NORMALIZE MUON_POLAR_EXPRESS WD_TAPER_START_FRAC WD_TAPER_FINAL_MULT
+    LQER_ENABLED LQER_RANK LQER_TOP_K LQER_FACTOR_BITS LQER_ASYM_ENABLED LQER_ASYM_GROUP AWQ_LITE_ENABLED
+    MATRIX_BITS MATRIX_CLIP_SIGMAS MLP_CLIP_SIGMAS ATTN_CLIP_SIGMAS EMBED_CLIP_SIGMAS HESSIAN_CLIP_LAMBDA
+    COMPRESSOR CASEOPS_ENABLED FUSED_CE_ENABLED VARLEN_ATTENTION DOC_PACKING SHUFFLE_LOADER COPRIME_LOADER
+    COPRIME_MAX_LOADERS ASYM_LOGIT_RESCALE NGRAM_TILT_ENABLED TOKEN_ORDER TOKEN_BOOST
+    """.split()
+) | {*GATES}
+
+
+def is_off(value: str) -> bool:
+    return value.strip().lower() in ("", "0", "0.0", "false", "off", "none")
+
+
+def refuse_unknown(environ: Mapping[str, str], answered: Collection[str]) -> None:
+    """ValueError naming a published variable that is set, not off, and not answered to."""
+    lost = sorted(n for n in PUBLISHED - set(answered) if n in environ and not is_off(environ[n]))
+    if lost:
+        told = ", ".join(f"{n}={environ[n]}" for n in lost)
+        raise ValueError(
+            f"Every published variable must mean something here, but nothing in this trainer answers to: "
+            f"{told}. Unset {'it' if len(lost) == 1 else 'them'}, or use the setting that --help names."
+        )
