@@ -307,7 +307,7 @@ def add_skip(x: Tensor, skip: Tensor, weight: Tensor, _j: int) -> Tensor:
     return x + weight.to(x.dtype) * skip
 
 
-class SoftCap(nn.Module):
+class TanhCap(nn.Module):
     """z -> c·tanh(z/c) in float32."""
 
     def __init__(self, c: float):
@@ -342,7 +342,7 @@ class GPT(nn.Module):
         more = shape.num_skips - num_plain  # a plan that repeats layers leaves more skips
         self.loop_skip_weights = parameter(torch.ones(more, d), "scalar") if more else None
         self.skip = Slot(build, "skip", add_skip)
-        self.cap = Slot(build, "cap", SoftCap(config.logit_softcap))
+        self.cap = Slot(build, "cap", TanhCap(config.logit_softcap))
         self.cross_entropy = Slot(build, "cross_entropy", self.capped_cross_entropy)
         self.loss_terms = Chain(build, "loss_terms")
         self.plan = Slot(build, "plan", lambda _progress: tuple(range(shape.num_layers)))

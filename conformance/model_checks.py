@@ -108,7 +108,7 @@ def isolation(subject: Subject) -> None:
     stop it, so here each position attends to itself alone: what leaks then is the technique."""
     claimed = False
     for label, one in subject.variants():
-        if not getattr(one.technique, "isolates_documents", False):
+        if not one.technique.isolates_documents:
             continue
         claimed = True
         model = one.lab.build(one.resolved)

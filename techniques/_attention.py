@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import torch
@@ -50,3 +51,34 @@ def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> 
             f"Attention kernel {name!r} was demanded, but this machine offers: {', '.join(found)}."
         )
     return name, found[name]
+
+
+@functools.cache
+def _flash_varlen() -> Callable[..., Tensor] | None:
+    """FlashAttention's varlen kernel, 3 before 2, where one is installed."""
+    with contextlib.suppress(ImportError):
+        from flash_attn_interface import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
+
+        return varlen
+    with contextlib.suppress(ImportError):
+        from flash_attn import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
+
+        return varlen
+    return None
+
+
+def pick_varlen(requested: str, x: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor] | None:
+    """function(q [N,H,Dh], k and v [N,K,Dh], bounds int32 [documents + 1], longest) -> [N,H,Dh], or None: a
+    mask is to be used. `flash` where the kernel cannot run is Unavailable."""
+    varlen = _flash_varlen() if requested != "mask" else None
+    if varlen is None or x.device.type != "cuda" or x.dtype is not torch.bfloat16:
+        if requested == "flash":
+            raise Unavailable(
+                "varlen_attention.kernel = flash needs FlashAttention, a GPU and bfloat16. Use mask, or auto."
+            )
+        return None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        return varlen(q, k, v, bounds, bounds, longest, longest, causal=True)
+
+    return attend

@@ -330,6 +330,12 @@ class Technique:
     def cost(self, shape: Shape) -> Cost:
         return Cost()
 
+    @property
+    def isolates_documents(self) -> bool:
+        """Whether these settings keep a document from every other one; attention is judged only where it is
+        the technique's own."""
+        return False
+
     def phases(self) -> tuple[float, ...]:
         """Progress in (0, 1) at which the graph changes; every graph runs before the clock starts. A module
         that changes has enter_phase(progress). depth_recurrence; late quantisation-aware training."""

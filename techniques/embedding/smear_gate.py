@@ -73,6 +73,10 @@ class SmearGate(Technique):
         mode: str = setting("average", "which variant", choices=SMEAR_MODES)
         window: int = setting(12, "first dims of x that input_gate reads", low=1, high=8192)
 
+    @property
+    def isolates_documents(self) -> bool:
+        return self.config.mode == "input_gate"
+
     def check(self, shape: Shape) -> None:
         if self.config.mode == "input_gate" and self.config.window > shape.model_dim:
             raise ValueError(
