@@ -1,0 +1,1 @@
+"""Techniques of the output head and the training loss."""
