@@ -947,6 +947,41 @@ class Export:
         self.facts.update(facts)
 
 
+def round_tensors(
+    weights: Mapping[str, Tensor],
+    roles: Mapping[str, str],
+    bits: Mapping[str, int],
+    how: tuple[Mapping[str, Technique | None], Any, Audit],
+) -> list[Packed]:
+    """Every tensor as it is stored: integers of `bits` where they say so."""
+    owners, quantizer, audit = how
+    packed: list[Packed] = []
+    touched = {"stored bits": 0, "stored scales": 0, "stored integers": 0}
+    for name, weight in weights.items():
+        if name not in bits:
+            packed.append(
+                Packed(name, weight.to(torch.float32 if roles[name] == "scalar" else torch.float16), None)
+            )
+            continue
+        ruler = owners["row_scale"]
+        rule = ruler.row_scale(roles[name]) if ruler else None
+        plain_q, plain_scale = round_to_nearest(weight, bits[name])
+        ruled = (
+            round_to_nearest(weight, bits[name], rule) if rule and not quantizer else (plain_q, plain_scale)
+        )
+        q, scale = quantizer.quantize(name, weight, bits[name], rule) if quantizer else ruled
+        packed.append(Packed(name, q, scale))
+        touched["stored bits"] += bits[name] != 8
+        touched["stored scales"] += not torch.equal(scale, plain_scale)
+        touched["stored integers"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
+    for seam, what in zip(owners, ("stored bits", *touched), strict=True):
+        owner = owners[seam]
+        if owner is not None:
+            audit.changed(owner.name, what, touched[what] > 0)
+            audit.note(owner.name, tensors=touched[what])
+    return packed
+
+
 def quantize(
     weights: Mapping[str, Tensor],
     model: GPT,
@@ -978,30 +1013,7 @@ def quantize(
     bits = {n: bits_of(techniques, roles[n]) for n in stored}
     if owners["bits_by_tensor"]:
         bits |= owners["bits_by_tensor"].bits_by_tensor({n: (roles[n], hessians.get(n)) for n in stored})
-    packed: list[Packed] = []
-    touched = {"stored bits": 0, "stored scales": 0, "stored integers": 0}
-    for name in roles:
-        weight = weights[name]
-        if name not in bits:
-            packed.append(
-                Packed(name, weight.to(torch.float32 if roles[name] == "scalar" else torch.float16), None)
-            )
-            continue
-        rule = owners["row_scale"].row_scale(roles[name]) if owners["row_scale"] else None
-        plain_q, plain_scale = round_to_nearest(weight, bits[name])
-        ruled = (
-            round_to_nearest(weight, bits[name], rule) if rule and not quantizer else (plain_q, plain_scale)
-        )
-        q, scale = quantizer.quantize(name, weight, bits[name], rule) if quantizer else ruled
-        packed.append(Packed(name, q, scale))
-        touched["stored bits"] += bits[name] != 8
-        touched["stored scales"] += not torch.equal(scale, plain_scale)
-        touched["stored integers"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
-    for seam, what in zip(owners, ("stored bits", *touched), strict=True):
-        owner = owners[seam]
-        if owner is not None:
-            audit.changed(owner.name, what, touched[what] > 0)
-            audit.note(owner.name, tensors=touched[what])
+    packed = round_tensors({n: weights[n] for n in roles}, roles, bits, (owners, quantizer, audit))
     if owners["quantizer"]:
         facts = getattr(quantizer, "facts", {})
         audit.note(owners["quantizer"].name, calibrate_s=calibrate_s, **facts)

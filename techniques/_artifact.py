@@ -163,10 +163,8 @@ def unpack(artifact: bytes, codecs: Mapping[str, Any]) -> tuple[dict[str, Any], 
     weights = {}
     for name, of, _, *rest in head["tensors"]:
         stored = zip(found.get(("fix", name), []), found.get(("fix_scale", name), []), strict=True)
-        fixes = [
-            Fix(kind, q, scale, at)
-            for (kind, _, at), (q, scale) in zip(rest[0] if rest else (), stored, strict=True)
-        ]
+        told: list[Any] = rest[0] if rest else []
+        fixes = [Fix(kind, q, scale, at) for (kind, _, at), (q, scale) in zip(told, stored, strict=True)]
         scale = found.get(("scale", name), [None])[0]
         weights[name] = Packed(name, found[of, name][0], scale, fixes).dequantized()
     return head["values"], weights

@@ -5,6 +5,7 @@ Techniques wrap or replace the iteration through `Muon.orthogonalize` (seam `ort
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         decay = hyper.muon_weight_decay
         super().__init__(params, {"lr": lr, "momentum": hyper.muon_momentum, "weight_decay": decay})
         self.hyper, self.world, self.dtype = hyper, world, dtype
-        self.orthogonalize = newton_schulz
+        self.orthogonalize: Callable[[Tensor, int], Tensor] = newton_schulz
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
