@@ -17,12 +17,12 @@ SEARCH = sorted((ROOT / "search").rglob("*.py"))
 SUITE = [ROOT / "validate.py", *sorted((ROOT / "conformance").glob("*.py"))]
 TRAINER = [ROOT / "train_gpt.py"]
 ROOMS = {"techniques", "train_gpt", "corpus", "search", "validate", "conformance", "tests", "benchmarks"}
-CODECS = {"zstandard", "brotli", "constriction"}  # what a compression technique may need
+CODECS = {"zstandard", "brotli", "constriction", "numpy"}  # what compression may need; arrays of symbols
 
 # whom each room may import: rooms of this house and packages, besides the standard library
 MAY: dict[str, tuple[list[Path], set[str]]] = {
     "techniques/*/*": (TECHNIQUES, {"techniques", "torch", "triton", *CODECS}),
-    "techniques/*": (CONTRACT, {"techniques", "torch", "flash_attn", "flash_attn_interface"}),
+    "techniques/*": (CONTRACT, {"techniques", "numpy", "torch", "flash_attn", "flash_attn_interface"}),
     "corpus": (
         CORPUS,
         {"corpus", "numpy", "sentencepiece", "huggingface_hub", "zstandard", "typer", "rich"},
