@@ -2,11 +2,13 @@
 
 The file needs torch, numpy, sentencepiece and its codec, nothing of this project. Its settings are a literal;
 `--name value`, a configuration file and the standard variables still change whatever exists in it.
-Compressed, it is two lines that unpack and run the same text; code bytes are the size of the file that runs.
+Compressed, it is two lines that unpack and run the same code without docstrings. Code bytes are the size of
+the file that runs.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import dataclasses
 import lzma
@@ -106,8 +108,19 @@ def bundle(resolved: Resolved) -> str:
     return inline(ROOT, "train_gpt", replaced=replaced)
 
 
+def without_docstrings(source: str) -> str:
+    """The text less the docstrings that --help does not print: the module's and the techniques' stay."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            if not (isinstance(node, ast.ClassDef) and "Technique" in map(ast.unparse, node.bases)):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
 def compressed(source: str) -> str:
-    """Two lines that unpack `source` and run it."""
+    """Two lines that unpack `source`, less its docstrings, and run it."""
+    source = without_docstrings(source)
     best = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
     packed = lzma.compress(source.encode(), format=lzma.FORMAT_ALONE, filters=[best])
     return UNPACK.format(data=base64.b85encode(packed).decode())
