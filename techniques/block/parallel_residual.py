@@ -25,7 +25,7 @@ from techniques._param import parameter
 from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
 
 PARALLEL_MODES = ("single", "lanes", "routed", "crossed")
-PARALLEL_FINALS = ("mean", "attention", "mlp")
+PARALLEL_FINALS = ("mean", "attn", "mlp")
 PARALLEL_LANE = "parallel_residual"  # ctx's name of lane 1
 
 
@@ -74,7 +74,7 @@ class ParallelMerge(nn.Module):
         super().__init__()
         self.share = parameter(torch.tensor(0.5), "scalar") if learned else None
         self.unused = parameter(torch.ones(unused, 6), "scalar") if unused else None
-        self.fixed = {"mean": 0.5, "attention": 1.0, "mlp": 0.0}[final]  # lane 0's share
+        self.fixed = {"mean": 0.5, "attn": 1.0, "mlp": 0.0}[final]  # lane 0's share
 
     def forward(self, x: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
         share = self.fixed if self.share is None else self.share.to(x.dtype)
