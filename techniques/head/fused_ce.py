@@ -67,6 +67,7 @@ class FusedCe(Technique):
     reference = "PR #1787, #1855"
     identity_at_init = True
     conflicts = {"softcap": "it computes the cap c·tanh(z/c) itself"}
+    env = {"FUSED_CE_ENABLED": "on"}
     smoke = {"chunk_rows": 48}
 
     @dataclass(frozen=True)
