@@ -67,6 +67,7 @@ class VarlenAttention(Technique):
 
     name = "varlen_attention"
     reference = "PR #1530, #1855"
+    env = {"VARLEN_ATTENTION": "on"}
     smoke = {"kernel": "mask"}
 
     @dataclass(frozen=True)
