@@ -51,10 +51,41 @@ ELEVEN = {
 }
 
 
+SMALL = {k: v for k, v in ELEVEN.items() if k.partition(".")[0] not in ("bigram_hash", "smear_gate")}
+WIDE = {"num_layers": 11, "mlp_mult": 4.0, "train_seq_len": 2048, "train_batch_tokens": 786_432}
+LOOPED = {
+    **WIDE,
+    "vocab_size": 8192,
+    "skip_gate": True,
+    "depth_recurrence": True,
+    "depth_recurrence.start": 4,
+    "depth_recurrence.end": 5,
+    "depth_recurrence.num_loops": 2,
+}
+FRONTIER = {
+    **LOOPED,
+    "depth_recurrence.start": 3,
+    "attention_gate": True,
+    "attention_gate.mode": "sparse",
+    "smear_gate": True,
+    "smear_gate.mode": "input_gate",
+    "parallel_residual": True,
+    "parallel_residual.mode": "crossed",
+    "parallel_residual.start": 8,
+    "parallel_residual.rows": "all",
+}
+
+
 @pytest.mark.parametrize(
     ("settings", "params"),
     [
         ({}, 17_059_912),  # the naive baseline
+        ({**ELEVEN, "value_residual": True}, 26_993_766),  # PR #569, backout off
+        ({**ELEVEN, "value_residual": True, "backout": True}, 26_993_767),
+        ({**ELEVEN, "bigram_hash.rows": 2816, "bigram_hash.dim": 112}, 27_038_812),  # PR #1060
+        ({**SMALL, **WIDE, "vocab_size": 4096, "skip_gate": True}, 34_401_371),  # PR #1218
+        (LOOPED, 35_943_512),  # PR #1394
+        (FRONTIER, 35_945_671),  # PR #1855
         (ELEVEN, 26_993_756),  # PR #414 and #518
         ({**ELEVEN, "bigram_hash.rows": 1536}, 26_928_220),  # PR #549
         ({**ELEVEN, "bigram_hash.rows": 3072, "bigram_hash.dim": 112}, 27_067_484),  # PR #1019
