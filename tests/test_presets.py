@@ -95,6 +95,7 @@ def small(preset: str, tiny: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("preset", RECORDS)
 def test_smoke_run_and_its_bundle(preset: str, tiny: dict[str, str], tmp_path: Path) -> None:
     """Trains, exports and evaluates; the bundle alone gives the same bits; the audit finds nothing inert."""
