@@ -6,13 +6,13 @@ import torch
 from techniques.base import ROLES
 from techniques.config import resolve
 from techniques.quantization.mixed_bits import MixedBits
-from tests.techniques.evaluation_rig import TINY, tiny_model
+from tests.techniques.evaluation_rig import TINY, single, tiny_model
 
 
 def test_every_role_has_its_own_bits():
     technique = MixedBits(MixedBits.Config(attn_bits=4, mlp_bits=5, embed_bits=7, matrix_bits=6))
-    expected = {"attn": 4, "mlp": 5, "embed": 7, "head": 7, "matrix": 6, "scalar": None}
-    assert {role: technique.bits(role) for role in ROLES} == expected
+    expected = {"attn": 4, "mlp": 5, "embed": 7, "head": 7, "matrix": 6}
+    assert {role: technique.bits(role) for role in ROLES} == dict.fromkeys(ROLES) | expected
     assert [MixedBits().bits(r) for r in ("attn", "mlp", "embed", "matrix")] == [6, 6, 8, 6]
 
 
@@ -29,7 +29,7 @@ def test_stored_integers_use_them_and_reload_exactly():
     }
     resolved, model = resolve({"file": TINY | settings}, known), tiny_model()
     weights, audit = {n: p.detach().clone() for n, p in model.named_parameters()}, Audit(known)
-    packed, _ = quantize(weights, model, resolved, iter(()), audit)
+    packed, _ = quantize(weights, model, resolved, iter(()), (single(), audit))
     bits = {"attn": 4, "mlp": 5, "embed": 8}
     for item, p in zip(packed, model.parameters(), strict=True):
         if item.scale is not None:
