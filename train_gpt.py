@@ -755,6 +755,7 @@ class Trainer:
                 self.step, self.world.max(self.clock.now()) if c.max_wallclock_seconds else 0.0, c
             )
             last = moment.progress >= 1.0
+            self.enter_phase(moment.progress)
             if c.num_reports and moment.progress * c.num_reports >= next_report - 1e-9 and not last:
                 next_report = int(moment.progress * c.num_reports + 1e-9) + 1
                 self.report(moment)
@@ -762,7 +763,6 @@ class Trainer:
                 self.validate(moment)
             if last:
                 break
-            self.enter_phase(moment.progress)
             loss = self.train_step(moment)
             self.step += 1
             if self.averager is not None:
