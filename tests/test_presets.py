@@ -26,6 +26,8 @@ RECORDS = {
     "pr1019": (27_067_484, "legal-if-timed", "legal"),
     "pr1855": (35_945_671, "legal-if-timed", "legal"),
 }
+# Same maths by a faster way, or a difference that a tiny run's audited batch need not hold (a document's start).
+UNSEEN = {"fused_ce", "varlen_attention"}
 SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.ILLEGAL]
 # What a tiny run needs smaller; a setting counts where its technique is on.
 SMALL: dict[str, Any] = {
@@ -107,7 +109,7 @@ def test_smoke_run_and_its_bundle(preset: str, tiny: dict[str, str], tmp_path: P
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert result["status"] == "finished" and result["model_bytes"] > 0 and result["val_bpb"] > 0
     idle = {n: f["verdict"] for n, f in result["activity"].items() if f["verdict"] != "active"}
-    assert idle == {}
+    assert idle.keys() <= UNSEEN, idle
     layers = {"preset": read_preset(preset), "command line": settings}
     script = export(resolve(layers, catalog.metadata()), tmp_path / "alone", compress=True)
     again = alone(script, "--out_dir=out")
