@@ -26,7 +26,7 @@ RECORDS = {
     "pr1019": (27_067_484, "legal-if-timed", "legal"),
     "pr1855": (35_945_671, "legal-if-timed", "legal"),
 }
-# Same maths by a faster way, or a difference that a tiny run's audited batch need not hold (a document's start).
+# The same maths by a faster way; a difference (documents' starts) that a tiny audited batch need not hold.
 UNSEEN = {"fused_ce", "varlen_attention"}
 SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.ILLEGAL]
 # What a tiny run needs smaller; a setting counts where its technique is on.
