@@ -49,7 +49,7 @@ def whole_run(target: Target, vocab_size: int) -> None:
     run = resolve({"file": {**TINY_MODEL, **own, "vocab_size": vocab_size}}, catalog.runtime())
     world, audit = train_gpt.World(run.config), Audit(run.techniques)
     data = dataset.open_dataset(target.folder, vocab_size=vocab_size, seq_len=32)
-    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(None, 1), audit)
+    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(Path(), 1), audit)
     before = trainer.model.tok_emb.detach().clone()
     assert before.shape == (vocab_size, 32)
     trained = trainer.run()

@@ -53,7 +53,7 @@ class Smear(nn.Module):
 class SoundSmear(Technique):
     name = "planted_smear"
     identity_at_init = True
-    isolates_documents = True
+    isolates_documents = True  # pyright: ignore[reportAssignmentType]
     shift: ClassVar[int] = 1
     masked: ClassVar[bool] = True
 

@@ -40,7 +40,7 @@ class VarlenDocuments(nn.Module):
         begins = torch.cat((torch.ones_like(begins[:, :1]), begins[:, 1:]), 1).flatten()
         count = begins.numel()
         most = self.max_documents or count // VARLEN_TOKENS_PER_DOCUMENT + ids.size(0)
-        torch._assert_async(begins.sum() <= most)
+        torch._assert_async(begins.sum() <= most)  # pyright: ignore[reportPrivateImportUsage]
         at = torch.where(begins, torch.arange(count, device=ids.device), count)
         return F.pad(torch.sort(at).values[:most], (0, 1), value=count).to(torch.int32)
 

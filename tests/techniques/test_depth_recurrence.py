@@ -125,7 +125,7 @@ def test_a_run_warms_both_graphs_up_switches_once_and_scores_looped(tiny_data: d
     world = train_gpt.World(run.config)
     data = dataset.open_dataset(Path(run.config.data_path), vocab_size=run.config.vocab_size, seq_len=32)
     audit, orders = Audit(run.techniques), []
-    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(None, 1), audit)
+    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(Path(), 1), audit)
     step = trainer.train_step
     trainer.train_step = lambda moment: orders.append(len(trainer.model.order)) or step(moment)
     trained = trainer.run()

@@ -11,7 +11,9 @@ def test_as_many_kv_heads_as_heads_is_plain_sdpa():
     model = build({"num_kv_heads": 4})
     q, k, v = (torch.randn(2, 16, 4, 8) for _ in range(3))
     out = model.blocks[0].attn.attend(q, k, v, {})
-    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+    expected = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+    )
     torch.testing.assert_close(out, expected.transpose(1, 2))
 
 

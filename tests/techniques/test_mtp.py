@@ -59,7 +59,7 @@ def test_the_artifact_and_the_scored_model_hold_no_head(tiny_data: dict[str, str
     run = resolve({"file": {**TINY_MODEL, **tiny_data, **ON}}, catalog.runtime())
     world, audit = train_gpt.World(run.config), Audit(run.techniques)
     data = dataset.open_dataset(Path(run.config.data_path), vocab_size=320, seq_len=32)
-    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(None, 1), audit)
+    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(Path(), 1), audit)
     trained = trainer.run()
     heads = [n for n in trained.weights if "mtp" in n]
     assert len(heads) == 3 and all(bool(trained.weights[n].any()) for n in heads)

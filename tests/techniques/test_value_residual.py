@@ -32,7 +32,7 @@ def test_mixes_layer_0s_raw_values_behind_the_value_embedding(mode: str):
         v = raw[layer] + steps["value_embedding"].strength.detach() * extra
         if layer:
             w = steps["value_residual"].weight.detach()
-            g = 1 / (1 + torch.exp(-w)) if mode != "lambda" else None
+            g = 1 / (1 + torch.exp(-w))
             if mode == "add":
                 v = v + g * raw[0]
             elif mode == "interp":
