@@ -211,6 +211,8 @@ class Lab:
                 self.world.synchronize()
                 start = clock()
                 trainer.train_step(train_gpt.Moment(0, 0.0, trainer.config))
+                if trainer.averager is not None:
+                    trainer.averager.update(trainer.model)
                 self.world.synchronize()
                 seconds[which].append(clock() - start)
         return min(seconds[1]) / min(seconds[0])

@@ -107,7 +107,8 @@ def read_session(study: Study, *, home: Path, storage: str | None, environ: Mapp
     place = Place(home, study.name)
     nothing = ValueError(
         f"Only a study that was begun can be read, but there is no {study.name!r} in this database (home "
-        f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was started with."
+        f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was "
+        "started with."
     )
     external = storage or environ.get("CADDIE_STORAGE")
     if not external and not place.database.exists():

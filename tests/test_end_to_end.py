@@ -63,7 +63,9 @@ VOCAB = 512
 
 def servers(home: Path) -> list[str]:
     """Command lines of processes that name this study's database."""
-    shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
+    ).stdout
     return [line for line in shown.splitlines() if str(home / ".caddie") in line]
 
 
@@ -101,6 +103,7 @@ def test_six_trials_from_a_clean_folder(study_file: Path, tmp_path: Path) -> Non
 
     again = caddie("--trials=6", *options)
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "Best: #" in again.stdout
+    assert caddie("status", *options).returncode == 0
     wait_for(lambda: not servers(tmp_path), 20)  # the database stops with its last user
 
 

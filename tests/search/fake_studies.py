@@ -39,7 +39,7 @@ from search.session import find_study, read_session
 session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
 print(json.dumps([
     {"number": t.number, "state": t.state.name, "value": t.value, "constraints": t.constraints,
-     "attrs": t.user_attrs, "retries": t.system_attrs.get("retry_history", []), "steps": len(t.intermediate_values)}
+     "attrs": t.user_attrs, "steps": len(t.intermediate_values)}
     for t in session.optuna_study.get_trials()
 ]))
 """
@@ -124,7 +124,9 @@ def is_alive(pid: int) -> bool:
 
 def workers_of(name: str) -> list[int]:
     """Worker processes of a study, by its file's name."""
-    shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
+    ).stdout
     return [
         int(line.split()[0])
         for line in shown.splitlines()
