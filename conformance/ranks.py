@@ -64,7 +64,7 @@ def finish(process: subprocess.Popen[str], out: Path, *, timeout_s: float) -> di
     lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
     told = {record["name"]: record for record in map(json.loads, lines)}
     if process.returncode:
-        said = [s for s in errors_of(out).read_text(encoding="utf-8").splitlines() if "Error" in s]
+        said = [s for s in errors_of(out).read_text(encoding="utf-8").splitlines() if "Error: " in s]
         told[""] = {"error": f"they ended with status {process.returncode}: {(said or ['no error told'])[0]}"}
     return told
 
