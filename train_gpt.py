@@ -885,6 +885,7 @@ def quantize(
         else:
             bits = (bits_owner.bits(role) if bits_owner else None) or 8
             q, scale = quantizer.quantize(name, weight, bits) if quantizer else round_to_nearest(weight, bits)
+            assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
             packed.append(Packed(name, q, scale))
             elements += weight.numel()
             bits_touched += bits != 8
@@ -1005,7 +1006,7 @@ class Evaluation:
     def result(self, luts: Any) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
         once."""
-        covered = self.world.sum(self.written.clone().to(self.world.device))
+        covered = self.world.sum(self.written.to(self.world.device))
         if int(covered.min()) != 1 or int(covered.max()) != 1:
             missing, twice = int((covered == 0).sum()), int((covered > 1).sum())
             raise ValueError(

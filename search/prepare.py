@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search.launch import num_cores, visible_gpus
-from search.session import ROOT
+from search.session import ROOT, Session, measured
 from search.study import Study
 from techniques.base import Choice
 from techniques.config import TRAINER_FIELDS
@@ -61,6 +61,19 @@ def check_corpus(study: Study) -> str:
     seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
     opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
     return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
+
+
+def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
+    """The study's starting point, measured once under the load of `workers` trials; and what to tell of it."""
+    from search import baseline
+
+    found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
+    told = (
+        f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
+        f"{found['train_seconds']:.1f} s training, {found['eval_seconds']:.1f} s evaluation "
+        f"(slowest of {found['workers']} at once)"
+    )
+    return measured(session), told
 
 
 def _shown(path: Path) -> Path:

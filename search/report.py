@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search.baseline import stored
 from search.constraints import feasible
 from search.session import ROOT, Session
 from search.study import Limits
@@ -102,6 +103,19 @@ def table_of(rows: Sequence[Row], title: str, *, words: bool) -> Table:
     return table
 
 
+def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
+    """By how much the best feasible trial beats the study's starting point."""
+    found = stored(session.optuna_study)
+    if found is None:
+        return ""
+    text = f"Baseline (preset {session.study.preset}): {found['val_bpb']:.4f} val_bpb"
+    if good:
+        text += (
+            f"; trial #{good[0].number} stands {float(good[0].value or 0.0) - found['val_bpb']:+.4f} from it"
+        )
+    return text + "."
+
+
 def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
@@ -119,6 +133,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in good[:top]], title)
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
+    told = against_baseline(session, good)
+    if told:
+        console.print(f"\n{told}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")

@@ -35,6 +35,9 @@ POLL_S = 0.2  # how often reports, the deadline and `stop` are looked at; the tr
 LAST_WORDS_S = guard.GRACE_S + 10.0  # after that the guard itself is killed
 BAD_INPUT, CONFIG_FAILED = 2, 3  # the trainer's exit statuses (docs/contracts.md)
 MACHINE_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+# glibc gives large blocks back to the kernel at every free: a CPU step spends a fifth of its time on the page
+# faults of getting them again (benchmarks/step_time.py).
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 WORLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PRESET")
 CREDENTIAL = re.compile(r"^(CADDIE_|PG)|TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_KEY")
 
@@ -78,7 +81,7 @@ def trainer_environment(
     dropped = {*strip, *WORLD}
     kept = {k: v for k, v in environ.items() if k not in dropped and not CREDENTIAL.search(k)}
     threads = {name: str(num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if num_threads}
-    return kept | threads | {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+    return ALLOCATOR | kept | threads | {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
 
 
 def prepare_folder(folder: Path) -> None:

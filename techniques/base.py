@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -274,6 +275,9 @@ class Technique:
     identity_at_init: ClassVar[bool] = (
         False  # with fresh parameters the model computes what it did without it
     )
+    isolates_documents: ClassVar[bool] = False  # nothing crosses from one document into the next
+    phases: ClassVar[tuple[float, ...]] = ()  # progress at which the graph changes
+    null: ClassVar[Mapping[str, Any] | None] = None  # a scorer's settings under which it adapts nothing
     space: ClassVar[Space] = {}  # keys are Config fields
     env: ClassVar[
         Mapping[str, str]
@@ -357,5 +361,9 @@ class Technique:
 
 def claims(technique: type[Technique] | Technique) -> tuple[str, ...]:
     """The seams that a technique enters: the methods it overrides."""
-    cls = technique if isinstance(technique, type) else type(technique)
+    return _claims(technique if isinstance(technique, type) else type(technique))
+
+
+@functools.cache
+def _claims(cls: type[Technique]) -> tuple[str, ...]:
     return tuple(s for s in (*CHAINS, *SLOTS) if getattr(cls, s) is not getattr(Technique, s))

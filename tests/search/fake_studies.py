@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -44,6 +45,21 @@ print(json.dumps([
 ]))
 """
 FINISHED = ("COMPLETE", "PRUNED")
+
+
+def clear(home: Path) -> None:
+    """Takes away what root's private database keeps outside `home`, once its server has stopped."""
+    pointer = home / ".caddie" / "location"
+    if pointer.exists():
+        place = Path(pointer.read_text())
+        wait_for(lambda: not processes(str(place)), 30)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def processes(words: str) -> list[str]:
+    """Process lines that hold these words."""
+    shown = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True)
+    return [line for line in shown.stdout.splitlines() if words in line]
 
 
 def write_study(home: Path, name: str, mode: str = "ok") -> Path:
@@ -124,11 +140,4 @@ def is_alive(pid: int) -> bool:
 
 def workers_of(name: str) -> list[int]:
     """Worker processes of a study, by its file's name."""
-    shown = subprocess.run(
-        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
-    ).stdout
-    return [
-        int(line.split()[0])
-        for line in shown.splitlines()
-        if "search.worker" in line and f"/{name}.toml" in line
-    ]
+    return [int(line.split()[0]) for line in processes(f"/{name}.toml") if "search.worker" in line]

@@ -36,7 +36,7 @@ def test_equals_the_loop_and_is_orthogonal_to_the_own_value(kv_heads: int):
 def test_zero_values_change_nothing_and_a_first_token_becomes_zero():
     y, v = torch.randn(1, 1, 4, 8), torch.zeros(1, 1, 4, 8)
     assert torch.equal(remove_own_value(y, v, y), y)
-    assert remove_own_value(y, y, y).abs().max() < 1e-6  # at the first token attention returns the token's own value
+    assert remove_own_value(y, y, y).abs().max() < 1e-6  # there attention returns the own value
 
 
 def test_enters_the_last_layers_only():
