@@ -851,6 +851,12 @@ class ZlibCodec:
         return zlib.decompress(data)
 
 
+def wait_for(model: GPT) -> None:
+    """Until the device has done what it was given: clocks are read after this."""
+    if model.tok_emb.is_cuda:
+        torch.cuda.synchronize(model.tok_emb.device)
+
+
 def owner_of(techniques: Mapping[str, Technique], seam: str) -> Technique | None:
     return next((t for t in techniques.values() if seam in claims(t)), None)
 
@@ -860,19 +866,18 @@ def quantize(
     model: GPT,
     resolved: Resolved,
     batches: Iterable[tuple[Tensor, Tensor]],
-    run: tuple[World, Audit],
+    audit: Audit,
 ) -> tuple[list[Packed], dict[str, Any]]:
     """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
     float16. A technique may choose the bits of a role, another the rounding; `batches` are training data,
     inside the budget."""
     techniques, start = resolved.techniques, time.perf_counter()
-    world, audit = run
     bits_owner, quantizer_owner = owner_of(techniques, "bits"), owner_of(techniques, "quantizer")
     quantizer = quantizer_owner.quantizer() if quantizer_owner else None
     load_weights(model, weights)
     if quantizer is not None:
         quantizer.calibrate(model, batches)
-        world.synchronize()
+        wait_for(model)
     calibrate_s = time.perf_counter() - start
     packed: list[Packed] = []
     elements = bits_touched = tensors_touched = 0
@@ -1260,7 +1265,7 @@ class Run:
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
         start = time.perf_counter()
         packed, facts = quantize(
-            trained.weights, trainer.model, self.resolved, calibration(trainer), (self.world, self.audit)
+            trained.weights, trainer.model, self.resolved, calibration(trainer), self.audit
         )
         quantize_s = time.perf_counter() - start
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}

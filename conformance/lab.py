@@ -190,9 +190,7 @@ class Lab:
         """Quantise and pack the trained weights; calibration batches start at the same token every time."""
         run.trainer.loader = train_gpt.Loader(run.resolved.config, self.world, self.data.train_paths)
         batches = train_gpt.calibration(run.trainer)
-        packed, _ = train_gpt.quantize(
-            run.weights, run.trainer.model, run.resolved, batches, (self.world, run.audit)
-        )
+        packed, _ = train_gpt.quantize(run.weights, run.trainer.model, run.resolved, batches, run.audit)
         owner = train_gpt.owner_of(run.resolved.techniques, "codec")
         codec = owner.codec() if owner else train_gpt.ZlibCodec()
         return packed, self.world.from_first(train_gpt.pack(packed, run.resolved.identity(), codec))

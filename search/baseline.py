@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from search.exact import InfrastructureError
 from search.space import build_space
 from search.storage import creation_lock
 from search.trial import TRAINER, Job, Outcome, run_trainer, trainer_environment
@@ -44,7 +46,7 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
     """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
 
     Raises ValueError when the starting point itself does not run: no trial would."""
-    space = build_space(session.study, catalog.metadata())
+    space, stopping = build_space(session.study, catalog.metadata()), threading.Event()
     config = space.config({})
     config["num_threads"] = config.get("num_threads") or 1
     environ = trainer_environment(
@@ -55,10 +57,20 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
         own = environ | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
         folder = session.place.runs / f"baseline-{i}"
         job = Job(folder, config, own, timeout_s=session.study.timeout_seconds, command=TRAINER)
-        return run_trainer(job, on_report=lambda record, reports: None)
+        return run_trainer(job, on_report=lambda record, reports: None, stop=stopping.is_set)
 
-    with ThreadPoolExecutor(workers) as pool:
-        outcomes = list(pool.map(one, range(workers)))
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            copies = [pool.submit(one, i) for i in range(workers)]
+            try:
+                outcomes = [copy.result() for copy in copies]
+            finally:  # Ctrl-C, or one that failed: nobody waits for the others to end by themselves
+                stopping.set()
+    except InfrastructureError as error:
+        raise ValueError(
+            f"A study's starting point must run before anything is varied, but its process broke down: {error}. "
+            f"Its last words are in {session.place.runs}/baseline-*/console.log; run the command again."
+        ) from error
     results = [o.result for o in outcomes if o.kind == "finished" and o.result]
     if len(results) < workers:
         reason = next(o.reason for o in outcomes if o.kind != "finished")

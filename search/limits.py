@@ -1,8 +1,8 @@
 """Limits: what a configuration may cost, in bytes and seconds, or in baseline runs of this machine.
 
-One laptop is not another: `train_baselines = 1.5` allows one and a half times the seconds that the study's own
-starting point takes here, measured once before the first trial and kept with the study. The challenge's limits
-are seconds on its own machine: `train_seconds = 600`.
+One laptop is not another: `train_baselines = 1.5` allows one and a half times the seconds that the study's
+own starting point takes here, measured once before the first trial and kept with the study. The challenge's
+limits are seconds on its own machine: `train_seconds = 600`.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def check_corpus(study: Study) -> str:
 
 
 def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
-    """The study's starting point, measured once under the load of `workers` trials; and what to tell of it."""
+    """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
     from search import baseline
 
     found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)

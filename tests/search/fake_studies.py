@@ -29,6 +29,8 @@ eval_seconds = 100.0
 run_id = "{mode}"
 [techniques]
 others = "off"
+[pruning]
+min_trials = 100
 [space]
 matrix_lr = {{ low = 0.01, high = 0.1, log = true }}
 scalar_lr = {{ low = 0.01, high = 0.1, log = true }}
