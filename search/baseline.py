@@ -68,8 +68,8 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
                 stopping.set()
     except InfrastructureError as error:
         raise ValueError(
-            f"A study's starting point must run before anything is varied, but its process broke down: {error}. "
-            f"Its last words are in {session.place.runs}/baseline-*/console.log; run the command again."
+            f"A study's starting point must run before anything is varied, but its process broke down: "
+            f"{error}. Its last words are in {session.place.runs}/baseline-*/console.log; run the command again."
         ) from error
     results = [o.result for o in outcomes if o.kind == "finished" and o.result]
     if len(results) < workers:
