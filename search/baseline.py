@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from search.exact import InfrastructureError
 from search.space import build_space
 from search.storage import creation_lock
-from search.trial import TRAINER, Job, Outcome, run_trainer, trainer_environment
+from search.trial import Job, Outcome, run_trainer, trainer_command, trainer_environment
 from techniques import catalog
 from techniques.config import environment_names
 
@@ -47,7 +47,7 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
 
     Raises ValueError when the starting point itself does not run: no trial would."""
     space, stopping = build_space(session.study, catalog.metadata()), threading.Event()
-    config = space.config({})
+    config, command = space.config({}), trainer_command(session.study.gpus_per_trial)
     config["num_threads"] = config.get("num_threads") or 1
     environ = trainer_environment(
         os.environ, strip=environment_names(catalog.metadata()), num_threads=int(config["num_threads"])
@@ -56,7 +56,7 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
     def one(i: int) -> Outcome:
         own = environ | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
         folder = session.place.runs / f"baseline-{i}"
-        job = Job(folder, config, own, timeout_s=session.study.timeout_seconds, command=TRAINER)
+        job = Job(folder, config, own, timeout_s=session.study.timeout_seconds, command=command)
         return run_trainer(job, on_report=lambda record, reports: None, stop=stopping.is_set)
 
     try:
@@ -69,7 +69,8 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
     except InfrastructureError as error:
         raise ValueError(
             f"A study's starting point must run before anything is varied, but its process broke down: "
-            f"{error}. Its last words are in {session.place.runs}/baseline-*/console.log; run the command again."
+            f"{error}. Its last words are in {session.place.runs}/baseline-*/console.log; run the command "
+            "again."
         ) from error
     results = [o.result for o in outcomes if o.kind == "finished" and o.result]
     if len(results) < workers:

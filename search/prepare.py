@@ -24,7 +24,8 @@ def settled(study: Study, name: str) -> Any:
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs that the trials will use; empty: they run on the CPU. ValueError: demanded, but none here."""
+    """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
+    demanded, but not here."""
     device = settled(study, "device")
     found = () if device == "cpu" else visible_gpus(environ)
     if device == "cuda" and not found:
@@ -32,11 +33,17 @@ def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
             f'{study.name} demands a GPU (device = "cuda"), but this machine shows none. Run it on one that '
             'has, or write device = "auto" under [fixed] of a study with another name.'
         )
-    return found
+    each = study.gpus_per_trial
+    if found and len(found) < each:
+        raise ValueError(
+            f"A trial of {study.name} trains on {each} GPUs, but this machine shows {len(found)}. Run it on "
+            "one that has them, or set `gpus_per_trial` in [study] of a study with another name."
+        )
+    return tuple(",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each))
 
 
 def default_workers(gpus: tuple[str, ...]) -> int:
-    """A worker for each GPU, else for each core."""
+    """A worker for each trial's GPUs, else for each core."""
     return len(gpus) or num_cores()
 
 

@@ -1,6 +1,7 @@
 """load_study(path, known) -> Study: one TOML file that says what a search may vary, under which limits.
 
-    [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds
+    [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds,
+                  gpus_per_trial
     [limits]      artifact_bytes, train_seconds | train_baselines, eval_seconds | eval_baselines
     [fixed]       flat settings over the preset
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
@@ -64,6 +65,7 @@ class Header:
     track: str = setting("record", "what legality admits", choices=TRACKS)
     num_reports: int = setting(8, "early BPB reports, evenly spaced over the budget", low=0, high=100)
     allow_duplicates: bool = setting(False, "sample a configuration again that was tried")
+    gpus_per_trial: int = setting(1, "GPUs (without any: processes) that one trial trains on", low=1, high=64)
     timeout_seconds: float = setting(0.0, "wall seconds of a trial at most; 0: from the limits", low=0.0)
 
 
@@ -87,6 +89,7 @@ class Study:
     sampler: SamplerSettings
     num_reports: int
     allow_duplicates: bool
+    gpus_per_trial: int
     timeout_seconds: float  # wall seconds after which a trial's processes are killed
 
     @property
@@ -109,6 +112,7 @@ def study_hash(study: Study) -> str:
         "gates": study.gates,
         "slots": {slot: list(choices) for slot, choices in study.slots.items()},
         "num_reports": study.num_reports,
+        "gpus_per_trial": study.gpus_per_trial,
     }
     return digest(kept)
 
@@ -196,6 +200,7 @@ def _build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str,
         sampler=_table(SamplerSettings, tables["sampler"], "sampler", rename={}),
         num_reports=header.num_reports,
         allow_duplicates=header.allow_duplicates,
+        gpus_per_trial=header.gpus_per_trial,
         timeout_seconds=header.timeout_seconds or limits.timeout_seconds(),
     )
 
