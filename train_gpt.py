@@ -85,33 +85,17 @@ class Loader:
     """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes
     spans r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: Sequence[Path], sampler: Technique | None = None):
-        self.config, self.world = config, world
-        self.sampler: Any = sampler.sampler(paths, config.seed) if sampler else None
-        self.stream: Any = self.sampler or TokenStream(paths)
+    def __init__(self, config: Config, world: World, paths: Sequence[Path]):
+        self.config, self.world, self.stream = config, world, TokenStream(paths)
 
-    def step(self, tokens: int = 0, seq_len: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches of one optimiser step; 0: as many tokens, as long as the settings say."""
-        parts, seq_len = self.config.micro_batches, seq_len or self.config.train_seq_len
-        part_tokens = (tokens or self.config.train_batch_tokens) // parts
-        mine = range(self.world.rank, parts, self.world.size)
-        if self.sampler is not None:
-            rows = self.sampler.rows(parts * part_tokens // seq_len, seq_len).astype(np.int64)
-            for part in np.split(rows, parts)[self.world.rank :: self.world.size]:
-                ids = torch.from_numpy(part).to(self.world.device, non_blocking=True)
-                yield ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-            return
-        taken = self.stream.take(parts * (part_tokens + 1)).reshape(parts, -1)
-        for i in mine:
-            part = torch.from_numpy(taken[i].astype(np.int64)).to(self.world.device, non_blocking=True)
-            yield part[:-1].view(-1, seq_len), part[1:].view(-1, seq_len)
-
-    def skip(self, tokens: int) -> None:
-        """Leave out what an earlier process read."""
-        if self.sampler is None:
-            self.stream.take(tokens)
-        while self.stream.read < tokens:
-            self.stream.rows(1, self.config.train_seq_len)
+    def step(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches of one optimiser step."""
+        c, span = self.config, self.config.train_batch_tokens // self.config.micro_batches + 1
+        tokens = self.stream.take(c.micro_batches * span)
+        for i in range(self.world.rank, c.micro_batches, self.world.size):
+            part = torch.from_numpy(tokens[i * span : (i + 1) * span].astype(np.int64))
+            part = part.to(self.world.device, non_blocking=True)
+            yield part[:-1].view(-1, c.train_seq_len), part[1:].view(-1, c.train_seq_len)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -631,7 +615,7 @@ class Trainer:
         for optimizer in self.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.orthogonalize = orthogonalizer(self.techniques, audit)
-        self.loader = self.open_loader()
+        self.loader = Loader(self.config, self.world, self.data.train_paths)
         given = [t.stepper(self.model) for t in self.techniques.values() if "stepper" in claims(t)]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
         self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
@@ -654,10 +638,6 @@ class Trainer:
         self.schedule_differs |= abs(scale - baseline) > 1e-9
         return scale
 
-    def open_loader(self) -> Loader:
-        sampler = owner_of(self.techniques, "sampler")
-        return Loader(self.config, self.world, self.data.train_paths, sampler)
-
     def moving(self, seam: str, value: Any, progress: float) -> Any:
         """`value` of this step, after every technique that moves it while training."""
         for name, technique in self.techniques.items():
@@ -673,10 +653,8 @@ class Trainer:
         self.scale = scale = self.lr_scale(moment)
         for step in self.steppers:
             step(progress, scale)
-        sizes = (c.train_batch_tokens, c.train_seq_len)
-        tokens, seq_len = self.moving("batch_shape", sizes, max(progress, self.model.phase))
         loss = torch.zeros((), device=self.world.device)
-        for ids, targets in self.loader.step(tokens, seq_len):
+        for ids, targets in self.loader.step():
             part = self.compiled(ids, targets) / c.micro_batches
             part.backward()
             loss += part.detach()
@@ -734,7 +712,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
         self.moved, self.schedule_differs = {}, False
-        self.loader = self.open_loader()
+        self.loader = Loader(self.config, self.world, self.data.train_paths)
 
     def run(self) -> Trained:
         c, log = self.config, self.log
@@ -866,13 +844,6 @@ class Trainer:
             self.audit.changed(self.schedule_owner, "learning rates", self.schedule_differs)
         for name, moved in self.moved.items():
             self.audit.changed(name, "the steps' settings", moved)
-        sampler = owner_of(self.techniques, "sampler")
-        if sampler:
-            orders = [
-                Loader(self.config, self.world, self.data.train_paths, s).step() for s in (None, sampler)
-            ]
-            plain, mine = (next(order)[0] for order in orders)
-            self.audit.changed(sampler.name, "data order", not torch.equal(plain, mine))
         ids, targets = next(iter(self.loader.step()))
         ids, targets = ids[:2], targets[:2]
         with torch.no_grad():
@@ -915,6 +886,12 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
 # ------------------------------------------------------------------------------------------------------------
 # Stages: quantize and pack (techniques/_artifact.py is the file's format)
 # ------------------------------------------------------------------------------------------------------------
+
+
+def wait_for(model: GPT) -> None:
+    """Until the device has done what it was given: clocks are read after this."""
+    if model.tok_emb.is_cuda:
+        torch.cuda.synchronize(model.tok_emb.device)
 
 
 def owner_of(techniques: Mapping[str, Technique], seam: str) -> Technique | None:
@@ -970,11 +947,12 @@ def round_tensors(
             round_to_nearest(weight, bits[name], rule) if rule and not quantizer else (plain_q, plain_scale)
         )
         q, scale = quantizer.quantize(name, weight, bits[name], rule) if quantizer else ruled
+        assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
         packed.append(Packed(name, q, scale))
         touched["stored bits"] += bits[name] != 8
         touched["stored scales"] += not torch.equal(scale, plain_scale)
         touched["stored integers"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
-    for seam, what in zip(owners, ("stored bits", *touched), strict=True):
+    for seam, what in zip(owners, touched, strict=True):
         owner = owners[seam]
         if owner is not None:
             audit.changed(owner.name, what, touched[what] > 0)
@@ -987,19 +965,18 @@ def quantize(
     model: GPT,
     resolved: Resolved,
     batches: Iterable[tuple[Tensor, Tensor]],
-    run: tuple[World, Audit],
+    audit: Audit,
 ) -> tuple[list[Packed], dict[str, Any]]:
     """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
     float16. Techniques choose the bits, the scales, the rounding, and then correct what is stored; `batches`
     are training data, inside the budget."""
     techniques, start = resolved.techniques, time.perf_counter()
-    world, audit = run
-    owners = {s: owner_of(techniques, s) for s in ("bits", "bits_by_tensor", "row_scale", "quantizer")}
+    owners = {s: owner_of(techniques, s) for s in ("bits", "row_scale", "quantizer")}
     quantizer = owners["quantizer"].quantizer() if owners["quantizer"] else None
     load_weights(model, weights)
     if quantizer is not None:
         quantizer.calibrate(model, batches)
-        world.synchronize()
+        wait_for(model)
     calibrate_s = time.perf_counter() - start
     hessians: dict[str, Tensor] = getattr(quantizer, "hessians", {})
     roles: dict[str, str] = {n: p.role for n, p in model.named_parameters() if p.role != "aux"}  # type: ignore[attr-defined]
@@ -1011,8 +988,6 @@ def quantize(
         and w.numel() >= resolved.config.quantize_min_numel
     ]
     bits = {n: bits_of(techniques, roles[n]) for n in stored}
-    if owners["bits_by_tensor"]:
-        bits |= owners["bits_by_tensor"].bits_by_tensor({n: (roles[n], hessians.get(n)) for n in stored})
     packed = round_tensors({n: weights[n] for n in roles}, roles, bits, (owners, quantizer, audit))
     if owners["quantizer"]:
         facts = getattr(quantizer, "facts", {})
@@ -1088,7 +1063,7 @@ class Evaluation:
     def result(self, luts: Any) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
         once."""
-        covered = self.world.sum(self.written.clone().to(self.world.device))
+        covered = self.world.sum(self.written.to(self.world.device))
         if int(covered.min()) != 1 or int(covered.max()) != 1:
             missing, twice = int((covered == 0).sum()), int((covered > 1).sum())
             raise ValueError(
@@ -1327,7 +1302,7 @@ class Run:
             self.restore_audit(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
-            trainer.loader.skip(max(0, trained.facts["tokens_read"]))
+            trainer.loader.stream.take(max(0, trained.facts["tokens_read"]))
         else:
             trained = trainer.run()
             seconds = {"train": {"timed": trained.facts["timed_s"], "true": trained.facts["true_s"]}}
@@ -1343,7 +1318,7 @@ class Run:
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
         start = time.perf_counter()
         packed, facts = quantize(
-            trained.weights, trainer.model, self.resolved, calibration(trainer), (self.world, self.audit)
+            trained.weights, trainer.model, self.resolved, calibration(trainer), self.audit
         )
         quantize_s = time.perf_counter() - start
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}

@@ -96,7 +96,13 @@ def check_techniques(
         told = ranks.finish(two_ranks, ranks_out, timeout_s=RANKS_S + RANKS_EACH_S * len(names))
         for name in names:
             if reports[name].trace:
-                suite.examine(reports[name], "two ranks", ranks.compare, reports[name].trace, told.get(name))
+                suite.examine(
+                    reports[name],
+                    "two ranks",
+                    ranks.compare,
+                    reports[name].trace,
+                    told.get(name, told.get("")),
+                )
         live.update(table_of(names, reports, time.perf_counter() - start))
     return reports
 
@@ -138,6 +144,8 @@ def main(argv: list[str]) -> int:
         folder = write_corpus(Path(root))
         reports = check_techniques(names, folder=folder, args=args, console=console)
         pairs = check_pairs(names, folder=folder, args=args, console=console) if args.pairs else {}
+    if not console.is_terminal:
+        console.line()  # the table ends without a line break there
     reasons = [f"{name}: {why}" for name in names for why in reports[name].failures]
     reasons += [f"{pair}: {why}" for pair, why in pairs.items() if why]
     for reason in reasons:

@@ -190,9 +190,7 @@ class Lab:
         """Quantise and pack the trained weights; calibration batches start at the same token every time."""
         run.trainer.loader = train_gpt.Loader(run.resolved.config, self.world, self.data.train_paths)
         batches = train_gpt.calibration(run.trainer)
-        packed, _ = train_gpt.quantize(
-            run.weights, run.trainer.model, run.resolved, batches, (self.world, run.audit)
-        )
+        packed, _ = train_gpt.quantize(run.weights, run.trainer.model, run.resolved, batches, run.audit)
         owner = train_gpt.owner_of(run.resolved.techniques, "codec")
         codec = owner.codec() if owner else train_gpt.ZlibCodec()
         return packed, self.world.from_first(train_gpt.pack(packed, run.resolved.identity(), codec))
@@ -211,6 +209,8 @@ class Lab:
                 self.world.synchronize()
                 start = clock()
                 trainer.train_step(train_gpt.Moment(0, 0.0, trainer.config))
+                if trainer.averager is not None:
+                    trainer.averager.update(trainer.model)
                 self.world.synchronize()
                 seconds[which].append(clock() - start)
         return min(seconds[1]) / min(seconds[0])

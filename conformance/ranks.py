@@ -55,14 +55,18 @@ def errors_of(out: Path) -> Path:
 
 
 def finish(process: subprocess.Popen[str], out: Path, *, timeout_s: float) -> dict[str, dict[str, Any]]:
-    """name -> what two ranks told of it; an incomplete dictionary when they hung or died."""
+    """name -> what two ranks told of it; key "" says how they ended when they hung or died."""
     try:
         process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.terminate()
         process.wait()
     lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    return {record["name"]: record for record in map(json.loads, lines)}
+    told = {record["name"]: record for record in map(json.loads, lines)}
+    if process.returncode:
+        said = [s for s in errors_of(out).read_text(encoding="utf-8").splitlines() if "Error: " in s]
+        told[""] = {"error": f"they ended with status {process.returncode}: {(said or ['no error told'])[0]}"}
+    return told
 
 
 def compare(one: Mapping[str, Any], two: Mapping[str, Any] | None) -> None:

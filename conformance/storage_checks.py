@@ -83,7 +83,7 @@ def reload(subject: Subject) -> None:
     if json.loads(json.dumps(run.resolved.identity())) != values:
         raise Violation("the settings read from the artifact are not those that were packed")
     for label, one in subject.variants():
-        again = resolve({"file": one.resolved.identity()}, subject.known)
+        again = resolve({"preset": one.resolved.identity()}, subject.known)
         lost = {
             k
             for k in one.resolved.identity() | again.identity()

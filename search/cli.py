@@ -128,6 +128,9 @@ def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path
         )
     else:
         count = min(workers or prepare.default_workers(gpus), trials - seen.finished)
+        if trainer is None:
+            session, told = prepare.check_baseline(session, workers=count, gpus=gpus)
+            now = say(console, told, now)
         from search.storage import ENVIRONMENT
 
         external = common.storage or os.environ.get(ENVIRONMENT)

@@ -153,7 +153,8 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
     if slot.restarts > MAX_RESTARTS:
         raise WorkerFailed(
             f"A worker must live, but worker {slot.index} died {slot.restarts} times without "
-            f"finishing a trial (last: exit status {status}, {said}). Its log is {slot.log}. Every finished trial is stored."
+            f"finishing a trial (last: exit status {status}, {said}). Its log is {slot.log}. Every finished "
+            "trial is stored."
         )
     time.sleep(min(2.0, 0.2 * 2**slot.restarts) if slot.restarts > 1 else 0.0)
     start(slot, session, plan)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search.launch import num_cores, visible_gpus
-from search.session import ROOT
+from search.session import ROOT, Session, measured
 from search.study import Study
 from techniques.base import Choice
 from techniques.config import TRAINER_FIELDS
@@ -24,7 +24,8 @@ def settled(study: Study, name: str) -> Any:
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs that the trials will use; empty: they run on the CPU. ValueError: demanded, but none here."""
+    """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
+    demanded, but not here."""
     device = settled(study, "device")
     found = () if device == "cpu" else visible_gpus(environ)
     if device == "cuda" and not found:
@@ -32,11 +33,17 @@ def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
             f'{study.name} demands a GPU (device = "cuda"), but this machine shows none. Run it on one that '
             'has, or write device = "auto" under [fixed] of a study with another name.'
         )
-    return found
+    each = study.gpus_per_trial
+    if found and len(found) < each:
+        raise ValueError(
+            f"A trial of {study.name} trains on {each} GPUs, but this machine shows {len(found)}. Run it on "
+            "one that has them, or set `gpus_per_trial` in [study] of a study with another name."
+        )
+    return tuple(",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each))
 
 
 def default_workers(gpus: tuple[str, ...]) -> int:
-    """A worker for each GPU, else for each core."""
+    """A worker for each trial's GPUs, else for each core."""
     return len(gpus) or num_cores()
 
 
@@ -61,6 +68,19 @@ def check_corpus(study: Study) -> str:
     seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
     opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
     return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
+
+
+def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
+    """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
+    from search import baseline
+
+    found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
+    told = (
+        f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
+        f"{found['train_seconds']:.1f} s training, {found['eval_seconds']:.1f} s evaluation "
+        f"(slowest of {found['workers']} at once)"
+    )
+    return measured(session), told
 
 
 def _shown(path: Path) -> Path:

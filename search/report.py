@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search.baseline import stored
 from search.constraints import feasible
 from search.session import ROOT, Session
 from search.study import Limits
@@ -22,6 +23,7 @@ NOISE = (
     "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
+WIDE = 120  # columns that the table with its words needs
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
 
 
@@ -67,14 +69,27 @@ def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[Froze
     return [t for t in complete if feasible(t)], [t for t in complete if not feasible(t)]
 
 
-def table_of(rows: Sequence[Row], title: str) -> Table:
+def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
+    """A table; in a narrow terminal the words of each row stand below it."""
+    wide = console.width >= WIDE
+    console.print(table_of(rows, title, words=wide))
+    for row in () if wide else rows:
+        console.print(f"#{row.number}: {row.legality}; {words_of(row)}", highlight=False, markup=False)
+
+
+def words_of(row: Row) -> str:
+    """The techniques that were on; ! marks one that changed nothing."""
+    return ", ".join(f"{t}!" if t in row.inactive else t for t in row.techniques) or "no technique"
+
+
+def table_of(rows: Sequence[Row], title: str, *, words: bool) -> Table:
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in ("trial", "BPB", "bytes", "slack, bytes", "train, s", "eval, s", "steps"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("legality")
-    table.add_column("techniques on (! = changed nothing)", overflow="fold")
+    if words:
+        table.add_column("legality")
+        table.add_column("techniques on (! = changed nothing)", overflow="fold")
     for row in rows:
-        on = ", ".join(f"{t}!" if t in row.inactive else t for t in row.techniques)
         table.add_row(
             f"#{row.number}",
             f"{row.bpb:.4f}",
@@ -83,10 +98,22 @@ def table_of(rows: Sequence[Row], title: str) -> Table:
             f"{row.train_s:.1f}",
             f"{row.eval_s:.1f}",
             f"{row.steps:,}",
-            escape(row.legality),
-            escape(on) or "none",
+            *((escape(row.legality), escape(words_of(row))) if words else ()),
         )
     return table
+
+
+def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
+    """By how much the best feasible trial beats the study's starting point."""
+    found = stored(session.optuna_study)
+    if found is None:
+        return ""
+    text = f"Baseline (preset {session.study.preset}): {found['val_bpb']:.4f} val_bpb"
+    if good:
+        text += (
+            f"; trial #{good[0].number} stands {float(good[0].value or 0.0) - found['val_bpb']:+.4f} from it"
+        )
+    return text + "."
 
 
 def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
@@ -102,21 +129,35 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     if not good and not bad:
         console.print(NOT_YET)
         return
-    console.print(table_of([row_of(t) for t in good[:top]], title))
+    if good:
+        print_rows(console, [row_of(t) for t in good[:top]], title)
+    else:
+        console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
+    told = against_baseline(session, good)
+    if told:
+        console.print(f"\n{told}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
-        console.print(
-            table_of([row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
-        )
+        print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
     console.print(f"\n{NOISE}", soft_wrap=True)
-    mixed = sorted({str(t.user_attrs.get("passport", {}).get("code_hash")) for t in (*good, *bad)})
-    if len(mixed) > 1:
+    if has_mixed_code([*good, *bad]):
         console.print(
-            f"These trials ran {len(mixed)} versions of the code: their values need not be comparable.",
+            "The code changed while this study ran: compare only trials of the same passport (`show N`).",
             soft_wrap=True,
         )
     if good:
         print_reproduce(console, session, good[0])
+
+
+def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether trials with the same techniques ran different code (each technique is code of its own)."""
+    seen: dict[tuple[str, ...], str] = {}
+    for trial in trials:
+        techniques = tuple(sorted(cast("list[str]", trial.user_attrs.get("techniques", []))))
+        code = str(trial.user_attrs.get("passport", {}).get("code_hash"))
+        if seen.setdefault(techniques, code) != code:
+            return True
+    return False
 
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:

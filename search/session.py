@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +94,15 @@ def open_session(
     opened = open_study(open_storage(url, worker=worker, revive=revive), study.name, url=url)
     session = Session(study, place, url, opened)
     check_unedited(session)
-    return session
+    return measured(session)
+
+
+def measured(session: Session) -> Session:
+    """The session with the limits in seconds, once the baseline is measured (search/baseline.py)."""
+    from search.baseline import stored, with_measured_limits
+
+    study = with_measured_limits(session.study, stored(session.optuna_study))
+    return replace(session, study=study)
 
 
 def read_session(study: Study, *, home: Path, storage: str | None, environ: Mapping[str, str]) -> Session:
@@ -107,7 +115,8 @@ def read_session(study: Study, *, home: Path, storage: str | None, environ: Mapp
     place = Place(home, study.name)
     nothing = ValueError(
         f"Only a study that was begun can be read, but there is no {study.name!r} in this database (home "
-        f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was started with."
+        f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was "
+        "started with."
     )
     external = storage or environ.get("CADDIE_STORAGE")
     if not external and not place.database.exists():
@@ -120,7 +129,7 @@ def read_session(study: Study, *, home: Path, storage: str | None, environ: Mapp
         raise nothing from None
     session = Session(study, place, url, stored)
     check_unedited(session)
-    return session
+    return measured(session)
 
 
 def check_unedited(session: Session) -> None:

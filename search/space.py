@@ -92,8 +92,8 @@ class SearchSpace:
         return {k: v for k, v in self.walk(self._lookup(params))[0].items() if k in params}
 
     def repaired(self, params: Params) -> dict[str, Any]:
-        """`params` with counts that exceed a sampled size (xsa.last_n over num_layers) lowered to it: a draw from
-        the static ranges is then no contradiction, and small sizes are not rejected more often than large ones."""
+        """`params` with counts that exceed a sampled size (xsa.last_n over num_layers) lowered to it, so that
+        a draw from the static ranges is no contradiction and small sizes are not rejected most."""
         found = dict(params)
         for name, size in self.study.bounds.items():
             dist = self.distributions.get(name)

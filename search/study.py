@@ -1,7 +1,8 @@
 """load_study(path, known) -> Study: one TOML file that says what a search may vary, under which limits.
 
-    [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds
-    [limits]      artifact_bytes, train_seconds, eval_seconds
+    [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds,
+                  gpus_per_trial
+    [limits]      artifact_bytes, train_seconds | train_baselines, eval_seconds | eval_baselines
     [fixed]       flat settings over the preset
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from search.domains import FREE, OFF, ON, Gates, parse_domain, settle_gates, technique_domains
+from search.limits import Limits, check_given
 from techniques import catalog
 from techniques.base import Choice, Float, Int, Shape, Technique, check_value, nearest, parse_value, setting
 from techniques.config import TRAINER_FIELDS, Config, digest, flatten, known_field, read_preset
@@ -29,15 +31,6 @@ from techniques.config import TRAINER_FIELDS, Config, digest, flatten, known_fie
 TRACKS = ("record", "open")
 TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler")
 Table = TypeVar("Table")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a configuration may cost."""
-
-    artifact_bytes: int = setting(16_000_000, "code and packed model, bytes (decimal)", low=1)
-    train_seconds: float = setting(600.0, "timed training, s", low=1e-3)
-    eval_seconds: float = setting(600.0, "timed evaluation, s", low=1e-3)
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ class Header:
     track: str = setting("record", "what legality admits", choices=TRACKS)
     num_reports: int = setting(8, "early BPB reports, evenly spaced over the budget", low=0, high=100)
     allow_duplicates: bool = setting(False, "sample a configuration again that was tried")
+    gpus_per_trial: int = setting(1, "GPUs (without any: processes) that one trial trains on", low=1, high=64)
     timeout_seconds: float = setting(0.0, "wall seconds of a trial at most; 0: from the limits", low=0.0)
 
 
@@ -95,6 +89,7 @@ class Study:
     sampler: SamplerSettings
     num_reports: int
     allow_duplicates: bool
+    gpus_per_trial: int
     timeout_seconds: float  # wall seconds after which a trial's processes are killed
 
     @property
@@ -107,7 +102,7 @@ def study_hash(study: Study) -> str:
     """Identity of what a study samples and measures; stored with the Optuna study, so that edits show."""
     kept = {
         "track": study.track,
-        "limits": dataclasses.asdict(study.limits),
+        "limits": study.limits.declared(),
         "base": study.base,
         "fixed": study.fixed,
         "free": {
@@ -117,6 +112,7 @@ def study_hash(study: Study) -> str:
         "gates": study.gates,
         "slots": {slot: list(choices) for slot, choices in study.slots.items()},
         "num_reports": study.num_reports,
+        "gpus_per_trial": study.gpus_per_trial,
     }
     return digest(kept)
 
@@ -170,9 +166,7 @@ def _table(kind: type[Table], table: Mapping[str, Any], title: str, *, rename: M
 def _build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str, type[Technique]]) -> Study:
     header = _table(Header, tables["study"], "study", rename={})
     limits = _table(Limits, tables["limits"], "limits", rename={})
-    for key in (f.name for f in dataclasses.fields(Limits)):
-        if key not in tables["limits"]:
-            raise ValueError(f"[limits] must give all three limits, but `{key}` is missing. Add it.")
+    check_given(tables["limits"])
     base = read_preset(header.preset) if header.preset else {}
     fixed, asked = _fixed(tables["fixed"], known)
     plain = {k: v for k, v in tables["space"].items() if not isinstance(v, Mapping)}
@@ -206,7 +200,8 @@ def _build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str,
         sampler=_table(SamplerSettings, tables["sampler"], "sampler", rename={}),
         num_reports=header.num_reports,
         allow_duplicates=header.allow_duplicates,
-        timeout_seconds=header.timeout_seconds or 3.0 * (limits.train_seconds + limits.eval_seconds) + 120.0,
+        gpus_per_trial=header.gpus_per_trial,
+        timeout_seconds=header.timeout_seconds or limits.timeout_seconds(),
     )
 
 

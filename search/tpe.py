@@ -25,6 +25,7 @@ from optuna.samplers._tpe.sampler import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+BATCH = 12  # proposals at once, after the first of a trial was rejected
 MODELLED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -55,10 +56,12 @@ class GroupedTpe(TPESampler):
             for group in groups
         ]
         self._estimators: list[tuple[dict[str, BaseDistribution], Any, Any]] = []
+        self._waiting: list[dict[str, Any]] = []  # proposals that nobody has asked for yet
+        self._batch = 1
 
     def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         """Model `trials` (all but the one that is sampled): the good and the others, group by group."""
-        self._estimators = []
+        self._estimators, self._waiting, self._batch = [], [], 1
         known = [t for t in trials if t.state in MODELLED or t.state == TrialState.RUNNING]
         finished = sum(t.state != TrialState.RUNNING for t in known)
         if finished < self._n_startup_trials:
@@ -76,12 +79,21 @@ class GroupedTpe(TPESampler):
 
     def propose(self) -> dict[str, Any]:
         """A value for every modelled parameter, active or not; {} while there is too little to model."""
-        found: dict[str, Any] = {}
+        if not self._waiting and self._estimators:
+            self._waiting = self._propose_many(self._batch)
+            self._batch = BATCH
+        return self._waiting.pop(0) if self._waiting else {}
+
+    def _propose_many(self, count: int) -> list[dict[str, Any]]:
+        """`count` proposals, each the best of its own candidates; together much cheaper than one by one."""
+        found: list[dict[str, Any]] = [{} for _ in range(count)]
         for group, below, above in self._estimators:
-            candidates = below.sample(self._rng.rng, self._n_ei_candidates)
+            candidates = below.sample(self._rng.rng, count * self._n_ei_candidates)
             gains = self._compute_acquisition_func(candidates, below, above)
-            best = self._compare(candidates, gains)
-            found |= {name: dist.to_external_repr(best[name]) for name, dist in group.items()}
+            best = gains.reshape(count, self._n_ei_candidates).argmax(axis=1)
+            for k, at in enumerate(best):
+                row = k * self._n_ei_candidates + int(at)
+                found[k] |= {n: dist.to_external_repr(candidates[n][row].item()) for n, dist in group.items()}
         return found
 
 

@@ -35,8 +35,19 @@ POLL_S = 0.2  # how often reports, the deadline and `stop` are looked at; the tr
 LAST_WORDS_S = guard.GRACE_S + 10.0  # after that the guard itself is killed
 BAD_INPUT, CONFIG_FAILED = 2, 3  # the trainer's exit statuses (docs/contracts.md)
 MACHINE_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+# glibc gives large blocks back to the kernel at every free: a CPU step spends a fifth of its time on the page
+# faults of getting them again (benchmarks/step_time.py).
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 WORLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PRESET")
 CREDENTIAL = re.compile(r"^(CADDIE_|PG)|TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_KEY")
+
+
+def trainer_command(num_ranks: int) -> tuple[str, ...]:
+    """The trainer as one process, or as `num_ranks` of them under torchrun."""
+    if num_ranks == 1:
+        return TRAINER
+    run = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}")
+    return (TRAINER[0], *run, *TRAINER[1:])
 
 
 class TrainerCrashed(InfrastructureError):
@@ -78,7 +89,7 @@ def trainer_environment(
     dropped = {*strip, *WORLD}
     kept = {k: v for k, v in environ.items() if k not in dropped and not CREDENTIAL.search(k)}
     threads = {name: str(num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if num_threads}
-    return kept | threads | {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+    return ALLOCATOR | kept | threads | {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
 
 
 def prepare_folder(folder: Path) -> None:
@@ -237,9 +248,10 @@ def _classify(job: Job, outcome: Outcome, seen: _Watched, status: int | None) ->
         return replace(outcome, kind="failed", reason=problem, result=result)
     if any(f"[Errno {number}]" in last or os.strerror(number) in last for number in MACHINE_ERRNOS):
         raise DiskTrouble(f"{job.folder}: {last}")
-    if status == BAD_INPUT:
-        return replace(outcome, kind="failed", reason=f"refused: {last.removeprefix('error: ')}")
-    if status == CONFIG_FAILED:
+    refusal = _refusal(job.folder / "console.log") if "torch.distributed.run" in job.command else ""
+    if status == BAD_INPUT or refusal:
+        return replace(outcome, kind="failed", reason=f"refused: {(refusal or last).removeprefix('error: ')}")
+    if status == CONFIG_FAILED or (result is not None and result.get("status") == "failed"):
         reason = str((result or {}).get("reason") or last)
         return replace(outcome, kind="failed", reason=reason, result=result)
     if status == guard.CANNOT_START:
@@ -250,6 +262,12 @@ def _classify(job: Job, outcome: Outcome, seen: _Watched, status: int | None) ->
         raise TrainerCrashed(f"the trainer was killed by {_signal_name(-status)}: {last}")
     what = "without a result" if status == 0 else f"with exit status {status}"
     raise TrainerCrashed(f"the trainer ended {what}: {last}")
+
+
+def _refusal(console: Path) -> str:
+    """The first `error: …` line: torchrun turns every exit status of a rank into 1."""
+    lines = console.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in lines if line.startswith("error: ")), "")
 
 
 def _signal_name(number: int) -> str:

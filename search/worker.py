@@ -35,7 +35,15 @@ from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
 from search.space import build_space
 from search.storage import MAX_RETRY, redact
-from search.trial import TRAINER, DiskTrouble, Job, Outcome, TrainerCrashed, run_trainer, trainer_environment
+from search.trial import (
+    DiskTrouble,
+    Job,
+    Outcome,
+    TrainerCrashed,
+    run_trainer,
+    trainer_command,
+    trainer_environment,
+)
 from techniques import catalog
 from techniques.config import environment_names
 
@@ -77,9 +85,10 @@ class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(
-        self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = TRAINER
+        self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = ()
     ):
-        self.session, self.target, self.command = session, target, command
+        self.session, self.target = session, target
+        self.command = command or trainer_command(session.study.gpus_per_trial)
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
@@ -227,7 +236,7 @@ def main(argv: list[str]) -> int:
     if options.lifeline:
         threading.Thread(target=hold, args=(stopping,), daemon=True).start()
     quiet_log(None)
-    command = (sys.executable, str(options.trainer.resolve())) if options.trainer else TRAINER
+    command = (sys.executable, str(options.trainer.resolve())) if options.trainer else ()
     try:
         study = find_study(options.study)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)

@@ -43,9 +43,12 @@ class World:
             dist.init_process_group("nccl" if cuda else "gloo", device_id=self.device if cuda else None)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        """The sum over ranks, a new tensor."""
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
 
     def max(self, value: float) -> float:
         """The largest of all ranks' `value`: what they decide together."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -266,7 +267,6 @@ CHAINS = (
     "orthogonalize",
     "weight",
     "stepper",
-    "batch_shape",
     "correct",
 )
 SLOTS = (
@@ -279,10 +279,8 @@ SLOTS = (
     "cap",
     "cross_entropy",
     "lr_scale",
-    "sampler",
     "averager",
     "bits",
-    "bits_by_tensor",
     "row_scale",
     "quantizer",
     "codec",
@@ -307,6 +305,7 @@ class Technique:
     identity_at_init: ClassVar[bool] = (
         False  # with fresh parameters the model computes what it did without it
     )
+    null: ClassVar[Mapping[str, Any] | None] = None  # a scorer's settings under which it adapts nothing
     space: ClassVar[Space] = {}  # keys are Config fields
     env: ClassVar[
         Mapping[str, str]
@@ -426,14 +425,6 @@ class Technique:
         """chain · function(progress, lr_scale), run before every training step: fills the 0-D buffers through
         which a compiled graph changes."""
 
-    def batch_shape(self, shape: Any, progress: float) -> Any:
-        """chain · (tokens, seq_len) -> (tokens, seq_len) of one step; `phases` says where it changes.
-        batch_schedule; seq_schedule."""
-
-    def sampler(self, paths: Any, seed: int) -> Any:
-        """slot · object with rows(count, length) -> uint16 [count, length + 1] and `read`, tokens taken so
-        far: the order of the training data, the same on every rank."""
-
     def lr_scale(self, progress: float) -> float | None:
         """slot · multiplier of every learning rate at `progress` in [0, 1] of the training budget."""
 
@@ -443,11 +434,6 @@ class Technique:
 
     def bits(self, role: str) -> int | None:
         """slot · bits per weight of a quantised tensor of this role."""
-
-    def bits_by_tensor(self, tensors: Mapping[str, tuple[str, Any]]) -> Mapping[str, int]:
-        """slot · {name: (role, mean XᵀX [c,c] of its inputs or None)} -> {name: bits}, over what `bits`
-        says."""
-        return {}
 
     def row_scale(self, role: str) -> Any:
         """slot · function(weight [r,c], bits, hessian [c,c] or None) -> scales float16 [r] for tensors of
@@ -471,5 +457,9 @@ class Technique:
 
 def claims(technique: type[Technique] | Technique) -> tuple[str, ...]:
     """The seams that a technique enters: the methods it overrides."""
-    cls = technique if isinstance(technique, type) else type(technique)
+    return _claims(technique if isinstance(technique, type) else type(technique))
+
+
+@functools.cache
+def _claims(cls: type[Technique]) -> tuple[str, ...]:
     return tuple(s for s in (*CHAINS, *SLOTS) if getattr(cls, s) is not getattr(Technique, s))

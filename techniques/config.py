@@ -160,11 +160,8 @@ class Resolved:
     def identity(self) -> dict[str, Any]:
         """The values that results depend on; gates that are off are left out."""
         inert = {n for n, f in TRAINER_FIELDS.items() if f.metadata["stage"] == "none"}
-        return {
-            k: v
-            for k, v in self.values.items()
-            if k not in inert and not (v is False and k not in TRAINER_FIELDS)
-        }
+        gates = {k for k in self.values if k not in TRAINER_FIELDS and "." not in k}
+        return {k: v for k, v in self.values.items() if k not in inert and not (k in gates and not v)}
 
     def hash(self) -> str:
         """Equal hashes are the same run."""

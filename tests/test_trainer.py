@@ -6,6 +6,7 @@ import math
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ def test_model_and_gradients_equal_the_plain_baseline(tiny, layers: int, kv_head
 def test_muon_step_equals_the_written_out_update(tiny):
     run, model = shifted_model(tiny)
     world = train_gpt.World(run.config)
-    weight = model.blocks[0].mlp.fc.weight
+    weight: Any = dict(model.named_parameters())["blocks.0.mlp.fc.weight"]
     start = weight.detach().clone()
     gradients = [torch.randn(weight.shape, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     muon = train_gpt.Muon([weight], 0.04, train_gpt.Hyper(), world, torch.float32)

@@ -1,8 +1,8 @@
 """u_i ← u_i / max(‖u_i‖₂, 1e-7) for each row i of Muon's update, before it is orthogonalised: MuonEq-R.
 
-Source: arXiv:2603.28254; PR #1285 (about -0.001 BPB), #1855. A positive factor on a row of the gradient leaves
-the update as it was (at momentum 0). Works around whatever orthogonalisation is on. Cost: one pass over the
-update. What we saw: studies/LOG.md.
+Source: arXiv:2603.28254; PR #1285 (about -0.001 BPB), #1855. A positive factor on a row of the gradient
+leaves the update as it was (at momentum 0). Works around whatever orthogonalisation is on. Cost: one pass
+over the update. What we saw: studies/LOG.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """wd(f) = wd·(1 − (1 − end)·max(0, f − start)/(1 − start)): every weight decay falls linearly behind `start`.
 
-Source: PR #1729 (full until 0.70 of the budget, then linear to half). f is steps or timed seconds, whichever is
-further. It needs a weight decay: without one (`muon_details.weight_decay`) it changes nothing, and the
+Source: PR #1729 (full until 0.70 of the budget, then linear to half). f is steps or timed seconds, whichever
+is further. It needs a weight decay: without one (`muon_details.weight_decay`) it changes nothing, and the
 activity audit says so. Cost: none. What we saw: studies/LOG.md.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ eval_seconds = 100.0
 run_id = "{mode}"
 [techniques]
 others = "off"
+[pruning]
+min_trials = 100
 [space]
 matrix_lr = {{ low = 0.01, high = 0.1, log = true }}
 scalar_lr = {{ low = 0.01, high = 0.1, log = true }}
@@ -39,11 +42,26 @@ from search.session import find_study, read_session
 session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
 print(json.dumps([
     {"number": t.number, "state": t.state.name, "value": t.value, "constraints": t.constraints,
-     "attrs": t.user_attrs, "retries": t.system_attrs.get("retry_history", []), "steps": len(t.intermediate_values)}
+     "attrs": t.user_attrs, "steps": len(t.intermediate_values)}
     for t in session.optuna_study.get_trials()
 ]))
 """
 FINISHED = ("COMPLETE", "PRUNED")
+
+
+def clear(home: Path) -> None:
+    """Takes away what root's private database keeps outside `home`, once its server has stopped."""
+    pointer = home / ".caddie" / "location"
+    if pointer.exists():
+        place = Path(pointer.read_text())
+        wait_for(lambda: not processes(str(place)), 30)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def processes(words: str) -> list[str]:
+    """Process lines that hold these words."""
+    shown = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True)
+    return [line for line in shown.stdout.splitlines() if words in line]
 
 
 def write_study(home: Path, name: str, mode: str = "ok") -> Path:
@@ -124,9 +142,4 @@ def is_alive(pid: int) -> bool:
 
 def workers_of(name: str) -> list[int]:
     """Worker processes of a study, by its file's name."""
-    shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [
-        int(line.split()[0])
-        for line in shown.splitlines()
-        if "search.worker" in line and f"/{name}.toml" in line
-    ]
+    return [int(line.split()[0]) for line in processes(f"/{name}.toml") if "search.worker" in line]

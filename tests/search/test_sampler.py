@@ -1,4 +1,4 @@
-"""CaddieSampler on analytic objectives: it finds what was planted, and tells the study nothing that it should not."""
+"""CaddieSampler on analytic objectives: it finds what was planted and tells nothing that it rejected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rig(
 
 
 def bpb(params: dict[str, Any]) -> float:
-    """Planted: matrix_lr 0.05, the table with many rows, fine rounding, `plain` at gain 3; size always helps."""
+    """Planted: matrix_lr 0.05, the table with many rows, fine rounding, `plain` at gain 3; size helps."""
     value = 2.0 + 0.05 * math.log(params["matrix_lr"] / 0.05) ** 2
     value += 0.02 * math.log(params["tied_embed_lr"] / 0.1) ** 2 - 0.02 * params["num_layers"]
     value -= 0.01 * math.log2(params["table.rows"] / 16) if params.get("table") else 0.0

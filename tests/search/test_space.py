@@ -100,7 +100,7 @@ def test_a_known_configuration_comes_in_or_says_why_not(tmp_path: Path):
     assert inside["table.rows"] == 100 and inside["quantizer"] == "fine_round"
     with pytest.raises(ValueError, match=r"`table.rows` must lie in .* has 9999"):
         space.params_of({"table": True, "table.rows": 9999})
-    with pytest.raises(ValueError, match="cannot express .* peek"):
+    with pytest.raises(ValueError, match=r"cannot express .* peek"):
         space.params_of({"peek": True})
 
 

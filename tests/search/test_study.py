@@ -104,7 +104,8 @@ def test_what_is_wrong_is_said_with_a_way_out(tmp_path: Path, text: str, says: s
     [
         (HEADER.replace('"record"', '"recrod"'), "must be one of 'record', 'open'"),
         (HEADER.replace('"laptop"', '"labtop"'), "Unknown preset 'labtop'. Did you mean 'laptop'"),
-        (HEADER.replace("eval_seconds = 100", ""), "all three limits, but `eval_seconds` is missing"),
+        (HEADER.replace("eval_seconds = 100", ""), "all three limits.*`eval_seconds` is missing"),
+        (HEADER.replace("eval_seconds = 100", "eval_seconds = 1\neval_baselines = 2"), "both are there"),
         (HEADER.replace("eval_seconds = 100", "eval_seconds = 0"), "`limits.eval_seconds` must lie in"),
         (
             HEADER.replace('name = "fake"', 'nmae = "fake"'),

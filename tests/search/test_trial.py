@@ -185,3 +185,12 @@ def test_environment_has_no_settings_and_no_credentials() -> None:
     kept = trainer_environment(given, strip={"XSA_LAST_N"}, num_threads=1)
     assert kept["OMP_NUM_THREADS"] == "1" and kept["CUDA_VISIBLE_DEVICES"] == "2" and kept["PATH"] == "/bin"
     assert not {"XSA_LAST_N", "RANK", "PGPASSWORD", "CADDIE_STORAGE", "HF_TOKEN"} & set(kept)
+
+
+def test_a_trial_of_several_ranks_runs_under_torchrun():
+    from search.trial import TRAINER, trainer_command
+
+    assert trainer_command(1) == TRAINER
+    command = trainer_command(8)
+    assert command[1:4] == ("-m", "torch.distributed.run", "--standalone")
+    assert "--nproc_per_node=8" in command and command[-1] == TRAINER[-1]
