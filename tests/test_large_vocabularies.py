@@ -55,7 +55,7 @@ def whole_run(target: Target, vocab_size: int) -> None:
     trained = trainer.run()
     moved = (trained.weights["tok_emb"] != before).any(1)
     assert bool(moved[vocab_size // 2 :].any())
-    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), (world, audit))
+    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), audit)
     artifact = train_gpt.pack(packed, run.identity(), train_gpt.ZlibCodec())
     score = train_gpt.evaluate(artifact, run, world, data, audit)[0]
     assert torch.isfinite(torch.tensor(score.val_bpb)) and score.bytes == data.num_val_bytes()

@@ -6,7 +6,7 @@ import torch
 from techniques.base import ROLES
 from techniques.config import resolve
 from techniques.quantization.mixed_bits import MixedBits
-from tests.techniques.evaluation_rig import TINY, single, tiny_model
+from tests.techniques.evaluation_rig import TINY, tiny_model
 
 
 def test_every_role_has_its_own_bits():
@@ -29,7 +29,7 @@ def test_stored_integers_use_them_and_reload_exactly():
     }
     resolved, model = resolve({"file": TINY | settings}, known), tiny_model()
     weights, audit = {n: p.detach().clone() for n, p in model.named_parameters()}, Audit(known)
-    packed, _ = quantize(weights, model, resolved, iter(()), (single(), audit))
+    packed, _ = quantize(weights, model, resolved, iter(()), audit)
     bits = {"attn": 4, "mlp": 5, "embed": 8}
     for item, p in zip(packed, model.parameters(), strict=True):
         if item.scale is not None:

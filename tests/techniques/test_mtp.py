@@ -63,7 +63,7 @@ def test_the_artifact_and_the_scored_model_hold_no_head(tiny_data: dict[str, str
     trained = trainer.run()
     heads = [n for n in trained.weights if "mtp" in n]
     assert len(heads) == 3 and all(bool(trained.weights[n].any()) for n in heads)
-    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), (world, audit))
+    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), audit)
     artifact = train_gpt.pack(packed, run.identity(), train_gpt.ZlibCodec())
     assert not [item.name for item in packed if "mtp" in item.name]
     score = train_gpt.evaluate(artifact, run, world, data, audit)[0]

@@ -1,5 +1,7 @@
 """The taper's shape, and that the optimisers decay by it."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def test_full_then_linear_to_the_end():
     assert taper.factor(0.85) == pytest.approx(0.75) and taper.factor(1.0) == pytest.approx(0.5)
     falling = [taper.factor(i / 100) for i in range(101)]
     assert falling == sorted(falling, reverse=True)
-    assert max(a - b for a, b in zip(falling, falling[1:], strict=False)) < 0.02  # no jump
+    assert max(a - b for a, b in itertools.pairwise(falling)) < 0.02  # no jump
 
 
 def test_every_decay_tapers_and_nothing_else():
