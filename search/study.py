@@ -112,8 +112,9 @@ def study_hash(study: Study) -> str:
         "gates": study.gates,
         "slots": {slot: list(choices) for slot, choices in study.slots.items()},
         "num_reports": study.num_reports,
-        "gpus_per_trial": study.gpus_per_trial,
     }
+    if study.gpus_per_trial != 1:
+        kept["gpus_per_trial"] = study.gpus_per_trial
     return digest(kept)
 
 
