@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -30,7 +31,7 @@ def design(trials: list[FrozenTrial], distributions: dict[str, object]) -> tuple
     names: list[str] = []
     columns: list[np.ndarray] = []
     for name, distribution in distributions.items():
-        values = [t.params.get(name) for t in trials]
+        values: list[Any] = [t.params.get(name) for t in trials]
         if any(v is None for v in values):
             continue
         if isinstance(distribution, CategoricalDistribution):
