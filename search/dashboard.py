@@ -8,6 +8,7 @@ buttons work, so it is bound to this machine only.
 from __future__ import annotations
 
 import copy
+import signal
 import socket
 import tempfile
 from collections.abc import Container, Mapping
@@ -108,6 +109,8 @@ def make_dashboard(
 def serve(storage_url: str, study_name: str, *, port: int = 8080, artifact_dir: Path) -> None:
     """Prints the address of the study's page and serves it until Ctrl-C."""
     server, page = make_dashboard(storage_url, study_name, port=port, artifact_dir=artifact_dir)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     with server:
         print(f"Dashboard of {study_name}: {page}  (Ctrl-C stops it)", flush=True)
         try:
