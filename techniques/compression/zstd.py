@@ -21,13 +21,13 @@ class ZstdCodec:
             import zstandard
         except ImportError as error:
             raise Unavailable("zstd needs the package `zstandard`. Install it, or use lzma_xz.") from error
-        self.library, self.level = zstandard, level
+        self.zstandard, self.level = zstandard, level
 
     def compress(self, data: bytes) -> bytes:
-        return self.library.ZstdCompressor(level=self.level).compress(data)
+        return self.zstandard.ZstdCompressor(level=self.level).compress(data)
 
     def decompress(self, data: bytes) -> bytes:
-        return self.library.ZstdDecompressor().decompress(data)
+        return self.zstandard.ZstdDecompressor().decompress(data)
 
 
 class Zstd(Technique):
