@@ -1,4 +1,4 @@
-"""A study on a PostgreSQL reached over TCP by its URL, as several machines would reach it, by the same code."""
+"""A study on a PostgreSQL reached over TCP by its URL, as several machines would reach it."""
 
 from __future__ import annotations
 
