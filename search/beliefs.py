@@ -1,0 +1,174 @@
+"""Beliefs: what a study's trials say about the objective and every constraint, as surrogates over rows.
+
+Objective: complete trials; running ones stand in at the posterior mean (fantasies), so that workers spread;
+pruned ones at the final value that a line through the complete trials' reports at the same step predicts,
+with the scatter around that line as noise: where early order says nothing, so does the pruned trial.
+Constraints: log(1 + relative violation), which is additive for sizes and times; one with two values only
+(it diverged or not) becomes ±1. Exactly 0 means unknown. Each has a surrogate without pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from search.rows import Array, Rows, Rules
+from search.surrogate import Basis, Function, Surrogate, settled
+from search.tpe import settled_params
+
+FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
+GROWTH = 1.04  # of the number of trials between two fits
+CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
+BINARY_CAUTION = 0.3  # on ±1
+LEAST_REPORTS = 8  # complete trials with a report at a step, without which it predicts nothing
+FEW = 4  # values of a constraint without which nothing is learned
+
+
+@dataclass
+class Learned:
+    """A surrogate, how many trials its variances were fitted to, and its mean."""
+
+    model: Surrogate
+    fitted: int = 0
+    mean: Function | None = None
+    caution: float = 0.0
+
+    def update(self, columns: Array, y: Array, noise_sd: Array | None, *, steps: int) -> None:
+        """Condition on the data; fit the variances when there are enough new ones."""
+        due = len(y) >= max(self.fitted + 3, math.ceil(GROWTH * self.fitted))
+        self.model.observe(columns, y, noise_sd=noise_sd, fit=steps if due else 0)
+        self.fitted = len(y) if due else self.fitted
+        self.mean = self.model.mean()
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether no constraint is known to be broken."""
+    return all(v <= 0.0 for v in trial.constraints.values())
+
+
+class Beliefs:
+    """`learn` with every trial of the study; then rows are judged by `objective`, `excess` and `incumbent`."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Rules, *, sign: float = 1.0):
+        self.rows = Rows(distributions, rules)
+        self.basis, self.sign = Basis(distributions), sign
+        self.objective = Learned(Surrogate(self.basis))
+        self.constraints: dict[str, Learned] = {}
+        self.complete: list[FrozenTrial] = []
+        self.seen: Array = np.zeros((0, len(distributions)))  # rows of `complete`
+        self.columns: Array = np.zeros((0, len(self.basis.owner)))  # of `seen`
+        self._weights: Array = np.zeros((0, 0))
+        self._offsets: Array = np.zeros(0)
+        self._known: dict[int, Array] = {}  # trial number -> row of a finished trial
+
+    def learn(self, trials: Sequence[FrozenTrial]) -> None:
+        """Everything anew; only rows and fitted variances are kept from call to call."""
+        done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
+        self.seen = self._rows_of(self.complete)
+        self.columns = self.columns_of(self.seen)
+        y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
+        pruned, at, scatter = self._short(done)
+        running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
+        columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
+        values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
+        self.objective.update(columns, values, noise, steps=FIT_STEPS)
+        if len(running) and len(values):
+            assert self.objective.mean is not None
+            more = self.columns_of(running)
+            fantasy = self.objective.mean(more)
+            self.objective.update(
+                np.concatenate([columns, more]),
+                np.concatenate([values, fantasy]),
+                np.concatenate([noise, np.zeros(len(more))]),
+                steps=0,
+            )
+        self._learn_constraints(done)
+
+    def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
+        new = [t for t in trials if t.number not in self._known]
+        rows = self.rows.encode([self._expressible(settled_params(t)) for t in new])
+        fresh = {t.number: row for t, row in zip(new, rows, strict=True)}
+        self._known |= {t.number: fresh[t.number] for t in new if t.state.is_finished()}
+        found = [self._known[t.number] if t.number in self._known else fresh[t.number] for t in trials]
+        return np.array(found).reshape(len(found), len(self.rows.names))
+
+    def _expressible(self, params: Mapping[str, object]) -> dict[str, object]:
+        return {n: v for n, v in params.items() if n in self.rows.distributions}
+
+    def columns_of(self, rows: Array) -> Array:
+        """The surrogates' columns of rows. [n, m]"""
+        return self.basis.columns(rows, self.rows.active(rows))
+
+    def _short(self, done: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Array, Array]:
+        """(pruned trials that predict something, their predicted final values, the scatter of that)."""
+        found: list[tuple[FrozenTrial, float, float]] = []
+        for trial in done:
+            step = trial.last_step
+            if trial.state != TrialState.PRUNED or step is None:
+                continue
+            like = [t for t in self.complete if step in t.intermediate_values]
+            report = self.sign * trial.intermediate_values[step]
+            if len(like) < LEAST_REPORTS or not math.isfinite(report):
+                continue
+            early = np.array([self.sign * t.intermediate_values[step] for t in like])
+            final = np.array([self.sign * float(t.value or 0.0) for t in like])
+            variance = float(early.var())
+            slope = float(np.mean((early - early.mean()) * (final - final.mean()))) / max(variance, 1e-18)
+            scatter = float((final - final.mean() - slope * (early - early.mean())).std())
+            expected = float(final.mean()) + slope * float(np.clip(report, early.min(), early.max()) - early.mean())
+            found.append((trial, expected, 1.2 * scatter))
+        return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
+
+    def _learn_constraints(self, done: Sequence[FrozenTrial]) -> None:
+        values: dict[str, list[tuple[FrozenTrial, float]]] = {}
+        for trial in done:
+            for key, value in trial.constraints.items():
+                if value != 0.0:
+                    values.setdefault(key, []).append((trial, value))
+        for key, pairs in values.items():
+            raw = np.array([v for _, v in pairs])
+            if len(raw) < FEW or (raw <= 0).all():
+                self.constraints.pop(key, None)  # never broken: nothing to fear
+                continue
+            binary = len(np.unique(raw)) <= 2
+            y = np.sign(raw) if binary else np.log1p(np.maximum(raw, -0.95))
+            found = self.constraints.setdefault(key, Learned(Surrogate(self.basis, pairs=False)))
+            columns = self.columns_of(self._rows_of([t for t, _ in pairs]))
+            found.update(columns, y, None, steps=CONSTRAINT_STEPS)
+            found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
+        self._stack_constraints()
+
+    # -- what rows are worth
+
+    def excess(self, columns: Array, margin: float = 0.0) -> Array:
+        """By how much the constraints, tightened by `margin`, are expected to be broken; in sds of each over
+        the trials. [n]"""
+        if not self._weights.size:
+            return np.zeros(len(columns))
+        return np.maximum(columns @ self._weights + self._offsets + margin, 0.0).sum(axis=1)
+
+    def _stack_constraints(self) -> None:
+        """All constraints' means as one matrix, each in its own sds."""
+        learned = [c for c in self.constraints.values() if c.mean is not None]
+        self._weights = np.array([c.mean.main / c.model.scale for c in learned if c.mean]).reshape(
+            len(learned), len(self.basis.owner)
+        ).T
+        offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
+        self._offsets = np.array(offsets, dtype=np.float64)
+
+    def incumbents(self, count: int) -> list[int]:
+        """Indices into `complete` of the feasible trials with the best posterior means, best first."""
+        if not self.complete or self.objective.mean is None:
+            return []
+        means = self.objective.mean(self.columns)
+        kept = np.array([is_feasible(t) for t in self.complete])
+        order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
+        return order[:count]
+
+

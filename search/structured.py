@@ -1,0 +1,298 @@
+"""StructuredSampler: Thompson draws from a structured surrogate, optimised by local search. For any Optuna study.
+
+    study = optuna.create_study(sampler=StructuredSampler(seed=0))
+
+The surrogate (search/surrogate.py) has a term for each gate, a curve for each number while its gate is on, and
+shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal minimises
+one draw among what is expected to be feasible and what `Knowledge.admits` lets pass. Conditional parameters
+need no declaration: which are active when is learned from the trials, or from `Knowledge.keep_active`. With
+stages, a proposal may instead keep the finished stages of a good trial and change what lies downstream: the
+larger expected gain per second wins. A share of proposals is TPE's, for responses that this model cannot see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search.beliefs import Beliefs
+from search.climb import Moves, climb
+from search.rows import Array, Mask, Rows, learn_rules
+from search.surrogate import Function
+from search.tpe import GroupedTpe, other_trials, settled_params
+
+TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
+TPE_FROM = 20  # finished trials
+BOLDNESS = 0.7  # a draw's distance from the posterior mean, over a Thompson draw's
+STEPS = 14  # of a local search
+EXAMPLES = 400  # draws that show `keep_active`'s rules
+REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
+BASES = 3  # good trials whose finished stages a proposal may keep
+PENALTY = 4.0  # sds of the objective for each sd of a constraint's expected excess
+SHAKEN = 0.15  # share of coordinates that a shaken start has redrawn
+
+NARROWEST, WIDEST = 0.03, 1.0  # sds by which constraints are tightened, first and last
+Params = Mapping[str, Any]
+Score = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the caller knows beyond the trials. All of it is optional."""
+
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
+    keep_active: Callable[[Params], Params] | None = None  # drops the parameters that mean nothing
+    admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
+    stage_of: Mapping[str, str] = field(default_factory=dict[str, str])  # parameter -> stage; absent: the first
+    stages: tuple[str, ...] = ()  # upstream first; empty: every run costs the same
+    seconds: Callable[[Params], Mapping[str, float]] | None = None  # predicted seconds of each stage
+
+
+class StructuredSampler(optuna.samplers.BaseSampler):
+    """See the head of this file. `seed=None` in real studies, so that no two workers agree."""
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        knowledge: Knowledge | None = None,
+        tpe_share: float = TPE_SHARE,
+        boldness: float = BOLDNESS,
+    ):
+        if not 0.0 <= tpe_share <= 1.0:
+            raise ValueError(f"tpe_share must be from 0 to 1, but got {tpe_share}. 0.1 is the default.")
+        self.knowledge = knowledge or Knowledge()
+        self.tpe_share, self.boldness = tpe_share, boldness
+        self._rng = np.random.default_rng(seed)
+        self._beliefs: Beliefs | None = None
+        self._space: dict[str, BaseDistribution] = dict(self.knowledge.distributions)
+        self._read = 0  # trials whose distributions are in the space
+        self._tpe: GroupedTpe | None = None
+        self._asked_tpe = False
+        self._draw: tuple[Function, Function] | None = None
+
+    def reseed_rng(self) -> None:
+        self._rng = np.random.default_rng()
+        if self._tpe is not None:
+            self._tpe.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Every parameter that any trial had, active or not: a proposal is made at once."""
+        if not self.knowledge.distributions:
+            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            for t in trials:
+                self._space |= t.distributions
+        return {n: d for n, d in self._space.items() if not d.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """One admitted proposal: a value of every parameter of the space."""
+        if not search_space:
+            return {}
+        self.begin(study, other_trials(study, trial), search_space)
+        return self.propose()
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Uniform: a parameter that no trial had so far."""
+        rows = Rows({param_name: param_distribution}, {})
+        return rows.decode(rows.uniform(self._rng, 1)[0])[param_name]
+
+    # -- proposals
+
+    def begin(
+        self,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        space: Mapping[str, BaseDistribution] | None = None,
+    ) -> None:
+        """Learn from `trials` (all but the one that is sampled); then `propose` as often as needed."""
+        space = {n: d for n, d in (space or self._space).items() if not d.single()}
+        beliefs = self._refreshed(space, trials, -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0)
+        beliefs.learn(trials)
+        finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+        self._asked_tpe = finished >= TPE_FROM and self._rng.random() < self.tpe_share
+        if self._asked_tpe:
+            assert self._tpe is not None
+            self._tpe.begin(study, trials)
+
+    def propose(self) -> dict[str, Any]:
+        """A value of every parameter, active or not."""
+        assert self._beliefs is not None, "begin() comes first"
+        if self._asked_tpe and self._tpe is not None:
+            for _ in range(REFUSALS):
+                found = self._tpe.propose()
+                if found and self._admitted(found):
+                    return found
+        row = self._best_of_a_draw(self._beliefs)
+        return self._beliefs.rows.decode(row)
+
+    def recommend(self, study: optuna.Study) -> FrozenTrial:
+        """The feasible trial with the best posterior mean: less a winner by luck than the best observed one.
+        ValueError when no feasible trial is complete."""
+        trials = study.get_trials(deepcopy=False)
+        for t in trials:
+            self._space |= {} if self.knowledge.distributions else t.distributions
+        self.begin(study, trials)
+        assert self._beliefs is not None
+        best = self._beliefs.incumbents(1)
+        if not best:
+            raise ValueError("A recommendation needs a complete, feasible trial, but there is none. Run more.")
+        return self._beliefs.complete[best[0]]
+
+    def _refreshed(
+        self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], sign: float
+    ) -> Beliefs:
+        """The beliefs, begun anew when the space changed or a trial contradicts the rules."""
+        keep = self.knowledge.keep_active
+        old = self._beliefs
+        if old is not None and old.rows.distributions == dict(space):
+            fresh = [] if keep else [t for t in trials if t.state.is_finished() and t.number >= self._read]
+            if all(set(old.rows.keep_active(p)) == set(p) for p in (self._own(t, space) for t in fresh)):
+                self._read = max((t.number + 1 for t in trials if t.state.is_finished()), default=0)
+                return old
+        if keep is not None:
+            plain, rng = Rows(space, {}), np.random.default_rng(0)
+            examples = [keep(plain.decode(row)) for row in plain.uniform(rng, EXAMPLES)]
+        else:
+            examples = [self._own(t, space) for t in trials if t.state == TrialState.COMPLETE]
+        self._beliefs = Beliefs(space, learn_rules(space, examples), sign=sign)
+        if old is not None and old.basis.count == len(space):
+            self._beliefs.objective.model.hyper = old.objective.model.hyper
+        self._read = max((t.number + 1 for t in trials if t.state.is_finished()), default=0)
+        self._tpe = GroupedTpe(
+            self._beliefs.rows.groups(),
+            space,
+            n_startup_trials=TPE_FROM,
+            n_ei_candidates=24,
+            seed=int(self._rng.integers(2**31)),
+        )
+        return self._beliefs
+
+    def _own(self, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+        return {n: v for n, v in trial.params.items() if n in space}
+
+    def _admitted(self, params: Params) -> bool:
+        return self.knowledge.admits is None or self.knowledge.admits(self._active_of(params))
+
+    def _active_of(self, params: Params) -> Params:
+        if self.knowledge.keep_active is not None:
+            return self.knowledge.keep_active(params)
+        assert self._beliefs is not None
+        return self._beliefs.rows.keep_active(params)
+
+    # -- the search over one draw
+
+    def _best_of_a_draw(self, beliefs: Beliefs) -> Array:
+        mean, draw = beliefs.objective.mean, beliefs.objective.model.draw(self._rng)
+        assert mean is not None
+        share = self.boldness
+        bold = Function(
+            mean.intercept + share * (draw.intercept - mean.intercept),
+            mean.main + share * (draw.main - mean.main),
+            mean.pair + share * (draw.pair - mean.pair),
+        )
+        scale = beliefs.objective.model.scale
+
+        def score(rows: Array, margin: float = 0.0) -> Array:
+            columns = beliefs.columns_of(rows)
+            return bold(columns) + PENALTY * scale * beliefs.excess(columns, margin)
+
+        best = beliefs.incumbents(BASES)
+        starts = self._starts(beliefs, best, score)
+        row = self._climbed(beliefs, starts, score, np.ones(len(beliefs.rows.names), dtype=bool))
+        if row is None:
+            row = self._any(beliefs, score)
+        if self.knowledge.seconds is None or len(self.knowledge.stages) < 2 or not best:
+            return row
+        return self._cheapest_gain(beliefs, row, best, score)
+
+    def _climbed(self, beliefs: Beliefs, starts: Array, score: Score, free: Mask) -> Array | None:
+        """The best admitted end of the starts. While all are refused, the constraints are tightened, so that
+        the search walks away from the border that `admits` draws."""
+        margin, moves = 0.0, Moves(beliefs.rows, free)
+        while margin < WIDEST:
+            starts = climb(starts, lambda r, m=margin: score(r, m), moves, rng=self._rng, steps=STEPS)
+            for k in np.argsort(score(starts)):
+                if self._admitted(beliefs.rows.decode(starts[k])):
+                    return starts[k]
+            margin = 2.0 * margin + NARROWEST
+        return None
+
+    def _starts(self, beliefs: Beliefs, best: Sequence[int], score: Score) -> Array:
+        """The best trial, the best of good trials by the draw, and two of them shaken."""
+        uniform = beliefs.rows.uniform(self._rng, 4)
+        if not best:
+            return uniform
+        seen = beliefs.seen[best]
+        by_draw = beliefs.seen[int(np.argmin(score(beliefs.seen)))]
+        shaken = np.where(self._rng.random(uniform[:2].shape) < SHAKEN, uniform[:2], seen[[0, -1]])
+        return np.concatenate([seen[:1], by_draw[None, :], shaken])
+
+    def _any(self, beliefs: Beliefs, score: Score) -> Array:
+        """The best admitted of uniform draws; the best of all where none is."""
+        rows = beliefs.rows.uniform(self._rng, REFUSALS)
+        rows = rows[np.argsort(score(rows))]
+        return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
+
+    def _cheapest_gain(self, beliefs: Beliefs, row: Array, best: Sequence[int], score: Score) -> Array:
+        """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
+        known = self._finished_stages(beliefs)
+        reference = float(score(beliefs.seen[best[:1]])[0])
+        options = [row]
+        for level in range(len(self.knowledge.stages) - 1):
+            free = self._downstream(beliefs, level)
+            found = [self._climbed(beliefs, beliefs.seen[[k]], score, free) for k in best if free.any()]
+            options += [r for r in found if r is not None]
+        gains = reference - score(np.array(options))
+        rates = [
+            gain / self._cost(beliefs, option, known) if gain > 0 else -np.inf
+            for gain, option in zip(gains, options, strict=True)
+        ]
+        return options[int(np.argmax(rates))] if max(rates) > 0 else row
+
+    def _downstream(self, beliefs: Beliefs, level: int) -> Mask:
+        """Parameters of the stages after `level`."""
+        return np.array([self._level(name) > level for name in beliefs.rows.names])
+
+    def _level(self, name: str) -> int:
+        return self.knowledge.stages.index(self.knowledge.stage_of.get(name, self.knowledge.stages[0]))
+
+    def _keys(self, params: Params) -> list[tuple[Any, ...]]:
+        """Identity of the result of every stage: the active parameters up to it."""
+        items = sorted((self._level(n), n, v) for n, v in params.items() if n in self._space)
+        levels = range(len(self.knowledge.stages))
+        return [(k, *((n, v) for level, n, v in items if level <= k)) for k in levels]
+
+    def _finished_stages(self, beliefs: Beliefs) -> set[tuple[Any, ...]]:
+        return {key for t in beliefs.complete for key in self._keys(settled_params(t))}
+
+    def _cost(self, beliefs: Beliefs, row: Array, known: set[tuple[Any, ...]]) -> float:
+        """Predicted seconds of the stages that no finished trial has computed."""
+        params = self._active_of(beliefs.rows.decode(row))
+        assert self.knowledge.seconds is not None
+        seconds = self.knowledge.seconds(params)
+        keys = self._keys(params)
+        spent = sum(
+            seconds.get(stage, 0.0)
+            for stage, key in zip(self.knowledge.stages, keys, strict=True)
+            if key not in known
+        )
+        return max(spent, 1.0)
+
+
