@@ -52,7 +52,7 @@ def is_feasible(trial: FrozenTrial) -> bool:
 
 
 class Beliefs:
-    """`learn` with every trial of the study; then rows are judged by `objective`, `excess` and `incumbent`."""
+    """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Rules, *, sign: float = 1.0):
         self.rows = Rows(distributions, rules)
@@ -62,6 +62,7 @@ class Beliefs:
         self.complete: list[FrozenTrial] = []
         self.seen: Array = np.zeros((0, len(distributions)))  # rows of `complete`
         self.columns: Array = np.zeros((0, len(self.basis.owner)))  # of `seen`
+        self.tried: set[frozenset[tuple[str, object]]] = set()  # configurations, running ones included
         self._weights: Array = np.zeros((0, 0))
         self._offsets: Array = np.zeros(0)
         self._known: dict[int, Array] = {}  # trial number -> row of a finished trial
@@ -74,6 +75,7 @@ class Beliefs:
         self.columns = self.columns_of(self.seen)
         y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
         pruned, at, scatter = self._short(done)
+        self.tried = {frozenset(self._expressible(settled_params(t)).items()) for t in trials}
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
@@ -121,7 +123,9 @@ class Beliefs:
             variance = float(early.var())
             slope = float(np.mean((early - early.mean()) * (final - final.mean()))) / max(variance, 1e-18)
             scatter = float((final - final.mean() - slope * (early - early.mean())).std())
-            expected = float(final.mean()) + slope * float(np.clip(report, early.min(), early.max()) - early.mean())
+            expected = float(final.mean()) + slope * float(
+                np.clip(report, early.min(), early.max()) - early.mean()
+            )
             found.append((trial, expected, 1.2 * scatter))
         return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
 
@@ -156,9 +160,11 @@ class Beliefs:
     def _stack_constraints(self) -> None:
         """All constraints' means as one matrix, each in its own sds."""
         learned = [c for c in self.constraints.values() if c.mean is not None]
-        self._weights = np.array([c.mean.main / c.model.scale for c in learned if c.mean]).reshape(
-            len(learned), len(self.basis.owner)
-        ).T
+        self._weights = (
+            np.array([c.mean.main / c.model.scale for c in learned if c.mean])
+            .reshape(len(learned), len(self.basis.owner))
+            .T
+        )
         offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
         self._offsets = np.array(offsets, dtype=np.float64)
 
@@ -170,5 +176,3 @@ class Beliefs:
         kept = np.array([is_feasible(t) for t in self.complete])
         order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
         return order[:count]
-
-

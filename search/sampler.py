@@ -25,10 +25,11 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search.calibration import LATEST
+from search.inner import inner_sampler
 from search.preflight import Prediction, Preflight
 from search.pruning import PREFLIGHT
 from search.space import SearchSpace
-from search.tpe import GroupedTpe, other_trials, set_system_attr, set_user_attr, settled_params
+from search.tpe import other_trials, set_system_attr, set_user_attr, settled_params
 from techniques.config import Resolved, digest
 
 REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
@@ -141,13 +142,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._tpe = GroupedTpe(
-            space.groups(),
-            space.distributions,
-            n_startup_trials=settings.startup_trials,
-            n_ei_candidates=settings.candidates,
-            seed=seed,
-        )
+        self._tpe = inner_sampler(space, preflight, seed)
         self._taken: dict[int, str] = {}  # trial number -> key of its finished configuration
         self._taught: set[int] = set()
 

@@ -1,10 +1,10 @@
-"""StructuredSampler: Thompson draws from a structured surrogate, optimised by local search. For any Optuna study.
+"""StructuredSampler: Thompson draws from a structured surrogate, for any Optuna study.
 
     study = optuna.create_study(sampler=StructuredSampler(seed=0))
 
-The surrogate (search/surrogate.py) has a term for each gate, a curve for each number while its gate is on, and
-shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal minimises
-one draw among what is expected to be feasible and what `Knowledge.admits` lets pass. Conditional parameters
+The surrogate (search/surrogate.py) has a term for each gate, a curve for each number while its gate is on,
+and shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal minimises
+one draw, by local search, among what is expected to be feasible and what `Knowledge.admits` lets pass. Conditional parameters
 need no declaration: which are active when is learned from the trials, or from `Knowledge.keep_active`. With
 stages, a proposal may instead keep the finished stages of a good trial and change what lies downstream: the
 larger expected gain per second wins. A share of proposals is TPE's, for responses that this model cannot see.
@@ -30,8 +30,8 @@ from search.tpe import GroupedTpe, other_trials, settled_params
 
 TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials
-BOLDNESS = 0.7  # a draw's distance from the posterior mean, over a Thompson draw's
-STEPS = 14  # of a local search
+BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson draw's
+STEPS = 10  # of a local search
 EXAMPLES = 400  # draws that show `keep_active`'s rules
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
@@ -50,7 +50,9 @@ class Knowledge:
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
     keep_active: Callable[[Params], Params] | None = None  # drops the parameters that mean nothing
     admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
-    stage_of: Mapping[str, str] = field(default_factory=dict[str, str])  # parameter -> stage; absent: the first
+    stage_of: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # parameter -> stage; absent: the first
     stages: tuple[str, ...] = ()  # upstream first; empty: every run costs the same
     seconds: Callable[[Params], Mapping[str, float]] | None = None  # predicted seconds of each stage
 
@@ -152,7 +154,9 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         assert self._beliefs is not None
         best = self._beliefs.incumbents(1)
         if not best:
-            raise ValueError("A recommendation needs a complete, feasible trial, but there is none. Run more.")
+            raise ValueError(
+                "A recommendation needs a complete, feasible trial, but there is none. Run more."
+            )
         return self._beliefs.complete[best[0]]
 
     def _refreshed(
@@ -216,8 +220,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         best = beliefs.incumbents(BASES)
         starts = self._starts(beliefs, best, score)
         row = self._climbed(beliefs, starts, score, np.ones(len(beliefs.rows.names), dtype=bool))
-        if row is None:
-            row = self._any(beliefs, score)
+        row = self._any(beliefs, score) if row is None else self._renewed(beliefs, row, score)
         if self.knowledge.seconds is None or len(self.knowledge.stages) < 2 or not best:
             return row
         return self._cheapest_gain(beliefs, row, best, score)
@@ -228,20 +231,35 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         margin, moves = 0.0, Moves(beliefs.rows, free)
         while margin < WIDEST:
             starts = climb(starts, lambda r, m=margin: score(r, m), moves, rng=self._rng, steps=STEPS)
-            for k in np.argsort(score(starts)):
+            order = np.argsort(score(starts, margin))
+            for k in order:
                 if self._admitted(beliefs.rows.decode(starts[k])):
                     return starts[k]
-            margin = 2.0 * margin + NARROWEST
+            starts, margin = starts[order[:1]], 2.0 * margin + NARROWEST
         return None
 
+    def _renewed(self, beliefs: Beliefs, row: Array, score: Score) -> Array:
+        """`row`, or the best admitted row beside it when it was tried: noise alone is no reason to repeat."""
+        if not self._tried(beliefs, row):
+            return row
+        moves = Moves(beliefs.rows, np.ones(len(row), dtype=bool))
+        beside = moves.singles(row, self._rng)[0]
+        for k in np.argsort(score(beside)):
+            if self._admitted(beliefs.rows.decode(beside[k])) and not self._tried(beliefs, beside[k]):
+                return beside[k]
+        return row
+
+    def _tried(self, beliefs: Beliefs, row: Array) -> bool:
+        return frozenset(self._active_of(beliefs.rows.decode(row)).items()) in beliefs.tried
+
     def _starts(self, beliefs: Beliefs, best: Sequence[int], score: Score) -> Array:
-        """The best trial, the best of good trials by the draw, and two of them shaken."""
-        uniform = beliefs.rows.uniform(self._rng, 4)
+        """The best trial, the best trial by the draw, and a good one shaken."""
+        uniform = beliefs.rows.uniform(self._rng, 3)
         if not best:
             return uniform
         seen = beliefs.seen[best]
         by_draw = beliefs.seen[int(np.argmin(score(beliefs.seen)))]
-        shaken = np.where(self._rng.random(uniform[:2].shape) < SHAKEN, uniform[:2], seen[[0, -1]])
+        shaken = np.where(self._rng.random(uniform[:1].shape) < SHAKEN, uniform[:1], seen[-1:])
         return np.concatenate([seen[:1], by_draw[None, :], shaken])
 
     def _any(self, beliefs: Beliefs, score: Score) -> Array:
@@ -258,7 +276,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         for level in range(len(self.knowledge.stages) - 1):
             free = self._downstream(beliefs, level)
             found = [self._climbed(beliefs, beliefs.seen[[k]], score, free) for k in best if free.any()]
-            options += [r for r in found if r is not None]
+            options += [r for r in found if r is not None and not self._tried(beliefs, r)]
         gains = reference - score(np.array(options))
         rates = [
             gain / self._cost(beliefs, option, known) if gain > 0 else -np.inf
@@ -294,5 +312,3 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             if key not in known
         )
         return max(spent, 1.0)
-
-

@@ -7,7 +7,7 @@
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it
     [pruning]     from, margin, min_trials, quantile, annealing_tolerance
-    [sampler]     startup_trials, max_resamples, candidates
+    [sampler]     kind, startup_trials, max_resamples, candidates
 
 Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
 typo.
@@ -50,6 +50,7 @@ class Pruning:
 class SamplerSettings:
     """How proposals are made; search/sampler.py has the rules."""
 
+    kind: str = setting("tpe", "what makes the proposals", choices=("tpe", "structured"))
     startup_trials: int = setting(16, "finished trials before TPE models anything", low=1)
     max_resamples: int = setting(100, "rejected TPE proposals before random draws", low=1)
     candidates: int = setting(24, "draws a proposal is the best of", low=1)

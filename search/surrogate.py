@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,9 @@ class Basis:
         k = len(self.numbers)
         self.owner = np.concatenate([self.gates, self.many, *[self.numbers] * 4])  # of every main column
         ones = np.ones(len(self.gates) + len(self.many))
-        self.weight = np.concatenate([ones, np.ones(k), np.full(k, QUADRATIC), np.ones(k), np.full(k, QUARTIC)])
+        self.weight = np.concatenate(
+            [ones, np.ones(k), np.full(k, QUADRATIC), np.ones(k), np.full(k, QUARTIC)]
+        )
         self.bent: Mask = np.arange(len(self.owner)) >= len(ones) + 2 * k
         self.factors = len(ones) + k  # the first columns also make pairs
 
@@ -113,7 +114,9 @@ class Hyper:
     @staticmethod
     def widths(count: int) -> Array:
         """sd of the priors, as `flat` orders them."""
-        return np.concatenate([np.full(count, WIDTH["relevance"]), [WIDTH[k] for k in ("rho", "bend", "noise")]])
+        return np.concatenate(
+            [np.full(count, WIDTH["relevance"]), [WIDTH[k] for k in ("rho", "bend", "noise")]]
+        )
 
 
 class Surrogate:
@@ -198,7 +201,9 @@ class Surrogate:
             intercept += float(alpha.sum())
             main = main + scales * (self.columns.T @ alpha)
             if self.pairs:
-                moved = 0.5 * math.exp(self.hyper.rho) * np.outer(factors, factors) * (z.T @ (alpha[:, None] * z))
+                moved = (
+                    0.5 * math.exp(self.hyper.rho) * np.outer(factors, factors) * (z.T @ (alpha[:, None] * z))
+                )
                 np.fill_diagonal(moved, 0.0)
                 pair = pair + moved
         return Function(self.centre + self.scale * intercept, self.scale * main, self.scale * pair)
@@ -206,7 +211,9 @@ class Surrogate:
     def mean(self) -> Function:
         """The posterior mean, in units of y."""
         size = self.basis.factors if self.pairs else 0
-        return self._posterior(0.0, np.zeros(len(self.basis.owner)), np.zeros((size, size)), np.zeros(len(self.y)))
+        return self._posterior(
+            0.0, np.zeros(len(self.basis.owner)), np.zeros((size, size)), np.zeros(len(self.y))
+        )
 
     def draw(self, rng: np.random.Generator) -> Function:
         """A function drawn from the posterior, in units of y."""
@@ -256,5 +263,3 @@ def settled(values: Array) -> Array:
         return values
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.75])
     return np.minimum(values, high + 2.0 * max(high - low, middle - low, 1e-12))
-
-

@@ -1,0 +1,57 @@
+"""inner_sampler(space, preflight, seed): what makes the proposals that CaddieSampler checks.
+
+`[sampler] kind` of the study says which: `tpe` (the default) or `structured`. Both learn once a trial
+(`begin`) and propose as often as they are asked (`propose`: a value of every parameter, or {} for a uniform
+draw).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from search.preflight import Preflight
+from search.space import SearchSpace
+from search.structured import Knowledge, StructuredSampler
+from search.tpe import GroupedTpe
+
+
+class Inner(Protocol):
+    """What CaddieSampler needs of a sampler."""
+
+    def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        """Learn from all trials but the one that is sampled."""
+        ...
+
+    def propose(self) -> dict[str, Any]:
+        """A value of every parameter, active or not; {} for a uniform draw."""
+        ...
+
+    def reseed_rng(self) -> None:
+        """Other random numbers than the parent process's."""
+        ...
+
+
+def inner_sampler(space: SearchSpace, preflight: Preflight, seed: int | None) -> Inner:
+    """The sampler that the study asks for."""
+    settings = preflight.study.sampler
+    if settings.kind == "tpe":
+        return GroupedTpe(
+            space.groups(),
+            space.distributions,
+            n_startup_trials=settings.startup_trials,
+            n_ei_candidates=settings.candidates,
+            seed=seed,
+        )
+
+    def admits(params: Mapping[str, Any]) -> bool:
+        try:
+            resolved = space.resolve(space.repaired(params))
+        except ValueError:
+            return False
+        return preflight.rejection(resolved) is None
+
+    return StructuredSampler(seed=seed, knowledge=Knowledge(space.distributions, space.keep_active, admits))

@@ -1,0 +1,256 @@
+"""The structured sampler: its maths against dense formulas, its rules, and studies of every kind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from search.beliefs import Beliefs
+from search.constraints import set_all, violations
+from search.preflight import Preflight, model_bytes
+from search.rows import Rows, learn_rules, place, value_at
+from search.sampler import CaddieSampler
+from search.space import build_space
+from search.structured import Knowledge, StructuredSampler
+from search.surrogate import Basis, Function, Hyper, Surrogate
+from tests.search.fakes import KNOWN, make_study
+
+SPACE: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "layers": IntDistribution(2, 9),
+    "gate": CategoricalDistribution((False, True)),
+    "rival": CategoricalDistribution((False, True)),
+    "kind": CategoricalDistribution(("a", "b", "c")),
+    "gate.size": IntDistribution(8, 64, step=8),
+    "rival.rate": FloatDistribution(0.0, 1.0),
+}
+
+
+def keep(params: dict[str, Any]) -> dict[str, Any]:
+    """`rival` is asked while `gate` is off; settings while their gate is on."""
+    rival = not params["gate"] and params["rival"]
+    dropped = {"rival"} if params["gate"] else {"gate.size"}
+    return {k: v for k, v in params.items() if k not in dropped | (set() if rival else {"rival.rate"})}
+
+
+def rig(n: int, seed: int = 0) -> tuple[Surrogate, np.ndarray, np.ndarray, np.ndarray]:
+    """A surrogate with every hyper-parameter moved, columns, values and extra noise."""
+    rng = np.random.default_rng(seed)
+    basis = Basis(SPACE)
+    rows = Rows(SPACE, {}).uniform(rng, n)
+    columns = basis.columns(rows, rng.random(rows.shape) < 0.8)
+    model = Surrogate(basis)
+    start = model.hyper.flat()
+    model.hyper = Hyper.of(start + 0.4 * rng.standard_normal(len(start)))
+    return model, columns, rng.standard_normal(n), 0.3 * rng.random(n)
+
+
+def dense(model: Surrogate, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(explicit features [n, 1 + mains + pairs], their prior variances): the slow, obvious model."""
+    basis, hyper = model.basis, model.hyper
+    relevance = np.exp(hyper.relevance)[basis.owner]
+    bend = np.where(basis.bent, math.exp(hyper.bend), 1.0)
+    found, prior = [np.ones(len(columns)), *columns.T], [1.0, *(relevance * basis.weight * bend)]
+    for i in range(basis.factors):
+        for j in range(i):
+            found.append(columns[:, i] * columns[:, j])
+            prior.append(math.exp(hyper.rho) * relevance[i] * relevance[j])
+    return np.array(found).T, np.array(prior)
+
+
+def test_the_posterior_is_that_of_dense_bayesian_linear_regression() -> None:
+    model, columns, y, extra = rig(25)
+    model.observe(columns, y, noise_sd=extra)
+    new = rig(9, seed=1)[1]
+    phi, prior = dense(model, columns)
+    scaled = (y - y.mean()) / y.std()
+    noise = math.exp(model.hyper.noise) + (extra / y.std()) ** 2 + 1e-6
+    precision = np.diag(1 / prior) + phi.T @ (phi / noise[:, None])
+    covariance = np.linalg.inv(precision)
+    weights = covariance @ phi.T @ (scaled / noise)
+    at = dense(model, new)[0]
+    assert np.allclose(model.mean()(new), y.mean() + y.std() * (at @ weights), atol=1e-7)
+    assert np.allclose(model.variance(new), y.var() * np.einsum("ij,jk,ik->i", at, covariance, at), atol=1e-7)
+
+
+def test_draws_have_the_posterior_mean_and_covariance() -> None:
+    model, columns, y, extra = rig(12)
+    model.observe(columns, y, noise_sd=extra)
+    new, rng = rig(4, seed=2)[1], np.random.default_rng(3)
+    draws = np.array([model.draw(rng)(new) for _ in range(4000)])
+    sd = np.sqrt(model.variance(new))
+    assert np.allclose(draws.mean(axis=0), model.mean()(new), atol=5 * sd.max() / math.sqrt(4000))
+    assert np.allclose(draws.std(axis=0), sd, rtol=0.06)
+
+
+def test_the_objective_is_the_marginal_likelihood_and_its_gradient() -> None:
+    model, columns, y, extra = rig(15)
+    model.observe(columns, y, noise_sd=extra)
+    flat = model.hyper.flat()
+    phi, prior = dense(model, columns)
+    noise = math.exp(model.hyper.noise) + model.extra + 1e-6
+    k = phi @ np.diag(prior) @ phi.T + np.diag(noise)
+    away = (flat - Hyper.start(len(SPACE)).flat()) / Hyper.widths(len(SPACE))
+    expected = 0.5 * model.y @ np.linalg.solve(k, model.y) + 0.5 * np.linalg.slogdet(k)[1]
+    value, gradient = model.objective(flat)
+    assert value == pytest.approx(expected + 0.5 * away @ away)
+    for j in range(len(flat)):
+        step = np.zeros(len(flat))
+        step[j] = 1e-5
+        slope = (model.objective(flat + step)[0] - model.objective(flat - step)[0]) / 2e-5
+        assert gradient[j] == pytest.approx(slope, abs=1e-5)
+
+
+def test_a_function_is_its_terms() -> None:
+    rng = np.random.default_rng(0)
+    columns, main, pair = rng.random((5, 7)), rng.random(7), rng.random((3, 3))
+    slow = [
+        2.0 + c @ main + sum(c[i] * c[j] * pair[i, j] for i in range(3) for j in range(3)) for c in columns
+    ]
+    assert np.allclose(Function(2.0, main, pair)(columns), slow)
+
+
+def test_values_survive_their_rows() -> None:
+    rows = Rows(SPACE, {})
+    for row in rows.uniform(np.random.default_rng(0), 50):
+        params = rows.decode(row)
+        assert all(d._contains(d.to_internal_repr(params[n])) for n, d in SPACE.items())
+        again = rows.decode(rows.encode([params])[0])
+        assert all(place(SPACE[n], again[n]) == pytest.approx(place(SPACE[n], params[n])) for n in SPACE)
+    assert value_at(IntDistribution(8, 64, step=8), 0.01) in range(8, 65, 8)
+
+
+def test_rules_are_learned_from_examples() -> None:
+    rng = np.random.default_rng(0)
+    plain = Rows(SPACE, {})
+    examples = [keep(plain.decode(row)) for row in plain.uniform(rng, 60)]
+    rows = Rows(SPACE, learn_rules(SPACE, examples))
+    for row in plain.uniform(rng, 200):
+        params = plain.decode(row)
+        assert rows.keep_active(params) == keep(params)
+
+
+def ask(trial: optuna.Trial) -> dict[str, Any]:
+    """The space, define-by-run."""
+    p: dict[str, Any] = {
+        "lr": trial.suggest_float("lr", 1e-4, 1e-1, log=True),
+        "layers": trial.suggest_int("layers", 2, 9),
+        "gate": trial.suggest_categorical("gate", (False, True)),
+        "kind": trial.suggest_categorical("kind", ("a", "b", "c")),
+    }
+    if p["gate"]:
+        p["gate.size"] = trial.suggest_int("gate.size", 8, 64, step=8)
+    elif trial.suggest_categorical("rival", (False, True)):
+        p["rival.rate"] = trial.suggest_float("rival.rate", 0.0, 1.0)
+    return p
+
+
+def loss(p: dict[str, Any]) -> float:
+    """Best: lr 0.01, gate on with 40, kind b, and as many layers as the constraint leaves (6)."""
+    value = 0.1 * math.log10(p["lr"] / 0.01) ** 2 - 0.03 * p["layers"] + 0.05 * (p["kind"] != "b")
+    value -= 0.2 - 0.0002 * (p["gate.size"] - 40) ** 2 if p["gate"] else 0.0
+    return value - (0.1 - (p["rival.rate"] - 0.5) ** 2 if "rival.rate" in p else 0.0)
+
+
+def search(sampler: optuna.samplers.BaseSampler, trials: int, seed: int = 0) -> optuna.Study:
+    """A plain study with one learned constraint and some noise."""
+    study, rng = optuna.create_study(sampler=sampler), np.random.default_rng(seed)
+    for _ in range(trials):
+        trial = study.ask()
+        params = ask(trial)
+        trial.set_constraint("size", (params["layers"] + (params["gate"] is True)) / 7 - 1)
+        study.tell(trial, loss(params) + 0.003 * rng.standard_normal())
+    return study
+
+
+def test_alone_in_a_plain_study_with_conditions_and_a_constraint() -> None:
+    sampler = StructuredSampler(seed=1)
+    study = search(sampler, 40)
+    best = sampler.recommend(study)
+    assert best.params["gate"] and best.params["kind"] == "b" and best.params["layers"] == 6
+    assert loss(best.params) < -0.36  # the optimum is -0.38
+    late = study.trials[25:]
+    assert sum(t.constraints["size"] > 0 for t in late) <= 5
+
+
+def test_equal_seeds_give_equal_studies() -> None:
+    first, second, third = (search(StructuredSampler(seed=s), 18) for s in (3, 3, 4))
+    assert [t.params for t in first.trials] == [t.params for t in second.trials]
+    assert [t.params for t in first.trials] != [t.params for t in third.trials]
+
+
+def test_what_the_filter_refuses_is_not_proposed() -> None:
+    knowledge = Knowledge(admits=lambda p: p.get("layers", 0) <= 4)
+    study = search(StructuredSampler(seed=0, knowledge=knowledge, tpe_share=0.3), 30)
+    assert all(t.params["layers"] <= 4 for t in study.trials[2:])  # the first is uniform: nothing is known
+
+
+def test_running_trials_keep_workers_apart() -> None:
+    study = search(StructuredSampler(seed=0), 15)
+    asked = [ask(study.ask()) for _ in range(6)]
+    assert len({tuple(p.items()) for p in asked}) == 6
+
+
+def test_pruned_trials_teach_as_much_as_early_order_has_shown() -> None:
+    """Reports that predict the final value place a pruned trial; reports without order do not."""
+    rng = np.random.default_rng(0)
+    for orderly in (True, False):
+        study = optuna.create_study()
+        for k in range(30):
+            x = float(rng.uniform(0, 1))
+            early = 3 * x + 0.01 * rng.standard_normal() if orderly else float(rng.standard_normal())
+            trial = optuna.trial.create_trial(
+                state=TrialState.PRUNED if k >= 20 else TrialState.COMPLETE,
+                value=x + 0.001 * rng.standard_normal() if k < 20 else None,
+                params={"x": x},
+                distributions={"x": FloatDistribution(0, 1)},
+                intermediate_values={1: early},
+            )
+            study.add_trial(trial)
+        beliefs = Beliefs({"x": FloatDistribution(0, 1)}, {})
+        beliefs.learn(study.trials)
+        pruned, at, scatter = beliefs._short(study.trials)
+        assert len(pruned) == 10
+        if orderly:
+            assert np.allclose(at, [t.params["x"] for t in pruned], atol=0.03) and (scatter < 0.02).all()
+        else:
+            assert (scatter > 0.2).all()
+
+
+def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
+    stages = {"gate.size": "score", "rival.rate": "score", "kind": "score"}
+    knowledge = Knowledge(
+        stage_of=stages, stages=("train", "score"), seconds=lambda _: {"train": 1000.0, "score": 1.0}
+    )
+    study = search(StructuredSampler(seed=0, knowledge=knowledge, tpe_share=0.0), 30)
+    trained = [tuple((k, v) for k, v in t.params.items() if k not in stages) for t in study.trials]
+    assert len(set(trained)) < 25, "some trials change only what is scored"
+
+
+def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
+    text = '[sampler]\nkind = "structured"\n[space]\nmatrix_lr = {low = 0.005, high = 0.5, log = true}\n'
+    study = make_study(tmp_path, text)
+    space = build_space(study, KNOWN)
+    sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=0)
+    optimizer = optuna.create_study(sampler=sampler)
+    for _ in range(12):
+        trial = optimizer.ask()
+        params = space.repaired(space.suggest(trial))
+        size = round(0.9 * model_bytes(space.resolve(params)))
+        result = {"artifact_bytes": size, "code_bytes": 1, "train_seconds": 1.0, "eval_seconds": 1.0}
+        set_all(trial, violations(result, study.limits))
+        optimizer.tell(trial, math.log(params["matrix_lr"] / 0.05) ** 2)
+    late = [abs(math.log(t.params["matrix_lr"] / 0.05)) for t in optimizer.trials[-5:]]
+    assert np.median(late) < 0.7
