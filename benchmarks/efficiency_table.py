@@ -184,9 +184,10 @@ def write_table(folder: Path, document: Path, *, runs: int) -> None:
         "# Search efficiency\n",
         "Written by `python -m benchmarks.search_efficiency`; do not edit. A synthetic twin of the search\n"
         "(`benchmarks/simulator.py`): every seed is another problem; development used seeds from 100 up,\n"
-        "these are the seeds from 0. Regret in mBPB of the feasible configuration that the method recommends,\n"
-        "medians with bootstrap 95 % intervals. The simulator is additive and pairwise at heart, which suits\n"
-        "the structured surrogate; `three_way` and `non_quadratic` are what it cannot express. A seed counts\n"
+        "these are the seeds from 0. Regret in mBPB of the feasible configuration that the method\n"
+        "recommends, medians with bootstrap 95 % intervals. The simulator is additive and pairwise at\n"
+        "heart, which suits the surrogate; `three_way` and `non_quadratic` are what it cannot say.\n"
+        "GPU hours count what a stage cache leaves to compute, for every method. A seed counts\n"
         f"once in every cell; {len(results)} searches are in.\n",
         "## Targets, all variants but the null study pooled\n",
         targets(results, variants),

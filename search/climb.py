@@ -32,7 +32,7 @@ class Moves:
         sizes = self.rows.sizes
         kinds = np.flatnonzero(self.free & (sizes > 1))
         where = np.repeat(kinds, sizes[kinds] - 1)
-        shift = np.concatenate([np.arange(1, n) for n in sizes[kinds]]) if len(kinds) else np.zeros(0)
+        shift = np.array([k for n in sizes[kinds].tolist() for k in range(1, n)], dtype=np.float64)
         turned = (row[where] + shift) % sizes[where]
         active = self.rows.active(row[None, :])[0]
         numbers = np.flatnonzero(self.free & (sizes == 0) & active)

@@ -67,6 +67,7 @@ class Rows:
             dtype=np.int64,
         )
         self.rules = rules
+        self._exact: dict[tuple[str, float], Any] = {}
         self._kinds = np.flatnonzero(self.sizes)
         self._layers = self._compiled()
 
@@ -96,15 +97,21 @@ class Rows:
 
     def encode(self, configurations: Iterable[Params]) -> Array:
         """Rows [n, parameters]; what a configuration lacks is 0: off, or the middle of the range."""
-        found = [
-            [place(d, c[name]) if name in c else 0.0 for name, d in self.distributions.items()]
-            for c in configurations
-        ]
+        found: list[list[float]] = []
+        for c in configurations:
+            row = [place(d, c[name]) if name in c else 0.0 for name, d in self.distributions.items()]
+            self._exact |= {(n, at): c[n] for n, at in zip(self.names, row, strict=True) if n in c}
+            found.append(row)
         return np.array(found, dtype=np.float64).reshape(len(found), len(self.names))
 
     def decode(self, row: Array) -> dict[str, Any]:
-        """A value of every parameter, active or not."""
-        return {n: value_at(d, float(v)) for (n, d), v in zip(self.distributions.items(), row, strict=True)}
+        """A value of every parameter, active or not; what `encode` saw comes back to the last bit, so that
+        a stage that is kept keeps its key."""
+        found: dict[str, Any] = {}
+        for (name, dist), at in zip(self.distributions.items(), row.tolist(), strict=True):
+            exact = self._exact.get((name, at), self)
+            found[name] = value_at(dist, at) if exact is self else exact
+        return found
 
     def keep_active(self, params: Params) -> dict[str, Any]:
         """`params` without what the rules call inactive."""

@@ -3,11 +3,12 @@
     study = optuna.create_study(sampler=StructuredSampler(seed=0))
 
 The surrogate (search/surrogate.py) has a term for each gate, a curve for each number while its gate is on,
-and shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal minimises
-one draw, by local search, among what is expected to be feasible and what `Knowledge.admits` lets pass. Conditional parameters
-need no declaration: which are active when is learned from the trials, or from `Knowledge.keep_active`. With
-stages, a proposal may instead keep the finished stages of a good trial and change what lies downstream: the
-larger expected gain per second wins. A share of proposals is TPE's, for responses that this model cannot see.
+and shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal
+minimises one draw, by local search, among what is expected to be feasible and what `Knowledge.admits` lets
+pass. Conditional parameters need no declaration: which are active when is learned from the trials, or from
+`Knowledge.keep_active`. With stages, a proposal may instead keep the finished stages of a good trial and
+change what lies downstream: the larger expected gain per second wins. A share of proposals is TPE's, for
+responses that this model cannot see.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         space: Mapping[str, BaseDistribution] | None = None,
     ) -> None:
         """Learn from `trials` (all but the one that is sampled); then `propose` as often as needed."""
-        space = {n: d for n, d in (space or self._space).items() if not d.single()}
+        self._space |= space or {}
+        space = {n: d for n, d in self._space.items() if not d.single()}
         beliefs = self._refreshed(space, trials, -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0)
         beliefs.learn(trials)
         finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)

@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
+from scipy.linalg import cho_solve  # pyright: ignore
+from scipy.optimize import minimize  # pyright: ignore
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -129,6 +130,7 @@ class Surrogate:
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
         self.centre, self.scale = 0.0, 1.0
+        self._factor: Array = np.zeros((0, 0))
 
     def observe(self, columns: Array, y: Array, *, noise_sd: Array | None = None, fit: int = 0) -> None:
         """Condition on values y [n] of columns [n, m]. `noise_sd` [n], in units of y, is noise beyond the
@@ -140,11 +142,11 @@ class Surrogate:
         if fit and len(y) > 4:
             start = self.hyper.flat()
             limits = [(-12.0, 4.0)] * (len(start) - 1) + [(-9.0, 2.0)]
-            found = minimize(
+            found: Any = minimize(
                 self.objective, start, jac=True, method="L-BFGS-B", bounds=limits, options={"maxiter": fit}
             )
             self.hyper = Hyper.of(np.asarray(found.x, dtype=np.float64))
-        self._factor = cho_factor(self._kernel(self.hyper)[0] + np.diag(self._noise(self.hyper)), lower=True)
+        self._factor = np.linalg.cholesky(self._kernel(self.hyper)[0] + np.diag(self._noise(self.hyper)))
 
     # -- the kernel
 
@@ -171,11 +173,11 @@ class Surrogate:
         """(negative log of marginal likelihood × priors, its gradient) at `Hyper.flat()`."""
         hyper, count = Hyper.of(flat), self.basis.count
         k, scaled, z, t = self._kernel(hyper)
-        factor = cho_factor(k + np.diag(self._noise(hyper)), lower=True)
-        alpha: Array = cho_solve(factor, self.y)
+        factor = np.linalg.cholesky(k + np.diag(self._noise(hyper)))
+        alpha = solved(factor, self.y)
         away = (flat - Hyper.start(count).flat()) / Hyper.widths(count)
-        value = 0.5 * self.y @ alpha + np.log(np.diag(factor[0])).sum() + 0.5 * away @ away
-        a = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(self.y)))
+        value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
+        a = np.outer(alpha, alpha) - solved(factor, np.eye(len(self.y)))
         by_column = np.einsum("ij,ij->j", a @ scaled, scaled)
         gradient = np.zeros(len(flat))
         gradient[:count] = np.bincount(self.basis.owner, by_column, minlength=count)
@@ -196,7 +198,7 @@ class Surrogate:
         scales, factors = self._scales(self.hyper)
         if len(self.y):
             wrong = self.y - Function(intercept, main, pair)(self.columns) - noise
-            alpha: Array = cho_solve(self._factor, wrong)
+            alpha = solved(self._factor, wrong)
             z = self.columns[:, : self.basis.factors]
             intercept += float(alpha.sum())
             main = main + scales * (self.columns.T @ alpha)
@@ -248,13 +250,17 @@ class Surrogate:
             own += 0.5 * math.exp(self.hyper.rho) * (total**2 - (squares**2).sum(axis=1))
         if len(self.y):
             cross = self.cross(columns)
-            solved: Array = cho_solve(self._factor, cross.T)
-            own -= np.einsum("ij,ji->i", cross, solved)
+            own -= np.einsum("ij,ji->i", cross, solved(self._factor, cross.T))
         return np.maximum(own, 0.0) * self.scale**2
 
     def noise_sd(self) -> float:
         """sd of one full run's noise and of what the model cannot express, in units of y."""
         return self.scale * math.sqrt(math.exp(self.hyper.noise) + JITTER)
+
+
+def solved(factor: Array, right: Array) -> Array:
+    """x of L Lᵀ x = right, for the lower triangle `factor` = L."""
+    return np.asarray(cho_solve((factor, True), right), dtype=np.float64)
 
 
 def settled(values: Array) -> Array:

@@ -230,13 +230,28 @@ def test_pruned_trials_teach_as_much_as_early_order_has_shown() -> None:
 
 
 def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
-    stages = {"gate.size": "score", "rival.rate": "score", "kind": "score"}
-    knowledge = Knowledge(
-        stage_of=stages, stages=("train", "score"), seconds=lambda _: {"train": 1000.0, "score": 1.0}
-    )
-    study = search(StructuredSampler(seed=0, knowledge=knowledge, tpe_share=0.0), 30)
-    trained = [tuple((k, v) for k, v in t.params.items() if k not in stages) for t in study.trials]
-    assert len(set(trained)) < 25, "some trials change only what is scored"
+    """What is scored has a slope that all trials show: climbing it needs no new training."""
+    dists: dict[str, BaseDistribution] = {
+        "lr": FloatDistribution(0.0, 1.0),
+        "score.stride": FloatDistribution(0.0, 1.0),
+    }
+    rng, study = np.random.default_rng(0), optuna.create_study()
+    for _ in range(14):
+        params = {"lr": float(rng.uniform()), "score.stride": float(rng.uniform(0.0, 0.5))}
+        value = (params["lr"] - 0.4) ** 2 - params["score.stride"]
+        study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=dists))
+    trained = {t.params["lr"] for t in study.trials}
+    for dear, reuses in ((1000.0, True), (0.0, False)):
+        seconds = {"train": dear, "score": 1.0}
+        knowledge = Knowledge(
+            stage_of={"score.stride": "score"}, stages=("train", "score"), seconds=lambda _, s=seconds: s
+        )
+        sampler = StructuredSampler(seed=0, knowledge=knowledge, tpe_share=0.0)
+        sampler.begin(study, study.trials, dists)
+        asked = [sampler.propose() for _ in range(6)]
+        kept = [any(abs(p["lr"] - lr) < 1e-9 for lr in trained) for p in asked]
+        assert all(kept) if reuses else not all(kept)
+        assert np.median([p["score.stride"] for p in asked]) > 0.8
 
 
 def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
