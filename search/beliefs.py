@@ -120,9 +120,9 @@ class Beliefs:
                 continue
             early = np.array([self.sign * t.intermediate_values[step] for t in like])
             final = np.array([self.sign * float(t.value or 0.0) for t in like])
-            variance = float(early.var())
-            slope = float(np.mean((early - early.mean()) * (final - final.mean()))) / max(variance, 1e-18)
-            scatter = float((final - final.mean() - slope * (early - early.mean())).std())
+            off, rest = early - early.mean(), final - final.mean()
+            slope = float(off @ rest) / max(float(off @ off), 1e-18)
+            scatter = float((rest - slope * off).std())
             expected = float(final.mean()) + slope * float(
                 np.clip(report, early.min(), early.max()) - early.mean()
             )

@@ -14,7 +14,6 @@ responses that this model cannot see.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.beliefs import Beliefs
 from search.climb import Moves, climb
+from search.knowledge import Knowledge
 from search.rows import Array, Mask, Rows, learn_rules
 from search.surrogate import Function
 from search.tpe import GroupedTpe, other_trials, settled_params
@@ -42,20 +42,6 @@ SHAKEN = 0.15  # share of coordinates that a shaken start has redrawn
 NARROWEST, WIDEST = 0.03, 1.0  # sds by which constraints are tightened, first and last
 Params = Mapping[str, Any]
 Score = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What the caller knows beyond the trials. All of it is optional."""
-
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
-    keep_active: Callable[[Params], Params] | None = None  # drops the parameters that mean nothing
-    admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
-    stage_of: Mapping[str, str] = field(
-        default_factory=dict[str, str]
-    )  # parameter -> stage; absent: the first
-    stages: tuple[str, ...] = ()  # upstream first; empty: every run costs the same
-    seconds: Callable[[Params], Mapping[str, float]] | None = None  # predicted seconds of each stage
 
 
 class StructuredSampler(optuna.samplers.BaseSampler):
@@ -272,45 +258,19 @@ class StructuredSampler(optuna.samplers.BaseSampler):
 
     def _cheapest_gain(self, beliefs: Beliefs, row: Array, best: Sequence[int], score: Score) -> Array:
         """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
-        known = self._finished_stages(beliefs)
+        knowledge, names = self.knowledge, set(self._space)
+        known = {key for t in beliefs.complete for key in knowledge.keys(settled_params(t), names)}
         reference = float(score(beliefs.seen[best[:1]])[0])
         options = [row]
         for level in range(len(self.knowledge.stages) - 1):
-            free = self._downstream(beliefs, level)
+            free = np.array([knowledge.level(name) > level for name in beliefs.rows.names])
             found = [self._climbed(beliefs, beliefs.seen[[k]], score, free) for k in best if free.any()]
             options += [r for r in found if r is not None and not self._tried(beliefs, r)]
         gains = reference - score(np.array(options))
         rates = [
-            gain / self._cost(beliefs, option, known) if gain > 0 else -np.inf
+            gain / knowledge.cost(self._active_of(beliefs.rows.decode(option)), names, known)
+            if gain > 0
+            else -np.inf
             for gain, option in zip(gains, options, strict=True)
         ]
         return options[int(np.argmax(rates))] if max(rates) > 0 else row
-
-    def _downstream(self, beliefs: Beliefs, level: int) -> Mask:
-        """Parameters of the stages after `level`."""
-        return np.array([self._level(name) > level for name in beliefs.rows.names])
-
-    def _level(self, name: str) -> int:
-        return self.knowledge.stages.index(self.knowledge.stage_of.get(name, self.knowledge.stages[0]))
-
-    def _keys(self, params: Params) -> list[tuple[Any, ...]]:
-        """Identity of the result of every stage: the active parameters up to it."""
-        items = sorted((self._level(n), n, v) for n, v in params.items() if n in self._space)
-        levels = range(len(self.knowledge.stages))
-        return [(k, *((n, v) for level, n, v in items if level <= k)) for k in levels]
-
-    def _finished_stages(self, beliefs: Beliefs) -> set[tuple[Any, ...]]:
-        return {key for t in beliefs.complete for key in self._keys(settled_params(t))}
-
-    def _cost(self, beliefs: Beliefs, row: Array, known: set[tuple[Any, ...]]) -> float:
-        """Predicted seconds of the stages that no finished trial has computed."""
-        params = self._active_of(beliefs.rows.decode(row))
-        assert self.knowledge.seconds is not None
-        seconds = self.knowledge.seconds(params)
-        keys = self._keys(params)
-        spent = sum(
-            seconds.get(stage, 0.0)
-            for stage, key in zip(self.knowledge.stages, keys, strict=True)
-            if key not in known
-        )
-        return max(spent, 1.0)

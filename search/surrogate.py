@@ -142,11 +142,10 @@ class Surrogate:
         if fit and len(y) > 4:
             start = self.hyper.flat()
             limits = [(-12.0, 4.0)] * (len(start) - 1) + [(-9.0, 2.0)]
-            found: Any = minimize(
-                self.objective, start, jac=True, method="L-BFGS-B", bounds=limits, options={"maxiter": fit}
-            )
-            self.hyper = Hyper.of(np.asarray(found.x, dtype=np.float64))
-        self._factor = np.linalg.cholesky(self._kernel(self.hyper)[0] + np.diag(self._noise(self.hyper)))
+            settings: dict[str, Any] = {"jac": True, "bounds": limits, "options": {"maxiter": fit}}
+            found: Any = minimize(self.objective, start, method="L-BFGS-B", **settings)  # pyright: ignore
+            self.hyper = Hyper.of(np.asarray(found.x, dtype=np.float64))  # pyright: ignore
+        self._factor = triangle(self._kernel(self.hyper)[0] + np.diag(self._noise(self.hyper)))
 
     # -- the kernel
 
@@ -173,7 +172,7 @@ class Surrogate:
         """(negative log of marginal likelihood × priors, its gradient) at `Hyper.flat()`."""
         hyper, count = Hyper.of(flat), self.basis.count
         k, scaled, z, t = self._kernel(hyper)
-        factor = np.linalg.cholesky(k + np.diag(self._noise(hyper)))
+        factor = triangle(k + np.diag(self._noise(hyper)))
         alpha = solved(factor, self.y)
         away = (flat - Hyper.start(count).flat()) / Hyper.widths(count)
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
@@ -256,6 +255,11 @@ class Surrogate:
     def noise_sd(self) -> float:
         """sd of one full run's noise and of what the model cannot express, in units of y."""
         return self.scale * math.sqrt(math.exp(self.hyper.noise) + JITTER)
+
+
+def triangle(matrix: Array) -> Array:
+    """The lower triangle L of matrix = L Lᵀ."""
+    return np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
 
 
 def solved(factor: Array, right: Array) -> Array:

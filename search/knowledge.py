@@ -1,0 +1,43 @@
+"""Knowledge: what the user of a StructuredSampler knows beyond the trials, and what a run then costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+
+Params = Mapping[str, Any]
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the caller knows beyond the trials. All of it is optional."""
+
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
+    keep_active: Callable[[Params], Params] | None = None  # drops the parameters that mean nothing
+    admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
+    stage_of: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # parameter -> stage; absent: the first
+    stages: tuple[str, ...] = ()  # upstream first; empty: every run costs the same
+    seconds: Callable[[Params], Mapping[str, float]] | None = None  # predicted seconds of each stage
+
+    def level(self, name: str) -> int:
+        """The place of a parameter's stage in `stages`."""
+        return self.stages.index(self.stage_of.get(name, self.stages[0]))
+
+    def keys(self, params: Params, names: AbstractSet[str]) -> list[Key]:
+        """Identity of the result of every stage: the active parameters, of `names`, up to it."""
+        items = sorted((self.level(n), n, v) for n, v in params.items() if n in names)
+        return [(k, *((n, v) for level, n, v in items if level <= k)) for k in range(len(self.stages))]
+
+    def cost(self, params: Params, names: AbstractSet[str], known: AbstractSet[Key]) -> float:
+        """Predicted seconds of the stages whose key is not known; at least 1."""
+        assert self.seconds is not None
+        seconds, keys = self.seconds(params), self.keys(params, names)
+        spent = [seconds.get(s, 0.0) for s, key in zip(self.stages, keys, strict=True) if key not in known]
+        return max(sum(spent), 1.0)
