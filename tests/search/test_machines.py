@@ -39,6 +39,7 @@ def read_states(study: Path, url: str) -> list[str]:
 def ray_cluster(nodes: int) -> Iterator[object]:
     """A head without CPUs and `nodes` nodes of one CPU each: real raylets, one process tree for each."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
+    os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve beside other tests
     cluster = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
