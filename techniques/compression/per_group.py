@@ -1,10 +1,10 @@
-"""Integers grouped by their tensors' part in the model, rows sorted by likeness, transposed; each group its own
-stream.
+"""Integers grouped by their tensors' part in the model, rows sorted by likeness, transposed; a stream a
+group.
 
-A group holds all tensors whose names differ in numbers only (one projection of every layer). Rows of a tensor
-are put in a greedy chain: behind each row the nearest of the rest by L1 distance; the order is stored, two
-bytes a row, and undone when reading. Column by column the neighbours then resemble each other. `sort = "auto"`
-sorts where the group becomes smaller by more than its orders take, "always" and "never" do not look.
+A group holds all tensors whose names differ in numbers only (one projection of every layer). Rows of a
+tensor are put in a greedy chain: behind each row the nearest of the rest by L1 distance; the order is stored,
+two bytes a row, and undone when reading. Column by column the neighbours then resemble each other. `sort =
+"auto"` sorts where the group shrinks by more than its orders take; "always" and "never" do not look.
 
 Source: PR #1855, which gives each group to `lrzip -z` (ZPAQ) and sorts the token embedding, query and MLP
 input rows: 280 KB under brotli of a 16 MB artifact, 100 s to write, 20 s to read. ZPAQ is a program of its
@@ -33,8 +33,8 @@ WHOLE = 0xFFFFFFFF  # in place of the rest's length: all of the data is there
 
 
 def likeness_order(q: np.ndarray) -> np.ndarray:
-    """uint16 [r]: rows of integers [r,c] in a chain, each followed by the nearest of those left (L1; ties: the
-    first), within blocks of SORT_BLOCK rows. The chain starts at a block's first row."""
+    """uint16 [r]: rows of integers [r,c] in a chain, each followed by the nearest of those left (L1; ties:
+    the first), within blocks of SORT_BLOCK rows. The chain starts at a block's first row."""
     order = np.empty(len(q), np.uint16)
     for start in range(0, len(q), SORT_BLOCK):
         block = torch.from_numpy(q[start : start + SORT_BLOCK].astype(np.float32))
@@ -58,9 +58,9 @@ def groups_of(layout: Sequence[tuple[str, str, tuple[int, ...]]]) -> list[list[i
 
 
 class PerGroupCodec:
-    """Equal bytes in, equal bytes out under one version of the libraries. u32 length of the brotli'd rest; rest;
-    per group u32 length and its stream. Rest: the container without integers; per group one byte (1: sorted)
-    and then its tensors' orders."""
+    """Equal bytes in, equal bytes out under one version of the libraries. u32 length of the squeezed rest;
+    rest; per group u32 length and its stream. Rest: the container without integers; per group one byte (1:
+    sorted) and then its tensors' orders."""
 
     name = "per_group"
 
