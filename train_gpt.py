@@ -833,7 +833,7 @@ class Trainer:
             touched = sum(int((averaged[n] != w).sum()) for n, w in weights.items())
             owner = next(n for n, t in self.techniques.items() if "averager" in claims(t))
             self.audit.changed(owner, "exported weights", touched > 0)
-            self.audit.note(owner, exported_elements=touched)
+            self.audit.note(owner, exported_elements=touched, **getattr(self.averager, "facts", {}))
             self.log(f"{owner}:applying averaged weights")
             weights = averaged
         return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
@@ -848,12 +848,17 @@ class Trainer:
         ids, targets = ids[:2], targets[:2]
         with torch.no_grad():
             loss = self.model(ids, targets)
-            for name in technique_modules(self.model):
+            for name, places in technique_modules(self.model).items():
                 with without(self.model, name):
                     changed = float(self.model(ids, targets)) - float(loss)
                 params = sum(p.numel() for n, p in self.model.named_parameters() if f".{name}." in f".{n}")
                 self.audit.changed(name, "loss", changed != 0.0)
-                self.audit.note(name, params=params, train_loss_without=changed)
+                self.audit.note(name, params=params, places=len(places), train_loss_without=changed)
+            averages = owner_of(self.techniques, "averager")
+            if averages is not None:  # an average may well be worse than the last weights
+                with swapped(self.model, self.averager.weights()):
+                    gain = float(loss) - float(self.model(ids, targets))
+                self.audit.note(averages.name, train_loss_saved=gain)
 
 
 def maybe_compile(model: GPT, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
