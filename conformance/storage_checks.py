@@ -70,6 +70,7 @@ def size(subject: Subject) -> None:
     estimate = head + estimated_bytes(
         tensors, bits=measured_bits(run), min_numel=run.resolved.config.quantize_min_numel
     )
+    estimate += sum(t.cost(shape).artifact_bytes for t in run.resolved.techniques.values())
     if not abs(len(run.artifact) / estimate - 1) <= BYTES_TOLERANCE:
         raise Violation(f"the artifact has {len(run.artifact)} bytes, but {estimate:.0f} were estimated")
 

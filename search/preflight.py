@@ -203,7 +203,8 @@ def model_bytes(resolved: Resolved) -> float:
             entropy = entropy_bits(bits, tensor.shape[1])
             overhead = float(np.interp(entropy, ENTROPIES, OVERHEAD[codec]))
             total += tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
-    return total
+    shape = resolved.shape()
+    return total + sum(t.cost(shape).artifact_bytes for t in resolved.techniques.values())
 
 
 def _forward_flops(resolved: Resolved, shape: Shape) -> float:

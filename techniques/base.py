@@ -243,6 +243,7 @@ class Cost:
     flops_per_token: float = 0.0  # extra forward FLOPs per token
     eval_passes: float = 0.0  # forward passes per validation token that it adds to the plain evaluation's one
     calibration_passes: float = 0.0  # forward passes over one training batch, inside the training budget
+    artifact_bytes: float = 0.0  # of corrections, which are stored beside the parameters; before the codec
 
     @property
     def params(self) -> int:
