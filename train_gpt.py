@@ -993,6 +993,11 @@ def quantize(
         and w.numel() >= resolved.config.quantize_min_numel
     ]
     bits = {n: bits_of(techniques, roles[n]) for n in stored}
+    allots = owner_of(techniques, "tensor_bits")
+    if allots is not None:
+        by_role, notes = bits, audit.facts[allots.name]
+        bits = allots.tensor_bits(by_role, Export(weights, roles, hessians, resolved, notes))
+        audit.changed(allots.name, "bits by tensor", bits != by_role)
     packed = round_tensors({n: weights[n] for n in roles}, roles, bits, (owners, quantizer, audit))
     if owners["quantizer"]:
         facts = getattr(quantizer, "facts", {})
