@@ -2,8 +2,9 @@
 
 A group is `group` neighbouring columns; its saliency is the mean over them of sqrt(H_jj)·mean_i|w_ij|, the
 inputs' RMS times the weights. R is the rest, E_R = W_R − Ŵ_R its error as gptq left it: the formula is the
-least tr(E·H·Eᵀ) that S can still reach, rounded at 8 bits with a scale a row of S. The group's low-bit
-integers become zero. A matrix whose Hessian error would not fall stays as it is, and is counted.
+least tr(E·H·Eᵀ) that S can still reach, which gptq's solve rounds at 8 bits with a scale a row of S. The
+group's low-bit integers become zero. A matrix whose Hessian error would not fall stays as it is, and is
+counted.
 
 Source: PR #1908 (top group of 64, -0.0002 BPB alone in #1918), which gives the group its 8 bits inside of
 GPTQ's solve; here the group is solved behind it, so that it takes the whole error of the others up. Needs
@@ -21,9 +22,18 @@ import torch
 from torch import Tensor
 
 from techniques._artifact import Fix
+from techniques._gptq import gptq_solve, hessian_error
+from techniques._quant import round_rows
 from techniques.base import Cost, Int, Shape, Technique, setting
 
-DAMP = 0.01  # added to H_SS's diagonal, in means of it: as gptq's default
+
+@dataclass(frozen=True)
+class Solve:
+    """Of the group: gptq's defaults."""
+
+    damp: float = 0.01
+    act_order: bool = True
+    block_size: int = 128
 
 
 def salient_group(weight: Tensor, hessian: Tensor, group: int) -> int:
@@ -38,13 +48,12 @@ def best_columns(weight: Tensor, stored: Tensor, hessian: Tensor, columns: slice
     error = w - stored.double()
     error[:, columns] = 0
     inner = h[columns, columns].clone()
-    inner.diagonal().add_(DAMP * inner.diagonal().mean() + 1e-12)
+    inner.diagonal().add_(Solve.damp * inner.diagonal().mean() + 1e-12)
     return w[:, columns] + torch.linalg.solve(inner, (error @ h[:, columns]).T).T
 
 
 def error_of(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
-    e = weight.double() - stored.double()
-    return float(((e @ hessian.double()) * e).sum())
+    return float(hessian_error(weight, stored, torch.ones(len(weight)), hessian))
 
 
 class AwqLite(Technique):
@@ -90,7 +99,8 @@ class AwqLite(Technique):
         stored = item.dequantized()
         best = best_columns(weight, stored, hessian, columns)
         scale = (best.abs().amax(1) / 127).clamp_min(1e-7).to(torch.float16)
-        q = torch.round(best / scale.double()[:, None]).clamp(-127, 127).to(torch.int8)
+        solved = gptq_solve(best, hessian[columns, columns], scale[None], 8, Solve())
+        q = round_rows(best, scale, 8) if solved is None else solved[0]
         low = item.q.clone()
         low[:, columns] = 0
         fixed = dataclasses.replace(item, q=low, fixes=(*item.fixes, Fix("columns", q, scale, at)))

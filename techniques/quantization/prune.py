@@ -133,7 +133,7 @@ class Prune(Technique):
         return out
 
     def fewest(self, candidates: Candidates, sizes: dict[int, int], export: Any) -> int:
-        """The fewest found that fit the target; all if none do. `sizes` gets the bytes of each count tried."""
+        """The fewest found that fit the target; all if none do. `sizes` gets the bytes of counts tried."""
         target, total = self.config.target_bytes, candidates.total
         if sizes[0] <= target:
             return 0
