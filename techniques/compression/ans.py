@@ -44,7 +44,7 @@ def coded_bytes(counts: np.ndarray) -> float:
     """Of symbols with these counts [cells, symbols], each cell under its own histogram, and of the tables."""
     totals = np.maximum(1, counts.sum(1, keepdims=True))
     bits = -(counts * np.log2(np.maximum(counts, 1) / totals)).sum()
-    return float(bits / 8 + (counts.any(1)[:, None] * np.ones(counts.shape[1])).sum())
+    return float(bits / 8) + float(counts.size)
 
 
 class Cells:

@@ -1,6 +1,7 @@
 """Bits go where they save the most error, within the budget; the export stores what was chosen."""
 
 import itertools
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +53,7 @@ def plain(w: torch.Tensor, bits: int) -> torch.Tensor:
     return round_rows(w, (w.abs().amax(1) / (2 ** (bits - 1) - 1)).half(), bits)
 
 
-def total_error(bits: dict[str, int], export: Any) -> float:
+def total_error(bits: Mapping[str, int], export: Any) -> float:
     total = 0.0
     for name in "abcd":
         w, h = export.weights[name].double(), export.hessians[name].double()
