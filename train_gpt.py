@@ -1019,10 +1019,10 @@ def quantize(
 def source_files(resolved: Resolved) -> list[Path]:
     """The files whose code this run executes: every loaded module of the trainer, less the techniques that
     are off. It is what the challenge counts as code, until a bundle makes them one file."""
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    loaded = {Path(file).resolve() for file in files if file}
     rooms = ("techniques", "corpus")
-    ours = {p for p in loaded if p.is_relative_to(ROOT) and p.relative_to(ROOT).parts[0] in rooms}
+    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
+    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
+    ours = {p for p in loaded if p.is_relative_to(ROOT)}
     off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
     return sorted((ours - off) | {ROOT / "train_gpt.py"})
 
