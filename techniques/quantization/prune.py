@@ -9,7 +9,7 @@ in the report. It stands behind the corrections that add bytes, so that the targ
 Source: "2 %" in PR #569 takes its threshold as a quantile of |q|, which is 0 (8.7 % are zero already), and
 so zeroes nothing; the selective ±1 of #609 and #1019 aims at 15.9 · 1024² = 16,672,358 bytes, above the cap,
 and never fires. Here bytes are decimal, zeros do not count, and a run that zeroes nothing is inactive. Never
-larger: if the file does not shrink, the tensors stay as they were. Cost: one packing for `fraction`, three to
+larger: if the file does not shrink, the tensors stay as they were. Cost: two packings for `fraction`, about
 five for `target_bytes`. What we saw: studies/LOG.md.
 """
 
