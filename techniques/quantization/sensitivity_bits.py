@@ -1,14 +1,15 @@
 """bits of each matrix: the least total Σ_t cost_t(b_t) with Σ_t bytes_t(b_t) within a budget, b from `low` to
 `high`.
 
-`measure = "error"`: cost_t(b) = tr(E·H·Eᵀ)/tr(W·H·Wᵀ), the share of a matrix' output that rounding it at b
-bits loses on the calibration inputs; one bit after the other goes where it saves the most a byte. "trace":
+`measure = "error"`: cost_t(b) = n_t·tr(E·H·Eᵀ)/tr(W·H·Wᵀ), the share of a matrix' output that rounding it
+at b bits loses on the calibration inputs, times its n_t weights (without them the largest matrices pay for all
+others); one bit after the other goes where it saves the most a byte. "trace":
 the matrices of largest tr(H) get `high` bits while they fit, the others `low` (PR #1204: rank by trace, n at
 int6, the rest int5). bytes_t(b) is the entropy of the integers that plain rounding gives. The budget is
 `budget_share` of the bytes that these matrices take at their role's bits, so that 1 moves bits and adds none.
 
-Source: PR #1204 (32 of 66 matrices at int6), #1285 (66 of 66). Needs gptq, whose Hessians it measures with;
-matrices that have none, the embedding among them, keep their role's bits (mixed_bits says them, or 8). Cost:
+Source: PR #1204 (32 of 66 matrices at int6), #1285 (66 of 66). Needs gptq, whose Hessians it measures with.
+The embedding, and what has no Hessian, keeps its role's bits (mixed_bits says them, or 8). Cost:
 a rounding a matrix for each number of bits. Conflicts: late_qat trains for the role's bits. What we saw:
 studies/LOG.md.
 """
@@ -101,7 +102,8 @@ class SensitivityBits(Technique):
             )
 
     def tensor_bits(self, bits: dict[str, int], export: Any) -> dict[str, int]:
-        c, names = self.config, [n for n in bits if n in export.hessians]
+        c = self.config
+        names = [n for n in bits if n in export.hessians and export.roles[n] in ("attn", "mlp")]
         options = range(c.low, c.high + 1)
         costs: list[dict[int, float]] = []
         sizes: list[dict[int, float]] = []
@@ -111,7 +113,8 @@ class SensitivityBits(Technique):
             w = export.weights[name].cpu()
             energy = float(hessian_error(w, torch.zeros_like(w), torch.ones(len(w)), h)) or 1.0
             stored = {b: rounded(w, b) for b in {*options, bits[name]}}
-            costs.append({b: float(hessian_error(w, *stored[b], h)) / energy for b in options})
+            weight = w.numel() / energy
+            costs.append({b: weight * float(hessian_error(w, *stored[b], h)) for b in options})
             sizes.append({b: entropy_bytes(stored[b][0]) for b in options})
             budget += c.budget_share * entropy_bytes(stored[bits[name]][0])
         if c.measure == "error":

@@ -28,12 +28,14 @@ def allotted(facts: dict[str, Any], **settings: Any) -> tuple[dict[str, int], An
     export = SimpleNamespace(
         weights={n: weights(r, c, seed=i) for i, (n, (r, c, _)) in enumerate(sizes.items())},
         hessians={n: correlated(c, seed=i) * s for i, (n, (_, c, s)) in enumerate(sizes.items())},
+        roles=dict.fromkeys("abcd", "mlp") | {"e": "mlp", "f": "embed"},
         note=lambda **f: facts.update(f),
     )
     for name, noise in (("a", 9.0), ("c", 0.0)):  # one outlier a row makes rounding coarse
         export.weights[name][:, 0] += noise
-    export.weights["e"] = weights(8, 8)
-    bits = dict.fromkeys("abcde", 6)
+    export.weights |= {"e": weights(8, 8), "f": weights(8, 8)}
+    export.hessians["f"] = correlated(8)
+    bits = dict.fromkeys("abcdef", 6)
     return SensitivityBits(SensitivityBits.Config(**settings)).tensor_bits(bits, export), export
 
 
@@ -45,7 +47,7 @@ def test_the_budget_holds_and_is_nearly_spent():
         taken = sum(entropy_bytes(plain(export.weights[n], bits[n])) for n in "abcd")
         assert taken <= share * at_six * (1 + 1e-9) and taken > 0.9 * share * at_six
         assert facts["entropy_bytes"] == pytest.approx(taken)
-        assert bits["e"] == 6  # no Hessian
+        assert bits["e"] == bits["f"] == 6  # no Hessian; the embedding
     assert sum(facts["matrices_by_bits"].values()) == 4
 
 
@@ -60,7 +62,8 @@ def total_error(bits: Mapping[str, int], export: Any) -> float:
         q = plain(export.weights[name], bits[name])
         scale = (export.weights[name].abs().amax(1) / (2 ** (bits[name] - 1) - 1)).half().double()
         e = w - q.double() * scale[:, None]
-        total += sum(float(row @ h @ row) for row in e) / sum(float(row @ h @ row) for row in w)
+        lost, whole = (sum(float(row @ h @ row) for row in rows) for rows in (e, w))
+        total += w.numel() * lost / whole
     return total
 
 
