@@ -833,7 +833,7 @@ class Trainer:
             touched = sum(int((averaged[n] != w).sum()) for n, w in weights.items())
             owner = next(n for n, t in self.techniques.items() if "averager" in claims(t))
             self.audit.changed(owner, "exported weights", touched > 0)
-            self.audit.note(owner, exported_elements=touched)
+            self.audit.note(owner, exported_elements=touched, **getattr(self.averager, "facts", {}))
             self.log(f"{owner}:applying averaged weights")
             weights = averaged
         return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
@@ -848,12 +848,17 @@ class Trainer:
         ids, targets = ids[:2], targets[:2]
         with torch.no_grad():
             loss = self.model(ids, targets)
-            for name in technique_modules(self.model):
+            for name, places in technique_modules(self.model).items():
                 with without(self.model, name):
                     changed = float(self.model(ids, targets)) - float(loss)
                 params = sum(p.numel() for n, p in self.model.named_parameters() if f".{name}." in f".{n}")
                 self.audit.changed(name, "loss", changed != 0.0)
-                self.audit.note(name, params=params, train_loss_without=changed)
+                self.audit.note(name, params=params, places=len(places), train_loss_without=changed)
+            averages = owner_of(self.techniques, "averager")
+            if averages is not None:  # an average may well be worse than the last weights
+                with swapped(self.model, self.averager.weights()):
+                    gain = float(loss) - float(self.model(ids, targets))
+                self.audit.note(averages.name, train_loss_saved=gain)
 
 
 def maybe_compile(model: GPT, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
@@ -988,6 +993,11 @@ def quantize(
         and w.numel() >= resolved.config.quantize_min_numel
     ]
     bits = {n: bits_of(techniques, roles[n]) for n in stored}
+    allots = owner_of(techniques, "tensor_bits")
+    if allots is not None:
+        by_role, notes = bits, audit.facts[allots.name]
+        bits = allots.tensor_bits(by_role, Export(weights, roles, hessians, resolved, notes))
+        audit.changed(allots.name, "bits by tensor", bits != by_role)
     packed = round_tensors({n: weights[n] for n in roles}, roles, bits, (owners, quantizer, audit))
     if owners["quantizer"]:
         facts = getattr(quantizer, "facts", {})
@@ -1002,16 +1012,17 @@ def quantize(
             audit.changed(name, "stored tensors", changed > 0)
             audit.note(name, tensors=changed)
     elements = sum(weights[n].numel() for n in bits)
-    return packed, {"calibrate_s": calibrate_s, "quantized_elements": elements}
+    timed_s = calibrate_s if getattr(quantizer, "reads_data", True) else 0.0  # the budget pays for data read
+    return packed, {"calibrate_s": timed_s, "quantized_elements": elements}
 
 
 def source_files(resolved: Resolved) -> list[Path]:
     """The files whose code this run executes: every loaded module of the trainer, less the techniques that
     are off. It is what the challenge counts as code, until a bundle makes them one file."""
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    loaded = {Path(file).resolve() for file in files if file}
     rooms = ("techniques", "corpus")
-    ours = {p for p in loaded if p.is_relative_to(ROOT) and p.relative_to(ROOT).parts[0] in rooms}
+    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
+    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
+    ours = {p for p in loaded if p.is_relative_to(ROOT)}
     off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
     return sorted((ours - off) | {ROOT / "train_gpt.py"})
 

@@ -243,6 +243,7 @@ class Cost:
     flops_per_token: float = 0.0  # extra forward FLOPs per token
     eval_passes: float = 0.0  # forward passes per validation token that it adds to the plain evaluation's one
     calibration_passes: float = 0.0  # forward passes over one training batch, inside the training budget
+    artifact_bytes: float = 0.0  # of corrections, which are stored beside the parameters; before the codec
 
     @property
     def params(self) -> int:
@@ -281,6 +282,7 @@ SLOTS = (
     "lr_scale",
     "averager",
     "bits",
+    "tensor_bits",
     "row_scale",
     "quantizer",
     "codec",
@@ -434,6 +436,11 @@ class Technique:
 
     def bits(self, role: str) -> int | None:
         """slot · bits per weight of a quantised tensor of this role."""
+
+    def tensor_bits(self, bits: dict[str, int], export: Any) -> dict[str, int]:
+        """slot · bits per weight of every tensor to quantise -> the same, chosen anew; `export` as for
+        `correct`. sensitivity_bits; more bits for looped layers (#1204)."""
+        return bits
 
     def row_scale(self, role: str) -> Any:
         """slot · function(weight [r,c], bits, hessian [c,c] or None) -> scales float16 [r] for tensors of

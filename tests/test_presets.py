@@ -23,7 +23,7 @@ RECORDS = {
     "pr549": (26_928_220, "legal", "legal"),
     "pr569": (26_993_766, "legal-if-timed", "closed"),
     "pr1263": (26_993_756, "contested", "contested"),
-    "pr1019": (27_067_484, "legal-if-timed", "legal"),
+    "pr1019": (27_067_484, "legal", "legal"),
     "pr1855": (35_945_671, "legal-if-timed", "legal"),
 }
 # The same maths by a faster way; a difference (documents' starts) that a tiny audited batch need not hold.
@@ -49,9 +49,11 @@ SMALL: dict[str, Any] = {
     "parallel_residual.start": 3,
     "gptq.calib_batches": 2,
     "gptq.block_size": 16,
+    "gptq.self_sequences": 2,
+    "gptq.self_tokens": 16,
     "quant_gate.min_numel": 8,
     "lqer.group": 32,
-    "brotli_shuffle.quality": 4,
+    "per_group.quality": 4,
     "sliding_window.stride": 16,
     "score_first_ttt.chunk_tokens": 512,
     "score_first_ttt.stride": 16,
