@@ -47,55 +47,38 @@ from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpa
 from techniques._attention import Attend, pick_attention
 from techniques._muon import Muon, newton_schulz
 from techniques._param import parameter
+from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit
-from techniques.base import Shape, Technique, claims
+from techniques.base import Batch, Shape, Technique, claims
 from techniques.config import Config, Resolved, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
 
 # ------------------------------------------------------------------------------------------------------------
-# Data: a stream of training tokens that any number of ranks reads alike
+# Data: batches that any number of ranks reads alike (techniques/_stream.py: in which order)
 # ------------------------------------------------------------------------------------------------------------
 
 
-class TokenStream:
-    """Training shards one after the other, for ever; `read` counts the tokens that were taken."""
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths, self.shard, self.at, self.read = paths, 0, 0, 0
-        self.tokens = shards.read_shard(paths[0])
-
-    def take(self, n: int) -> np.ndarray:
-        """The next n tokens, uint16 [n]."""
-        parts: list[np.ndarray] = []
-        self.read += n
-        while n > 0:
-            if self.at >= len(self.tokens):
-                self.shard = (self.shard + 1) % len(self.paths)
-                self.tokens, self.at = shards.read_shard(self.paths[self.shard]), 0
-            part = self.tokens[self.at : self.at + n]
-            parts.append(part)
-            self.at += len(part)
-            n -= len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 class Loader:
-    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes
-    spans r, r + world, …: the global batch is the same for any world size."""
+    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` parts; rank r takes
+    parts r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: Sequence[Path]):
-        self.config, self.world, self.stream = config, world, TokenStream(paths)
+    def __init__(self, config: Config, world: World, paths: Sequence[Path], owner: Technique | None = None):
+        self.config, self.world = config, world
+        tokens = [shards.read_shard(path) for path in paths]
+        self.stream = (
+            owner.loader(tokens, config.seed, config.train_seq_len) if owner else TokenStream(tokens)
+        )
 
-    def step(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches of one optimiser step."""
-        c, span = self.config, self.config.train_batch_tokens // self.config.micro_batches + 1
-        tokens = self.stream.take(c.micro_batches * span)
-        for i in range(self.world.rank, c.micro_batches, self.world.size):
-            part = torch.from_numpy(tokens[i * span : (i + 1) * span].astype(np.int64))
-            part = part.to(self.world.device, non_blocking=True)
-            yield part[:-1].view(-1, c.train_seq_len), part[1:].view(-1, c.train_seq_len)
+    def step(self, size: Batch | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches of one optimiser step, of the full size or another."""
+        parts = self.config.micro_batches
+        size = size or Batch(self.config.train_batch_tokens, self.config.train_seq_len)
+        tokens = self.stream.batch(parts, size.tokens // parts // size.seq_len, size.seq_len)
+        for i in range(self.world.rank, parts, self.world.size):
+            part = torch.from_numpy(tokens[i].astype(np.int64)).to(self.world.device, non_blocking=True)
+            yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -615,7 +598,7 @@ class Trainer:
         for optimizer in self.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.orthogonalize = orthogonalizer(self.techniques, audit)
-        self.loader = Loader(self.config, self.world, self.data.train_paths)
+        self.loader = self.open_loader()
         given = [t.stepper(self.model) for t in self.techniques.values() if "stepper" in claims(t)]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
         self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
@@ -626,6 +609,14 @@ class Trainer:
         self.schedule_owner = next((n for n, t in self.techniques.items() if "lr_scale" in claims(t)), None)
         self.schedule_differs = False
         self.averager: Any = None
+
+    def open_loader(self) -> Loader:
+        """The training data from its first batch on."""
+        owner, where = owner_of(self.techniques, "loader"), (self.config, self.world, self.data.train_paths)
+        if owner:
+            ours, plain = (next(loader.step())[0] for loader in (Loader(*where, owner), Loader(*where)))
+            self.audit.changed(owner.name, "the first batch", not torch.equal(ours, plain))
+        return Loader(*where, owner)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -712,7 +703,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
         self.moved, self.schedule_differs = {}, False
-        self.loader = Loader(self.config, self.world, self.data.train_paths)
+        self.loader = self.open_loader()
 
     def run(self) -> Trained:
         c, log = self.config, self.log
@@ -757,7 +748,7 @@ class Trainer:
             "train_loss": self.train_loss,
             "timed_s": train_s,
             "true_s": time.perf_counter() - true_start,
-            "tokens_read": self.loader.stream.read,
+            "stream": self.loader.stream.state(),
         }
         return Trained(weights, facts)
 
@@ -1302,7 +1293,7 @@ class Run:
             self.restore_audit(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
-            trainer.loader.stream.take(max(0, trained.facts["tokens_read"]))
+            trainer.loader.stream.load(trained.facts["stream"])
         else:
             trained = trainer.run()
             seconds = {"train": {"timed": trained.facts["timed_s"], "true": trained.facts["true_s"]}}

@@ -16,7 +16,7 @@ import enum
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 # Every parameter carries exactly one role, given where it is created; a table in train_gpt.py maps a role to
 # its optimiser, learning rate, weight decay and quantiser. `attn` and `mlp` are the trunk's matrices,
@@ -235,6 +235,13 @@ class Shape:
         return 2.0 * matrices + 2.0 * self.num_layers * self.seq_len * self.model_dim
 
 
+class Batch(NamedTuple):
+    """A training step's size, over all ranks."""
+
+    tokens: int
+    seq_len: int  # tokens of one sequence
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a technique adds to a run; every figure is zero unless stated."""
@@ -270,6 +277,7 @@ CHAINS = (
     "correct",
 )
 SLOTS = (
+    "loader",
     "rope",
     "attend",
     "activation",
@@ -339,6 +347,12 @@ class Technique:
         """Progress in (0, 1) at which the graph changes; every graph runs before the clock starts. A module
         that changes has enter_phase(progress). depth_recurrence; late quantisation-aware training."""
         return ()
+
+    # -- data seams ----------------------------------------------------------------------------------------
+
+    def loader(self, shards: Any, seed: int, longest: int) -> Any:
+        """slot · the training shards (uint16 arrays) and the longest sequence -> a stream of batches, as
+        techniques/_stream.py says. coprime_loader; shuffled_loader; shard_order."""
 
     # -- model seams: called once while building; the trainer registers the modules they return ------------
 
