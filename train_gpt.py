@@ -51,7 +51,7 @@ from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit
 from techniques.base import Batch, Shape, Technique, claims
-from techniques.config import Config, Resolved, digest, help_text, settings_from, stage_keys
+from techniques.config import Config, Resolved, batch_at, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
 
@@ -604,8 +604,13 @@ class Trainer:
         self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
-        self.clock, self.step, self.train_loss = Clock(world), 0, math.nan
+        self.clock, self.step, self.train_loss, self.train_tokens = Clock(world), 0, math.nan, 0
         self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
+        self.sizes = {phase: batch_at(self.config, self.techniques, phase) for phase in self.phases}
+        full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
+        for name, technique in self.techniques.items():
+            if "batch" in claims(technique):
+                audit.changed(name, "batches", any(technique.batch(full, p) != full for p in self.phases))
         self.schedule_owner = next((n for n, t in self.techniques.items() if "lr_scale" in claims(t)), None)
         self.schedule_differs = False
         self.averager: Any = None
@@ -645,7 +650,9 @@ class Trainer:
         for step in self.steppers:
             step(progress, scale)
         loss = torch.zeros((), device=self.world.device)
-        for ids, targets in self.loader.step():
+        size = self.sizes[max(phase for phase in self.phases if phase <= self.model.phase)]
+        self.train_tokens += size.tokens
+        for ids, targets in self.loader.step(size):
             part = self.compiled(ids, targets) / c.micro_batches
             part.backward()
             loss += part.detach()
@@ -702,7 +709,7 @@ class Trainer:
             optimizer.load_state_dict(state)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
-        self.moved, self.schedule_differs = {}, False
+        self.moved, self.schedule_differs, self.train_tokens = {}, False, 0
         self.loader = self.open_loader()
 
     def run(self) -> Trained:
@@ -748,6 +755,7 @@ class Trainer:
             "train_loss": self.train_loss,
             "timed_s": train_s,
             "true_s": time.perf_counter() - true_start,
+            "train_tokens": self.train_tokens,
             "stream": self.loader.stream.state(),
         }
         return Trained(weights, facts)
@@ -1303,7 +1311,7 @@ class Run:
                 torch.save(trained.weights, beside)
                 os.replace(beside, weights_path)
             self.record_stage("average", facts=trained.facts, stage_seconds=seconds)
-        self.result |= {"steps": trained.facts["steps"], "train_loss": trained.facts["train_loss"]}
+        self.result |= {key: trained.facts[key] for key in ("steps", "train_tokens", "train_loss")}
         return self.quantize_and_pack(trainer, trained, artifact_path)
 
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
@@ -1332,7 +1340,8 @@ class Run:
             write_atomically(artifact_path, artifact)
             self.result["sha256"] = hashlib.sha256(artifact).hexdigest()
             kept = {
-                k: self.result[k] for k in ("steps", "train_loss", "params", "params_by_role", "sha256")
+                k: self.result[k]
+                for k in ("steps", "train_tokens", "train_loss", "params", "params_by_role", "sha256")
             } | sizes
             self.record_stage(
                 "pack", sha256=self.result["sha256"], stage_seconds=self.stage_seconds, result=kept

@@ -268,6 +268,7 @@ CHAINS = (
     "attn_out",
     "block_out",
     "loss_terms",
+    "batch",
     "init",
     "hyper",
     "hyper_at",
@@ -353,6 +354,11 @@ class Technique:
     def loader(self, shards: Any, seed: int, longest: int) -> Any:
         """slot · the training shards (uint16 arrays) and the longest sequence -> a stream of batches, as
         techniques/_stream.py says. coprime_loader; shuffled_loader; shard_order."""
+
+    def batch(self, batch: Batch, phase: float) -> Batch:
+        """chain · a step's size from progress `phase` on, one of those that `phases` declares, or 0. Needs no
+        torch. batch_schedule; seq_schedule."""
+        return batch
 
     # -- model seams: called once while building; the trainer registers the modules they return ------------
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from techniques import catalog
-from techniques.base import STAGES, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.base import STAGES, Batch, Shape, Technique, check_value, nearest, parse_value, setting
 from techniques.published import ALIASES, GATES, PUBLISHED, is_off, refuse_unknown
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
@@ -175,6 +175,15 @@ def _shape_of(config: Config, techniques: Mapping[str, Technique]) -> Shape:
             technique.check(shape)
             shape = dataclasses.replace(shape, plan=tuple(technique.plan(shape)(1.0)))
     return shape
+
+
+def batch_at(config: Config, techniques: Mapping[str, Technique], phase: float) -> Batch:
+    """A training step's size from progress `phase` on: whole sequences in every micro-batch, at least one."""
+    batch = Batch(config.train_batch_tokens, config.train_seq_len)
+    for technique in techniques.values():
+        batch = technique.batch(batch, phase)
+    part = config.micro_batches * batch.seq_len
+    return Batch(max(1, round(batch.tokens / part)) * part, batch.seq_len)
 
 
 def digest(value: Any) -> str:

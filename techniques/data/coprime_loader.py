@@ -1,9 +1,9 @@
 """A shard's j-th sequence is its (a + j·s) mod n-th, gcd(s, n) = 1; a batch mixes m shards, taken in turn.
 
-Each shard gets a random phase u < T, start a and stride s; a stride that shares no factor with n visits every
-sequence once an epoch, far from the one before it. For each batch m different shards are drawn with weights
-(sequences left)^α, and give one sequence each in turn. m grows from `shards_start` to `shards_end` and α falls
-from `alpha_start` to `alpha_end` over the first `grow_batches` batches.
+Each shard gets a random phase u < T, start a and stride s; a stride that shares no factor with n visits
+every sequence once an epoch, far from the one before it. For each batch m different shards are drawn with
+weights (sequences left)^α, and give one sequence each in turn. m grows from `shards_start` to `shards_end`
+and α falls from `alpha_start` to `alpha_end` over the first `grow_batches` batches.
 Source: PR #726, #1060 (8 → 64 shards on 8 GPUs, α 0.9 → 0.5, 1800 batches). Published: the random numbers come
 from the shards' path strings, and ranks take every world-th sequence. Here they come from `seed`, and the
 global batch is the same for any number of ranks. Cost: none a step. Conflicts: one order at a time; with
@@ -76,8 +76,8 @@ class CoprimeLoader(Technique):
     def check(self, shape: Shape) -> None:
         if self.config.shards_end < self.config.shards_start:
             raise ValueError(
-                f"`coprime_loader.shards_end` must be at least shards_start, but got {self.config.shards_end} "
-                f"and {self.config.shards_start}."
+                f"`coprime_loader.shards_end` must be at least shards_start, but got "
+                f"{self.config.shards_end} and {self.config.shards_start}."
             )
 
     def loader(self, shards: Any, seed: int, longest: int) -> Any:
