@@ -478,7 +478,7 @@ ROUTES = {
 
 
 def build_optimizers(
-    model: GPT, config: Config, hyper: Hyper, world: World
+    model: GPT, config: Config, hyper: Hyper, world: World, muon: Callable[..., Any] = Muon
 ) -> tuple[list[torch.optim.Optimizer], dict[str, int]]:
     """Every parameter in exactly one group, by its role; and the parameters' count by role."""
     groups: dict[str, list[Tensor]] = {}
@@ -501,7 +501,7 @@ def build_optimizers(
     optimizers: list[torch.optim.Optimizer] = [adam]
     if muon_groups:
         dtype = compute_dtype(config, world.device)
-        optimizers.append(Muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
+        optimizers.append(muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
@@ -594,10 +594,15 @@ class Trainer:
                 hyper, before = technique.hyper(hyper), hyper
                 audit.changed(name, "optimiser settings", hyper != before)
         self.hyper = hyper
-        self.optimizers, self.params_by_role = build_optimizers(self.model, self.config, hyper, world)
+        owner = owner_of(self.techniques, "muon")
+        self.optimizers, self.params_by_role = build_optimizers(
+            self.model, self.config, hyper, world, owner.muon if owner else Muon
+        )
+        if owner:
+            audit.changed(owner.name, "the optimiser of matrices", len(self.optimizers) > 1)
         for optimizer in self.optimizers:
-            if isinstance(optimizer, Muon):
-                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)
+            if hasattr(optimizer, "orthogonalize"):
+                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)  # type: ignore[attr-defined]
         self.loader = self.open_loader()
         given = [t.stepper(self.model) for t in self.techniques.values() if "stepper" in claims(t)]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
@@ -656,9 +661,7 @@ class Trainer:
             part = self.compiled(ids, targets) / c.micro_batches
             part.backward()
             loss += part.detach()
-        self.reduce_gradients()
-        if c.grad_clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip_norm)
+        self.settle_gradients()
         hyper = self.moving("hyper_at", self.hyper, progress)
         warm = min(1.0, moment.step / max(1, hyper.muon_momentum_warmup_steps))
         momentum = (1 - warm) * hyper.muon_momentum_start + warm * hyper.muon_momentum
@@ -672,14 +675,19 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return self.world.sum(loss)
 
-    def reduce_gradients(self) -> None:
+    def settle_gradients(self) -> None:
         """Sum over ranks, before any clipping: one rank and many take the same step."""
-        if self.world.size == 1:
+        muon, most = self.optimizers[-1], self.config.grad_clip_norm
+        if hasattr(muon, "settle_gradients"):
+            muon.settle_gradients(self.model.parameters(), most)  # type: ignore[operator]
             return
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
-        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            g.copy_(part.view_as(g))
+        if self.world.size > 1:
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
+            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                g.copy_(part.view_as(g))
+        if most:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)
 
     # -- the run -------------------------------------------------------------------------------------------
 

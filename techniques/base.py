@@ -279,6 +279,7 @@ CHAINS = (
 )
 SLOTS = (
     "loader",
+    "muon",
     "rope",
     "attend",
     "activation",
@@ -433,6 +434,10 @@ class Technique:
     def hyper_at(self, hyper: Any, progress: float) -> Any:
         """chain · Hyper -> Hyper of one step, at the share `progress` of the budget: what moves while
         training."""
+
+    def muon(self, params: Any, lr: float, hyper: Any, world: Any, dtype: Any) -> Any:
+        """slot · an optimiser for Muon's parameter groups, like techniques/_muon.py's. With settle_gradients
+        (params, clip norm) it also sums every gradient over the ranks. parallel_muon; NorMuon."""
 
     def orthogonalize(self, inner: Any) -> Any:
         """chain · function(g [N,r,c], steps) -> same shape, around or instead of `inner`, the one so far

@@ -4,9 +4,9 @@ Each shard gets a random phase u < T, start a and stride s; a stride that shares
 every sequence once an epoch, far from the one before it. For each batch m different shards are drawn with
 weights (sequences left)^α, and give one sequence each in turn. m grows from `shards_start` to `shards_end`
 and α falls from `alpha_start` to `alpha_end` over the first `grow_batches` batches.
-Source: PR #726, #1060 (8 → 64 shards on 8 GPUs, α 0.9 → 0.5, 1800 batches). Published: the random numbers come
-from the shards' path strings, and ranks take every world-th sequence. Here they come from `seed`, and the
-global batch is the same for any number of ranks. Cost: none a step. Conflicts: one order at a time; with
+Source: PR #726, #1060 (8 → 64 shards on 8 GPUs, α 0.9 → 0.5, 1800 batches). Published: the random numbers
+come from the shards' path strings, and ranks take every world-th sequence. Here they come from `seed`, and
+the global batch is the same for any number of ranks. Cost: none a step. Conflicts: one order at a time; with
 seq_schedule, every length must divide the longest. What we saw: studies/LOG.md.
 """
 

@@ -1,4 +1,4 @@
-"""T(p) = T/2^(h − i) in the i-th of h early stages, T = train_seq_len from `full_at` on: short contexts first.
+"""T(p) = T/2^(h − i) in the i-th of h early stages, T = train_seq_len from `full_at` on: short ones first.
 
 The stages share [0, full_at) evenly; `lengths` names other ones ("1024,2048" before 3072). The tokens of a
 step stay as they are, so a shorter T means more sequences (rounded to whole ones in every micro-batch). Each
@@ -43,8 +43,8 @@ class SeqSchedule(Technique):
             fits = len(found) == len(words)
         if not fits or not all(2 <= n < longest for n in found):
             raise ValueError(
-                f"`seq_schedule` takes sequences of 2 to {longest - 1} whole tokens, shorter than train_seq_len "
-                f"= {longest}, but got halvings = {c.halvings} and lengths = {c.lengths!r}."
+                f"`seq_schedule` takes sequences of 2 to {longest - 1} whole tokens, below train_seq_len = "
+                f"{longest}, but got halvings = {c.halvings} and lengths = {c.lengths!r}."
             )
         return found
 
