@@ -1067,7 +1067,7 @@ class Evaluation:
         logits = self.model.logits(h)
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def result(self, luts: Any) -> Score:
+    def result(self, data: corpus_dataset.Dataset) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
         once."""
         covered = self.world.sum(self.written.to(self.world.device))
@@ -1077,8 +1077,7 @@ class Evaluation:
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
         mine = self.written.bool()
-        prev, target = self.tokens[:-1][mine].numpy(), self.tokens[1:][mine].numpy()
-        num_bytes = int(corpus_dataset.count_bytes(luts, prev, target).sum())
+        num_bytes = int(data.target_bytes(self.tokens.numpy())[mine.numpy()].sum())
         sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
         nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
@@ -1123,7 +1122,7 @@ def score_plainly(
     with torch.no_grad():
         score_windows(run)
     model.train(was_training)
-    return run.result(data.luts)
+    return run.result(data)
 
 
 def evaluate(
@@ -1151,7 +1150,7 @@ def evaluate(
         audit.note(owner.name, **getattr(scorer, "facts", {}))
     world.synchronize()
     seconds = world.max(time.perf_counter() - start)
-    score = run.result(data.luts)
+    score = run.result(data)
     if owner is not None:
         audit_scorer(owner.name, model, weights, run, audit)
         audit.note(owner.name, eval_s=seconds)
@@ -1214,6 +1213,10 @@ class Run:
             vocab_size=c.vocab_size,
             seq_len=shape.eval_seq_len,
         )
+        if c.caseops and not self.data.sidecars:
+            raise ValueError(
+                f"`caseops` needs CaseOps data, but {c.data_path} has none. Give `data_path`, or drop it."
+            )
         code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
         self.keys = stage_keys(self.resolved, code_hash, self.data.data_id)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}

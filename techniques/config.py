@@ -35,6 +35,7 @@ class Config:
         "data/tokenizers/fineweb_1024_bpe.model", "SentencePiece model", stage="data"
     )
     vocab_size: int = setting(1024, "tokens in the vocabulary", low=4, high=65_536, stage="data")
+    caseops: bool = setting(False, "the data must be CaseOps (they are scored so anyway)", stage="data")
     # model
     num_layers: int = setting(9, "blocks", low=1, high=64)
     model_dim: int = setting(512, "width of the residual stream", low=8, high=8192)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 # Variables that are a setting of ours under another name.
-ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds"}
+ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds", "CASEOPS_ENABLED": "caseops"}
 # Variables that only switch a technique whose other variables switch it too.
 GATES = {"EMA_ENABLED": "ema", "SLIDING_WINDOW_ENABLED": "sliding_window"}
 PUBLISHED = frozenset(
