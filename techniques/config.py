@@ -18,7 +18,7 @@ from typing import Any
 
 from techniques import catalog
 from techniques.base import STAGES, Shape, Technique, check_value, nearest, parse_value, setting
-from techniques.published import ALIASES, GATES, PUBLISHED, is_off, refuse_unknown
+from techniques.published import ALIASES, GATES, PUBLISHED, SPOKEN_TO, is_off, refuse_unknown
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
 LAYERS = ("preset", "file", "environment", "command line")  # low to high precedence
@@ -219,7 +219,7 @@ def from_environment(
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
     layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
     layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
-    switched = {n for n, t in known.items() if any(not is_off(environ.get(v, "0")) for v in _gates(t))}
+    switched = _switched(environ, known, on)
     off = {
         n
         for n in known
@@ -227,7 +227,8 @@ def from_environment(
     }
     live = (set(on) | switched) - off
     for name, technique in known.items():
-        ours = [v for v in technique.env if v in environ and name in _readers(v, known, live)]
+        heard = {v: {*on, *switched} if field == "on" else live for v, field in technique.env.items()}
+        ours = [v for v in technique.env if v in environ and name in _readers(v, known, heard[v])]
         given = {technique.env[v]: environ[v] for v in ours}
         if not given:
             continue
@@ -252,10 +253,23 @@ def _gates(technique: type[Technique]) -> list[str]:
     return [v for v, field in technique.env.items() if field == "on"]
 
 
+def _switched(
+    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str]
+) -> set[str]:
+    """What the environment turns on: first by variables that one technique reads, then by shared ones."""
+    given = [v for v in {v for t in known.values() for v in _gates(t)} if not is_off(environ.get(v, "0"))]
+    found: set[str] = set()
+    for variable in sorted(given, key=lambda v: sum(v in t.env for t in known.values())):
+        found |= {*_readers(variable, known, {*on, *found})}
+    return found
+
+
 def _readers(variable: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> list[str]:
-    """The techniques that `variable` speaks to: those that are on, where several read it."""
+    """The techniques that `variable` speaks to: those that are on, where several read it, or else one."""
     readers = [n for n, t in known.items() if variable in t.env]
-    return readers if len(readers) < 2 else [n for n in readers if n in live] or readers[:1]
+    if len(readers) < 2:
+        return readers
+    return [n for n in readers if n in live] or [n for n in SPOKEN_TO if n in readers] or readers[:1]
 
 
 def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:

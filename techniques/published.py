@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping
 ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds"}
 # Variables that only switch a technique whose other variables switch it too.
 GATES = {"EMA_ENABLED": "ema", "SLIDING_WINDOW_ENABLED": "sliding_window"}
+# Of several techniques that read a variable, none of them on, it speaks to one of these.
+SPOKEN_TO = ("score_first_ttt",)
 PUBLISHED = frozenset(
     """
     BETA1 BETA2 ADAM_EPS MUON_BETA2 CONTROL_TENSOR_NAME_PATTERNS INT8_KEEP_FLOAT_FP32_NAME_PATTERNS

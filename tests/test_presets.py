@@ -19,7 +19,7 @@ from tests.search.test_bundle import alone, facts
 RECORDS = {
     "naive": (17_059_912, "legal", "legal"),
     "pr414": (26_993_756, "legal", "legal"),
-    "pr518": (26_993_756, "illegal" if "pre_eval_ttt" in catalog.metadata() else "legal", "illegal"),
+    "pr518": (26_993_756, "illegal", "illegal"),
     "pr549": (26_928_220, "legal", "legal"),
     "pr569": (26_993_766, "legal-if-timed", "closed"),
     "pr1263": (26_993_756, "contested", "contested"),
@@ -53,6 +53,9 @@ SMALL: dict[str, Any] = {
     "lqer.group": 32,
     "brotli_shuffle.quality": 4,
     "sliding_window.stride": 16,
+    "pre_eval_ttt.epochs": 2,
+    "pre_eval_ttt.batch_seqs": 32,
+    "pre_eval_ttt.stride": 16,
     "score_first_ttt.chunk_tokens": 512,
     "score_first_ttt.stride": 16,
     "score_first_ttt.epochs": 1,
