@@ -4,9 +4,9 @@ lr_t = lr·½(1 + cos(πt/T)), T steps over all epochs; the MLP's second matrice
 `fc_mult` of it. A step takes `batch_seqs` sequences side by side, split over the ranks (published: 32 of each
 of 8 ranks' own eighth); gradients are summed, then clipped: any world takes the same step.
 
-Source: PR #518 (1.1271 claimed without it -> 1.0814 with 30 epochs, 1.0622 with 50). Illegal: what it scores it
-has been trained on, the whole split, several times (issue #402; README FAQ). It is here so that such a record
-can be run, labelled. Cost: 3·epochs passes a token beside the sliding windows'. Conflicts: it is the scorer;
+Source: PR #518 (1.1271 claimed without it -> 1.0814 with 30 epochs, 1.0622 with 50). Illegal: it has been
+trained on what it scores, the whole split, several times (issue #402; README FAQ). It is here so that such a
+record can be run, labelled. Cost: 3·epochs passes a token beside the sliding windows'. Conflicts: it is the scorer;
 another one cannot be on. What we saw: studies/LOG.md.
 """
 
