@@ -1,7 +1,7 @@
 """Low-rank adapters of a document each: y + (α/r)·B(Ax) beside modules of the model, in its own forward.
 
-Adapters enter by forward hooks, so that there is one forward: B = 0 is the plain model. R rows (documents of a
-batch), r rank; A [R,r,in] ~ U(±1/√in), the same for every row; B [R,out,r] = 0.
+Adapters enter by forward hooks, so that there is one forward: B = 0 is the plain model. R rows (documents of
+a batch), r rank; A [R,r,in] ~ U(±1/√in), the same for every row; B [R,out,r] = 0.
 
 A document runs from a BOS to the next. Its positions are scored in chunks from left to right; after a chunk
 has its scores, one AdamW step on their mean nats moves the document's own adapters, and nothing else.
@@ -9,6 +9,7 @@ has its scores, one AdamW step on their mean nats moves the document's own adapt
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def documents(tokens: Tensor) -> list[Document]:
     count = tokens.numel() - 1
     begins = (tokens[:count] == LORA_BOS_ID).nonzero().flatten().tolist()
     cuts = sorted({0, *begins, count})
-    return [(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [(a, b - a) for a, b in itertools.pairwise(cuts)]
 
 
 def lora_places(model: Any, config: Any) -> list[tuple[Any, int, int]]:

@@ -1,7 +1,7 @@
-"""Each document has low-rank adapters of its own: score a chunk, then one AdamW step on it; reset at the next.
+"""Each document has low-rank adapters of its own: score a chunk, then one AdamW step; reset at the next.
 
-y + (α/r)·B(Ax) beside Wq, Wv of every block and the head (`qv`, `head`), and, where they are on, Wk (`k`), the
-attention and the MLP (`o`, `mlp`: model_dim to model_dim on the normed input). A ~ U(±1/√in), the same for
+y + (α/r)·B(Ax) beside Wq, Wv of every block and the head (`qv`, `head`), and, where they are on, Wk (`k`),
+the attention and the MLP (`o`, `mlp`: model_dim to model_dim on the normed input). A ~ U(±1/√in), the same for
 every document; B = 0. A document is scored in chunks of `chunk` positions, each behind at most `context`
 tokens of the same document; the step on a chunk follows its scores, so no score has seen a later token.
 
