@@ -1,15 +1,15 @@
 """Each document has low-rank adapters of its own: score a chunk, then one AdamW step; reset at the next.
 
 y + (α/r)·B(Ax) beside Wq, Wv of every block and the head (`qv`, `head`), and, where they are on, Wk (`k`),
-the attention and the MLP (`o`, `mlp`: model_dim to model_dim on the normed input). A ~ U(±1/√in), the same for
-every document; B = 0. A document is scored in chunks of `chunk` positions, each behind at most `context`
+the attention and the MLP (`o`, `mlp`: model_dim to model_dim on the normed input). A ~ U(±1/√in), the same
+for every document; B = 0. A document is scored in chunks of `chunk` positions, each behind at most `context`
 tokens of the same document; the step on a chunk follows its scores, so no score has seen a later token.
 
-Source: rec:LoRA_TTT (rank 8 on q, v, head; Adam 0.01; -0.003 of its -0.037, the rest from documents alone and
-shorter strides); #1530 (rank 96, lr 1e-4, chunk 32, k, o and mlp too, β 0/0.999, wd 0.5: about -0.008 nats
-over strided evaluation). Forms that count the last of several epochs (#525, #713) are illegal and not built.
-Cost: a forward and a backward pass of up to `context` tokens per chunk. Legal: score-first within a document.
-Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
+Source: rec:LoRA_TTT (rank 8 on q, v, head; Adam 0.01; -0.003 of its -0.037, the rest from documents alone
+and shorter strides); #1530 (rank 96, lr 1e-4, chunk 32, k, o and mlp too, β 0/0.999, wd 0.5: about -0.008
+nats over strided evaluation). Forms that count the last of several epochs (#525, #713) are illegal and not
+built. Cost: a forward and a backward pass of up to `context` tokens per chunk. Legal: score-first within a
+document. Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
 """
 
 from __future__ import annotations

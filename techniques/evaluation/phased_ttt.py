@@ -1,17 +1,17 @@
-"""lora_ttt's adapters by document; after 1/n, 2/n … n/n of `prefix_docs` documents, SGD on the base with them.
+"""lora_ttt's adapters by document; after 1/n … n/n of `prefix_docs` documents, SGD on the base with them.
 
-At each of the `phases` boundaries every rank stops; one pass of SGD over the documents that are scored by then
-moves the model's own weights: pieces of at most S tokens of one document, `global_batch_seqs` a step over all
-ranks, lr·½(1 + cos(πc/(C−1))) in the c-th of C chunks of `global_chunk_tokens`; then fresh adapters go on.
-`order = "stream"`: documents come in the split's order. `order = "longest"` (published): longest first, which
-fills batches well; left to right then holds inside documents, and a document's place in the queue, so what was
-trained before it, depends on where documents end. `warm_a` keeps A from the row's last document; then scores
-depend on how documents fall on rows and ranks.
+At each of the `phases` boundaries every rank stops; one pass of SGD over the documents that are scored by
+then moves the model's own weights: pieces of at most S tokens of one document, `global_batch_seqs` a step
+over all ranks, lr·½(1 + cos(πc/(C−1))) in the c-th of C chunks of `global_chunk_tokens`; then fresh adapters
+go on. `order = "stream"`: documents come in the split's order. `order = "longest"` (published): longest
+first, which fills batches well; left to right then holds inside documents, and a document's place in the
+queue, so what was trained before it, depends on where documents end. `warm_a` keeps A from the row's last
+document; then scores depend on how documents fall on rows and ranks.
 
-Source: PR #1610, #1626, #1855 (1.0725 -> 1.0599; three phases 0.0008 better than one). Whether a phase trains
-on all documents so far or on the new ones only is not told in words; here it is all. Cost: lora_ttt's, and 3
-passes over the prefix a phase. Legal: each score is fixed before an update that used it. Conflicts: it is the
-scorer; another one cannot be on. What we saw: studies/LOG.md.
+Source: PR #1610, #1626, #1855 (1.0725 -> 1.0599; three phases 0.0008 better than one). Whether a phase
+trains on all documents so far or on the new ones only is not told in words; here it is all. Cost:
+lora_ttt's, and 3 passes over the prefix a phase. Legal: each score is fixed before an update that used it.
+Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """LoRA TTT: one document at a time with merged weights written out; isolation; score-first; limits."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -140,7 +141,9 @@ def test_batches_ranks_and_the_weights():
 def test_limits():
     assert LoraTtt(LoraTtt.Config(chunk=16, context=32)).cost(SHAPE).eval_passes == 5.0
     assert LoraTtt().isolates_documents and not LoraTtt(LoraTtt.Config(warm_a=True)).isolates_documents
-    for settings in ({"chunk": 64}, {"chunk": 8, "context": 64}, {"chunk": 8, "qv": False, "head": False}):
+    wrong: list[dict[str, Any]] = [{"chunk": 64}, {"chunk": 8, "context": 64}]
+    wrong += [{"chunk": 8, "qv": False, "head": False}]
+    for settings in wrong:
         with pytest.raises(ValueError, match="lora_ttt"):
             LoraTtt(LoraTtt.Config(**settings)).check(SHAPE)
     assert math.isclose(float(Adapters(tiny_model(), LoraTtt.Config(), 2).scale), 1.0)

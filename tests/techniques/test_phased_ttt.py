@@ -1,6 +1,7 @@
 """Phased TTT: the phases written out; every update behind its scores; ranks; limits."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,17 @@ from train_gpt import Evaluation
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
 N = 180
-ADAPT = {"rank": 3, "alpha": 6.0, "lr": 0.01, "chunk": 8}
+ADAPT: dict[str, Any] = {"rank": 3, "alpha": 6.0, "lr": 0.01, "chunk": 8}
 
 
 def config(**settings) -> PhasedTtt.Config:
-    base = {"batch_docs": 1, "prefix_docs": 4, "phases": 2, "global_lr": 0.05, "global_batch_seqs": 2}
+    base: dict[str, Any] = {
+        "batch_docs": 1,
+        "prefix_docs": 4,
+        "phases": 2,
+        "global_lr": 0.05,
+        "global_batch_seqs": 2,
+    }
     return PhasedTtt.Config(**(ADAPT | base | {"global_chunk_tokens": 40} | settings))
 
 
@@ -45,7 +52,7 @@ def sgd_pass(model, tokens, found):
         seen += sum(n for _, n in pieces[i : i + 2])
     velocity = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for i, chunk in zip(range(0, len(pieces), 2), chunk_of, strict=True):
-        sums, count = 0.0, 0
+        sums, count = torch.zeros(()), 0
         for s, n in pieces[i : i + 2]:
             z = model.logits(model.hidden(tokens[s : s + n].long()[None]))[0]
             sums = sums + F.cross_entropy(z, tokens[s + 1 : s + n + 1].long(), reduction="sum")
