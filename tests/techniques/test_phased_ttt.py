@@ -29,7 +29,8 @@ def config(**settings) -> PhasedTtt.Config:
         "global_lr": 0.05,
         "global_batch_seqs": 2,
     }
-    return PhasedTtt.Config(**(ADAPT | base | {"global_chunk_tokens": 40} | settings))
+    base |= {"global_chunk_tokens": 40}
+    return PhasedTtt.Config(**{**ADAPT, **base, **settings})
 
 
 def scorer(**settings):
