@@ -106,7 +106,7 @@ def later_moves(subject: Subject) -> str:
 
 def flip_moves(subject: Subject) -> str:
     """Change the last token, a target and no input: does the score of another one move?"""
-    tokens = subject.lab.ids(1, LENGTH + 1)[0]
+    tokens = subject.lab.ids(1, LENGTH - LENGTH % SEQ_LEN + 1)[0]  # it ends a whole window
     flipped = tokens.clone()
     flipped[-1] = 2 + (int(tokens[-1]) + 5) % (VOCAB_SIZE - 2)
     a, b = (score(subject, subject.resolved, t).nll[:-1] for t in (tokens, flipped))

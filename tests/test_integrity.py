@@ -181,9 +181,8 @@ def test_a_technique_that_opens_validation_shards_while_training_is_caught(
 ) -> None:
     monkeypatch.setattr(Thief, "folder", lab.folder)
     report = conformance.run(ReadsValidation, lab=lab, only=("reads",))
-    assert report.failures == [
-        "reads: train: steps read a validation shard that it may not read there, but the verdict is legal"
-    ]
+    (told,) = report.failures
+    assert "train: steps read a validation shard that it may not read there" in told
     monkeypatch.setattr(Thief, "folder", None)
     assert conformance.run(ReadsValidation, lab=lab, only=("reads",)).failures == []
 
@@ -309,8 +308,8 @@ def test_a_planted_leak_sets_the_alarm_off(lab: Lab) -> None:
 
 
 def test_trap_5_an_average_with_too_long_a_horizon_is_a_finding_and_swa_beside_qat_an_error(lab: Lab) -> None:
-    for decay, told in ((0.9999, 1), (0.5, 0)):
-        settings = smoke_settings(Ema, {"ema": Ema}, {"decay": decay})
+    for one_minus_decay, told in ((1e-4, 1), (0.5, 0)):
+        settings = smoke_settings(Ema, {"ema": Ema}, {"one_minus_decay": one_minus_decay})
         run = lab.train(lab.resolve(settings, {"ema": Ema}, iterations=40))
         audit = run.audit.facts["ema"]
         assert (audit["train_loss_average"] > audit["train_loss_last"] + 0.1) is bool(told)
