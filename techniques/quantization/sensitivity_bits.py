@@ -2,8 +2,8 @@
 `high`.
 
 `measure = "error"`: cost_t(b) = n_t·tr(E·H·Eᵀ)/tr(W·H·Wᵀ), the share of a matrix' output that rounding it
-at b bits loses on the calibration inputs, times its n_t weights (without them the largest matrices pay for all
-others); one bit after the other goes where it saves the most a byte. "trace":
+at b bits loses on the calibration inputs, times its n_t weights (without them the largest matrices pay for
+all others); one bit after the other goes where it saves the most a byte. "trace":
 the matrices of largest tr(H) get `high` bits while they fit, the others `low` (PR #1204: rank by trace, n at
 int6, the rest int5). bytes_t(b) is the entropy of the integers that plain rounding gives. The budget is
 `budget_share` of the bytes that these matrices take at their role's bits, so that 1 moves bits and adds none.
