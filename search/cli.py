@@ -93,33 +93,54 @@ def run(
     ] = None,
     storage: StorageOption = None,
     home: HomeOption = None,
-    trainer: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    trainer: Annotated[
+        Path | None, typer.Option(help="A script that takes environment variables; see docs/any_trainer.md.")
+    ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Go on with other code or hardware than the study began with.")
+    ] = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     common = Common(study, storage, home)
     context.obj = common
     if context.invoked_subcommand is None:
         with clear_errors():
-            run_study(common, trials=trials, workers=workers, trainer=trainer)
+            run_study(common, Wish(trials, workers, trainer, mixed))
 
 
-def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path | None) -> None:
+@dataclass(frozen=True)
+class Wish:
+    """What the default command was asked for."""
+
+    trials: int
+    workers: int | None
+    trainer: Path | None
+    mixed: bool
+
+
+def run_study(common: Common, wish: Wish) -> None:
     """The default command."""
     from search import prepare
+    from search.foreign import refuse_native_table, with_trainer
     from search.launch import Plan, launch
+    from search.passport import check_joining
     from search.progress import Progress, snapshot
     from search.report import print_leaderboard
     from search.session import Place, check_room, find_study, open_session, quiet_log
 
     console, now = make_console(), time.monotonic()
-    study, home = find_study(common.study), home_of(common)
+    trials, trainer = wish.trials, wish.trainer
+    study, home = with_trainer(find_study(common.study), trainer), home_of(common)
+    refuse_native_table(study, trainer)
+    native = study.foreign is None
     check_room(Place(home, study.name))
     quiet_log(None)
     gpus = prepare.gpus_for(study, os.environ)
     now = say(console, f"study {study.name}: {prepare.check_space(study)}", now)
-    if trainer is None:
+    if native and trainer is None:
         now = say(console, f"corpus: {prepare.check_corpus(study)}", now)
     session = open_session(study, home=home, storage=common.storage, environ=os.environ)
+    check_joining(session, trainer, mixed=wish.mixed)
     seen = snapshot(session.optuna_study.get_trials(deepcopy=False), trials)
     now = say(console, f"database: {seen.finished} of {trials} trials done", now)
     if seen.finished >= trials:
@@ -127,14 +148,14 @@ def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path
             f"Nothing to do: --trials {trials} means {trials} finished trials in this study. Ask for more."
         )
     else:
-        count = min(workers or prepare.default_workers(gpus), trials - seen.finished)
-        if trainer is None:
+        count = min(wish.workers or prepare.default_workers(gpus), trials - seen.finished)
+        if trainer is None or not native:
             session, told = prepare.check_baseline(session, workers=count, gpus=gpus)
             now = say(console, told, now)
         from search.storage import ENVIRONMENT
 
         external = common.storage or os.environ.get(ENVIRONMENT)
-        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None)
+        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None, wish.mixed)
         where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
         say(
             console,
@@ -225,6 +246,20 @@ def dashboard(
         serve(session.url, session.study.name, port=port, artifact_dir=session.place.artifacts)
 
     read(context, (study, storage, home), serve_it)
+
+
+@app.command()
+def scan(
+    script: Annotated[Path, typer.Argument(help="A training script; it is read, never run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The study file to write. [default: print it]", dir_okay=False)
+    ] = None,
+) -> None:
+    """Draft a study from what a script reads from its environment (docs/any_trainer.md)."""
+    with clear_errors():
+        from search.draft import write
+
+        print(write(script, out), end="")
 
 
 @app.command()
