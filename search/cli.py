@@ -251,15 +251,13 @@ def dashboard(
 @app.command()
 def scan(
     script: Annotated[Path, typer.Argument(help="A training script; it is read, never run.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The study file to write. [default: print it]", dir_okay=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The study file to write. [default: print it]")] = None,
 ) -> None:
     """Draft a study from what a script reads from its environment (docs/any_trainer.md)."""
     with clear_errors():
-        from search.draft import write
+        from search import draft
 
-        print(write(script, out), end="")
+        print(draft.write(script, out), end="")
 
 
 @app.command()

@@ -114,7 +114,8 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[slot.index % len(plan.gpus)]
     slot.log = session.place.runs / "workers" / f"{slot.index}.log"
     slot.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={session.study.path}"]
+    path = Path(session.study.path).absolute()  # relative to where we were started, and workers are not
+    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={path}"]
     command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
     command += ["--mixed"] if plan.mixed else []

@@ -19,8 +19,8 @@ from search.literals import FALSE, HOLE, TRUE, all_of, cast_to, constants, evalu
 from search.logread import label_of
 
 MAX_BYTES = 8_000_000  # of a script; more is no script
-WORLD = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-WORLD |= {"CUDA_VISIBLE_DEVICES", "PATH", "HOME", "USER", "TMPDIR", "OMP_NUM_THREADS"}
+RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+WORLD = RANKS | {"CUDA_VISIBLE_DEVICES", "PATH", "HOME", "USER", "TMPDIR", "OMP_NUM_THREADS"}
 Helper = tuple[int, int, str]  # index of the name among its arguments, of the default (-1: none), its type
 
 
@@ -60,7 +60,7 @@ def scan(path: Path) -> Scan:
                 again = f"the default {read.default!r}; line {old.line} has {old.default!r}"
                 found.odd.append(f"line {read.line}: {read.name} is read again, with {again}")
         else:
-            found.distributed |= read.name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+            found.distributed |= read.name in RANKS
     found.odd += reader.odd
     for line, at in printed_lines(tree):
         _line(line, at, found)

@@ -148,11 +148,12 @@ def check_unedited(session: Session) -> None:
                 session.optuna_study.set_user_attr("study_file", text.read_text(encoding="utf-8"))
                 stored = mine
     if stored != mine:
+        copy = f" ({kept} is a copy)" if kept.exists() else ""
         raise ValueError(
             f"A study samples one space under one set of limits, but {text} no longer describes the study "
             f"{session.study.name!r} that is stored ({mine} against {stored}{_edits(session)}). To go on "
-            f"with the stored one, restore the file{f' ({kept} is a copy)' if kept.exists() else ''}; to search "
-            "the new space, or where another study has that name, give it another `name` in [study]."
+            f"with the stored one, restore the file{copy}; to search the new space, or where another study "
+            "has that name, give it another `name` in [study]."
         )
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
