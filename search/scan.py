@@ -275,10 +275,10 @@ class _Reader:
 
 
 def _prefix(name: ast.expr) -> str:
-    """ "GPT_" of f"GPT_{field.name.upper()}"."""
-    if isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
-        return str(name.values[0].value)
-    return ""
+    """ "GPT_" of f"GPT_{field.name.upper()}" and of "GPT_" + field.name.upper()."""
+    first = name.left if isinstance(name, ast.BinOp) else name
+    first = name.values[0] if isinstance(name, ast.JoinedStr) else first
+    return str(first.value) if isinstance(first, ast.Constant) else ""
 
 
 def _annotation(body: ast.FunctionDef | ast.Lambda) -> str:

@@ -128,7 +128,9 @@ def test_reports_stand_on_the_grid_and_between_near_validations():
     assert [round(r["lr_scale"], 3) for r in found] == [1.0, 1.0, 0.625]
     sparse = LogReader(Rules(num_reports=4))
     lines = ["step:0/100 val_bpb:9.0", "step:40/100 val_bpb:2.0", "step:100/100 val_bpb:1.0"]
-    assert [r for line in lines for r in sparse.feed(line, 0.0)] == []  # the steep start is never interpolated
+    assert [
+        r for line in lines for r in sparse.feed(line, 0.0)
+    ] == []  # the steep start is never interpolated
 
 
 def test_progress_and_warm_down_by_the_clock():
