@@ -180,12 +180,12 @@ def _variable(name: str, spec: Mapping[str, Any]) -> Variable:
             raise ValueError(f"`{name}` has no key {key!r} in [space]. {nearest(key, KEYS)}")
     when = _when(name, spec.get("when"))
     if "gate" in spec:
-        texts = spec.get("on", "1"), spec.get("off", "0")
+        texts = as_text(spec.get("on", "1")), as_text(spec.get("off", "0"))
         if spec["gate"] is not True or not {*spec} <= {"gate", "on", "off", "when"} or texts[0] == texts[1]:
             raise ValueError(
                 f"`{name}` is a gate: gate = true, and on and off, two different texts, but got {dict(spec)}."
             )
-        return Variable(name, Choice((False, True)), True, as_text(texts[0]), as_text(texts[1]), when)
+        return Variable(name, Choice((False, True)), True, *texts, when)
     return Variable(name, _domain(name, {k: v for k, v in spec.items() if k != "when"}), when=when)
 
 

@@ -84,9 +84,7 @@ def main() -> None:
         if step < n:
             loss = float("nan") if args.fault == "nan" and step == 7 else bpb_at(args, step / n) * 1.7
             time.sleep(args.step_ms / 1000)
-            log0(
-                f"step:{step + 1}/{n} train_loss:{loss:.4f} train_time:{ms:.0f}ms step_avg:{args.step_ms:.2f}ms"
-            )
+            log0(f"step:{step + 1}/{n} train_loss:{loss:.4f} train_time:{ms:.0f}ms step_avg:2.00ms")
     size = 1000 * args.num_layers
     with open("final_model.ptz", "wb") as file:
         file.write(b"\0" * size)

@@ -1,4 +1,4 @@
-"""The scan: three styles of reading the environment, and scripts that cannot be understood; nothing is run."""
+"""The scan: three styles of reading the environment, scripts that cannot be understood; nothing is run."""
 
 from __future__ import annotations
 
