@@ -31,9 +31,11 @@ NEAR = 0.5  # share of a time limit from which on speed decides
 def code_files(study: Study, trainer: Path | None = None) -> list[Path]:
     """The files whose text is the objective: a foreign script and its neighbours, or our trainer and its
     techniques."""
-    script = Path(study.foreign.script) if study.foreign is not None else trainer
-    if script is not None:
+    if study.foreign is not None:
+        script = Path(study.foreign.script)
         return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
+    if trainer is not None:
+        return [trainer]
     return [ROOT / "train_gpt.py", *sorted((ROOT / "techniques").rglob("*.py"))]
 
 

@@ -147,8 +147,15 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             "The code changed while this study ran: compare only trials of the same passport (`show N`).",
             soft_wrap=True,
         )
+    devices = sorted({str(t.user_attrs["passport"].get("device")) for t in [*good, *bad] if has_passport(t)})
+    if len(devices) > 1:
+        console.print(f"Trials ran on {escape(', '.join(devices))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])
+
+
+def has_passport(trial: FrozenTrial) -> bool:
+    return isinstance(trial.user_attrs.get("passport"), dict)
 
 
 def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
