@@ -25,7 +25,7 @@ from typing import Any
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
-from search import record
+from search import prepare, record
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
@@ -232,6 +232,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trainer", type=Path)
     parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
+    parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     return parser.parse_args(argv)
 
@@ -258,6 +259,9 @@ def main(argv: list[str]) -> int:
     try:
         study = with_trainer(find_study(options.study), options.trainer)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
+        code = check_joining(session, options.trainer, mixed=options.mixed)
+        if options.prepare:  # on a machine that nobody looked at before
+            session = prepare.machine(session, native=options.trainer is None)
         worker = Worker(
             session,
             target=options.target,
@@ -265,7 +269,6 @@ def main(argv: list[str]) -> int:
             num_threads=options.threads,
             command=command_for(study, options.trainer),
         )
-        code = check_joining(session, options.trainer, mixed=options.mixed)
         worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
         worker.stopping = stopping
         worker.run()
