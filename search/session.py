@@ -6,6 +6,7 @@ Under `home`: `.caddie/` (the private database) and `runs/<study>/<trial>/` (wha
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -165,7 +166,8 @@ def _edits(session: Session) -> str:
     from search.passport import differences
 
     stored = session.optuna_study.user_attrs.get(IDENTITY)
-    found = differences(stored, study_identity(session.study)) if stored else []
+    mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
+    found = differences(stored, mine) if stored else []
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return f"; {'; '.join(found[:4])}{more}" if found else ""
 
