@@ -23,6 +23,7 @@ import sqlalchemy
 
 from search import prepare
 from search.cli import Common, home_of, make_console, say
+from search.foreign import with_trainer
 from search.launch import POLL_S, WorkerFailed, finished, last_error, stop_requested
 from search.progress import Progress, snapshot
 from search.report import print_leaderboard
@@ -190,7 +191,7 @@ def run_cluster(
 
     Raises ValueError for what a person must solve, KeyboardInterrupt after a clean stop."""
     console, now = make_console(), time.monotonic()
-    study, home = find_study(common.study), home_of(common)
+    study, home = with_trainer(find_study(common.study), trainer), home_of(common)
     options = parse_options(words)
     cuda = prepare.settled(study, "device") == "cuda"
     gpus = int(options.pop("gpus", study.gpus_per_trial if cuda else 0))

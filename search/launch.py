@@ -46,7 +46,8 @@ class Plan:
     workers: int
     storage: str | None  # a URL of the user's, or None for the private database
     gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
-    trainer: Path | None = None  # another trainer of the same contract
+    trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
+    mixed: bool = False  # other code and other hardware may join
 
     @property
     def num_threads(self) -> int:
@@ -123,9 +124,11 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[slot.index % len(plan.gpus)]
     slot.log = session.place.runs / "workers" / f"{slot.index}.log"
     slot.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={session.study.path}"]
+    path = Path(session.study.path).absolute()  # relative to where we were started, and workers are not
+    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={path}"]
     command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
+    command += ["--mixed"] if plan.mixed else []
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(

@@ -16,6 +16,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from search.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
+from search.foreign import ForeignRun
 from search.runfiles import Record
 from search.session import Place
 from search.study import Limits
@@ -40,7 +41,8 @@ def started(trial: Trial, *, config: Mapping[str, Any], resolved: Resolved) -> N
     trial.set_user_attr("techniques", list(resolved.techniques))
     verdicts = {name: technique.verdict().verdict.value for name, technique in resolved.techniques.items()}
     odd = {name: verdict for name, verdict in verdicts.items() if verdict != "legal"}
-    trial.set_user_attr("legality", ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal")
+    told = ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal"
+    trial.set_user_attr("legality", resolved.legality if isinstance(resolved, ForeignRun) else told)
 
 
 def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:

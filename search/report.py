@@ -16,6 +16,7 @@ from rich.table import Table
 
 from search.baseline import stored
 from search.constraints import feasible
+from search.foreign import reproduce_line
 from search.session import ROOT, Session
 from search.study import Limits
 
@@ -112,7 +113,8 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     found = stored(session.optuna_study)
     if found is None:
         return ""
-    text = f"Baseline (preset {session.study.preset}): {found['val_bpb']:.4f} val_bpb"
+    start = f"preset {session.study.preset}" if session.study.foreign is None else "the script as it is"
+    text = f"Baseline ({start}): {found['val_bpb']:.4f} val_bpb"
     if good:
         text += (
             f"; trial #{good[0].number} stands {float(good[0].value or 0.0) - found['val_bpb']:+.4f} from it"
@@ -149,6 +151,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             "The code changed while this study ran: compare only trials of the same passport (`show N`).",
             soft_wrap=True,
         )
+    devices = {str(t.user_attrs.get("passport", {}).get("device")) for t in [*good, *bad]}
+    if len(devices) > 1:
+        console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])
 
@@ -176,6 +181,8 @@ def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> N
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     """One line that trains the configuration again; config.json is written anew if it is not here."""
+    if session.study.foreign is not None:
+        return reproduce_line(trial.user_attrs["config"])
     path = session.place.trial(trial.number) / "config.json"
     if not path.exists():  # it ran on another machine
         path.parent.mkdir(parents=True, exist_ok=True)
