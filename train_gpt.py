@@ -47,55 +47,38 @@ from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpa
 from techniques._attention import Attend, pick_attention
 from techniques._muon import Muon, newton_schulz
 from techniques._param import parameter
+from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit
-from techniques.base import Shape, Technique, claims
-from techniques.config import Config, Resolved, digest, help_text, settings_from, stage_keys
+from techniques.base import Batch, Shape, Technique, claims
+from techniques.config import Config, Resolved, batch_at, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
 
 # ------------------------------------------------------------------------------------------------------------
-# Data: a stream of training tokens that any number of ranks reads alike
+# Data: batches that any number of ranks reads alike (techniques/_stream.py: in which order)
 # ------------------------------------------------------------------------------------------------------------
 
 
-class TokenStream:
-    """Training shards one after the other, for ever; `read` counts the tokens that were taken."""
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths, self.shard, self.at, self.read = paths, 0, 0, 0
-        self.tokens = shards.read_shard(paths[0])
-
-    def take(self, n: int) -> np.ndarray:
-        """The next n tokens, uint16 [n]."""
-        parts: list[np.ndarray] = []
-        self.read += n
-        while n > 0:
-            if self.at >= len(self.tokens):
-                self.shard = (self.shard + 1) % len(self.paths)
-                self.tokens, self.at = shards.read_shard(self.paths[self.shard]), 0
-            part = self.tokens[self.at : self.at + n]
-            parts.append(part)
-            self.at += len(part)
-            n -= len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 class Loader:
-    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes
-    spans r, r + world, …: the global batch is the same for any world size."""
+    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` parts; rank r takes
+    parts r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: Sequence[Path]):
-        self.config, self.world, self.stream = config, world, TokenStream(paths)
+    def __init__(self, config: Config, world: World, paths: Sequence[Path], owner: Technique | None = None):
+        self.config, self.world = config, world
+        tokens = [shards.read_shard(path) for path in paths]
+        self.stream = (
+            owner.loader(tokens, config.seed, config.train_seq_len) if owner else TokenStream(tokens)
+        )
 
-    def step(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches of one optimiser step."""
-        c, span = self.config, self.config.train_batch_tokens // self.config.micro_batches + 1
-        tokens = self.stream.take(c.micro_batches * span)
-        for i in range(self.world.rank, c.micro_batches, self.world.size):
-            part = torch.from_numpy(tokens[i * span : (i + 1) * span].astype(np.int64))
-            part = part.to(self.world.device, non_blocking=True)
-            yield part[:-1].view(-1, c.train_seq_len), part[1:].view(-1, c.train_seq_len)
+    def step(self, size: Batch | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches of one optimiser step, of the full size or another."""
+        parts = self.config.micro_batches
+        size = size or Batch(self.config.train_batch_tokens, self.config.train_seq_len)
+        tokens = self.stream.batch(parts, size.tokens // parts // size.seq_len, size.seq_len)
+        for i in range(self.world.rank, parts, self.world.size):
+            part = torch.from_numpy(tokens[i].astype(np.int64)).to(self.world.device, non_blocking=True)
+            yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -495,7 +478,7 @@ ROUTES = {
 
 
 def build_optimizers(
-    model: GPT, config: Config, hyper: Hyper, world: World
+    model: GPT, config: Config, hyper: Hyper, world: World, muon: Callable[..., Any] = Muon
 ) -> tuple[list[torch.optim.Optimizer], dict[str, int]]:
     """Every parameter in exactly one group, by its role; and the parameters' count by role."""
     groups: dict[str, list[Tensor]] = {}
@@ -518,7 +501,7 @@ def build_optimizers(
     optimizers: list[torch.optim.Optimizer] = [adam]
     if muon_groups:
         dtype = compute_dtype(config, world.device)
-        optimizers.append(Muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
+        optimizers.append(muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
@@ -611,21 +594,39 @@ class Trainer:
                 hyper, before = technique.hyper(hyper), hyper
                 audit.changed(name, "optimiser settings", hyper != before)
         self.hyper = hyper
-        self.optimizers, self.params_by_role = build_optimizers(self.model, self.config, hyper, world)
+        owner = owner_of(self.techniques, "muon")
+        self.optimizers, self.params_by_role = build_optimizers(
+            self.model, self.config, hyper, world, owner.muon if owner else Muon
+        )
+        if owner:
+            audit.changed(owner.name, "the optimiser of matrices", len(self.optimizers) > 1)
         for optimizer in self.optimizers:
-            if isinstance(optimizer, Muon):
-                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)
-        self.loader = Loader(self.config, self.world, self.data.train_paths)
+            if hasattr(optimizer, "orthogonalize"):
+                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)  # type: ignore[attr-defined]
+        self.loader = self.open_loader()
         given = [t.stepper(self.model) for t in self.techniques.values() if "stepper" in claims(t)]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
         self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
-        self.clock, self.step, self.train_loss = Clock(world), 0, math.nan
+        self.clock, self.step, self.train_loss, self.train_tokens = Clock(world), 0, math.nan, 0
         self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
+        self.sizes = {phase: batch_at(self.config, self.techniques, phase) for phase in self.phases}
+        full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
+        for name, technique in self.techniques.items():
+            if "batch" in claims(technique):
+                audit.changed(name, "batches", any(technique.batch(full, p) != full for p in self.phases))
         self.schedule_owner = next((n for n, t in self.techniques.items() if "lr_scale" in claims(t)), None)
         self.schedule_differs = False
         self.averager: Any = None
+
+    def open_loader(self) -> Loader:
+        """The training data from its first batch on."""
+        owner, where = owner_of(self.techniques, "loader"), (self.config, self.world, self.data.train_paths)
+        if owner:
+            ours, plain = (next(loader.step())[0] for loader in (Loader(*where, owner), Loader(*where)))
+            self.audit.changed(owner.name, "the first batch", not torch.equal(ours, plain))
+        return Loader(*where, owner)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -654,13 +655,13 @@ class Trainer:
         for step in self.steppers:
             step(progress, scale)
         loss = torch.zeros((), device=self.world.device)
-        for ids, targets in self.loader.step():
+        size = self.sizes[max(phase for phase in self.phases if phase <= self.model.phase)]
+        self.train_tokens += size.tokens
+        for ids, targets in self.loader.step(size):
             part = self.compiled(ids, targets) / c.micro_batches
             part.backward()
             loss += part.detach()
-        self.reduce_gradients()
-        if c.grad_clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip_norm)
+        self.settle_gradients()
         hyper = self.moving("hyper_at", self.hyper, progress)
         warm = min(1.0, moment.step / max(1, hyper.muon_momentum_warmup_steps))
         momentum = (1 - warm) * hyper.muon_momentum_start + warm * hyper.muon_momentum
@@ -674,14 +675,19 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return self.world.sum(loss)
 
-    def reduce_gradients(self) -> None:
+    def settle_gradients(self) -> None:
         """Sum over ranks, before any clipping: one rank and many take the same step."""
-        if self.world.size == 1:
+        muon, most = self.optimizers[-1], self.config.grad_clip_norm
+        if hasattr(muon, "settle_gradients"):
+            muon.settle_gradients(self.model.parameters(), most)  # type: ignore[operator]
             return
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
-        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            g.copy_(part.view_as(g))
+        if self.world.size > 1:
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
+            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                g.copy_(part.view_as(g))
+        if most:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)
 
     # -- the run -------------------------------------------------------------------------------------------
 
@@ -711,8 +717,8 @@ class Trainer:
             optimizer.load_state_dict(state)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
-        self.moved, self.schedule_differs = {}, False
-        self.loader = Loader(self.config, self.world, self.data.train_paths)
+        self.moved, self.schedule_differs, self.train_tokens = {}, False, 0
+        self.loader = self.open_loader()
 
     def run(self) -> Trained:
         c, log = self.config, self.log
@@ -757,7 +763,8 @@ class Trainer:
             "train_loss": self.train_loss,
             "timed_s": train_s,
             "true_s": time.perf_counter() - true_start,
-            "tokens_read": self.loader.stream.read,
+            "train_tokens": self.train_tokens,
+            "stream": self.loader.stream.state(),
         }
         return Trained(weights, facts)
 
@@ -1071,7 +1078,7 @@ class Evaluation:
         logits = self.model.logits(h)
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def result(self, luts: Any) -> Score:
+    def result(self, data: corpus_dataset.Dataset) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
         once."""
         covered = self.world.sum(self.written.to(self.world.device))
@@ -1081,8 +1088,7 @@ class Evaluation:
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
         mine = self.written.bool()
-        prev, target = self.tokens[:-1][mine].numpy(), self.tokens[1:][mine].numpy()
-        num_bytes = int(corpus_dataset.count_bytes(luts, prev, target).sum())
+        num_bytes = int(data.target_bytes(self.tokens.numpy())[mine.numpy()].sum())
         sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
         nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
@@ -1127,7 +1133,7 @@ def score_plainly(
     with torch.no_grad():
         score_windows(run)
     model.train(was_training)
-    return run.result(data.luts)
+    return run.result(data)
 
 
 def evaluate(
@@ -1155,7 +1161,7 @@ def evaluate(
         audit.note(owner.name, **getattr(scorer, "facts", {}))
     world.synchronize()
     seconds = world.max(time.perf_counter() - start)
-    score = run.result(data.luts)
+    score = run.result(data)
     if owner is not None:
         audit_scorer(owner.name, model, weights, run, audit)
         audit.note(owner.name, eval_s=seconds)
@@ -1218,6 +1224,10 @@ class Run:
             vocab_size=c.vocab_size,
             seq_len=shape.eval_seq_len,
         )
+        if c.caseops and not self.data.sidecars:
+            raise ValueError(
+                f"`caseops` needs CaseOps data, but {c.data_path} has none. Give `data_path`, or drop it."
+            )
         code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
         self.keys = stage_keys(self.resolved, code_hash, self.data.data_id)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
@@ -1313,7 +1323,7 @@ class Run:
             self.restore_audit(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
-            trainer.loader.stream.take(max(0, trained.facts["tokens_read"]))
+            trainer.loader.stream.load(trained.facts["stream"])
         else:
             trained = trainer.run()
             seconds = {"train": {"timed": trained.facts["timed_s"], "true": trained.facts["true_s"]}}
@@ -1323,7 +1333,7 @@ class Run:
                 torch.save(trained.weights, beside)
                 os.replace(beside, weights_path)
             self.record_stage("average", facts=trained.facts, stage_seconds=seconds)
-        self.result |= {"steps": trained.facts["steps"], "train_loss": trained.facts["train_loss"]}
+        self.result |= {key: trained.facts[key] for key in ("steps", "train_tokens", "train_loss")}
         return self.quantize_and_pack(trainer, trained, artifact_path)
 
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
@@ -1352,7 +1362,8 @@ class Run:
             write_atomically(artifact_path, artifact)
             self.result["sha256"] = hashlib.sha256(artifact).hexdigest()
             kept = {
-                k: self.result[k] for k in ("steps", "train_loss", "params", "params_by_role", "sha256")
+                k: self.result[k]
+                for k in ("steps", "train_tokens", "train_loss", "params", "params_by_role", "sha256")
             } | sizes
             self.record_stage(
                 "pack", sha256=self.result["sha256"], stage_seconds=self.stage_seconds, result=kept

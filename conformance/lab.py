@@ -25,6 +25,7 @@ from techniques.config import Resolved, resolve
 
 VOCAB_SIZE = 260  # bytes and four specials: no tokenizer to train
 SEQ_LEN = 64
+SHARD_TOKENS = 10_000  # several training shards: a data order may tell them apart
 BOS = 1
 SETTINGS: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -123,7 +124,7 @@ def write_corpus(root: Path) -> Path:
         return ". ".join(" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(rng.randint(2, 6)))
 
     split = Split(val=[document() for _ in range(40)], train=[document() for _ in range(250)])
-    target = export.Target(root, "conformance", vocab_size=VOCAB_SIZE)
+    target = export.Target(root, "conformance", vocab_size=VOCAB_SIZE, shard_tokens=SHARD_TOKENS)
     export.export_dataset(target, split, source={"kind": "text", "what": "conformance"})
     return target.folder
 
@@ -188,7 +189,7 @@ class Lab:
 
     def export(self, run: Finished) -> tuple[list[train_gpt.Packed], bytes]:
         """Quantise and pack the trained weights; calibration batches start at the same token every time."""
-        run.trainer.loader = train_gpt.Loader(run.resolved.config, self.world, self.data.train_paths)
+        run.trainer.loader = run.trainer.open_loader()
         batches = train_gpt.calibration(run.trainer)
         packed, _ = train_gpt.quantize(run.weights, run.trainer.model, run.resolved, batches, run.audit)
         owner = train_gpt.owner_of(run.resolved.techniques, "codec")

@@ -17,8 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from techniques import catalog
-from techniques.base import STAGES, Shape, Technique, check_value, nearest, parse_value, setting
-from techniques.published import ALIASES, GATES, PUBLISHED, is_off, refuse_unknown
+from techniques.base import STAGES, Batch, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.published import (
+    ALIASES,
+    DETAILS,
+    GATES,
+    MODES,
+    PUBLISHED,
+    chosen,
+    details,
+    is_off,
+    refuse_unknown,
+)
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
 LAYERS = ("preset", "file", "environment", "command line")  # low to high precedence
@@ -35,6 +45,7 @@ class Config:
         "data/tokenizers/fineweb_1024_bpe.model", "SentencePiece model", stage="data"
     )
     vocab_size: int = setting(1024, "tokens in the vocabulary", low=4, high=65_536, stage="data")
+    caseops: bool = setting(False, "the data must be CaseOps (they are scored so anyway)", stage="data")
     # model
     num_layers: int = setting(9, "blocks", low=1, high=64)
     model_dim: int = setting(512, "width of the residual stream", low=8, high=8192)
@@ -177,6 +188,15 @@ def _shape_of(config: Config, techniques: Mapping[str, Technique]) -> Shape:
     return shape
 
 
+def batch_at(config: Config, techniques: Mapping[str, Technique], phase: float) -> Batch:
+    """A training step's size from progress `phase` on: whole sequences in every micro-batch, at least one."""
+    batch = Batch(config.train_batch_tokens, config.train_seq_len)
+    for technique in techniques.values():
+        batch = technique.batch(batch, phase)
+    part = config.micro_batches * batch.seq_len
+    return Batch(max(1, round(batch.tokens / part)) * part, batch.seq_len)
+
+
 def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -219,6 +239,9 @@ def from_environment(
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
     layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
     layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
+    modes = chosen(environ, known)
+    layer |= modes
+    on = {*on, *(n for n, value in modes.items() if n in known and value)}
     switched = {n for n, t in known.items() if any(not is_off(environ.get(v, "0")) for v in _gates(t))}
     off = {
         n
@@ -244,7 +267,8 @@ def from_environment(
             layer[name] = layer.get(name, True) and not is_off(gate)
         if layer.get(name, True):  # without a gate, the settings of a technique that a preset turned on
             layer.update({f"{name}.{field}": v for field, v in given.items()})
-    return layer
+    live = {*live, *(n for n in known if layer.get(n))} - {n for n in known if layer.get(n) is False}
+    return details(environ, live) | layer
 
 
 def _gates(technique: type[Technique]) -> list[str]:
@@ -275,6 +299,12 @@ def _rival(name: str, known: Mapping[str, type[Technique]], live: Collection[str
 def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
     """Every variable that means something here."""
     switches = {v for v, name in GATES.items() if name in known}
+    switches |= {v for v, names in DETAILS.items() if all(n.split(".")[0] in known for n in names)}
+    switches |= {
+        v
+        for v, options in MODES.items()
+        if any(n.split(".")[0] in known for s in options.values() for n in s)
+    }
     return (
         {n.upper() for n in TRAINER_FIELDS}
         | {v for t in known.values() for v in t.env}

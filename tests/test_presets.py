@@ -34,6 +34,7 @@ SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.IL
 # What a tiny run needs smaller; a setting counts where its technique is on.
 SMALL: dict[str, Any] = {
     "num_layers": 4,
+    "caseops": False,  # the tiny corpus is plain
     "iterations": 12,
     "reserve_seconds": 0.0,
     "partial_rope.dims": 8,
