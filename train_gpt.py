@@ -46,10 +46,10 @@ from techniques import catalog
 from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
 from techniques._attention import Attend, pick_attention
 from techniques._muon import Muon, newton_schulz
-from techniques._param import parameter
+from techniques._param import load_weights, parameter, swapped
 from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
-from techniques.audit import Audit
+from techniques.audit import Audit, implausible
 from techniques.base import Batch, Shape, Technique, claims
 from techniques.config import Config, Resolved, batch_at, digest, help_text, settings_from, stage_keys
 
@@ -75,7 +75,9 @@ class Loader:
         """This rank's micro-batches of one optimiser step, of the full size or another."""
         parts = self.config.micro_batches
         size = size or Batch(self.config.train_batch_tokens, self.config.train_seq_len)
+        before = self.stream.read
         tokens = self.stream.batch(parts, size.tokens // parts // size.seq_len, size.seq_len)
+        self.world.ledger.note("train", before, self.stream.read - before)
         for i in range(self.world.rank, parts, self.world.size):
             part = torch.from_numpy(tokens[i].astype(np.int64)).to(self.world.device, non_blocking=True)
             yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
@@ -586,6 +588,8 @@ class Trainer:
     ):
         self.resolved, self.config, self.world, self.data = resolved, resolved.config, world, data
         self.log, self.audit = log, audit
+        world.ledger.at("train", "build", lambda: self.clock.now())
+        self.clock, self.step, self.train_loss, self.aux_loss = Clock(world), 0, math.nan, 0.0
         self.model = build_model(resolved, world.device, audit)
         self.techniques = resolved.techniques
         hyper = Hyper()
@@ -609,7 +613,7 @@ class Trainer:
         self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
-        self.clock, self.step, self.train_loss, self.train_tokens = Clock(world), 0, math.nan, 0
+        self.train_tokens = 0
         self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
         self.sizes = {phase: batch_at(self.config, self.techniques, phase) for phase in self.phases}
         full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
@@ -723,7 +727,9 @@ class Trainer:
     def run(self) -> Trained:
         c, log = self.config, self.log
         true_start = time.perf_counter()
+        self.world.ledger.at("train", "warm-up")
         self.warm_up()
+        self.world.ledger.at("train", "steps")
         self.averager = next(
             (
                 t.averager(self.model, c.iterations)
@@ -761,6 +767,7 @@ class Trainer:
         facts = {
             "steps": self.step,
             "train_loss": self.train_loss,
+            "train_nats": self.train_loss - self.aux_loss,
             "timed_s": train_s,
             "true_s": time.perf_counter() - true_start,
             "train_tokens": self.train_tokens,
@@ -841,6 +848,9 @@ class Trainer:
             owner = next(n for n, t in self.techniques.items() if "averager" in claims(t))
             self.audit.changed(owner, "exported weights", touched > 0)
             self.audit.note(owner, exported_elements=touched, **getattr(self.averager, "facts", {}))
+            last = self.probe_loss()
+            with swapped(self.model, averaged):
+                self.audit.averaged(owner, last, self.probe_loss())
             self.log(f"{owner}:applying averaged weights")
             weights = averaged
         return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
@@ -851,10 +861,13 @@ class Trainer:
             self.audit.changed(self.schedule_owner, "learning rates", self.schedule_differs)
         for name, moved in self.moved.items():
             self.audit.changed(name, "the steps' settings", moved)
+        self.world.ledger.at("train", "audit")
         ids, targets = next(iter(self.loader.step()))
-        ids, targets = ids[:2], targets[:2]
+        self.probe = ids, targets = ids[:2], targets[:2]
         with torch.no_grad():
             loss = self.model(ids, targets)
+            logits = self.model.logits(self.model.hidden(ids))
+            self.aux_loss = float(loss - F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
             for name, places in technique_modules(self.model).items():
                 with without(self.model, name):
                     changed = float(self.model(ids, targets)) - float(loss)
@@ -867,32 +880,15 @@ class Trainer:
                     gain = float(loss) - float(self.model(ids, targets))
                 self.audit.note(averages.name, train_loss_saved=gain)
 
+    @torch.no_grad()
+    def probe_loss(self) -> float:
+        """The training loss of the model as it stands, on the audit's batch, nats per token."""
+        return float(self.model(*self.probe))
+
 
 def maybe_compile(model: GPT, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
     wanted = config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
     return torch.compile(model, dynamic=False, fullgraph=True) if wanted else model  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def swapped(model: GPT, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other weights, for a while."""
-    saved = {n: p.detach().clone() for n, p in model.named_parameters()}
-    try:
-        load_weights(model, weights)
-        yield
-    finally:
-        load_weights(model, saved)
-
-
-@torch.no_grad()
-def load_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
-    """Copy every parameter by name. ValueError names what is missing or too much."""
-    params = dict(model.named_parameters())
-    if params.keys() != weights.keys():
-        odd = sorted(params.keys() ^ weights.keys())
-        raise ValueError(f"The weights are not those of this model: {', '.join(odd[:5])} on one side only.")
-    for name, p in params.items():
-        p.copy_(weights[name])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1059,9 +1055,12 @@ class Evaluation:
         self.num_positions = tokens.numel() - 1
         self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
         self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
+        self.early = torch.zeros(self.num_positions, dtype=torch.bool)  # trained on while without a score
 
     def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """(inputs, targets), each [length] int64 on the device, from position `start`."""
+        if torch.is_grad_enabled():
+            self.early[start : start + length] |= self.written[start : start + length] == 0
         part = self.tokens[start : start + length + 1].to(self.world.device, torch.int64)
         return part[:-1], part[1:]
 
@@ -1118,10 +1117,9 @@ def validation_tokens(data: corpus_dataset.Dataset, config: Config, limit: int =
 def open_evaluation(
     model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0
 ) -> Evaluation:
-    t = config.shape().eval_seq_len
-    return Evaluation(
-        model, validation_tokens(data, config, limit), t, config.val_batch_size // t // world.size, world
-    )
+    t, tokens = config.shape().eval_seq_len, validation_tokens(data, config, limit)
+    world.ledger.note("val", 0, tokens.numel())
+    return Evaluation(model, tokens, t, config.val_batch_size // t // world.size, world)
 
 
 def score_plainly(
@@ -1129,8 +1127,8 @@ def score_plainly(
 ) -> Score:
     was_training = model.training
     model.eval()
-    run = open_evaluation(model, world, data, config, limit)
-    with torch.no_grad():
+    with torch.no_grad(), world.ledger.report(model):
+        run = open_evaluation(model, world, data, config, limit)
         score_windows(run)
     model.train(was_training)
     return run.result(data)
@@ -1144,14 +1142,14 @@ def evaluate(
         c.name: c
         for c in (ZlibCodec(), *(t.codec() for t in resolved.techniques.values() if "codec" in claims(t)))
     }
-    start = time.perf_counter()
+    start, owner = time.perf_counter(), owner_of(resolved.techniques, "scorer")
+    world.ledger.at("evaluate", owner.name if owner else "plain")
     _, weights = unpack(artifact, codecs)
     model = build_model(resolved, world.device)
     model.drop_aux()
     load_weights(model, weights)
     model.eval()
     run = open_evaluation(model, world, data, resolved.config)
-    owner = owner_of(resolved.techniques, "scorer")
     if owner is None:
         with torch.no_grad():
             score_windows(run)
@@ -1161,6 +1159,8 @@ def evaluate(
         audit.note(owner.name, **getattr(scorer, "facts", {}))
     world.synchronize()
     seconds = world.max(time.perf_counter() - start)
+    early = (run.early & run.written.bool()).sum().to(world.device, torch.float64)
+    world.ledger.trained_early(int(world.sum(early)))
     score = run.result(data)
     if owner is not None:
         audit_scorer(owner.name, model, weights, run, audit)
@@ -1185,6 +1185,9 @@ def audit_scorer(name: str, model: GPT, weights: Mapping[str, Tensor], run: Eval
 # ------------------------------------------------------------------------------------------------------------
 # main: settings, stages, result
 # ------------------------------------------------------------------------------------------------------------
+
+
+TRAIN_FACTS = ("steps", "train_tokens", "train_loss", "train_nats")  # of the train stage, in the result
 
 
 class Run:
@@ -1218,6 +1221,7 @@ class Run:
     def open_data(self) -> None:
         c, start = self.config, time.perf_counter()
         shape = c.shape()
+        self.world.ledger.watch(c.data_path)
         self.data = corpus_dataset.open_dataset(
             c.data_path,
             tokenizer_path=c.tokenizer_path,
@@ -1296,9 +1300,11 @@ class Run:
 
     def record_stage(self, stage: str, **facts: Any) -> None:
         audit = {"facts": self.audit.facts, "changes": self.audit.changes}
-        self.log.write_json(f"stage_{stage}.json", {"key": self.keys[stage], "audit": audit, **facts})
+        told = {"key": self.keys[stage], "audit": audit, "ledger": self.world.ledger.state()}
+        self.log.write_json(f"stage_{stage}.json", {**told, **facts})
 
     def restore_audit(self, record: Mapping[str, Any]) -> None:
+        self.world.ledger.restore(record["ledger"])
         for name in self.audit.facts:
             self.audit.facts[name] |= record["audit"]["facts"].get(name, {})
             self.audit.changes[name] |= record["audit"]["changes"].get(name, {})
@@ -1333,14 +1339,14 @@ class Run:
                 torch.save(trained.weights, beside)
                 os.replace(beside, weights_path)
             self.record_stage("average", facts=trained.facts, stage_seconds=seconds)
-        self.result |= {key: trained.facts[key] for key in ("steps", "train_tokens", "train_loss")}
+        self.result |= {name: trained.facts[name] for name in TRAIN_FACTS}
         return self.quantize_and_pack(trainer, trained, artifact_path)
 
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
         start = time.perf_counter()
-        packed, facts = quantize(
-            trained.weights, trainer.model, self.resolved, calibration(trainer), self.audit
-        )
+        self.world.ledger.at("quantize", "rounding")
+        batches = calibration(trainer, trained.facts["timed_s"])
+        packed, facts = quantize(trained.weights, trainer.model, self.resolved, batches, self.audit)
         quantize_s = time.perf_counter() - start
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
         owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
@@ -1361,10 +1367,7 @@ class Run:
         if self.log.loud:
             write_atomically(artifact_path, artifact)
             self.result["sha256"] = hashlib.sha256(artifact).hexdigest()
-            kept = {
-                k: self.result[k]
-                for k in ("steps", "train_tokens", "train_loss", "params", "params_by_role", "sha256")
-            } | sizes
+            kept = {k: self.result[k] for k in (*TRAIN_FACTS, "params", "params_by_role", "sha256")} | sizes
             self.record_stage(
                 "pack", sha256=self.result["sha256"], stage_seconds=self.stage_seconds, result=kept
             )
@@ -1409,6 +1412,8 @@ class Run:
         timed_train = sum(stages.get(s, {}).get("timed", 0.0) for s in ("train", "quantize"))
         peak = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else peak_rss_bytes()
         verdicts = [t.verdict() for t in self.resolved.techniques.values()]
+        forbidden = self.world.ledger.findings(self.config.max_wallclock_seconds)
+        batch = self.config.train_batch_tokens
         self.result |= {
             "status": status,
             "reason": reason,
@@ -1419,11 +1424,15 @@ class Run:
             "peak_memory_bytes": peak,
             "activity": self.audit.report(),
             "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},
-            "record_legal": all(v.admitted("record") for v in verdicts),
+            "record_legal": all(v.admitted("record") for v in verdicts) and not forbidden,
+            "reads": self.world.ledger.summary(),
+            "findings": [*forbidden, *self.audit.findings(), *implausible(self.result, batch)],
         }
         self.log(f"peak memory allocated: {peak // 2**20} MiB")
         for name, facts in self.result["activity"].items():
             self.log(f"activity:{name} {facts['verdict']}")
+        for finding in self.result["findings"]:
+            self.log(f"finding:{finding}")
         self.log.write_json("result.json", self.result)
 
     def go(self) -> int:
@@ -1445,8 +1454,10 @@ class Run:
         return 3
 
 
-def calibration(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches [B, T] from the training stream, continuing behind the last trained token."""
+def calibration(trainer: Trainer, timed_s: float = 0.0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches [B, T] from the training stream, continuing behind the last trained token; `timed_s` of the
+    budget are used when the first one is asked for."""
+    trainer.world.ledger.calibrating(timed_s)
     while True:
         yield from trainer.loader.step()
 

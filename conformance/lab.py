@@ -99,6 +99,7 @@ class Finished:
     artifact: bytes = b""
     score: train_gpt.Score | None = None
     audit: Audit = field(default_factory=lambda: Audit(()))
+    findings: list[str] = field(default_factory=list)  # of the ledger: reads that the rules forbid
 
 
 def write_corpus(root: Path) -> Path:
@@ -148,6 +149,7 @@ class Lab:
         self.settings = {**SETTINGS, "data_path": str(folder), "device": device}
         self.data: Any = dataset.open_dataset(folder, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
         self.world = train_gpt.World(self.resolve({}, {}).config)
+        self.world.ledger.watch(folder)
 
     def resolve(
         self, settings: Mapping[str, Any], known: Mapping[str, type[Technique]], **trainer: Any
@@ -168,6 +170,7 @@ class Lab:
     def train(self, resolved: Resolved, backend: Callable[..., Any] | str | None = None) -> Finished:
         """The train stage (and average), its gradients watched; `backend` compiles the training graph."""
         log, audit = QuietLog(), Audit(resolved.techniques)
+        self.world.ledger.forget()
         trainer = train_gpt.Trainer(resolved, self.world, self.data, log, audit)  # type: ignore[arg-type]
         gradients = watch_gradients(trainer.model)
         if backend is not None:
@@ -185,6 +188,7 @@ class Lab:
             plain = train_gpt.pack(run.packed, run.resolved.identity(), train_gpt.ZlibCodec())
             run.audit.changed(owner.name, "bytes", len(plain) != len(run.artifact))
         run.score = self.evaluate(run, run.audit)
+        run.findings = self.world.ledger.findings()
         return run
 
     def export(self, run: Finished) -> tuple[list[train_gpt.Packed], bytes]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import train_gpt
 from conformance.lab import BOS, SEQ_LEN, SHORT, NotApplicable, Violation, perturb
-from conformance.subject import Subject
+from conformance.subject import MODEL_SEAMS, Subject
 from techniques.config import resolve
 
 
@@ -108,7 +108,7 @@ def isolation(subject: Subject) -> None:
     stop it, so here each position attends to itself alone: what leaks then is the technique."""
     claimed = False
     for label, one in subject.variants():
-        if not one.technique.isolates_documents:
+        if not (one.technique.isolates_documents and one.enters(*MODEL_SEAMS)):
             continue
         claimed = True
         model = one.lab.build(one.resolved)

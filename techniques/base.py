@@ -347,6 +347,12 @@ class Technique:
         the technique's own."""
         return False
 
+    @property
+    def scores_by_document(self) -> bool:
+        """Of a scorer: whether these settings take documents in an order of their own, so that left to right
+        holds inside each of them only (#1855)."""
+        return False
+
     def phases(self) -> tuple[float, ...]:
         """Progress in (0, 1) at which the graph changes; every graph runs before the clock starts. A module
         that changes has enter_phase(progress). depth_recurrence; late quantisation-aware training."""

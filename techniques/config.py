@@ -24,6 +24,7 @@ from techniques.published import (
     GATES,
     MODES,
     PUBLISHED,
+    SPOKEN_TO,
     chosen,
     details,
     is_off,
@@ -242,7 +243,7 @@ def from_environment(
     modes = chosen(environ, known)
     layer |= modes
     on = {*on, *(n for n, value in modes.items() if n in known and value)}
-    switched = {n for n, t in known.items() if any(not is_off(environ.get(v, "0")) for v in _gates(t))}
+    switched = _switched(environ, known, on)
     off = {
         n
         for n in known
@@ -250,7 +251,8 @@ def from_environment(
     }
     live = (set(on) | switched) - off
     for name, technique in known.items():
-        ours = [v for v in technique.env if v in environ and name in _readers(v, known, live)]
+        heard = {v: {*on, *switched} if field == "on" else live for v, field in technique.env.items()}
+        ours = [v for v in technique.env if v in environ and name in _readers(v, known, heard[v])]
         given = {technique.env[v]: environ[v] for v in ours}
         if not given:
             continue
@@ -276,10 +278,23 @@ def _gates(technique: type[Technique]) -> list[str]:
     return [v for v, field in technique.env.items() if field == "on"]
 
 
+def _switched(
+    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str]
+) -> set[str]:
+    """What the environment turns on: first by variables that one technique reads, then by shared ones."""
+    given = [v for v in {v for t in known.values() for v in _gates(t)} if not is_off(environ.get(v, "0"))]
+    found: set[str] = set()
+    for variable in sorted(given, key=lambda v: sum(v in t.env for t in known.values())):
+        found |= {*_readers(variable, known, {*on, *found})}
+    return found
+
+
 def _readers(variable: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> list[str]:
-    """The techniques that `variable` speaks to: those that are on, where several read it."""
+    """The techniques that `variable` speaks to: those that are on, where several read it, or else one."""
     readers = [n for n, t in known.items() if variable in t.env]
-    return readers if len(readers) < 2 else [n for n in readers if n in live] or readers[:1]
+    if len(readers) < 2:
+        return readers
+    return [n for n in readers if n in live] or [n for n in SPOKEN_TO if n in readers] or readers[:1]
 
 
 def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:

@@ -51,6 +51,8 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "HESSIAN_CLIP_LAMBDA": ("sdclip.hessian_lambda",),
     "PRUNE_FRAC": ("prune.fraction",),
 }
+# Of several techniques that read a variable, none of them on, it speaks to one of these.
+SPOKEN_TO = ("score_first_ttt",)
 PUBLISHED = frozenset(
     """
     BETA1 BETA2 ADAM_EPS MUON_BETA2 CONTROL_TENSOR_NAME_PATTERNS INT8_KEEP_FLOAT_FP32_NAME_PATTERNS

@@ -38,8 +38,6 @@ def settings(preset: str, environ: dict[str, str], **known: type[Technique]) -> 
     ("preset", "command"), [("pr549", PR549), ("pr1263", PR1263), ("pr518", "TTT_EPOCHS=50 SEED=1337")]
 )
 def test_a_records_command_says_what_its_preset_says(preset: str, command: str) -> None:
-    if preset == "pr518" and "pre_eval_ttt" not in KNOWN:
-        pytest.skip("pre_eval_ttt is not built yet")
     by_preset, by_command = settings(preset, {}), settings(preset, variables(command))
     odd = {k for k in by_preset.values if by_preset.values[k] != by_command.values[k]}
     assert odd <= {"value_embedding.layers"}, odd
