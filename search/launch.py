@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class Plan:
     workers: int
     storage: str | None  # a URL of the user's, or None for the private database
     gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
-    trainer: Path | None = None  # another trainer of the same contract
+    trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
+    mixed: bool = False  # other code and other hardware may join
 
     @property
     def num_threads(self) -> int:
@@ -80,28 +82,37 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def launch(session: Session, plan: Plan, progress: Progress) -> None:
     """Runs the workers until the target. Raises WorkerFailed, and KeyboardInterrupt once all have stopped."""
+    slots = [Slot(index) for index in range(plan.workers)]
+    with stop_requested() as stopping:
+        try:
+            for slot in slots:
+                start(slot, session, plan)
+            while not stopping.is_set() and any(slot.process is not None for slot in slots):
+                for slot in slots:
+                    attend(slot, session, plan)
+                progress.look()
+                stopping.wait(POLL_S)
+        finally:
+            stop_all(slots, session)
+    progress.look(now=True)
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_requested() -> Generator[threading.Event]:
+    """While the block lasts, SIGINT and SIGTERM set the event instead of ending us."""
     stopping = threading.Event()
 
     def stop(number: int, frame: object) -> None:
         stopping.set()
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    slots = [Slot(index) for index in range(plan.workers)]
     try:
-        for slot in slots:
-            start(slot, session, plan)
-        while not stopping.is_set() and any(slot.process is not None for slot in slots):
-            for slot in slots:
-                attend(slot, session, plan)
-            progress.look()
-            stopping.wait(POLL_S)
+        yield stopping
     finally:
-        stop_all(slots, session)
         for number, handler in old.items():
             signal.signal(number, handler)
-    progress.look(now=True)
-    if stopping.is_set():
-        raise KeyboardInterrupt
 
 
 def start(slot: Slot, session: Session, plan: Plan) -> None:
@@ -113,9 +124,11 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[slot.index % len(plan.gpus)]
     slot.log = session.place.runs / "workers" / f"{slot.index}.log"
     slot.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={session.study.path}"]
+    path = Path(session.study.path).absolute()  # relative to where we were started, and workers are not
+    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={path}"]
     command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
+    command += ["--mixed"] if plan.mixed else []
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(

@@ -3,6 +3,7 @@ something in it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,18 +84,34 @@ def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> 
     return measured(session), told
 
 
+def machine(session: Session, *, native: bool = True) -> Session:
+    """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
+
+    Raises ValueError as those checks do."""
+    from search.session import check_room
+
+    check_room(session.place)
+    gpus_for(session.study, os.environ)
+    foreign = session.study.foreign is not None
+    if native and not foreign:
+        check_corpus(session.study)
+    if native or foreign:
+        session, _ = check_baseline(session, workers=1, gpus=())
+    return session
+
+
 def _shown(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def check_space(study: Study) -> str:
     """ValueError unless something of the space can be tried. Returns its size in words."""
-    from search.preflight import Preflight
+    from search.foreign import preflight_for
     from search.sampler import require_feasible
     from search.space import build_space
     from techniques import catalog
 
     space = build_space(study, catalog.metadata())
-    require_feasible(space, Preflight(study))
+    require_feasible(space, preflight_for(study))
     techniques = len(space.switches) + sum(len(choices) - 1 for choices in space.slots.values())
     return f"{len(space.distributions)} parameters, {techniques} techniques to switch"

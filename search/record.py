@@ -1,7 +1,7 @@
 """What is kept of a trial beside its value: user attributes, a note, files and a curve for the dashboard.
 
 Attributes are few, because each is a transaction: `worker`, `config`, `hash`, `techniques`, `legality` when
-it starts; `outcome`, `reason`, the result's figures, `inactive`, `passport` and `overhead` when it ends.
+it starts; `outcome`, `reason`, the figures, `inactive`, `findings`, `passport` and `overhead` when it ends.
 The sampler adds `preflight` (predicted) and `rejections`, the pruner `reports`, the constraints their
 `violation_*`.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from search.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
+from search.foreign import ForeignRun
 from search.runfiles import Record
 from search.session import Place
 from search.study import Limits
@@ -40,7 +41,8 @@ def started(trial: Trial, *, config: Mapping[str, Any], resolved: Resolved) -> N
     trial.set_user_attr("techniques", list(resolved.techniques))
     verdicts = {name: technique.verdict().verdict.value for name, technique in resolved.techniques.items()}
     odd = {name: verdict for name, verdict in verdicts.items() if verdict != "legal"}
-    trial.set_user_attr("legality", ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal")
+    told = ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal"
+    trial.set_user_attr("legality", resolved.legality if isinstance(resolved, ForeignRun) else told)
 
 
 def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
@@ -57,6 +59,8 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
     inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
     if inactive:
         trial.set_user_attr("inactive", inactive)
+    if result.get("findings"):
+        trial.set_user_attr("findings", list(result["findings"]))
     if result:
         trial.set_user_attr("passport", {name: result.get(name) for name in PASSPORT})
 
@@ -100,6 +104,7 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     verdicts = verdicts_of(result)
     for name in trial.user_attrs.get("techniques", []):
         lines.append(f"- {name}: {verdicts.get(name, 'no verdict')}")
+    lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
     lines += ["", f"legality: {trial.user_attrs.get('legality', 'not known')}"]
     return "\n".join(lines)
 

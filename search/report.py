@@ -16,6 +16,7 @@ from rich.table import Table
 
 from search.baseline import stored
 from search.constraints import feasible
+from search.foreign import reproduce_line
 from search.session import ROOT, Session
 from search.study import Limits
 
@@ -41,6 +42,7 @@ class Row:
     legality: str
     techniques: tuple[str, ...]
     inactive: tuple[str, ...]  # of them, what changed nothing
+    findings: tuple[str, ...]  # what a person should look at before believing the number
 
 
 def row_of(trial: FrozenTrial) -> Row:
@@ -57,6 +59,7 @@ def row_of(trial: FrozenTrial) -> Row:
         legality=str(attrs.get("legality", "not known")),
         techniques=tuple(cast("list[str]", attrs.get("techniques", []))),
         inactive=tuple(cast("dict[str, str]", attrs.get("inactive", {}))),
+        findings=tuple(cast("list[str]", attrs.get("findings", []))),
     )
 
 
@@ -83,6 +86,8 @@ def words_of(row: Row) -> str:
 
 
 def table_of(rows: Sequence[Row], title: str, *, words: bool) -> Table:
+    if any(row.findings for row in rows):
+        title += "; ? = has findings, see `show N`"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in ("trial", "BPB", "bytes", "slack, bytes", "train, s", "eval, s", "steps"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -92,7 +97,7 @@ def table_of(rows: Sequence[Row], title: str, *, words: bool) -> Table:
     for row in rows:
         table.add_row(
             f"#{row.number}",
-            f"{row.bpb:.4f}",
+            f"{row.bpb:.4f}{'?' if row.findings else ''}",
             f"{row.artifact_bytes:,}",
             f"{row.slack_bytes:,}",
             f"{row.train_s:.1f}",
@@ -108,7 +113,8 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     found = stored(session.optuna_study)
     if found is None:
         return ""
-    text = f"Baseline (preset {session.study.preset}): {found['val_bpb']:.4f} val_bpb"
+    start = f"preset {session.study.preset}" if session.study.foreign is None else "the script as it is"
+    text = f"Baseline ({start}): {found['val_bpb']:.4f} val_bpb"
     if good:
         text += (
             f"; trial #{good[0].number} stands {float(good[0].value or 0.0) - found['val_bpb']:+.4f} from it"
@@ -145,6 +151,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             "The code changed while this study ran: compare only trials of the same passport (`show N`).",
             soft_wrap=True,
         )
+    devices = {str(t.user_attrs.get("passport", {}).get("device")) for t in [*good, *bad]}
+    if len(devices) > 1:
+        console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])
 
@@ -172,6 +181,8 @@ def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> N
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     """One line that trains the configuration again; config.json is written anew if it is not here."""
+    if session.study.foreign is not None:
+        return reproduce_line(trial.user_attrs["config"])
     path = session.place.trial(trial.number) / "config.json"
     if not path.exists():  # it ran on another machine
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,6 +269,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     out["techniques on"] = ", ".join(attrs.get("techniques", [])) or "none"
     for name, verdict in attrs.get("inactive", {}).items():
         out[f"! {name}"] = str(verdict)
+    for i, text in enumerate(attrs.get("findings", ()), start=1):
+        out[f"? finding {i}"] = str(text)
     for key, unit, limit in (
         ("artifact_bytes", "bytes", limits.artifact_bytes),
         ("train_seconds", "s", limits.train_seconds),

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,27 +25,27 @@ from typing import Any
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
-from search import record
+from search import prepare, record
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
-from search.preflight import Preflight
+from search.foreign import command_for, preflight_for, strip_for, with_trainer
+from search.passport import check_joining, code_hash
 from search.pruning import Pruner, remember
 from search.runfiles import Record
 from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
 from search.space import build_space
 from search.storage import MAX_RETRY, redact
+from search.study import Study
 from search.trial import (
     DiskTrouble,
     Job,
     Outcome,
     TrainerCrashed,
     run_trainer,
-    trainer_command,
     trainer_environment,
 )
 from techniques import catalog
-from techniques.config import environment_names
 
 Command = tuple[str, ...]
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
@@ -88,13 +88,14 @@ class Worker:
         self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = ()
     ):
         self.session, self.target = session, target
-        self.command = command or trainer_command(session.study.gpus_per_trial)
+        self.command = command or command_for(session.study)
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
-        self.sampler = CaddieSampler(self.space, Preflight(self.study))
+        self.sampler = CaddieSampler(self.space, preflight_for(self.study))
         self.pruner = Pruner(self.study)
-        self.strip = environment_names(known)
+        self.strip = strip_for(self.study)
+        self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = record.worker_name(index)
         self.stopping = threading.Event()
         self.fatal = ""
@@ -162,6 +163,9 @@ class Worker:
         return config
 
     def run_process(self, trial: Trial, config: Mapping[str, Any]) -> Outcome:
+        if problem := self.code_check():
+            self.fatal = problem
+            raise Interrupted(problem)
         job = Job(
             folder=self.session.place.trial(trial.number),
             config=config,
@@ -205,6 +209,20 @@ class Worker:
             )
 
 
+def changed(study: Study, trainer: Path | None, code: str) -> str:
+    """Why the trainer's files are no longer those of `code`; "" while they are."""
+    try:
+        now = code_hash(study, trainer)
+    except OSError as error:
+        return f"The trainer's files must stay, but {error.filename} says: {error.strerror}. Restore it."
+    if now == code:
+        return ""
+    return (
+        f"All trials of a study run the same code, but the trainer's files changed under it ({code} to "
+        f"{now}). Restore them and run the same command to go on, or give the study another `name`."
+    )
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m search.worker")
     parser.add_argument("--study", type=Path, required=True)
@@ -213,6 +231,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trainer", type=Path)
+    parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
+    parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     return parser.parse_args(argv)
 
@@ -236,17 +256,20 @@ def main(argv: list[str]) -> int:
     if options.lifeline:
         threading.Thread(target=hold, args=(stopping,), daemon=True).start()
     quiet_log(None)
-    command = (sys.executable, str(options.trainer.resolve())) if options.trainer else ()
     try:
-        study = find_study(options.study)
+        study = with_trainer(find_study(options.study), options.trainer)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
+        code = check_joining(session, options.trainer, mixed=options.mixed)
+        if options.prepare:  # on a machine that nobody looked at before
+            session = prepare.machine(session, native=options.trainer is None)
         worker = Worker(
             session,
             target=options.target,
             index=options.index,
             num_threads=options.threads,
-            command=command,
+            command=command_for(study, options.trainer),
         )
+        worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
         worker.stopping = stopping
         worker.run()
     except TooManyFailures as error:

@@ -78,10 +78,10 @@ def environment(**more: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "CADDIE_STORAGE"} | more
 
 
-def caddie(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+def caddie(*words: object, cwd: Path = Path("/"), **env: str) -> subprocess.CompletedProcess[str]:
     """The command line, to its end."""
     return subprocess.run(
-        command(*words), cwd="/", env=environment(**env), capture_output=True, text=True, timeout=200
+        command(*words), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=200
     )
 
 
