@@ -99,6 +99,9 @@ def run(
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Go on with other code or hardware than the study began with.")
     ] = False,
+    sampler: Annotated[
+        str, typer.Option(help="tpe or structured (docs/search_efficiency.md). [default: as the study says]")
+    ] = "",
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
@@ -112,7 +115,12 @@ def run(
             if engine == "local":
                 from search.run import Wish, run_study
 
-                run_study(common, Wish(trials, workers, trainer, mixed))
+                run_study(common, Wish(trials, workers, trainer, mixed, sampler))
+            elif sampler:
+                raise ValueError(
+                    f"--sampler is for this machine's workers, but the engine is {engine}. Write "
+                    f'kind = "{sampler}" under [sampler] in the study\'s file.'
+                )
             else:
                 from search.engines import run_cluster
 

@@ -7,6 +7,7 @@ draw).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial
 from search.preflight import Preflight
 from search.space import SearchSpace
 from search.structured import Knowledge, StructuredSampler
+from search.study import KINDS, Study
 from search.tpe import GroupedTpe
 
 
@@ -33,6 +35,14 @@ class Inner(Protocol):
     def reseed_rng(self) -> None:
         """Other random numbers than the parent process's."""
         ...
+
+
+def sampled_by(study: Study, kind: str) -> Study:
+    """The study under another sampler; itself for "". What it samples and its hash stay the same."""
+    if kind not in ("", *KINDS):
+        raise ValueError(f"A sampler must be one of {', '.join(KINDS)}, but got {kind!r}.")
+    settings = dataclasses.replace(study.sampler, kind=kind or study.sampler.kind)
+    return dataclasses.replace(study, sampler=settings)
 
 
 def inner_sampler(space: SearchSpace, preflight: Preflight, seed: int | None) -> Inner:

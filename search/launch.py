@@ -47,6 +47,7 @@ class Plan:
     storage: str | None  # a URL of the user's, or None for the private database
     gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
     trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
+    sampler: str = ""  # tpe or structured; empty: as the study says
     mixed: bool = False  # other code and other hardware may join
 
     @property
@@ -128,6 +129,7 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
     command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={path}"]
     command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
+    command += [f"--sampler={plan.sampler}"] if plan.sampler else []
     command += ["--mixed"] if plan.mixed else []
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:

@@ -10,6 +10,7 @@ from pathlib import Path
 from search import prepare
 from search.cli import Common, home_of, make_console, say
 from search.foreign import refuse_native_table, with_trainer
+from search.inner import sampled_by
 from search.launch import Plan, launch
 from search.passport import check_joining
 from search.progress import Progress, snapshot
@@ -26,13 +27,15 @@ class Wish:
     workers: int | None
     trainer: Path | None
     mixed: bool
+    sampler: str = ""
 
 
 def run_study(common: Common, wish: Wish) -> None:
     """The default command."""
     console, now = make_console(), time.monotonic()
     trials, trainer = wish.trials, wish.trainer
-    study, home = with_trainer(find_study(common.study), trainer), home_of(common)
+    study = sampled_by(with_trainer(find_study(common.study), trainer), wish.sampler)
+    home = home_of(common)
     refuse_native_table(study, trainer)
     native = study.foreign is None
     check_room(Place(home, study.name))
@@ -56,7 +59,8 @@ def run_study(common: Common, wish: Wish) -> None:
             now = say(console, told, now)
 
         external = common.storage or os.environ.get(ENVIRONMENT)
-        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None, wish.mixed)
+        script = trainer.resolve() if trainer else None
+        plan = Plan(trials, count, external, gpus, script, wish.sampler, wish.mixed)
         where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
         say(
             console,

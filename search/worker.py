@@ -29,6 +29,7 @@ from search import prepare, record
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
+from search.inner import sampled_by
 from search.passport import check_joining, code_hash
 from search.pruning import Pruner, remember
 from search.runfiles import Record
@@ -231,6 +232,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trainer", type=Path)
+    parser.add_argument("--sampler", default="", help="tpe or structured; empty: as the study says")
     parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
     parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
@@ -257,7 +259,7 @@ def main(argv: list[str]) -> int:
         threading.Thread(target=hold, args=(stopping,), daemon=True).start()
     quiet_log(None)
     try:
-        study = with_trainer(find_study(options.study), options.trainer)
+        study = sampled_by(with_trainer(find_study(options.study), options.trainer), options.sampler)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
         code = check_joining(session, options.trainer, mixed=options.mixed)
         if options.prepare:  # on a machine that nobody looked at before

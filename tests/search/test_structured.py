@@ -19,11 +19,13 @@ from optuna.trial import TrialState
 
 from search.beliefs import Beliefs
 from search.constraints import set_all, violations
+from search.inner import sampled_by
 from search.preflight import Preflight, model_bytes
 from search.rows import Rows, learn_rules, place, value_at
 from search.sampler import CaddieSampler
 from search.space import build_space
 from search.structured import Knowledge, StructuredSampler
+from search.study import study_hash
 from search.surrogate import Basis, Function, Hyper, Surrogate
 from tests.search.fakes import KNOWN, make_study
 
@@ -252,6 +254,15 @@ def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
         kept = [any(abs(p["lr"] - lr) < 1e-9 for lr in trained) for p in asked]
         assert all(kept) if reuses else not all(kept)
         assert np.median([p["score.stride"] for p in asked]) > 0.8
+
+
+def test_the_command_line_may_choose_the_sampler(tmp_path: Path) -> None:
+    study = make_study(tmp_path, "")
+    assert study.sampler.kind == "tpe" == sampled_by(study, "").sampler.kind
+    other = sampled_by(study, "structured")
+    assert other.sampler.kind == "structured" and study_hash(other) == study_hash(study)
+    with pytest.raises(ValueError, match="must be one of tpe, structured"):
+        sampled_by(study, "magic")
 
 
 def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
