@@ -68,17 +68,20 @@ class TokenStream:
 
     def take(self, n: int) -> np.ndarray:
         """The next n tokens, uint16 [n]."""
-        parts: list[np.ndarray] = []
+        parts = list(self.parts(n))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def parts(self, n: int) -> Iterator[np.ndarray]:
+        """The next n tokens as slices of the mapped shards: who only passes over them reads none."""
         self.read += n
         while n > 0:
             if self.at >= len(self.tokens):
                 self.shard = (self.shard + 1) % len(self.paths)
                 self.tokens, self.at = shards.read_shard(self.paths[self.shard]), 0
             part = self.tokens[self.at : self.at + n]
-            parts.append(part)
             self.at += len(part)
             n -= len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            yield part
 
 
 class Loader:
@@ -1193,6 +1196,7 @@ class Run:
             "reason": "",
             "hash": resolved.hash(),
             "run_id": run_id,
+            "reused": [],  # stages taken over from an earlier process
         }
         self.stage_seconds: dict[str, dict[str, float]] = {}
 
@@ -1208,7 +1212,8 @@ class Run:
             seq_len=shape.eval_seq_len,
         )
         code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
-        self.keys = stage_keys(self.resolved, code_hash, self.data.data_id)
+        machine = self.world.machine(self.attention, compute_dtype(c, self.world.device), c.compile)
+        self.keys = stage_keys(self.resolved, code_hash, self.data.data_id, machine)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
         self.result |= {"code_hash": code_hash, "data_id": self.data.data_id, "stage_keys": self.keys}
 
@@ -1293,6 +1298,7 @@ class Run:
                 self.restore_audit(record)
                 self.stage_seconds |= record["stage_seconds"]
                 self.result |= record["result"]
+                self.result["reused"] = ["train", "quantize", "pack"]
                 return artifact
         trainer = Trainer(self.resolved, self.world, self.data, self.log, self.audit)
         self.say_parameters(trainer)
@@ -1302,7 +1308,9 @@ class Run:
             self.restore_audit(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
-            trainer.loader.stream.take(max(0, trained.facts["tokens_read"]))
+            self.result["reused"] = ["train"]
+            for _ in trainer.loader.stream.parts(trained.facts["tokens_read"]):
+                pass  # calibration goes on behind the last trained token
         else:
             trained = trainer.run()
             seconds = {"train": {"timed": trained.facts["timed_s"], "true": trained.facts["true_s"]}}
@@ -1317,6 +1325,9 @@ class Run:
 
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
         start = time.perf_counter()
+        torch.manual_seed(
+            self.config.seed
+        )  # a stage's random numbers do not depend on who ran the one before
         packed, facts = quantize(
             trained.weights, trainer.model, self.resolved, calibration(trainer), self.audit
         )
@@ -1361,6 +1372,15 @@ class Run:
         self.log(f"model_params:{params} predicted:{predicted} by_role:{json.dumps(trainer.params_by_role)}")
 
     def evaluate(self, artifact: bytes) -> None:
+        """Stage evaluate, or what an earlier process found for the same artifact."""
+        record, sha256 = self.finished("evaluate"), hashlib.sha256(artifact).hexdigest()
+        if record and record["sha256"] == sha256:
+            self.log(f"resume:evaluate key:{record['key']} (scoring is not repeated)")
+            self.restore_audit(record)
+            self.stage_seconds["evaluate"] = record["stage_seconds"]
+            self.result |= record["result"]
+            self.result["reused"] += ["evaluate"]
+            return
         score, protocol, seconds = evaluate(artifact, self.resolved, self.world, self.data, self.audit)
         if not math.isfinite(score.val_loss):
             raise Diverged(f"val_loss of the packed model is {score.val_loss}")
@@ -1371,7 +1391,7 @@ class Run:
         self.log(f"{name} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} {eval_time}")
         self.log(f"{name}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
         self.log(f"protocol:{protocol} tokens:{score.tokens} bytes:{score.bytes}")
-        self.result |= {
+        found = {
             "val_bpb": score.val_bpb,
             "val_loss": score.val_loss,
             "protocol": protocol,
@@ -1379,6 +1399,10 @@ class Run:
             "val_bytes": score.bytes,
             "proxy": bool(self.config.val_tokens),
         }
+        self.result |= found
+        self.record_stage(
+            "evaluate", sha256=sha256, stage_seconds=self.stage_seconds["evaluate"], result=found
+        )
 
     # -- the whole -----------------------------------------------------------------------------------------
 

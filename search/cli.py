@@ -94,16 +94,29 @@ def run(
     storage: StorageOption = None,
     home: HomeOption = None,
     trainer: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    cache: Annotated[
+        str, typer.Option(help="Folder of finished stages, or `off`. [default: HOME/runs/.cache]")
+    ] = "",
+    cache_size: Annotated[str, typer.Option(help="Of that folder at most; the oldest go first.")] = "10GB",
+    cache_shared: Annotated[
+        str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
+    ] = "",
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     common = Common(study, storage, home)
     context.obj = common
     if context.invoked_subcommand is None:
         with clear_errors():
-            run_study(common, trials=trials, workers=workers, trainer=trainer)
+            from search.reuse import worker_options
+
+            place = "off" if trainer else cache or str(home_of(common) / "runs" / ".cache")
+            options = worker_options(place, cache_size, cache_shared)
+            run_study(common, trials=trials, workers=workers, trainer=trainer, cache=options)
 
 
-def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path | None) -> None:
+def run_study(
+    common: Common, *, trials: int, workers: int | None, trainer: Path | None, cache: tuple[str, ...]
+) -> None:
     """The default command."""
     from search import prepare
     from search.launch import Plan, launch
@@ -134,7 +147,7 @@ def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path
         from search.storage import ENVIRONMENT
 
         external = common.storage or os.environ.get(ENVIRONMENT)
-        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None)
+        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None, cache)
         where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
         say(
             console,

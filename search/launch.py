@@ -46,6 +46,7 @@ class Plan:
     storage: str | None  # a URL of the user's, or None for the private database
     gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
     trainer: Path | None = None  # another trainer of the same contract
+    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
 
     @property
     def num_threads(self) -> int:
@@ -116,6 +117,7 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
     command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={session.study.path}"]
     command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
+    command += plan.cache
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.preflight import Preflight
 from search.pruning import Pruner, remember
+from search.reuse import REPLAYED, Fill, Reuse, add_arguments, open_reuse
 from search.runfiles import Record
 from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
 from search.space import build_space
+from search.stages import StageChooser
 from search.storage import MAX_RETRY, redact
 from search.trial import (
     DiskTrouble,
@@ -85,14 +88,23 @@ class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(
-        self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = ()
+        self,
+        session: Session,
+        *,
+        target: int,
+        index: int,
+        num_threads: int = 1,
+        command: Command = (),
+        reuse: Reuse | None = None,
     ):
-        self.session, self.target = session, target
+        self.session, self.target, self.reuse = session, target, reuse
         self.command = command or trainer_command(session.study.gpus_per_trial)
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
-        self.sampler = CaddieSampler(self.space, Preflight(self.study))
+        share = self.study.sampler.reuse
+        chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
+        self.sampler = CaddieSampler(self.space, Preflight(self.study), stages=chooser)
         self.pruner = Pruner(self.study)
         self.strip = environment_names(known)
         self.name = record.worker_name(index)
@@ -144,9 +156,14 @@ class Worker:
         config = self.config_of(params, resolved.values)
         record.started(trial, config=config, resolved=resolved)
         self.clock.sample_s = time.perf_counter() - began
-        outcome = self.run_process(trial, config)
+        reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
+        with reused as fill:
+            outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
         record.ended(trial, outcome, limits=self.study.limits)
+        if self.reuse and self.reuse.store.notes:
+            trial.set_user_attr("cache_notes", self.reuse.store.notes)
+            self.reuse.store.notes = []
         record.show(trial, outcome, self.session.place, limits=self.study.limits)
         self.session.place.forget_weights(trial.number)
         self.clock.store_s = time.perf_counter() - began
@@ -161,8 +178,9 @@ class Worker:
             config["num_threads"] = self.num_threads
         return config
 
-    def run_process(self, trial: Trial, config: Mapping[str, Any]) -> Outcome:
+    def run_process(self, trial: Trial, config: Mapping[str, Any], fill: Fill | None) -> Outcome:
         job = Job(
+            fill=fill,
             folder=self.session.place.trial(trial.number),
             config=config,
             environment=trainer_environment(
@@ -175,7 +193,8 @@ class Worker:
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
             trial.report(float(point["val_bpb"]), step)
-            remember(trial, reports)
+            if REPLAYED not in point:  # one training is one standard for others, however many take it over
+                remember(trial, reports)
             return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
 
         try:
@@ -213,6 +232,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trainer", type=Path)
+    add_arguments(parser)
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     return parser.parse_args(argv)
 
@@ -240,12 +260,14 @@ def main(argv: list[str]) -> int:
     try:
         study = find_study(options.study)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
+        reuse = open_reuse(options, ranks=study.gpus_per_trial, environ=os.environ)
         worker = Worker(
             session,
             target=options.target,
             index=options.index,
             num_threads=options.threads,
             command=command,
+            reuse=reuse,
         )
         worker.stopping = stopping
         worker.run()

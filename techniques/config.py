@@ -14,10 +14,11 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from techniques import catalog
-from techniques.base import STAGES, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.base import ROLES, STAGES, Shape, Technique, check_value, nearest, parse_value, setting
 from techniques.published import ALIASES, GATES, PUBLISHED, is_off, refuse_unknown
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
@@ -451,15 +452,30 @@ def help_text(intro: str, known: Mapping[str, type[Technique]]) -> str:
     return "\n".join(lines)
 
 
-def stage_keys(resolved: Resolved, code_hash: str, data_id: str) -> dict[str, str]:
-    """stage -> hash of everything that its result depends on: the stage before it, its own settings, code,
-    data."""
+def stage_keys(
+    resolved: Resolved, code_hash: str, data_id: str, machine: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, str]:
+    """stage -> hash of everything that its result depends on: the stage before it, its own settings (seed and
+    budget among them), code, data, and the `machine`: what changes the last bits, or what a budget in seconds
+    buys."""
     first_stage = {n: f.metadata["stage"] for n, f in TRAINER_FIELDS.items()}
-    keys, upstream = {}, digest([code_hash, data_id])
+    keys, upstream = {}, digest([code_hash, data_id, dict(machine)])
     for stage in STAGES:
         own = {n: v for n, v in resolved.values.items() if first_stage.get(n) == stage}
         for name, technique in resolved.techniques.items():
             if technique.stage == stage:
                 own[name] = dataclasses.asdict(technique.config)
+        if stage == "train":
+            own |= _read_early(resolved)
         upstream = keys[stage] = digest([upstream, stage, own])
     return keys
+
+
+def _read_early(resolved: Resolved) -> dict[str, Any]:
+    """Settings of later stages that training reads all the same: a technique at the seam `weight` trains on
+    the bits that the export will store."""
+    if not any("weight" in catalog.claims(t) for t in resolved.techniques.values()):
+        return {}
+    owner = next((t for t in resolved.techniques.values() if "bits" in catalog.claims(t)), None)
+    bits = {role: owner.bits(role) for role in ROLES} if owner else {}
+    return {"stored_bits": bits, "stored_from_numel": resolved.config.quantize_min_numel}
