@@ -50,7 +50,7 @@ from techniques._param import parameter
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit
 from techniques.base import Shape, Technique, claims
-from techniques.config import Config, Resolved, digest, help_text, settings_from, stage_keys
+from techniques.config import Config, Resolved, code_by_owner, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
 
@@ -920,7 +920,7 @@ class Export:
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
         owner = owner_of(self.resolved.techniques, "codec")
-        artifact = pack(packed, self.resolved.identity(), owner.codec() if owner else ZlibCodec())
+        artifact = pack(packed, self.resolved.identity("pack"), owner.codec() if owner else ZlibCodec())
         return len(artifact) + sum(len(p.read_bytes()) for p in source_files(self.resolved))
 
     def note(self, **facts: Any) -> None:
@@ -1211,10 +1211,12 @@ class Run:
             vocab_size=c.vocab_size,
             seq_len=shape.eval_seq_len,
         )
-        code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
+        hashes = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in self.code.items()}
         machine = self.world.machine(self.attention, compute_dtype(c, self.world.device), c.compile)
-        self.keys = stage_keys(self.resolved, code_hash, self.data.data_id, machine)
+        code = code_by_owner(hashes, self.resolved)
+        self.keys = stage_keys(self.resolved, code, self.data.data_id, machine)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
+        code_hash = digest(sorted(hashes.values()))
         self.result |= {"code_hash": code_hash, "data_id": self.data.data_id, "stage_keys": self.keys}
 
     def say_settings(self) -> None:
@@ -1299,6 +1301,7 @@ class Run:
                 self.stage_seconds |= record["stage_seconds"]
                 self.result |= record["result"]
                 self.result["reused"] = ["train", "quantize", "pack"]
+                self.say_sizes(artifact)
                 return artifact
         trainer = Trainer(self.resolved, self.world, self.data, self.log, self.audit)
         self.say_parameters(trainer)
@@ -1335,33 +1338,32 @@ class Run:
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
         owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
         codec = owner.codec() if owner else ZlibCodec()
-        artifact = self.world.from_first(pack(packed, self.resolved.identity(), codec))
+        artifact = self.world.from_first(pack(packed, self.resolved.identity("pack"), codec))
         self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
-        code_bytes = sum(len(text.encode()) for text in self.code.values())
-        sizes = {
-            "artifact_bytes": len(artifact) + code_bytes,
-            "model_bytes": len(artifact),
-            "code_bytes": code_bytes,
-            "quantized_elements": facts["quantized_elements"],
-        }
         if owner:
-            baseline = len(pack(packed, self.resolved.identity(), ZlibCodec()))
+            baseline = len(pack(packed, self.resolved.identity("pack"), ZlibCodec()))
             self.audit.changed(owner.name, "bytes", baseline != len(artifact))
             self.audit.note(owner.name, bytes_over_zlib=len(artifact) - baseline)
+        sha256, elements = hashlib.sha256(artifact).hexdigest(), facts["quantized_elements"]
+        self.result |= {"sha256": sha256, "quantized_elements": elements}
         if self.log.loud:
             write_atomically(artifact_path, artifact)
-            self.result["sha256"] = hashlib.sha256(artifact).hexdigest()
-            kept = {
-                k: self.result[k] for k in ("steps", "train_loss", "params", "params_by_role", "sha256")
-            } | sizes
-            self.record_stage(
-                "pack", sha256=self.result["sha256"], stage_seconds=self.stage_seconds, result=kept
-            )
-        self.result |= sizes
-        self.log(f"Serialized model {codec.name}: {len(artifact)} bytes")
-        self.log(f"Code size: {code_bytes} bytes")
-        self.log(f"Total submission size {codec.name}: {len(artifact) + code_bytes} bytes")
+            names = ("steps", "train_loss", "params", "params_by_role", "sha256", "quantized_elements")
+            kept = {k: self.result[k] for k in names}
+            self.record_stage("pack", sha256=sha256, stage_seconds=self.stage_seconds, result=kept)
+        self.say_sizes(artifact)
         return artifact
+
+    def say_sizes(self, artifact: bytes) -> None:
+        """Bytes of the model and of the code that runs now (a scorer's code is none of the pack stage's)."""
+        owner = owner_of(self.resolved.techniques, "codec")
+        name = owner.codec().name if owner else ZlibCodec().name
+        code_bytes = sum(len(text.encode()) for text in self.code.values())
+        total = len(artifact) + code_bytes
+        self.result |= {"artifact_bytes": total, "model_bytes": len(artifact), "code_bytes": code_bytes}
+        self.log(f"Serialized model {name}: {len(artifact)} bytes")
+        self.log(f"Code size: {code_bytes} bytes")
+        self.log(f"Total submission size {name}: {total} bytes")
 
     def say_parameters(self, trainer: Trainer) -> None:
         params = sum(trainer.params_by_role.values())

@@ -30,6 +30,7 @@ from typing import Any, cast
 from search.identity import CHUNK_BYTES, sha256_of
 
 MANIFEST = "entry.json"
+MANIFEST_BYTES = 1000  # it has less
 DEFAULT_BYTES = 10_000_000_000  # about ninety checkpoints of the challenge's 27 M parameters in float32
 KEEP_FREE_BYTES = 1_000_000_000  # of the disk: trials must be able to write
 ABANDONED_S = 3600.0  # a temporary folder of another machine that is older has no owner
@@ -121,7 +122,7 @@ class Store:
             return False
         try:
             with self._lock(), self.beside() as beside:
-                size = sum(path.stat().st_size for path in files)
+                size = sum(path.stat().st_size for path in files) + MANIFEST_BYTES
                 if self.has(name) or not self._make_room(size):
                     return False
                 for path in files:

@@ -23,7 +23,7 @@ from typing import Any, cast
 from search.launch import visible_gpus
 from techniques import catalog
 from techniques._machine import cpu_name
-from techniques.config import Resolved, digest, stage_keys
+from techniques.config import Resolved, code_by_owner, digest, stage_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of an entry; another number is another address
@@ -34,16 +34,17 @@ CHUNK_BYTES = 1 << 20
 def addresses(resolved: Resolved, *, data: str, machine: Mapping[str, Any]) -> dict[str, str]:
     """stage -> 16 hexadecimal digits, for the stages that leave files."""
     reports = [resolved.config.num_reports, resolved.config.report_tokens]
-    keys = stage_keys(resolved, code_id(resolved), data, {**machine, "reports": reports, "format": FORMAT})
+    keys = stage_keys(resolved, code_of(resolved), data, {**machine, "reports": reports, "format": FORMAT})
     return {stage: keys[stage] for stage in STAGES}
 
 
-def code_id(resolved: Resolved, root: Path = ROOT) -> str:
-    """Of the text that a trainer started now would execute: trainer, contract, corpus and the techniques that
-    are on. Files are read anew each time: who edits one gets another version at once."""
+def code_of(resolved: Resolved, root: Path = ROOT) -> dict[str, str]:
+    """Hashes of the text that a trainer started now would execute: trainer, contract and corpus, and each
+    technique that is on. Files are read anew each time: who edits one gets another version at once."""
     files = [root / "train_gpt.py", *root.glob("techniques/*.py"), *root.glob("corpus/*.py")]
     files += [path for name, path in catalog.technique_files().items() if name in resolved.techniques]
-    return digest(sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
+    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return code_by_owner(hashes, resolved)
 
 
 @dataclass(frozen=True)

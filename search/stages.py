@@ -51,7 +51,7 @@ class Checkpoint:
 
 def training_key(resolved: Resolved) -> str:
     """Equal keys train equal weights on one machine with one code and one data."""
-    return stage_keys(resolved, "", "")[TRAINED]
+    return stage_keys(resolved, {}, "")[TRAINED]
 
 
 def is_later(space: SearchSpace, name: str) -> bool:
