@@ -1,6 +1,6 @@
 """What the stage cache saves: one small real study without the cache and with it, the same number of trials.
 
-    python -m benchmarks.stage_cache [--trials 24] [--to stage_cache.json]
+    python -m benchmarks.stage_cache [--trials 16] [--to stage_cache.json]
 
 Each study starts in an empty home with one worker. Seconds are the trainers' own wall seconds and the
 processor seconds of everything the study started (steadier where other work shares the machine).
@@ -34,6 +34,8 @@ train_seconds = 600.0
 eval_seconds = 600.0
 [fixed]
 num_threads = 1
+iterations = 50
+warmdown_iters = 20
 [techniques]
 others = "off"
 xsa = "free"
@@ -54,7 +56,7 @@ scalar_lr = { low = 0.01, high = 0.15, log = true }
 "score_first_ttt.epochs" = { low = 1, high = 2 }
 "score_first_ttt.stride" = { low = 64, high = 256, log = true }
 [sampler]
-startup_trials = 8
+startup_trials = 6
 """
 READ = """
 import json, sys
@@ -105,7 +107,7 @@ def at(curve: list[tuple[float, float]], seconds: float) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--to", type=Path, default=ROOT / "runs" / "stage_cache.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stage-cache-") as place:
