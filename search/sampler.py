@@ -205,7 +205,9 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         when there is none at all."""
         rejected, examples = Counter[str](), dict[str, str]()
         given = self.space.keep_active(fixed)
-        if fixed and self.space.active(fixed) <= fixed.keys():  # enqueued whole: somebody wants exactly this
+        if (
+            fixed and not training and self.space.active(fixed) <= fixed.keys()
+        ):  # enqueued whole: somebody wants exactly this
             self._predict(given)
             return given, rejected
         self._tpe.begin(study, others)

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -233,3 +235,58 @@ def test_a_manifest_names_every_file(store: Store, tmp_path: Path) -> None:
     assert all(len(f["sha256"]) == 64 for f in told["files"].values())
     shutil.rmtree(store.entries / "average-a")
     assert store.facts("average-a") is None
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """As much of S3 as an upload and a download need."""
+
+    objects: dict[str, bytes] = {}
+
+    def do_PUT(self) -> None:
+        self.objects[self.path.partition("?")[0]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200)
+
+    def do_GET(self) -> None:
+        found = self.objects.get(self.path.partition("?")[0])
+        missing = b"<Error><Code>NoSuchKey</Code><Message>no such key</Message></Error>"
+        self.answer(200 if found is not None else 404, missing if found is None else found)
+
+    def answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def test_machines_share_through_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("boto3")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = {
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # no chunked bodies: the fake is simple
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    here, there = (Store(tmp_path / name, ROOMY) for name in ("here", "there"))
+    mine, theirs = open_remote("s3://golf/stages", here), open_remote("s3://golf/stages", there)
+    paths = stored(here, tmp_path)
+    assert mine.push("average-a"), here.notes
+    assert list(Bucket.objects) == ["/golf/stages/average-a.tar"]
+    assert theirs.fetch("average-a") and not theirs.fetch("average-none"), there.notes
+    (target := tmp_path / "t").mkdir()
+    assert there.fetch("average-a", target) == {"key": "k"}
+    assert (target / "weights.pt").read_bytes() == paths[1].read_bytes()
+    Bucket.objects["/golf/stages/average-half.tar"] = Bucket.objects["/golf/stages/average-a.tar"][:3000]
+    assert not theirs.fetch("average-half") and len(there.notes) == 1
+    server.shutdown()
+    server.server_close()
+    assert not mine.push("average-a") and "does not answer" in here.notes[0]
