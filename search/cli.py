@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +43,7 @@ class Common:
     study: Path | None
     storage: str | None
     home: Path | None
+    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
 
     def behind(self, study: Path | None, storage: str | None, home: Path | None) -> Common:
         """These, where the command itself was not given others."""
@@ -94,6 +95,10 @@ def run(
     storage: StorageOption = None,
     home: HomeOption = None,
     trainer: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
+    engine_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
+    ] = None,
     cache: Annotated[
         str, typer.Option(help="Folder of finished stages, or `off`. [default: HOME/runs/.cache]")
     ] = "",
@@ -110,13 +115,16 @@ def run(
             from search.reuse import worker_options
 
             place = "off" if trainer else cache or str(home_of(common) / "runs" / ".cache")
-            options = worker_options(place, cache_size, cache_shared)
-            run_study(common, trials=trials, workers=workers, trainer=trainer, cache=options)
+            common = replace(common, cache=worker_options(place, cache_size, cache_shared))
+            if engine == "local":
+                run_study(common, trials=trials, workers=workers, trainer=trainer)
+            else:
+                from search.engines import run_cluster
+
+                run_cluster(common, engine, engine_option or [], trials, workers, trainer)
 
 
-def run_study(
-    common: Common, *, trials: int, workers: int | None, trainer: Path | None, cache: tuple[str, ...]
-) -> None:
+def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path | None) -> None:
     """The default command."""
     from search import prepare
     from search.launch import Plan, launch
@@ -147,7 +155,7 @@ def run_study(
         from search.storage import ENVIRONMENT
 
         external = common.storage or os.environ.get(ENVIRONMENT)
-        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None, cache)
+        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None, common.cache)
         where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
         say(
             console,

@@ -126,7 +126,6 @@ def worker_options(place: str, size: str, shared: str) -> tuple[str, ...]:
             raise ValueError("A shared stage cache needs a local folder, but --cache is off. Leave one out.")
         return ()
     root = Path(place).absolute()
-    root.mkdir(parents=True, exist_ok=True)
     if shared:
         open_remote(shared, Store(root))  # says now what would stop every worker
     options = (f"--cache={root}", f"--cache-bytes={max_bytes}")

@@ -332,4 +332,4 @@ def test_options(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--cache is off"):
         worker_options("off", "1GB", "s3://b")
     words = worker_options(str(tmp_path / "c"), "1GB", str(tmp_path / "s"))
-    assert words[1] == "--cache-bytes=1000000000" and (tmp_path / "c").is_dir()
+    assert words[1] == "--cache-bytes=1000000000" and not (tmp_path / "c").exists()
