@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from search import identity
@@ -20,6 +21,7 @@ from search.limits import Limits
 from search.reuse import FILES, REPLAYED, Reuse, parse_bytes, worker_options
 from search.runfiles import Record
 from search.savings import replayed_facts, stage_facts
+from search.session import Place
 from search.trial import Job, Outcome, run_trainer, trainer_environment
 from techniques import catalog
 from techniques.config import Resolved, resolve, stage_keys
@@ -192,6 +194,32 @@ def test_what_a_crashed_trainer_finished_is_kept(small: Reuse, tmp_path: Path) -
     reports = small.fill(tmp_path / "1", AT)
     assert [r["val_bpb"] for r in reports] == [3.0]
     assert {p.name for p in (tmp_path / "1").iterdir()} == {*FILES["average"], "reports.jsonl"}
+
+
+def test_a_crashed_trial_goes_on_and_after_a_second_crash_starts_anew(
+    small: Reuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trial 0 was killed with its worker; 1 takes its weights over and crashes; 2 trusts nothing old."""
+    place, study = Place(tmp_path, "s"), optuna.create_study()
+    monkeypatch.setattr(small, "addresses", lambda _: AT)
+    resolved = resolve({}, catalog.metadata())
+    left_by(place.trial(0), keys=KEYS)
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    for number, history in ((1, [0]), (2, [0, 1])):
+        attrs: dict[str, Any] = {"retry_history": history}
+        study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attrs))
+        trial = study.ask()
+        assert trial.number == number
+        folder = place.trial(number)
+        with small.around(trial, resolved, place) as fill:
+            folder.mkdir()
+            assert bool(fill(folder)) == (number == 1) == (folder / "weights.pt").exists()
+            shutil.rmtree(folder)
+            left_by(folder, keys=KEYS)
+            (folder / "weights.pt").write_text(f"from trial {number}")
+    (tmp_path / "3").mkdir()
+    small.fill(tmp_path / "3", AT)
+    assert (tmp_path / "3" / "weights.pt").read_text() == "from trial 2"
 
 
 def test_only_what_the_trainer_would_take_is_kept(small: Reuse, tmp_path: Path) -> None:
