@@ -23,7 +23,7 @@ from typing import Any, cast
 from search.launch import visible_gpus
 from techniques import catalog
 from techniques._machine import cpu_name
-from techniques.config import Resolved, code_by_owner, digest, stage_keys
+from techniques.config import Resolved, codes, digest, stage_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of an entry; another number is another address
@@ -44,7 +44,7 @@ def code_of(resolved: Resolved, root: Path = ROOT) -> dict[str, str]:
     files = [root / "train_gpt.py", *root.glob("techniques/*.py"), *root.glob("corpus/*.py")]
     files += [path for name, path in catalog.technique_files().items() if name in resolved.techniques]
     hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return code_by_owner(hashes, resolved)
+    return codes(hashes, resolved)
 
 
 @dataclass(frozen=True)
