@@ -87,6 +87,9 @@ def bits(outcome: Outcome) -> dict[str, Any]:
     assert outcome.result is not None
     kept = {k: v for k, v in outcome.result.items() if "seconds" not in k and k not in ("run_id", "reused")}
     kept.pop("peak_memory_bytes")
+    kept["reads"] = sorted(  # the ledger, less its seconds
+        (r["stage"], r["reader"], r["split"], r["reads"], r["tokens"]) for r in kept["reads"]
+    )
     kept["activity"] = {
         name: {k: v for k, v in facts.items() if not k.endswith("_s")}
         for name, facts in kept["activity"].items()
