@@ -48,6 +48,7 @@ class Plan:
     gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
     trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
     mixed: bool = False  # other code and other hardware may join
+    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
 
     @property
     def num_threads(self) -> int:
@@ -129,6 +130,7 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
     command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
     command += ["--mixed"] if plan.mixed else []
+    command += plan.cache
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
 from search.passport import check_joining, code_hash
 from search.pruning import Pruner, remember
+from search.reuse import REPLAYED, Fill, Reuse, add_arguments, open_reuse
 from search.runfiles import Record
 from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
 from search.space import build_space
+from search.stages import StageChooser
 from search.storage import MAX_RETRY, redact
 from search.study import Study
 from search.trial import (
@@ -85,14 +88,23 @@ class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(
-        self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = ()
+        self,
+        session: Session,
+        *,
+        target: int,
+        index: int,
+        num_threads: int = 1,
+        command: Command = (),
+        reuse: Reuse | None = None,
     ):
-        self.session, self.target = session, target
+        self.session, self.target, self.reuse = session, target, reuse
         self.command = command or command_for(session.study)
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
-        self.sampler = CaddieSampler(self.space, preflight_for(self.study))
+        share = self.study.sampler.reuse
+        chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
+        self.sampler = CaddieSampler(self.space, preflight_for(self.study), stages=chooser)
         self.pruner = Pruner(self.study)
         self.strip = strip_for(self.study)
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
@@ -145,9 +157,14 @@ class Worker:
         config = self.config_of(params, resolved.values)
         record.started(trial, config=config, resolved=resolved)
         self.clock.sample_s = time.perf_counter() - began
-        outcome = self.run_process(trial, config)
+        reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
+        with reused as fill:
+            outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
         record.ended(trial, outcome, limits=self.study.limits)
+        if self.reuse and self.reuse.store.notes:
+            trial.set_user_attr("cache_notes", self.reuse.store.notes)
+            self.reuse.store.notes = []
         record.show(trial, outcome, self.session.place, limits=self.study.limits)
         self.session.place.forget_weights(trial.number)
         self.clock.store_s = time.perf_counter() - began
@@ -162,11 +179,12 @@ class Worker:
             config["num_threads"] = self.num_threads
         return config
 
-    def run_process(self, trial: Trial, config: Mapping[str, Any]) -> Outcome:
+    def run_process(self, trial: Trial, config: Mapping[str, Any], fill: Fill | None) -> Outcome:
         if problem := self.code_check():
             self.fatal = problem
             raise Interrupted(problem)
         job = Job(
+            fill=fill,
             folder=self.session.place.trial(trial.number),
             config=config,
             environment=trainer_environment(
@@ -179,7 +197,8 @@ class Worker:
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
             trial.report(float(point["val_bpb"]), step)
-            remember(trial, reports)
+            if REPLAYED not in point:  # one training is one standard for others, however many take it over
+                remember(trial, reports)
             return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
 
         try:
@@ -232,6 +251,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trainer", type=Path)
     parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
+    add_arguments(parser)
     parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     return parser.parse_args(argv)
@@ -260,6 +280,9 @@ def main(argv: list[str]) -> int:
         study = with_trainer(find_study(options.study), options.trainer)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
         code = check_joining(session, options.trainer, mixed=options.mixed)
+        reuse = None
+        if study.foreign is None:
+            reuse = open_reuse(options, ranks=study.gpus_per_trial, environ=os.environ)
         if options.prepare:  # on a machine that nobody looked at before
             session = prepare.machine(session, native=options.trainer is None)
         worker = Worker(
@@ -268,6 +291,7 @@ def main(argv: list[str]) -> int:
             index=options.index,
             num_threads=options.threads,
             command=command_for(study, options.trainer),
+            reuse=reuse,
         )
         worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
         worker.stopping = stopping
