@@ -22,11 +22,11 @@ from typing import Any, Literal, cast
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
+from search.bulk import BatchStorage, BulkStorage
 from search.postgres import WAY_OUT, StorageError, url_of
 
 ENVIRONMENT = "CADDIE_STORAGE"
@@ -44,7 +44,7 @@ REPEATED = (
     "get_all_studies _create_new_trial _set_trial_param get_trial_param "
     "get_trial_id_from_study_id_trial_number get_best_trial _get_best_trial_id "
     "set_trial_state_values set_trial_intermediate_value set_trial_user_attr set_trial_system_attr "
-    "get_trial get_trial_user_attrs get_trial_system_attrs get_all_trials _get_trials "
+    "get_trial write_trial get_trial_user_attrs get_trial_system_attrs get_all_trials _get_trials "
     "record_heartbeat _get_stale_trial_ids"
 ).split()
 KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
@@ -119,8 +119,8 @@ def is_outage(error: BaseException) -> bool:
     return error.connection_invalidated if isinstance(error, exc.DBAPIError) else isinstance(error, OUTAGES)
 
 
-class PatientStorage(RDBStorage):
-    """RDBStorage whose every call waits out an outage of the database."""
+class PatientStorage(BulkStorage):
+    """BulkStorage whose every call waits out an outage of the database."""
 
     def __init__(self, url: str, *, worker: bool, timing: Timing, revive: Callable[[], object] | None):
         self.timing = timing
@@ -251,7 +251,7 @@ def open_storage(
                     f"The tables must be those of Optuna {optuna.__version__}, but {redact(url)}: "
                     f"{_first_line(error)}. Use another database, or an Optuna of the version that made it."
                 ) from None
-    return optuna.storages.get_storage(patient)
+    return BatchStorage(patient)
 
 
 def open_study(

@@ -26,6 +26,7 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
 from search import record
+from search.bulk import collected
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.preflight import Preflight
@@ -129,7 +130,8 @@ class Worker:
             outcome = self.run_trial(trial)
             result, failure = outcome.result, outcome.reason if outcome.kind == "failed" else None
         finally:
-            set_all(trial, violations(result, self.study.limits, failure=failure))
+            with collected(trial):
+                set_all(trial, violations(result, self.study.limits, failure=failure))
             self.clock.finished_at = time.perf_counter()
         if outcome.kind != "finished" or outcome.result is None:
             raise TrialPruned(outcome.reason)
@@ -139,18 +141,20 @@ class Worker:
         """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
         trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
-        params = self.space.suggest(trial)
-        resolved = self.space.resolve(params)
-        config = self.config_of(params, resolved.values)
-        record.started(trial, config=config, resolved=resolved)
+        with collected(trial):
+            params = self.space.suggest(trial)
+            resolved = self.space.resolve(params)
+            config = self.config_of(params, resolved.values)
+            record.started(trial, config=config, resolved=resolved)
         self.clock.sample_s = time.perf_counter() - began
         outcome = self.run_process(trial, config)
         began = time.perf_counter()
-        record.ended(trial, outcome, limits=self.study.limits)
-        record.show(trial, outcome, self.session.place, limits=self.study.limits)
-        self.session.place.forget_weights(trial.number)
-        self.clock.store_s = time.perf_counter() - began
-        trial.set_user_attr("overhead", self.clock.summary(outcome))
+        with collected(trial):
+            record.ended(trial, outcome, limits=self.study.limits)
+            record.show(trial, outcome, self.session.place, limits=self.study.limits)
+            self.session.place.forget_weights(trial.number)
+            self.clock.store_s = time.perf_counter() - began
+            trial.set_user_attr("overhead", self.clock.summary(outcome))
         self.watch_refusals(outcome)
         return outcome
 
@@ -174,8 +178,9 @@ class Worker:
 
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
-            trial.report(float(point["val_bpb"]), step)
-            remember(trial, reports)
+            with collected(trial):
+                trial.report(float(point["val_bpb"]), step)
+                remember(trial, reports)
             return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
 
         try:
