@@ -4,8 +4,8 @@
     python -m benchmarks.scale --trials 10000 --workers 0
 
 Fills the laptop study's space with finished trials in a private database, times `search.py status` and
-`best`, then lets workers run simulated trials at the real rate: asks, samples, four reports, stores and tells are
-real, only the trainer is a pause. Prints wall and CPU milliseconds for each part; --json writes them.
+`best`, then lets workers run simulated trials at the real rate: asks, samples, reports, stores and tells
+are real, only the trainer is a pause. Prints wall and CPU milliseconds for each part; --json writes them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from sqlalchemy import Connection, text
 
 from search import worker as worker_module
 from search.bulk import Batch
+from search.preflight import Preflight, eval_flops, model_bytes, train_flops
 from search.runfiles import Record
-from search.sampler import draw_all
+from search.sampler import draw_all, examine
 from search.session import ROOT, Session, find_study, open_session
 from search.space import SearchSpace, build_space
 from search.storage import side_engine
 from search.trial import Job, Outcome
 from search.worker import Worker
 from techniques import catalog
+from techniques.config import Resolved, resolve
 
 PARTS = ("ask", "sample", "report", "store", "tell")
 BUDGET_MS = 600.0  # 1 % of a trial of 60 s
@@ -58,32 +60,29 @@ def study_file(folder: Path) -> Path:
     changed = changed.replace("eval_baselines = 6.0", "eval_seconds = 1000.0")
     assert changed.count("_seconds = 1000.0") == 2
     path = folder / "scale.toml"
-    path.write_text(
-        changed if pruning else changed.replace("margin = 0.03", "margin = 9.0"), encoding="utf-8"
-    )
+    path.write_text(changed, encoding="utf-8")
     return path
 
 
-def result_of(config: dict[str, Any], rng: np.random.Generator) -> Record:
-    """A plausible result."""
-    bpb = 2.5 + abs(math.log(config["matrix_lr"] / 0.04)) * 0.05 + float(rng.normal(0.0, 0.01))
-    figures = {"artifact_bytes": int(rng.integers(300_000, 520_000)), "code_bytes": 210_000, "steps": 100}
-    seconds = {
-        "train_seconds": 12.0 * float(rng.uniform(0.8, 1.5)),
-        "eval_seconds": 3.0,
-        "true_seconds": 60.0,
-    }
+def result_of(resolved: Resolved, rng: np.random.Generator) -> Record:
+    """A plausible result: bytes and seconds as the preflight's models have them, with noise."""
+    rate = math.log(float(resolved.values["matrix_lr"]) / 0.04)
+    bpb = 2.5 + 0.05 * abs(rate) + float(rng.normal(0.0, 0.01))
+    figures = {"artifact_bytes": 210_000 + int(model_bytes(resolved)), "code_bytes": 210_000, "steps": 100}
+    seconds = {"train_seconds": train_flops(resolved) / 1e10, "eval_seconds": eval_flops(resolved) / 1e10}
+    seconds = {name: value * math.exp(float(rng.normal(0.0, 0.05))) for name, value in seconds.items()}
     passport = {"code_hash": "c" * 16, "data_id": "d" * 16, "torch": "2.9", "device": "cpu", "world_size": 1}
-    return {"status": "finished", "val_bpb": bpb, "params": 300_000, **figures, **seconds, **passport}
+    whole = {"status": "finished", "val_bpb": bpb, "params": 300_000, "true_seconds": 60.0}
+    return {**whole, **figures, **seconds, **passport}
 
 
-def attributes_of(space: SearchSpace, params: dict[str, Any]) -> dict[str, Any]:
+def attributes_of(space: SearchSpace, params: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
     """What a worker, the sampler, the pruner and the record keep of a trial, whatever its result."""
     overhead = dict.fromkeys(("ask_s", "sample_s", "start_s", "report_s", "store_s", "tell_before_s"), 0.1)
     return {
         "worker": "host:12345:0",
         "config": space.config(params),
-        "techniques": list(space.resolve(params).techniques),
+        "techniques": list(resolved.techniques),
         "legality": "legal",
         "preflight": {"params": 300_000, "artifact_bytes": 400_000, "train_seconds": 12.0},
         "rejections": {"bytes": 1},
@@ -98,22 +97,22 @@ def fill(session: Session, count: int) -> None:
     """`count` complete trials, straight into Optuna's tables."""
     space = build_space(session.study, catalog.metadata())
     rng = np.random.default_rng(0)
-    drawn: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    preflight = Preflight(session.study)
+    drawn: list[tuple[dict[str, Any], dict[str, Any], Resolved]] = []
     while len(drawn) < min(DRAWS, count):
         params = space.repaired(space.keep_active(draw_all(space, rng)))
-        try:
-            drawn.append((params, attributes_of(space, params)))
-        except ValueError:
-            continue
+        resolved, reason = examine(space, preflight, params)
+        if resolved is not None and reason is None:
+            drawn.append((params, attributes_of(space, params, resolved), resolved))
     with side_engine(session.url).begin() as connection:
         study = connection.execute(
             text("select study_id from studies where study_name = :n"), {"n": session.study.name}
         ).scalar_one()
         for number in range(count):
-            params, attributes = drawn[number % len(drawn)]
+            params, attributes, resolved = drawn[number % len(drawn)]
             rates = {name: float(rng.uniform(0.01, 0.15)) for name in ("matrix_lr", "scalar_lr")}
             told = attributes | {"hash": f"{number:016x}", "config": attributes["config"] | rates}
-            add(connection, study, number, space, params | rates, told, result_of(params | rates, rng))
+            add(connection, study, number, space, params | rates, told, result_of(resolved, rng))
     with side_engine(session.url).connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("vacuum analyze"))
 
@@ -191,7 +190,8 @@ def simulate(worker: Timed, seconds: float) -> Callable[..., Outcome]:
         worker.note("sample")
         job.folder.mkdir(parents=True, exist_ok=True)
         began, reports, pruned, report_s = time.perf_counter(), [], None, 0.0
-        result = result_of(dict(job.config), rng)
+        config = {k: v for k, v in job.config.items() if k != "preset"}
+        result = result_of(resolve({"preset": worker.study.base, "file": config}, worker.space.known), rng)
         (job.folder / "result.json").write_text(json.dumps(result))
         for k in (1, 2, 3, 4):
             while time.perf_counter() - began < seconds * k / 4 and not stop():

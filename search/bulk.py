@@ -18,8 +18,9 @@ from typing import Any, cast
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, orm, text
 
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
 
@@ -27,6 +28,10 @@ TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where study_id = :study and (trial_id > :after or trial_id = any(:also)) order by trial_id"""
 STUDY = "select 1 from studies where study_id = :study"
+RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed trial
+RETRY = """
+select t.trial_id from trials t join trial_system_attributes a on a.trial_id = t.trial_id
+where t.study_id = :study and a.key = :key and a.value_json = :number"""
 ONE_TRIAL = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where trial_id = :trial"""
@@ -124,6 +129,18 @@ class BulkStorage(RDBStorage):
                 rows = [row for row in rows if TrialState[row[2]] in states]
             return self._build(connection, rows)
 
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: orm.Session
+    ) -> models.TrialModel:
+        """A trial is retried once: a repeated request gets the retry that is there. (The study is locked.)"""
+        number = template_trial.system_attrs.get(RETRY_OF) if template_trial else None
+        if number is not None:
+            which = {"study": study_id, "key": RETRY_OF, "number": str(number)}
+            found = session.execute(text(RETRY), which).scalar_one_or_none()
+            if found is not None:
+                return session.get_one(models.TrialModel, found)
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
     def write_trial(self, trial_id: int, batch: Batch) -> None:
         """Stores the batch. UpdateFinishedTrialError, and nothing stored, when the trial is over."""
         with self.engine.begin() as connection:
@@ -189,6 +206,7 @@ class BatchStorage(_CachedStorage):
     def __init__(self, backend: BulkStorage) -> None:
         super().__init__(backend)
         self._bulk = backend
+        self.grace_s = backend.grace_period or 0
         self._batches: dict[int, Batch] = {}
 
     @contextmanager

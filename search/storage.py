@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,8 +25,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
-from search.bulk import BatchStorage, BulkStorage
+from search.bulk import RETRY_OF, BatchStorage, BulkStorage
 from search.postgres import WAY_OUT, StorageError, url_of
+from search.timing import Timing
 
 ENVIRONMENT = "CADDIE_STORAGE"
 LOCK_CLASS = 0xCADD1E  # first key of our advisory locks; the second is 0 (creation) or a study's id
@@ -50,15 +50,6 @@ REPEATED = (
 KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
 
 Direction = Literal["minimize", "maximize"]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long the storage waits for what."""
-
-    patience_s: float = 300.0  # an outage of the database that is waited out
-    heartbeat_s: int = 10  # a running trial says that it lives
-    grace_s: int = 120  # silence after which a running trial counts as dead
 
 
 def redact(text: object) -> str:
@@ -94,13 +85,13 @@ def resolve_url(option: str | None, *, home: Path, environ: Mapping[str, str]) -
     return normalise_url(given) if given else url_of(home)
 
 
-def connect_arguments(url: str) -> dict[str, Any]:
-    """psycopg2's arguments: over TCP a dead link is noticed within about 20 s."""
+def connect_arguments(url: str, *, link_s: int = Timing.link_s) -> dict[str, Any]:
+    """psycopg2's arguments: over TCP a dead link is noticed within about `link_s`, twice that when idle."""
     parts = sqlalchemy.make_url(url)
     arguments: dict[str, Any] = {"connect_timeout": 10, "application_name": "caddie"}
     if parts.host:
-        arguments |= {"keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 3}
-        arguments |= {"tcp_user_timeout": 20000}
+        arguments |= {"keepalives_idle": link_s, "keepalives_interval": max(1, link_s // 4)}
+        arguments |= {"keepalives_count": 3, "tcp_user_timeout": 1000 * link_s}
     return arguments
 
 
@@ -128,7 +119,7 @@ class PatientStorage(BulkStorage):
         pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
         super().__init__(
             url,
-            engine_kwargs=pool | {"connect_args": connect_arguments(url)},
+            engine_kwargs=pool | {"connect_args": connect_arguments(url, link_s=timing.link_s)},
             heartbeat_interval=timing.heartbeat_s,
             grace_period=timing.grace_s,
             heartbeat_stale_trial_callback=retry_stale_trial,
@@ -275,7 +266,7 @@ def retry_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
-    """Queues the configuration of a failed trial again; False when it has none, or used up its retries.
+    """Queues the configuration of a failed trial again, once; False when it has none, or used up its retries.
 
     Constraints, artifacts, pruner rungs and intermediate values stay with the dead run (Optuna's own callback
     hands constraints on, and they can never be overwritten). User attributes are handed on.
@@ -286,6 +277,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
         return False
     kept = {key: old[key] for key in KEPT_ON_RETRY if key in old}
     system_attrs = kept | {"failed_trial": old.get("failed_trial", trial.number), "retry_history": history}
+    system_attrs[RETRY_OF] = trial.number
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,

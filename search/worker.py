@@ -98,6 +98,7 @@ class Worker:
         self.strip = environment_names(known)
         self.name = record.worker_name(index)
         self.stopping = threading.Event()
+        self.lost = threading.Event()  # the running trial was given to somebody else
         self.fatal = ""
         self.refusals: list[str] = []
         self.clock = Clock()
@@ -112,10 +113,15 @@ class Worker:
             url=self.session.url,
             stop=self.should_stop,
             after_trial=self.after_trial,
+            lost=self.lost,
         )
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)
+
+    def should_leave(self) -> bool:
+        """Whether the running trial shall be left."""
+        return self.lost.is_set() or self.should_stop()
 
     def after_trial(self, trial: FrozenTrial) -> None:
         now = time.perf_counter()
@@ -151,8 +157,11 @@ class Worker:
         began = time.perf_counter()
         with collected(trial):
             record.ended(trial, outcome, limits=self.study.limits)
-            record.show(trial, outcome, self.session.place, limits=self.study.limits)
-            self.session.place.forget_weights(trial.number)
+            try:
+                record.show(trial, outcome, self.session.place, limits=self.study.limits)
+                self.session.place.forget_weights(trial.number)
+            except OSError as error:
+                raise self.disk_trouble(f"{error.filename or 'the disk'}: {error.strerror}") from error
             self.clock.store_s = time.perf_counter() - began
             trial.set_user_attr("overhead", self.clock.summary(outcome))
         self.watch_refusals(outcome)
@@ -184,19 +193,23 @@ class Worker:
             return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
 
         try:
-            return run_trainer(job, on_report=on_report, stop=self.should_stop)
+            return run_trainer(job, on_report=on_report, stop=self.should_leave)
         except DiskTrouble as error:
-            self.fatal = (
-                f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
-                "the same command to go on; nothing stored is lost."
-            )
-            raise Interrupted(str(error)) from error
+            raise self.disk_trouble(error) from error
         except TrainerCrashed as error:
             storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
             tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
             if tried < MAX_RETRY:
                 raise
             return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")
+
+    def disk_trouble(self, error: object) -> Interrupted:
+        """Ends the session: no trial can be kept until somebody helps."""
+        self.fatal = (
+            f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
+            "the same command to go on; nothing stored is lost."
+        )
+        return Interrupted(str(error))
 
     def watch_refusals(self, outcome: Outcome) -> None:
         """The same refusal again and again is not the configurations' fault: the corpus is gone, say."""
