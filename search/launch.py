@@ -151,7 +151,7 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
     free = shutil.disk_usage(slot.log.parent).free
     if free < FULL_BYTES:  # its last words found no room either
         raise WorkerFailed(
-            f"Trials must be able to write, but {slot.log.parent} has {free:,} bytes free. Free some space, and "
+            f"Trials must be able to write, but {slot.log.parent} has {free:,} bytes free. Free some, and "
             "run the same command to go on; nothing stored is lost."
         )
     done = finished(session)
