@@ -36,6 +36,9 @@ OVERHEAD = {
     "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
     "lzma": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
     "brotli": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
+    # one class of rows and columns (more are a gain); brotli, less what sorted rows save: benchmarks.codecs
+    "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
+    "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
 
 
@@ -203,7 +206,8 @@ def model_bytes(resolved: Resolved) -> float:
             entropy = entropy_bits(bits, tensor.shape[1])
             overhead = float(np.interp(entropy, ENTROPIES, OVERHEAD[codec]))
             total += tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
-    return total
+    shape = resolved.shape()
+    return total + sum(t.cost(shape).artifact_bytes for t in resolved.techniques.values())
 
 
 def _forward_flops(resolved: Resolved, shape: Shape) -> float:

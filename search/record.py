@@ -1,7 +1,7 @@
 """What is kept of a trial beside its value: user attributes, a note, files and a curve for the dashboard.
 
 Attributes are few, because each is a transaction: `worker`, `config`, `hash`, `techniques`, `legality` when
-it starts; `outcome`, `reason`, the result's figures, `inactive`, `passport` and `overhead` when it ends.
+it starts; `outcome`, `reason`, the figures, `inactive`, `findings`, `passport` and `overhead` when it ends.
 The sampler adds `preflight` (predicted) and `rejections`, the pruner `reports`, the constraints their
 `violation_*`.
 """
@@ -57,6 +57,8 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
     inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
     if inactive:
         trial.set_user_attr("inactive", inactive)
+    if result.get("findings"):
+        trial.set_user_attr("findings", list(result["findings"]))
     if result:
         trial.set_user_attr("passport", {name: result.get(name) for name in PASSPORT})
 
@@ -100,6 +102,7 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     verdicts = verdicts_of(result)
     for name in trial.user_attrs.get("techniques", []):
         lines.append(f"- {name}: {verdicts.get(name, 'no verdict')}")
+    lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
     lines += ["", f"legality: {trial.user_attrs.get('legality', 'not known')}"]
     return "\n".join(lines)
 
