@@ -7,6 +7,7 @@ and no text that leaves this module holds a password.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import re
@@ -218,6 +219,14 @@ def creation_lock(url: str) -> Generator[None]:
         raise _gone(url, error) from None
 
 
+def _made(url: str, **settings: Any) -> PatientStorage:
+    """A PatientStorage; its making, which it does not repeat itself, is repeated when a connection drops."""
+    for _ in range(4):
+        with contextlib.suppress(exc.OperationalError, StorageInternalError):
+            return PatientStorage(url, **settings)
+    return PatientStorage(url, **settings)
+
+
 def open_storage(
     url: str, *, worker: bool, timing: Timing | None = None, revive: Callable[[], object] | None = None
 ) -> optuna.storages.BaseStorage:
@@ -231,12 +240,12 @@ def open_storage(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if worker:
-            patient = PatientStorage(url, worker=True, timing=timing, revive=revive)
+            patient = _made(url, worker=True, timing=timing, revive=revive)
         else:
             connect_check(url)
             try:
                 with creation_lock(url):
-                    patient = PatientStorage(url, worker=False, timing=timing, revive=revive)
+                    patient = _made(url, worker=False, timing=timing, revive=revive)
             except (exc.SQLAlchemyError, RuntimeError) as error:
                 raise StorageError(
                     f"The tables must be those of Optuna {optuna.__version__}, but {redact(url)}: "
