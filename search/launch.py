@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from search.storage import ENVIRONMENT, requeue
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
 POLL_S = 0.2
+FULL_BYTES = 100_000  # less than this free is a full disk
 
 
 class WorkerFailed(ValueError):
@@ -161,6 +163,12 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
     said = last_error(slot.log)
     if status in (1, 2) and said.startswith("error: "):
         raise WorkerFailed(said.removeprefix("error: "))
+    free = shutil.disk_usage(slot.log.parent).free
+    if free < FULL_BYTES:  # its last words found no room either
+        raise WorkerFailed(
+            f"Trials must be able to write, but {slot.log.parent} has {free:,} bytes free. Free some, and "
+            "run the same command to go on; nothing stored is lost."
+        )
     done = finished(session)
     if done >= plan.target:
         return

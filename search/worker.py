@@ -27,6 +27,7 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
 from search import prepare, record
+from search.bulk import collected
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
@@ -110,6 +111,7 @@ class Worker:
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = record.worker_name(index)
         self.stopping = threading.Event()
+        self.lost = threading.Event()  # the running trial was given to somebody else
         self.fatal = ""
         self.refusals: list[str] = []
         self.clock = Clock()
@@ -124,10 +126,15 @@ class Worker:
             url=self.session.url,
             stop=self.should_stop,
             after_trial=self.after_trial,
+            lost=self.lost,
         )
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)
+
+    def should_leave(self) -> bool:
+        """Whether the running trial shall be left."""
+        return self.lost.is_set() or self.should_stop()
 
     def after_trial(self, trial: FrozenTrial) -> None:
         now = time.perf_counter()
@@ -142,7 +149,8 @@ class Worker:
             outcome = self.run_trial(trial)
             result, failure = outcome.result, outcome.reason if outcome.kind == "failed" else None
         finally:
-            set_all(trial, violations(result, self.study.limits, failure=failure))
+            with collected(trial):
+                set_all(trial, violations(result, self.study.limits, failure=failure))
             self.clock.finished_at = time.perf_counter()
         if outcome.kind != "finished" or outcome.result is None:
             raise TrialPruned(outcome.reason)
@@ -152,23 +160,28 @@ class Worker:
         """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
         trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
-        params = self.space.suggest(trial)
-        resolved = self.space.resolve(params)
-        config = self.config_of(params, resolved.values)
-        record.started(trial, config=config, resolved=resolved)
+        with collected(trial):
+            params = self.space.suggest(trial)
+            resolved = self.space.resolve(params)
+            config = self.config_of(params, resolved.values)
+            record.started(trial, config=config, resolved=resolved)
         self.clock.sample_s = time.perf_counter() - began
         reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
         with reused as fill:
             outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
-        record.ended(trial, outcome, limits=self.study.limits)
-        if self.reuse and self.reuse.store.notes:
-            trial.set_user_attr("cache_notes", self.reuse.store.notes)
-            self.reuse.store.notes = []
-        record.show(trial, outcome, self.session.place, limits=self.study.limits)
-        self.session.place.forget_weights(trial.number)
-        self.clock.store_s = time.perf_counter() - began
-        trial.set_user_attr("overhead", self.clock.summary(outcome))
+        with collected(trial):
+            record.ended(trial, outcome, limits=self.study.limits)
+            if self.reuse and self.reuse.store.notes:
+                trial.set_user_attr("cache_notes", self.reuse.store.notes)
+                self.reuse.store.notes = []
+            try:
+                record.show(trial, outcome, self.session.place, limits=self.study.limits)
+                self.session.place.forget_weights(trial.number)
+            except OSError as error:
+                raise self.disk_trouble(f"{error.filename or 'the disk'}: {error.strerror}") from error
+            self.clock.store_s = time.perf_counter() - began
+            trial.set_user_attr("overhead", self.clock.summary(outcome))
         self.watch_refusals(outcome)
         return outcome
 
@@ -196,25 +209,31 @@ class Worker:
 
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
-            trial.report(float(point["val_bpb"]), step)
-            if REPLAYED not in point:  # one training is one standard for others, however many take it over
+            with collected(trial):
+                trial.report(float(point["val_bpb"]), step)
+                if REPLAYED not in point:  # one training is one standard, however many take it over
+                    remember(trial, reports)
                 remember(trial, reports)
             return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
 
         try:
-            return run_trainer(job, on_report=on_report, stop=self.should_stop)
+            return run_trainer(job, on_report=on_report, stop=self.should_leave)
         except DiskTrouble as error:
-            self.fatal = (
-                f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
-                "the same command to go on; nothing stored is lost."
-            )
-            raise Interrupted(str(error)) from error
+            raise self.disk_trouble(error) from error
         except TrainerCrashed as error:
             storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
             tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
             if tried < MAX_RETRY:
                 raise
             return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")
+
+    def disk_trouble(self, error: object) -> Interrupted:
+        """Ends the session: no trial can be kept until somebody helps."""
+        self.fatal = (
+            f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
+            "the same command to go on; nothing stored is lost."
+        )
+        return Interrupted(str(error))
 
     def watch_refusals(self, outcome: Outcome) -> None:
         """The same refusal again and again is not the configurations' fault: the corpus is gone, say."""
