@@ -213,7 +213,6 @@ class Worker:
                 trial.report(float(point["val_bpb"]), step)
                 if REPLAYED not in point:  # one training is one standard, however many take it over
                     remember(trial, reports)
-                remember(trial, reports)
             return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
 
         try:
