@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +43,7 @@ class Common:
     study: Path | None
     storage: str | None
     home: Path | None
+    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
 
     def behind(self, study: Path | None, storage: str | None, home: Path | None) -> Common:
         """These, where the command itself was not given others."""
@@ -106,12 +107,23 @@ def run(
     engine_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
     ] = None,
+    cache: Annotated[
+        str, typer.Option(help="Folder of finished stages, or `off`. [default: HOME/runs/.cache]")
+    ] = "",
+    cache_size: Annotated[str, typer.Option(help="Of that folder at most; the oldest go first.")] = "10GB",
+    cache_shared: Annotated[
+        str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
+    ] = "",
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     common = Common(study, storage, home)
     context.obj = common
     if context.invoked_subcommand is None:
         with clear_errors():
+            from search.reuse import worker_options
+
+            place = "off" if trainer else cache or str(home_of(common) / "runs" / ".cache")
+            common = replace(common, cache=worker_options(place, cache_size, cache_shared))
             if engine == "local":
                 from search.run import Wish, run_study
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from search.storage import ENVIRONMENT, requeue
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
 POLL_S = 0.2
+FULL_BYTES = 100_000  # less than this free is a full disk
 
 
 class WorkerFailed(ValueError):
@@ -49,6 +51,7 @@ class Plan:
     trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
     sampler: str = ""  # tpe or structured; empty: as the study says
     mixed: bool = False  # other code and other hardware may join
+    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
 
     @property
     def num_threads(self) -> int:
@@ -131,6 +134,7 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
     command += [f"--sampler={plan.sampler}"] if plan.sampler else []
     command += ["--mixed"] if plan.mixed else []
+    command += plan.cache
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(
@@ -161,6 +165,12 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
     said = last_error(slot.log)
     if status in (1, 2) and said.startswith("error: "):
         raise WorkerFailed(said.removeprefix("error: "))
+    free = shutil.disk_usage(slot.log.parent).free
+    if free < FULL_BYTES:  # its last words found no room either
+        raise WorkerFailed(
+            f"Trials must be able to write, but {slot.log.parent} has {free:,} bytes free. Free some, and "
+            "run the same command to go on; nothing stored is lost."
+        )
     done = finished(session)
     if done >= plan.target:
         return

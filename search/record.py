@@ -18,6 +18,7 @@ from optuna.trial import Trial
 from search.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
 from search.foreign import ForeignRun
 from search.runfiles import Record
+from search.savings import STAGES, replayed_facts, stage_facts
 from search.session import Place
 from search.study import Limits
 from search.trial import Outcome
@@ -59,6 +60,10 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
     inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
     if inactive:
         trial.set_user_attr("inactive", inactive)
+    if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
+        trial.set_user_attr(STAGES, replayed_facts(outcome.reports))
+    elif result.get("stage_seconds"):
+        trial.set_user_attr(STAGES, stage_facts(result, spent_s=outcome.process_s))
     if result.get("findings"):
         trial.set_user_attr("findings", list(result["findings"]))
     if result:

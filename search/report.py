@@ -17,6 +17,7 @@ from rich.table import Table
 from search.baseline import stored
 from search.constraints import feasible
 from search.foreign import reproduce_line
+from search.savings import STAGES, summary, words
 from search.session import ROOT, Session
 from search.study import Limits
 
@@ -140,8 +141,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     told = against_baseline(session, good)
-    if told:
-        console.print(f"\n{told}", highlight=False, soft_wrap=True)
+    for line in (told, summary(trials, gpus=session.study.gpus_per_trial)):
+        if line:
+            console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
@@ -220,6 +222,8 @@ def print_status(console: Console, session: Session) -> None:
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
     good, _ = ranked(trials)
+    if saved := summary(trials, gpus=session.study.gpus_per_trial):
+        console.print(f"  {saved}", highlight=False, soft_wrap=True)
     shares = [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]
     if shares:
         console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
@@ -287,6 +291,10 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
+    if STAGES in attrs:
+        out["stages"] = words(attrs[STAGES])
+    if "cache_notes" in attrs:
+        out["stage cache"] = "; ".join(attrs["cache_notes"])
     for key in ("rejections", "overhead", "passport"):
         if attrs.get(key):
             out[key] = ", ".join(f"{k} {_short(v)}" for k, v in attrs[key].items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search import prepare
@@ -61,6 +61,7 @@ def run_study(common: Common, wish: Wish) -> None:
         external = common.storage or os.environ.get(ENVIRONMENT)
         script = trainer.resolve() if trainer else None
         plan = Plan(trials, count, external, gpus, script, wish.sampler, wish.mixed)
+        plan = replace(plan, cache=common.cache)
         where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
         say(
             console,

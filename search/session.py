@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.study import Study, load_study, study_hash, study_identity
+from search.timing import timing_of
 from techniques import catalog
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def open_session(
     place = Place(home, study.name)
     url = resolve_url(storage, home=place.database, environ=environ)
     revive: Callable[[], object] = partial(resolve_url, storage, home=place.database, environ=environ)
-    opened = open_study(open_storage(url, worker=worker, revive=revive), study.name, url=url)
+    storage_ = open_storage(url, worker=worker, timing=timing_of(environ), revive=revive)
+    opened = open_study(storage_, study.name, url=url)
     session = Session(study, place, url, opened)
     check_unedited(session)
     return measured(session)

@@ -7,7 +7,7 @@
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it
     [pruning]     from, margin, min_trials, quantile, annealing_tolerance
-    [sampler]     kind, startup_trials, max_resamples, candidates
+    [sampler]     kind, startup_trials, max_resamples, candidates, reuse
     [trainer]     somebody else's script (search/foreign_table.py)
 
 Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
@@ -67,6 +67,7 @@ class SamplerSettings:
     startup_trials: int = setting(16, "finished trials before TPE models anything", low=1)
     max_resamples: int = setting(100, "rejected TPE proposals before random draws", low=1)
     candidates: int = setting(24, "draws a proposal is the best of", low=1)
+    reuse: float = setting(0.25, "share of seconds for trials on cached weights; 0: none", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
 from search import prepare, record
+from search.bulk import collected
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
 from search.inner import sampled_by
 from search.passport import check_joining, code_hash
 from search.pruning import Pruner, remember
+from search.reuse import REPLAYED, Fill, Reuse, add_arguments, open_reuse
 from search.runfiles import Record
 from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
 from search.space import build_space
+from search.stages import StageChooser
 from search.storage import MAX_RETRY, redact
 from search.study import Study
 from search.trial import (
@@ -86,19 +90,29 @@ class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(
-        self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = ()
+        self,
+        session: Session,
+        *,
+        target: int,
+        index: int,
+        num_threads: int = 1,
+        command: Command = (),
+        reuse: Reuse | None = None,
     ):
-        self.session, self.target = session, target
+        self.session, self.target, self.reuse = session, target, reuse
         self.command = command or command_for(session.study)
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
-        self.sampler = CaddieSampler(self.space, preflight_for(self.study))
+        share = self.study.sampler.reuse
+        chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
+        self.sampler = CaddieSampler(self.space, preflight_for(self.study), stages=chooser)
         self.pruner = Pruner(self.study)
         self.strip = strip_for(self.study)
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = record.worker_name(index)
         self.stopping = threading.Event()
+        self.lost = threading.Event()  # the running trial was given to somebody else
         self.fatal = ""
         self.refusals: list[str] = []
         self.clock = Clock()
@@ -113,10 +127,15 @@ class Worker:
             url=self.session.url,
             stop=self.should_stop,
             after_trial=self.after_trial,
+            lost=self.lost,
         )
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)
+
+    def should_leave(self) -> bool:
+        """Whether the running trial shall be left."""
+        return self.lost.is_set() or self.should_stop()
 
     def after_trial(self, trial: FrozenTrial) -> None:
         now = time.perf_counter()
@@ -131,7 +150,8 @@ class Worker:
             outcome = self.run_trial(trial)
             result, failure = outcome.result, outcome.reason if outcome.kind == "failed" else None
         finally:
-            set_all(trial, violations(result, self.study.limits, failure=failure))
+            with collected(trial):
+                set_all(trial, violations(result, self.study.limits, failure=failure))
             self.clock.finished_at = time.perf_counter()
         if outcome.kind != "finished" or outcome.result is None:
             raise TrialPruned(outcome.reason)
@@ -141,18 +161,28 @@ class Worker:
         """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
         trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
-        params = self.space.suggest(trial)
-        resolved = self.space.resolve(params)
-        config = self.config_of(params, resolved.values)
-        record.started(trial, config=config, resolved=resolved)
+        with collected(trial):
+            params = self.space.suggest(trial)
+            resolved = self.space.resolve(params)
+            config = self.config_of(params, resolved.values)
+            record.started(trial, config=config, resolved=resolved)
         self.clock.sample_s = time.perf_counter() - began
-        outcome = self.run_process(trial, config)
+        reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
+        with reused as fill:
+            outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
-        record.ended(trial, outcome, limits=self.study.limits)
-        record.show(trial, outcome, self.session.place, limits=self.study.limits)
-        self.session.place.forget_weights(trial.number)
-        self.clock.store_s = time.perf_counter() - began
-        trial.set_user_attr("overhead", self.clock.summary(outcome))
+        with collected(trial):
+            record.ended(trial, outcome, limits=self.study.limits)
+            if self.reuse and self.reuse.store.notes:
+                trial.set_user_attr("cache_notes", self.reuse.store.notes)
+                self.reuse.store.notes = []
+            try:
+                record.show(trial, outcome, self.session.place, limits=self.study.limits)
+                self.session.place.forget_weights(trial.number)
+            except OSError as error:
+                raise self.disk_trouble(f"{error.filename or 'the disk'}: {error.strerror}") from error
+            self.clock.store_s = time.perf_counter() - began
+            trial.set_user_attr("overhead", self.clock.summary(outcome))
         self.watch_refusals(outcome)
         return outcome
 
@@ -163,11 +193,12 @@ class Worker:
             config["num_threads"] = self.num_threads
         return config
 
-    def run_process(self, trial: Trial, config: Mapping[str, Any]) -> Outcome:
+    def run_process(self, trial: Trial, config: Mapping[str, Any], fill: Fill | None) -> Outcome:
         if problem := self.code_check():
             self.fatal = problem
             raise Interrupted(problem)
         job = Job(
+            fill=fill,
             folder=self.session.place.trial(trial.number),
             config=config,
             environment=trainer_environment(
@@ -179,24 +210,30 @@ class Worker:
 
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
-            trial.report(float(point["val_bpb"]), step)
-            remember(trial, reports)
+            with collected(trial):
+                trial.report(float(point["val_bpb"]), step)
+                if REPLAYED not in point:  # one training is one standard, however many take it over
+                    remember(trial, reports)
             return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
 
         try:
-            return run_trainer(job, on_report=on_report, stop=self.should_stop)
+            return run_trainer(job, on_report=on_report, stop=self.should_leave)
         except DiskTrouble as error:
-            self.fatal = (
-                f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
-                "the same command to go on; nothing stored is lost."
-            )
-            raise Interrupted(str(error)) from error
+            raise self.disk_trouble(error) from error
         except TrainerCrashed as error:
             storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
             tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
             if tried < MAX_RETRY:
                 raise
             return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")
+
+    def disk_trouble(self, error: object) -> Interrupted:
+        """Ends the session: no trial can be kept until somebody helps."""
+        self.fatal = (
+            f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
+            "the same command to go on; nothing stored is lost."
+        )
+        return Interrupted(str(error))
 
     def watch_refusals(self, outcome: Outcome) -> None:
         """The same refusal again and again is not the configurations' fault: the corpus is gone, say."""
@@ -234,6 +271,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--trainer", type=Path)
     parser.add_argument("--sampler", default="", help="tpe or structured; empty: as the study says")
     parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
+    add_arguments(parser)
     parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     return parser.parse_args(argv)
@@ -262,6 +300,9 @@ def main(argv: list[str]) -> int:
         study = sampled_by(with_trainer(find_study(options.study), options.trainer), options.sampler)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
         code = check_joining(session, options.trainer, mixed=options.mixed)
+        reuse = None
+        if study.foreign is None:
+            reuse = open_reuse(options, ranks=study.gpus_per_trial, environ=os.environ)
         if options.prepare:  # on a machine that nobody looked at before
             session = prepare.machine(session, native=options.trainer is None)
         worker = Worker(
@@ -270,6 +311,7 @@ def main(argv: list[str]) -> int:
             index=options.index,
             num_threads=options.threads,
             command=command_for(study, options.trainer),
+            reuse=reuse,
         )
         worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
         worker.stopping = stopping
