@@ -176,7 +176,7 @@ def workers_table(results: Sequence[Result]) -> str:
     return table(["method", "workers", *(f"@{n}" for n in AT), "hours on the clock", "seeds"], rows)
 
 
-def write_table(folder: Path, document: Path, *, runs: int) -> None:
+def write_table(folder: Path, document: Path, *, runs: int, wanted: int) -> None:
     """The page, from whatever is finished."""
     results = load(folder, runs)
     variants = sorted({r["variant"] for r in results} - {"null"}, key=lambda v: (v != "base", v))
@@ -188,7 +188,8 @@ def write_table(folder: Path, document: Path, *, runs: int) -> None:
         "recommends, medians with bootstrap 95 % intervals. The simulator is additive and pairwise at\n"
         "heart, which suits the surrogate; `three_way` and `non_quadratic` are what it cannot say.\n"
         "GPU hours count what a stage cache leaves to compute, for every method. A seed counts\n"
-        f"once in every cell; {len(results)} searches are in.\n",
+        f"once in every cell. {len(results)} of {wanted} searches are in; the same command runs the others.\n"
+        f"Variants with results: {', '.join(variants)}. A dash, or a variant that is missing: not measured.\n",
         "## Targets, all variants but the null study pooled\n",
         targets(results, variants),
     ]

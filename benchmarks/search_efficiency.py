@@ -330,7 +330,7 @@ def main() -> None:
             flush=True,
         )
     if not options.quick:
-        write_table(out, DOCUMENT, runs=runs)
+        write_table(out, DOCUMENT, runs=runs, wanted=len(list(jobs(range(SEEDS)))))
 
 
 if __name__ == "__main__":
