@@ -189,7 +189,7 @@ def write_table(folder: Path, document: Path, *, runs: int, wanted: int) -> None
         "heart, which suits the surrogate; `three_way` and `non_quadratic` are what it cannot say.\n"
         "GPU hours count what a stage cache leaves to compute, for every method. A seed counts\n"
         f"once in every cell. {len(results)} of {wanted} searches are in; the command runs the others.\n"
-        f"Variants with results: {', '.join(variants)}. A dash, or a variant that is missing: not measured.\n",
+        f"Variants with results: {', '.join(variants)}. What is missing was not measured.\n",
         "## Targets, all variants but the null study pooled\n",
         targets(results, variants),
     ]
