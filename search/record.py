@@ -1,9 +1,9 @@
 """What is kept of a trial beside its value: user attributes, a note, files and a curve for the dashboard.
 
 Attributes are few, because each is a transaction: `worker`, `config`, `hash`, `techniques`, `legality` when
-it starts; `outcome`, `reason`, the result's figures, `inactive`, `passport` and `overhead` when it ends.
-The sampler adds `preflight` (predicted) and `rejections`, the pruner `reports`, the constraints their
-`violation_*`.
+it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive`, `passport` and `overhead`
+when it ends. The sampler adds `preflight` (predicted) and `rejections`, the pruner `reports`, the
+constraints their `violation_*`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from search.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
+from search.hardware import HARDWARE
 from search.runfiles import Record
 from search.session import Place
 from search.study import Limits
@@ -43,8 +44,8 @@ def started(trial: Trial, *, config: Mapping[str, Any], resolved: Resolved) -> N
     trial.set_user_attr("legality", ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal")
 
 
-def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
-    """What the run gave."""
+def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> None:
+    """What the run gave; `hardware` is where."""
     result = outcome.result or {}
     trial.set_user_attr("outcome", outcome.kind)
     if outcome.reason:
@@ -57,8 +58,12 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
     inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
     if inactive:
         trial.set_user_attr("inactive", inactive)
+    stages: Mapping[str, Record] = result.get("stage_seconds") or {}
+    if stages:
+        trial.set_user_attr("stage_seconds", {s: seconds.get("timed") for s, seconds in stages.items()})
     if result:
-        trial.set_user_attr("passport", {name: result.get(name) for name in PASSPORT})
+        passport = {name: result.get(name) for name in PASSPORT}
+        trial.set_user_attr("passport", {**passport, HARDWARE: hardware})
 
 
 def verdicts_of(result: Record) -> dict[str, str]:

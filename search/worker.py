@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, Trial
 from search import record
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
+from search.hardware import hardware_here
 from search.preflight import Preflight
 from search.pruning import Pruner, remember
 from search.runfiles import Record
@@ -92,7 +93,8 @@ class Worker:
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
-        self.sampler = CaddieSampler(self.space, Preflight(self.study))
+        self.hardware = hardware_here(self.study, num_threads=num_threads, environ=os.environ)
+        self.sampler = CaddieSampler(self.space, Preflight(self.study, hardware=self.hardware))
         self.pruner = Pruner(self.study)
         self.strip = environment_names(known)
         self.name = record.worker_name(index)
@@ -146,7 +148,7 @@ class Worker:
         self.clock.sample_s = time.perf_counter() - began
         outcome = self.run_process(trial, config)
         began = time.perf_counter()
-        record.ended(trial, outcome, limits=self.study.limits)
+        record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
         record.show(trial, outcome, self.session.place, limits=self.study.limits)
         self.session.place.forget_weights(trial.number)
         self.clock.store_s = time.perf_counter() - began
