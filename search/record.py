@@ -1,9 +1,9 @@
 """What is kept of a trial beside its value: user attributes, a note, files and a curve for the dashboard.
 
 Attributes are few, because each is a transaction: `worker`, `config`, `hash`, `techniques`, `legality` when
-it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive`, `passport` and `overhead`
-when it ends. The sampler adds `preflight` (predicted) and `rejections`, the pruner `reports`, the
-constraints their `violation_*`.
+it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive`, `passport`, `cost_errors`
+(measured / predicted − 1) and `overhead` when it ends. The sampler adds `preflight` (predicted) and
+`rejections`, the pruner `reports`, the constraints their `violation_*`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from optuna.trial import Trial
 
+from search.accuracy import errors_of
 from search.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
 from search.hardware import HARDWARE
 from search.runfiles import Record
@@ -64,6 +65,9 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     if result:
         passport = {name: result.get(name) for name in PASSPORT}
         trial.set_user_attr("passport", {**passport, HARDWARE: hardware})
+    errors = errors_of({**trial.user_attrs, **result})
+    if errors:
+        trial.set_user_attr("cost_errors", errors)
 
 
 def verdicts_of(result: Record) -> dict[str, str]:

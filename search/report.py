@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search.accuracy import told_before
 from search.baseline import stored
 from search.constraints import feasible
 from search.session import ROOT, Session
@@ -250,7 +251,6 @@ def print_trial(console: Console, session: Session, number: int) -> None:
 def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     """What `show` lists."""
     attrs = trial.user_attrs
-    told: dict[str, Any] = attrs.get("preflight", {})
     out: dict[str, str] = {}
     for key in ("reason", "legality", "worker"):
         if key in attrs:
@@ -264,8 +264,7 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         ("eval_seconds", "s", limits.eval_seconds),
     ):
         if key in attrs:
-            before = f", predicted {told[key]:,.6g}" if told.get(key) is not None else ""
-            out[key] = f"{attrs[key]:,.6g} {unit} (limit {limit:,g}{before})"
+            out[key] = f"{attrs[key]:,.6g} {unit} (limit {limit:,g}{told_before(attrs, key)})"
     for key in ("code_bytes", "steps", "params"):
         if key in attrs:
             out[key] = f"{attrs[key]:,}"
