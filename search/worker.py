@@ -30,7 +30,7 @@ from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.hardware import hardware_here
 from search.preflight import Preflight
-from search.pruning import Pruner, remember
+from search.pruning import SPARED, Pruner, remember
 from search.runfiles import Record
 from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
@@ -95,7 +95,7 @@ class Worker:
         self.space = build_space(self.study, known)
         self.hardware = hardware_here(self.study, num_threads=num_threads, environ=os.environ)
         self.sampler = CaddieSampler(self.space, Preflight(self.study, hardware=self.hardware))
-        self.pruner = Pruner(self.study)
+        self.pruner = Pruner(self.study.pruning)
         self.strip = environment_names(known)
         self.name = record.worker_name(index)
         self.stopping = threading.Event()
@@ -178,7 +178,10 @@ class Worker:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
             trial.report(float(point["val_bpb"]), step)
             remember(trial, reports)
-            return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
+            verdict = self.pruner.verdict(self.session.optuna_study, trial.number, reports)
+            if verdict is not None and verdict.spared:
+                trial.set_user_attr(SPARED, verdict.facts)
+            return None if verdict is None or verdict.spared else verdict.reason
 
         try:
             return run_trainer(job, on_report=on_report, stop=self.should_stop)
