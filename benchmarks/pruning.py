@@ -1,35 +1,41 @@
 """What pruning saves and what it loses: `python -m benchmarks.pruning [--write]` (docs/pruning.md).
 
-Each seed is another problem of benchmarks/simulator.py. TPE with the calculators' filter proposes a sequence
-of configurations, run to their ends; then the same sequence is run again under each pruner, with reports at
-25, 50 and 75 % of the training. So every method judges the same runs, and what a pruned run would have come
-to is known. Not shown: what a sampler would have done with the time, or with another history.
+Each seed is another problem of benchmarks/simulator.py. A loop that mutates the best configurations so far,
+under the calculators' filter, proposes a sequence and runs it to its end; then the same sequence is run
+again under each pruner, with reports at 25, 50 and 75 % of the training. So every method judges the same
+runs, and what a pruned run would have come to is known. Not shown: what a sampler would have done with the
+time, or with another history.
 
 Wrongly pruned: feasible, and among the best tenth of all feasible finals, or better than what the method
-recommends in the end. Regret: true BPB of the recommended configuration above the optimum's.
+recommends in the end. Regret: true BPB of what is recommended above that of what is recommended without
+pruning.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from benchmarks.simulator import Instance, Run
-from search.constraints import CONSTRAINTS, set_all
-from search.pruning import Pruner, remember
+from search.constraints import CONSTRAINTS
+from search.pruning import REPORTS, Pruner
 from search.study import Pruning
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = (0.25, 0.5, 0.75)  # of the training: when a trial reports
+STARTUP, MUTANTS, CHANGED = (
+    20,
+    0.8,
+    0.15,
+)  # uniform runs; share of mutants then; of their parameters drawn anew
 NAMES = ("no pruning", "Optuna median", "Optuna SHA", "Optuna Hyperband", "ours from 50 %", "ours from 25 %")
 
 
@@ -50,100 +56,131 @@ class Outcome:
     seconds: float  # GPU seconds
     pruned: int
     wrongly: int
-    regret: float  # mBPB
+    regret: float  # mBPB above no pruning's
 
 
 def sequence(seed: int, variant: str, count: int) -> tuple[Instance, list[Tried]]:
-    """What TPE tries when nothing is pruned."""
+    """What the loop tries when nothing is pruned: uniform draws first, then mostly mutants of the best."""
     instance, rng = Instance(seed, variant), np.random.default_rng([seed, 7])
-    sampler = optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=16, seed=seed)
-    study = optuna.create_study(sampler=sampler)
     found: list[Tried] = []
     while len(found) < count:
-        trial = study.ask()
-        params = instance.walk(lambda name: trial._suggest(name, instance.space[name]))  # noqa: B023
+        row = instance.uniform_rows(rng, 1)
+        good = sorted((t for t in found if t.run.feasible), key=lambda t: t.run.value or 0.0)
+        if len(found) >= STARTUP and good and rng.random() < MUTANTS:
+            parent = instance.rows([good[int(rng.integers(min(5, len(good))))].params])
+            row = np.where(rng.random(row.shape) < CHANGED, row, parent)
+        params = instance.params(row[0])
         if not instance.admits(params):
-            for name, value in zip(("size", "eval_time"), instance.predicted(instance.rows([params]))[0]):
-                trial.set_constraint(name, float(value))
-            study.tell(trial, state=TrialState.PRUNED)
             continue
         run = instance.run(params, rng)
-        for name, value in run.constraints.items():
-            trial.set_constraint(name, value)
-        study.tell(
-            trial, run.value, state=TrialState.COMPLETE if run.value is not None else TrialState.PRUNED
-        )
         reports = tuple(instance.report(params, at, run) for at in GRID) if run.value is not None else ()
         found.append(Tried(params, run, reports, float(instance.true(instance.rows([params]))[0])))
     return instance, found
 
 
-Judge = Callable[[optuna.Study, Trial, list[dict[str, float]]], bool]
+class Judge(Protocol):
+    """A pruner in a study of its own."""
+
+    def begin(self, item: Tried) -> None: ...
+    def stops(self, step: int) -> bool: ...
+    def end(self, stopped: bool) -> None: ...
 
 
-def by_optuna(study: optuna.Study, trial: Trial, reports: list[dict[str, float]]) -> bool:
-    return trial.should_prune()
+class ByOptuna:
+    """One of Optuna's pruners; it knows no constraints."""
+
+    def __init__(self, pruner: BasePruner):
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        self.study = optuna.create_study(pruner=pruner, sampler=sampler)
+
+    def begin(self, item: Tried) -> None:
+        self.item, self.trial = item, self.study.ask()
+
+    def stops(self, step: int) -> bool:
+        self.trial.report(self.item.reports[step], step + 1)
+        return self.trial.should_prune()
+
+    def end(self, stopped: bool) -> None:
+        done = not stopped and self.item.run.value is not None
+        state = TrialState.COMPLETE if done else TrialState.PRUNED
+        self.study.tell(self.trial, self.item.run.value if done else None, state=state)
 
 
-def by_us(settings: Pruning) -> Judge:
-    pruner = Pruner(settings)
+class ByUs:
+    """search/pruning.py, on trials without a storage."""
 
-    def judge(study: optuna.Study, trial: Trial, reports: list[dict[str, float]]) -> bool:
-        remember(trial, reports)
-        verdict = pruner.verdict(study, trial.number, reports)
+    def __init__(self, instance: Instance, settings: Pruning):
+        self.instance, self.pruner, self.trials = instance, Pruner(settings), list[FrozenTrial]()
+
+    def get_trials(self, deepcopy: bool = False) -> list[FrozenTrial]:
+        return self.trials
+
+    def begin(self, item: Tried) -> None:
+        self.item = item
+        self.add(TrialState.RUNNING, None, 0.0)
+
+    def add(self, state: TrialState, value: float | None, over: float) -> None:
+        params = self.item.params
+        trial = create_trial(
+            state=state,
+            value=value,
+            params=params,
+            distributions={name: self.instance.space[name] for name in params},
+            user_attrs={REPORTS: [[r["progress"], r["val_bpb"], 1.0] for r in self.reports(len(GRID))]},
+            constraints=dict(zip(CONSTRAINTS, (over, -1.0, -1.0, -1.0), strict=True)),
+        )
+        trial.number = len(self.trials)
+        self.trials.append(trial)
+
+    def reports(self, count: int) -> list[dict[str, float]]:
+        pairs = zip(GRID[:count], self.item.reports[:count], strict=False)
+        return [{"progress": at, "val_bpb": value, "lr_scale": 1.0} for at, value in pairs]
+
+    def stops(self, step: int) -> bool:
+        study: Any = self
+        verdict = self.pruner.verdict(study, len(self.trials) - 1, self.reports(step + 1))
         return verdict is not None and not verdict.spared
 
-    return judge
+    def end(self, stopped: bool) -> None:
+        self.trials.pop()
+        done = not stopped and self.item.run.value is not None
+        over = max(self.item.run.constraints.values()) if done else 0.0
+        self.add(
+            TrialState.COMPLETE if done else TrialState.PRUNED, self.item.run.value if done else None, over
+        )
 
 
-def methods() -> dict[str, tuple[BasePruner, Judge]]:
+def methods(instance: Instance) -> dict[str, Judge]:
     """Fresh ones: they remember."""
-    judges: list[tuple[BasePruner, Judge]] = [
-        (NopPruner(), by_optuna),
-        (MedianPruner(), by_optuna),
-        (SuccessiveHalvingPruner(), by_optuna),
-        (HyperbandPruner(min_resource=1, max_resource=len(GRID) + 1), by_optuna),
-        (NopPruner(), by_us(Pruning(start=0.5))),
-        (NopPruner(), by_us(Pruning(start=0.25))),
+    judges: list[Judge] = [
+        ByOptuna(NopPruner()),
+        ByOptuna(MedianPruner()),
+        ByOptuna(SuccessiveHalvingPruner()),
+        ByOptuna(HyperbandPruner(min_resource=1, max_resource=len(GRID) + 1)),
+        ByUs(instance, Pruning(start=0.5)),
+        ByUs(instance, Pruning(start=0.25)),
     ]
     return dict(zip(NAMES, judges, strict=True))
 
 
-def replay(instance: Instance, tried: list[Tried], pruner: BasePruner, judge: Judge) -> Outcome:
-    """The sequence again, each run given up where the pruner says so."""
-    study = optuna.create_study(pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
+def replay(tried: list[Tried], judge: Judge) -> tuple[float, list[Tried], list[Tried]]:
+    """(GPU seconds, feasible runs that ended, runs given up) of the sequence under a pruner."""
     seconds, ended, given_up = 0.0, list[Tried](), list[Tried]()
     for item in tried:
-        study.enqueue_trial(item.params)
-        trial = study.ask()
-        instance.walk(lambda name: trial._suggest(name, instance.space[name]))  # noqa: B023
-        stopped, reports = 0.0, list[dict[str, float]]()
-        for step, (at, value) in enumerate(zip(GRID, item.reports, strict=False), start=1):
-            trial.report(value, step)
-            reports.append({"progress": at, "val_bpb": value, "lr_scale": 1.0})
-            if judge(study, trial, reports):
-                stopped = at
-                break
-        broken = 1.0 if item.run.value is None else -1.0
-        over = 0.0 if stopped else max(item.run.constraints.values())
-        set_all(trial, dict(zip(CONSTRAINTS, (over, -1.0, -1.0, broken), strict=True)))
-        if stopped:
-            seconds += stopped * item.run.seconds["train"]
+        judge.begin(item)
+        step = next((k for k in range(len(item.reports)) if judge.stops(k)), None)
+        judge.end(step is not None)
+        if step is not None:
+            seconds += GRID[step] * item.run.seconds["train"]
             given_up.append(item)
-        else:
-            seconds += sum(item.run.seconds.values())
-            if item.run.feasible:
-                ended.append(item)
-        done = not stopped and item.run.value is not None
-        study.tell(
-            trial, item.run.value if done else None, state=TrialState.COMPLETE if done else TrialState.PRUNED
-        )
-    return judged(instance, tried, seconds, ended, given_up)
+            continue
+        seconds += sum(item.run.seconds.values())
+        if item.run.feasible:
+            ended.append(item)
+    return seconds, ended, given_up
 
 
-def judged(
-    instance: Instance, tried: list[Tried], seconds: float, ended: list[Tried], given_up: list[Tried]
-) -> Outcome:
+def judged(tried: list[Tried], seconds: float, ended: list[Tried], given_up: list[Tried]) -> Outcome:
     """Against what every run would have come to."""
 
     def final(item: Tried) -> float:
@@ -154,7 +191,8 @@ def judged(
     recommended = min(ended, key=final)
     bar = max(decile, final(recommended))
     wrongly = sum(t.run.feasible and final(t) <= bar for t in given_up)
-    regret = 1000.0 * (recommended.true - instance.optimum)
+    best = min((t for t in tried if t.run.feasible), key=final)
+    regret = 1000.0 * (recommended.true - best.true)
     return Outcome(seconds, len(given_up), wrongly, regret)
 
 
@@ -164,8 +202,8 @@ def measure(variant: str, seeds: int, count: int) -> dict[str, list[tuple[Outcom
     for seed in range(seeds):
         instance, tried = sequence(seed, variant, count)
         whole = 0.0
-        for name, (pruner, judge) in methods().items():
-            outcome = replay(instance, tried, pruner, judge)
+        for name, judge in methods(instance).items():
+            outcome = judged(tried, *replay(tried, judge))
             whole = whole or outcome.seconds
             found[name].append((outcome, 1.0 - outcome.seconds / whole))
         print(f"{variant} seed {seed} done", flush=True)
@@ -192,25 +230,24 @@ def table(found: dict[str, list[tuple[Outcome, float]]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--trials", type=int, default=150)
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--variants", nargs="+", default=["base", "rank_flip"])
     parser.add_argument("--write", action="store_true", help="write the tables into docs/pruning.md")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    text: list[str] = []
+    target, doc = ROOT / "benchmarks" / "pruning.json", ROOT / "docs" / "pruning.md"
     for variant in options.variants:
         found = measure(variant, options.seeds, options.trials)
         title = f"### `{variant}`: {options.trials} runs, means over {options.seeds} seeds"
-        text += [title, "", *table(found), ""]
-    print("\n".join(text))
-    if options.write:
-        path = ROOT / "docs" / "pruning.md"
-        head, mark, _ = path.read_text(encoding="utf-8").partition("<!-- benchmarks.pruning -->\n")
-        path.write_text(head + mark + "\n" + "\n".join(text), encoding="utf-8")
-        record = {"seeds": options.seeds, "trials": options.trials, "tables": text}
-        (ROOT / "benchmarks" / "pruning.json").write_text(
-            json.dumps(record, indent=1) + "\n", encoding="utf-8"
-        )
+        text = [title, "", *table(found), ""]
+        print("\n".join(text), flush=True)
+        if options.write:
+            kept = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+            kept = dict(sorted({**kept, variant: text}.items()))
+            target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            head, mark, _ = doc.read_text(encoding="utf-8").partition("<!-- benchmarks.pruning -->\n")
+            lines = [line for part in kept.values() for line in part]
+            doc.write_text(head + mark + "\n" + "\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

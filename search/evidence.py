@@ -104,7 +104,7 @@ class Evidence:
         covariance = np.asarray(np.linalg.inv(x.T @ x + np.diag(precision)), dtype=np.float64)
         coefficients = covariance @ (x.T @ self.finals)
         residuals = self.finals - x @ coefficients
-        leverage = np.einsum("ij,jk,ik->i", x, covariance, x)
+        leverage = np.sum((x @ covariance) * x, axis=1)
         dof = max(1.0, self.count - float(leverage.sum()))
         left_out = residuals / np.maximum(1e-6, 1.0 - leverage)
         return covariance, coefficients, left_out, float(np.sum(residuals**2)) / dof, dof

@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -38,6 +37,7 @@ REPORTS = "reports"  # user attribute: [[progress, val_bpb, lr_scale], …]
 SPARED = "spared"  # user attribute of a trial that runs on although it would be given up: a Verdict's facts
 PREFLIGHT = "preflight"  # user attribute that the sampler writes: what it predicted
 SAME_POINT = 0.02  # progress of two reports of one grid point differs by less (a step's error)
+MORE = 1.05  # times as many trials, before evidence is fitted again
 Report = tuple[float, float, float]  # progress, val_bpb, lr_scale
 
 
@@ -129,6 +129,7 @@ class Pruner:
         self.settings = settings
         self._finished: dict[int, FrozenTrial] = {}  # what is evidence, by number
         self._seen: set[int] = set()
+        self._points: dict[int, dict[int, Point | None]] = {}  # point of the budget -> trial -> what it says
         self._known: dict[int, tuple[int, Evidence]] = {}  # point of the budget -> trials, their evidence
 
     def look(self, trials: Sequence[FrozenTrial]) -> None:
@@ -140,12 +141,15 @@ class Pruner:
                     self._finished[trial.number] = trial
 
     def evidence(self, progress: float) -> Evidence:
-        """Of all that has finished and was looked at."""
+        """Of all that has finished and was looked at; fitted again once that is a twentieth more."""
         key, count = round(progress / SAME_POINT), len(self._finished)
         known = self._known.get(key)
-        if known is None or known[0] != count:
-            found = (point_at(trial, progress) for trial in self._finished.values())
-            known = count, Evidence([point for point in found if point is not None])
+        if known is None or count >= MORE * known[0]:
+            points_here = self._points.setdefault(key, {})
+            for number, trial in self._finished.items():
+                if number not in points_here:
+                    points_here[number] = point_at(trial, progress)
+            known = count, Evidence([point for point in points_here.values() if point is not None])
             self._known[key] = known
         return known[1]
 
@@ -179,7 +183,7 @@ class Pruner:
         predicted = evidence.predict(point)[0]
         reason = (
             f"val_bpb {bpb:.4f} at {progress:.0%} of the budget leads to {predicted:.4f}: above "
-            f"{standard:.4f}, the {rule.quantile:.0%} quantile of {len(self._finished)} feasible trials, with probability "
-            f"{np.floor(1000 * probability) / 1000:.3f}"
+            f"{standard:.4f}, the {rule.quantile:.0%} quantile of {len(self._finished)} feasible trials, "
+            f"with probability {math.floor(1000 * probability) / 1000:.3f}"
         )
         return Verdict(reason, is_spared(number, rule.spare), progress, predicted, standard)

@@ -17,6 +17,7 @@ from rich.table import Table
 from search.accuracy import told_before
 from search.baseline import stored
 from search.constraints import feasible
+from search.pruning_report import print_evidence, pruning_line
 from search.session import ROOT, Session
 from search.study import Limits
 
@@ -213,6 +214,9 @@ def print_status(console: Console, session: Session) -> None:
     shares = [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]
     if shares:
         console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
+    if told := pruning_line(trials):
+        console.print(f"  {told}", highlight=False, soft_wrap=True)
+    print_evidence(console, trials, session.study.pruning)
     if good:
         print_reproduce(console, session, good[0])
 
