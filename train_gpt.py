@@ -46,56 +46,41 @@ from techniques import catalog
 from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
 from techniques._attention import Attend, pick_attention
 from techniques._muon import Muon, newton_schulz
-from techniques._param import parameter
+from techniques._param import load_weights, parameter, swapped
+from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
-from techniques.audit import Audit
-from techniques.base import Shape, Technique, claims
-from techniques.config import Config, Resolved, digest, help_text, settings_from, stage_keys
+from techniques.audit import Audit, implausible
+from techniques.base import Batch, Shape, Technique, claims
+from techniques.config import Config, Resolved, batch_at, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
 
 # ------------------------------------------------------------------------------------------------------------
-# Data: a stream of training tokens that any number of ranks reads alike
+# Data: batches that any number of ranks reads alike (techniques/_stream.py: in which order)
 # ------------------------------------------------------------------------------------------------------------
 
 
-class TokenStream:
-    """Training shards one after the other, for ever; `read` counts the tokens that were taken."""
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths, self.shard, self.at, self.read = paths, 0, 0, 0
-        self.tokens = shards.read_shard(paths[0])
-
-    def take(self, n: int) -> np.ndarray:
-        """The next n tokens, uint16 [n]."""
-        parts: list[np.ndarray] = []
-        self.read += n
-        while n > 0:
-            if self.at >= len(self.tokens):
-                self.shard = (self.shard + 1) % len(self.paths)
-                self.tokens, self.at = shards.read_shard(self.paths[self.shard]), 0
-            part = self.tokens[self.at : self.at + n]
-            parts.append(part)
-            self.at += len(part)
-            n -= len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 class Loader:
-    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` spans; rank r takes
-    spans r, r + world, …: the global batch is the same for any world size."""
+    """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` parts; rank r takes
+    parts r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: Sequence[Path]):
-        self.config, self.world, self.stream = config, world, TokenStream(paths)
+    def __init__(self, config: Config, world: World, paths: Sequence[Path], owner: Technique | None = None):
+        self.config, self.world = config, world
+        tokens = [shards.read_shard(path) for path in paths]
+        self.stream = (
+            owner.loader(tokens, config.seed, config.train_seq_len) if owner else TokenStream(tokens)
+        )
 
-    def step(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches of one optimiser step."""
-        c, span = self.config, self.config.train_batch_tokens // self.config.micro_batches + 1
-        tokens = self.stream.take(c.micro_batches * span)
-        for i in range(self.world.rank, c.micro_batches, self.world.size):
-            part = torch.from_numpy(tokens[i * span : (i + 1) * span].astype(np.int64))
-            part = part.to(self.world.device, non_blocking=True)
-            yield part[:-1].view(-1, c.train_seq_len), part[1:].view(-1, c.train_seq_len)
+    def step(self, size: Batch | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches of one optimiser step, of the full size or another."""
+        parts = self.config.micro_batches
+        size = size or Batch(self.config.train_batch_tokens, self.config.train_seq_len)
+        before = self.stream.read
+        tokens = self.stream.batch(parts, size.tokens // parts // size.seq_len, size.seq_len)
+        self.world.ledger.note("train", before, self.stream.read - before)
+        for i in range(self.world.rank, parts, self.world.size):
+            part = torch.from_numpy(tokens[i].astype(np.int64)).to(self.world.device, non_blocking=True)
+            yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -495,7 +480,7 @@ ROUTES = {
 
 
 def build_optimizers(
-    model: GPT, config: Config, hyper: Hyper, world: World
+    model: GPT, config: Config, hyper: Hyper, world: World, muon: Callable[..., Any] = Muon
 ) -> tuple[list[torch.optim.Optimizer], dict[str, int]]:
     """Every parameter in exactly one group, by its role; and the parameters' count by role."""
     groups: dict[str, list[Tensor]] = {}
@@ -518,7 +503,7 @@ def build_optimizers(
     optimizers: list[torch.optim.Optimizer] = [adam]
     if muon_groups:
         dtype = compute_dtype(config, world.device)
-        optimizers.append(Muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
+        optimizers.append(muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
@@ -603,6 +588,8 @@ class Trainer:
     ):
         self.resolved, self.config, self.world, self.data = resolved, resolved.config, world, data
         self.log, self.audit = log, audit
+        world.ledger.at("train", "build", lambda: self.clock.now())
+        self.clock, self.step, self.train_loss, self.aux_loss = Clock(world), 0, math.nan, 0.0
         self.model = build_model(resolved, world.device, audit)
         self.techniques = resolved.techniques
         hyper = Hyper()
@@ -611,21 +598,39 @@ class Trainer:
                 hyper, before = technique.hyper(hyper), hyper
                 audit.changed(name, "optimiser settings", hyper != before)
         self.hyper = hyper
-        self.optimizers, self.params_by_role = build_optimizers(self.model, self.config, hyper, world)
+        owner = owner_of(self.techniques, "muon")
+        self.optimizers, self.params_by_role = build_optimizers(
+            self.model, self.config, hyper, world, owner.muon if owner else Muon
+        )
+        if owner:
+            audit.changed(owner.name, "the optimiser of matrices", len(self.optimizers) > 1)
         for optimizer in self.optimizers:
-            if isinstance(optimizer, Muon):
-                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)
-        self.loader = Loader(self.config, self.world, self.data.train_paths)
+            if hasattr(optimizer, "orthogonalize"):
+                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)  # type: ignore[attr-defined]
+        self.loader = self.open_loader()
         given = [t.stepper(self.model) for t in self.techniques.values() if "stepper" in claims(t)]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
         self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
-        self.clock, self.step, self.train_loss = Clock(world), 0, math.nan
+        self.train_tokens = 0
         self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
+        self.sizes = {phase: batch_at(self.config, self.techniques, phase) for phase in self.phases}
+        full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
+        for name, technique in self.techniques.items():
+            if "batch" in claims(technique):
+                audit.changed(name, "batches", any(technique.batch(full, p) != full for p in self.phases))
         self.schedule_owner = next((n for n, t in self.techniques.items() if "lr_scale" in claims(t)), None)
         self.schedule_differs = False
         self.averager: Any = None
+
+    def open_loader(self) -> Loader:
+        """The training data from its first batch on."""
+        owner, where = owner_of(self.techniques, "loader"), (self.config, self.world, self.data.train_paths)
+        if owner:
+            ours, plain = (next(loader.step())[0] for loader in (Loader(*where, owner), Loader(*where)))
+            self.audit.changed(owner.name, "the first batch", not torch.equal(ours, plain))
+        return Loader(*where, owner)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -654,13 +659,13 @@ class Trainer:
         for step in self.steppers:
             step(progress, scale)
         loss = torch.zeros((), device=self.world.device)
-        for ids, targets in self.loader.step():
+        size = self.sizes[max(phase for phase in self.phases if phase <= self.model.phase)]
+        self.train_tokens += size.tokens
+        for ids, targets in self.loader.step(size):
             part = self.compiled(ids, targets) / c.micro_batches
             part.backward()
             loss += part.detach()
-        self.reduce_gradients()
-        if c.grad_clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip_norm)
+        self.settle_gradients()
         hyper = self.moving("hyper_at", self.hyper, progress)
         warm = min(1.0, moment.step / max(1, hyper.muon_momentum_warmup_steps))
         momentum = (1 - warm) * hyper.muon_momentum_start + warm * hyper.muon_momentum
@@ -674,14 +679,19 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return self.world.sum(loss)
 
-    def reduce_gradients(self) -> None:
+    def settle_gradients(self) -> None:
         """Sum over ranks, before any clipping: one rank and many take the same step."""
-        if self.world.size == 1:
+        muon, most = self.optimizers[-1], self.config.grad_clip_norm
+        if hasattr(muon, "settle_gradients"):
+            muon.settle_gradients(self.model.parameters(), most)  # type: ignore[operator]
             return
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
-        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            g.copy_(part.view_as(g))
+        if self.world.size > 1:
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
+            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                g.copy_(part.view_as(g))
+        if most:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)
 
     # -- the run -------------------------------------------------------------------------------------------
 
@@ -711,13 +721,15 @@ class Trainer:
             optimizer.load_state_dict(state)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
-        self.moved, self.schedule_differs = {}, False
-        self.loader = Loader(self.config, self.world, self.data.train_paths)
+        self.moved, self.schedule_differs, self.train_tokens = {}, False, 0
+        self.loader = self.open_loader()
 
     def run(self) -> Trained:
         c, log = self.config, self.log
         true_start = time.perf_counter()
+        self.world.ledger.at("train", "warm-up")
         self.warm_up()
+        self.world.ledger.at("train", "steps")
         self.averager = next(
             (
                 t.averager(self.model, c.iterations)
@@ -755,9 +767,11 @@ class Trainer:
         facts = {
             "steps": self.step,
             "train_loss": self.train_loss,
+            "train_nats": self.train_loss - self.aux_loss,
             "timed_s": train_s,
             "true_s": time.perf_counter() - true_start,
-            "tokens_read": self.loader.stream.read,
+            "train_tokens": self.train_tokens,
+            "stream": self.loader.stream.state(),
         }
         return Trained(weights, facts)
 
@@ -833,7 +847,10 @@ class Trainer:
             touched = sum(int((averaged[n] != w).sum()) for n, w in weights.items())
             owner = next(n for n, t in self.techniques.items() if "averager" in claims(t))
             self.audit.changed(owner, "exported weights", touched > 0)
-            self.audit.note(owner, exported_elements=touched)
+            self.audit.note(owner, exported_elements=touched, **getattr(self.averager, "facts", {}))
+            last = self.probe_loss()
+            with swapped(self.model, averaged):
+                self.audit.averaged(owner, last, self.probe_loss())
             self.log(f"{owner}:applying averaged weights")
             weights = averaged
         return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
@@ -844,43 +861,34 @@ class Trainer:
             self.audit.changed(self.schedule_owner, "learning rates", self.schedule_differs)
         for name, moved in self.moved.items():
             self.audit.changed(name, "the steps' settings", moved)
+        self.world.ledger.at("train", "audit")
         ids, targets = next(iter(self.loader.step()))
-        ids, targets = ids[:2], targets[:2]
+        self.probe = ids, targets = ids[:2], targets[:2]
         with torch.no_grad():
             loss = self.model(ids, targets)
-            for name in technique_modules(self.model):
+            logits = self.model.logits(self.model.hidden(ids))
+            self.aux_loss = float(loss - F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+            for name, places in technique_modules(self.model).items():
                 with without(self.model, name):
                     changed = float(self.model(ids, targets)) - float(loss)
                 params = sum(p.numel() for n, p in self.model.named_parameters() if f".{name}." in f".{n}")
                 self.audit.changed(name, "loss", changed != 0.0)
-                self.audit.note(name, params=params, train_loss_without=changed)
+                self.audit.note(name, params=params, places=len(places), train_loss_without=changed)
+            averages = owner_of(self.techniques, "averager")
+            if averages is not None:  # an average may well be worse than the last weights
+                with swapped(self.model, self.averager.weights()):
+                    gain = float(loss) - float(self.model(ids, targets))
+                self.audit.note(averages.name, train_loss_saved=gain)
+
+    @torch.no_grad()
+    def probe_loss(self) -> float:
+        """The training loss of the model as it stands, on the audit's batch, nats per token."""
+        return float(self.model(*self.probe))
 
 
 def maybe_compile(model: GPT, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
     wanted = config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
     return torch.compile(model, dynamic=False, fullgraph=True) if wanted else model  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def swapped(model: GPT, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other weights, for a while."""
-    saved = {n: p.detach().clone() for n, p in model.named_parameters()}
-    try:
-        load_weights(model, weights)
-        yield
-    finally:
-        load_weights(model, saved)
-
-
-@torch.no_grad()
-def load_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
-    """Copy every parameter by name. ValueError names what is missing or too much."""
-    params = dict(model.named_parameters())
-    if params.keys() != weights.keys():
-        odd = sorted(params.keys() ^ weights.keys())
-        raise ValueError(f"The weights are not those of this model: {', '.join(odd[:5])} on one side only.")
-    for name, p in params.items():
-        p.copy_(weights[name])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -988,6 +996,11 @@ def quantize(
         and w.numel() >= resolved.config.quantize_min_numel
     ]
     bits = {n: bits_of(techniques, roles[n]) for n in stored}
+    allots = owner_of(techniques, "tensor_bits")
+    if allots is not None:
+        by_role, notes = bits, audit.facts[allots.name]
+        bits = allots.tensor_bits(by_role, Export(weights, roles, hessians, resolved, notes))
+        audit.changed(allots.name, "bits by tensor", bits != by_role)
     packed = round_tensors({n: weights[n] for n in roles}, roles, bits, (owners, quantizer, audit))
     if owners["quantizer"]:
         facts = getattr(quantizer, "facts", {})
@@ -1002,16 +1015,17 @@ def quantize(
             audit.changed(name, "stored tensors", changed > 0)
             audit.note(name, tensors=changed)
     elements = sum(weights[n].numel() for n in bits)
-    return packed, {"calibrate_s": calibrate_s, "quantized_elements": elements}
+    timed_s = calibrate_s if getattr(quantizer, "reads_data", True) else 0.0  # the budget pays for data read
+    return packed, {"calibrate_s": timed_s, "quantized_elements": elements}
 
 
 def source_files(resolved: Resolved) -> list[Path]:
     """The files whose code this run executes: every loaded module of the trainer, less the techniques that
     are off. It is what the challenge counts as code, until a bundle makes them one file."""
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    loaded = {Path(file).resolve() for file in files if file}
     rooms = ("techniques", "corpus")
-    ours = {p for p in loaded if p.is_relative_to(ROOT) and p.relative_to(ROOT).parts[0] in rooms}
+    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
+    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
+    ours = {p for p in loaded if p.is_relative_to(ROOT)}
     off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
     return sorted((ours - off) | {ROOT / "train_gpt.py"})
 
@@ -1041,9 +1055,12 @@ class Evaluation:
         self.num_positions = tokens.numel() - 1
         self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
         self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
+        self.early = torch.zeros(self.num_positions, dtype=torch.bool)  # trained on while without a score
 
     def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """(inputs, targets), each [length] int64 on the device, from position `start`."""
+        if torch.is_grad_enabled():
+            self.early[start : start + length] |= self.written[start : start + length] == 0
         part = self.tokens[start : start + length + 1].to(self.world.device, torch.int64)
         return part[:-1], part[1:]
 
@@ -1060,7 +1077,7 @@ class Evaluation:
         logits = self.model.logits(h)
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def result(self, luts: Any) -> Score:
+    def result(self, data: corpus_dataset.Dataset) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
         once."""
         covered = self.world.sum(self.written.to(self.world.device))
@@ -1070,8 +1087,7 @@ class Evaluation:
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
         mine = self.written.bool()
-        prev, target = self.tokens[:-1][mine].numpy(), self.tokens[1:][mine].numpy()
-        num_bytes = int(corpus_dataset.count_bytes(luts, prev, target).sum())
+        num_bytes = int(data.target_bytes(self.tokens.numpy())[mine.numpy()].sum())
         sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
         nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
@@ -1101,10 +1117,9 @@ def validation_tokens(data: corpus_dataset.Dataset, config: Config, limit: int =
 def open_evaluation(
     model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0
 ) -> Evaluation:
-    t = config.shape().eval_seq_len
-    return Evaluation(
-        model, validation_tokens(data, config, limit), t, config.val_batch_size // t // world.size, world
-    )
+    t, tokens = config.shape().eval_seq_len, validation_tokens(data, config, limit)
+    world.ledger.note("val", 0, tokens.numel())
+    return Evaluation(model, tokens, t, config.val_batch_size // t // world.size, world)
 
 
 def score_plainly(
@@ -1112,11 +1127,11 @@ def score_plainly(
 ) -> Score:
     was_training = model.training
     model.eval()
-    run = open_evaluation(model, world, data, config, limit)
-    with torch.no_grad():
+    with torch.no_grad(), world.ledger.report(model):
+        run = open_evaluation(model, world, data, config, limit)
         score_windows(run)
     model.train(was_training)
-    return run.result(data.luts)
+    return run.result(data)
 
 
 def evaluate(
@@ -1127,14 +1142,14 @@ def evaluate(
         c.name: c
         for c in (ZlibCodec(), *(t.codec() for t in resolved.techniques.values() if "codec" in claims(t)))
     }
-    start = time.perf_counter()
+    start, owner = time.perf_counter(), owner_of(resolved.techniques, "scorer")
+    world.ledger.at("evaluate", owner.name if owner else "plain")
     _, weights = unpack(artifact, codecs)
     model = build_model(resolved, world.device)
     model.drop_aux()
     load_weights(model, weights)
     model.eval()
     run = open_evaluation(model, world, data, resolved.config)
-    owner = owner_of(resolved.techniques, "scorer")
     if owner is None:
         with torch.no_grad():
             score_windows(run)
@@ -1144,7 +1159,9 @@ def evaluate(
         audit.note(owner.name, **getattr(scorer, "facts", {}))
     world.synchronize()
     seconds = world.max(time.perf_counter() - start)
-    score = run.result(data.luts)
+    early = (run.early & run.written.bool()).sum().to(world.device, torch.float64)
+    world.ledger.trained_early(int(world.sum(early)))
+    score = run.result(data)
     if owner is not None:
         audit_scorer(owner.name, model, weights, run, audit)
         audit.note(owner.name, eval_s=seconds)
@@ -1168,6 +1185,9 @@ def audit_scorer(name: str, model: GPT, weights: Mapping[str, Tensor], run: Eval
 # ------------------------------------------------------------------------------------------------------------
 # main: settings, stages, result
 # ------------------------------------------------------------------------------------------------------------
+
+
+TRAIN_FACTS = ("steps", "train_tokens", "train_loss", "train_nats")  # of the train stage, in the result
 
 
 class Run:
@@ -1201,12 +1221,17 @@ class Run:
     def open_data(self) -> None:
         c, start = self.config, time.perf_counter()
         shape = c.shape()
+        self.world.ledger.watch(c.data_path)
         self.data = corpus_dataset.open_dataset(
             c.data_path,
             tokenizer_path=c.tokenizer_path,
             vocab_size=c.vocab_size,
             seq_len=shape.eval_seq_len,
         )
+        if c.caseops and not self.data.sidecars:
+            raise ValueError(
+                f"`caseops` needs CaseOps data, but {c.data_path} has none. Give `data_path`, or drop it."
+            )
         code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
         self.keys = stage_keys(self.resolved, code_hash, self.data.data_id)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
@@ -1275,9 +1300,11 @@ class Run:
 
     def record_stage(self, stage: str, **facts: Any) -> None:
         audit = {"facts": self.audit.facts, "changes": self.audit.changes}
-        self.log.write_json(f"stage_{stage}.json", {"key": self.keys[stage], "audit": audit, **facts})
+        told = {"key": self.keys[stage], "audit": audit, "ledger": self.world.ledger.state()}
+        self.log.write_json(f"stage_{stage}.json", {**told, **facts})
 
     def restore_audit(self, record: Mapping[str, Any]) -> None:
+        self.world.ledger.restore(record["ledger"])
         for name in self.audit.facts:
             self.audit.facts[name] |= record["audit"]["facts"].get(name, {})
             self.audit.changes[name] |= record["audit"]["changes"].get(name, {})
@@ -1302,7 +1329,7 @@ class Run:
             self.restore_audit(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
-            trainer.loader.stream.take(max(0, trained.facts["tokens_read"]))
+            trainer.loader.stream.load(trained.facts["stream"])
         else:
             trained = trainer.run()
             seconds = {"train": {"timed": trained.facts["timed_s"], "true": trained.facts["true_s"]}}
@@ -1312,14 +1339,14 @@ class Run:
                 torch.save(trained.weights, beside)
                 os.replace(beside, weights_path)
             self.record_stage("average", facts=trained.facts, stage_seconds=seconds)
-        self.result |= {"steps": trained.facts["steps"], "train_loss": trained.facts["train_loss"]}
+        self.result |= {name: trained.facts[name] for name in TRAIN_FACTS}
         return self.quantize_and_pack(trainer, trained, artifact_path)
 
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
         start = time.perf_counter()
-        packed, facts = quantize(
-            trained.weights, trainer.model, self.resolved, calibration(trainer), self.audit
-        )
+        self.world.ledger.at("quantize", "rounding")
+        batches = calibration(trainer, trained.facts["timed_s"])
+        packed, facts = quantize(trained.weights, trainer.model, self.resolved, batches, self.audit)
         quantize_s = time.perf_counter() - start
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
         owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
@@ -1340,9 +1367,7 @@ class Run:
         if self.log.loud:
             write_atomically(artifact_path, artifact)
             self.result["sha256"] = hashlib.sha256(artifact).hexdigest()
-            kept = {
-                k: self.result[k] for k in ("steps", "train_loss", "params", "params_by_role", "sha256")
-            } | sizes
+            kept = {k: self.result[k] for k in (*TRAIN_FACTS, "params", "params_by_role", "sha256")} | sizes
             self.record_stage(
                 "pack", sha256=self.result["sha256"], stage_seconds=self.stage_seconds, result=kept
             )
@@ -1387,6 +1412,8 @@ class Run:
         timed_train = sum(stages.get(s, {}).get("timed", 0.0) for s in ("train", "quantize"))
         peak = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else peak_rss_bytes()
         verdicts = [t.verdict() for t in self.resolved.techniques.values()]
+        forbidden = self.world.ledger.findings(self.config.max_wallclock_seconds)
+        batch = self.config.train_batch_tokens
         self.result |= {
             "status": status,
             "reason": reason,
@@ -1397,11 +1424,15 @@ class Run:
             "peak_memory_bytes": peak,
             "activity": self.audit.report(),
             "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},
-            "record_legal": all(v.admitted("record") for v in verdicts),
+            "record_legal": all(v.admitted("record") for v in verdicts) and not forbidden,
+            "reads": self.world.ledger.summary(),
+            "findings": [*forbidden, *self.audit.findings(), *implausible(self.result, batch)],
         }
         self.log(f"peak memory allocated: {peak // 2**20} MiB")
         for name, facts in self.result["activity"].items():
             self.log(f"activity:{name} {facts['verdict']}")
+        for finding in self.result["findings"]:
+            self.log(f"finding:{finding}")
         self.log.write_json("result.json", self.result)
 
     def go(self) -> int:
@@ -1423,8 +1454,10 @@ class Run:
         return 3
 
 
-def calibration(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches [B, T] from the training stream, continuing behind the last trained token."""
+def calibration(trainer: Trainer, timed_s: float = 0.0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches [B, T] from the training stream, continuing behind the last trained token; `timed_s` of the
+    budget are used when the first one is asked for."""
+    trainer.world.ledger.calibrating(timed_s)
     while True:
         yield from trainer.loader.step()
 

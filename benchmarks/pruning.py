@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -196,8 +197,8 @@ def judged(tried: list[Tried], seconds: float, ended: list[Tried], given_up: lis
     return Outcome(seconds, len(given_up), wrongly, regret)
 
 
-def measure(variant: str, seeds: int, count: int) -> dict[str, list[tuple[Outcome, float]]]:
-    """method -> (outcome, share of the seconds saved) of each seed."""
+def measure(variant: str, seeds: int, count: int) -> Iterator[dict[str, list[tuple[Outcome, float]]]]:
+    """method -> (outcome, share of the seconds saved) of the seeds so far, after each seed."""
     found: dict[str, list[tuple[Outcome, float]]] = {name: [] for name in NAMES}
     for seed in range(seeds):
         instance, tried = sequence(seed, variant, count)
@@ -206,8 +207,7 @@ def measure(variant: str, seeds: int, count: int) -> dict[str, list[tuple[Outcom
             outcome = judged(tried, *replay(tried, judge))
             whole = whole or outcome.seconds
             found[name].append((outcome, 1.0 - outcome.seconds / whole))
-        print(f"{variant} seed {seed} done", flush=True)
-    return found
+        yield found
 
 
 def table(found: dict[str, list[tuple[Outcome, float]]]) -> list[str]:
@@ -237,17 +237,22 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     target, doc = ROOT / "benchmarks" / "pruning.json", ROOT / "docs" / "pruning.md"
     for variant in options.variants:
-        found = measure(variant, options.seeds, options.trials)
-        title = f"### `{variant}`: {options.trials} runs, means over {options.seeds} seeds"
-        text = [title, "", *table(found), ""]
-        print("\n".join(text), flush=True)
-        if options.write:
-            kept = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-            kept = dict(sorted({**kept, variant: text}.items()))
-            target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-            head, mark, _ = doc.read_text(encoding="utf-8").partition("<!-- benchmarks.pruning -->\n")
-            lines = [line for part in kept.values() for line in part]
-            doc.write_text(head + mark + "\n" + "\n".join(lines), encoding="utf-8")
+        for done, found in enumerate(measure(variant, options.seeds, options.trials), start=1):
+            title = f"### `{variant}`: {options.trials} runs, means over {done} seeds"
+            text = [title, "", *table(found), ""]
+            print("\n".join(text), flush=True)
+            if options.write:
+                write(target, doc, variant, text)
+
+
+def write(target: Path, doc: Path, variant: str, text: list[str]) -> None:
+    """Puts a variant's table in place of its last one."""
+    kept = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    kept = dict(sorted({**kept, variant: text}.items()))
+    target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    head, mark, _ = doc.read_text(encoding="utf-8").partition("<!-- benchmarks.pruning -->\n")
+    lines = [line for part in kept.values() for line in part]
+    doc.write_text(head + mark + "\n" + "\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from techniques.config import Resolved, resolve
 
 VOCAB_SIZE = 260  # bytes and four specials: no tokenizer to train
 SEQ_LEN = 64
+SHARD_TOKENS = 10_000  # several training shards: a data order may tell them apart
 BOS = 1
 SETTINGS: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -98,6 +99,7 @@ class Finished:
     artifact: bytes = b""
     score: train_gpt.Score | None = None
     audit: Audit = field(default_factory=lambda: Audit(()))
+    findings: list[str] = field(default_factory=list)  # of the ledger: reads that the rules forbid
 
 
 def write_corpus(root: Path) -> Path:
@@ -123,7 +125,7 @@ def write_corpus(root: Path) -> Path:
         return ". ".join(" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(rng.randint(2, 6)))
 
     split = Split(val=[document() for _ in range(40)], train=[document() for _ in range(250)])
-    target = export.Target(root, "conformance", vocab_size=VOCAB_SIZE)
+    target = export.Target(root, "conformance", vocab_size=VOCAB_SIZE, shard_tokens=SHARD_TOKENS)
     export.export_dataset(target, split, source={"kind": "text", "what": "conformance"})
     return target.folder
 
@@ -147,6 +149,7 @@ class Lab:
         self.settings = {**SETTINGS, "data_path": str(folder), "device": device}
         self.data: Any = dataset.open_dataset(folder, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
         self.world = train_gpt.World(self.resolve({}, {}).config)
+        self.world.ledger.watch(folder)
 
     def resolve(
         self, settings: Mapping[str, Any], known: Mapping[str, type[Technique]], **trainer: Any
@@ -167,6 +170,7 @@ class Lab:
     def train(self, resolved: Resolved, backend: Callable[..., Any] | str | None = None) -> Finished:
         """The train stage (and average), its gradients watched; `backend` compiles the training graph."""
         log, audit = QuietLog(), Audit(resolved.techniques)
+        self.world.ledger.forget()
         trainer = train_gpt.Trainer(resolved, self.world, self.data, log, audit)  # type: ignore[arg-type]
         gradients = watch_gradients(trainer.model)
         if backend is not None:
@@ -184,11 +188,12 @@ class Lab:
             plain = train_gpt.pack(run.packed, run.resolved.identity(), train_gpt.ZlibCodec())
             run.audit.changed(owner.name, "bytes", len(plain) != len(run.artifact))
         run.score = self.evaluate(run, run.audit)
+        run.findings = self.world.ledger.findings()
         return run
 
     def export(self, run: Finished) -> tuple[list[train_gpt.Packed], bytes]:
         """Quantise and pack the trained weights; calibration batches start at the same token every time."""
-        run.trainer.loader = train_gpt.Loader(run.resolved.config, self.world, self.data.train_paths)
+        run.trainer.loader = run.trainer.open_loader()
         batches = train_gpt.calibration(run.trainer)
         packed, _ = train_gpt.quantize(run.weights, run.trainer.model, run.resolved, batches, run.audit)
         owner = train_gpt.owner_of(run.resolved.techniques, "codec")
@@ -225,7 +230,8 @@ class Lab:
         return self.train(self.resolve({}, {}, **SHORT)).losses
 
 
-SHORT: dict[str, Any] = {"iterations": 3, "warmdown_iters": 0, "warmup_steps": 0, "val_tokens": SEQ_LEN}
+# Its last step's learning rates are halved: what waits for the warm-down comes on.
+SHORT: dict[str, Any] = {"iterations": 3, "warmdown_iters": 2, "warmup_steps": 0, "val_tokens": SEQ_LEN}
 
 
 def watch_gradients(model: nn.Module) -> Callable[[], dict[str, float]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import train_gpt
 from conformance.lab import BOS, SEQ_LEN, SHORT, NotApplicable, Violation, perturb
-from conformance.subject import Subject
+from conformance.subject import MODEL_SEAMS, Subject
 from techniques.config import resolve
 
 
@@ -108,7 +108,7 @@ def isolation(subject: Subject) -> None:
     stop it, so here each position attends to itself alone: what leaks then is the technique."""
     claimed = False
     for label, one in subject.variants():
-        if not one.technique.isolates_documents:
+        if not (one.technique.isolates_documents and one.enters(*MODEL_SEAMS)):
             continue
         claimed = True
         model = one.lab.build(one.resolved)
@@ -127,6 +127,25 @@ def isolation(subject: Subject) -> None:
             )
     if not claimed:
         raise NotApplicable("not claimed")
+
+
+REACH = 0.25  # of the matrices' elements; the published late QAT reached 1 to 2 % of them
+
+
+def reach(subject: Subject) -> str:
+    """A technique that changes weights stands before a fair share of them, not before what is left of a class
+    that the model no longer uses."""
+    if not subject.enters("weight"):
+        raise NotApplicable("it changes no weight")
+    linears = [m for m in subject.lab.build(subject.resolved).modules() if isinstance(m, train_gpt.Linear)]
+    reached = [m for m in linears if m.stored_as is not None and subject.name in m.stored_as.steps]
+    share = sum(m.weight.numel() for m in reached) / sum(m.weight.numel() for m in linears)
+    told = (
+        f"it stands before {len(reached)} of {len(linears)} matrices, {100 * share:.0f} % of their elements"
+    )
+    if share < REACH:
+        raise Violation(told)
+    return told
 
 
 def attend_to_oneself(q: Tensor, k: Tensor, v: Tensor, _ctx: Any) -> Tensor:
@@ -173,4 +192,5 @@ CHECKS = (
     ("causality", causality),
     ("isolation", isolation),
     ("compiled", compiled),
+    ("reach", reach),
 )

@@ -1,8 +1,16 @@
-"""Checks of an evaluation technique, from outside: coverage, score-first, normalised, one forward."""
+"""Checks of an evaluation technique, from outside: coverage, score-first, isolation, one forward.
+
+Score-first is three detectors. *future*: change all tokens from p on, no score before p moves. *target
+flip*: change the last target, which is no input, no other score moves. *normalisation*: try every token as
+the target of one position, what they got must sum to 1. Settings that take documents in an order of their
+own are held to it in that order, with the documents' bounds kept: the order may look at those (#1855), and
+at nothing else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train_gpt
-from conformance.lab import SEQ_LEN, NotApplicable, Violation, perturb
+from conformance.lab import BOS, SEQ_LEN, VOCAB_SIZE, NotApplicable, Violation, perturb
 from conformance.subject import Subject
 from techniques.base import Verdict
 from techniques.config import Resolved
 
-TINY_VOCAB = 8  # small enough to try every target
+TINY_VOCAB = 4  # small enough to try every target
 LENGTH = 5 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
 LEGAL = (Verdict.LEGAL, Verdict.LEGAL_IF_TIMED)
 
@@ -26,12 +34,17 @@ def require_scorer(subject: Subject) -> None:
         raise NotApplicable("it is no scorer")
 
 
-def score(subject: Subject, resolved: Resolved, tokens: Tensor) -> train_gpt.Evaluation:
+def score(
+    subject: Subject,
+    resolved: Resolved,
+    tokens: Tensor,
+    kind: type[train_gpt.Evaluation] = train_gpt.Evaluation,
+) -> train_gpt.Evaluation:
     """The ledger after the technique scored `tokens` [N + 1] with a fresh model, every parameter moved."""
     model = subject.lab.build(resolved)
     perturb(model)
     model.eval()
-    run = train_gpt.Evaluation(model, tokens.to(torch.int32).cpu(), SEQ_LEN, 2, subject.lab.world)
+    run = kind(model, tokens.to(torch.int32).cpu(), SEQ_LEN, 2, subject.lab.world)
     resolved.techniques[subject.name].scorer().score(run)
     return run
 
@@ -49,6 +62,8 @@ def coverage(subject: Subject) -> None:
 
 def future_moves(subject: Subject) -> str:
     """Change all tokens from p on: does a score of a token before p change? What was seen, or nothing."""
+    if subject.technique.scores_by_document:
+        return later_moves(subject)
     tokens = subject.lab.ids(1, LENGTH + 1)[0]
     before = score(subject, subject.resolved, tokens).nll
     for p in (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5):
@@ -60,28 +75,105 @@ def future_moves(subject: Subject) -> str:
     return ""
 
 
+class Ordered(train_gpt.Evaluation):
+    """Remembers in which order positions got their scores."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.order: list[int] = []
+
+    def write(self, start: int, nll: Tensor) -> None:
+        super().write(start, nll)
+        self.order += range(start, start + nll.numel())
+
+
+def later_moves(subject: Subject) -> str:
+    """Change what is scored later, but no document's bounds: does an earlier score move?"""
+    tokens = subject.lab.ids(1, LENGTH + 1)[0]
+    first = score(subject, subject.resolved, tokens, Ordered)
+    assert isinstance(first, Ordered)
+    for share in (0.2, 0.5, 0.8):
+        cut = int(share * LENGTH)
+        later = torch.tensor(first.order[cut:]) + 1
+        later = later[(tokens[later] != BOS).cpu()].to(tokens.device)
+        changed = tokens.clone()
+        changed[later] = 2 + (tokens[later] + 7) % (VOCAB_SIZE - 2)
+        moved = score(subject, subject.resolved, changed).nll != first.nll
+        if bool(moved[first.order[:cut]].any()):
+            return f"tokens that are scored later changed, and one of the first {cut} scores moved"
+    return ""
+
+
+def flip_moves(subject: Subject) -> str:
+    """Change the last token, a target and no input: does the score of another one move?"""
+    tokens = subject.lab.ids(1, LENGTH - LENGTH % SEQ_LEN + 1)[0]  # it ends a whole window
+    flipped = tokens.clone()
+    flipped[-1] = 2 + (int(tokens[-1]) + 5) % (VOCAB_SIZE - 2)
+    a, b = (score(subject, subject.resolved, t).nll[:-1] for t in (tokens, flipped))
+    if not bool((a != b).any()):
+        return ""
+    return f"the last target changed and the score of token {int((a != b).nonzero()[0]) + 1} moved"
+
+
 def target_sums(subject: Subject) -> str:
     """Try every token as the target of one position: the probabilities that they got must sum to 1. A score
     that looks at its own target, or a mixture that is no distribution, sums to something else."""
+    if subject.technique.scores_by_document:
+        return ""  # a BOS as the target is another bound, and another order
     resolved = subject.resolve(vocab_size=TINY_VOCAB)
-    tokens = subject.lab.ids(1, LENGTH + 1, vocab_size=TINY_VOCAB)[0]
-    position, total = LENGTH - 3, 0.0
-    for target in range(TINY_VOCAB):
-        tokens[position + 1] = target
-        total += float((-score(subject, resolved, tokens).nll[position].double()).exp())
-    if abs(total - 1) <= 1e-4:
-        return ""
-    return f"over all targets of position {position} the probabilities sum to {total:.5f}"
+    for position in (LENGTH // 2, LENGTH - 3):
+        tokens, total = subject.lab.ids(1, LENGTH + 1, vocab_size=TINY_VOCAB)[0], 0.0
+        for target in range(TINY_VOCAB):
+            tokens[position + 1] = target
+            total += float((-score(subject, resolved, tokens).nll[position].double()).exp())
+        if abs(total - 1) > 1e-4:
+            return f"over all targets of position {position} the probabilities sum to {total:.5f}"
+    return ""
+
+
+DETECTORS = {"future": future_moves, "target flip": flip_moves, "normalisation": target_sums}
+
+
+def detect(subject: Subject) -> dict[str, str]:
+    """detector -> what it saw; nothing: they are silent."""
+    seen = {name: detector(subject) for name, detector in DETECTORS.items()}
+    return {name: text for name, text in seen.items() if text}
+
+
+def isolated_scores(subject: Subject) -> None:
+    """Change the inside of one document: no score outside of it moves, where a scorer claims that."""
+    require_scorer(subject)
+    claimed = False
+    for label, one in subject.variants():
+        if not one.technique.isolates_documents:
+            continue
+        claimed = True
+        tokens = one.lab.ids(1, LENGTH + 1)[0]
+        begins = [0, *(tokens[:-1] == BOS).nonzero().flatten().tolist(), LENGTH]
+        lengths = [b - a for a, b in itertools.pairwise(begins)]
+        document = max(range(len(lengths) - 1), key=lengths.__getitem__)
+        begin, end = begins[document], begins[document + 1]
+        changed = tokens.clone()
+        changed[begin + 1 : end] = 2 + (tokens[begin + 1 : end] + 7) % (VOCAB_SIZE - 2)
+        moved = score(one, one.resolved, changed).nll != score(one, one.resolved, tokens).nll
+        moved[begin:end] = False
+        if bool(moved.any()):
+            raise Violation(
+                f"{label}the document at {begin} … {end - 1} changed and the score of token "
+                f"{int(moved.nonzero()[0]) + 1} moved"
+            )
+    if not claimed:
+        raise NotApplicable("not claimed")
 
 
 def score_first(subject: Subject) -> str | None:
-    """Legal settings pass both detectors; a technique that is illegal must set one off, and so must at least
+    """Legal settings pass every detector; a technique that is illegal must set one off, and so must at least
     one setting of a contested one: a detector that stays silent there detects nothing."""
     require_scorer(subject)
     seen: dict[str, tuple[Verdict, str]] = {}
     for label, one in subject.variants():
         verdict = one.technique.verdict().verdict
-        found = future_moves(one) or target_sums(one)
+        found = "; ".join(f"{name}: {text}" for name, text in detect(one).items())
         if found and verdict in LEGAL:
             raise Violation(f"{label}{found}, but the verdict is {verdict}")
         if not found and verdict is Verdict.ILLEGAL:
@@ -150,5 +242,6 @@ def plain_nats(subject: Subject, tokens: Tensor) -> Tensor:
 CHECKS = (
     ("coverage", coverage),
     ("score-first", score_first),
+    ("isolated scores", isolated_scores),
     ("one forward", one_forward),
 )

@@ -27,6 +27,7 @@ MODEL_SEAMS = (
     "cap",
     "cross_entropy",
     "loss_terms",
+    "weight",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conformance.lab import SHORT, Violation
 from conformance.subject import Subject
-from techniques.base import claims
+from techniques.base import Verdict, claims
 
 
 def off(subject: Subject) -> None:
@@ -47,9 +47,20 @@ def activity(subject: Subject) -> None:
         raise Violation(f"the activity audit says {verdict}")
 
 
+def reads(subject: Subject) -> str | None:
+    """The run's ledger finds no read that the rules forbid; of an illegal scorer it finds one."""
+    found, verdict = subject.run().findings, subject.technique.verdict().verdict
+    if found and verdict in (Verdict.LEGAL, Verdict.LEGAL_IF_TIMED):
+        raise Violation(f"{'; '.join(found)}, but the verdict is {verdict}")
+    if not found and verdict is Verdict.ILLEGAL and subject.enters("scorer"):
+        raise Violation("the verdict is illegal, but no read is on the ledger that the rules forbid")
+    return f"as its verdict says: {'; '.join(found)}" if found else None
+
+
 CHECKS = (
     ("off", off),
     ("warm-up", warm_up),
     ("learns", learns),
     ("activity", activity),
+    ("reads", reads),
 )

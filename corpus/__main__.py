@@ -50,13 +50,16 @@ def build(
     val_frac: Annotated[float | None, typer.Option(help="Or their share of all documents.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the documents' order.")] = 1337,
     max_doc_bytes: Annotated[int, typer.Option(help="Where .txt and .md files are cut.")] = 8192,
+    caseops: Annotated[
+        bool, typer.Option("--caseops", help="Lower case and operators, with byte sidecars: docs/caseops.md.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset of the same name.")] = False,
 ) -> None:
     """A dataset from .txt, .md, .jsonl, .jsonl.xz, .jsonl.gz or .jsonl.zst."""
     from corpus import build as builder
 
     start = time.perf_counter()
-    target = Target(to, _name(name, text[0]), vocab_size)
+    target = Target(to, _name(name, text[0]), vocab_size, caseops=caseops)
     options = builder.BuildOptions(val_docs, val_frac, seed, max_doc_bytes, force)
     manifest = builder.build(target, [*text, *(more or [])], options=options)
     _print_manifest(target.folder, manifest)
@@ -135,8 +138,8 @@ def _print_check(dataset: Dataset) -> None:
         f"{dataset.num_val_tokens:,} val tokens, {dataset.num_val_documents:,} val documents"
     )
     print(
-        f"sound: {checked.num_bytes:,} bytes of {checked.num_documents:,} decoded documents equal the byte "
-        "tables; train and validation disjoint; every token in the vocabulary"
+        f"sound: {checked.num_bytes:,} bytes of {checked.num_documents:,} decoded documents equal those "
+        "counted; train and validation disjoint; every token in the vocabulary"
     )
 
 

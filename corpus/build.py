@@ -61,6 +61,7 @@ def build(target: Target, texts: Sequence[Path | str], *, options: BuildOptions 
         "documents": len(documents),
         "val_documents": num_val,
         "text_sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
+        **({"transform": "caseops"} if target.caseops else {}),
     }
     with locked(target.folder):
         existing = _existing(target, source, force=options.force)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus import caseops
 from corpus.bpb import (
     CHECK_TOKENS,
     ByteCheck,
@@ -27,13 +28,14 @@ from corpus.shards import (
     shard_paths,
     sidecar_paths,
 )
-from corpus.tokenizer import Tokenizer, load_tokenizer
+from corpus.tokenizer import BOS_ID, Tokenizer, load_tokenizer
 
 OPEN_TOKENS = 1 << 23  # tokens of a split looked at when a run opens it; `corpus check` looks at all
 _FINGERPRINT_BYTES = 1 << 16
 # A crawl may hold a few identical pages that nobody took out; an export split at the wrong place shares most
 # documents. Between the two lies this share; our own builds must share none.
 _FOREIGN_SHARED_FRAC = 0.01
+_FOREIGN_BYTES_FRAC = 0.001  # how far a foreign sidecar's sum may lie from ours
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Dataset:
     luts: ByteLuts
     byte_check: ByteCheck  # what was decoded and found equal when the folder was opened
     data_id: str  # the same for the same data on every machine
+    sidecars: tuple[Path, ...] = ()  # bytes of each validation token, where the text was transformed
 
     @property
     def num_scored_tokens(self) -> int:
@@ -68,9 +71,18 @@ class Dataset:
         usable = usable_tokens(total, seq_len=self.seq_len)
         return read_tokens(list(self.val_paths), limit=usable + 1)
 
+    def target_bytes(self, tokens: np.ndarray) -> np.ndarray:
+        """Bytes int32 (n,) of each target of validation's first n + 1 tokens: of the sidecars if there are
+        some, else of the tables."""
+        if self.sidecars:
+            return read_tokens(list(self.sidecars), limit=tokens.size)[1:].astype(np.int32)
+        return count_bytes(self.luts, tokens[:-1], tokens[1:])
+
     def num_val_bytes(self, *, max_tokens: int | None = None) -> int:
         """Bytes of the targets of `val_tokens`: BPB's denominator."""
         tokens = self.val_tokens(max_tokens=max_tokens)
+        if self.sidecars:
+            return int(self.target_bytes(tokens).sum())
         step = 1 << 22
         return sum(
             int(
@@ -137,7 +149,11 @@ def _open(
     verify_bos(read_tokens(paths["train"][:1], limit=CHECK_TOKENS))
     luts = byte_luts(tokenizer)
     check_overlap(paths["train"], paths["val"], strict=_is_own(manifest), limit=limit)
-    byte_check = _check_bytes(folder, tokenizer, luts, val, CHECK_TOKENS if limit else None)
+    transformed = caseops.is_caseops(tokenizer)
+    if transformed:
+        byte_check = _check_sidecars(folder, tokenizer, val, limit=limit, strict=_is_own(manifest))
+    else:
+        byte_check = _check_bytes(folder, tokenizer, luts, val, CHECK_TOKENS if limit else None)
     return Dataset(
         folder=folder,
         name=folder.resolve().name,
@@ -152,6 +168,7 @@ def _open(
         luts=luts,
         byte_check=byte_check,
         data_id=manifest.data_id if manifest else _foreign_data_id(paths, tokenizer_file),
+        sidecars=tuple(sidecar_paths(folder)) if transformed else (),
     )
 
 
@@ -231,6 +248,36 @@ def _check_bytes(
     return verify_bytes(tokenizer, luts, val, max_tokens=limit)
 
 
+def _check_sidecars(
+    folder: Path, tokenizer: Tokenizer, val: np.ndarray, *, limit: int | None, strict: bool
+) -> ByteCheck:
+    """CaseOps data: the sidecars against the tokens' own count, and that against the decoded original text.
+
+    Ours must agree in every value; a foreign export, which may count what its normaliser dropped, within
+    0.1 % and with 0 for BOS."""
+    sidecars = sidecar_paths(folder)
+    count = sum(read_header(path) for path in sidecars)
+    if count != val.size:
+        raise ValueError(
+            f"CaseOps data are scored by byte sidecars, one value a validation token, but {folder} has "
+            f"{count:,} values for {val.size:,} tokens. Fetch or export them again."
+        )
+    told = read_tokens(sidecars, limit=limit)
+    counted = caseops.token_bytes(tokenizer, val[: told.size])
+    total, expected = int(told.sum(dtype=np.int64)), int(counted.sum(dtype=np.int64))
+    odd = not np.array_equal(told, counted)
+    if not strict:
+        odd = abs(total - expected) > _FOREIGN_BYTES_FRAC * expected or bool(
+            told[val[: told.size] == BOS_ID].any()
+        )
+    if odd:
+        raise ValueError(
+            f"The sidecars must hold the bytes of each token's original text, but those of {folder} sum to "
+            f"{total:,} where the tokens stand for {expected:,}. Fetch or build them again."
+        )
+    return caseops.verify_documents(tokenizer, val, counted, max_tokens=CHECK_TOKENS if limit else None)
+
+
 def _tokenizer_file(folder: Path, manifest: Manifest | None, given: Path | str | None) -> Path:
     if given is not None:
         return Path(given)
@@ -267,7 +314,7 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
 
 def _size_in_name(folder: Path) -> int:
     """The vocabulary size that the published folder names carry: fineweb10B_sp1024, fineweb10B_byte260."""
-    suffix = folder.resolve().name.rsplit("_", 1)[-1]
+    suffix = folder.resolve().name.removesuffix("_caseops").rsplit("_", 1)[-1]
     for kind in ("sp", "byte"):
         if suffix.startswith(kind) and suffix.removeprefix(kind).isdecimal():
             return int(suffix.removeprefix(kind))
@@ -280,7 +327,7 @@ def _size_in_name(folder: Path) -> int:
 def _foreign_data_id(paths: dict[str, list[Path]], tokenizer_file: Path) -> str:
     """From names, headers, sizes and first bytes: cheap, and the same wherever the files lie."""
     digest = hashlib.sha256(sha256_file(tokenizer_file).encode())
-    for path in (*paths["train"], *paths["val"]):
+    for path in (*paths["train"], *paths["val"], *sidecar_paths(paths["val"][0].parent)):
         with path.open("rb") as file:
             first = file.read(HEADER_BYTES + _FINGERPRINT_BYTES)
         digest.update(f"{path.name}:{path.stat().st_size}:".encode() + first)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from corpus import caseops
 from corpus.bpb import byte_luts, count_bytes, verify_bytes
 from corpus.documents import Split, check_disjoint
 from corpus.manifest import (
@@ -19,7 +20,7 @@ from corpus.manifest import (
     sha256_file,
     write_manifest,
 )
-from corpus.shards import SHARD_TOKENS, shard_name, write_shard
+from corpus.shards import SHARD_TOKENS, shard_name, sidecar_name, write_shard
 from corpus.tokenizer import (
     BYTE260_VOCAB_SIZE,
     Tokenizer,
@@ -43,10 +44,13 @@ class Target:
     name: str  # "embedded", "books"
     vocab_size: int = 1024  # 260 = byte260
     shard_tokens: int = field(default=SHARD_TOKENS)
+    caseops: bool = False  # lower case and operators, with byte sidecars (corpus/caseops.py)
 
     @property
     def variant(self) -> str:
-        return "byte260" if self.vocab_size == BYTE260_VOCAB_SIZE else f"sp{self.vocab_size}"
+        if self.vocab_size == BYTE260_VOCAB_SIZE:
+            return "byte260"
+        return f"sp{self.vocab_size}{'_caseops' if self.caseops else ''}"
 
     @property
     def folder(self) -> Path:
@@ -54,7 +58,9 @@ class Target:
 
     @property
     def tokenizer_path(self) -> Path:
-        return self.root / "tokenizers" / tokenizer_file_name(self.name, self.vocab_size)
+        return (
+            self.root / "tokenizers" / tokenizer_file_name(self.name, self.vocab_size, caseops=self.caseops)
+        )
 
 
 def vocab_size_of(variant: str) -> int:
@@ -77,14 +83,20 @@ def export_dataset(target: Target, split: Split, *, source: dict[str, Any]) -> M
     """
     _check_not_empty(split)
     check_disjoint(split)
-    raw = byte260_bytes() if target.variant == "byte260" else _train(split, target.vocab_size)
+    if target.caseops:
+        if target.variant == "byte260":
+            raise ValueError(
+                "CaseOps needs operators in the vocabulary, but byte260 has bytes only. Use sp1024."
+            )
+        source = {**source, "transform": "caseops"}  # `open_dataset` then demands the sidecars
+    raw = byte260_bytes() if target.variant == "byte260" else _train(split, target)
     target.folder.mkdir(parents=True, exist_ok=True)
     mark_unfinished(target.folder)
     clear_folder(target.folder)
     write_tokenizer(target.tokenizer_path, raw)
     tokenizer = load_tokenizer(target.tokenizer_path, vocab_size=target.vocab_size)
-    val = encode_documents(tokenizer, split.val)
-    train = _without(encode_documents(tokenizer, split.train), val)
+    val = _encode(target, tokenizer, split.val)
+    train = _without(_encode(target, tokenizer, split.train), val)
     entries = {
         "val": _write_split(target, "val", val, tokenizer),
         "train": _write_split(target, "train", train, tokenizer),
@@ -118,17 +130,26 @@ def _check_not_empty(split: Split) -> None:
         )
 
 
-def _train(split: Split, vocab_size: int) -> bytes:
+def _encode(target: Target, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    if not target.caseops:
+        return encode_documents(tokenizer, texts)
+    documents = encode_documents(tokenizer, [caseops.encode(text) for text in texts])
+    caseops.verify_round_trip(tokenizer, documents, texts)
+    return documents
+
+
+def _train(split: Split, target: Target) -> bytes:
     """On the first TOKENIZER_TEXT_BYTES of training: validation text never shapes the vocabulary."""
     texts: list[str] = []
     left = TOKENIZER_TEXT_BYTES
     for text in split.train:
         # In lines: pieces never cross white space, and the trainer drops over-long lines in silence.
-        texts += text.split("\n")
+        texts += (caseops.encode(text) if target.caseops else text).split("\n")
         left -= len(text)
         if left <= 0:
             break
-    return train_bpe(texts, vocab_size=vocab_size)
+    operators = caseops.OPERATORS if target.caseops else ()
+    return train_bpe(texts, vocab_size=target.vocab_size, operators=operators)
 
 
 def _without(train: list[np.ndarray], val: list[np.ndarray]) -> list[np.ndarray]:
@@ -147,13 +168,19 @@ def _write_split(
             f"The {split} split needs text that the tokenizer keeps, but it has {tokens.size} tokens. Give "
             "more text."
         )
-    luts = byte_luts(tokenizer)
-    verify_bytes(tokenizer, luts, tokens)
-    num_bytes = int(count_bytes(luts, tokens[:-1], tokens[1:]).sum())
+    if target.caseops:
+        counted = caseops.token_bytes(tokenizer, tokens)
+        num_bytes = caseops.verify_documents(tokenizer, tokens, counted).num_bytes
+    else:
+        luts, counted = byte_luts(tokenizer), None
+        verify_bytes(tokenizer, luts, tokens)
+        num_bytes = int(count_bytes(luts, tokens[:-1], tokens[1:]).sum())
     shards: list[ShardEntry] = []
     for index, start in enumerate(range(0, tokens.size, target.shard_tokens)):
         part = tokens[start : start + target.shard_tokens]
         path = target.folder / shard_name(split, index)
         write_shard(path, part)
+        if counted is not None and split == "val":
+            write_shard(target.folder / sidecar_name(index), counted[start : start + target.shard_tokens])
         shards.append(ShardEntry(path.name, int(part.size), sha256_file(path)))
     return SplitEntry(len(documents), num_bytes, shards)

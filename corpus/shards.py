@@ -23,6 +23,11 @@ def shard_name(split: str, index: int) -> str:
     return f"fineweb_{split}_{index:06d}.bin"
 
 
+def sidecar_name(index: int) -> str:
+    """The published name of the bytes beside validation shard `index`."""
+    return f"fineweb_val_bytes_{index:06d}.bin"
+
+
 def write_shard(path: Path | str, tokens: np.ndarray) -> None:
     """Write `tokens` (N,), integers in 0..65535, as one shard, atomically: all of it or nothing.
 

@@ -32,6 +32,12 @@ PUBLISHED_SETTINGS: dict[str, object] = {
 }
 
 
+LOSSLESS_SETTINGS: dict[str, object] = {
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+}
+
+
 class Tokenizer(Protocol):
     """What the byte count and the encoder need; `SentencePieceProcessor` and `ByteTokenizer` both are one."""
 
@@ -81,8 +87,10 @@ class ByteTokenizer:
         return bytes(id - 4 for id in input if id > UNK_ID).decode(errors="replace")
 
 
-def train_bpe(texts: Iterable[str], *, vocab_size: int) -> bytes:
+def train_bpe(texts: Iterable[str], *, vocab_size: int, operators: Sequence[str] = ()) -> bytes:
     """The model file of a BPE vocabulary of exactly `vocab_size`, the same bytes for the same texts.
+
+    `operators` are symbols of their own (corpus/caseops.py); with them the text is not normalised at all.
 
     One thread, because the number of threads is written into the model. Raises ValueError if the text is
     empty or too small for the vocabulary, or the size impossible.
@@ -101,7 +109,8 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> bytes:
             num_threads=1,
             max_sentence_length=_MAX_LINE_BYTES,
             minloglevel=2,
-            **PUBLISHED_SETTINGS,
+            **PUBLISHED_SETTINGS
+            | (LOSSLESS_SETTINGS | {"user_defined_symbols": [*operators]} if operators else {}),
         )
     except RuntimeError as error:
         raise ValueError(
@@ -124,11 +133,11 @@ def byte260_bytes() -> bytes:
     return (json.dumps(text, indent=1) + "\n").encode()
 
 
-def tokenizer_file_name(name: str, vocab_size: int) -> str:
+def tokenizer_file_name(name: str, vocab_size: int, *, caseops: bool = False) -> str:
     """As published: `fineweb_1024_bpe.model`; `fineweb_pure_byte_260.json` for the bytes."""
-    return (
-        f"{name}_pure_byte_260.json" if vocab_size == BYTE260_VOCAB_SIZE else f"{name}_{vocab_size}_bpe.model"
-    )
+    if vocab_size == BYTE260_VOCAB_SIZE:
+        return f"{name}_pure_byte_260.json"
+    return f"{name}_{vocab_size}_{'caseops_' if caseops else ''}bpe.model"
 
 
 def load_tokenizer(path: Path | str, *, vocab_size: int) -> Tokenizer:

@@ -94,13 +94,22 @@ def run(
     storage: StorageOption = None,
     home: HomeOption = None,
     trainer: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
+    engine_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
+    ] = None,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     common = Common(study, storage, home)
     context.obj = common
     if context.invoked_subcommand is None:
         with clear_errors():
-            run_study(common, trials=trials, workers=workers, trainer=trainer)
+            if engine == "local":
+                run_study(common, trials=trials, workers=workers, trainer=trainer)
+            else:
+                from search.engines import run_cluster
+
+                run_cluster(common, engine, engine_option or [], trials, workers, trainer)
 
 
 def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path | None) -> None:

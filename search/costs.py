@@ -33,7 +33,9 @@ OVERHEAD = {
     "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
     "lzma": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
     "brotli": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
-    "ans": (1.01, 1.01, 1.01, 1.01, 1.01, 1.005),
+    # one class of rows and columns (more are a gain); brotli, less what sorted rows save: benchmarks.codecs
+    "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
+    "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
 RATES = {"embed": "tied_embed_lr", "head": "head_lr"}  # the learning rate of a role's weights; else matrix_lr
 
@@ -41,7 +43,8 @@ RATES = {"embed": "tied_embed_lr", "head": "head_lr"}  # the learning rate of a 
 # and up to 30 % above the small models of a laptop, whose rows share one coarse step.
 BYTE_SDS = {
     **{"all": 0.15, "role": 0.1, "bits": 0.1, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
-    **{"cell": 0.15, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "technique": 0.03},
+    **{"cell": 0.15, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
+    "technique": 0.03,
     **{"log rate": 0.1, "log rate rounded": 0.1, "log setting": 0.3, "log size": 0.05, "study": 0.05},
 }
 SECOND_SDS = {
@@ -127,6 +130,10 @@ def model_bill(resolved: Resolved) -> Bill:
             amounts[key] = amounts.get(key, 0.0) + stored
     settings = _quantizer_settings(resolved)
     parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
+    shape = resolved.shape()
+    for name, technique in resolved.techniques.items():
+        if (own := technique.cost(shape).artifact_bytes) > 0:
+            parts.append(Part(own, {f"own bytes:{name}": 1.0}))
     for (source, role, bits), amount in amounts.items():
         rate = math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])))
         factors = {

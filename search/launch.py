@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,28 +81,37 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def launch(session: Session, plan: Plan, progress: Progress) -> None:
     """Runs the workers until the target. Raises WorkerFailed, and KeyboardInterrupt once all have stopped."""
+    slots = [Slot(index) for index in range(plan.workers)]
+    with stop_requested() as stopping:
+        try:
+            for slot in slots:
+                start(slot, session, plan)
+            while not stopping.is_set() and any(slot.process is not None for slot in slots):
+                for slot in slots:
+                    attend(slot, session, plan)
+                progress.look()
+                stopping.wait(POLL_S)
+        finally:
+            stop_all(slots, session)
+    progress.look(now=True)
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_requested() -> Generator[threading.Event]:
+    """While the block lasts, SIGINT and SIGTERM set the event instead of ending us."""
     stopping = threading.Event()
 
     def stop(number: int, frame: object) -> None:
         stopping.set()
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    slots = [Slot(index) for index in range(plan.workers)]
     try:
-        for slot in slots:
-            start(slot, session, plan)
-        while not stopping.is_set() and any(slot.process is not None for slot in slots):
-            for slot in slots:
-                attend(slot, session, plan)
-            progress.look()
-            stopping.wait(POLL_S)
+        yield stopping
     finally:
-        stop_all(slots, session)
         for number, handler in old.items():
             signal.signal(number, handler)
-    progress.look(now=True)
-    if stopping.is_set():
-        raise KeyboardInterrupt
 
 
 def start(slot: Slot, session: Session, plan: Plan) -> None:

@@ -3,6 +3,7 @@ something in it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,20 @@ def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> 
         f"(slowest of {found['workers']} at once)"
     )
     return measured(session), told
+
+
+def machine(session: Session, *, native: bool = True) -> Session:
+    """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
+
+    Raises ValueError as those checks do."""
+    from search.session import check_room
+
+    check_room(session.place)
+    gpus_for(session.study, os.environ)
+    if native:
+        check_corpus(session.study)
+        session, _ = check_baseline(session, workers=1, gpus=())
+    return session
 
 
 def _shown(path: Path) -> Path:

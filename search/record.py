@@ -1,9 +1,9 @@
 """What is kept of a trial beside its value: user attributes, a note, files and a curve for the dashboard.
 
 Attributes are few, because each is a transaction: `worker`, `config`, `hash`, `techniques`, `legality` when
-it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive`, `passport`, `cost_errors`
-(measured / predicted − 1) and `overhead` when it ends. The sampler adds `preflight` (predicted) and
-`rejections`, the pruner `reports`, the constraints their `violation_*`.
+it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive`, `findings`, `passport`,
+`cost_errors` (measured / predicted − 1) and `overhead` when it ends. The sampler adds `preflight`
+(predicted) and `rejections`, the pruner `reports`, the constraints their `violation_*`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     stages: Mapping[str, Record] = result.get("stage_seconds") or {}
     if stages:
         trial.set_user_attr("stage_seconds", {s: seconds.get("timed") for s, seconds in stages.items()})
+    if result.get("findings"):
+        trial.set_user_attr("findings", list(result["findings"]))
     if result:
         passport = {name: result.get(name) for name in PASSPORT}
         trial.set_user_attr("passport", {**passport, HARDWARE: hardware})
@@ -109,6 +111,7 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     verdicts = verdicts_of(result)
     for name in trial.user_attrs.get("techniques", []):
         lines.append(f"- {name}: {verdicts.get(name, 'no verdict')}")
+    lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
     lines += ["", f"legality: {trial.user_attrs.get('legality', 'not known')}"]
     return "\n".join(lines)
 

@@ -136,6 +136,8 @@ def cost_parts(cost: Cost, shape: Shape) -> Iterator[str]:
         yield f"{cost.flops_per_token:,.0f} FLOPs a token ({share:+.2%} of a forward pass)"
     if cost.eval_passes:
         yield f"{cost.eval_passes:,.1f} more passes a scored token"
+    if cost.artifact_bytes:
+        yield f"{cost.artifact_bytes:,.0f} bytes of corrections before the codec"
     if cost.calibration_passes:
         yield f"{cost.calibration_passes:,.0f} calibration passes inside the training budget"
 

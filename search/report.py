@@ -43,6 +43,7 @@ class Row:
     legality: str
     techniques: tuple[str, ...]
     inactive: tuple[str, ...]  # of them, what changed nothing
+    findings: tuple[str, ...]  # what a person should look at before believing the number
 
 
 def row_of(trial: FrozenTrial) -> Row:
@@ -59,6 +60,7 @@ def row_of(trial: FrozenTrial) -> Row:
         legality=str(attrs.get("legality", "not known")),
         techniques=tuple(cast("list[str]", attrs.get("techniques", []))),
         inactive=tuple(cast("dict[str, str]", attrs.get("inactive", {}))),
+        findings=tuple(cast("list[str]", attrs.get("findings", []))),
     )
 
 
@@ -85,6 +87,8 @@ def words_of(row: Row) -> str:
 
 
 def table_of(rows: Sequence[Row], title: str, *, words: bool) -> Table:
+    if any(row.findings for row in rows):
+        title += "; ? = has findings, see `show N`"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in ("trial", "BPB", "bytes", "slack, bytes", "train, s", "eval, s", "steps"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -94,7 +98,7 @@ def table_of(rows: Sequence[Row], title: str, *, words: bool) -> Table:
     for row in rows:
         table.add_row(
             f"#{row.number}",
-            f"{row.bpb:.4f}",
+            f"{row.bpb:.4f}{'?' if row.findings else ''}",
             f"{row.artifact_bytes:,}",
             f"{row.slack_bytes:,}",
             f"{row.train_s:.1f}",
@@ -262,6 +266,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     out["techniques on"] = ", ".join(attrs.get("techniques", [])) or "none"
     for name, verdict in attrs.get("inactive", {}).items():
         out[f"! {name}"] = str(verdict)
+    for i, text in enumerate(attrs.get("findings", ()), start=1):
+        out[f"? finding {i}"] = str(text)
     for key, unit, limit in (
         ("artifact_bytes", "bytes", limits.artifact_bytes),
         ("train_seconds", "s", limits.train_seconds),

@@ -25,7 +25,7 @@ from typing import Any
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
-from search import record
+from search import prepare, record
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.hardware import hardware_here
@@ -218,6 +218,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trainer", type=Path)
+    parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     return parser.parse_args(argv)
 
@@ -245,6 +246,8 @@ def main(argv: list[str]) -> int:
     try:
         study = find_study(options.study)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
+        if options.prepare:  # on a machine that nobody looked at before
+            session = prepare.machine(session, native=not command)
         worker = Worker(
             session,
             target=options.target,

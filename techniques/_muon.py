@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
             updates = [torch.zeros_like(p, dtype=self.dtype) for p in params]
             shapes: dict[tuple[int, ...], list[int]] = {}
             for i, p in enumerate(params):
-                if i % self.world.size == self.world.rank:
+                if i % self.world.size == self.world.rank and p.grad is not None:
                     shapes.setdefault(tuple(p.shape), []).append(i)
             for indices in shapes.values():
                 stack: list[Tensor] = []
@@ -61,5 +61,7 @@ class Muon(torch.optim.Optimizer):
                     u.view_as(p) for u, p in zip(flat.split([p.numel() for p in params]), params, strict=True)
                 ]
             for p, u in zip(params, updates, strict=True):
+                if p.grad is None:  # of a part that this phase's graph does not reach
+                    continue
                 p.mul_(1.0 - lr * group["weight_decay"])
                 p.add_(u.to(p.dtype), alpha=-lr * max(1.0, p.size(-2) / p.size(-1)) ** 0.5)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from techniques._ledger import Ledger
 from techniques.base import Unavailable
 from techniques.config import Config
 
@@ -24,6 +25,7 @@ class World:
     def __init__(self, config: Config):
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        self.ledger = Ledger()
         cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
         if cuda and not torch.cuda.is_available():
             raise Unavailable(

@@ -16,7 +16,7 @@ import enum
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 # Every parameter carries exactly one role, given where it is created; a table in train_gpt.py maps a role to
 # its optimiser, learning rate, weight decay and quantiser. `attn` and `mlp` are the trunk's matrices,
@@ -235,6 +235,13 @@ class Shape:
         return 2.0 * matrices + 2.0 * self.num_layers * self.seq_len * self.model_dim
 
 
+class Batch(NamedTuple):
+    """A training step's size, over all ranks."""
+
+    tokens: int
+    seq_len: int  # tokens of one sequence
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a technique adds to a run; every figure is zero unless stated."""
@@ -243,6 +250,7 @@ class Cost:
     flops_per_token: float = 0.0  # extra forward FLOPs per token
     eval_passes: float = 0.0  # forward passes per validation token that it adds to the plain evaluation's one
     calibration_passes: float = 0.0  # forward passes over one training batch, inside the training budget
+    artifact_bytes: float = 0.0  # of corrections, which are stored beside the parameters; before the codec
 
     @property
     def params(self) -> int:
@@ -261,6 +269,7 @@ CHAINS = (
     "attn_out",
     "block_out",
     "loss_terms",
+    "batch",
     "init",
     "hyper",
     "hyper_at",
@@ -270,6 +279,8 @@ CHAINS = (
     "correct",
 )
 SLOTS = (
+    "loader",
+    "muon",
     "rope",
     "attend",
     "activation",
@@ -281,6 +292,7 @@ SLOTS = (
     "lr_scale",
     "averager",
     "bits",
+    "tensor_bits",
     "row_scale",
     "quantizer",
     "codec",
@@ -335,10 +347,27 @@ class Technique:
         the technique's own."""
         return False
 
+    @property
+    def scores_by_document(self) -> bool:
+        """Of a scorer: whether these settings take documents in an order of their own, so that left to right
+        holds inside each of them only (#1855)."""
+        return False
+
     def phases(self) -> tuple[float, ...]:
         """Progress in (0, 1) at which the graph changes; every graph runs before the clock starts. A module
         that changes has enter_phase(progress). depth_recurrence; late quantisation-aware training."""
         return ()
+
+    # -- data seams ----------------------------------------------------------------------------------------
+
+    def loader(self, shards: Any, seed: int, longest: int) -> Any:
+        """slot · the training shards (uint16 arrays) and the longest sequence -> a stream of batches, as
+        techniques/_stream.py says. coprime_loader; shuffled_loader; shard_order."""
+
+    def batch(self, batch: Batch, phase: float) -> Batch:
+        """chain · a step's size from progress `phase` on, one of those that `phases` declares, or 0. Needs no
+        torch. batch_schedule; seq_schedule."""
+        return batch
 
     # -- model seams: called once while building; the trainer registers the modules they return ------------
 
@@ -414,6 +443,10 @@ class Technique:
         """chain · Hyper -> Hyper of one step, at the share `progress` of the budget: what moves while
         training."""
 
+    def muon(self, params: Any, lr: float, hyper: Any, world: Any, dtype: Any) -> Any:
+        """slot · an optimiser for Muon's parameter groups, like techniques/_muon.py's. With settle_gradients
+        (params, clip norm) it also sums every gradient over the ranks. parallel_muon; NorMuon."""
+
     def orthogonalize(self, inner: Any) -> Any:
         """chain · function(g [N,r,c], steps) -> same shape, around or instead of `inner`, the one so far
         (Muon's Newton–Schulz)."""
@@ -434,6 +467,11 @@ class Technique:
 
     def bits(self, role: str) -> int | None:
         """slot · bits per weight of a quantised tensor of this role."""
+
+    def tensor_bits(self, bits: dict[str, int], export: Any) -> dict[str, int]:
+        """slot · bits per weight of every tensor to quantise -> the same, chosen anew; `export` as for
+        `correct`. sensitivity_bits; more bits for looped layers (#1204)."""
+        return bits
 
     def row_scale(self, role: str) -> Any:
         """slot · function(weight [r,c], bits, hessian [c,c] or None) -> scales float16 [r] for tensors of

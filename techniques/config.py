@@ -17,8 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from techniques import catalog
-from techniques.base import STAGES, Shape, Technique, check_value, nearest, parse_value, setting
-from techniques.published import ALIASES, GATES, PUBLISHED, is_off, refuse_unknown
+from techniques.base import STAGES, Batch, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.published import (
+    ALIASES,
+    DETAILS,
+    GATES,
+    MODES,
+    PUBLISHED,
+    SPOKEN_TO,
+    chosen,
+    details,
+    is_off,
+    refuse_unknown,
+)
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
 LAYERS = ("preset", "file", "environment", "command line")  # low to high precedence
@@ -35,6 +46,7 @@ class Config:
         "data/tokenizers/fineweb_1024_bpe.model", "SentencePiece model", stage="data"
     )
     vocab_size: int = setting(1024, "tokens in the vocabulary", low=4, high=65_536, stage="data")
+    caseops: bool = setting(False, "the data must be CaseOps (they are scored so anyway)", stage="data")
     # model
     num_layers: int = setting(9, "blocks", low=1, high=64)
     model_dim: int = setting(512, "width of the residual stream", low=8, high=8192)
@@ -177,6 +189,15 @@ def _shape_of(config: Config, techniques: Mapping[str, Technique]) -> Shape:
     return shape
 
 
+def batch_at(config: Config, techniques: Mapping[str, Technique], phase: float) -> Batch:
+    """A training step's size from progress `phase` on: whole sequences in every micro-batch, at least one."""
+    batch = Batch(config.train_batch_tokens, config.train_seq_len)
+    for technique in techniques.values():
+        batch = technique.batch(batch, phase)
+    part = config.micro_batches * batch.seq_len
+    return Batch(max(1, round(batch.tokens / part)) * part, batch.seq_len)
+
+
 def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -219,7 +240,10 @@ def from_environment(
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
     layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
     layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
-    switched = {n for n, t in known.items() if any(not is_off(environ.get(v, "0")) for v in _gates(t))}
+    modes = chosen(environ, known)
+    layer |= modes
+    on = {*on, *(n for n, value in modes.items() if n in known and value)}
+    switched = _switched(environ, known, on)
     off = {
         n
         for n in known
@@ -227,7 +251,8 @@ def from_environment(
     }
     live = (set(on) | switched) - off
     for name, technique in known.items():
-        ours = [v for v in technique.env if v in environ and name in _readers(v, known, live)]
+        heard = {v: {*on, *switched} if field == "on" else live for v, field in technique.env.items()}
+        ours = [v for v in technique.env if v in environ and name in _readers(v, known, heard[v])]
         given = {technique.env[v]: environ[v] for v in ours}
         if not given:
             continue
@@ -244,7 +269,8 @@ def from_environment(
             layer[name] = layer.get(name, True) and not is_off(gate)
         if layer.get(name, True):  # without a gate, the settings of a technique that a preset turned on
             layer.update({f"{name}.{field}": v for field, v in given.items()})
-    return layer
+    live = {*live, *(n for n in known if layer.get(n))} - {n for n in known if layer.get(n) is False}
+    return details(environ, live) | layer
 
 
 def _gates(technique: type[Technique]) -> list[str]:
@@ -252,10 +278,23 @@ def _gates(technique: type[Technique]) -> list[str]:
     return [v for v, field in technique.env.items() if field == "on"]
 
 
+def _switched(
+    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str]
+) -> set[str]:
+    """What the environment turns on: first by variables that one technique reads, then by shared ones."""
+    given = [v for v in {v for t in known.values() for v in _gates(t)} if not is_off(environ.get(v, "0"))]
+    found: set[str] = set()
+    for variable in sorted(given, key=lambda v: sum(v in t.env for t in known.values())):
+        found |= {*_readers(variable, known, {*on, *found})}
+    return found
+
+
 def _readers(variable: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> list[str]:
-    """The techniques that `variable` speaks to: those that are on, where several read it."""
+    """The techniques that `variable` speaks to: those that are on, where several read it, or else one."""
     readers = [n for n, t in known.items() if variable in t.env]
-    return readers if len(readers) < 2 else [n for n in readers if n in live] or readers[:1]
+    if len(readers) < 2:
+        return readers
+    return [n for n in readers if n in live] or [n for n in SPOKEN_TO if n in readers] or readers[:1]
 
 
 def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:
@@ -275,6 +314,12 @@ def _rival(name: str, known: Mapping[str, type[Technique]], live: Collection[str
 def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
     """Every variable that means something here."""
     switches = {v for v, name in GATES.items() if name in known}
+    switches |= {v for v, names in DETAILS.items() if all(n.split(".")[0] in known for n in names)}
+    switches |= {
+        v
+        for v, options in MODES.items()
+        if any(n.split(".")[0] in known for s in options.values() for n in s)
+    }
     return (
         {n.upper() for n in TRAINER_FIELDS}
         | {v for t in known.values() for v in t.env}

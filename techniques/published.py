@@ -7,11 +7,52 @@ an error: a run command from a record must not lose a part of its meaning in sil
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 # Variables that are a setting of ours under another name.
-ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds"}
+ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds", "CASEOPS_ENABLED": "caseops"}
 # Variables that only switch a technique whose other variables switch it too.
 GATES = {"EMA_ENABLED": "ema", "SLIDING_WINDOW_ENABLED": "sliding_window"}
+# Variables whose value chooses a variant: value -> settings, `name` alone being a technique's gate.
+MODES: dict[str, dict[str, dict[str, Any]]] = {
+    "GATED_ATTENTION": {"1": {"attention_gate": True, "attention_gate.mode": "bias"}},  # #549
+    "ATTN_OUT_GATE_ENABLED": {"1": {"attention_gate": True, "attention_gate.mode": "out"}},  # #1667
+    "GATED_ATTN_ENABLED": {"1": {"attention_gate": True, "attention_gate.mode": "gated"}},  # #1736
+    "SPARSE_ATTN_GATE_ENABLED": {"1": {"attention_gate": True, "attention_gate.mode": "sparse"}},  # #1787
+    "VALUE_RESIDUAL": {"1": {"value_residual": True, "value_residual.mode": "lambda"}},  # #413, #549
+    "VRL": {"1": {"value_residual": True, "value_residual.mode": "add"}},  # #569
+    "SMEAR_GATE": {"1": {"smear_gate": True, "smear_gate.mode": "input_gate"}},  # #1667
+    "SMEAR_GATE_ENABLED": {"1": {"smear_gate": True, "smear_gate.mode": "input_gate"}},  # #1855
+    "MUON_POLAR_EXPRESS": {"1": {"polar_express": True}},
+    "LATE_QAT": {"1": {"late_qat": True}},
+    "QAT_ENABLED": {"1": {"late_qat": True, "late_qat.threshold": 2.0}},  # from the first step
+    "PARALLEL_FINAL_LANE_MEAN": {"1": {"parallel_residual.final": "mean"}},
+    "SLOT_MASK": {mask: {"slot.mask": mask} for mask in ("scored", "context")},
+    "COMPRESSOR": {
+        name: {codec: codec == own for codec in ("lzma_xz", "zstd", "brotli_shuffle", "per_group", "ans")}
+        for name, own in {
+            "zlib": "",
+            "zstd": "zstd",
+            "lzma": "lzma_xz",
+            "brotli": "brotli_shuffle",
+            "pergroup": "per_group",
+        }.items()
+    },
+}
+# Variables that set something of a technique that something else turned on; beside one that is off they mean
+# what they meant where they came from: nothing.
+DETAILS: dict[str, tuple[str, ...]] = {
+    "GATE_WINDOW": ("attention_gate.window",),
+    "SPARSE_ATTN_GATE_SCALE": ("attention_gate.kappa",),
+    "NEGATIVE_SLOPE": ("leaky_relu2.slope",),
+    "ROPE_TRAIN_SEQ_LEN": ("partial_rope.train_len",),
+    "MATRIX_BITS": ("mixed_bits.attn_bits", "mixed_bits.mlp_bits"),
+    "MATRIX_CLIP_SIGMAS": ("sdclip.attn_k", "sdclip.mlp_k"),
+    "HESSIAN_CLIP_LAMBDA": ("sdclip.hessian_lambda",),
+    "PRUNE_FRAC": ("prune.fraction",),
+}
+# Of several techniques that read a variable, none of them on, it speaks to one of these.
+SPOKEN_TO = ("score_first_ttt",)
 PUBLISHED = frozenset(
     """
     BETA1 BETA2 ADAM_EPS MUON_BETA2 CONTROL_TENSOR_NAME_PATTERNS INT8_KEEP_FLOAT_FP32_NAME_PATTERNS
@@ -39,6 +80,33 @@ PUBLISHED = frozenset(
 
 def is_off(value: str) -> bool:
     return value.strip().lower() in ("", "0", "0.0", "false", "off", "none")
+
+
+def chosen(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
+    """The settings that MODES' variables choose. ValueError for a value that chooses nothing known here.
+
+    `known`: the techniques there are. A variable that is off turns its own variants off, no others."""
+    layer: dict[str, Any] = {}
+    for variable, options in MODES.items():
+        value = environ.get(variable, "").strip().lower()
+        value = "1" if value in ("true", "on") else value
+        if is_off(value):
+            continue
+        ours = {v: s for v, s in options.items() if any(n.split(".")[0] in known for n in s)}
+        wanted = {name for name, setting in options.get(value, {"": True}).items() if setting is not False}
+        if not {name.split(".")[0] for name in wanted} <= {*known}:
+            raise ValueError(
+                f"`{variable}` chooses one of {', '.join(map(repr, ours)) or 'nothing here'}, but got "
+                f"{environ[variable]!r}."
+            )
+        layer |= {n: s for n, s in options[value].items() if n.split(".")[0] in known}
+    return layer
+
+
+def details(environ: Mapping[str, str], on: Collection[str]) -> dict[str, str]:
+    """The settings that DETAILS' variables give the techniques that are `on`."""
+    given = {name: environ[v] for v, names in DETAILS.items() if v in environ for name in names}
+    return {name: value for name, value in given.items() if name.split(".")[0] in on}
 
 
 def refuse_unknown(environ: Mapping[str, str], answered: Collection[str]) -> None:

@@ -146,7 +146,7 @@ class Switch:
     def __init__(self, model: nn.Module):
         self.model, self.steps = model, 0
 
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, lr_scale: float = 1.0) -> None:
         self.steps += 1
         Rounding.enabled = self.steps == 2  # on for one step: every run starts with it off
 
@@ -294,7 +294,9 @@ class Quantizer:
     def calibrate(self, model: Any, batches: Any) -> None:
         pass
 
-    def quantize(self, name: str, weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(
+        self, name: str, weight: torch.Tensor, bits: int, rule: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.flaw == "offset":
             weight = weight - weight.amin(1, keepdim=True)
         scale = (weight.abs().amax(1) / 127).clamp_min(1e-7).to(torch.float16)

@@ -19,11 +19,11 @@ from tests.search.test_bundle import alone, facts
 RECORDS = {
     "naive": (17_059_912, "legal", "legal"),
     "pr414": (26_993_756, "legal", "legal"),
-    "pr518": (26_993_756, "illegal" if "pre_eval_ttt" in catalog.metadata() else "legal", "illegal"),
+    "pr518": (26_993_756, "illegal", "illegal"),
     "pr549": (26_928_220, "legal", "legal"),
     "pr569": (26_993_766, "legal-if-timed", "closed"),
     "pr1263": (26_993_756, "contested", "contested"),
-    "pr1019": (27_067_484, "legal-if-timed", "legal"),
+    "pr1019": (27_067_484, "legal", "legal"),
     "pr1855": (35_945_671, "legal-if-timed", "legal"),
 }
 # The same maths by a faster way; a difference (documents' starts) that a tiny audited batch need not hold.
@@ -34,6 +34,7 @@ SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.IL
 # What a tiny run needs smaller; a setting counts where its technique is on.
 SMALL: dict[str, Any] = {
     "num_layers": 4,
+    "caseops": False,  # the tiny corpus is plain
     "iterations": 12,
     "reserve_seconds": 0.0,
     "partial_rope.dims": 8,
@@ -49,10 +50,20 @@ SMALL: dict[str, Any] = {
     "parallel_residual.start": 3,
     "gptq.calib_batches": 2,
     "gptq.block_size": 16,
+    "gptq.self_sequences": 2,
+    "gptq.self_tokens": 16,
     "quant_gate.min_numel": 8,
     "lqer.group": 32,
-    "brotli_shuffle.quality": 4,
+    "per_group.quality": 4,
     "sliding_window.stride": 16,
+    "phased_ttt.rank": 4,
+    "phased_ttt.chunk": 16,
+    "phased_ttt.lr": 0.01,
+    "phased_ttt.prefix_docs": 4,
+    "phased_ttt.phases": 2,
+    "pre_eval_ttt.epochs": 2,
+    "pre_eval_ttt.batch_seqs": 32,
+    "pre_eval_ttt.stride": 16,
     "score_first_ttt.chunk_tokens": 512,
     "score_first_ttt.stride": 16,
     "score_first_ttt.epochs": 1,

@@ -20,7 +20,8 @@ from techniques.base import Choice, Float, Int, Technique, setting
 
 
 class SwaAverager:
-    """Sums snapshots; before the first one its weights are the model's own."""
+    """Sums snapshots; before the first one its weights are the model's own, blended or not: a start that
+    never comes then shows in the audit, instead of an EMA under another name."""
 
     def __init__(self, model: Any, config: Any):
         self.config, self.model, self.steps, self.snapshots = config, model, 0, 0
@@ -40,13 +41,19 @@ class SwaAverager:
                 for total, p in zip(self.total, model.parameters(), strict=True):
                     total += p.detach()
 
+    @property
+    def facts(self) -> dict[str, int]:
+        return {"snapshots": self.snapshots}
+
     def weights(self) -> dict[str, torch.Tensor]:
         """name -> float32 tensor."""
-        out: dict[str, torch.Tensor] = {}
-        for i, (name, p) in enumerate(self.model.named_parameters()):
-            mean = (self.total[i] / self.snapshots).float() if self.snapshots else p.detach().float()
-            out[name] = self.ema[i].lerp(mean, self.config.swa_weight) if self.ema else mean
-        return out
+        named = list(self.model.named_parameters())
+        if not self.snapshots:
+            return {name: p.detach().float() for name, p in named}
+        means = [(total / self.snapshots).float() for total in self.total]
+        if self.ema:
+            means = [e.lerp(m, self.config.swa_weight) for e, m in zip(self.ema, means, strict=True)]
+        return {name: mean for (name, _), mean in zip(named, means, strict=True)}
 
 
 class Swa(Technique):

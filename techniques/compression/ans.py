@@ -1,18 +1,19 @@
-"""Each tensor's integers by an asymmetric numeral system (rANS) under its own histograms; the rest by
+"""Each tensor's integers by an asymmetric numeral system (rANS) under histograms of their own; the rest by
 brotli.
 
-The rows of a tensor fall into `row_classes` classes by their mean |q|; a class has one histogram, stored as
-counts of at most 2¹⁶ − 1 beside a class a row. On clean symbol streams brotli-11 lies 1 to 5 % above the
-entropy and zlib-9 7 to 20 % (studies of 22 Nov 2026); what this coder spends on a real export is not
-measured yet.
+Rows fall into classes by their mean |q|, columns likewise; each pair of classes has one histogram, a byte a
+symbol. How many classes, 1, 2, 4 … up to the two settings, is chosen for each tensor by the bytes that they
+save against those that their histograms take: small tensors keep one. One class of each is the order-0
+entropy of a tensor; more go below it where rows or columns differ in spread.
 
-Source: none of the published stacks that we read has it; the coder is the library `constriction`. Cost:
-tables of 2 · symbols · classes bytes a tensor, before brotli. Data that is no container of this trainer goes
-to brotli whole. What we saw: studies/LOG.md.
+Source: none of the published stacks that we read has it; the coder is the library `constriction`. Figures
+against the entropy and the other codecs: `python -m benchmarks.codecs`. Cost: seconds of packing and reading.
+Data that is no container of this trainer goes to brotli whole. What we saw: studies/LOG.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -20,23 +21,85 @@ from typing import Any
 import numpy as np
 
 from techniques._artifact import container_streams, read_head, stream_dtype, streams_of
-from techniques.base import Int, Technique, Unavailable, setting
+from techniques.base import Choice, Technique, Unavailable, setting
 
 CODED_KINDS = ("int8", "fix")  # streams of integers
-COUNT_LIMIT = 2**16 - 1
+CLASS_COUNTS = (1, 2, 4, 8, 16, 32)
+LEVELS = 255  # a histogram's entry v stands for a share v²: fine where shares are large
 
 
-def row_classes_of(q: np.ndarray, classes: int) -> np.ndarray:
-    """uint8 [r]: rows of [r,c] by rising mean |q|, in classes of equal size."""
-    rank = np.argsort(np.argsort(np.abs(q.astype(np.int16)).mean(1), kind="stable"), kind="stable")
-    return (rank * min(classes, len(q)) // len(q)).astype(np.uint8)
+def classes_of(means: np.ndarray, classes: int) -> np.ndarray:
+    """uint8 [n]: places by rising mean, in classes of equal size. Those of classes/2 are these // 2."""
+    rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")
+    return (rank * classes // len(means)).astype(np.uint8)
 
 
-def histogram(symbols: np.ndarray, low: int, size: int) -> np.ndarray:
-    """uint16 [size] counts of low … low + size − 1; those of a large tensor are scaled down, none to zero."""
-    counts = np.bincount(symbols.astype(np.int64) - low, minlength=size)
-    scaled = counts * min(1.0, COUNT_LIMIT / max(1, counts.max()))
-    return np.where(counts > 0, np.maximum(1, scaled), 0).astype(np.uint16)
+def levels_of(counts: np.ndarray) -> np.ndarray:
+    """uint8 [..,symbols]: v of counts, with v² near their shares; none that occurs falls to zero."""
+    shares = counts / np.maximum(1, counts.max(-1, keepdims=True))
+    return np.where(counts > 0, np.maximum(1, np.round(LEVELS * np.sqrt(shares))), 0).astype(np.uint8)
+
+
+def coded_bytes(counts: np.ndarray) -> float:
+    """Of symbols with these counts [cells, symbols], each cell under its own histogram, and of the tables."""
+    totals = np.maximum(1, counts.sum(1, keepdims=True))
+    bits = -(counts * np.log2(np.maximum(counts, 1) / totals)).sum()
+    return float(bits / 8) + float(counts.size)
+
+
+class Cells:
+    """Where each element of q [r,c] belongs: the chosen classes of rows and columns, and their counts."""
+
+    def __init__(self, q: np.ndarray, row_classes: int, column_classes: int):
+        magnitude = np.abs(q.astype(np.int16))
+        self.low = int(q.min())
+        self.size = max(2, int(q.max()) - self.low + 1)  # a model needs two symbols
+        self.rows = classes_of(magnitude.mean(1), row_classes)
+        self.columns = classes_of(magnitude.mean(0), column_classes)
+        self.symbols = (q.astype(np.int16) - self.low).astype(np.int32)
+        label = self.rows[:, None].astype(np.int64) * column_classes + self.columns
+        flat = np.bincount((label * self.size + self.symbols).ravel(), minlength=0)
+        finest = np.zeros(row_classes * column_classes * self.size, np.int64)
+        finest[: len(flat)] = flat
+        self.counts = finest.reshape(row_classes, column_classes, self.size)
+        self.choose()
+
+    def choose(self) -> None:
+        """Merge neighbouring classes as long as the tables cost more than they save."""
+        best: tuple[float, int, int] | None = None
+        by_row = [2**i for i in range(self.counts.shape[0].bit_length())]
+        by_column = [2**i for i in range(self.counts.shape[1].bit_length())]
+        for down, across in itertools.product(by_row, by_column):
+            merged = self.merged(down, across)
+            stored = len(self.rows) * (merged.shape[0] > 1) + len(self.columns) * (merged.shape[1] > 1)
+            bits = np.log2(max(2, merged.shape[0] * merged.shape[1])) / 2
+            cost = coded_bytes(merged.reshape(-1, self.size)) + stored * bits / 8
+            if best is None or cost < best[0]:
+                best = (cost, down, across)
+        assert best is not None
+        self.counts = self.merged(best[1], best[2])
+        self.rows, self.columns = self.rows // best[1], self.columns // best[2]
+
+    def merged(self, down: int, across: int) -> np.ndarray:
+        r, c, size = self.counts.shape
+        return self.counts.reshape(r // down, down, c // across, across, size).sum((1, 3))
+
+    def table(self) -> bytes:
+        """Lowest symbol, symbols - 1, classes of rows and columns, each row's and column's class, levels."""
+        r, c, _ = self.counts.shape
+        head = struct.pack("<bBBB", self.low, self.size - 1, r, c)
+        named = (self.rows.tobytes() if r > 1 else b"") + (self.columns.tobytes() if c > 1 else b"")
+        return head + named + levels_of(self.counts).tobytes()
+
+    def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(symbols, levels) of each cell that holds any, in the reader's order."""
+        levels = levels_of(self.counts)
+        out = []
+        for k, m in np.ndindex(*levels.shape[:2]):
+            symbols = self.symbols[self.rows == k][:, self.columns == m].ravel()
+            if symbols.size:
+                out.append((symbols, levels[k, m]))
+        return out
 
 
 class AnsCodec:
@@ -44,7 +107,7 @@ class AnsCodec:
 
     name = "ans"
 
-    def __init__(self, row_classes: int):
+    def __init__(self, config: Any):
         try:
             import brotli  # pyright: ignore[reportMissingTypeStubs]
             import constriction  # pyright: ignore[reportMissingTypeStubs]
@@ -54,40 +117,34 @@ class AnsCodec:
             ) from error
         self.brotli: Any = brotli
         self.stream: Any = vars(constriction)["stream"]
-        self.row_classes = row_classes
+        self.config = config
 
-    def model(self, counts: np.ndarray) -> Any:
-        return self.stream.model.Categorical(counts / counts.sum(dtype=np.float64), perfect=False)
+    def model(self, levels: np.ndarray) -> Any:
+        shares = np.square(levels.astype(np.float64))
+        if np.count_nonzero(shares) < 2:  # a model needs two symbols, seen or not
+            shares[int(shares[0] > 0)] += 1e-6 * shares.max()
+        return self.stream.model.Categorical(shares / shares.sum(), perfect=False)
 
     def compress(self, data: bytes) -> bytes:
         """u32 bytes of brotli'd rest (0: all of it is there), rest, words of the coder. Rest: container
-        without the integers, then per stream: lowest symbol, symbols - 1, classes, class of each row,
-        counts."""
+        without the integers, then a table per stream."""
         try:
             streams = container_streams(data)
         except (ValueError, KeyError, TypeError):
             return struct.pack("<I", 0) + self.brotli.compress(data, quality=11, lgwin=24)
         _, start = read_head(data)
         rest, tables = [data[:start]], []
-        work: list[tuple[np.ndarray, np.ndarray]] = []  # symbols from 0, counts: in the reader's order
+        work: list[tuple[np.ndarray, np.ndarray]] = []
         for kind, _, array in streams:
             if kind not in CODED_KINDS or not array.size:
                 rest.append(array.tobytes())
                 continue
-            low, high = int(array.min()), int(array.max())
-            size = max(2, high - low + 1)  # a model needs two symbols
-            classes = row_classes_of(array, self.row_classes)
-            number = int(classes.max()) + 1
-            tables.append(struct.pack("<bBB", low, size - 1, number) + classes.tobytes())
-            for k in range(number):
-                symbols = array[classes == k].ravel()
-                counts = histogram(symbols, low, size)
-                counts[counts.argmin()] += counts.min() == 0 and np.count_nonzero(counts) == 1
-                tables[-1] += counts.tobytes()
-                work.append((symbols.astype(np.int32) - low, counts))
+            cells = Cells(array, self.config.row_classes, self.config.column_classes)
+            tables.append(cells.table())
+            work += cells.parts()
         coder = self.stream.stack.AnsCoder()
-        for symbols, counts in reversed(work):
-            coder.encode_reverse(symbols, self.model(counts))
+        for symbols, levels in reversed(work):
+            coder.encode_reverse(symbols, self.model(levels))
         plain = self.brotli.compress(b"".join(rest + tables), quality=11, lgwin=24)
         return struct.pack("<I", len(plain)) + plain + coder.get_compressed().tobytes()
 
@@ -96,7 +153,7 @@ class AnsCodec:
         if not size:
             return self.brotli.decompress(data[4:])
         rest = self.brotli.decompress(data[4 : 4 + size])
-        coder = self.stream.stack.AnsCoder(np.frombuffer(data, np.uint32, offset=4 + size))
+        coder = self.stream.stack.AnsCoder(np.frombuffer(data[4 + size :], np.uint32))
         head, at = read_head(rest)
         layout, out = streams_of(head), [rest[:at]]
         plain: dict[int, bytes] = {}
@@ -112,16 +169,23 @@ class AnsCodec:
 
     def read_stream(self, rest: bytes, at: int, sides: tuple[int, ...], coder: Any) -> tuple[np.ndarray, int]:
         """(int8 [r,c], where its table ends)."""
-        low, size, number = struct.unpack_from("<bBB", rest, at)
-        classes = np.frombuffer(rest, np.uint8, sides[0], at + 3)
-        at, out = at + 3 + sides[0], np.empty(sides, np.int8)
-        for k in range(number):
-            counts = np.frombuffer(rest, np.uint16, size + 1, at)
-            at += 2 * (size + 1)
-            rows = classes == k
-            symbols = coder.decode(self.model(counts), int(rows.sum()) * sides[1])
-            out[rows] = (symbols + low).reshape(-1, sides[1]).astype(np.int8)
-        return out, at
+        low, size, *numbers = struct.unpack_from("<bBBB", rest, at)
+        at, classes = at + 4, []
+        for side, number in zip(sides, numbers, strict=True):
+            named = side if number > 1 else 0
+            given = np.frombuffer(rest, np.uint8, named, at)
+            classes.append(given if named else np.zeros(side, np.uint8))
+            at += named
+        shape = (*numbers, size + 1)
+        levels = np.frombuffer(rest, np.uint8, int(np.prod(shape)), at).reshape(shape)
+        out = np.empty(sides, np.int8)
+        for k, m in np.ndindex(*numbers):
+            cell = np.ix_(classes[0] == k, classes[1] == m)
+            count = out[cell].size
+            if count:
+                symbols = coder.decode(self.model(levels[k, m]), count)
+                out[cell] = (symbols + low).reshape(out[cell].shape).astype(np.int8)
+        return out, at + levels.size
 
 
 class Ans(Technique):
@@ -130,12 +194,13 @@ class Ans(Technique):
     name = "ans"
     reference = "constriction (R. Bamler), arXiv:2201.01741"
     stage = "pack"
-    space = {"row_classes": Int(1, 16, log=True)}
-    smoke = {"row_classes": 2}
+    space = {"row_classes": Choice(CLASS_COUNTS), "column_classes": Choice(CLASS_COUNTS)}
+    smoke = {"row_classes": 4}
 
     @dataclass(frozen=True)
     class Config:
-        row_classes: int = setting(4, "histograms of a tensor, over its rows by mean |q|", low=1, high=64)
+        row_classes: int = setting(8, "classes of a tensor's rows, at most", choices=CLASS_COUNTS)
+        column_classes: int = setting(8, "classes of its columns, at most", choices=CLASS_COUNTS)
 
     def codec(self) -> AnsCodec:
-        return AnsCodec(self.config.row_classes)
+        return AnsCodec(self.config)

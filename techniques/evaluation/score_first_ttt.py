@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from techniques._ttt import sequence_step, ttt_parameters
 from techniques._windows import score_sliding, windows
 from techniques.base import (
     Choice,
@@ -31,19 +32,6 @@ from techniques.base import (
     Verdict,
     setting,
 )
-
-
-def ttt_parameters(
-    model: Any, freeze_blocks: int
-) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """(trained, frozen): the first `freeze_blocks` blocks stand still. ValueError if that matches nothing."""
-    frozen = [p for block in list(model.blocks)[:freeze_blocks] for p in block.parameters()]
-    if freeze_blocks and not frozen:
-        raise ValueError(
-            f"`score_first_ttt.freeze_blocks` = {freeze_blocks} matches no parameter of this model."
-        )
-    ids = {id(p) for p in frozen}
-    return [p for p in model.parameters() if id(p) not in ids], frozen
 
 
 class TttScorer:
@@ -95,30 +83,9 @@ class TttScorer:
         starts = [first + k * s for k in range(c.chunk_tokens // s)]  # not the last chunk: it is whole
         for _ in range(c.epochs):
             for at in range(0, len(starts), c.batch_seqs):
-                step = starts[at : at + c.batch_seqs]
-                mine = run.world.my_range(len(step))
-                optimizer.zero_grad(set_to_none=True)
-                if len(mine):
-                    pairs = [run.window(step[k], s) for k in mine]
-                    with torch.enable_grad():
-                        loss = run.model(
-                            torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
-                        )
-                        (loss * (len(mine) / len(step))).backward()
-                self.reduce(run.world, trained)
-                torch.nn.utils.clip_grad_norm_(trained, c.grad_clip)
-                optimizer.step()
+                sequence_step(run, starts[at : at + c.batch_seqs], optimizer, trained, c.grad_clip)
                 self.facts["steps"] += 1
         self.facts["trained_chunks"] += 1
-
-    def reduce(self, world: Any, trained: list[torch.nn.Parameter]) -> None:
-        """Sum the gradients over the ranks; a rank that had no sequence adds zeros."""
-        if world.size == 1:
-            return
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = world.sum(torch.cat([g.reshape(-1) for g in parts]))
-        for p, g in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            p.grad = g.view_as(p).clone()
 
 
 class ScoreFirstTtt(Technique):

@@ -71,13 +71,15 @@ class SlotScorer:
         mine = run.world.my_range(len(found))
         fitted = 0
         for batch in window_batches(found[mine.start : mine.stop], c.batch_seqs):
-            ids, targets, context = window_tensors(run, batch)
             with torch.no_grad():
+                ids, targets, context = window_tensors(run, batch)
                 h = run.model.hidden(ids).float()
                 z = run.model.project(h[:, context:])
-            part = slice(context, None) if c.mask == "scored" else slice(0, context)
-            if targets[:, part].numel():
-                z = z + slot_shift(run.model, h[:, part], targets[:, part], c)
+            part = range(context, ids.size(1)) if c.mask == "scored" else range(context)
+            if part:
+                with torch.set_grad_enabled(c.mask == "scored"):  # fitted before it is scored: for the ledger
+                    fit = torch.stack([run.window(w[0] + part.start, len(part))[1] for w in batch])
+                z = z + slot_shift(run.model, h[:, part.start : part.stop], fit, c)
                 fitted += len(batch)
             with torch.no_grad():
                 write_window_nats(run, batch, slot_nats(run.model, z, targets[:, context:]))

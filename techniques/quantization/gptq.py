@@ -6,10 +6,13 @@ e = (w_j − s·q_j)/U_jj, w_k −= e·U_jk for k > j. The scale s is fixed per 
 Source: GPTQ, arXiv:2210.17323; PR #535, #569, #1019, #1060 (about -0.0026 BPB against gptq_lite). Those damp
 twice and pick the clip by plain squared error, the wrong criterion (`clip_rule = "mse"`); here damping is
 applied once and the clip is picked by the error that GPTQ minimises. A column whose input is always zero is
-dead: its weights become 0. Legal only inside the timed budget: calibration reads training data (#569, #631);
-set `reserve_seconds` to cover it. Cost: calib_batches forward passes, timed; then one solve a matrix in
-float64, untimed. Matrices that no Linear-like module computes (embedding, techniques' projections), and those
-whose Cholesky fails, are rounded as by gptq_lite. What we saw: studies/LOG.md.
+dead: its weights become 0. `calibration = "train"` reads training batches and is legal only inside the timed
+budget (#569, #631; set `reserve_seconds` to cover it); "self" lets the model write its own sequences (#1019:
+64 of 2048 tokens at temperature 0.8), reads no data and is not timed. `embedding = 1` solves the output
+projection too (a tied embedding, or the head), whose inputs are the final norm's outputs (#1394). Cost:
+calib_batches forward passes, timed, or one pass a token that is written, untimed; then one solve a matrix in
+float64. Matrices that no Linear-like module computes (a table that is only looked up, techniques'
+projections), and those whose Cholesky fails, are rounded as by gptq_lite. What we saw: studies/LOG.md.
 """
 
 from __future__ import annotations
@@ -23,56 +26,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from techniques._gptq import gptq_solve, hessian_error, self_generated
 from techniques._quant import clip_scales, quantize_lite, round_rows, rows_at_floor
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
 GPTQ_ROLES = ("attn", "mlp")  # every 2-D weight of these must show its inputs to a hook
-
-
-def hessian_error(weight: Tensor, q: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
-    """tr((W − Ŵ)H(W − Ŵ)ᵀ) in float64: W [r,c], q [..,r,c], scale [..,r], H [c,c] -> [..]."""
-    e = weight.double() - q.double() * scale.double()[..., None]
-    return ((e @ hessian.double()) * e).sum((-2, -1))
-
-
-def inverse_factor(hessian: Tensor) -> Tensor | None:
-    """U upper triangular with UᵀU = H⁻¹, or None where H is not positive definite."""
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if int(failed) or not bool(lower.isfinite().all()):
-        return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if int(failed) or not bool(upper.isfinite().all()) else upper
-
-
-def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, config: Any) -> Tensor | None:
-    """q int8 [P,r,c] of W [r,c] under each row of scales [P,r]; None if the Cholesky factorisation fails."""
-    qmax, columns = 2 ** (bits - 1) - 1, weight.size(1)
-    h, w = hessian.double().clone(), weight.double().clone()
-    diagonal = h.diagonal().clone()
-    dead = diagonal == 0
-    w[:, dead] = 0
-    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
-    h.diagonal()[dead] = 1
-    h.diagonal().add_(config.damp * mean)
-    order = torch.arange(columns, device=h.device)
-    if config.act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
-    u = inverse_factor(h[order][:, order])
-    if u is None:
-        return None
-    w = w[:, order].expand(scales.size(0), -1, -1).clone()  # [P,r,c]
-    s, q = scales.double()[..., None], torch.empty_like(w)
-    for a in range(0, columns, config.block_size):
-        b = min(a + config.block_size, columns)
-        errors = torch.empty_like(w[:, :, a:b])
-        for j in range(a, b):
-            column = w[:, :, j : j + 1]
-            rounded = torch.round(column / s).clamp(-qmax, qmax)
-            error = (column - s * rounded) / u[j, j]
-            w[:, :, j:b] -= error * u[j, j:b]
-            q[:, :, j : j + 1], errors[:, :, j - a : j - a + 1] = rounded, error
-        w[:, :, b:] -= errors @ u[a:b, b:]
-    return q[:, :, torch.argsort(order)].to(torch.int8)
 
 
 def gptq_modules(model: Any) -> dict[str, Any]:
@@ -90,7 +48,7 @@ class GptqQuantizer:
     """Collects Hessians, then rounds. `facts` counts what fell back and compares errors with rounding's."""
 
     def __init__(self, config: Any):
-        self.config = config
+        self.config, self.reads_data = config, config.calibration == "train"
         self.hessians: dict[str, Tensor] = {}  # parameter's name -> mean XᵀX, float32 [c,c]
         self.ratios: list[
             float
@@ -100,7 +58,7 @@ class GptqQuantizer:
         )
 
     def calibrate(self, model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Mean XᵀX over calib_batches micro-batches of all ranks. ValueError for a matrix not reached."""
+        """Mean XᵀX over the calibration sequences of all ranks. ValueError for a matrix not reached."""
         found = gptq_modules(model)
         expected = {
             n for n, p in model.named_parameters() if p.ndim == 2 and getattr(p, "role", None) in GPTQ_ROLES
@@ -110,11 +68,12 @@ class GptqQuantizer:
             raise ValueError(
                 f"gptq needs the inputs of every attn and mlp matrix, but found no module for: {missing}."
             )
-        sums = {
-            n: torch.zeros(m.weight.size(1), m.weight.size(1), device=m.weight.device)
-            for n, m in found.items()
-        }
-        tokens = dict.fromkeys(found, 0)
+        columns = {n: m.weight.size(1) for n, m in found.items()}
+        head = "tok_emb" if model.head is None else "head.weight"
+        if self.config.embedding:
+            columns[head] = model.tok_emb.size(1)
+        sums = {n: torch.zeros(c, c, device=model.tok_emb.device) for n, c in columns.items()}
+        tokens = dict.fromkeys(columns, 0)
 
         def watch(name: str):
             def hook(_module: Any, args: tuple[Any, ...]) -> None:
@@ -124,18 +83,23 @@ class GptqQuantizer:
 
             return hook
 
-        handles = [m.register_forward_pre_hook(watch(n)) for n, m in found.items()]
+        handles: list[Any] = []
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         rank = dist.get_rank() if ranks > 1 else 0
-        mine = len(
-            range(rank, self.config.calib_batches, ranks)
-        )  # the loader deals micro-batches out in turn
         was_training = model.training
         model.eval()
         try:
             with torch.no_grad():
-                for ids, _ in itertools.islice(batches, mine):
-                    model.hidden(ids)
+                if self.reads_data:  # the loader deals them out in turn
+                    mine = len(range(rank, self.config.calib_batches, ranks))
+                    sequences = (ids for ids, _ in itertools.islice(batches, mine))
+                else:  # written before a hook may count what passes
+                    sequences = list(self_generated(model, self.config, rank=rank, ranks=ranks))
+                handles += [m.register_forward_pre_hook(watch(n)) for n, m in found.items()]
+                for ids in sequences:
+                    h = model.hidden(ids)
+                    if head in sums:
+                        watch(head)(None, (h,))
         finally:
             model.train(was_training)
             for handle in handles:
@@ -195,6 +159,7 @@ class Gptq(Technique):
         "calib_batches": Int(4, 256, log=True),
         "damp": Float(1e-3, 1e-1, log=True),
         "act_order": Choice((True, False)),
+        "embedding": Choice((False, True)),
         "clip_rule": Choice(("hessian", "mse")),
     }
     env = {
@@ -203,7 +168,7 @@ class Gptq(Technique):
         "GPTQ_CALIBRATION_BATCHES": "calib_batches",
         "GPTQ_BLOCK_SIZE": "block_size",
     }
-    smoke = {"calib_batches": 4, "block_size": 16}
+    smoke = {"calib_batches": 4, "block_size": 16, "embedding": True}
 
     @dataclass(frozen=True)
     class Config:
@@ -223,9 +188,30 @@ class Gptq(Technique):
         scale_floor: str = setting(
             "tiny", "least scale: 1e-7, or the records' 1/qmax", choices=("tiny", "published")
         )
+        embedding: bool = setting(False, "solve the tied embedding (or the head) too")
+        calibration: str = setting(
+            "train", "sequences that give H: training batches, or the model's own", choices=("train", "self")
+        )
+        self_sequences: int = setting(64, "sequences that the model writes", low=1, high=4096)
+        self_tokens: int = setting(2048, "tokens of each", low=2, high=65_536)
+        temperature: float = setting(0.8, "of their sampling", low=0.01, high=10.0)
+
+    def check(self, shape: Shape) -> None:
+        longest, c = max(shape.seq_len, shape.eval_seq_len), self.config
+        if c.calibration == "self" and c.self_tokens > longest:
+            raise ValueError(
+                f"`gptq.self_tokens` must be at most the longest sequence, but got {c.self_tokens} and "
+                f"{longest}."
+            )
+
+    def verdict(self) -> Legality:
+        if self.config.calibration == "self":
+            return Legality(Verdict.LEGAL, "calibration on self-generated tokens: #728, merged as #1019")
+        return self.legality
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost(calibration_passes=float(self.config.calib_batches))
+        reads_data = self.config.calibration == "train"
+        return Cost(calibration_passes=float(self.config.calib_batches) if reads_data else 0.0)
 
     def quantizer(self) -> GptqQuantizer:
         return GptqQuantizer(self.config)

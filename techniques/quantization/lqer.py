@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from techniques._artifact import Fix
-from techniques.base import Int, Technique, setting
+from techniques.base import Cost, Int, Shape, Technique, setting
 
 
 def round_group(x: Tensor, group: int, low: int, high: int, divisor: float) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ class Lqer(Technique):
     name = "lqer"
     reference = "arXiv:2402.02446; PR #1797, #1855, #2060"
     stage = "quantize"
-    after = ("prune", "quant_gate")
+    after = ("awq_lite", "quant_gate")
     space = {"rank": Int(1, 16, log=True), "tensors": Int(1, 12)}
     env = {
         "LQER_ENABLED": "on",
@@ -68,6 +68,15 @@ class Lqer(Technique):
         rank: int = setting(4, "columns of A", low=1, high=256)
         tensors: int = setting(3, "matrices that are corrected, at most", low=1, high=1000)
         group: int = setting(64, "elements of B that share a scale", low=1, high=65_536)
+
+    def cost(self, shape: Shape) -> Cost:
+        """As if the largest matrices were the worst: A in two bits, B in four, scales in float16."""
+        c, total = self.config, 0.0
+        matrices = [t for t in shape.tensors() if len(t.shape) == 2 and t.role != "scalar"]
+        for t in sorted(matrices, key=lambda t: -t.numel)[: c.tensors]:
+            rank = min(c.rank, *t.shape)
+            total += rank * (t.shape[0] / 4 + t.shape[1] / 2) + 2 * (1 + rank * t.shape[1] / c.group)
+        return Cost(artifact_bytes=total)
 
     def correct(self, packed: Any, export: Any) -> Any:
         c, out = self.config, list(packed)

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 @contextmanager
-def over_tcp(url: str) -> Iterator[str]:
-    """The embedded server's URL as postgresql://…@127.0.0.1:PORT: a relay stands before its socket."""
+def over_tcp(url: str, address: str = "127.0.0.1") -> Iterator[str]:
+    """The embedded server's URL as postgresql://…@ADDRESS:PORT: a relay stands before its socket."""
     parsed = sqlalchemy.make_url(url)
     path = f"{parsed.query['host']}/.s.PGSQL.{parsed.query.get('port', 5432)}"
 
@@ -44,13 +44,13 @@ def over_tcp(url: str) -> Iterator[str]:
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-    with Server(("127.0.0.1", 0), Relay) as relay:
+    with Server((address, 0), Relay) as relay:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
         made = sqlalchemy.URL.create(
             "postgresql",
             parsed.username,
             parsed.password,
-            "127.0.0.1",
+            address,
             relay.server_address[1],
             parsed.database,
         )

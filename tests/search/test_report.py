@@ -100,3 +100,12 @@ def test_words() -> None:
         {"ask_s": 0.03, "process_s": 20.0, "share": 0.03},
     ]
     assert overhead_line(shares) == "overhead per trial: ask 20 ms; 2.0% of a trial of 15.0 s"
+
+
+def test_a_trial_with_findings_carries_one_mark_and_show_tells_them(session: Session) -> None:
+    assert "?" not in printed(print_leaderboard, session).split("Best:")[0]
+    told = "plausibility: val_bpb is 0.2990, but the training loss explains nothing below 1.0"
+    session.optuna_study.add_trial(trial_of(0.299, findings=[told]))
+    text = printed(print_leaderboard, session)
+    assert "0.2990?" in text and "2.0500 " in text and "? = has findings" in text
+    assert told in " ".join(printed(print_trial, session, 6).split())

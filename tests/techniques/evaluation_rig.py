@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from techniques._ledger import Ledger
 from techniques.config import resolve
 from train_gpt import Evaluation, build_model
 
@@ -33,6 +34,7 @@ class StubWorld:
 
     def __init__(self, rank: int = 0, size: int = 1, meet: Any = None, board: Any = None):
         self.rank, self.size, self.meet, self.board = rank, size, meet, board
+        self.ledger = Ledger()
 
     def my_range(self, n: int) -> range:
         return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from techniques._artifact import Fix, Packed, ZlibCodec, pack, unpack
-from techniques.compression.ans import Ans, histogram, row_classes_of
+from techniques.compression.ans import Ans, Cells, classes_of, levels_of
 from techniques.compression.brotli_shuffle import BrotliShuffle
 
 G = torch.Generator().manual_seed(0)
@@ -30,9 +30,9 @@ def items() -> list[Packed]:
     ]
 
 
-@pytest.mark.parametrize("row_classes", [1, 3, 64])
-def test_an_artifact_comes_back_exactly(row_classes: int):
-    codec, packed = Ans(Ans.Config(row_classes=row_classes)).codec(), items()
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 1), (1, 8), (32, 32)])
+def test_an_artifact_comes_back_exactly(rows: int, columns: int):
+    codec, packed = Ans(Ans.Config(row_classes=rows, column_classes=columns)).codec(), items()
     artifact = pack(packed, {"a": 1}, codec)
     assert artifact == pack(packed, {"a": 1}, codec)
     values, weights = unpack(artifact, {"ans": Ans().codec()})
@@ -46,23 +46,51 @@ def test_other_bytes_come_back_too(data: bytes):
     assert codec.decompress(codec.compress(data)) == data
 
 
+def size(packed: list[Packed], rows: int, columns: int) -> int:
+    return len(pack(packed, {}, Ans(Ans.Config(row_classes=rows, column_classes=columns)).codec()))
+
+
+def entropy_bytes(q: np.ndarray, rows: int, columns: int) -> float:
+    """Of every cell of classes under its own histogram, one cell after the other."""
+    magnitude, bits = np.abs(q.astype(int)), 0.0
+    by_row, by_column = classes_of(magnitude.mean(1), rows), classes_of(magnitude.mean(0), columns)
+    for k in range(rows):
+        for m in range(columns):
+            counts = np.unique(q[by_row == k][:, by_column == m], return_counts=True)[1]
+            bits += float(-(counts * np.log2(counts / counts.sum())).sum())
+    return bits / 8
+
+
 def test_bytes_are_near_the_entropy_and_below_the_other_codecs():
     q = integers(512, 512)
     packed = [Packed("a", q, torch.ones(512).half())]
-    classes, bits = row_classes_of(q.numpy(), 8), 0.0
-    for k in range(8):
-        counts = np.unique(q.numpy()[classes == k], return_counts=True)[1]
-        bits += float(-(counts * np.log2(counts / counts.sum())).sum())
-    size = len(pack(packed, {}, Ans(Ans.Config(row_classes=8)).codec()))
-    assert bits / 8 < size < 1.01 * bits / 8 + 700  # head and tables
+    bound = entropy_bytes(q.numpy(), 8, 1)
+    assert bound < size(packed, 8, 1) < 1.01 * bound + 1000  # head, classes of rows, tables
     others = [len(pack(packed, {}, codec)) for codec in (ZlibCodec(), BrotliShuffle().codec())]
-    assert size < 0.985 * min(others)
-    one_class = len(pack(packed, {}, Ans(Ans.Config(row_classes=1)).codec()))
-    assert size < one_class  # rows of unlike spread pay for their own histograms
+    assert size(packed, 8, 1) < 0.985 * min(others)
+    assert size(packed, 8, 1) < size(packed, 1, 1)  # rows of unlike spread pay for their own histograms
+    assert size(packed, 8, 8) <= size(packed, 8, 1) + 8  # columns are alike here, and stay one class
 
 
-def test_classes_and_counts():
+def test_columns_of_unlike_spread_get_their_own_histograms():
+    q = integers(512, 512).T.contiguous()
+    packed = [Packed("a", q, torch.ones(512).half())]
+    assert size(packed, 1, 8) < 0.985 * size(packed, 1, 1)
+    assert Cells(q.numpy(), 8, 8).counts.shape[1] > 1 == Cells(q.numpy(), 8, 8).counts.shape[0]
+
+
+def test_small_tensors_keep_one_class():
+    assert Cells(integers(16, 16).numpy(), 32, 32).counts.shape[:2] == (1, 1)
+
+
+def test_classes_and_levels():
     q = np.array([[9, -9], [0, 1], [4, 4], [0, 0]], np.int8)
-    assert row_classes_of(q, 2).tolist() == [1, 0, 1, 0] and row_classes_of(q, 9).tolist() == [3, 1, 2, 0]
-    counts = histogram(np.array([0] * 200_000 + [1]), 0, 3)
-    assert counts.tolist() == [65535, 1, 0]
+    means = np.abs(q.astype(int)).mean(1)
+    assert classes_of(means, 2).tolist() == [1, 0, 1, 0] and classes_of(means, 4).tolist() == [3, 1, 2, 0]
+    assert (classes_of(means, 8) // 2).tolist() == classes_of(means, 4).tolist()
+    assert levels_of(np.array([200_000, 1, 0, 50_000])).tolist() == [255, 1, 0, 128]
+    counts = np.bincount((np.random.default_rng(0).normal(size=100_000) * 6 + 31).astype(int))
+    shares, levels = counts / counts.sum(), np.square(levels_of(counts).astype(float))
+    seen = counts > 0
+    loss = (shares * np.log2(np.where(seen, shares, 1) / np.where(seen, levels / levels.sum(), 1))).sum()
+    assert 0 <= loss < 1e-3  # bits a symbol, what a byte a level costs

@@ -6,13 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from techniques._gptq import gptq_solve, hessian_error, self_generated
 from techniques._param import parameter
 from techniques._quant import clip_scales, quantize_lite, round_rows
 from techniques.base import Shape, Verdict
-from techniques.quantization.gptq import Gptq, GptqQuantizer, gptq_solve, hessian_error
+from techniques.quantization.gptq import Gptq, GptqQuantizer
 from tests.techniques.evaluation_rig import tiny_model, tiny_tokens
 
 C = Gptq.Config(calib_batches=3, block_size=8)
+SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
 
 
 def correlated(columns: int, seed: int = 0, samples: int = 400) -> torch.Tensor:
@@ -179,3 +181,63 @@ def test_declares_its_cost_and_its_verdict():
     shape = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
     assert Gptq(C).cost(shape).calibration_passes == 3.0
     assert Gptq.legality.verdict is Verdict.LEGAL_IF_TIMED and Gptq.legality.admitted("record")
+
+
+def test_the_tied_embeddings_hessian_is_that_of_the_final_norms_outputs():
+    model, tokens = tiny_model(), tiny_tokens(64)[:64].view(2, 32).long()
+    for embedding in (False, True):
+        quantizer = Gptq(replace(C, embedding=embedding)).quantizer()
+        quantizer.calibrate(model, iter([(tokens, tokens)]))
+        assert ("tok_emb" in quantizer.hessians) is embedding
+    with torch.no_grad():
+        h = model.hidden(tokens).reshape(-1, 32)
+    expected = torch.stack([torch.outer(row, row) for row in h]).mean(0)
+    torch.testing.assert_close(quantizer.hessians["tok_emb"], expected, atol=1e-5, rtol=1e-4)
+    q, s = quantizer.quantize("tok_emb", model.tok_emb.detach(), 5)
+    plain = round_rows(model.tok_emb.detach(), s, 5)
+    assert quantizer.facts["no_hessian"] == 0 and hessian_error(
+        model.tok_emb, q, s, expected
+    ) < hessian_error(model.tok_emb, plain, s, expected)
+    untied = Gptq(replace(C, embedding=True)).quantizer()
+    untied.calibrate(tiny_model(tie_embeddings=False), iter([(tokens, tokens)]))
+    assert "head.weight" in untied.hessians and "tok_emb" not in untied.hessians
+
+
+def refuse():
+    raise AssertionError("training data were read")
+    yield
+
+
+def test_calibration_on_its_own_sequences_reads_no_data():
+    config = replace(C, calibration="self", self_sequences=11, self_tokens=7, temperature=0.5)
+    model, quantizer = tiny_model(), Gptq(config).quantizer()
+    quantizer.calibrate(model, refuse())
+    assert not quantizer.reads_data and len(quantizer.hessians) == 12
+    sequences = torch.cat(list(self_generated(model, config, rank=0, ranks=1)))
+    assert sequences.shape == (11, 7)  # batches of 8 and 3
+    by_hand = Gptq(replace(C, calib_batches=1)).quantizer()
+    by_hand.calibrate(model, iter([(sequences, sequences)]))
+    for name, h in quantizer.hessians.items():
+        torch.testing.assert_close(h, by_hand.hessians[name], atol=1e-5, rtol=1e-4)
+    assert (
+        Gptq(config).verdict().verdict is Verdict.LEGAL and Gptq(config).cost(SHAPE).calibration_passes == 0
+    )
+
+
+def test_own_sequences_follow_the_models_distribution_and_are_the_same_on_two_ranks():
+    config = replace(C, calibration="self", self_sequences=20, self_tokens=5, temperature=1e-2)
+    model = tiny_model()
+    whole = list(self_generated(model, config, rank=0, ranks=1))
+    shares = [list(self_generated(model, config, rank=r, ranks=2)) for r in (0, 1)]
+    for i, batch in enumerate(whole):
+        assert torch.equal(batch, shares[i % 2][i // 2])
+        with torch.no_grad():  # near temperature 0 each token is the likeliest one
+            likeliest = model.logits(model.hidden(batch)).argmax(-1)
+        assert float((likeliest[:, :-1] == batch[:, 1:]).float().mean()) > 0.95
+    assert len({int(x) for batch in whole for x in batch[:, 0]}) > 5  # the first is drawn uniformly
+
+
+def test_own_sequences_must_fit_the_model():
+    with pytest.raises(ValueError, match=r"self_tokens.*longest sequence, 32"):
+        Gptq(replace(C, calibration="self")).check(SHAPE)
+    Gptq(C).check(SHAPE)

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from search.costs import model_bill
 from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
+from techniques.config import resolve
 from techniques.quantization.lqer import Lqer, low_rank_fixes
 
 
@@ -77,3 +79,14 @@ def test_the_artifact_brings_the_corrections_back():
 def test_groups_must_be_whole():
     with pytest.raises(ValueError, match=r"lqer\.group"):
         low_rank_fixes(torch.randn(8, 9), 1, 4)
+
+
+def test_the_preflight_knows_its_bytes_which_are_near_those_stored():
+    shape = {"num_layers": 2, "model_dim": 64, "num_heads": 4, "vocab_size": 260, "train_batch_tokens": 8192}
+    on = {"lqer": True, "lqer.rank": 4, "lqer.tensors": 1, "lqer.group": 32}
+    off, run = (resolve({"file": shape | more}, {"lqer": Lqer}) for more in ({}, on))
+    told = Lqer(Lqer.Config(tensors=1, group=32)).cost(run.shape()).artifact_bytes
+    assert model_bill(run).total - model_bill(off).total == pytest.approx(told) and told > 0
+    left, right = low_rank_fixes(torch.randn(260, 64), 4, 32)  # the embedding is the largest
+    bits = 2 * left.q.numel() + 4 * right.q.numel() + 16 * (left.scale.numel() + right.scale.numel())
+    assert told == pytest.approx(bits / 8)

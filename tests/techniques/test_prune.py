@@ -8,6 +8,7 @@ import torch
 
 from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest
 from techniques.base import Shape
+from techniques.quantization import prune
 from techniques.quantization.prune import Prune, pruned
 
 
@@ -57,6 +58,28 @@ def test_bytes_come_down_to_the_target_with_the_fewest_ones():
     )
     Prune(Prune.Config(target_bytes=1200)).correct(before, export)
     assert not facts["fits"] and facts["newly_zeroed"] == facts["candidates"]
+
+
+def test_few_packings_find_the_count_and_the_estimate_is_the_entropy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prune, "PRUNE_SLACK", 1000)  # this file is small
+    facts: dict[str, Any] = {}
+    before, export = items(rows=1024), exported(facts)
+    start = export.bytes(before)
+    for share in (0.99, 0.93):
+        Prune(Prune.Config(target_bytes=round(share * start))).correct(before, export)
+        spare = round(share * start) - facts["bytes_after"]
+        assert 0 <= spare <= share * start / 1000 and facts["packings"] <= 7
+    candidates = prune.Candidates(before, True)
+    model = prune.EntropyOfCount(candidates)
+    for count in (0, 1000, candidates.total):
+        bits = 0.0
+        for item in candidates.pruned(count)[1:]:
+            counts = torch.unique(item.q, return_counts=True)[1].double()
+            bits -= float((counts * (counts / counts.sum()).log2()).sum())
+        assert model.bytes(count) == pytest.approx(bits / 8)
+    half = (model.bytes(0) + model.bytes(candidates.total)) / 2
+    count = model.count_for(half)
+    assert model.bytes(count) <= half < model.bytes(count - 1)
 
 
 def test_a_file_that_would_grow_stays():

@@ -6,10 +6,14 @@ import zlib
 import pytest
 import torch
 
+import train_gpt
 from techniques._artifact import round_to_nearest
+from techniques.audit import Audit
 from techniques.base import Unavailable
+from techniques.config import resolve
 from techniques.quantization.gptq import Gptq
 from techniques.quantization.sdclip import SdClip, sd_scales
+from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated
 
 
@@ -85,3 +89,23 @@ def test_a_lambda_that_nothing_can_serve_is_refused_and_a_constant_row_divides()
     rule("embed", hessian_lambda=0.1)(weights(), 6, None)  # gptq has none for it either
     q, scale = round_to_nearest(torch.full((2, 8), 0.5), 6, rule())
     assert bool((scale > 0).all()) and int(q.abs().max()) == 31
+
+
+def test_the_exports_scales_are_the_hessian_aware_ones():
+    known, model = {"gptq": Gptq, "sdclip": SdClip}, tiny_model()
+    settings = {"gptq": True, "gptq.calib_batches": 2, "sdclip": True, "sdclip.hessian_lambda": 0.175}
+    resolved = resolve({"file": TINY | settings | {"gptq.embedding": True, "quantize_min_numel": 1}}, known)
+    tokens = tiny_tokens(64)[:64].view(2, 32).long()
+    trained, audit = {n: p.detach().clone() for n, p in model.named_parameters()}, Audit(known)
+    packed, _ = train_gpt.quantize(trained, model, resolved, iter([(tokens, tokens)] * 2), audit)
+    quantizer = Gptq(Gptq.Config(calib_batches=2, embedding=True)).quantizer()
+    quantizer.calibrate(model, iter([(tokens, tokens)] * 2))
+    assert len(quantizer.hessians) == 13
+    for item in packed:
+        if item.name in quantizer.hessians:
+            k = 20.0 if item.name == "tok_emb" else 12.85
+            assert item.scale is not None
+            wide = sd_scales(trained[item.name], 8, k, quantizer.hessians[item.name], 0.175)
+            assert torch.equal(item.scale, wide)
+            assert not torch.equal(wide, sd_scales(trained[item.name], 8, k, None, 0.0))
+    assert audit.report()["sdclip"]["verdict"] == "active"

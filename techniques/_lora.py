@@ -1,0 +1,167 @@
+"""Low-rank adapters of a document each: y + (α/r)·B(Ax) beside modules of the model, in its own forward.
+
+Adapters enter by forward hooks, so that there is one forward: B = 0 is the plain model. R rows (documents of
+a batch), r rank; A [R,r,in] ~ U(±1/√in), the same for every row; B [R,out,r] = 0.
+
+A document runs from a BOS to the next. Its positions are scored in chunks from left to right; after a chunk
+has its scores, one AdamW step on their mean nats moves the document's own adapters, and nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LORA_BOS_ID = 1  # <s> in every tokenizer of the challenge
+Document = tuple[int, int]  # first position, positions
+
+
+def documents(tokens: Tensor) -> list[Document]:
+    """Every position of tokens [N + 1] in one document, in the stream's order; what stands before the first
+    BOS is one too. A document's last position predicts the next one's BOS."""
+    count = tokens.numel() - 1
+    begins = (tokens[:count] == LORA_BOS_ID).nonzero().flatten().tolist()
+    cuts = sorted({0, *begins, count})
+    return [(a, b - a) for a, b in itertools.pairwise(cuts)]
+
+
+def lora_places(model: Any, config: Any) -> list[tuple[Any, int, int]]:
+    """(module, width in, width out) of every adapter in the blocks; `o` and `mlp` run beside the whole
+    attention and the whole MLP, on the normed input of each."""
+    places: list[tuple[Any, int, int]] = []
+    for block in model.blocks:
+        attn = block.attn
+        chosen = [(attn.c_q, config.qv), (attn.c_v, config.qv), (attn.c_k, config.k)]
+        places += [(m, m.weight.size(1), m.weight.size(0)) for m, on in chosen if on]
+        width = attn.c_q.weight.size(1)
+        places += [(m, width, width) for m, on in ((attn, config.o), (block.mlp, config.mlp)) if on]
+    return places
+
+
+class Adapters:
+    """The adapters of R rows. `attached` puts them into the model; `logits` is its head with theirs."""
+
+    def __init__(self, model: Any, config: Any, rows: int):
+        self.model, self.scale, self.calls = model, config.alpha / config.rank, 0
+        self.places = lora_places(model, config)
+        sizes = [(i, o) for _, i, o in self.places]
+        if config.head:
+            sizes.append((model.tok_emb.size(1), model.tok_emb.size(0)))
+        device, generator = model.tok_emb.device, torch.Generator().manual_seed(0)
+        self.first: list[Tensor] = []
+        for fan_in, _ in sizes:
+            a = (2 * torch.rand(config.rank, fan_in, generator=generator) - 1) / math.sqrt(fan_in)
+            self.first.append(a.to(device))
+        self.a = [a.expand(rows, -1, -1).clone().requires_grad_() for a in self.first]
+        self.b = [torch.zeros(rows, o, config.rank, device=device, requires_grad=True) for _, o in sizes]
+        self.has_head = bool(config.head)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [*self.a, *self.b]
+
+    @torch.no_grad()
+    def reset(self, *, warm_a: bool) -> None:
+        """For new documents: B = 0, and A as it was drawn (`warm_a`: as the row's last document left it)."""
+        for a, b, first in zip(self.a, self.b, self.first, strict=True):
+            b.zero_()
+            if not warm_a:
+                a.copy_(first.expand_as(a))
+
+    def delta(self, i: int, x: Tensor) -> Tensor:
+        """[n,T,out] that adapter i adds for the first n rows, x [n,T,in]."""
+        a, b = (t[: x.size(0)].to(x.dtype) for t in (self.a[i], self.b[i]))
+        return self.scale * ((x @ a.transpose(1, 2)) @ b.transpose(1, 2))
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        def beside(i: int) -> Any:
+            def hook(_module: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
+                self.calls += 1
+                return out + self.delta(i, args[0]).to(out.dtype)
+
+            return hook
+
+        handles = [m.register_forward_hook(beside(i)) for i, (m, _, _) in enumerate(self.places)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def logits(self, h: Tensor) -> Tensor:
+        z = self.model.project(h)
+        return self.model.cap(z + self.delta(len(self.places), h).to(z.dtype) if self.has_head else z)
+
+
+class DocumentScorer:
+    """Scores documents with adapters of their own; the base weights stand still. `steps` counts updates."""
+
+    def __init__(self, run: Any, config: Any):
+        self.run, self.config, self.steps = run, config, 0
+        self.context = config.context or run.seq_len
+        self.adapters = Adapters(run.model, config, config.batch_docs)
+
+    def score(self, batch: Sequence[Document]) -> None:
+        """At most `batch_docs` documents, their longest first: a row that is done needs no more work."""
+        c, rows = self.config, sorted(batch, key=lambda d: -d[1])
+        self.adapters.reset(warm_a=c.warm_a)
+        optimizer = torch.optim.AdamW(
+            self.adapters.parameters,
+            lr=c.lr,
+            betas=(c.beta1, c.beta2),
+            eps=c.eps,
+            weight_decay=c.weight_decay,
+        )
+        base = [p for p in self.run.model.parameters() if p.requires_grad]
+        for p in base:
+            p.requires_grad_(False)
+        try:
+            with self.adapters.attached():
+                for first in range(0, rows[0][1], c.chunk):
+                    self.score_chunk([d for d in rows if d[1] > first], first, optimizer)
+        finally:
+            for p in base:
+                p.requires_grad_(True)
+        assert self.adapters.calls or not self.adapters.places, "the forward never reached an adapter"
+
+    def score_chunk(self, rows: Sequence[Document], first: int, optimizer: torch.optim.Optimizer) -> None:
+        """Positions first … first + chunk - 1 of each row: their scores, then a step on those that go on."""
+        end = first + self.config.chunk
+        start = max(0, end - self.context)
+        ids, targets = self.windows(rows, start, end)
+        goes_on = sum(length > end for _, length in rows)
+        with torch.set_grad_enabled(goes_on > 0):
+            h = self.run.model.hidden(ids)[:, first - start :]
+            logits, t = self.adapters.logits(h), targets[:, first - start :]
+            nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), t.flatten(), reduction="none")
+            nats = nats.view(t.shape)
+        told = nats.detach().float().cpu()
+        for (begin, length), row in zip(rows, told, strict=True):
+            self.run.write(begin + first, row[: min(end, length) - first])
+        if goes_on:
+            optimizer.zero_grad(set_to_none=False)
+            nats[:goes_on].mean(1).sum().backward(inputs=self.adapters.parameters)
+            optimizer.step()
+            self.steps += 1
+
+    @torch.no_grad()
+    def windows(self, rows: Sequence[Document], start: int, end: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets) [n, end - start]: positions start … end - 1 of each document, zeros behind it."""
+        pairs = [self.run.window(begin + start, min(end, length) - start) for begin, length in rows]
+        pad = [end - start - ids.numel() for ids, _ in pairs]
+        both = [
+            torch.stack([torch.nn.functional.pad(p[k], (0, n)) for p, n in zip(pairs, pad, strict=True)])
+            for k in (0, 1)
+        ]
+        return both[0], both[1]
+
+
+def batches_of(found: Sequence[Document], size: int) -> list[list[Document]]:
+    return [list(found[i : i + size]) for i in range(0, len(found), size)]

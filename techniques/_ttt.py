@@ -1,0 +1,50 @@
+"""What training at evaluation time shares: which parameters move, and a step that any world takes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def ttt_parameters(
+    model: Any, freeze_blocks: int, owner: str = "score_first_ttt"
+) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """(trained, frozen): the first `freeze_blocks` blocks stand still. ValueError if that matches nothing."""
+    frozen = [p for block in list(model.blocks)[:freeze_blocks] for p in block.parameters()]
+    if freeze_blocks and not frozen:
+        raise ValueError(f"`{owner}.freeze_blocks` = {freeze_blocks} matches no parameter of this model.")
+    ids = {id(p) for p in frozen}
+    return [p for p in model.parameters() if id(p) not in ids], frozen
+
+
+def sum_gradients(world: Any, trained: Sequence[torch.nn.Parameter]) -> None:
+    """Sum the gradients over the ranks; a rank that had no sequence adds zeros."""
+    if world.size == 1:
+        return
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = world.sum(torch.cat([g.reshape(-1) for g in parts]))
+    for p, g in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        p.grad = g.view_as(p).clone()
+
+
+def sequence_step(
+    run: Any,
+    starts: Sequence[int],
+    optimizer: torch.optim.Optimizer,
+    trained: Sequence[torch.nn.Parameter],
+    grad_clip: float,
+) -> None:
+    """One step on the whole sequences that begin at `starts`, split over the ranks: mean nats, clipped."""
+    mine = run.world.my_range(len(starts))
+    optimizer.zero_grad(set_to_none=True)
+    if len(mine):
+        pairs: list[tuple[Tensor, Tensor]] = [run.window(starts[k], run.seq_len) for k in mine]
+        with torch.enable_grad():
+            loss = run.model(torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs]))
+            (loss * (len(mine) / len(starts))).backward()
+    sum_gradients(run.world, trained)
+    torch.nn.utils.clip_grad_norm_(trained, grad_clip)
+    optimizer.step()

@@ -1,0 +1,1 @@
+"""Techniques that live in the trainer's data room."""
