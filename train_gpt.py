@@ -51,7 +51,7 @@ from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit, implausible
 from techniques.base import Batch, Shape, Technique, claims
-from techniques.config import Config, Resolved, batch_at, digest, help_text, settings_from, stage_keys
+from techniques.config import Config, Resolved, batch_at, codes, digest, help_text, settings_from, stage_keys
 
 ROOT = Path(__file__).resolve().parent
 
@@ -925,7 +925,7 @@ class Export:
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
         owner = owner_of(self.resolved.techniques, "codec")
-        artifact = pack(packed, self.resolved.identity(), owner.codec() if owner else ZlibCodec())
+        artifact = pack(packed, self.resolved.identity("pack"), owner.codec() if owner else ZlibCodec())
         return len(artifact) + sum(len(p.read_bytes()) for p in source_files(self.resolved))
 
     def note(self, **facts: Any) -> None:
@@ -1213,6 +1213,7 @@ class Run:
             "reason": "",
             "hash": resolved.hash(),
             "run_id": run_id,
+            "reused": [],  # stages taken over from an earlier process
         }
         self.stage_seconds: dict[str, dict[str, float]] = {}
 
@@ -1232,9 +1233,12 @@ class Run:
             raise ValueError(
                 f"`caseops` needs CaseOps data, but {c.data_path} has none. Give `data_path`, or drop it."
             )
-        code_hash = digest(sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.code.values()))
-        self.keys = stage_keys(self.resolved, code_hash, self.data.data_id)
+        hashes = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in self.code.items()}
+        machine = self.world.machine(self.attention, compute_dtype(c, self.world.device), c.compile)
+        code = codes(hashes, self.resolved)
+        self.keys = stage_keys(self.resolved, code, self.data.data_id, machine)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
+        code_hash = digest(sorted(hashes.values()))
         self.result |= {"code_hash": code_hash, "data_id": self.data.data_id, "stage_keys": self.keys}
 
     def say_settings(self) -> None:
@@ -1320,6 +1324,8 @@ class Run:
                 self.restore_audit(record)
                 self.stage_seconds |= record["stage_seconds"]
                 self.result |= record["result"]
+                self.result["reused"] = ["train", "quantize", "pack"]
+                self.say_sizes(artifact)
                 return artifact
         trainer = Trainer(self.resolved, self.world, self.data, self.log, self.audit)
         self.say_parameters(trainer)
@@ -1329,6 +1335,7 @@ class Run:
             self.restore_audit(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
+            self.result["reused"] = ["train"]
             trainer.loader.stream.load(trained.facts["stream"])
         else:
             trained = trainer.run()
@@ -1344,6 +1351,7 @@ class Run:
 
     def quantize_and_pack(self, trainer: Trainer, trained: Trained, artifact_path: Path) -> bytes:
         start = time.perf_counter()
+        torch.manual_seed(self.config.seed)  # of this stage, whoever ran the one before
         self.world.ledger.at("quantize", "rounding")
         batches = calibration(trainer, trained.facts["timed_s"])
         packed, facts = quantize(trained.weights, trainer.model, self.resolved, batches, self.audit)
@@ -1351,31 +1359,32 @@ class Run:
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
         owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
         codec = owner.codec() if owner else ZlibCodec()
-        artifact = self.world.from_first(pack(packed, self.resolved.identity(), codec))
+        artifact = self.world.from_first(pack(packed, self.resolved.identity("pack"), codec))
         self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
-        code_bytes = sum(len(text.encode()) for text in self.code.values())
-        sizes = {
-            "artifact_bytes": len(artifact) + code_bytes,
-            "model_bytes": len(artifact),
-            "code_bytes": code_bytes,
-            "quantized_elements": facts["quantized_elements"],
-        }
         if owner:
-            baseline = len(pack(packed, self.resolved.identity(), ZlibCodec()))
+            baseline = len(pack(packed, self.resolved.identity("pack"), ZlibCodec()))
             self.audit.changed(owner.name, "bytes", baseline != len(artifact))
             self.audit.note(owner.name, bytes_over_zlib=len(artifact) - baseline)
+        sha256, elements = hashlib.sha256(artifact).hexdigest(), facts["quantized_elements"]
+        self.result |= {"sha256": sha256, "quantized_elements": elements}
         if self.log.loud:
             write_atomically(artifact_path, artifact)
-            self.result["sha256"] = hashlib.sha256(artifact).hexdigest()
-            kept = {k: self.result[k] for k in (*TRAIN_FACTS, "params", "params_by_role", "sha256")} | sizes
-            self.record_stage(
-                "pack", sha256=self.result["sha256"], stage_seconds=self.stage_seconds, result=kept
-            )
-        self.result |= sizes
-        self.log(f"Serialized model {codec.name}: {len(artifact)} bytes")
-        self.log(f"Code size: {code_bytes} bytes")
-        self.log(f"Total submission size {codec.name}: {len(artifact) + code_bytes} bytes")
+            kept = {k: self.result[k] for k in (*TRAIN_FACTS, "params", "params_by_role", "sha256")}
+            kept |= {"quantized_elements": elements}
+            self.record_stage("pack", sha256=sha256, stage_seconds=self.stage_seconds, result=kept)
+        self.say_sizes(artifact)
         return artifact
+
+    def say_sizes(self, artifact: bytes) -> None:
+        """Bytes of the model and of the code that runs now (a scorer's code is none of the pack stage's)."""
+        owner = owner_of(self.resolved.techniques, "codec")
+        name = owner.codec().name if owner else ZlibCodec().name
+        code_bytes = sum(len(text.encode()) for text in self.code.values())
+        total = len(artifact) + code_bytes
+        self.result |= {"artifact_bytes": total, "model_bytes": len(artifact), "code_bytes": code_bytes}
+        self.log(f"Serialized model {name}: {len(artifact)} bytes")
+        self.log(f"Code size: {code_bytes} bytes")
+        self.log(f"Total submission size {name}: {total} bytes")
 
     def say_parameters(self, trainer: Trainer) -> None:
         params = sum(trainer.params_by_role.values())
@@ -1386,6 +1395,15 @@ class Run:
         self.log(f"model_params:{params} predicted:{predicted} by_role:{json.dumps(trainer.params_by_role)}")
 
     def evaluate(self, artifact: bytes) -> None:
+        """Stage evaluate, or what an earlier process found for the same artifact."""
+        record, sha256 = self.finished("evaluate"), hashlib.sha256(artifact).hexdigest()
+        if record and record["sha256"] == sha256:
+            self.log(f"resume:evaluate key:{record['key']} (scoring is not repeated)")
+            self.restore_audit(record)
+            self.stage_seconds["evaluate"] = record["stage_seconds"]
+            self.result |= record["result"]
+            self.result["reused"] += ["evaluate"]
+            return
         score, protocol, seconds = evaluate(artifact, self.resolved, self.world, self.data, self.audit)
         if not math.isfinite(score.val_loss):
             raise Diverged(f"val_loss of the packed model is {score.val_loss}")
@@ -1396,7 +1414,7 @@ class Run:
         self.log(f"{name} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} {eval_time}")
         self.log(f"{name}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
         self.log(f"protocol:{protocol} tokens:{score.tokens} bytes:{score.bytes}")
-        self.result |= {
+        found = {
             "val_bpb": score.val_bpb,
             "val_loss": score.val_loss,
             "protocol": protocol,
@@ -1404,6 +1422,10 @@ class Run:
             "val_bytes": score.bytes,
             "proxy": bool(self.config.val_tokens),
         }
+        self.result |= found
+        self.record_stage(
+            "evaluate", sha256=sha256, stage_seconds=self.stage_seconds["evaluate"], result=found
+        )
 
     # -- the whole -----------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def table(rows: list[tuple[str, int, float, float]], skipped: list[str]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--write", action="store_true", help=f"write {DOC.name}")

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from search.exact import InfrastructureError
+from search.foreign import command_for, strip_for
 from search.space import build_space
 from search.storage import creation_lock
-from search.trial import Job, Outcome, run_trainer, trainer_command, trainer_environment
+from search.trial import Job, Outcome, run_trainer, trainer_environment
 from techniques import catalog
-from techniques.config import environment_names
 
 if TYPE_CHECKING:
     import optuna
@@ -47,10 +47,10 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
 
     Raises ValueError when the starting point itself does not run: no trial would."""
     space, stopping = build_space(session.study, catalog.metadata()), threading.Event()
-    config, command = space.config({}), trainer_command(session.study.gpus_per_trial)
+    config, command = space.config({}), command_for(session.study)
     config["num_threads"] = config.get("num_threads") or 1
     environ = trainer_environment(
-        os.environ, strip=environment_names(catalog.metadata()), num_threads=int(config["num_threads"])
+        os.environ, strip=strip_for(session.study), num_threads=int(config["num_threads"])
     )
 
     def one(i: int) -> Outcome:
@@ -75,9 +75,10 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
     results = [o.result for o in outcomes if o.kind == "finished" and o.result]
     if len(results) < workers:
         reason = next(o.reason for o in outcomes if o.kind != "finished")
+        start = f"preset {session.study.preset!r}" if session.study.foreign is None else "the script"
         raise ValueError(
-            f"A study's starting point must run before anything is varied, but preset "
-            f"{session.study.preset!r} with the study's [fixed] settings ended: {reason}. Fix that first."
+            f"A study's starting point must run before anything is varied, but {start} with the study's "
+            f"[fixed] settings ended: {reason}. Fix that first."
         )
     found = {key: results[0][key] for key in KEPT}
     found |= {key: max(float(r[key]) for r in results) for key in ("train_seconds", "eval_seconds")}

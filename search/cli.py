@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +43,7 @@ class Common:
     study: Path | None
     storage: str | None
     home: Path | None
+    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
 
     def behind(self, study: Path | None, storage: str | None, home: Path | None) -> Common:
         """These, where the command itself was not given others."""
@@ -93,66 +94,41 @@ def run(
     ] = None,
     storage: StorageOption = None,
     home: HomeOption = None,
-    trainer: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    trainer: Annotated[
+        Path | None, typer.Option(help="A script that takes environment variables; see docs/any_trainer.md.")
+    ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Go on with other code or hardware than the study began with.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
     ] = None,
+    cache: Annotated[
+        str, typer.Option(help="Folder of finished stages, or `off`. [default: HOME/runs/.cache]")
+    ] = "",
+    cache_size: Annotated[str, typer.Option(help="Of that folder at most; the oldest go first.")] = "10GB",
+    cache_shared: Annotated[
+        str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
+    ] = "",
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     common = Common(study, storage, home)
     context.obj = common
     if context.invoked_subcommand is None:
         with clear_errors():
+            from search.reuse import worker_options
+
+            place = "off" if trainer else cache or str(home_of(common) / "runs" / ".cache")
+            common = replace(common, cache=worker_options(place, cache_size, cache_shared))
             if engine == "local":
-                run_study(common, trials=trials, workers=workers, trainer=trainer)
+                from search.run import Wish, run_study
+
+                run_study(common, Wish(trials, workers, trainer, mixed))
             else:
                 from search.engines import run_cluster
 
                 run_cluster(common, engine, engine_option or [], trials, workers, trainer)
-
-
-def run_study(common: Common, *, trials: int, workers: int | None, trainer: Path | None) -> None:
-    """The default command."""
-    from search import prepare
-    from search.launch import Plan, launch
-    from search.progress import Progress, snapshot
-    from search.report import print_leaderboard
-    from search.session import Place, check_room, find_study, open_session, quiet_log
-
-    console, now = make_console(), time.monotonic()
-    study, home = find_study(common.study), home_of(common)
-    check_room(Place(home, study.name))
-    quiet_log(None)
-    gpus = prepare.gpus_for(study, os.environ)
-    now = say(console, f"study {study.name}: {prepare.check_space(study)}", now)
-    if trainer is None:
-        now = say(console, f"corpus: {prepare.check_corpus(study)}", now)
-    session = open_session(study, home=home, storage=common.storage, environ=os.environ)
-    seen = snapshot(session.optuna_study.get_trials(deepcopy=False), trials)
-    now = say(console, f"database: {seen.finished} of {trials} trials done", now)
-    if seen.finished >= trials:
-        console.print(
-            f"Nothing to do: --trials {trials} means {trials} finished trials in this study. Ask for more."
-        )
-    else:
-        count = min(workers or prepare.default_workers(gpus), trials - seen.finished)
-        if trainer is None:
-            session, told = prepare.check_baseline(session, workers=count, gpus=gpus)
-            now = say(console, told, now)
-        from search.storage import ENVIRONMENT
-
-        external = common.storage or os.environ.get(ENVIRONMENT)
-        plan = Plan(trials, count, external, gpus, trainer.resolve() if trainer else None)
-        where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
-        say(
-            console,
-            f"{count} worker{'s' if count > 1 else ''} on {where}; Ctrl-C stops, nothing is lost",
-            now,
-        )
-        with Progress(session.optuna_study, trials, console) as progress:
-            launch(session, plan, progress)
-    print_leaderboard(console, session)
 
 
 def home_of(common: Common) -> Path:
@@ -247,6 +223,18 @@ def dashboard(
         serve(session.url, session.study.name, port=port, artifact_dir=session.place.artifacts)
 
     read(context, (study, storage, home), serve_it)
+
+
+@app.command()
+def scan(
+    script: Annotated[Path, typer.Argument(help="A training script; it is read, never run.")],
+    out: Annotated[Path | None, typer.Option(help="The study file to write. [default: print it]")] = None,
+) -> None:
+    """Draft a study from what a script reads from its environment (docs/any_trainer.md)."""
+    with clear_errors():
+        from search import draft
+
+        print(draft.write(script, out), end="")
 
 
 @app.command()

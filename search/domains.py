@@ -10,7 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from techniques.base import SLOTS, Choice, Float, Int, Technique, check_value, claims, nearest, parse_value
+from techniques.base import (
+    SLOTS,
+    Choice,
+    Float,
+    Int,
+    Shape,
+    Technique,
+    check_value,
+    claims,
+    nearest,
+    parse_value,
+)
+from techniques.config import TRAINER_FIELDS, Config
 
 FREE, ON, OFF = "free", "on", "off"
 BASELINE = "baseline"  # the choice of a slot that no technique fills
@@ -177,3 +189,24 @@ def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[An
     if not isinstance(step, int) or step < 1 or (log and step != 1):
         raise ValueError(f"`{name}`: step must be a positive integer (1 when log), but got {step!r}.")
     return Int(low, high, log, step)
+
+
+def largest_shape(
+    base: Mapping[str, Any], fixed: Mapping[str, Any], free: Mapping[str, Float | Int | Choice]
+) -> Shape:
+    """The shape with every free size at its largest: what a size's name in Int.high stands for."""
+    values = {k: v for k, v in {**base, **fixed}.items() if k in TRAINER_FIELDS}
+    for name, domain in free.items():
+        if name in TRAINER_FIELDS:
+            values[name] = max(domain.options) if isinstance(domain, Choice) else domain.high
+    return Config(**values).shape()
+
+
+def bounded(name: str, domain: Float | Int | Choice, largest: Shape) -> Float | Int | Choice:
+    """The domain with a number where Int.high names a size. ValueError for an unknown size."""
+    if not (isinstance(domain, Int) and isinstance(domain.high, str)):
+        return domain
+    if not hasattr(largest, domain.high):
+        sizes = [f.name for f in dataclasses.fields(Shape)]
+        raise ValueError(f"`{name}` ends at an unknown size {domain.high!r}. {nearest(domain.high, sizes)}")
+    return dataclasses.replace(domain, high=max(domain.low, int(getattr(largest, domain.high))))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ import sqlalchemy
 
 from search import prepare
 from search.cli import Common, home_of, make_console, say
+from search.foreign import with_trainer
 from search.launch import POLL_S, WorkerFailed, finished, last_error, stop_requested
 from search.progress import Progress, snapshot
 from search.report import print_leaderboard
@@ -45,12 +46,13 @@ class Task:
     gpus: int  # per trial; 0 on CPUs
     threads: int = 1
     trainer: Path | None = None
+    cache: tuple[str, ...] = ()  # options of the stage cache
     root: Path = ROOT
 
     def command(self) -> list[str]:
         words = [sys.executable, "-m", "search.worker", "--lifeline", "--prepare"]
         words += [f"--study={self.study}", f"--home={self.home}"]
-        words += [f"--target={self.target}", f"--index={self.index}"]
+        words += [f"--target={self.target}", f"--index={self.index}", *self.cache]
         return [*words, f"--threads={self.threads}"] + ([f"--trainer={self.trainer}"] if self.trainer else [])
 
 
@@ -190,7 +192,7 @@ def run_cluster(
 
     Raises ValueError for what a person must solve, KeyboardInterrupt after a clean stop."""
     console, now = make_console(), time.monotonic()
-    study, home = find_study(common.study), home_of(common)
+    study, home = with_trainer(find_study(common.study), trainer), home_of(common)
     options = parse_options(words)
     cuda = prepare.settled(study, "device") == "cuda"
     gpus = int(options.pop("gpus", study.gpus_per_trial if cuda else 0))
@@ -205,6 +207,7 @@ def run_cluster(
         made = make_engine(engine, options, folder=session.place.runs / engine)
         count = min(workers or 1, trials - seen.finished)
         shares = tasks(session, target=trials, workers=count, gpus=gpus, trainer=trainer)
+        shares = [replace(share, cache=common.cache) for share in shares]
         say(
             console,
             f"{count} worker{'s' if count > 1 else ''} on {engine}; Ctrl-C stops, nothing is lost",

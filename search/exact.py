@@ -15,8 +15,7 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import optuna
@@ -25,6 +24,7 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTr
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from search.heartbeat import beat, heartbeat
 from search.storage import (
     DATABASE_GONE,
     LOCK_CLASS,
@@ -37,7 +37,7 @@ from search.storage import (
 
 LOCK_NOT_AVAILABLE = "55P03"  # SQLSTATE when lock_timeout is over
 LOCK_WAIT = "2s"  # then we look at `stop` and queue up again
-FROZEN = "60s"  # a holder of the lock that is frozen this long loses it
+MIN_FROZEN_S = 5  # a holder of the lock that is frozen this long, or for half the grace, loses it
 POLL_S = 1.0  # all trials are given out, but one of them may still die
 MAX_FAILURES = 10  # failed trials in a row in one worker: something is wrong with all of them
 log = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class _Gate:
     engine: sqlalchemy.Engine
     study_id: int
     heartbeat_s: float
+    lost: threading.Event
+    frozen_s: int
 
 
 def run_exactly(
@@ -89,18 +91,20 @@ def run_exactly(
     url: str,
     stop: Callable[[], bool] | None = None,
     after_trial: Callable[[FrozenTrial], None] | None = None,
+    lost: threading.Event | None = None,
 ) -> Tally:
     """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true.
 
     The study's storage must come from `search.storage.open_storage(url, ...)`. `stop` is asked between trials
-    and while waiting; a running objective must look itself and raise Interrupted. Returns the last tally.
+    and while waiting; a running objective must look itself and raise Interrupted, and so once `lost` is set:
+    its trial was given to somebody else while this process was frozen or cut off. Returns the last tally.
     Raises StorageError when the database stays away, TooManyFailures, and whatever else the objective raises
     (after its trial is failed). KeyboardInterrupt fails the trial, queues it again, and goes on up.
     """
     if target < 0:
         raise ValueError(f"The number of trials must not be negative, but got {target}.")
     stop = stop or (lambda: False)
-    gate = _gate(study, url)
+    gate = _gate(study, url, lost or threading.Event())
     failures = 0
     while not stop():
         study.get_trials(deepcopy=False)  # the long read of a late worker, outside the lock
@@ -129,7 +133,7 @@ def run_exactly(
         return _count(gate, connection)
 
 
-def _gate(study: optuna.Study, url: str) -> _Gate:
+def _gate(study: optuna.Study, url: str, lost: threading.Event) -> _Gate:
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     interval = getattr(storage, "get_heartbeat_interval", lambda: None)()
     if interval is None:
@@ -138,7 +142,8 @@ def _gate(study: optuna.Study, url: str) -> _Gate:
             "Open it with search.storage.open_storage."
         )
     study_id = storage.get_study_id_from_name(study.study_name)
-    return _Gate(study, storage, side_engine(normalise_url(url)), study_id, float(interval))
+    frozen_s = max(MIN_FROZEN_S, int(getattr(storage, "grace_s", 0)) // 2)
+    return _Gate(study, storage, side_engine(normalise_url(url)), study_id, float(interval), lost, frozen_s)
 
 
 def _id(trial: Trial) -> int:
@@ -157,7 +162,9 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
     try:
         with gate.engine.connect() as connection:
             connection.execute(sqlalchemy.text(f"set local lock_timeout = '{LOCK_WAIT}'"))
-            connection.execute(sqlalchemy.text(f"set local idle_in_transaction_session_timeout = '{FROZEN}'"))
+            connection.execute(
+                sqlalchemy.text(f"set local idle_in_transaction_session_timeout = '{gate.frozen_s}s'")
+            )
             keys = {"c": LOCK_CLASS, "s": gate.study_id}
             connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, :s)"), keys)
             _bury(gate, connection)
@@ -169,7 +176,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
                     "ignore"
                 )  # "heartbeat is supposed to be used with optimize": ours is below
                 trial = gate.study.ask()
-            _beat(gate.storage, _id(trial))
+            beat(gate.storage, _id(trial))
             connection.execute(sqlalchemy.text("select 1"))
             connection.commit()  # succeeds only if the lock was ours up to here
             return tally, trial
@@ -223,37 +230,10 @@ def _count(gate: _Gate, connection: sqlalchemy.Connection) -> Tally:
     )
 
 
-def _beat(storage: BaseStorage, trial_id: int) -> None:
-    beat: Callable[[int], None] = getattr(storage, "record_heartbeat")  # noqa: B009 (not in BaseStorage)
-    beat(trial_id)
-
-
-@contextmanager
-def _heartbeat(gate: _Gate, trial_id: int) -> Generator[None]:
-    """Writes a heartbeat on a thread until the block ends; an outage does not end the thread."""
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(gate.heartbeat_s):
-            try:
-                _beat(gate.storage, trial_id)
-            except StorageError as error:
-                log.warning("heartbeat: %s", error)
-        gate.storage.remove_session()
-
-    thread = threading.Thread(target=work, name=f"heartbeat-{trial_id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=gate.heartbeat_s)
-
-
 def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> TrialState | None:
     """Runs the objective and tells; None when somebody declared this trial dead meanwhile (a long freeze)."""
     try:
-        with _heartbeat(gate, _id(trial)):
+        with heartbeat(gate.storage, _id(trial), every_s=gate.heartbeat_s, lost=gate.lost):
             value = objective(trial)
     except TrialPruned:
         return _tell(gate, trial, None, TrialState.PRUNED)

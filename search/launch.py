@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from search.storage import ENVIRONMENT, requeue
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
 POLL_S = 0.2
+FULL_BYTES = 100_000  # less than this free is a full disk
 
 
 class WorkerFailed(ValueError):
@@ -46,7 +48,9 @@ class Plan:
     workers: int
     storage: str | None  # a URL of the user's, or None for the private database
     gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
-    trainer: Path | None = None  # another trainer of the same contract
+    trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
+    mixed: bool = False  # other code and other hardware may join
+    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
 
     @property
     def num_threads(self) -> int:
@@ -123,9 +127,12 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[slot.index % len(plan.gpus)]
     slot.log = session.place.runs / "workers" / f"{slot.index}.log"
     slot.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={session.study.path}"]
+    path = Path(session.study.path).absolute()  # relative to where we were started, and workers are not
+    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={path}"]
     command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
     command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
+    command += ["--mixed"] if plan.mixed else []
+    command += plan.cache
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(
@@ -156,6 +163,12 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
     said = last_error(slot.log)
     if status in (1, 2) and said.startswith("error: "):
         raise WorkerFailed(said.removeprefix("error: "))
+    free = shutil.disk_usage(slot.log.parent).free
+    if free < FULL_BYTES:  # its last words found no room either
+        raise WorkerFailed(
+            f"Trials must be able to write, but {slot.log.parent} has {free:,} bytes free. Free some, and "
+            "run the same command to go on; nothing stored is lost."
+        )
     done = finished(session)
     if done >= plan.target:
         return

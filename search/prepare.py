@@ -92,8 +92,10 @@ def machine(session: Session, *, native: bool = True) -> Session:
 
     check_room(session.place)
     gpus_for(session.study, os.environ)
-    if native:
+    foreign = session.study.foreign is not None
+    if native and not foreign:
         check_corpus(session.study)
+    if native or foreign:
         session, _ = check_baseline(session, workers=1, gpus=())
     return session
 
@@ -104,12 +106,12 @@ def _shown(path: Path) -> Path:
 
 def check_space(study: Study) -> str:
     """ValueError unless something of the space can be tried. Returns its size in words."""
-    from search.preflight import Preflight
+    from search.foreign import preflight_for
     from search.sampler import require_feasible
     from search.space import build_space
     from techniques import catalog
 
     space = build_space(study, catalog.metadata())
-    require_feasible(space, Preflight(study))
+    require_feasible(space, preflight_for(study))
     techniques = len(space.switches) + sum(len(choices) - 1 for choices in space.slots.values())
     return f"{len(space.distributions)} parameters, {techniques} techniques to switch"

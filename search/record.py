@@ -17,8 +17,10 @@ from optuna.trial import Trial
 
 from search.accuracy import errors_of
 from search.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
+from search.foreign import ForeignRun
 from search.hardware import HARDWARE
 from search.runfiles import Record
+from search.savings import STAGES, replayed_facts, stage_facts
 from search.session import Place
 from search.study import Limits
 from search.trial import Outcome
@@ -42,7 +44,8 @@ def started(trial: Trial, *, config: Mapping[str, Any], resolved: Resolved) -> N
     trial.set_user_attr("techniques", list(resolved.techniques))
     verdicts = {name: technique.verdict().verdict.value for name, technique in resolved.techniques.items()}
     odd = {name: verdict for name, verdict in verdicts.items() if verdict != "legal"}
-    trial.set_user_attr("legality", ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal")
+    told = ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal"
+    trial.set_user_attr("legality", resolved.legality if isinstance(resolved, ForeignRun) else told)
 
 
 def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> None:
@@ -59,6 +62,10 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
     if inactive:
         trial.set_user_attr("inactive", inactive)
+    if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
+        trial.set_user_attr(STAGES, replayed_facts(outcome.reports))
+    elif result.get("stage_seconds"):
+        trial.set_user_attr(STAGES, stage_facts(result, spent_s=outcome.process_s))
     stages: Mapping[str, Record] = result.get("stage_seconds") or {}
     if stages:
         trial.set_user_attr("stage_seconds", {s: seconds.get("timed") for s, seconds in stages.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,10 @@ from rich.table import Table
 from search.accuracy import told_before
 from search.baseline import stored
 from search.constraints import feasible
+from search.foreign import reproduce_line
+from search.overhead import overhead_line
 from search.pruning_report import print_evidence, pruning_line
+from search.savings import STAGES, summary, words
 from search.session import ROOT, Session
 from search.study import Limits
 
@@ -114,7 +117,8 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     found = stored(session.optuna_study)
     if found is None:
         return ""
-    text = f"Baseline (preset {session.study.preset}): {found['val_bpb']:.4f} val_bpb"
+    start = f"preset {session.study.preset}" if session.study.foreign is None else "the script as it is"
+    text = f"Baseline ({start}): {found['val_bpb']:.4f} val_bpb"
     if good:
         text += (
             f"; trial #{good[0].number} stands {float(good[0].value or 0.0) - found['val_bpb']:+.4f} from it"
@@ -140,8 +144,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     told = against_baseline(session, good)
-    if told:
-        console.print(f"\n{told}", highlight=False, soft_wrap=True)
+    for line in (told, summary(trials, gpus=session.study.gpus_per_trial)):
+        if line:
+            console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
@@ -151,6 +156,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             "The code changed while this study ran: compare only trials of the same passport (`show N`).",
             soft_wrap=True,
         )
+    devices = {str(t.user_attrs.get("passport", {}).get("device")) for t in [*good, *bad]}
+    if len(devices) > 1:
+        console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])
 
@@ -178,6 +186,8 @@ def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> N
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     """One line that trains the configuration again; config.json is written anew if it is not here."""
+    if session.study.foreign is not None:
+        return reproduce_line(trial.user_attrs["config"])
     path = session.place.trial(trial.number) / "config.json"
     if not path.exists():  # it ran on another machine
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +225,8 @@ def print_status(console: Console, session: Session) -> None:
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
     good, _ = ranked(trials)
+    if saved := summary(trials, gpus=session.study.gpus_per_trial):
+        console.print(f"  {saved}", highlight=False, soft_wrap=True)
     shares = [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]
     if shares:
         console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
@@ -223,17 +235,6 @@ def print_status(console: Console, session: Session) -> None:
     print_evidence(console, trials, session.study.pruning)
     if good:
         print_reproduce(console, session, good[0])
-
-
-def overhead_line(shares: Sequence[Mapping[str, float]]) -> str:
-    """Means over trials of what is not the trainer's work."""
-    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
-    parts = ", ".join(
-        f"{name.removesuffix('_s').replace('_before', '')} {1000 * seconds:.0f} ms"
-        for name, seconds in mean.items()
-        if name.endswith("_s") and name != "process_s"
-    )
-    return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"
 
 
 def print_trial(console: Console, session: Session, number: int) -> None:
@@ -283,6 +284,10 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
+    if STAGES in attrs:
+        out["stages"] = words(attrs[STAGES])
+    if "cache_notes" in attrs:
+        out["stage cache"] = "; ".join(attrs["cache_notes"])
     for key in ("rejections", "overhead", "passport"):
         if attrs.get(key):
             out[key] = ", ".join(f"{k} {_short(v)}" for k, v in attrs[key].items())

@@ -29,6 +29,7 @@ from search.hardware import hardware_of
 from search.preflight import Prediction, Preflight
 from search.pruning import PREFLIGHT
 from search.space import SearchSpace
+from search.stages import FROM, StageChooser, training_key
 from search.tpe import GroupedTpe, other_trials, set_system_attr, set_user_attr, settled_params
 from techniques.config import Resolved, digest
 
@@ -144,9 +145,10 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         seed: int | None = None,
         max_resamples: int | None = None,
         results: ResultOf = result_of,
+        stages: StageChooser | None = None,
     ):
         settings = preflight.study.sampler
-        self.space, self.preflight, self.results = space, preflight, results
+        self.space, self.preflight, self.results, self.stages = space, preflight, results, stages
         self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
@@ -179,7 +181,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self._learn(others)
         taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
         fixed: dict[str, Any] = trial.system_attrs.get(FIXED, {})
-        params, rejected = self._admitted(study, others, fixed, taken)
+        goal = self.stages.choose(others) if self.stages and not fixed else None
+        found = self._admitted(study, others, goal[1], taken, goal[0]) if goal else None
+        if goal and found:
+            set_user_attr(study, trial, FROM, goal[0])
+        params, rejected = found or self._certain(study, others, fixed, taken)
         self.rejections += rejected
         set_system_attr(study, trial, params)
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
@@ -203,24 +209,31 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         others: Sequence[FrozenTrial],
         fixed: Mapping[str, Any],
         taken: set[str],
-    ) -> tuple[dict[str, Any], Counter[str]]:
+        training: str | None = None,
+    ) -> tuple[dict[str, Any], Counter[str]] | None:
+        """An admitted configuration; None when there is none on the weights of the key `training`, Infeasible
+        when there is none at all."""
         rejected, examples = Counter[str](), dict[str, str]()
         given = self.space.keep_active(fixed)
-        if fixed and self.space.active(fixed) <= fixed.keys():  # enqueued whole: somebody wants exactly this
+        if (
+            fixed and not training and self.space.active(fixed) <= fixed.keys()
+        ):  # enqueued whole: somebody wants exactly this
             self._predict(given)
             return given, rejected
         self._tpe.begin(study, others)
-        for attempt in range(self.max_resamples * (1 + UNIFORM)):
+        for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
             proposal = draw_all(self.space, self._rng)
             if attempt < self.max_resamples:
                 proposal |= self._tpe.propose()
             params = self.space.repaired(self.space.keep_active(proposal | dict(fixed))) | given
-            reason = self._reason(params, taken)
+            reason = self._reason(params, taken, training)
             if reason is None:
                 return params, rejected
             kind = reason.partition(":")[0]
             rejected[kind] += 1
             examples.setdefault(kind, reason)
+        if training:
+            return None
         told = "; ".join(f"{rejected[kind]} × {example}" for kind, example in examples.items())
         raise Infeasible(
             f"A trial needs a configuration that is admitted and new, but {sum(rejected.values())} proposals "
@@ -228,10 +241,17 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             f"allow_duplicates = true in {self.preflight.study.path}."
         )
 
-    def _reason(self, params: Mapping[str, Any], taken: set[str]) -> str | None:
+    def _certain(self, *args: Any) -> tuple[dict[str, Any], Counter[str]]:
+        found = self._admitted(*args)
+        assert found is not None
+        return found
+
+    def _reason(self, params: Mapping[str, Any], taken: set[str], training: str | None = None) -> str | None:
         if digest(params) in taken:
             return "duplicate: it was tried"
         resolved, reason = examine(self.space, self.preflight, params)
+        if training and resolved is not None and training_key(resolved) != training:
+            return "other weights: it trains something else than its checkpoint"
         if reason is None and resolved is not None:
             self.last_prediction = self.preflight.predict(resolved)
         return reason

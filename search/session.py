@@ -6,6 +6,7 @@ Under `home`: `.caddie/` (the private database) and `runs/<study>/<trial>/` (wha
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.study import Study, load_study, study_hash
+from search.study import Study, load_study, study_hash, study_identity
+from search.timing import timing_of
 from techniques import catalog
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
 NAME = re.compile(r"\w[\w.+-]*")
-HASH = "study_hash"  # user attribute of the Optuna study
+HASH, IDENTITY = "study_hash", "study_identity"  # user attributes of the Optuna study
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def open_session(
     place = Place(home, study.name)
     url = resolve_url(storage, home=place.database, environ=environ)
     revive: Callable[[], object] = partial(resolve_url, storage, home=place.database, environ=environ)
-    opened = open_study(open_storage(url, worker=worker, revive=revive), study.name, url=url)
+    storage_ = open_storage(url, worker=worker, timing=timing_of(environ), revive=revive)
+    opened = open_study(storage_, study.name, url=url)
     session = Session(study, place, url, opened)
     check_unedited(session)
     return measured(session)
@@ -143,19 +146,32 @@ def check_unedited(session: Session) -> None:
         with creation_lock(session.url):
             stored = session.optuna_study.user_attrs.get(HASH)
             if stored is None:
+                session.optuna_study.set_user_attr(IDENTITY, study_identity(session.study))
                 session.optuna_study.set_user_attr(HASH, mine)
                 session.optuna_study.set_user_attr("study_file", text.read_text(encoding="utf-8"))
                 stored = mine
     if stored != mine:
+        copy = f" ({kept} is a copy)" if kept.exists() else ""
         raise ValueError(
             f"A study samples one space under one set of limits, but {text} no longer describes the study "
-            f"{session.study.name!r} that is stored ({mine} against {stored}). To go on with the stored one, "
-            f"restore the file{f' ({kept} is a copy)' if kept.exists() else ''}; to search the new space, "
-            "give it another `name` in [study]."
+            f"{session.study.name!r} that is stored ({mine} against {stored}{_edits(session)}). To go on "
+            f"with the stored one, restore the file{copy}; to search the new space, or where another study "
+            "has that name, give it another `name` in [study]."
         )
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(text, kept)
+
+
+def _edits(session: Session) -> str:
+    """What differs from the stored study, its first four points in words."""
+    from search.passport import differences
+
+    stored = session.optuna_study.user_attrs.get(IDENTITY)
+    mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
+    found = differences(stored, mine) if stored else []
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return f"; {'; '.join(found[:4])}{more}" if found else ""
 
 
 def check_room(place: Place, *, min_free_bytes: int = 200_000_000) -> None:

@@ -196,6 +196,10 @@ class SearchSpace:
 
 def build_space(study: Study, known: Mapping[str, type[Technique]]) -> SearchSpace:
     """The search space of a checked study. ValueError when nothing at all is free."""
+    if study.foreign is not None:
+        from search.foreign import foreign_space
+
+        return foreign_space(study)
     forced = frozenset(n for n, state in study.gates.items() if state == ON)
     free = [n for n, state in study.gates.items() if state == FREE]
     slots: dict[str, tuple[str, ...]] = {}

@@ -7,6 +7,7 @@ and no text that leaves this module holds a password.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import re
@@ -15,19 +16,19 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
+from search.bulk import RETRY_OF, BatchStorage, BulkStorage
 from search.postgres import WAY_OUT, StorageError, url_of
+from search.timing import Timing
 
 ENVIRONMENT = "CADDIE_STORAGE"
 LOCK_CLASS = 0xCADD1E  # first key of our advisory locks; the second is 0 (creation) or a study's id
@@ -44,21 +45,12 @@ REPEATED = (
     "get_all_studies _create_new_trial _set_trial_param get_trial_param "
     "get_trial_id_from_study_id_trial_number get_best_trial _get_best_trial_id "
     "set_trial_state_values set_trial_intermediate_value set_trial_user_attr set_trial_system_attr "
-    "get_trial get_trial_user_attrs get_trial_system_attrs get_all_trials _get_trials "
+    "get_trial write_trial get_trial_user_attrs get_trial_system_attrs get_all_trials _get_trials "
     "record_heartbeat _get_stale_trial_ids"
 ).split()
 KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
 
 Direction = Literal["minimize", "maximize"]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long the storage waits for what."""
-
-    patience_s: float = 300.0  # an outage of the database that is waited out
-    heartbeat_s: int = 10  # a running trial says that it lives
-    grace_s: int = 120  # silence after which a running trial counts as dead
 
 
 def redact(text: object) -> str:
@@ -94,13 +86,13 @@ def resolve_url(option: str | None, *, home: Path, environ: Mapping[str, str]) -
     return normalise_url(given) if given else url_of(home)
 
 
-def connect_arguments(url: str) -> dict[str, Any]:
-    """psycopg2's arguments: over TCP a dead link is noticed within about 20 s."""
+def connect_arguments(url: str, *, link_s: int = Timing.link_s) -> dict[str, Any]:
+    """psycopg2's arguments: over TCP a dead link is noticed within about `link_s`, twice that when idle."""
     parts = sqlalchemy.make_url(url)
     arguments: dict[str, Any] = {"connect_timeout": 10, "application_name": "caddie"}
     if parts.host:
-        arguments |= {"keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 3}
-        arguments |= {"tcp_user_timeout": 20000}
+        arguments |= {"keepalives_idle": link_s, "keepalives_interval": max(1, link_s // 4)}
+        arguments |= {"keepalives_count": 3, "tcp_user_timeout": 1000 * link_s}
     return arguments
 
 
@@ -119,8 +111,8 @@ def is_outage(error: BaseException) -> bool:
     return error.connection_invalidated if isinstance(error, exc.DBAPIError) else isinstance(error, OUTAGES)
 
 
-class PatientStorage(RDBStorage):
-    """RDBStorage whose every call waits out an outage of the database."""
+class PatientStorage(BulkStorage):
+    """BulkStorage whose every call waits out an outage of the database."""
 
     def __init__(self, url: str, *, worker: bool, timing: Timing, revive: Callable[[], object] | None):
         self.timing = timing
@@ -128,7 +120,7 @@ class PatientStorage(RDBStorage):
         pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
         super().__init__(
             url,
-            engine_kwargs=pool | {"connect_args": connect_arguments(url)},
+            engine_kwargs=pool | {"connect_args": connect_arguments(url, link_s=timing.link_s)},
             heartbeat_interval=timing.heartbeat_s,
             grace_period=timing.grace_s,
             heartbeat_stale_trial_callback=retry_stale_trial,
@@ -227,6 +219,14 @@ def creation_lock(url: str) -> Generator[None]:
         raise _gone(url, error) from None
 
 
+def _made(url: str, **settings: Any) -> PatientStorage:
+    """A PatientStorage; its making, which it does not repeat itself, is repeated when a connection drops."""
+    for _ in range(4):
+        with contextlib.suppress(exc.OperationalError, StorageInternalError):
+            return PatientStorage(url, **settings)
+    return PatientStorage(url, **settings)
+
+
 def open_storage(
     url: str, *, worker: bool, timing: Timing | None = None, revive: Callable[[], object] | None = None
 ) -> optuna.storages.BaseStorage:
@@ -240,18 +240,18 @@ def open_storage(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if worker:
-            patient = PatientStorage(url, worker=True, timing=timing, revive=revive)
+            patient = _made(url, worker=True, timing=timing, revive=revive)
         else:
             connect_check(url)
             try:
                 with creation_lock(url):
-                    patient = PatientStorage(url, worker=False, timing=timing, revive=revive)
+                    patient = _made(url, worker=False, timing=timing, revive=revive)
             except (exc.SQLAlchemyError, RuntimeError) as error:
                 raise StorageError(
                     f"The tables must be those of Optuna {optuna.__version__}, but {redact(url)}: "
                     f"{_first_line(error)}. Use another database, or an Optuna of the version that made it."
                 ) from None
-    return optuna.storages.get_storage(patient)
+    return BatchStorage(patient)
 
 
 def open_study(
@@ -275,7 +275,7 @@ def retry_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
-    """Queues the configuration of a failed trial again; False when it has none, or used up its retries.
+    """Queues the configuration of a failed trial again, once; False when it has none, or used up its retries.
 
     Constraints, artifacts, pruner rungs and intermediate values stay with the dead run (Optuna's own callback
     hands constraints on, and they can never be overwritten). User attributes are handed on.
@@ -286,6 +286,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
         return False
     kept = {key: old[key] for key in KEPT_ON_RETRY if key in old}
     system_attrs = kept | {"failed_trial": old.get("failed_trial", trial.number), "retry_history": history}
+    system_attrs[RETRY_OF] = trial.number
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,

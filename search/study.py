@@ -7,7 +7,8 @@
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it
     [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
-    [sampler]     startup_trials, max_resamples, candidates
+    [sampler]     startup_trials, max_resamples, candidates, reuse
+    [trainer]     somebody else's script (search/foreign_table.py)
 
 Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
 typo.
@@ -22,14 +23,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from search.domains import FREE, OFF, ON, Gates, parse_domain, settle_gates, technique_domains
+from search.domains import (
+    FREE,
+    OFF,
+    ON,
+    Gates,
+    bounded,
+    largest_shape,
+    parse_domain,
+    settle_gates,
+    technique_domains,
+)
+from search.foreign_table import Foreign
 from search.limits import Limits, check_given
 from techniques import catalog
-from techniques.base import Choice, Float, Int, Shape, Technique, check_value, nearest, parse_value, setting
-from techniques.config import TRAINER_FIELDS, Config, digest, flatten, known_field, read_preset
+from techniques.base import Choice, Float, Int, Technique, check_value, nearest, parse_value, setting
+from techniques.config import TRAINER_FIELDS, digest, flatten, known_field, read_preset
 
 TRACKS = ("record", "open")
-TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler")
+TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
 Table = TypeVar("Table")
 
 
@@ -53,6 +65,7 @@ class SamplerSettings:
     startup_trials: int = setting(16, "finished trials before TPE models anything", low=1)
     max_resamples: int = setting(100, "rejected TPE proposals before random draws", low=1)
     candidates: int = setting(24, "draws a proposal is the best of", low=1)
+    reuse: float = setting(0.25, "share of seconds for trials on cached weights; 0: none", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ class Study:
     allow_duplicates: bool
     gpus_per_trial: int
     timeout_seconds: float  # wall seconds after which a trial's processes are killed
+    foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
     @property
     def prune_from(self) -> float:
@@ -98,9 +112,9 @@ class Study:
         return self.pruning.start
 
 
-def study_hash(study: Study) -> str:
-    """Identity of what a study samples and measures; stored with the Optuna study, so that edits show."""
-    kept = {
+def study_identity(study: Study) -> dict[str, Any]:
+    """What a study samples and measures; stored with the Optuna study, so that edits show."""
+    kept: dict[str, Any] = {
         "track": study.track,
         "limits": study.limits.declared(),
         "base": study.base,
@@ -115,7 +129,12 @@ def study_hash(study: Study) -> str:
     }
     if study.gpus_per_trial != 1:
         kept["gpus_per_trial"] = study.gpus_per_trial
-    return digest(kept)
+    return kept if study.foreign is None else kept | {"trainer": study.foreign.identity()}
+
+
+def study_hash(study: Study) -> str:
+    """The identity in 16 letters."""
+    return digest(study_identity(study))
 
 
 def load_study(path: Path, known: Mapping[str, type[Technique]]) -> Study:
@@ -147,7 +166,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return {name: tables.get(name, {}) for name in TABLES}
 
 
-def _table(kind: type[Table], table: Mapping[str, Any], title: str, *, rename: Mapping[str, str]) -> Table:
+def table_of(kind: type[Table], table: Mapping[str, Any], title: str, *, rename: Mapping[str, str]) -> Table:
     """A settings table as its dataclass; `rename` maps keys of the file to fields."""
     fields = {f.name: f for f in dataclasses.fields(cast("Any", kind))}
     names = {
@@ -165,8 +184,12 @@ def _table(kind: type[Table], table: Mapping[str, Any], title: str, *, rename: M
 
 
 def _build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str, type[Technique]]) -> Study:
-    header = _table(Header, tables["study"], "study", rename={})
-    limits = _table(Limits, tables["limits"], "limits", rename={})
+    if tables["trainer"]:
+        from search import foreign_study
+
+        return foreign_study.build(tables, path)
+    header = table_of(Header, tables["study"], "study", rename={})
+    limits = table_of(Limits, tables["limits"], "limits", rename={})
     check_given(tables["limits"])
     base = read_preset(header.preset) if header.preset else {}
     fixed, asked = _fixed(tables["fixed"], known)
@@ -182,7 +205,7 @@ def _build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str,
     own = {k: d for k, d in technique_domains(gates, known, track=header.track).items() if k not in fixed}
     free: dict[str, Float | Int | Choice] = {**own, **domains}
     _nothing_unread([*fixed, *domains], gates)
-    largest = _largest_shape(base, fixed, free)
+    largest = largest_shape(base, fixed, free)
     bounds = {k: d.high for k, d in free.items() if isinstance(d, Int) and isinstance(d.high, str)}
     return Study(
         name=header.name or path.stem,
@@ -192,13 +215,13 @@ def _build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str,
         track=header.track,
         limits=limits,
         fixed=fixed,
-        free={k: _bounded(k, d, largest) for k, d in sorted(free.items())},
+        free={k: bounded(k, d, largest) for k, d in sorted(free.items())},
         bounds=bounds,
         gates=gates.state,
         slots=slots,
         base=base,
-        pruning=_table(Pruning, tables["pruning"], "pruning", rename={"from": "start"}),
-        sampler=_table(SamplerSettings, tables["sampler"], "sampler", rename={}),
+        pruning=table_of(Pruning, tables["pruning"], "pruning", rename={"from": "start"}),
+        sampler=table_of(SamplerSettings, tables["sampler"], "sampler", rename={}),
         num_reports=header.num_reports,
         allow_duplicates=header.allow_duplicates,
         gpus_per_trial=header.gpus_per_trial,
@@ -271,23 +294,3 @@ def _nothing_unread(names: list[str], gates: Gates) -> None:
                 f"`{name}` is set, but {owner} is off in this study{gates.why(owner)}. Free {owner}, or drop "
                 f"the setting."
             )
-
-
-def _largest_shape(
-    base: Mapping[str, Any], fixed: Mapping[str, Any], free: Mapping[str, Float | Int | Choice]
-) -> Shape:
-    """The shape with every free size at its largest: what a size's name in Int.high stands for."""
-    values = {k: v for k, v in {**base, **fixed}.items() if k in TRAINER_FIELDS}
-    for name, domain in free.items():
-        if name in TRAINER_FIELDS:
-            values[name] = max(domain.options) if isinstance(domain, Choice) else domain.high
-    return Config(**values).shape()
-
-
-def _bounded(name: str, domain: Float | Int | Choice, largest: Shape) -> Float | Int | Choice:
-    if not (isinstance(domain, Int) and isinstance(domain.high, str)):
-        return domain
-    if not hasattr(largest, domain.high):
-        sizes = [f.name for f in dataclasses.fields(Shape)]
-        raise ValueError(f"`{name}` ends at an unknown size {domain.high!r}. {nearest(domain.high, sizes)}")
-    return dataclasses.replace(domain, high=max(domain.low, int(getattr(largest, domain.high))))

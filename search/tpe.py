@@ -26,6 +26,7 @@ from optuna.samplers._tpe.sampler import (
 from optuna.trial import FrozenTrial, TrialState
 
 BATCH = 12  # proposals at once, after the first of a trial was rejected
+MAX_OTHERS = 400  # finished trials outside the good ones that are modelled
 MODELLED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -67,6 +68,7 @@ class GroupedTpe(TPESampler):
         if finished < self._n_startup_trials:
             return
         below, above = _split_trials(study, known, default_gamma(finished))
+        above = thinned(above)
         for group in self._groups:
             if group:
                 self._estimators.append(
@@ -95,6 +97,16 @@ class GroupedTpe(TPESampler):
                 row = k * self._n_ei_candidates + int(at)
                 found[k] |= {n: dist.to_external_repr(candidates[n][row].item()) for n, dist in group.items()}
         return found
+
+
+def thinned(above: list[FrozenTrial]) -> list[FrozenTrial]:
+    """At most MAX_OTHERS finished trials, evenly over the study's life, and every running one: the density of
+    what is not good changes little, and a proposal's cost grows with their number."""
+    finished = [t for t in above if t.state.is_finished()]
+    if len(finished) <= MAX_OTHERS:
+        return above
+    kept = {finished[k * len(finished) // MAX_OTHERS].number for k in range(MAX_OTHERS)}
+    return [t for t in above if t.number in kept or not t.state.is_finished()]
 
 
 def other_trials(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:

@@ -68,6 +68,7 @@ class Job:
     timeout_s: float  # of the whole process, start-up included
     command: tuple[str, ...] = TRAINER  # config.json and --out_dir come behind it
     cwd: Path = ROOT  # relative paths of the settings start here
+    fill: Callable[[Path], tuple[Record, ...]] | None = None  # finished stages; gives their early reports
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,16 @@ def run_trainer(
     on_report: Callable[[Record, tuple[Record, ...]], str | None],
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Runs the trainer. `on_report(record, all so far)` may say why to prune; once `stop()`, Interrupted."""
+    """Runs the trainer. `on_report(record, all so far)` may say why to prune; once `stop()`, Interrupted.
+    What `fill` puts into the folder is resumed; the reports it gives are replayed first, and may prune."""
     try:
         prepare_folder(job.folder)
         text = json.dumps(dict(job.config), indent=1, sort_keys=True)
         (job.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        recorded = job.fill(job.folder) if job.fill else ()
+        for k, record in enumerate(recorded, 1):
+            if (reason := on_report(record, recorded[:k])) is not None:
+                return Outcome("pruned", reason=reason, reports=recorded[:k])
         process = _Process(job)
     except OSError as error:
         kind = (
@@ -123,6 +129,7 @@ def run_trainer(
         raise kind(f"{error.filename or job.folder}: {error.strerror or error}") from error
     try:
         watched = _watch(process, on_report, stop)
+        watched.reports = watched.reports or list(recorded)
     finally:
         process.end()
     outcome = Outcome(

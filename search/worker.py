@@ -17,8 +17,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,20 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
 from search import prepare, record
+from search.bulk import collected
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
+from search.foreign import command_for, preflight_for, strip_for, with_trainer
 from search.hardware import hardware_here
-from search.preflight import Preflight
+from search.overhead import Clock
+from search.passport import changed, check_joining
 from search.pruning import SPARED, Pruner, remember
+from search.reuse import REPLAYED, Fill, Reuse, add_arguments, open_reuse
 from search.runfiles import Record
 from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
 from search.space import build_space
+from search.stages import StageChooser
 from search.storage import MAX_RETRY, redact
 from search.trial import (
     DiskTrouble,
@@ -42,63 +47,44 @@ from search.trial import (
     Outcome,
     TrainerCrashed,
     run_trainer,
-    trainer_command,
     trainer_environment,
 )
 from techniques import catalog
-from techniques.config import environment_names
 
 Command = tuple[str, ...]
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Clock:
-    """Seconds of one trial that are not the trainer's work."""
-
-    told_at: float = field(default_factory=time.perf_counter)  # when the trial before was done with
-    finished_at: float = 0.0  # when its objective returned
-    tell_s: float = 0.0
-    ask_s: float = 0.0
-    sample_s: float = 0.0
-    store_s: float = 0.0
-
-    def summary(self, outcome: Outcome) -> dict[str, float]:
-        """What is kept as `overhead`; the tell is the one of the trial before: its own is still to come."""
-        true_s = float((outcome.result or {}).get("true_seconds") or 0.0)
-        start_s = max(0.0, outcome.process_s - true_s) if true_s else 0.0
-        parts = {
-            "ask_s": self.ask_s,
-            "sample_s": self.sample_s,
-            "start_s": start_s,
-            "report_s": outcome.report_s,
-            "store_s": self.store_s,
-            "tell_before_s": self.tell_s,
-        }
-        overhead_s = sum(parts.values())
-        whole_s = overhead_s - start_s - outcome.report_s + outcome.process_s
-        shown = {name: round(seconds, 4) for name, seconds in parts.items()}
-        return shown | {"process_s": round(outcome.process_s, 3), "share": round(overhead_s / whole_s, 4)}
-
-
 class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(
-        self, session: Session, *, target: int, index: int, num_threads: int = 1, command: Command = ()
+        self,
+        session: Session,
+        *,
+        target: int,
+        index: int,
+        num_threads: int = 1,
+        command: Command = (),
+        reuse: Reuse | None = None,
     ):
-        self.session, self.target = session, target
-        self.command = command or trainer_command(session.study.gpus_per_trial)
+        self.session, self.target, self.reuse = session, target, reuse
+        self.command = command or command_for(session.study)
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
         self.hardware = hardware_here(self.study, num_threads=num_threads, environ=os.environ)
-        self.sampler = CaddieSampler(self.space, Preflight(self.study, hardware=self.hardware))
+        share = self.study.sampler.reuse
+        chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
+        preflight = preflight_for(self.study, self.hardware)
+        self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
-        self.strip = environment_names(known)
+        self.strip = strip_for(self.study)
+        self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = record.worker_name(index)
         self.stopping = threading.Event()
+        self.lost = threading.Event()  # the running trial was given to somebody else
         self.fatal = ""
         self.refusals: list[str] = []
         self.clock = Clock()
@@ -113,10 +99,15 @@ class Worker:
             url=self.session.url,
             stop=self.should_stop,
             after_trial=self.after_trial,
+            lost=self.lost,
         )
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)
+
+    def should_leave(self) -> bool:
+        """Whether the running trial shall be left."""
+        return self.lost.is_set() or self.should_stop()
 
     def after_trial(self, trial: FrozenTrial) -> None:
         now = time.perf_counter()
@@ -131,7 +122,8 @@ class Worker:
             outcome = self.run_trial(trial)
             result, failure = outcome.result, outcome.reason if outcome.kind == "failed" else None
         finally:
-            set_all(trial, violations(result, self.study.limits, failure=failure))
+            with collected(trial):
+                set_all(trial, violations(result, self.study.limits, failure=failure))
             self.clock.finished_at = time.perf_counter()
         if outcome.kind != "finished" or outcome.result is None:
             raise TrialPruned(outcome.reason)
@@ -141,18 +133,28 @@ class Worker:
         """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
         trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
-        params = self.space.suggest(trial)
-        resolved = self.space.resolve(params)
-        config = self.config_of(params, resolved.values)
-        record.started(trial, config=config, resolved=resolved)
+        with collected(trial):
+            params = self.space.suggest(trial)
+            resolved = self.space.resolve(params)
+            config = self.config_of(params, resolved.values)
+            record.started(trial, config=config, resolved=resolved)
         self.clock.sample_s = time.perf_counter() - began
-        outcome = self.run_process(trial, config)
+        reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
+        with reused as fill:
+            outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
-        record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
-        record.show(trial, outcome, self.session.place, limits=self.study.limits)
-        self.session.place.forget_weights(trial.number)
-        self.clock.store_s = time.perf_counter() - began
-        trial.set_user_attr("overhead", self.clock.summary(outcome))
+        with collected(trial):
+            record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
+            if self.reuse and self.reuse.store.notes:
+                trial.set_user_attr("cache_notes", self.reuse.store.notes)
+                self.reuse.store.notes = []
+            try:
+                record.show(trial, outcome, self.session.place, limits=self.study.limits)
+                self.session.place.forget_weights(trial.number)
+            except OSError as error:
+                raise self.disk_trouble(f"{error.filename or 'the disk'}: {error.strerror}") from error
+            self.clock.store_s = time.perf_counter() - began
+            trial.set_user_attr("overhead", self.clock.summary(outcome))
         self.watch_refusals(outcome)
         return outcome
 
@@ -163,8 +165,12 @@ class Worker:
             config["num_threads"] = self.num_threads
         return config
 
-    def run_process(self, trial: Trial, config: Mapping[str, Any]) -> Outcome:
+    def run_process(self, trial: Trial, config: Mapping[str, Any], fill: Fill | None) -> Outcome:
+        if problem := self.code_check():
+            self.fatal = problem
+            raise Interrupted(problem)
         job = Job(
+            fill=fill,
             folder=self.session.place.trial(trial.number),
             config=config,
             environment=trainer_environment(
@@ -176,27 +182,33 @@ class Worker:
 
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
-            trial.report(float(point["val_bpb"]), step)
-            remember(trial, reports)
+            with collected(trial):
+                trial.report(float(point["val_bpb"]), step)
+                if REPLAYED not in point:  # one training is one standard, however many take it over
+                    remember(trial, reports)
             verdict = self.pruner.verdict(self.session.optuna_study, trial.number, reports)
             if verdict is not None and verdict.spared:
                 trial.set_user_attr(SPARED, verdict.facts)
             return None if verdict is None or verdict.spared else verdict.reason
 
         try:
-            return run_trainer(job, on_report=on_report, stop=self.should_stop)
+            return run_trainer(job, on_report=on_report, stop=self.should_leave)
         except DiskTrouble as error:
-            self.fatal = (
-                f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
-                "the same command to go on; nothing stored is lost."
-            )
-            raise Interrupted(str(error)) from error
+            raise self.disk_trouble(error) from error
         except TrainerCrashed as error:
             storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
             tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
             if tried < MAX_RETRY:
                 raise
             return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")
+
+    def disk_trouble(self, error: object) -> Interrupted:
+        """Ends the session: no trial can be kept until somebody helps."""
+        self.fatal = (
+            f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
+            "the same command to go on; nothing stored is lost."
+        )
+        return Interrupted(str(error))
 
     def watch_refusals(self, outcome: Outcome) -> None:
         """The same refusal again and again is not the configurations' fault: the corpus is gone, say."""
@@ -218,6 +230,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trainer", type=Path)
+    parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
+    add_arguments(parser)
     parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     return parser.parse_args(argv)
@@ -242,19 +256,24 @@ def main(argv: list[str]) -> int:
     if options.lifeline:
         threading.Thread(target=hold, args=(stopping,), daemon=True).start()
     quiet_log(None)
-    command = (sys.executable, str(options.trainer.resolve())) if options.trainer else ()
     try:
-        study = find_study(options.study)
+        study = with_trainer(find_study(options.study), options.trainer)
         session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
+        code = check_joining(session, options.trainer, mixed=options.mixed)
+        reuse = None
+        if study.foreign is None:
+            reuse = open_reuse(options, ranks=study.gpus_per_trial, environ=os.environ)
         if options.prepare:  # on a machine that nobody looked at before
-            session = prepare.machine(session, native=not command)
+            session = prepare.machine(session, native=options.trainer is None)
         worker = Worker(
             session,
             target=options.target,
             index=options.index,
             num_threads=options.threads,
-            command=command,
+            command=command_for(study, options.trainer),
+            reuse=reuse,
         )
+        worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
         worker.stopping = stopping
         worker.run()
     except TooManyFailures as error:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from techniques._ledger import Ledger
+from techniques._machine import cpu_name
 from techniques.base import Unavailable
 from techniques.config import Config
 
@@ -88,6 +89,15 @@ class World:
     def my_range(self, n: int) -> range:
         """This rank's contiguous share of range(n)."""
         return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def machine(self, attention: str, dtype: torch.dtype, compile: str) -> dict[str, Any]:
+        """What of this ground the last bits of a result depend on, and what a second buys on it."""
+        facts: dict[str, Any] = {"torch": torch.__version__, "world_size": self.size, "compile": compile}
+        facts |= {"attention": attention, "dtype": str(dtype)}
+        if self.device.type == "cuda":
+            return facts | {"device": torch.cuda.get_device_name(self.device)}
+        kernels = torch.backends.cpu.get_cpu_capability()
+        return facts | {"device": cpu_name(), "kernels": kernels, "threads": torch.get_num_threads()}
 
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():

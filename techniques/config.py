@@ -14,10 +14,11 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from techniques import catalog
-from techniques.base import STAGES, Batch, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.base import ROLES, STAGES, Batch, Shape, Technique, check_value, nearest, parse_value, setting
 from techniques.published import (
     ALIASES,
     DETAILS,
@@ -169,11 +170,12 @@ class Resolved:
         """The model's sizes, with the plan of a technique that repeats layers."""
         return _shape_of(self.config, self.techniques)
 
-    def identity(self) -> dict[str, Any]:
-        """The values that results depend on; gates that are off are left out."""
-        inert = {n for n, f in TRAINER_FIELDS.items() if f.metadata["stage"] == "none"}
-        gates = {k for k in self.values if k not in TRAINER_FIELDS and "." not in k}
-        return {k: v for k, v in self.values.items() if k not in inert and not (k in gates and not v)}
+    def identity(self, last: str = STAGES[-1]) -> dict[str, Any]:
+        """The values that results up to the stage `last` depend on; gates that are off are left out."""
+        read = STAGES[: STAGES.index(last) + 1]
+        own = {n for n, f in TRAINER_FIELDS.items() if f.metadata["stage"] in read}
+        on = {n for n, t in self.techniques.items() if t.stage in read}
+        return {k: v for k, v in self.values.items() if k in own or k.partition(".")[0] in on}
 
     def hash(self) -> str:
         """Equal hashes are the same run."""
@@ -496,15 +498,42 @@ def help_text(intro: str, known: Mapping[str, type[Technique]]) -> str:
     return "\n".join(lines)
 
 
-def stage_keys(resolved: Resolved, code_hash: str, data_id: str) -> dict[str, str]:
-    """stage -> hash of everything that its result depends on: the stage before it, its own settings, code,
-    data."""
+def codes(hashes: Mapping[Path, str], resolved: Resolved) -> dict[str, str]:
+    """technique -> hash of its file, "" -> hash of all other files: what a technique of a late stage says is
+    no part of the stages before it."""
+    own = {path.stem: h for path, h in hashes.items() if path.stem in resolved.techniques}
+    return {"": digest(sorted(h for path, h in hashes.items() if path.stem not in own)), **own}
+
+
+def stage_keys(
+    resolved: Resolved,
+    code: Mapping[str, str],
+    data_id: str,
+    machine: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, str]:
+    """stage -> hash of everything that its result depends on: the stage before it, its own settings (seed and
+    budget among them), the code (`codes`), data, and the `machine`: what changes the last bits, or
+    what a budget in seconds buys."""
     first_stage = {n: f.metadata["stage"] for n, f in TRAINER_FIELDS.items()}
-    keys, upstream = {}, digest([code_hash, data_id])
+    keys, upstream = {}, digest([code.get("", ""), data_id, dict(machine)])
     for stage in STAGES:
         own = {n: v for n, v in resolved.values.items() if first_stage.get(n) == stage}
         for name, technique in resolved.techniques.items():
             if technique.stage == stage:
-                own[name] = dataclasses.asdict(technique.config)
+                own[name] = [dataclasses.asdict(technique.config), code.get(name, "")]
+        own |= _read_early(resolved, code, stage)
         upstream = keys[stage] = digest([upstream, stage, own])
     return keys
+
+
+def _read_early(resolved: Resolved, code: Mapping[str, str], stage: str) -> dict[str, Any]:
+    """What a stage reads of later ones all the same: a technique at the seam `weight` trains on the bits that
+    the export will store, one at `correct` may weigh the whole submission, code and all."""
+    seams = {seam for t in resolved.techniques.values() for seam in catalog.claims(t)}
+    if stage == "train" and "weight" in seams:
+        owner = next((t for t in resolved.techniques.values() if "bits" in catalog.claims(t)), None)
+        bits = [{role: owner.bits(role) for role in ROLES}, code.get(owner.name, "")] if owner else []
+        return {"stored_bits": bits, "stored_from_numel": resolved.config.quantize_min_numel}
+    if stage == "quantize" and "correct" in seams:
+        return {"submission": dict(code), "codec": resolved.identity("pack")}
+    return {}

@@ -1,12 +1,12 @@
 """bits of each matrix: the least total Σ_t cost_t(b_t) with Σ_t bytes_t(b_t) within a budget, b from `low` to
 `high`.
 
-`measure = "error"`: cost_t(b) = n_t·tr(E·H·Eᵀ)/tr(W·H·Wᵀ), the share of a matrix' output that rounding it
-at b bits loses on the calibration inputs, times its n_t weights (without them the largest matrices pay for
-all others); one bit after the other goes where it saves the most a byte. "trace":
-the matrices of largest tr(H) get `high` bits while they fit, the others `low` (PR #1204: rank by trace, n at
-int6, the rest int5). bytes_t(b) is the entropy of the integers that plain rounding gives. The budget is
-`budget_share` of the bytes that these matrices take at their role's bits, so that 1 moves bits and adds none.
+`measure = "error"`: cost_t(b) = n_t·tr(E·H·Eᵀ)/tr(W·H·Wᵀ), the share of a matrix' output that rounding it at
+b bits loses on the calibration inputs, times its n_t weights (without them the largest matrices pay for all
+others); one bit after the other goes where it saves the most a byte. "trace": the matrices of largest tr(H)
+get `high` bits while they fit, the others `low` (PR #1204: rank by trace, n at int6, the rest int5).
+bytes_t(b) is the entropy of the integers that plain rounding gives. The budget is `budget_share` of the
+bytes that these matrices take at their role's bits, so that 1 moves bits and adds none.
 
 Source: PR #1204 (32 of 66 matrices at int6), #1285 (66 of 66). Needs gptq, whose Hessians it measures with.
 The embedding, and what has no Hessian, keeps its role's bits (mixed_bits says them, or 8). Cost:

@@ -36,13 +36,15 @@ matrix_lr = {{ low = 0.01, high = 0.1, log = true }}
 scalar_lr = {{ low = 0.01, high = 0.1, log = true }}
 """
 READ = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from search.session import find_study, read_session
-session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
+study, home = find_study(Path(sys.argv[1])), Path(sys.argv[2])
+session = read_session(study, home=home, storage=None, environ=os.environ)
 print(json.dumps([
     {"number": t.number, "state": t.state.name, "value": t.value, "constraints": t.constraints,
-     "attrs": t.user_attrs, "steps": len(t.intermediate_values)}
+     "attrs": t.user_attrs, "steps": len(t.intermediate_values), "params": t.params,
+     "retry_of": t.system_attrs.get("retry_of")}
     for t in session.optuna_study.get_trials()
 ]))
 """
@@ -78,10 +80,10 @@ def environment(**more: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "CADDIE_STORAGE"} | more
 
 
-def caddie(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+def caddie(*words: object, cwd: Path = Path("/"), **env: str) -> subprocess.CompletedProcess[str]:
     """The command line, to its end."""
     return subprocess.run(
-        command(*words), cwd="/", env=environment(**env), capture_output=True, text=True, timeout=200
+        command(*words), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=200
     )
 
 
@@ -97,17 +99,33 @@ def begin(*words: object, **env: str) -> subprocess.Popen[str]:
     )
 
 
+def assert_exact(trials: list[dict[str, Any]], finished: int) -> None:
+    """Exactly so many finished trials, none running or lost, none twice; what failed was retried once."""
+    assert [t["number"] for t in trials] == list(range(len(trials)))
+    done = [t for t in trials if t["state"] in FINISHED]
+    failed = [t for t in trials if t["state"] == "FAIL" and t["params"]]
+    assert len(done) == finished, states(trials)
+    assert set(states(trials)) <= {*FINISHED, "FAIL"}, states(trials)
+    configurations = [json.dumps(t["params"], sort_keys=True) for t in done]
+    assert len(set(configurations)) == finished
+    assert all(len(t["constraints"]) == 4 and "overhead" in t["attrs"] for t in done)
+    for t in failed:
+        again = [r for r in trials if r["retry_of"] == t["number"]]
+        assert len(again) == 1 and again[0]["params"] == t["params"] and "outcome" not in t["attrs"]
+
+
 def search(study: Path, home: Path, trials: int, workers: int) -> list[object]:
     """The words of a run with the fake trainer."""
     words = [f"--trials={trials}", f"--workers={workers}", f"--study={study}", f"--home={home}"]
     return [*words, f"--trainer={FAKE}"]
 
 
-def read_trials(study: Path, home: Path) -> list[dict[str, Any]]:
+def read_trials(study: Path, home: Path, **env: str) -> list[dict[str, Any]]:
     """Every trial, read by another process (so that this one claims no server)."""
     ran = subprocess.run(
         [sys.executable, "-c", READ, str(study), str(home)],
         cwd=ROOT,
+        env=environment(**env),
         capture_output=True,
         text=True,
         check=True,

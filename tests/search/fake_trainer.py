@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,19 +58,25 @@ def main(config_path: str, out: Path) -> int:
     if mode == "disk":
         print("error: [Errno 28] No space left on device", file=sys.stderr)
         return 2
+    if "FAKE_FILL" in os.environ:  # of the disk, for real
+        with open(out / "ballast", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(out).free)
+        (out / "one more").write_text("x" * 100_000)
     if mode == "crash":
         raise RuntimeError("an exception nobody caught")
     if mode == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "silent":
         return 0
-    if mode == "children":  # one in our group, one that leaves it
+    if mode.startswith("children"):  # one in our group, one that leaves it
         sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
         kinds = (False, True)
         pids = [subprocess.Popen(sleep, start_new_session=new).pid for new in kinds]
         (out / "children").write_text(json.dumps(pids))
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mode == "mute":
+        time.sleep(duration_s)
     reports = int(config.get("num_reports", 4))
     with open(out / "metrics.jsonl", "w", encoding="utf-8") as metrics:
         if mode == "garbage":

@@ -131,7 +131,7 @@ def test_a_run_warms_both_graphs_up_switches_once_and_scores_looped(tiny_data: d
     trained = trainer.run()
     assert orders == [3, 5] + [3] * 3 + [5] * 3  # two warm-up steps, then the switch at half of six
     assert len(trainer.model.order) == 5  # calibration and the last reports run looped
-    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), (world, audit))
+    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), audit)
     artifact = train_gpt.pack(packed, run.identity(), train_gpt.ZlibCodec())
     score = train_gpt.evaluate(artifact, run, world, data, audit)[0]
     plain = trainer.model

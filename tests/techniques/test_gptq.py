@@ -238,6 +238,6 @@ def test_own_sequences_follow_the_models_distribution_and_are_the_same_on_two_ra
 
 
 def test_own_sequences_must_fit_the_model():
-    with pytest.raises(ValueError, match=r"self_tokens.*longest sequence, 32"):
+    with pytest.raises(ValueError, match=r"self_tokens.*longest sequence, but got 2048 and 32"):
         Gptq(replace(C, calibration="self")).check(SHAPE)
     Gptq(C).check(SHAPE)

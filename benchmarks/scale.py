@@ -1,0 +1,352 @@
+"""What a trial costs beside its work in a large study, and how long the command line takes to read one.
+
+    python -m benchmarks.scale                      # 2,000 trials, 16 workers, 60-s trials for two rounds
+    python -m benchmarks.scale --trials 10000 --workers 0
+
+Fills the laptop study's space with finished trials in a private database, times `search.py status` and
+`best`, then lets workers run simulated trials at the real rate: asks, samples, reports, stores and tells
+are real, only the trainer is a pause. Prints wall and CPU milliseconds for each part; --json writes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, Trial
+from sqlalchemy import Connection, text
+
+from search import costs
+from search import worker as worker_module
+from search.bulk import Batch
+from search.preflight import Preflight
+from search.runfiles import Record
+from search.sampler import draw_all, examine
+from search.session import ROOT, Session, find_study, open_session
+from search.space import SearchSpace, build_space
+from search.storage import side_engine
+from search.trial import Job, Outcome
+from search.worker import Worker
+from techniques import catalog
+from techniques.config import Resolved, resolve
+
+PARTS = ("ask", "sample", "report", "store", "tell")
+BUDGET_MS = 600.0  # 1 % of a trial of 60 s
+DRAWS = 400  # distinct configurations; the rest differ from one of them in their learning rates
+NEW_TRIAL = """
+insert into trials (number, study_id, state, datetime_start, datetime_complete)
+values (:number, :study, 'RUNNING', now(), now()) returning trial_id"""
+FINISH = """
+with value as (insert into trial_values (trial_id, objective, value, value_type) values (:t, 0, :v, 'FINITE'))
+update trials set state = 'COMPLETE' where trial_id = :t"""
+
+
+def study_file(folder: Path) -> Path:
+    """The laptop study with limits in seconds, so that no baseline has to be measured."""
+    found = (ROOT / "studies" / "laptop.toml").read_text(encoding="utf-8")
+    changed = found.replace('name = "laptop"', 'name = "scale"')
+    changed = changed.replace("train_baselines = 1.4", "train_seconds = 1000.0")
+    changed = changed.replace("eval_baselines = 6.0", "eval_seconds = 1000.0")
+    assert changed.count("_seconds = 1000.0") == 2
+    path = folder / "scale.toml"
+    path.write_text(changed, encoding="utf-8")
+    return path
+
+
+def result_of(resolved: Resolved, rng: np.random.Generator) -> Record:
+    """A plausible result: bytes and seconds as the preflight's models have them, with noise."""
+    rate = math.log(float(resolved.values["matrix_lr"]) / 0.04)
+    bpb = 2.5 + 0.05 * abs(rate) + float(rng.normal(0.0, 0.01))
+    figures = {
+        "artifact_bytes": 210_000 + int(costs.byte_ledger().estimate(costs.model_bill(resolved)).value),
+        "code_bytes": 210_000,
+        "steps": 100,
+    }
+    layers, width = float(resolved.values["num_layers"]), float(resolved.values["model_dim"])
+    seconds = {"train_seconds": 3.0 * layers * width / 64, "eval_seconds": layers * width / 64}
+    seconds = {name: value * math.exp(float(rng.normal(0.0, 0.05))) for name, value in seconds.items()}
+    passport = {"code_hash": "c" * 16, "data_id": "d" * 16, "torch": "2.9", "device": "cpu", "world_size": 1}
+    whole = {"status": "finished", "val_bpb": bpb, "params": 300_000, "true_seconds": 60.0}
+    return {**whole, **figures, **seconds, **passport}
+
+
+def attributes_of(space: SearchSpace, params: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
+    """What a worker, the sampler, the pruner and the record keep of a trial, whatever its result."""
+    overhead = dict.fromkeys(("ask_s", "sample_s", "start_s", "report_s", "store_s", "tell_before_s"), 0.1)
+    return {
+        "worker": "host:12345:0",
+        "config": space.config(params),
+        "techniques": list(resolved.techniques),
+        "legality": "legal",
+        "preflight": {"params": 300_000, "artifact_bytes": 400_000, "train_seconds": 12.0},
+        "rejections": {"bytes": 1},
+        "outcome": "finished",
+        "slack_bytes": 1000,
+        "overhead": overhead | {"process_s": 60.0, "share": 0.01},
+        **{f"violation_{key}": -0.5 for key in ("bytes", "train", "eval", "run")},
+    }
+
+
+def fill(session: Session, count: int) -> None:
+    """`count` complete trials, straight into Optuna's tables."""
+    space = build_space(session.study, catalog.metadata())
+    rng = np.random.default_rng(0)
+    preflight = Preflight(session.study)
+    drawn: list[tuple[dict[str, Any], dict[str, Any], Resolved]] = []
+    while len(drawn) < min(DRAWS, count):
+        params = space.repaired(space.keep_active(draw_all(space, rng)))
+        resolved, reason = examine(space, preflight, params)
+        if resolved is not None and reason is None:
+            drawn.append((params, attributes_of(space, params, resolved), resolved))
+    with side_engine(session.url).begin() as connection:
+        study = connection.execute(
+            text("select study_id from studies where study_name = :n"), {"n": session.study.name}
+        ).scalar_one()
+        for number in range(count):
+            params, attributes, resolved = drawn[number % len(drawn)]
+            rates = {name: float(rng.uniform(0.01, 0.15)) for name in ("matrix_lr", "scalar_lr")}
+            told = attributes | {"hash": f"{number:016x}", "config": attributes["config"] | rates}
+            add(connection, study, number, space, params | rates, told, result_of(resolved, rng))
+    with side_engine(session.url).connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("vacuum analyze"))
+
+
+def add(
+    connection: Connection,
+    study: int,
+    number: int,
+    space: SearchSpace,
+    params: dict[str, Any],
+    told: dict[str, Any],
+    result: Record,
+) -> None:
+    """One trial, in five statements."""
+    batch = Batch()
+    for name, value in params.items():
+        dist = space.distributions[name]
+        batch.params[name] = (dist.to_internal_repr(value), dist)
+    batch.steps = {k: result["val_bpb"] + 1.0 - k / 4 for k in (1, 2, 3)}
+    user = told | {
+        k: result[k] for k in ("artifact_bytes", "code_bytes", "train_seconds", "eval_seconds", "steps")
+    }
+    user |= {"passport": {k: result[k] for k in ("code_hash", "data_id", "torch", "device", "world_size")}}
+    user |= {"reports": [[k / 4, bpb, 1.0] for k, bpb in batch.steps.items()]}
+    batch.user = {key: json.dumps(value) for key, value in user.items()}
+    system: dict[str, Any] = {f"constraints:{key}": -0.5 for key in ("bytes", "train", "eval", "run")}
+    system |= {"dashboard:note_str:0": "**finished**\n" + "- technique: active\n" * 12}
+    system |= {
+        f"artifacts:{number}-{k}": {"filename": "result.json", "artifact_id": "x" * 36} for k in range(4)
+    }
+    batch.system = {key: json.dumps(value) for key, value in system.items()}
+    trial_id = connection.execute(text(NEW_TRIAL), {"number": number, "study": study}).scalar_one()
+    batch.write(connection, trial_id)
+    connection.execute(text(FINISH), {"t": trial_id, "v": result["val_bpb"]})
+
+
+class Timed(Worker):
+    """A worker that notes wall and CPU seconds of each part."""
+
+    def __init__(self, *args: Any, out: Path, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.out, self.rows, self.spent = out, [], {}
+        self.mark = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def note(self, part: str) -> None:
+        """What passed since the last mark belongs to `part`."""
+        then, self.mark = self.mark, self.now()
+        wall, cpu = self.spent.get(part, (0.0, 0.0))
+        self.spent[part] = (wall + self.mark[0] - then[0], cpu + self.mark[1] - then[1])
+
+    def objective(self, trial: Trial) -> float:
+        self.note("ask")
+        try:
+            return super().objective(trial)
+        finally:
+            self.note("store")
+
+    def after_trial(self, trial: FrozenTrial) -> None:
+        self.note("tell")
+        super().after_trial(trial)
+        self.rows.append({k: v for k, v in self.spent.items() if k != "work"})
+        self.out.write_text(json.dumps(self.rows))
+        self.spent, self.mark = {}, self.now()
+
+
+def simulate(worker: Timed, seconds: float) -> Callable[..., Outcome]:
+    """A trainer that only lets the time pass; its reports are real."""
+    rng = np.random.default_rng()
+
+    def run(job: Job, *, on_report: Callable[..., str | None], stop: Callable[[], bool]) -> Outcome:
+        worker.note("sample")
+        job.folder.mkdir(parents=True, exist_ok=True)
+        began, reports, pruned, report_s = time.perf_counter(), [], None, 0.0
+        config = {k: v for k, v in job.config.items() if k != "preset"}
+        result = result_of(resolve({"preset": worker.study.base, "file": config}, worker.space.known), rng)
+        (job.folder / "result.json").write_text(json.dumps(result))
+        for k in (1, 2, 3, 4):
+            while time.perf_counter() - began < seconds * k / 4 and not stop():
+                time.sleep(0.05)
+            worker.note("work")
+            if pruned is None and k < 4:
+                bpb = result["val_bpb"] + 1.0 - k / 4
+                reports.append({"progress": k / 4, "val_bpb": bpb, "lr_scale": 1.0})
+                pruned = on_report(reports[-1], tuple(reports))
+                worker.note("report")
+        if stop():
+            raise worker_module.Interrupted("told to stop")
+        return Outcome("finished", "", result, tuple(reports), time.perf_counter() - began, report_s)
+
+    return run
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """One worker process: `rounds` trials, the first one `index`/workers of a trial late."""
+    home = Path(arguments.home)
+    study = find_study(home / "scale.toml")
+    session = open_session(study, home=home, storage=None, environ={}, worker=True)
+    worker = Timed(session, target=10**6, index=arguments.work, out=home / f"worker-{arguments.work}.json")
+    worker_module.run_trainer = simulate(worker, arguments.seconds)
+    time.sleep(arguments.work * arguments.seconds / arguments.workers)
+    worker.mark = worker.now()
+    worker.should_stop = lambda: len(worker.rows) >= arguments.rounds
+    worker.run()
+
+
+def server_cpu_s(home: Path) -> float:
+    """CPU seconds of PostgreSQL so far: the postmaster, its children that ended and those that run."""
+    place = home / ".caddie"
+    place = Path((place / "location").read_text()) if (place / "location").exists() else place
+    postmaster = json.loads((place / "server.json").read_text())["postmaster"]
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(stat.parent.name) == postmaster:
+            ticks += sum(map(int, fields[11:15]))
+        elif int(fields[1]) == postmaster:
+            ticks += sum(map(int, fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def times_of(rows: list[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """part -> mean wall and CPU milliseconds, and the 95th percentile of the wall; `all` is their sum."""
+    table: dict[str, dict[str, float]] = {}
+    for part in (*PARTS, "all"):
+        pairs = [
+            [sum(r.get(p, (0.0, 0.0))[k] for p in (PARTS if part == "all" else (part,))) for k in (0, 1)]
+            for r in rows
+        ]
+        walls = sorted(1000 * wall for wall, _ in pairs)
+        table[part] = {
+            "wall_ms": round(statistics.fmean(walls), 1),
+            "wall_p95_ms": round(walls[min(len(walls) - 1, int(0.95 * len(walls)))], 1),
+            "cpu_ms": round(1000 * statistics.fmean(cpu for _, cpu in pairs), 1),
+        }
+    return table
+
+
+def print_table(title: str, table: dict[str, dict[str, float]]) -> None:
+    print(f"\n{title}\n{'part':8}{'wall, ms':>10}{'p95, ms':>10}{'CPU, ms':>10}")
+    for part, row in table.items():
+        print(f"{part:8}{row['wall_ms']:>10}{row['wall_p95_ms']:>10}{row['cpu_ms']:>10}")
+
+
+def time_commands(home: Path) -> dict[str, float]:
+    """Seconds of `search.py status` and `best`, each the quicker of two, interpreter included."""
+    found: dict[str, float] = {}
+    for name in ("status", "best"):
+        command = [
+            sys.executable,
+            str(ROOT / "search.py"),
+            name,
+            f"--study={home / 'scale.toml'}",
+            f"--home={home}",
+        ]
+        seconds: list[float] = []
+        for _ in range(2):
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            seconds.append(time.perf_counter() - began)
+        found[name] = round(min(seconds), 2)
+    return found
+
+
+def run_workers(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
+    """Runs them to their end; the tables of their first trials and of the later ones."""
+    shared = [f"--{name}={getattr(arguments, name)}" for name in ("workers", "rounds", "seconds")]
+    command = [sys.executable, "-m", "benchmarks.scale", f"--home={home}", *shared]
+    before, began = server_cpu_s(home), time.perf_counter()
+    processes = [subprocess.Popen([*command, f"--work={k}"], cwd=ROOT) for k in range(arguments.workers)]
+    try:
+        assert all(process.wait() == 0 for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    took_s, server_s = time.perf_counter() - began, server_cpu_s(home) - before
+    rows = [json.loads((home / f"worker-{k}.json").read_text()) for k in range(arguments.workers)]
+    first, later = times_of([own[0] for own in rows]), times_of([row for own in rows for row in own[1:]])
+    trials = sum(map(len, rows))
+    print_table("a worker's first trial (reads the history)", first)
+    print_table(f"its other trials; allowed: {BUDGET_MS:.0f} ms, 1 % of 60 s", later)
+    print(f"\nPostgreSQL: {1000 * server_s / trials:.0f} ms CPU a trial; {trials} trials in {took_s:.0f} s")
+    return {
+        "first": first,
+        "later": later,
+        "server_cpu_ms": round(1000 * server_s / trials, 1),
+        "trials": trials,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale")
+    parser.add_argument("--trials", type=int, default=2000, help="finished trials to begin with")
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="trials of each worker; the first is told apart"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a simulated trial")
+    parser.add_argument("--home", type=Path, help="keep the database there, and go on with one that is there")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work is not None:
+        return work(arguments)
+    home = (arguments.home or Path(tempfile.mkdtemp(prefix="caddie-scale-"))).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o755)
+    began = not (home / "scale.toml").exists()
+    session = open_session(find_study(study_file(home)), home=home, storage=None, environ={})
+    if began:
+        started = time.perf_counter()
+        fill(session, arguments.trials)
+        print(f"{arguments.trials} trials made in {time.perf_counter() - started:.0f} s")
+    results: dict[str, Any] = {"trials": arguments.trials, "commands_s": time_commands(home)}
+    print("seconds, Python's start included:", results["commands_s"])
+    if arguments.workers:
+        results |= run_workers(arguments, home)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.home is None:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""BulkStorage: a study's trials in six statements; BatchStorage: what one trial writes, in one transaction.
+
+Optuna reads a trial as some eighty ORM objects and commits every parameter and attribute on its own. Here
+PostgreSQL puts a trial's parameters and attributes together as JSON, a distribution is parsed once in the
+life of a process, and `with collected(trial):` holds a trial's writes back until the block ends. Tables and
+rows are Optuna's (schema of 5.0): its own reader gives equal trials, which a test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Container, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import Connection, orm, text
+
+Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
+
+TRIALS = """
+select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
+where study_id = :study and (trial_id > :after or trial_id = any(:also)) order by trial_id"""
+STUDY = "select 1 from studies where study_id = :study"
+RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed trial
+RETRY = """
+select t.trial_id from trials t join trial_system_attributes a on a.trial_id = t.trial_id
+where t.study_id = :study and a.key = :key and a.value_json = :number"""
+ONE_TRIAL = """
+select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
+where trial_id = :trial"""
+# a distribution goes by its 64-bit hash: two of a study's few hundred are never equal by chance
+PARAMS = """
+select trial_id, '[' || string_agg('[' || to_json(param_name) || ',' || hashtextextended(distribution_json, 0)
+ || ',' || param_value || ']', ',' order by param_id) || ']'
+from trial_params where trial_id = any(:ids) group by trial_id"""
+DISTRIBUTIONS = """
+select hashtextextended(distribution_json, 0), min(distribution_json) from trial_params
+where trial_id = any(:ids) group by 1"""
+ATTRIBUTES = """
+select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '}}'
+from trial_{kind}_attributes where trial_id = any(:ids) group by trial_id"""
+NUMBER = """case cast({column}_type as text) when 'FINITE' then cast({column} as text) when 'NAN' then 'NaN'
+ when 'INF_POS' then 'Infinity' else '-Infinity' end"""
+VALUES = f"""
+select trial_id, '[' || string_agg({NUMBER.format(column="value")}, ',' order by objective) || ']'
+from trial_values where trial_id = any(:ids) group by trial_id"""
+STEPS = f"""
+select trial_id, '[' || string_agg('[' || step || ',' || {NUMBER.format(column="intermediate_value")} || ']',
+ ',' order by step) || ']' from trial_intermediate_values where trial_id = any(:ids) group by trial_id"""
+WRITE_PARAMS = """
+insert into trial_params (trial_id, param_name, param_value, distribution_json)
+select :trial, n, v, d from unnest(cast(:names as text[]), cast(:values as float8[]), cast(:rest as text[]))
+ with ordinality as rows (n, v, d, k) order by k on conflict (trial_id, param_name) do nothing"""
+WRITE_ATTRIBUTES = """
+insert into trial_{kind}_attributes (trial_id, key, value_json)
+select :trial, n, v from unnest(cast(:names as text[]), cast(:values as text[])) as rows (n, v)
+on conflict (trial_id, key) do update set value_json = excluded.value_json"""
+WRITE_STEPS = """
+insert into trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
+select :trial, n, v, 'FINITE' from unnest(cast(:names as int[]), cast(:values as float8[])) as rows (n, v)
+on conflict (trial_id, step) do update
+set intermediate_value = excluded.intermediate_value, intermediate_value_type = 'FINITE'"""
+
+
+@dataclass
+class Batch:
+    """What one trial wants to write. Attributes as JSON: their values of that moment."""
+
+    params: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    user: dict[str, str] = field(default_factory=dict[str, str])
+    system: dict[str, str] = field(default_factory=dict[str, str])
+    steps: dict[int, float] = field(default_factory=dict[int, float])
+    stored: FrozenTrial | None = None  # the trial as the database has it, once somebody asked
+
+    def write(self, connection: Connection, trial_id: int) -> None:
+        if self.params:
+            rest = [distribution_to_json(d) for _, d in self.params.values()]
+            _write(connection, WRITE_PARAMS, trial_id, {n: v for n, (v, _) in self.params.items()}, rest=rest)
+        for kind, attributes in (("user", self.user), ("system", self.system)):
+            if attributes:
+                _write(connection, WRITE_ATTRIBUTES.format(kind=kind), trial_id, attributes)
+        if self.steps:
+            _write(connection, WRITE_STEPS, trial_id, self.steps)
+
+
+def _write(
+    connection: Connection, statement: str, trial_id: int, rows: dict[Any, Any], **more: list[str]
+) -> None:
+    values = {"trial": trial_id, "names": list(rows), "values": list(rows.values())} | more
+    connection.execute(text(statement), values)
+
+
+class BulkStorage(RDBStorage):
+    """RDBStorage on PostgreSQL that reads trials, and writes a trial's batch, without ORM objects."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self._known: dict[int, BaseDistribution] = {}  # by the hash that PARAMS gives
+        super().__init__(url, **settings)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """One trial. KeyError when there is none of this id."""
+        with self.engine.connect() as connection:
+            row = connection.execute(text(ONE_TRIAL), {"trial": trial_id}).one_or_none()
+            if row is None:
+                raise KeyError(f"No trial has the id {trial_id}.")
+            return self._build(connection, [cast("Head", row)])[0]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Trials with a larger id, and the included ones, by id. KeyError when there is no such study."""
+        which = {"study": study_id, "after": trial_id_greater_than, "also": list(included_trial_ids)}
+        with self.engine.connect() as connection:
+            rows = cast("Sequence[Head]", connection.execute(text(TRIALS), which).all())
+            if not rows and not connection.execute(text(STUDY), which).all():
+                raise KeyError(f"No study has the id {study_id}.")
+            if states is not None:
+                rows = [row for row in rows if TrialState[row[2]] in states]
+            return self._build(connection, rows)
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: orm.Session
+    ) -> models.TrialModel:
+        """A trial is retried once: a repeated request gets the retry that is there. (The study is locked.)"""
+        number = template_trial.system_attrs.get(RETRY_OF) if template_trial else None
+        if number is not None:
+            which = {"study": study_id, "key": RETRY_OF, "number": str(number)}
+            found = session.execute(text(RETRY), which).scalar_one_or_none()
+            if found is not None:
+                return session.get_one(models.TrialModel, found)
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    def write_trial(self, trial_id: int, batch: Batch) -> None:
+        """Stores the batch. UpdateFinishedTrialError, and nothing stored, when the trial is over."""
+        with self.engine.begin() as connection:
+            query = text("select cast(state as text) from trials where trial_id = :trial for update")
+            state = connection.execute(query, {"trial": trial_id}).scalar_one()
+            self.check_trial_is_updatable(trial_id, TrialState[state])
+            batch.write(connection, trial_id)
+
+    def _build(self, connection: Connection, rows: Sequence[Head]) -> list[FrozenTrial]:
+        """FrozenTrials of these rows of `trials`. The state was read first: what is finished is whole."""
+        ids = [row[0] for row in rows]
+        if not ids:
+            return []
+
+        def read(query: str) -> dict[int, Any]:
+            found = connection.execute(text(query), {"ids": ids})
+            return {trial_id: json.loads(value) for trial_id, value in found}
+
+        params, values, steps = read(PARAMS), read(VALUES), read(STEPS)
+        user, system = (read(ATTRIBUTES.format(kind=kind)) for kind in ("user", "system"))
+        known = self._distributions(connection, params)
+        trials: list[FrozenTrial] = []
+        for trial_id, number, state, start, end in rows:
+            own = params.get(trial_id, ())
+            trials.append(
+                FrozenTrial(
+                    number=number,
+                    state=TrialState[state],
+                    value=None,
+                    values=values.get(trial_id),
+                    datetime_start=_local(start),
+                    datetime_complete=_local(end),
+                    params={name: known[key].to_external_repr(value) for name, key, value in own},
+                    distributions={name: known[key] for name, key, _ in own},
+                    user_attrs=user.get(trial_id, {}),
+                    system_attrs=system.get(trial_id, {}),
+                    intermediate_values=dict(steps.get(trial_id, ())),
+                    trial_id=trial_id,
+                )
+            )
+        return trials
+
+    def _distributions(
+        self, connection: Connection, params: dict[int, list[tuple[str, int, float]]]
+    ) -> dict[int, BaseDistribution]:
+        """Distributions by hash; those not seen before are fetched."""
+        known = self._known
+        new = [trial_id for trial_id, own in params.items() if any(key not in known for _, key, _ in own)]
+        if new:
+            for key, found in connection.execute(text(DISTRIBUTIONS), {"ids": new}):
+                known.setdefault(key, json_to_distribution(found))
+        return known
+
+
+def _local(utc: datetime | None) -> datetime | None:
+    """Optuna stores naive UTC and shows naive local time."""
+    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+class BatchStorage(_CachedStorage):
+    """Optuna's cache over a BulkStorage; inside `collect(trial_id)` that trial's writes wait."""
+
+    def __init__(self, backend: BulkStorage) -> None:
+        super().__init__(backend)
+        self._bulk = backend
+        self.grace_s = backend.grace_period or 0
+        self._batches: dict[int, Batch] = {}
+
+    @contextmanager
+    def collect(self, trial_id: int) -> Generator[None]:
+        """Writes to the trial are stored together at the block's end, also when it raises; may be nested."""
+        if trial_id in self._batches:
+            yield
+            return
+        batch = self._batches[trial_id] = Batch()
+        try:
+            yield
+        finally:
+            del self._batches[trial_id]
+            self._bulk.write_trial(trial_id, batch)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None:
+            super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        else:
+            batch.params[param_name] = (float(param_value_internal), distribution)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None:
+            super().set_trial_user_attr(trial_id, key, value)
+        else:
+            batch.user[key] = json.dumps(value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None:
+            super().set_trial_system_attr(trial_id, key, value)
+        else:
+            batch.system[key] = json.dumps(value)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None or not math.isfinite(intermediate_value):
+            super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        else:
+            batch.steps[step] = float(intermediate_value)
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """With those that wait: who asks wants to know what is set already."""
+        return self._with_waiting(trial_id, "system")
+
+    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
+        """With those that wait."""
+        return self._with_waiting(trial_id, "user")
+
+    def _with_waiting(self, trial_id: int, kind: str) -> dict[str, Any]:
+        batch = self._batches.get(trial_id)
+        trial = batch.stored if batch is not None and batch.stored is not None else self.get_trial(trial_id)
+        found = cast("dict[str, Any]", getattr(trial, f"{kind}_attrs"))
+        if batch is None:
+            return found
+        batch.stored = trial
+        waiting: Iterable[tuple[str, str]] = getattr(batch, kind).items()
+        return found | {key: json.loads(value) for key, value in waiting}
+
+    def remove_session(self) -> None:
+        self._bulk.remove_session()
+
+
+@contextmanager
+def collected(trial: Trial) -> Generator[None]:
+    """Writes to `trial` inside the block become one transaction, where its storage can do that."""
+    storage = trial.storage
+    if not isinstance(storage, BatchStorage):
+        yield
+        return
+    with storage.collect(trial._trial_id):  # pyright: ignore[reportPrivateUsage]
+        yield

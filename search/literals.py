@@ -1,0 +1,95 @@
+"""What a syntax tree says without being run: constants, texts as types, lines that are printed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any, cast
+
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+HOLE = "\0"  # stands for a value in a printed line
+
+
+def constants(body: list[ast.stmt]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of the assignments of texts and numbers."""
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            value = evaluate(node.value)
+            if isinstance(value, str | int | float):
+                yield node.targets[0].id, value
+
+
+def evaluate(node: ast.expr) -> Any:
+    """Constants, signs, + - * / // **, tuples, str(), int(), float() of them; None for anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return tuple(evaluate(item) for item in node.elts)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner = evaluate(node.operand)
+        return -inner if isinstance(inner, int | float) else None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1:
+        inner = evaluate(node.args[0])
+        return cast_to(inner, node.func.id)[0] if node.func.id in ("int", "float", "str", "bool") else None
+    if isinstance(node, ast.BinOp):
+        return _arithmetic(evaluate(node.left), node.op, evaluate(node.right))
+    return None
+
+
+def _arithmetic(a: Any, op: ast.operator, b: Any) -> Any:
+    if not all(isinstance(n, int | float) and abs(n) < 1e12 for n in (a, b)):
+        return None
+    if isinstance(op, ast.Pow):
+        return a**b if abs(b) <= 64 and a > 0 else None
+    if isinstance(op, ast.Div | ast.FloorDiv):
+        return None if b == 0 else a / b if isinstance(op, ast.Div) else a // b
+    return (
+        a * b
+        if isinstance(op, ast.Mult)
+        else a + b
+        if isinstance(op, ast.Add)
+        else (a - b if isinstance(op, ast.Sub) else None)
+    )
+
+
+def kind_of(value: Any) -> str:
+    """int, float, bool; else str."""
+    if isinstance(value, bool):
+        return "bool"
+    return type(value).__name__ if isinstance(value, int | float) else "str"
+
+
+def cast_to(value: Any, kind: str) -> tuple[Any, str]:
+    """(value as its kind, "" or what is odd)."""
+    if value is None:
+        return None, ""
+    try:
+        if kind == "bool":
+            return str(value).strip().lower() in TRUE, ""
+        if kind in ("int", "float"):
+            number = float(value)
+            return (int(number) if kind == "int" else number), ""
+        return str(value), ""
+    except (TypeError, ValueError, OverflowError):
+        return None, f"default {value!r} is no {kind}"
+
+
+def all_of(value: Any) -> list[str]:
+    """The texts of a value or of a tuple of values."""
+    many = cast("list[Any]", list(value) if isinstance(value, tuple | list) else [value])  # pyright: ignore[reportUnknownArgumentType]
+    return [str(one) for one in many]
+
+
+def printed_lines(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """(line, its number in the script) of every f-string and format string; a value in it is HOLE."""
+    inside = {v for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for v in n.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(str(v.value) if isinstance(v, ast.Constant) else HOLE for v in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
+            text = re.sub(r"%[-+.\d]*[a-z]|\{[^{}]*\}", HOLE, node.value)
+        else:
+            continue
+        for line in text.split("\n"):
+            yield line.strip(), node.lineno

@@ -1,0 +1,79 @@
+"""A foreign script in a folder of its own and studies that drive it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from search.foreign import ADAPTER, ForeignSpace, foreign_space, strip_for, with_trainer
+from search.study import Study, load_study
+from search.trial import Job, Outcome, run_trainer, trainer_environment
+from tests.search.fake_studies import ROOT
+
+SCRIPT = Path(__file__).with_name("foreign_train.py")
+HEAD = """
+[study]
+name = "{name}"
+num_reports = 8
+timeout_seconds = 60.0
+[limits]
+artifact_bytes = {limit}
+train_seconds = 600
+eval_seconds = 600
+[trainer]
+script = "theirs/train_gpt.py"
+"""
+SCORE = 'score = ["legal_ttt_exact", "final_int8_zlib_roundtrip_exact"]\n'
+ENQUEUE = """
+import json, sys
+from pathlib import Path
+from search.session import find_study, read_session
+session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
+for params in json.loads(sys.argv[3]):
+    session.optuna_study.enqueue_trial(params)
+"""
+
+
+def make_theirs(home: Path) -> Path:
+    """The script as its author has it: beside its data, with outputs of an earlier run."""
+    folder = home / "theirs"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "corpus.txt").write_text("a text\n")
+    (folder / "logs").mkdir()
+    (folder / "logs" / "old.txt").write_text("step:1/1 val_bpb:0.1\n")
+    (folder / "final_model.ptz").write_bytes(b"old")
+    shutil.copyfile(SCRIPT, folder / "train_gpt.py")
+    return folder / "train_gpt.py"
+
+
+def write_foreign(home: Path, name: str, text: str, limit: int = 16_000_000) -> Path:
+    path = home / f"{name}.toml"
+    path.write_text(HEAD.format(name=name, limit=limit) + text)
+    return path
+
+
+def foreign_study(home: Path, text: str, limit: int = 16_000_000) -> Study:
+    """The study of these tables, its script found."""
+    if not (home / "theirs").exists():
+        make_theirs(home)
+    return with_trainer(load_study(write_foreign(home, "unit", text, limit), {}), None)
+
+
+def run_one(
+    study: Study, params: dict[str, Any], folder: Path, timeout_s: float = 60.0, **more: Any
+) -> Outcome:
+    """One configuration through the adapter, as a worker runs it, without a database."""
+    space = foreign_space(study)
+    assert isinstance(space, ForeignSpace)
+    environment = trainer_environment(dict(more.pop("shell", {})), strip=strip_for(study), num_threads=1)
+    job = Job(folder, space.config(params), environment, timeout_s=timeout_s, command=ADAPTER)
+    return run_trainer(job, on_report=more.pop("on_report", lambda record, reports: None), **more)
+
+
+def enqueue(study: Path, home: Path, params: str) -> None:
+    """Queues configurations (JSON) of a study that was begun."""
+    command = [sys.executable, "-c", ENQUEUE, str(study), str(home), params]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)

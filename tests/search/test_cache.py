@@ -1,0 +1,292 @@
+"""The store of finished stages: whole or not there, under its limit, and never the end of a trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from search.cache import MANIFEST, Limits, Store
+from search.remote import Remote, open_remote
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROOMY = Limits(10**9, keep_free_bytes=0)
+
+
+def files(folder: Path, *contents: bytes) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in ("stage_average.json", "weights.pt", "reports.jsonl")]
+    for path, content in zip(paths, contents, strict=False):
+        path.write_bytes(content)
+    return paths[: len(contents)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache", ROOMY)
+
+
+def stored(store: Store, tmp_path: Path, name: str = "average-a") -> list[Path]:
+    paths = files(tmp_path / "trial", b'{"key": "k"}', os.urandom(5000), b"")
+    assert store.put(name, paths, {"key": "k"})
+    return paths
+
+
+def test_what_is_stored_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
+    paths = stored(store, tmp_path)
+    (target := tmp_path / "other").mkdir()
+    assert store.fetch("average-a", target) == {"key": "k"}
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in paths}
+    assert store.fetch("average-b", target) is None and store.facts("average-a") == {"key": "k"}
+    assert not store.put("average-a", paths, {})  # the first one stays
+    assert store.notes == [] and not any(store.tmp.iterdir())
+
+
+def flip(entry: Path) -> None:
+    data = bytearray((entry / "weights.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (entry / "weights.pt").write_bytes(data)
+
+
+DAMAGES = {
+    "a flipped bit": flip,
+    "a cut file": lambda entry: os.truncate(entry / "weights.pt", 100),
+    "a missing file": lambda entry: (entry / "weights.pt").unlink(),
+    "an empty manifest": lambda entry: (entry / MANIFEST).write_bytes(b""),
+    "a manifest of another form": lambda entry: (entry / MANIFEST).write_text("[1]"),
+    "no manifest": lambda entry: (entry / MANIFEST).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_a_miss_and_is_built_anew(store: Store, tmp_path: Path, damage: str) -> None:
+    paths = stored(store, tmp_path)
+    DAMAGES[damage](store.entries / "average-a")
+    (target := tmp_path / "other").mkdir()
+    assert store.fetch("average-a", target) is None
+    assert list(target.iterdir()) == []  # nothing half or wrong stays in a trial's folder
+    assert len(store.notes) == (damage != "no manifest")
+    assert store.put("average-a", paths, {"key": "k"})
+    assert store.fetch("average-a", target) == {"key": "k"}
+
+
+def test_the_least_recently_used_go_first_and_never_one_in_use(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache", Limits(20_000, keep_free_bytes=0))
+    for k, name in enumerate(("a", "b", "c")):
+        assert store.put(name, files(tmp_path / name, b"{}", os.urandom(5000)), {})
+        os.utime(store.entries / name / MANIFEST, (1000 + k, 1000 + k))
+    (target := tmp_path / "t").mkdir()
+    assert store.fetch("a", target) is not None  # now the youngest
+    with store.reading("b"):  # the oldest, held
+        assert store.put("d", files(tmp_path / "d", b"{}", os.urandom(5000)), {})
+        assert {p.name for p in store.entries.iterdir()} == {"a", "b", "d"}
+    assert store.used_bytes() <= 20_000
+    assert store.put("e", files(tmp_path / "e", b"{}", os.urandom(12_000)), {})
+    assert {p.name for p in store.entries.iterdir()} == {"d", "e"} and store.used_bytes() <= 20_000
+    assert not store.put("f", files(tmp_path / "f", os.urandom(30_000)), {})
+    assert "larger than the whole cache" in store.notes[0] and store.has("d")
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from search.cache import Limits, Store
+store = Store(Path(sys.argv[1]), Limits(10**9, keep_free_bytes=0))
+paths = sorted(Path(sys.argv[2]).iterdir())
+while time.time() < float(sys.argv[3]):
+    pass
+print(sum(store.put(f"average-{k}", paths, {}) for k in range(40)))
+"""
+
+
+def test_two_writers_at_once_leave_whole_entries(store: Store, tmp_path: Path) -> None:
+    stored(store, tmp_path, "other")
+    words = [sys.executable, "-c", WRITER, str(store.root), str(tmp_path / "trial"), str(time.time() + 4)]
+    both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts = [int(one.communicate(timeout=120)[0]) for one in both]
+    assert sum(counts) == 40  # each entry has one writer
+    for k in range(40):
+        target = tmp_path / f"t{k}"
+        target.mkdir()
+        assert store.fetch(f"average-{k}", target) is not None
+    assert store.notes == [] and not any(store.tmp.iterdir())
+
+
+SLOW = """
+import shutil, sys, time
+from pathlib import Path
+import search.cache as cache
+store = cache.Store(Path(sys.argv[1]), cache.Limits(10**9, keep_free_bytes=0))
+copy = shutil.copyfile
+def slow(a, b):
+    copy(a, b); print("copied", flush=True); time.sleep(60)
+cache.shutil.copyfile = slow
+store.put("average-x", sorted(Path(sys.argv[2]).iterdir()), {})
+"""
+
+
+def test_kill_9_in_the_middle_of_a_store_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    paths = files(tmp_path / "trial", b"{}", os.urandom(5000))
+    words = [sys.executable, "-c", SLOW, str(store.root), str(tmp_path / "trial")]
+    writer = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None and writer.stdout.readline() == "copied\n"
+    assert any(store.tmp.iterdir())
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    after = Store(store.root, ROOMY)  # the next worker clears up
+    assert not after.has("average-x") and not any(after.tmp.iterdir())
+    assert after.put("average-x", paths, {})  # and the dead one's lock is gone
+
+
+def test_a_full_disk_is_one_note(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs root")
+    try:
+        store = Store(place / "cache", ROOMY)
+        paths = files(tmp_path / "trial", b"{}", os.urandom(700_000))
+        assert store.put("a", paths, {})
+        (place / "filler").write_bytes(os.urandom(200_000))
+        held = store.reading("a")
+        with held:  # nothing to evict: no room at all
+            assert not store.put("b", paths, {}) and not store.put("c", paths, {})
+        assert len(store.notes) == 1 and not any(store.tmp.iterdir())
+        assert store.put("b", paths, {}) and not store.has("a")  # its place was free to take
+        loose = Store(place / "cache", Limits(10**9, keep_free_bytes=-(10**9)))  # the disk itself says no
+        assert not loose.put("d", paths, {}) and "No space left" in loose.notes[0]
+        assert loose.has("b") and not any(loose.tmp.iterdir())
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_machines_share_through_an_artifact_store(tmp_path: Path) -> None:
+    here, there = (Store(tmp_path / name, ROOMY) for name in ("here", "there"))
+    shared = str(tmp_path / "shared")
+    mine, theirs = open_remote(shared, here), open_remote(shared, there)
+    paths = stored(here, tmp_path)
+    assert mine.push("average-a") and not mine.push("average-none")
+    assert theirs.fetch("average-a") and not theirs.fetch("average-none")
+    (target := tmp_path / "t").mkdir()
+    assert there.fetch("average-a", target) == {"key": "k"}
+    assert (target / "weights.pt").read_bytes() == paths[1].read_bytes()
+    assert here.notes == there.notes == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "foreign"])
+def test_half_an_object_is_a_miss(tmp_path: Path, damage: str) -> None:
+    here, there = (Store(tmp_path / name, ROOMY) for name in ("here", "there"))
+    stored(here, tmp_path)
+    shared = tmp_path / "shared"
+    assert open_remote(str(shared), here).push("average-a")
+    path = shared / "average-a.tar"
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "changed":
+        data[data.index(b"weights.pt") + 512 + 50] ^= 1
+    else:
+        data = data.replace(b"weights.pt", b"../evil.pt", 1)
+    path.write_bytes(data)
+    assert not open_remote(str(shared), there).fetch("average-a")
+    assert not there.has("average-a") and len(there.notes) == 1 and not (tmp_path / "evil.pt").exists()
+
+
+class Away:
+    """An object store that does not answer."""
+
+    calls = 0
+
+    def open_reader(self, _: str) -> None:
+        self.calls += 1
+        raise ConnectionError("no route to host")
+
+    write = open_reader
+
+
+def test_a_store_that_does_not_answer_is_left_alone(store: Store, tmp_path: Path) -> None:
+    stored(store, tmp_path)
+    remote = Remote(Away(), "", store, ())
+    assert not remote.fetch("x") and not remote.fetch("y") and not remote.push("average-a")
+    assert remote.objects.calls == 1 and len(store.notes) == 1
+
+
+def test_bad_places_are_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="a folder or s3://bucket/prefix"):
+        open_remote("gs://bucket", store)
+    with pytest.raises(ValueError, match="names a bucket"):
+        open_remote("s3:///prefix", store)
+
+
+def test_a_manifest_names_every_file(store: Store, tmp_path: Path) -> None:
+    stored(store, tmp_path)
+    told = json.loads((store.entries / "average-a" / MANIFEST).read_text())
+    assert set(told["files"]) == {"stage_average.json", "weights.pt", "reports.jsonl"}
+    assert all(len(f["sha256"]) == 64 for f in told["files"].values())
+    shutil.rmtree(store.entries / "average-a")
+    assert store.facts("average-a") is None
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """As much of S3 as an upload and a download need."""
+
+    objects: dict[str, bytes] = {}
+
+    def do_PUT(self) -> None:
+        self.objects[self.path.partition("?")[0]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200)
+
+    def do_GET(self) -> None:
+        found = self.objects.get(self.path.partition("?")[0])
+        missing = b"<Error><Code>NoSuchKey</Code><Message>no such key</Message></Error>"
+        self.answer(200 if found is not None else 404, missing if found is None else found)
+
+    def answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def test_machines_share_through_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("boto3")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = {
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # no chunked bodies: the fake is simple
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    here, there = (Store(tmp_path / name, ROOMY) for name in ("here", "there"))
+    mine, theirs = open_remote("s3://golf/stages", here), open_remote("s3://golf/stages", there)
+    paths = stored(here, tmp_path)
+    assert mine.push("average-a"), here.notes
+    assert list(Bucket.objects) == ["/golf/stages/average-a.tar"]
+    assert theirs.fetch("average-a") and not theirs.fetch("average-none"), there.notes
+    (target := tmp_path / "t").mkdir()
+    assert there.fetch("average-a", target) == {"key": "k"}
+    assert (target / "weights.pt").read_bytes() == paths[1].read_bytes()
+    Bucket.objects["/golf/stages/average-half.tar"] = Bucket.objects["/golf/stages/average-a.tar"][:3000]
+    assert not theirs.fetch("average-half") and len(there.notes) == 1
+    server.shutdown()
+    server.server_close()
+    assert not mine.push("average-a") and "does not answer" in here.notes[0]

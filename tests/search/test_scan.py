@@ -1,0 +1,253 @@
+"""The scan: three styles of reading the environment, scripts that cannot be understood; nothing is run."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.draft import draft, score_rule, write
+from search.foreign_table import Foreign
+from search.logread import Rules
+from search.scan import Scan, names_read, scan
+from search.study import load_study
+from techniques.base import Choice, Float, Int
+from techniques.published import PUBLISHED
+from tests.search.foreign_studies import SCRIPT
+
+CLASSES = """
+import os
+raise SystemExit("a scan never runs this")
+TTT_PREFIX = "TTT_LR"
+class Hyperparameters:
+    data_path = os.environ.get("DATA_PATH", "./data/datasets/fineweb10B_sp1024")
+    train_files = os.path.join(data_path, "x")
+    run_id = os.environ.get("RUN_ID", str(uuid.uuid4()))
+    seed = int(os.environ.get("SEED", 1337))
+    train_batch_tokens = int(os.environ.get("TRAIN_BATCH_TOKENS", 512 * 1024))
+    max_wallclock_seconds = float(os.environ.get("MAX_WALLCLOCK_SECONDS", 600.0))
+    warmdown_iters = int(os.environ.get("WARMDOWN_ITERS", "1200"))
+    matrix_lr = float(os.environ.get("MATRIX_LR", 0.04))
+    muon_momentum = float(os.environ.get("MUON_MOMENTUM", 0.95))
+    muon_wd = float(os.environ.get("MUON_WD", 0.04))
+    grad_clip_norm = float(os.environ.get("GRAD_CLIP_NORM", 0.0))
+    num_layers = int(os.environ.get("NUM_LAYERS", 11))
+    bigram_vocab_size = int(os.environ.get("BIGRAM_VOCAB_SIZE", 2048))
+    ve_enabled = bool(int(os.environ.get("VE_ENABLED", "1")))
+    ve_dim = int(os.environ.get("VE_DIM", 128))
+    ttt_enabled = os.environ.get("TTT_ENABLED", "0") == "1"
+    ttt_lr = float(os.environ.get(TTT_PREFIX, 0.002))
+    ttt_epochs = int(os.environ.get("TTT_EPOCHS", 3))
+rank = int(os.environ["RANK"])
+required = os.environ["MUST_BE_SET"]
+log0(f"final_int8_zlib_roundtrip val_loss:{a:.4f} val_bpb:{b:.4f} eval_time:{t:.0f}ms")
+log0(f"final_int8_zlib_roundtrip_exact val_loss:{a:.8f} val_bpb:{b:.8f}")
+log0(f"legal_ttt_exact val_loss:{a:.8f} " f"val_bpb:{b:.8f}")
+log0(f"DIAGNOSTIC post_ema val_loss:{a:.4f} val_bpb:{b:.4f}")
+log0(f"step:{i}/{n} val_loss:{a:.4f} val_bpb:{b:.4f}")
+log0(f"Total submission size int6+zstd: {n} bytes")
+log0(f"{name}_exact val_bpb:{b:.8f}")
+"""
+HELPERS = '''
+import os
+from os import environ as E, getenv
+def env(name, default, cast=str):
+    """Reads one."""
+    return cast(os.environ.get(name, default))
+def flag(name: str, default: bool = False) -> bool:
+    return env(name, "1" if default else "0").lower() in ("1", "true")
+env_int = lambda key, d: int(os.environ.get(key, d))
+LR = env("EMBED_LR", 0.6, float)
+LAYERS = env_int("NUM_LAYERS", 9)
+use = flag("USE_EMA", True)
+decay = env("EMA_DECAY", 0.997, cast=float)
+depth = int(getenv("LOOPS", "2"))
+alpha = float(E.get("LORA_ALPHA") or 16)
+yes = E.get("FUSED", "true").lower() == "true"
+for layer in range(3):
+    os.environ.get(f"LAYER_{layer}_BITS", "6")
+print("val_loss:%.4f" % x)
+print("score final val_bpb:{:.4f}".format(x))
+'''
+DATACLASS = """
+import os
+from dataclasses import dataclass, fields
+@dataclass
+class Config:
+    num_layers: int = 9
+    matrix_lr: float = 4e-2
+    use_swa: bool = False
+    swa_every: int = 50
+    optimizer: str = "muon"
+def load():
+    env = os.environ
+    return Config(**{f.name: f.type(env.get("GPT_" + f.name.upper(), f.default)) for f in fields(Config)})
+"""
+
+
+def scanned(tmp_path: Path, text: str) -> Scan:
+    path = tmp_path / "train_gpt.py"
+    path.write_text(text, encoding="utf-8")
+    return scan(path)
+
+
+def drafted(tmp_path: Path, found: Scan) -> tuple[Foreign, dict[str, Any]]:
+    """The draft, loaded as a study."""
+    out = tmp_path / "theirs.toml"
+    out.write_text(draft(found, out), encoding="utf-8")
+    study = load_study(out, {})
+    assert study.foreign is not None and study.name == "theirs"
+    return study.foreign, tomllib.loads(out.read_text(encoding="utf-8"))
+
+
+def test_a_class_of_settings(tmp_path: Path):
+    found = scanned(tmp_path, CLASSES)
+    kinds = {name: (read.kind, read.default) for name, read in found.reads.items()}
+    assert kinds["TRAIN_BATCH_TOKENS"] == ("int", 524288) and kinds["WARMDOWN_ITERS"] == ("int", 1200)
+    assert kinds["VE_ENABLED"] == ("bool", True) and kinds["TTT_ENABLED"] == ("bool", False)
+    assert kinds["TTT_LR"] == ("float", 0.002) and kinds["MUST_BE_SET"] == ("str", None)
+    assert found.reads["RUN_ID"].note.startswith("computed default str(uuid") and "RANK" not in kinds
+    assert (
+        found.distributed
+        and found.reads["SEED"].line
+        == CLASSES.splitlines().index('    seed = int(os.environ.get("SEED", 1337))') + 1
+    )
+    assert [*found.labels] == [
+        "final_int8_zlib_roundtrip",
+        "final_int8_zlib_roundtrip_exact",
+        "legal_ttt_exact",
+    ]
+    assert score_rule(found) == ["legal_ttt_exact", "final_int8_zlib_roundtrip_exact"]
+    assert [*found.sizes] == ["int6+zstd"] and any(
+        "score label built at run time" in odd for odd in found.odd
+    )
+    foreign, tables = drafted(tmp_path, found)
+    assert foreign.score == ("legal_ttt_exact", "final_int8_zlib_roundtrip_exact")
+    assert (foreign.wallclock, foreign.warmdown) == ("MAX_WALLCLOCK_SECONDS", "WARMDOWN_ITERS")
+    assert foreign.fixed["SEED"] == 1337 and foreign.fixed["DATA_PATH"] == "./data/datasets/fineweb10B_sp1024"
+    assert foreign.fixed["GRAD_CLIP_NORM"] == 0.0 and "MUST_BE_SET" not in foreign.fixed
+    space = foreign.variables
+    assert space["MATRIX_LR"].domain == Float(0.01, 0.16, True) and space["MUON_WD"].domain == Float(
+        0.01, 0.16, True
+    )
+    assert space["MUON_MOMENTUM"].domain == Float(0.85, 0.9833) and space["NUM_LAYERS"].domain == Int(9, 13)
+    assert space["VE_ENABLED"].gate and space["VE_DIM"].when == ("VE_ENABLED", (True,))
+    assert space["VE_DIM"].domain == Choice((64, 128, 256))
+    assert space["TTT_LR"].when == space["TTT_EPOCHS"].when == ("TTT_ENABLED", (True,))
+    assert (
+        "torch.distributed.run" in tables["trainer"]["command"]
+        and tables["limits"]["artifact_bytes"] == 16_000_000
+    )
+
+
+def test_helper_functions_and_aliases(tmp_path: Path):
+    found = scanned(tmp_path, HELPERS)
+    kinds = {name: (read.kind, read.default) for name, read in found.reads.items()}
+    assert kinds == {
+        "EMBED_LR": ("float", 0.6),
+        "NUM_LAYERS": ("int", 9),
+        "USE_EMA": ("bool", True),
+        "EMA_DECAY": ("float", 0.997),
+        "LOOPS": ("int", 2),
+        "LORA_ALPHA": ("float", 16.0),
+        "FUSED": ("bool", True),
+    }
+    assert found.reads["FUSED"].on == "true"
+    assert len(found.odd) == 1 and "LAYER_{layer}_BITS" in found.odd[0] and "line 18" in found.odd[0]
+    assert [*found.labels] == ["score final"]
+    foreign, _ = drafted(tmp_path, found)
+    assert foreign.variables["EMA_DECAY"].when == ("USE_EMA", (True,))
+    assert foreign.variables["FUSED"].text(False) == "false" and foreign.score == ("score final",)
+
+
+def test_a_dataclass_whose_names_are_built(tmp_path: Path):
+    found = scanned(tmp_path, DATACLASS)
+    assert {n: (r.kind, r.default) for n, r in found.reads.items()} == {
+        "GPT_NUM_LAYERS": ("int", 9),
+        "GPT_MATRIX_LR": ("float", 0.04),
+        "GPT_USE_SWA": ("bool", False),
+        "GPT_SWA_EVERY": ("int", 50),
+        "GPT_OPTIMIZER": ("str", "muon"),
+    }
+    assert found.odd == []
+    foreign, _ = drafted(tmp_path, found)
+    assert foreign.variables["GPT_USE_SWA"].gate and foreign.fixed["GPT_OPTIMIZER"] == "muon"
+
+
+def test_every_published_name_is_found_and_drafts_a_study_that_loads(tmp_path: Path):
+    lines = ["import os"]
+    for i, name in enumerate(sorted(PUBLISHED)):
+        default, cast = [("3", "int"), ("0.02", "float"), ('"0"', "bool")][i % 3]
+        wrap = f"bool(int(os.environ.get({name!r}, {default})))" if cast == "bool" else ""
+        lines.append(f"x{i} = " + (wrap or f"{cast}(os.environ.get({name!r}, {default}))"))
+    found = scanned(tmp_path, "\n".join(lines))
+    assert set(found.reads) == PUBLISHED and not found.odd
+    foreign, _ = drafted(tmp_path, found)
+    assert {*foreign.fixed, *foreign.variables} == PUBLISHED
+
+
+def test_the_fake_trainer_is_read_whole():
+    assert {"MATRIX_LR", "TTT_ENABLED", "FAULT", "PIDS"} < names_read(SCRIPT)
+
+
+def test_no_reads_and_no_scores(tmp_path: Path):
+    found = scanned(tmp_path, "print('hello')\n")
+    assert not found.reads and not found.labels
+    (tmp_path / "out.toml").unlink(missing_ok=True)
+    assert "nothing to search" in write(found.path, tmp_path / "out.toml")
+    with pytest.raises(ValueError, match=r"overwrites nothing, but .*out\.toml exists"):
+        write(found.path, tmp_path / "out.toml")
+    assert write(found.path, None).startswith("# Drafted from train_gpt.py")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"def f(:\n", "is none: invalid syntax"),
+        (b"x = '\xff\xfe'\n", "is none: "),
+        (b"a\0b", "source code string cannot contain null bytes"),
+        (b"x = " + b"(" * 5000, "many nested parentheses|cannot be parsed"),
+    ],
+)
+def test_what_is_no_python_is_one_error(tmp_path: Path, data: bytes, says: str):
+    path = tmp_path / "train_gpt.py"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=says):
+        scan(path)
+    assert names_read(path) == set()
+
+
+def test_other_encodings_that_python_declares(tmp_path: Path):
+    path = tmp_path / "train_gpt.py"
+    path.write_bytes(
+        b"# -*- coding: latin-1 -*-\nimport os\nx = os.getenv('NAME_\xe9', '\xe9')\ny = os.getenv('A', 1)\n"
+    )
+    assert set(scan(path).reads) == {"NAME_\xe9", "A"}
+
+
+def test_four_thousand_lines(tmp_path: Path):
+    body = [f"v{i} = float(os.environ.get('V{i}_LR', {i + 1}e-4)) if v{i - 1} else 0" for i in range(1, 4000)]
+    found = scanned(tmp_path, "import os\nv0 = 1\n" + "\n".join(body))
+    assert len(found.reads) == 3999 and found.reads["V3999_LR"].default == pytest.approx(0.4)
+
+
+def test_odd_defaults_and_names_never_break_the_draft(tmp_path: Path):
+    text = """
+import os
+a = os.environ.get("A", 'quote " and \\\\ and \\n')
+b = float(os.environ.get("B_LR", "inf"))
+c = int(os.environ.get("C", "many"))
+d = float(os.environ.get("D", -1.5))
+e = os.environ.get("E", None)
+f = int(os.environ.get("F", 10**400 if 0 else 7))
+g = bool(int(os.environ.get("G_ENABLED", 0)))
+h = bool(int(os.environ.get("G_ENABLED_ENABLED", 0)))
+i = int(os.environ.get("A", 3))
+"""
+    found = scanned(tmp_path, text)
+    foreign, _ = drafted(tmp_path, found)
+    assert foreign.fixed["A"] == 'quote " and \\ and \n' and foreign.fixed["D"] == -1.5
+    assert "C" not in foreign.fixed and any("A is read again" in odd for odd in found.odd)
+    assert Rules().score == ()
