@@ -28,9 +28,10 @@ import numpy as np
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy import Connection, text
 
+from search import costs
 from search import worker as worker_module
 from search.bulk import Batch
-from search.preflight import Preflight, eval_flops, model_bytes, train_flops
+from search.preflight import Preflight
 from search.runfiles import Record
 from search.sampler import draw_all, examine
 from search.session import ROOT, Session, find_study, open_session
@@ -68,8 +69,13 @@ def result_of(resolved: Resolved, rng: np.random.Generator) -> Record:
     """A plausible result: bytes and seconds as the preflight's models have them, with noise."""
     rate = math.log(float(resolved.values["matrix_lr"]) / 0.04)
     bpb = 2.5 + 0.05 * abs(rate) + float(rng.normal(0.0, 0.01))
-    figures = {"artifact_bytes": 210_000 + int(model_bytes(resolved)), "code_bytes": 210_000, "steps": 100}
-    seconds = {"train_seconds": train_flops(resolved) / 1e10, "eval_seconds": eval_flops(resolved) / 1e10}
+    figures = {
+        "artifact_bytes": 210_000 + int(costs.byte_ledger().estimate(costs.model_bill(resolved)).value),
+        "code_bytes": 210_000,
+        "steps": 100,
+    }
+    layers, width = float(resolved.values["num_layers"]), float(resolved.values["model_dim"])
+    seconds = {"train_seconds": 3.0 * layers * width / 64, "eval_seconds": layers * width / 64}
     seconds = {name: value * math.exp(float(rng.normal(0.0, 0.05))) for name, value in seconds.items()}
     passport = {"code_hash": "c" * 16, "data_id": "d" * 16, "torch": "2.9", "device": "cpu", "world_size": 1}
     whole = {"status": "finished", "val_bpb": bpb, "params": 300_000, "true_seconds": 60.0}

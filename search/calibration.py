@@ -1,24 +1,62 @@
-"""Correction: log(measured / predicted) as a Bayesian linear model over techniques and sizes, with its own
-doubt.
+"""Ledger: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise, the factors learnt from finished
+trials.
+
+A bill says what a run should cost as the sum of its parts: an exact amount each (bits of a kind of tensor,
+FLOPs of a kind of work), and the names of the factors that correct it. Factors that all parts share stand in
+`common`. Every factor's logarithm has a normal prior of mean 0, so that no trial means no correction and few
+trials mean a small one. The posterior's mode comes from a few Gauss-Newton steps, with the weights of a
+Student likelihood (4 degrees of freedom): one stalled trial does not move the rest.
+
+The doubt of an estimate is the posterior's, plus the prior's for factors never seen; its spread is what
+remains between the fit and the measurements, never less than what two seeds of one configuration differ by.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from techniques.config import Resolved
-
 Array = NDArray[np.float64]
+LATEST = 300  # finished trials that a ledger remembers: machines change their speed
+STUDENT = 4.0  # degrees of freedom of the likelihood
+CLIPPED_SQUARES = 0.767  # E[w z²] of a standard normal z under the weights below: makes the spread unbiased
+PRIOR_TRIALS = 3.0  # trials that the prior's spread counts as
+STEPS = 4  # of Gauss-Newton, from the last fit; the first is not weighted
 
-SIZES = ("matrix_lr", "model_dim", "num_layers", "mlp_mult", "iterations")  # settings that bias a prediction
 
-LATEST = 300  # finished trials that a correction remembers: machines change their speed
+@dataclass(frozen=True)
+class Part:
+    """A share of a bill: its amount and the factors that correct it (name -> exponent)."""
+
+    amount: float
+    factors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a run should cost, before any correction: the sum of its parts' amounts."""
+
+    parts: tuple[Part, ...]
+    common: Mapping[str, float]  # factors of every part
+
+    @property
+    def total(self) -> float:
+        return sum(part.amount for part in self.parts)
+
+
+@functools.cache
+def student_quantile(dof: float, probability: float) -> float:
+    """Quantile of Student's t."""
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    return float(cast("Any", stdtrit)(dof, probability))
 
 
 @dataclass(frozen=True)
@@ -26,76 +64,162 @@ class Estimate:
     """exp(log) is the prediction; `spread` and `doubt` are standard deviations of its logarithm."""
 
     log: float
+    spread: float  # between equal runs, and what no factor explains
+    doubt: float  # of the factors
+    dof: float = math.inf  # degrees of freedom of the spread
+
+    @property
+    def value(self) -> float:
+        return math.exp(min(700.0, self.log))
+
+    def upper(self, probability: float) -> float:
+        """The bound that a measurement stays below with this probability."""
+        return self.moved(probability, math.hypot(self.spread, self.doubt))
+
+    def upper_if_sure(self, probability: float) -> float:
+        """The same for factors that are as they seem: the part of the bound that no trial can lower."""
+        return self.moved(probability, self.spread)
+
+    def moved(self, probability: float, sd: float) -> float:
+        k = student_quantile(round(min(self.dof, 1e6), 1), probability)
+        return math.exp(min(700.0, self.log + k * sd))
+
+
+class _Rows:
+    """Trials as flat arrays: what a fit reads."""
+
+    def __init__(self, rows: list[_Row], width: int):
+        counts = [len(row.logs) for row in rows]
+        self.starts = np.cumsum([0, *counts[:-1]])
+        self.owner = np.repeat(np.arange(len(rows)), counts)
+        self.logs = np.concatenate([row.logs for row in rows])
+        self.y = np.array([row.y for row in rows])
+        x = np.zeros((len(self.logs), width))
+        parts = np.concatenate([row.parts + start for row, start in zip(rows, self.starts, strict=True)])
+        x[parts, np.concatenate([row.columns for row in rows])] = np.concatenate([r.values for r in rows])
+        self.x: Array = x
+
+    def totals(self, theta: Array) -> tuple[Array, Array]:
+        """(log total of each trial, its gradient [trials, factors])."""
+        parts = np.exp(self.logs + self.x @ theta)
+        totals = np.add.reduceat(parts, self.starts)
+        shares = parts / totals[self.owner]
+        return np.log(totals), np.add.reduceat(shares[:, None] * self.x, self.starts, axis=0)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One finished trial: logarithms of amounts and measurement, (part, column, exponent) of factors."""
+
+    logs: Array
+    parts: NDArray[np.intp]
+    columns: NDArray[np.intp]
+    values: Array
+    y: float
+
+
+@dataclass(frozen=True)
+class _Fit:
+    mean: Array
+    covariance: Array
     spread: float
-    doubt: float
-
-    def at(self, spreads: float, doubts: float) -> float:
-        """The prediction moved by so many standard deviations."""
-        return math.exp(min(700.0, self.log + spreads * self.spread + doubts * self.doubt))
+    dof: float
 
 
-class Correction:
-    """log(measured / predicted) = intercept + a term for each technique + a slope for each size, Bayesian."""
+class Ledger:
+    """The factors of one kind of bill. `sds`: prior standard deviation of a factor's logarithm, by the part
+    of its name before the colon. Exponents of `log …` factors count from those of the first trial."""
 
-    def __init__(self, *, intercept_sd: float, technique_sd: float, slope_sd: float, spread: float):
-        self.sds = {"": intercept_sd, "technique": technique_sd, "slope": slope_sd}
-        self.prior_spread = spread
-        self.index: dict[str, int] = {}
-        self.rows: deque[tuple[dict[str, float], float]] = deque(maxlen=LATEST)
+    def __init__(self, sds: Mapping[str, float], *, spread: float, least_spread: float):
+        self.sds, self.prior_spread, self.least_spread = sds, spread, least_spread
+        self.rows: deque[_Row] = deque(maxlen=LATEST)
+        self.columns: dict[str, int] = {}
         self.centre: dict[str, float] = {}
-        self._fit: tuple[Array, Array, float] | None = None
+        self._fit: _Fit | None = None
+        self._last: Array = np.zeros(0)
 
-    @staticmethod
-    def features(resolved: Resolved) -> dict[str, float]:
-        """The model's inputs: 1, 1 for each technique that is on, logarithms of SIZES."""
-        sizes = {f"log {n}": math.log(max(1e-9, float(resolved.values[n]))) for n in SIZES}
-        return {"": 1.0, **{name: 1.0 for name in resolved.techniques}, **sizes}
-
-    def add(self, features: Mapping[str, float], log_ratio: float) -> None:
-        """One finished trial."""
-        if not self.centre:
-            self.centre = {k: v for k, v in features.items() if k.startswith("log ")}
-        for name in features:
-            self.index.setdefault(name, len(self.index))
-        self.rows.append((dict(features), log_ratio))
+    def add(self, bill: Bill, measured: float) -> None:
+        """One finished trial; `measured` > 0 in the unit of the bill, or in another that a factor bridges."""
+        for factors in (bill.common, *(part.factors for part in bill.parts)):
+            for name, exponent in factors.items():
+                if name not in self.columns:
+                    self.columns[name] = len(self.columns)
+                    self.centre[name] = exponent if name.startswith("log ") else 0.0
+        logs, parts, columns, values = self._flat(bill)
+        self.rows.append(_Row(logs, parts, columns, values, math.log(measured)))
         self._fit = None
 
-    def _prior_sd(self, name: str) -> float:
-        return self.sds["" if not name else "slope" if name.startswith("log ") else "technique"]
+    def estimate(self, bill: Bill) -> Estimate:
+        """What the bill will come to."""
+        logs, parts, columns, values = self._flat(bill)
+        fit = self._solved()
+        x = np.zeros((len(logs), len(self.columns)))
+        x[parts, columns] = values
+        amounts = np.exp(logs + x @ fit.mean)
+        total = float(amounts.sum())
+        shares = amounts / total
+        gradient = shares @ x
+        variance = max(0.0, float(gradient @ fit.covariance @ gradient)) + self._unseen(bill, shares)
+        return Estimate(math.log(total), fit.spread, math.sqrt(variance), fit.dof)
 
-    def _vector(self, features: Mapping[str, float]) -> Array:
-        x = np.zeros(len(self.index))
-        for name, value in features.items():
-            if name in self.index:
-                x[self.index[name]] = value - self.centre.get(name, 0.0)
-        return x
+    def prior_sd(self, name: str) -> float:
+        return self.sds[name.partition(":")[0]]
 
-    def _solved(self) -> tuple[Array, Array, float]:
-        """(mean, covariance of the coefficients, spread); refitted once a batch of trials."""
+    def _unseen(self, bill: Bill, shares: Array) -> float:
+        """Variance of factors that no trial had."""
+        weight = {name: 1.0 for name in bill.common if name not in self.columns}
+        for part, share in zip(bill.parts, shares, strict=True):
+            for name, exponent in part.factors.items():
+                if name not in self.columns:
+                    weight[name] = weight.get(name, 0.0) + float(share) * exponent
+        return sum((w * self.prior_sd(n)) ** 2 for n, w in weight.items() if not n.startswith("log "))
+
+    def _flat(self, bill: Bill) -> tuple[Array, NDArray[np.intp], NDArray[np.intp], Array]:
+        parts: list[int] = []
+        columns: list[int] = []
+        values: list[float] = []
+        for i, part in enumerate(bill.parts):
+            for factors in (part.factors, bill.common):
+                for name, exponent in factors.items():
+                    if name in self.columns:
+                        parts.append(i)
+                        columns.append(self.columns[name])
+                        values.append(exponent - self.centre[name])
+        logs = np.log([part.amount for part in bill.parts])
+        return logs, np.array(parts, dtype=np.intp), np.array(columns, dtype=np.intp), np.array(values)
+
+    def _solved(self) -> _Fit:
+        """The fit to all rows; made again once trials came."""
         if self._fit is None:
-            x = np.array([self._vector(features) for features, _ in self.rows])
-            y = np.array([ratio for _, ratio in self.rows])
-            first = self._posterior(x, y, self.prior_spread)
-            self._fit = self._posterior(x, y, first[2])
+            self._fit = self._solve()
         return self._fit
 
-    def _posterior(self, x: Array, y: Array, spread: float) -> tuple[Array, Array, float]:
-        """(mean, covariance, measured spread) when equal runs are believed to differ by `spread`."""
-        prior = np.diag([1.0 / self._prior_sd(name) ** 2 for name in self.index])
-        covariance = np.asarray(np.linalg.inv(prior + x.T @ x / spread**2), dtype=np.float64)
-        mean: Array = covariance @ x.T @ y / spread**2
-        squares = float(np.sum((y - x @ mean) ** 2))
-        dof = max(0.0, len(y) - float(np.trace(covariance @ x.T @ x)) / spread**2)
-        return mean, covariance, math.sqrt((3.0 * self.prior_spread**2 + squares) / (3.0 + dof))
-
-    def estimate(self, log_prediction: float, features: Mapping[str, float]) -> Estimate:
-        """The corrected prediction."""
-        unseen = sum(
-            self._prior_sd(n) ** 2 for n in features if n not in self.index and not n.startswith("log ")
-        )
+    def _solve(self) -> _Fit:
+        width = len(self.columns)
+        precision = np.diag([1.0 / self.prior_sd(name) ** 2 for name in self.columns])
         if not self.rows:
-            return Estimate(log_prediction, self.prior_spread, math.sqrt(unseen))
-        mean, covariance, spread = self._solved()
-        x = self._vector(features)
-        doubt = math.sqrt(max(0.0, float(x @ covariance @ x)) + unseen)
-        return Estimate(log_prediction + float(x @ mean), spread, doubt)
+            return _Fit(np.zeros(0), np.zeros((0, 0)), self.prior_spread, PRIOR_TRIALS)
+        rows, spread, dof = _Rows(list(self.rows), width), self.prior_spread, PRIOR_TRIALS
+        theta, weights, covariance = self._start(width), np.ones(len(self.rows)), precision
+        logs, gradient = rows.totals(theta)
+        for step in range(STEPS):
+            weighted = gradient.T * (weights / spread**2)
+            information = weighted @ gradient
+            covariance = np.asarray(np.linalg.inv(precision + information), dtype=np.float64)
+            theta = covariance @ (weighted @ (rows.y - logs + gradient @ theta))
+            logs, gradient = rows.totals(theta)
+            residuals = rows.y - logs
+            free = max(0.0, len(residuals) - float(np.sum(covariance * information)))
+            squares = float(np.sum(weights * residuals**2)) / (CLIPPED_SQUARES if step else 1.0)
+            dof = PRIOR_TRIALS + free
+            spread = math.sqrt((PRIOR_TRIALS * self.prior_spread**2 + squares) / dof)
+            spread = max(spread, self.least_spread)
+            weights = np.minimum(1.0, (STUDENT + 1.0) / (STUDENT + (residuals / spread) ** 2))
+        self._last = theta
+        return _Fit(theta, covariance, spread, dof)
+
+    def _start(self, width: int) -> Array:
+        """The last fit, new factors at their prior's mean."""
+        theta = np.zeros(width)
+        theta[: len(self._last)] = self._last
+        return theta

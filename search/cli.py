@@ -1,5 +1,5 @@
-"""The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N` and `dashboard` read
-it.
+"""The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs` and
+`dashboard` read it.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """
@@ -200,6 +200,19 @@ def show(
     from search.report import print_trial
 
     read(context, (study, storage, home), lambda console, session: print_trial(console, session, number))
+
+
+@app.command()
+def costs(
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Predicted bytes and seconds against measured ones: errors, bias, how often the bound held."""
+    from search.accuracy import print_costs
+
+    read(context, (study, storage, home), print_costs)
 
 
 @app.command()

@@ -104,7 +104,7 @@ class ForeignRun(Resolved):
 
     legality: ClassVar[str] = LEGALITY
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, last: str = "") -> dict[str, Any]:
         return dict(self.values)
 
 
@@ -204,13 +204,13 @@ class ForeignPreflight(Preflight):
     def rejection(self, resolved: Resolved) -> str | None:
         return None
 
-    def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]]) -> None:
+    def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]], *, study: str = "") -> None:
         """Nothing to calibrate."""
 
 
-def preflight_for(study: Study) -> Preflight:
-    """What predicts and admits for this study."""
-    return Preflight(study) if study.foreign is None else ForeignPreflight(study)
+def preflight_for(study: Study, hardware: str = "") -> Preflight:
+    """What predicts and admits for this study, on this hardware."""
+    return (Preflight if study.foreign is None else ForeignPreflight)(study, hardware=hardware)
 
 
 def rules_for(study: Study, environment: Mapping[str, str]) -> Rules:

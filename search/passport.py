@@ -135,3 +135,17 @@ def differences(stored: Any, mine: Any, at: str = "") -> list[str]:
             found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
         return found
     return [] if stored == mine else [f"{at}: {stored!r} -> {mine!r}"]
+
+
+def changed(study: Study, trainer: Path | None, code: str) -> str:
+    """Why the trainer's files are no longer those of `code`; "" while they are."""
+    try:
+        now = code_hash(study, trainer)
+    except OSError as error:
+        return f"The trainer's files must stay, but {error.filename} says: {error.strerror}. Restore it."
+    if now == code:
+        return ""
+    return (
+        f"All trials of a study run the same code, but the trainer's files changed under it ({code} to "
+        f"{now}). Restore them and run the same command to go on, or give the study another `name`."
+    )

@@ -1,39 +1,63 @@
 """Pruner.verdict(study, number, reports) -> why to give a running trial up, or None.
 
-A trial is pruned at a report when its BPB is worse, by more than `margin`, than the `quantile` of
-comparable trials at the same share of the budget. Comparable is
+A trial is given up at a report when its final BPB is predicted to be worse than the standard (the `quantile`
+of the finals of feasible trials, plus `margin`) with probability `confidence`. The prediction is the
+regression of search/evidence.py at that share of the budget: the early BPB, and an offset for every
+technique and setting that shifts the relation between early and late. It is used only where
 
-- feasible: every constraint kept, or still running and predicted feasible (the sampler's `preflight`
-  attribute); what breaks a limit sets no standard, however good it looks;
-- equally annealed: the learning-rate scale at that point within `annealing_tolerance`, and the mean scale
-  so far too. Until a warm-down starts, runs that differ only in it are identical, and during it BPB falls
-  by more than most techniques gain (0.1 BPB between none and 40 %): a point at another scale says nothing
-  about the end.
+- at least `min_trials` feasible trials have ended that reported there; the infeasible, however good they
+  look, set no standard and are no evidence;
+- the early order has been shown to predict the final one: `agreement` at the lower end of its interval, and
+  a positive slope of the final on the early BPB;
+- the budget's share `from` is over (measured rank correlation with the final BPB, single runs: 0.57 at 50 %,
+  0.75 at 75 %), and some feasible trial was better at this point.
 
-Nothing is pruned before `from` (measured rank correlation with the final BPB, single runs: 0.57 at 50 %,
-0.75 at 75 %), nor with fewer than `min_trials` comparable trials. The margin must exceed the noise: a
-seed's standard deviation is 0.005 to 0.010 BPB at the laptop's size. No EMA correction across warm-downs is
-made: EMA's early BPB orders runs worse than the raw one (0.30 against 0.57).
+A trial with a technique or a setting that the evidence lacks has an unknown offset, hence a wide prediction,
+and goes on. The share `spare` of the trials that would be given up run to their end all the same (which ones,
+their numbers decide): they keep the evidence honest, and tell how many were given up wrongly.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search.constraints import feasible
-from search.study import Study
+from search.evidence import Evidence, Point
+from search.study import Pruning
 
 REPORTS = "reports"  # user attribute: [[progress, val_bpb, lr_scale], …]
-PREFLIGHT = "preflight"  # user attribute that the sampler writes for what it predicted feasible
-SAME_POINT = (
-    0.02  # progress of two reports of one grid point differs by less (a step of many is a grid's error)
-)
-Point = tuple[float, float, float]  # progress, val_bpb, lr_scale
+SPARED = "spared"  # user attribute of a trial that runs on although it would be given up: a Verdict's facts
+PREFLIGHT = "preflight"  # user attribute that the sampler writes: what it predicted
+SAME_POINT = 0.02  # progress of two reports of one grid point differs by less (a step's error)
+MORE = 1.05  # times as many trials, before evidence is fitted again
+Report = tuple[float, float, float]  # progress, val_bpb, lr_scale
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The trial should end here; unless `spared`, it does."""
+
+    reason: str  # one line
+    spared: bool
+    progress: float
+    predicted: float  # val_bpb at the end
+    standard: float  # val_bpb that it would have to reach
+
+    @property
+    def facts(self) -> dict[str, float]:
+        return {
+            "progress": self.progress,
+            "predicted": round(self.predicted, 6),
+            "standard": round(self.standard, 6),
+        }
 
 
 def remember(trial: optuna.Trial, reports: Sequence[Mapping[str, Any]]) -> None:
@@ -41,82 +65,125 @@ def remember(trial: optuna.Trial, reports: Sequence[Mapping[str, Any]]) -> None:
     trial.set_user_attr(REPORTS, [list(point) for point in points(reports)])
 
 
-def points(reports: Sequence[Mapping[str, Any]]) -> list[Point]:
+def points(reports: Sequence[Mapping[str, Any]]) -> list[Report]:
     """The reports that can be compared: those with three finite numbers."""
-    found: list[Point] = []
+    found: list[Report] = []
     for report in reports:
         values = [report.get(key) for key in ("progress", "val_bpb", "lr_scale")]
         if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-            found.append(cast("Point", tuple(float(cast("float", v)) for v in values)))
+            found.append(cast("Report", tuple(float(cast("float", v)) for v in values)))
     return found
 
 
-def remembered(trial: FrozenTrial) -> list[Point]:
+def remembered(trial: FrozenTrial) -> list[Report]:
     """What `remember` kept."""
     kept = cast("list[list[float]]", trial.user_attrs.get(REPORTS, []))
-    return [cast("Point", tuple(point)) for point in kept]
+    return [cast("Report", tuple(point)) for point in kept]
 
 
-def sets_a_standard(trial: FrozenTrial) -> bool:
-    """Whether other trials may be judged by this one."""
-    if trial.state == TrialState.RUNNING:
-        return PREFLIGHT in trial.user_attrs
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and feasible(trial)
+def is_evidence(trial: FrozenTrial) -> bool:
+    """Whether the trial shows how an early BPB ends, and what a feasible trial can reach."""
+    return trial.state == TrialState.COMPLETE and trial.value is not None and feasible(trial)
 
 
-def mean_scale(curve: Sequence[Point], progress: float) -> float:
-    """Mean learning-rate scale of the reports up to `progress`: how the run came to where it is."""
+def features_of(trial: FrozenTrial, curve: Sequence[Report], progress: float) -> dict[str, float]:
+    """What may shift the relation of early and final: choices (0 or 1), numbers (-1 to 1 over their range),
+    the learning-rate scale now and on average so far."""
+    found: dict[str, float] = {}
+    for name, value in trial.params.items():
+        dist = trial.distributions[name]
+        if dist.single():
+            continue
+        if isinstance(dist, CategoricalDistribution):
+            found[f"{name}={value}"] = 1.0
+        elif isinstance(dist, FloatDistribution | IntDistribution):
+            low, high, at = float(dist.low), float(dist.high), float(value)
+            if dist.log:
+                low, high, at = math.log(low), math.log(high), math.log(at)
+            found[name] = 2.0 * (at - low) / (high - low) - 1.0
     scales = [scale for at, _, scale in curve if at <= progress + SAME_POINT]
-    return sum(scales) / len(scales)
+    return found | {
+        "lr_scale": 2.0 * scales[-1] - 1.0,
+        "mean lr_scale": 2.0 * sum(scales) / len(scales) - 1.0,
+    }
+
+
+def point_at(trial: FrozenTrial, progress: float) -> Point | None:
+    """A finished trial as evidence at this share of the budget; None if it did not report there."""
+    curve = remembered(trial)
+    same = [bpb for at, bpb, _ in curve if abs(at - progress) <= SAME_POINT]
+    if not same:
+        return None
+    return Point(same[0], features_of(trial, curve, progress), cast("float", trial.value))
+
+
+def is_spared(number: int, share: float) -> bool:
+    """Whether a trial of this number runs on: the same answer everywhere and at every report."""
+    return random.Random(number).random() < share
 
 
 class Pruner:
     """The rule above under a study's [pruning] settings."""
 
-    def __init__(self, study: Study):
-        self.settings = study.pruning
-        self._finished: dict[
-            int, list[Point]
-        ] = {}  # number -> reports of a finished trial that sets a standard
+    def __init__(self, settings: Pruning):
+        self.settings = settings
+        self._finished: dict[int, FrozenTrial] = {}  # what is evidence, by number
         self._seen: set[int] = set()
+        self._points: dict[int, dict[int, Point | None]] = {}  # point of the budget -> trial -> what it says
+        self._known: dict[int, tuple[int, Evidence]] = {}  # point of the budget -> trials, their evidence
 
-    def _curves(self, study: optuna.Study, number: int) -> list[list[Point]]:
-        """The reports of every other trial that sets a standard."""
-        running: list[list[Point]] = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number == number or trial.number in self._seen:
-                continue
-            if trial.state.is_finished():
+    def look(self, trials: Sequence[FrozenTrial]) -> None:
+        """Takes in what finished since the last look."""
+        for trial in trials:
+            if trial.number not in self._seen and trial.state.is_finished():
                 self._seen.add(trial.number)
-                if sets_a_standard(trial):
-                    self._finished[trial.number] = remembered(trial)
-            elif sets_a_standard(trial):
-                running.append(remembered(trial))
-        return [*self._finished.values(), *running]
+                if is_evidence(trial):
+                    self._finished[trial.number] = trial
+
+    def evidence(self, progress: float) -> Evidence:
+        """Of all that has finished and was looked at; fitted again once that is a twentieth more."""
+        key, count = round(progress / SAME_POINT), len(self._finished)
+        known = self._known.get(key)
+        if known is None or count >= MORE * known[0]:
+            points_here = self._points.setdefault(key, {})
+            for number, trial in self._finished.items():
+                if number not in points_here:
+                    points_here[number] = point_at(trial, progress)
+            known = count, Evidence([point for point in points_here.values() if point is not None])
+            self._known[key] = known
+        return known[1]
+
+    def standard(self) -> float:
+        """val_bpb that a trial must be able to reach."""
+        finals = sorted(cast("float", trial.value) for trial in self._finished.values())
+        return finals[min(len(finals) - 1, int(self.settings.quantile * len(finals)))] + self.settings.margin
 
     def verdict(
-        self, study: optuna.Study, trial_number: int, reports: Sequence[Mapping[str, Any]]
-    ) -> str | None:
-        """Why the trial should stop at its newest report, in one line; None to go on."""
+        self, study: optuna.Study, number: int, reports: Sequence[Mapping[str, Any]]
+    ) -> Verdict | None:
+        """What to do with the trial at its newest report; None: let it go on."""
         curve, rule = points(reports), self.settings
-        if not curve:
+        if not curve or curve[-1][0] < rule.start - SAME_POINT:
             return None
-        progress, bpb, scale = curve[-1]
-        if progress < rule.start - SAME_POINT:
+        trials = study.get_trials(deepcopy=False)
+        self.look([trial for trial in trials if trial.number != number])
+        trial = next((t for t in reversed(trials) if t.number == number), None)
+        if trial is None or len(self._finished) < rule.min_trials:
             return None
-        own_mean, rivals = mean_scale(curve, progress), list[float]()
-        for other in self._curves(study, trial_number):
-            same = [point for point in other if abs(point[0] - progress) <= SAME_POINT]
-            if not same or abs(same[0][2] - scale) > rule.annealing_tolerance:
-                continue
-            if abs(mean_scale(other, progress) - own_mean) <= rule.annealing_tolerance:
-                rivals.append(same[0][1])
-        if len(rivals) < rule.min_trials:
+        progress, bpb, _ = curve[-1]
+        evidence = self.evidence(progress)
+        if evidence.count < rule.min_trials or not evidence.tells(rule.agreement):
             return None
-        standard = sorted(rivals)[min(len(rivals) - 1, int(rule.quantile * len(rivals)))]
-        if bpb <= standard + rule.margin:
+        if bpb <= evidence.best_early:
             return None
-        return (
-            f"val_bpb {bpb:.4f} at {progress:.0%} of the budget is more than {rule.margin:g} above "
-            f"{standard:.4f}, the {rule.quantile:.0%} quantile of {len(rivals)} like feasible trials"
+        point, standard = Point(bpb, features_of(trial, curve, progress)), self.standard()
+        probability = evidence.probability_worse(point, standard)
+        if probability < rule.confidence:
+            return None
+        predicted = evidence.predict(point)[0]
+        reason = (
+            f"val_bpb {bpb:.4f} at {progress:.0%} of the budget leads to {predicted:.4f}: above "
+            f"{standard:.4f}, the {rule.quantile:.0%} quantile of {len(self._finished)} feasible trials, "
+            f"with probability {math.floor(1000 * probability) / 1000:.3f}"
         )
+        return Verdict(reason, is_spared(number, rule.spare), progress, predicted, standard)

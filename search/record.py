@@ -1,9 +1,9 @@
 """What is kept of a trial beside its value: user attributes, a note, files and a curve for the dashboard.
 
 Attributes are few, because each is a transaction: `worker`, `config`, `hash`, `techniques`, `legality` when
-it starts; `outcome`, `reason`, the figures, `inactive`, `findings`, `passport` and `overhead` when it ends.
-The sampler adds `preflight` (predicted) and `rejections`, the pruner `reports`, the constraints their
-`violation_*`.
+it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive`, `findings`, `passport`,
+`cost_errors` (measured / predicted − 1) and `overhead` when it ends. The sampler adds `preflight`
+(predicted) and `rejections`, the pruner `reports`, the constraints their `violation_*`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 from optuna.trial import Trial
 
+from search.accuracy import errors_of
 from search.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
 from search.foreign import ForeignRun
+from search.hardware import HARDWARE
 from search.runfiles import Record
 from search.savings import STAGES, replayed_facts, stage_facts
 from search.session import Place
@@ -46,8 +48,8 @@ def started(trial: Trial, *, config: Mapping[str, Any], resolved: Resolved) -> N
     trial.set_user_attr("legality", resolved.legality if isinstance(resolved, ForeignRun) else told)
 
 
-def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
-    """What the run gave."""
+def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> None:
+    """What the run gave; `hardware` is where."""
     result = outcome.result or {}
     trial.set_user_attr("outcome", outcome.kind)
     if outcome.reason:
@@ -64,10 +66,17 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits) -> None:
         trial.set_user_attr(STAGES, replayed_facts(outcome.reports))
     elif result.get("stage_seconds"):
         trial.set_user_attr(STAGES, stage_facts(result, spent_s=outcome.process_s))
+    stages: Mapping[str, Record] = result.get("stage_seconds") or {}
+    if stages:
+        trial.set_user_attr("stage_seconds", {s: seconds.get("timed") for s, seconds in stages.items()})
     if result.get("findings"):
         trial.set_user_attr("findings", list(result["findings"]))
     if result:
-        trial.set_user_attr("passport", {name: result.get(name) for name in PASSPORT})
+        passport = {name: result.get(name) for name in PASSPORT}
+        trial.set_user_attr("passport", {**passport, HARDWARE: hardware})
+    errors = errors_of({**trial.user_attrs, **result})
+    if errors:
+        trial.set_user_attr("cost_errors", errors)
 
 
 def verdicts_of(result: Record) -> dict[str, str]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search.accuracy import told_before
 from search.baseline import stored
 from search.constraints import feasible
 from search.foreign import reproduce_line
+from search.overhead import overhead_line
+from search.pruning_report import print_evidence, pruning_line
 from search.savings import STAGES, summary, words
 from search.session import ROOT, Session
 from search.study import Limits
@@ -227,19 +230,11 @@ def print_status(console: Console, session: Session) -> None:
     shares = [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]
     if shares:
         console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
+    if told := pruning_line(trials):
+        console.print(f"  {told}", highlight=False, soft_wrap=True)
+    print_evidence(console, trials, session.study.pruning)
     if good:
         print_reproduce(console, session, good[0])
-
-
-def overhead_line(shares: Sequence[Mapping[str, float]]) -> str:
-    """Means over trials of what is not the trainer's work."""
-    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
-    parts = ", ".join(
-        f"{name.removesuffix('_s').replace('_before', '')} {1000 * seconds:.0f} ms"
-        for name, seconds in mean.items()
-        if name.endswith("_s") and name != "process_s"
-    )
-    return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"
 
 
 def print_trial(console: Console, session: Session, number: int) -> None:
@@ -265,7 +260,6 @@ def print_trial(console: Console, session: Session, number: int) -> None:
 def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     """What `show` lists."""
     attrs = trial.user_attrs
-    told: dict[str, Any] = attrs.get("preflight", {})
     out: dict[str, str] = {}
     for key in ("reason", "legality", "worker"):
         if key in attrs:
@@ -281,8 +275,7 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         ("eval_seconds", "s", limits.eval_seconds),
     ):
         if key in attrs:
-            before = f", predicted {told[key]:,.6g}" if told.get(key) is not None else ""
-            out[key] = f"{attrs[key]:,.6g} {unit} (limit {limit:,g}{before})"
+            out[key] = f"{attrs[key]:,.6g} {unit} (limit {limit:,g}{told_before(attrs, key)})"
     for key in ("code_bytes", "steps", "params"):
         if key in attrs:
             out[key] = f"{attrs[key]:,}"

@@ -25,6 +25,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search.calibration import LATEST
+from search.hardware import hardware_of
 from search.inner import inner_sampler
 from search.preflight import Prediction, Preflight
 from search.pruning import PREFLIGHT
@@ -36,7 +37,15 @@ from techniques.config import Resolved, digest
 REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
 UNIFORM = 20  # uniform draws for every resample, before giving up
 FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
-FIGURES = ("status", "artifact_bytes", "code_bytes", "train_seconds", "eval_seconds")
+FIGURES = (
+    "status",
+    "artifact_bytes",
+    "code_bytes",
+    "train_seconds",
+    "eval_seconds",
+    "steps",
+    "stage_seconds",
+)
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
 
 
@@ -50,7 +59,8 @@ def result_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
     found = attrs.get("result")
     if isinstance(found, Mapping):
         return found  # pyright: ignore[reportUnknownVariableType]
-    return {key: attrs[key] for key in FIGURES if key in attrs} or None
+    result = {key: attrs[key] for key in FIGURES if key in attrs}
+    return {**result, "hardware": hardware_of(trial)} if result else None
 
 
 def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -242,9 +252,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         return reason
 
     def _predict(self, params: Mapping[str, Any]) -> None:
-        resolved, reason = examine(self.space, self.preflight, params)
-        admitted = resolved is not None and reason is None
-        self.last_prediction = self.preflight.predict(resolved) if admitted and resolved else None
+        resolved, _ = examine(self.space, self.preflight, params)
+        self.last_prediction = self.preflight.predict(resolved) if resolved else None
 
     def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
         """Keys of every configuration that was tried, is running or is waiting."""

@@ -6,7 +6,7 @@
     [fixed]       flat settings over the preset
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it
-    [pruning]     from, margin, min_trials, quantile, annealing_tolerance
+    [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
     [sampler]     kind, startup_trials, max_resamples, candidates, reuse
     [trainer]     somebody else's script (search/foreign_table.py)
 
@@ -51,12 +51,12 @@ class Pruning:
     """When a running trial is given up; search/pruning.py has the rule."""
 
     start: float = setting(0.5, "share of the budget before which nothing is pruned", low=0.0, high=1.0)
-    margin: float = setting(0.02, "val_bpb above the comparable trials' quantile that is not noise", low=0.0)
-    min_trials: int = setting(5, "comparable feasible trials without which nothing is pruned", low=1)
-    quantile: float = setting(0.5, "of the comparable trials, counted from the best", low=0.0, high=1.0)
-    annealing_tolerance: float = setting(
-        0.05, "difference in learning-rate scale of comparable points", low=0.0
-    )
+    margin: float = setting(0.0, "val_bpb above the standard that is good enough to go on", low=0.0)
+    min_trials: int = setting(20, "feasible trials to their end without which nothing is pruned", low=5)
+    quantile: float = setting(0.1, "of the feasible finals, from the best: the standard", low=0.0, high=1.0)
+    confidence: float = setting(0.95, "probability of ending above the standard", low=0.5, high=1.0)
+    agreement: float = setting(0.3, "rank correlation of early and final, lower end", low=0.0, high=1.0)
+    spare: float = setting(0.1, "share of the prunable trials that run on", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)

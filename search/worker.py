@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,11 @@ from search.bulk import collected
 from search.constraints import set_all, violations
 from search.exact import Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
+from search.hardware import hardware_here
 from search.inner import sampled_by
-from search.passport import check_joining, code_hash
-from search.pruning import Pruner, remember
+from search.overhead import Clock
+from search.passport import changed, check_joining
+from search.pruning import SPARED, Pruner, remember
 from search.reuse import REPLAYED, Fill, Reuse, add_arguments, open_reuse
 from search.runfiles import Record
 from search.sampler import CaddieSampler
@@ -41,7 +42,6 @@ from search.session import Session, find_study, open_session, quiet_log
 from search.space import build_space
 from search.stages import StageChooser
 from search.storage import MAX_RETRY, redact
-from search.study import Study
 from search.trial import (
     DiskTrouble,
     Job,
@@ -55,35 +55,6 @@ from techniques import catalog
 Command = tuple[str, ...]
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Clock:
-    """Seconds of one trial that are not the trainer's work."""
-
-    told_at: float = field(default_factory=time.perf_counter)  # when the trial before was done with
-    finished_at: float = 0.0  # when its objective returned
-    tell_s: float = 0.0
-    ask_s: float = 0.0
-    sample_s: float = 0.0
-    store_s: float = 0.0
-
-    def summary(self, outcome: Outcome) -> dict[str, float]:
-        """What is kept as `overhead`; the tell is the one of the trial before: its own is still to come."""
-        true_s = float((outcome.result or {}).get("true_seconds") or 0.0)
-        start_s = max(0.0, outcome.process_s - true_s) if true_s else 0.0
-        parts = {
-            "ask_s": self.ask_s,
-            "sample_s": self.sample_s,
-            "start_s": start_s,
-            "report_s": outcome.report_s,
-            "store_s": self.store_s,
-            "tell_before_s": self.tell_s,
-        }
-        overhead_s = sum(parts.values())
-        whole_s = overhead_s - start_s - outcome.report_s + outcome.process_s
-        shown = {name: round(seconds, 4) for name, seconds in parts.items()}
-        return shown | {"process_s": round(outcome.process_s, 3), "share": round(overhead_s / whole_s, 4)}
 
 
 class Worker:
@@ -104,10 +75,12 @@ class Worker:
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
+        self.hardware = hardware_here(self.study, num_threads=num_threads, environ=os.environ)
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
-        self.sampler = CaddieSampler(self.space, preflight_for(self.study), stages=chooser)
-        self.pruner = Pruner(self.study)
+        preflight = preflight_for(self.study, self.hardware)
+        self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
+        self.pruner = Pruner(self.study.pruning)
         self.strip = strip_for(self.study)
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = record.worker_name(index)
@@ -172,7 +145,7 @@ class Worker:
             outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
         with collected(trial):
-            record.ended(trial, outcome, limits=self.study.limits)
+            record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
             if self.reuse and self.reuse.store.notes:
                 trial.set_user_attr("cache_notes", self.reuse.store.notes)
                 self.reuse.store.notes = []
@@ -214,7 +187,10 @@ class Worker:
                 trial.report(float(point["val_bpb"]), step)
                 if REPLAYED not in point:  # one training is one standard, however many take it over
                     remember(trial, reports)
-            return self.pruner.verdict(self.session.optuna_study, trial.number, reports)
+            verdict = self.pruner.verdict(self.session.optuna_study, trial.number, reports)
+            if verdict is not None and verdict.spared:
+                trial.set_user_attr(SPARED, verdict.facts)
+            return None if verdict is None or verdict.spared else verdict.reason
 
         try:
             return run_trainer(job, on_report=on_report, stop=self.should_leave)
@@ -245,20 +221,6 @@ class Worker:
                 f"The trainer must take what the study samples, but {SAME_REFUSALS} trials in a row ended "
                 f"in the same way: {last[0]} Fix that, and run the same command to go on."
             )
-
-
-def changed(study: Study, trainer: Path | None, code: str) -> str:
-    """Why the trainer's files are no longer those of `code`; "" while they are."""
-    try:
-        now = code_hash(study, trainer)
-    except OSError as error:
-        return f"The trainer's files must stay, but {error.filename} says: {error.strerror}. Restore it."
-    if now == code:
-        return ""
-    return (
-        f"All trials of a study run the same code, but the trainer's files changed under it ({code} to "
-        f"{now}). Restore them and run the same command to go on, or give the study another `name`."
-    )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

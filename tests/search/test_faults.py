@@ -191,7 +191,9 @@ def test_a_database_that_drops_idle_connections(tmp_path: Path) -> None:
         thread = threading.Thread(target=drop)
         thread.start()
         try:
-            ran = caddie(*search(study, tmp_path, 6, 2), CADDIE_STORAGE=url, FAKE_SECONDS="1", **QUICK)
+            ran = caddie(
+                *search(study, tmp_path, 6, 2), cwd=Path("/"), CADDIE_STORAGE=url, FAKE_SECONDS="1", **QUICK
+            )
         finally:
             over.set()
             thread.join()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from search.constraints import CONSTRAINTS, violations
-from search.preflight import Preflight, entropy_bits, eval_flops, model_bytes, train_flops
+from search.costs import entropy_bits, eval_bill, model_bill, train_bill
+from search.preflight import Preflight
 from search.sampler import Infeasible, draw_all, require_feasible
 from search.space import SearchSpace, build_space
 from search.study import Limits
@@ -30,13 +31,13 @@ def rig(folder: Path, *, header: str = HEADER, text: str = SPACE) -> tuple[Searc
 def truth(space: SearchSpace, resolved: object, rng: np.random.Generator) -> dict[str, float]:
     """What a machine would measure: the prediction, off by factors that it does not know."""
     on = resolved.techniques  # type: ignore[attr-defined]
-    size = model_bytes(resolved) * 0.8 * (0.9 if "fine_round" in on else 1.0)  # type: ignore[arg-type]
+    size = model_bill(resolved).total * 0.8 * (0.9 if "fine_round" in on else 1.0)  # type: ignore[arg-type]
     speed = 3e-10 * (1.5 if "slide" in on else 1.0)
     return {
         "code_bytes": 150_000,
         "artifact_bytes": 150_000 + round(size * math.exp(rng.normal(0, 0.005))),
-        "eval_seconds": eval_flops(resolved) * speed * math.exp(rng.normal(0, 0.05)),  # type: ignore[arg-type]
-        "train_seconds": train_flops(resolved) * 2e-10 * math.exp(rng.normal(0, 0.05)),  # type: ignore[arg-type]
+        "eval_seconds": eval_bill(resolved).total * speed * math.exp(rng.normal(0, 0.05)),  # type: ignore[arg-type]
+        "train_seconds": train_bill(resolved, 1000).total * 2e-10 * math.exp(rng.normal(0, 0.05)),  # type: ignore[arg-type]
     }
 
 
@@ -45,9 +46,9 @@ def test_parameters_are_exact_and_bits_move_bytes(tmp_path: Path):
     plain = preflight.predict(space.resolve({}))
     table = preflight.predict(space.resolve({"table": True, "table.rows": 128}))
     assert table.params - plain.params == 128 * 64
-    assert plain.artifact_bytes < plain.artifact_bytes_upper < 1.1 * plain.artifact_bytes
-    sizes = [model_bytes(space.resolve({"narrow": True, "narrow.width": w})) for w in (4, 5, 6)]
-    assert sizes == sorted(sizes) and sizes[-1] < model_bytes(space.resolve({}))
+    assert plain.artifact_bytes < plain.artifact_bytes_upper
+    sizes = [model_bill(space.resolve({"narrow": True, "narrow.width": w})).total for w in (4, 5, 6)]
+    assert sizes == sorted(sizes) and sizes[-1] < model_bill(space.resolve({})).total
 
 
 def test_entropy_is_that_of_a_gaussian_row():
@@ -67,7 +68,7 @@ def test_the_naive_baseline_is_predicted_within_a_few_percent():
     study = load_study(Path(__file__).resolve().parents[2] / "studies" / "record_8xh100.toml", known)
     from techniques.config import resolve
 
-    assert abs(model_bytes(resolve({}, known)) / (15_863_489 - 47_642) - 1.0) < 0.05
+    assert abs(model_bill(resolve({}, known)).total / (15_863_489 - 47_642) - 1.0) < 0.05
     assert Preflight(study).rejection(resolve({}, known)) is None
 
 
@@ -85,6 +86,48 @@ def test_seconds_are_unknown_until_a_trial_finished_then_learnt(tmp_path: Path):
         assert said.eval_seconds_upper and said.eval_seconds_upper > said.eval_seconds
 
 
+def test_the_bound_is_wide_before_a_trial_finished_and_narrow_after(tmp_path: Path):
+    space, preflight = rig(tmp_path)
+    rng, resolved = np.random.default_rng(0), space.resolve({})
+    code = preflight.code_bytes(resolved)
+    before = preflight.predict(resolved)
+    real = truth(space, resolved, rng)["artifact_bytes"] - 150_000 + code  # a fifth below the calculator
+    assert real < before.artifact_bytes < before.artifact_bytes_upper
+    for rate in (0.02, 0.04, 0.06):
+        seen = space.resolve({"matrix_lr": rate})
+        preflight.learn([(seen, truth(space, seen, rng))])
+    after = preflight.predict(resolved)
+    assert after.artifact_bytes < after.artifact_bytes_upper < 1.1 * after.artifact_bytes
+
+
+def test_seconds_belong_to_a_machine(tmp_path: Path):
+    space, preflight = rig(tmp_path)
+    rng, resolved = np.random.default_rng(0), space.resolve({})
+    preflight.hardware = "one"
+    preflight.learn([(resolved, {**truth(space, resolved, rng), "hardware": "another"})])
+    assert preflight.predict(resolved).train_seconds is None
+    seen = space.resolve({"matrix_lr": 0.02})
+    preflight.learn([(seen, {**truth(space, seen, rng), "hardware": "one"})])
+    told = preflight.predict(resolved)
+    assert told.train_seconds and told.train_seconds_upper and told.train_seconds < told.train_seconds_upper
+
+
+def test_stages_are_learnt_apart_and_summed(tmp_path: Path):
+    """1,000 steps and a calibration: the limit on training counts both."""
+    space, preflight = rig(tmp_path)
+    for k in range(8):
+        seen = space.resolve({"matrix_lr": 0.01 + 0.01 * k})
+        steps, whole = 100.0 + k, train_bill(seen, 1.0).total
+        result = {
+            "steps": steps,
+            "stage_seconds": {"train": {"timed": steps * whole * 1e-10}, "quantize": 0.0},
+        }
+        preflight.learn([(seen, {**result, "train_seconds": 1e6 + k})])  # the stages win
+    resolved = space.resolve({"matrix_lr": 0.05})
+    expected = train_bill(resolved, resolved.config.iterations).total * 1e-10
+    assert preflight.predict(resolved).train_seconds == pytest.approx(expected, rel=0.05)
+
+
 def test_learning_twice_is_learning_once(tmp_path: Path):
     space, preflight = rig(tmp_path)
     rng = np.random.default_rng(0)
@@ -92,7 +135,7 @@ def test_learning_twice_is_learning_once(tmp_path: Path):
     result = truth(space, resolved, rng)
     preflight.learn([(resolved, result)])
     preflight.learn([(resolved, result), (resolved, {"eval_seconds": float("nan")})])
-    assert len(preflight.eval_seconds.rows) == 1
+    assert len(preflight.seconds().evaluate.rows) == 1
 
 
 def test_each_limit_turns_away_with_a_reason(tmp_path: Path):
@@ -102,7 +145,7 @@ def test_each_limit_turns_away_with_a_reason(tmp_path: Path):
     rng = np.random.default_rng(0)
     for k in range(6):
         seen = space.resolve({"matrix_lr": 0.02 + 0.01 * k, "slide": k % 2 == 1, "slide.stride": 128})
-        preflight.learn([(seen, {"eval_seconds": 0.5 * eval_flops(seen) / eval_flops(cheap)})])
+        preflight.learn([(seen, {"eval_seconds": 0.5 * eval_bill(seen).total / eval_bill(cheap).total})])
     assert preflight.rejection(cheap) is None
     assert (preflight.rejection(dear) or "").startswith("eval: ")
     small, tight = rig(tmp_path, header=HEADER.replace("100_000_000", "200_000"))

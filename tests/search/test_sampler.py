@@ -13,7 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 from search.constraints import set_all, violations
-from search.preflight import Preflight, model_bytes
+from search.costs import model_bill
+from search.preflight import Preflight
 from search.pruning import PREFLIGHT
 from search.sampler import REJECTIONS, CaddieSampler, Infeasible, draw_all
 from search.space import SearchSpace, build_space
@@ -66,7 +67,7 @@ def run(study: Study, space: SearchSpace, optimizer: optuna.Study, trials: int) 
     for _ in range(trials):
         trial = optimizer.ask()
         params = space.repaired(space.suggest(trial))
-        size = CODE + round(0.9 * model_bytes(space.resolve(params)))
+        size = CODE + round(0.9 * model_bill(space.resolve(params)).total)
         result = {"artifact_bytes": size, "code_bytes": CODE, "train_seconds": 1.0, "eval_seconds": 1.0}
         for name, figure in result.items():
             trial.set_user_attr(name, figure)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from search.preflight import model_bytes
+from search.costs import model_bill
 from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
 from techniques.config import resolve
 from techniques.quantization.lqer import Lqer, low_rank_fixes
@@ -86,7 +86,7 @@ def test_the_preflight_knows_its_bytes_which_are_near_those_stored():
     on = {"lqer": True, "lqer.rank": 4, "lqer.tensors": 1, "lqer.group": 32}
     off, run = (resolve({"file": shape | more}, {"lqer": Lqer}) for more in ({}, on))
     told = Lqer(Lqer.Config(tensors=1, group=32)).cost(run.shape()).artifact_bytes
-    assert model_bytes(run) - model_bytes(off) == pytest.approx(told) and told > 0
+    assert model_bill(run).total - model_bill(off).total == pytest.approx(told) and told > 0
     left, right = low_rank_fixes(torch.randn(260, 64), 4, 32)  # the embedding is the largest
     bits = 2 * left.q.numel() + 4 * right.q.numel() + 16 * (left.scale.numel() + right.scale.numel())
     assert told == pytest.approx(bits / 8)

@@ -1,0 +1,24 @@
+"""How exact costs are before and after learning: `python -m benchmarks.cost_accuracy`.
+
+Replays the 200 trials of a finished study (tests/search/own_text_trials.json) in their order: each trial is
+predicted from those before it, then learnt from. No trainer runs; half a minute.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from search.accuracy import table_of
+from search.preflight import Preflight
+from search.session import ROOT, find_study
+from tests.search.replay import read_trials, replay
+
+
+def main() -> None:
+    study = find_study(ROOT / "studies" / "own_text.toml")
+    pairs = replay(Preflight(study), read_trials())
+    Console(width=120).print(table_of(pairs, "own_text, 196 trials, each predicted from those before it"))
+
+
+if __name__ == "__main__":
+    main()
