@@ -35,7 +35,7 @@ types: install-dev
 	$(BIN)/pyright
 
 test: lint types
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 clean:
 	rm -rf .venv runs .caddie data

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import optuna
 import sqlalchemy
@@ -83,6 +83,14 @@ class _Gate:
     frozen_s: int
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller wants to hear: of each trial that it ended, and that the running one is no longer its."""
+
+    after_trial: Callable[[FrozenTrial], None] | None = None
+    lost: threading.Event = field(default_factory=threading.Event)
+
+
 def run_exactly(
     study: optuna.Study,
     objective: Callable[[Trial], float],
@@ -90,21 +98,21 @@ def run_exactly(
     target: int,
     url: str,
     stop: Callable[[], bool] | None = None,
-    after_trial: Callable[[FrozenTrial], None] | None = None,
-    lost: threading.Event | None = None,
+    hooks: Hooks | None = None,
 ) -> Tally:
     """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true.
 
     The study's storage must come from `search.storage.open_storage(url, ...)`. `stop` is asked between trials
-    and while waiting; a running objective must look itself and raise Interrupted, and so once `lost` is set:
-    its trial was given to somebody else while this process was frozen or cut off. Returns the last tally.
+    and while waiting; a running objective must look itself and raise Interrupted, also when `hooks.lost` is
+    set: its trial was given to somebody else while we were frozen or cut off. Returns the last tally.
     Raises StorageError when the database stays away, TooManyFailures, and whatever else the objective raises
     (after its trial is failed). KeyboardInterrupt fails the trial, queues it again, and goes on up.
     """
     if target < 0:
         raise ValueError(f"The number of trials must not be negative, but got {target}.")
     stop = stop or (lambda: False)
-    gate = _gate(study, url, lost or threading.Event())
+    hooks = hooks or Hooks()
+    gate = _gate(study, url, hooks.lost)
     failures = 0
     while not stop():
         study.get_trials(deepcopy=False)  # the long read of a late worker, outside the lock
@@ -121,8 +129,8 @@ def run_exactly(
         except KeyboardInterrupt:
             _fail(gate, trial, again=True)
             raise
-        if after_trial is not None:
-            after_trial(gate.storage.get_trial(_id(trial)))
+        if hooks.after_trial is not None:
+            hooks.after_trial(gate.storage.get_trial(_id(trial)))
         failures = failures + 1 if state == TrialState.FAIL else 0
         if failures >= MAX_FAILURES:
             raise TooManyFailures(

@@ -15,9 +15,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import optuna
 import sqlalchemy
@@ -49,8 +49,6 @@ REPEATED = (
     "record_heartbeat _get_stale_trial_ids"
 ).split()
 KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
-
-Direction = Literal["minimize", "maximize"]
 
 
 def redact(text: object) -> str:
@@ -209,14 +207,18 @@ def connect_check(url: str) -> None:
 @contextmanager
 def creation_lock(url: str) -> Generator[None]:
     """Holds the advisory lock under which tables and studies are made, for all processes of a database."""
-    try:
-        with side_engine(url).connect() as connection:
-            connection.execute(sqlalchemy.text(f"set local lock_timeout = '{CREATION_WAIT}'"))
-            connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, 0)"), {"c": LOCK_CLASS})
-            yield
-            connection.rollback()
-    except exc.OperationalError as error:
-        raise _gone(url, error) from None
+    with ExitStack() as stack:
+        for attempt in range(4):  # a connection may be dropped while it waits
+            try:
+                connection = stack.enter_context(side_engine(url).connect())
+                connection.execute(sqlalchemy.text(f"set local lock_timeout = '{CREATION_WAIT}'"))
+                connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, 0)"), {"c": LOCK_CLASS})
+                break
+            except exc.OperationalError as error:
+                stack.close()
+                if attempt == 3 or not is_outage(error):
+                    raise _gone(url, error) from None
+        yield  # the lock goes with the connection
 
 
 def _made(url: str, **settings: Any) -> PatientStorage:
@@ -254,19 +256,10 @@ def open_storage(
     return BatchStorage(patient)
 
 
-def open_study(
-    storage: optuna.storages.BaseStorage,
-    name: str,
-    *,
-    url: str,
-    direction: Direction = "minimize",
-    **kept: Any,
-) -> optuna.Study:
-    """Makes or joins the study; `kept` (sampler, pruner) goes to optuna.create_study."""
+def open_study(storage: optuna.storages.BaseStorage, name: str, *, url: str, **kept: Any) -> optuna.Study:
+    """Makes or joins the study; `kept` (sampler, pruner, direction) goes to optuna.create_study."""
     with creation_lock(normalise_url(url)):
-        return optuna.create_study(
-            storage=storage, study_name=name, direction=direction, load_if_exists=True, **kept
-        )
+        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, **kept)
 
 
 def retry_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, Trial
 from search import prepare, record
 from search.bulk import collected
 from search.constraints import set_all, violations
-from search.exact import Interrupted, TooManyFailures, run_exactly
+from search.exact import Hooks, Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
 from search.hardware import hardware_here
 from search.inner import sampled_by
@@ -99,8 +99,7 @@ class Worker:
             target=self.target,
             url=self.session.url,
             stop=self.should_stop,
-            after_trial=self.after_trial,
-            lost=self.lost,
+            hooks=Hooks(self.after_trial, self.lost),
         )
 
     def should_stop(self) -> bool:

@@ -17,7 +17,7 @@ from db_helpers import first_line, held_server, kill, server_pids, until, worker
 from optuna.trial import TrialState
 
 from search import exact, storage
-from search.exact import run_exactly
+from search.exact import Hooks, run_exactly
 
 WORKERS = 4
 TARGET = 12
@@ -188,7 +188,7 @@ def test_what_died_between_ask_and_its_first_heartbeat_is_buried(study: optuna.S
     with pytest.warns(UserWarning):
         orphan = study.ask()
     seen: list[int] = []
-    tally = run_exactly(study, quadratic, target=2, url=url, after_trial=lambda t: seen.append(t.number))
+    tally = run_exactly(study, quadratic, target=2, url=url, hooks=Hooks(lambda t: seen.append(t.number)))
     assert tally.finished == 2 and tally.running == 0 and tally.failed == 1
     assert study.trials[orphan.number].state == TrialState.FAIL
     assert study.trials[1].params == {"x": 1.5} and seen == [1, 2]

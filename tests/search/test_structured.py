@@ -19,8 +19,9 @@ from optuna.trial import TrialState
 
 from search.beliefs import Beliefs
 from search.constraints import set_all, violations
+from search.costs import model_bill
 from search.inner import sampled_by
-from search.preflight import Preflight, model_bytes
+from search.preflight import Preflight
 from search.rows import Rows, learn_rules, place, value_at
 from search.sampler import CaddieSampler
 from search.space import build_space
@@ -274,7 +275,7 @@ def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
     for _ in range(12):
         trial = optimizer.ask()
         params = space.repaired(space.suggest(trial))
-        size = round(0.9 * model_bytes(space.resolve(params)))
+        size = round(0.9 * model_bill(space.resolve(params)).total)
         result = {"artifact_bytes": size, "code_bytes": 1, "train_seconds": 1.0, "eval_seconds": 1.0}
         set_all(trial, violations(result, study.limits))
         optimizer.tell(trial, math.log(params["matrix_lr"] / 0.05) ** 2)

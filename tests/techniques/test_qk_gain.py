@@ -22,7 +22,10 @@ def scores(model: train_gpt.GPT) -> torch.Tensor:
     seen = []
     block: Any = model.blocks[0]
     attention = block.attn
-    attention.attend = lambda q, k, v: (seen.append(torch.einsum("bthd,bskd->bhts", q[:, :, ::2], k)), q)[1]
+    del attention.attend  # a module; a function stands in for it
+    attention.attend = lambda q, k, v, *_: (seen.append(torch.einsum("bthd,bskd->bhts", q[:, :, ::2], k)), q)[
+        1
+    ]
     attention(torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)), {})
     return seen[0]
 
