@@ -1,11 +1,11 @@
 # make        sets everything up and runs a first search on this machine
-# make test   lint, types and every test
+# make test   lint, types and the tests; `make test-long` runs those of a minute or more
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 TRIALS ?= 20
 BIN := .venv/bin
 
-.PHONY: search install install-dev validate lint types test docs clean
+.PHONY: search install install-dev validate lint types test test-long docs clean
 
 search: install
 	$(BIN)/python search.py --trials $(TRIALS)
@@ -36,6 +36,9 @@ types: install-dev
 
 test: lint types
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+
+test-long: install-dev
+	$(BIN)/python -m pytest -q -m long
 
 clean:
 	rm -rf .venv runs .caddie data

@@ -62,7 +62,7 @@ def resolved_of(settings: dict[str, str]) -> Resolved:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("many", [False, True], ids=["naive", "many"])
+@pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.long)], ids=["naive", "many"])
 def test_a_bundle_alone_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path, many: bool) -> None:
     settings = crowd(tiny) if many else tiny
     assert not many or len(resolved_of(settings).techniques) > 12

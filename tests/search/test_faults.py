@@ -100,6 +100,7 @@ def test_a_worker_frozen_past_its_lease_drops_its_trial(home: Path) -> None:
     assert not is_alive(worker) and pids(home, "frozen") == []
 
 
+@pytest.mark.long
 def test_a_woken_worker_ends_a_trainer_that_says_nothing(home: Path) -> None:
     study = write_study(home, "mute", "mute")  # no report tells its worker that the trial is gone
     first = begin(*search(study, home, 1, 1), FAKE_SECONDS="90", **QUICK)
@@ -133,7 +134,7 @@ def test_a_hung_trainer_is_ended_with_its_children(home: Path) -> None:
 
 
 @as_root
-@pytest.mark.parametrize("culprit", ["trainer", "somebody else"])
+@pytest.mark.parametrize("culprit", ["trainer", pytest.param("somebody else", marks=pytest.mark.long)])
 def test_a_full_disk_under_the_runs(home: Path, culprit: str) -> None:
     name = f"full-{culprit[0]}"
     study = write_study(home, name)
@@ -158,6 +159,7 @@ def test_a_full_disk_under_the_runs(home: Path, culprit: str) -> None:
 
 
 @as_root
+@pytest.mark.long
 def test_a_full_disk_under_the_database() -> None:
     folder = Path(tempfile.mkdtemp(prefix="caddie-test-"))
     folder.chmod(0o755)

@@ -149,6 +149,7 @@ def test_a_foreign_script_needs_a_study_of_its_own(home: Path) -> None:
     assert ran.returncode == 2 and "search.py scan" in ran.stderr
 
 
+@pytest.mark.long
 def test_the_guide_says_what_happens(tmp_path: Path) -> None:
     """Every command of docs/any_trainer.md, and every line that it shows, numbers aside."""
     script = make_theirs(tmp_path)

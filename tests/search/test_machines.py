@@ -51,6 +51,7 @@ def ray_cluster(nodes: int) -> Iterator[object]:
         cluster.shutdown()
 
 
+@pytest.mark.long
 def test_a_ray_cluster_loses_a_node(tmp_path: Path) -> None:
     """Three nodes, one of them is taken away in mid-study: exactly the asked-for trials are finished."""
     study = write_study(tmp_path, "onray", "ok@1.0")
@@ -78,6 +79,7 @@ def num_complete(database: sqlalchemy.Connection) -> int:
         return database.scalar(sqlalchemy.text("select count(*) from trials where state = 'COMPLETE'")) or 0
 
 
+@pytest.mark.long
 def test_slurm_jobs_as_local_processes(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     study = write_study(tmp_path, "onslurm")
@@ -89,6 +91,7 @@ def test_slurm_jobs_as_local_processes(tmp_path: Path) -> None:
         assert read_states(study, external).count("COMPLETE") == 4
 
 
+@pytest.mark.long
 def test_a_worker_that_cannot_work_says_why(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     study = write_study(tmp_path, "refused", "refuse")
