@@ -30,6 +30,7 @@ RECORDS = {
 UNSEEN = {"fused_ce", "varlen_attention"}
 # Bundles are compared where that fits into the test run; any of them can be: put its name here.
 BUNDLED = ("naive", "pr549")
+QUICK = ("naive", "pr549", "pr1855")  # in every test run; the others with `make test-long`
 SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.ILLEGAL]
 # What a tiny run needs smaller; a setting counts where its technique is on.
 SMALL: dict[str, Any] = {
@@ -113,7 +114,9 @@ def small(preset: str, tiny: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("preset", RECORDS)
+@pytest.mark.parametrize(
+    "preset", [p if p in QUICK else pytest.param(p, marks=pytest.mark.long) for p in RECORDS]
+)
 def test_smoke_run_and_its_bundle(preset: str, tiny: dict[str, str], tmp_path: Path) -> None:
     """Trains, exports and evaluates; the bundle alone gives the same bits; the audit finds nothing inert."""
     settings = small(preset, tiny)

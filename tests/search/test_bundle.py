@@ -80,6 +80,7 @@ def test_a_bundle_alone_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path
     assert sizes[packed] < 0.5 * sizes[plain]
 
 
+@pytest.mark.long
 def test_a_bundle_takes_overrides_and_refuses_what_it_lacks(tiny: dict[str, str], tmp_path: Path) -> None:
     script = export(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "2"}), tmp_path, compress=False)
     told = alone(script, "--out_dir=out", "--iterations=1", SEED="7", XSA_LAST_N="1")

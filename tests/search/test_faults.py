@@ -83,6 +83,7 @@ def ballast(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_worker_frozen_past_its_lease_drops_its_trial(home: Path) -> None:
     study = write_study(home, "frozen")
     running = begin(*search(study, home, 5, 2), FAKE_SECONDS="4", **QUICK)
@@ -228,6 +229,7 @@ def machine() -> Iterator[tuple[str, str, str]]:
         sh("ip", "netns", "del", name)
 
 
+@pytest.mark.long
 @as_root
 def test_a_machine_cut_off_from_the_database_comes_back(tmp_path: Path) -> None:
     study, homes = write_study(tmp_path, "cut"), (tmp_path / "near", tmp_path / "far")

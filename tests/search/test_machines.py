@@ -133,6 +133,7 @@ def host(name: str, number: int) -> Iterator[tuple[str, str]]:
         subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not can_make_hosts(), reason="network namespaces need root and ip")
 def test_two_hosts_share_one_study(tmp_path: Path) -> None:
     """Each has its own network and its own home; the database is the only thing that they share."""
@@ -191,6 +192,7 @@ def test_options_of_engines(tmp_path: Path) -> None:
         make_engine("condor", {}, folder=tmp_path)
 
 
+@pytest.mark.long
 def test_no_cluster_is_one_clear_error(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     study = write_study(tmp_path, "nocluster")
