@@ -708,7 +708,7 @@ class Trainer:
         back: training starts from the true initial state and from the first token."""
         if not self.config.warmup_steps:
             return
-        model_state = copy.deepcopy(self.model.state_dict())
+        model_state, first = copy.deepcopy(self.model.state_dict()), self.loader.stream.state()
         optimizer_states = [copy.deepcopy(o.state_dict()) for o in self.optimizers]
         for phase in self.phases:
             self.enter_phase(phase)
@@ -722,7 +722,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
         self.moved, self.schedule_differs, self.train_tokens = {}, False, 0
-        self.loader = self.open_loader()
+        self.loader.stream.load(first)
 
     def run(self) -> Trained:
         c, log = self.config, self.log
@@ -730,14 +730,8 @@ class Trainer:
         self.world.ledger.at("train", "warm-up")
         self.warm_up()
         self.world.ledger.at("train", "steps")
-        self.averager = next(
-            (
-                t.averager(self.model, c.iterations)
-                for t in self.techniques.values()
-                if "averager" in claims(t)
-            ),
-            None,
-        )
+        owner = owner_of(self.techniques, "averager")
+        self.averager = owner.averager(self.model, c.iterations) if owner else None
         next_report, self.step = 1, 0
         self.clock.start()
         while True:
@@ -842,16 +836,16 @@ class Trainer:
 
     def exported_weights(self) -> dict[str, Tensor]:
         weights = {n: p.detach() for n, p in self.model.named_parameters()}
-        if self.averager is not None:
+        owner = owner_of(self.techniques, "averager")
+        if owner is not None:
             averaged = self.averager.weights()
             touched = sum(int((averaged[n] != w).sum()) for n, w in weights.items())
-            owner = next(n for n, t in self.techniques.items() if "averager" in claims(t))
-            self.audit.changed(owner, "exported weights", touched > 0)
-            self.audit.note(owner, exported_elements=touched, **getattr(self.averager, "facts", {}))
+            self.audit.changed(owner.name, "exported weights", touched > 0)
+            self.audit.note(owner.name, exported_elements=touched, **getattr(self.averager, "facts", {}))
             last = self.probe_loss()
             with swapped(self.model, averaged):
-                self.audit.averaged(owner, last, self.probe_loss())
-            self.log(f"{owner}:applying averaged weights")
+                self.audit.averaged(owner.name, last, self.probe_loss())
+            self.log(f"{owner.name}:applying averaged weights")
             weights = averaged
         return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
 
@@ -874,11 +868,6 @@ class Trainer:
                 params = sum(p.numel() for n, p in self.model.named_parameters() if f".{name}." in f".{n}")
                 self.audit.changed(name, "loss", changed != 0.0)
                 self.audit.note(name, params=params, places=len(places), train_loss_without=changed)
-            averages = owner_of(self.techniques, "averager")
-            if averages is not None:  # an average may well be worse than the last weights
-                with swapped(self.model, self.averager.weights()):
-                    gain = float(loss) - float(self.model(ids, targets))
-                self.audit.note(averages.name, train_loss_saved=gain)
 
     @torch.no_grad()
     def probe_loss(self) -> float:
