@@ -35,7 +35,7 @@ types: install-dev
 	$(BIN)/pyright
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: install-dev
 	$(BIN)/python -m pytest -q -m long

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,9 @@ def tiny_text(num_documents: int, seed: int) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def build_tiny(root: Path) -> dict[str, str]:
     """Settings (data_path, tokenizer_path, vocab_size) of a small corpus built by the product's own
     builder."""
-    root = tmp_path_factory.mktemp("tiny")
     text = root / "text"
     text.mkdir()
     for i, document in enumerate(tiny_text(400, seed=7)):
@@ -46,6 +45,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "tokenizer_path": str(data / "tokenizers" / "tiny_320_bpe.model"),
         "vocab_size": "320",
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 TINY_MODEL = {
@@ -90,3 +94,9 @@ def run_trainer(settings: dict[str, str], *extra: str, ranks: int = 1, env: dict
     return subprocess.run(
         command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=240
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that parallel workers end together."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

@@ -28,8 +28,6 @@ RECORDS = {
 }
 # The same maths by a faster way; a difference (documents' starts) that a tiny audited batch need not hold.
 UNSEEN = {"fused_ce", "varlen_attention"}
-# Bundles are compared where that fits into the test run; any of them can be: put its name here.
-BUNDLED = ("naive", "pr549")
 QUICK = ("naive", "pr549", "pr1855")  # in every test run; the others with `make test-long`
 SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.ILLEGAL]
 # What a tiny run needs smaller; a setting counts where its technique is on.
@@ -126,8 +124,6 @@ def test_smoke_run_and_its_bundle(preset: str, tiny: dict[str, str], tmp_path: P
     assert result["status"] == "finished" and result["model_bytes"] > 0 and result["val_bpb"] > 0
     idle = {n: f["verdict"] for n, f in result["activity"].items() if f["verdict"] != "active"}
     assert idle.keys() <= UNSEEN, idle
-    if preset not in BUNDLED:
-        return
     layers = {"preset": read_preset(preset), "command line": settings}
     script = export(resolve(layers, catalog.metadata()), tmp_path / "alone", compress=True)
     again = alone(script, "--out_dir=out")
