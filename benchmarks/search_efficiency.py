@@ -3,7 +3,7 @@
 Each (variant, method, seed) is one search of 200 runs on its own problem (benchmarks/simulator.py), kept as
 one JSON file under `--out`; what is there is not run again, so the command continues where it was stopped
 (`--minutes` stops it in time; `--first` and `--seeds` share the seeds between processes). All of it takes
-about an hour of one core; set OMP_NUM_THREADS=1, the matrices are small. The table goes to
+about two hours of one core; set OMP_NUM_THREADS=1, the matrices are small. The table goes to
 docs/search_efficiency.md. Regret: true value of the feasible configuration that the method itself
 recommends, less the best feasible one, in mBPB.
 

@@ -5,10 +5,11 @@
 The surrogate (search/surrogate.py) has a term for each gate, a curve for each number while its gate is on,
 and shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal
 minimises one draw, by local search, among what is expected to be feasible and what `Knowledge.admits` lets
-pass. Conditional parameters need no declaration: which are active when is learned from the trials, or from
-`Knowledge.keep_active`. With stages, a proposal may instead keep the finished stages of a good trial and
-change what lies downstream: the larger expected gain per second wins. A share of proposals is TPE's, for
-responses that this model cannot see.
+pass; mostly in a random subspace around the best trial, a small one while trials are fewer than parameters:
+so early a draw over all of them is a jump into the unknown. Conditional parameters need no declaration:
+which are active when is learned from the trials, or from `Knowledge.keep_active`. With stages, a proposal
+may instead keep the finished stages of a good trial and change what lies downstream: the larger expected
+gain per second wins. A share of proposals is TPE's, for responses that this model cannot see.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials
 BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson draw's
 STEPS = 10  # of a local search
+# Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
+# move: while complete trials are fewer than parameters, and later.
+NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
 EXAMPLES = 400  # draws that show `keep_active`'s rules
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
@@ -206,8 +210,11 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             return bold(columns) + PENALTY * scale * beliefs.excess(columns, margin)
 
         best = beliefs.incumbents(BASES)
-        starts = self._starts(beliefs, best, score)
-        row = self._climbed(beliefs, starts, score, np.ones(len(beliefs.rows.names), dtype=bool))
+        starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
+        late = len(beliefs.complete) >= len(free)
+        if best and self._rng.random() < NEARBY[late]:
+            starts, free = beliefs.seen[best[:1]], self._rng.random(len(free)) < FREE[late]
+        row = self._climbed(beliefs, starts, score, free)
         row = self._any(beliefs, score) if row is None else self._renewed(beliefs, row, score)
         if self.knowledge.seconds is None or len(self.knowledge.stages) < 2 or not best:
             return row
