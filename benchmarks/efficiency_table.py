@@ -183,10 +183,10 @@ def write_table(folder: Path, document: Path, *, runs: int, wanted: int) -> None
     parts = [
         "# Search efficiency\n",
         "Written by `python -m benchmarks.search_efficiency`; do not edit. A synthetic twin of the search\n"
-        "(`benchmarks/simulator.py`): every seed is another problem; development used seeds from 100 up,\n"
-        "these are the seeds from 0. Regret in mBPB of the feasible configuration that the method\n"
-        "recommends, medians with bootstrap 95 % intervals. The simulator is additive and pairwise at\n"
-        "heart, which suits the surrogate; `three_way` and `non_quadratic` are what it cannot say.\n"
+        "(`benchmarks/simulator.py`): every seed is another problem; development used seeds 0 to 9 and\n"
+        "from 100 up, these are the seeds from 10. Regret in mBPB of the feasible configuration that the\n"
+        "method recommends, medians with bootstrap 95 % intervals. The simulator is additive and pairwise\n"
+        "at heart, which suits the surrogate; `three_way` and `non_quadratic` are what it cannot say.\n"
         "GPU hours count what a stage cache leaves to compute, for every method. A seed counts\n"
         f"once in every cell. {len(results)} of {wanted} searches are in; the command runs the others.\n"
         f"Variants with results: {', '.join(variants)}. What is missing was not measured.\n",
