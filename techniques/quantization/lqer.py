@@ -2,7 +2,8 @@
 LQER.
 
 From the SVD of E: A = U_r·S_r [rows,r] in two bits, −2 … 1 under one scale max|A|/1.5; B = V_rᵀ [r,cols] in
-four bits, −8 … 7 with a scale max/7.5 for each group of `group` elements. A correction that would not bring
+four bits, −8 … 7 with a scale max/7.5 for each group of `group` elements (of fewer, where only fewer divide
+r·cols). A correction that would not bring
 Ŵ nearer to W is left out and counted.
 
 Source: LQER, arXiv:2402.02446; asymmetric form of PR #1797 and #1855 (r 4, 3 tensors, groups of 64), #2060
@@ -32,18 +33,18 @@ def round_group(x: Tensor, group: int, low: int, high: int, divisor: float) -> t
     return q.to(torch.int8), scale
 
 
+def whole_group(numel: int, group: int) -> int:
+    """The most elements, at most `group`, that divide `numel`."""
+    return next(size for size in range(min(group, numel), 0, -1) if numel % size == 0)
+
+
 def low_rank_fixes(error: Tensor, rank: int, group: int) -> list[Fix]:
-    """The two stored factors of `error` [rows,cols]. ValueError unless rank · cols fills whole groups."""
+    """The two stored factors of `error` [rows,cols]."""
     rank = min(rank, *error.shape)
-    if rank * error.size(1) % group:
-        raise ValueError(
-            f"`lqer.group` must divide rank · columns, but got {group} and {rank} · {error.size(1)}. "
-            "Use a power of 2."
-        )
     u, s, vt = torch.linalg.svd(error.double(), full_matrices=False)
     left, right = (u[:, :rank] * s[:rank]).float(), vt[:rank].float()
     a, a_scale = round_group(left, left.numel(), -2, 1, 1.5)
-    b, b_scale = round_group(right, group, -8, 7, 7.5)
+    b, b_scale = round_group(right, whole_group(right.numel(), group), -8, 7, 7.5)
     return [Fix("left", a, a_scale), Fix("right", b, b_scale)]
 
 
@@ -75,7 +76,8 @@ class Lqer(Technique):
         matrices = [t for t in shape.tensors() if len(t.shape) == 2 and t.role != "scalar"]
         for t in sorted(matrices, key=lambda t: -t.numel)[: c.tensors]:
             rank = min(c.rank, *t.shape)
-            total += rank * (t.shape[0] / 4 + t.shape[1] / 2) + 2 * (1 + rank * t.shape[1] / c.group)
+            right = rank * t.shape[1]
+            total += rank * t.shape[0] / 4 + right / 2 + 2 * (1 + right / whole_group(right, c.group))
         return Cost(artifact_bytes=total)
 
     def correct(self, packed: Any, export: Any) -> Any:

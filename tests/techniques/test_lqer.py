@@ -76,9 +76,19 @@ def test_the_artifact_brings_the_corrections_back():
     assert all(torch.equal(loaded[item.name], item.dequantized()) for item in after)
 
 
-def test_groups_must_be_whole():
-    with pytest.raises(ValueError, match=r"lqer\.group"):
-        low_rank_fixes(torch.randn(8, 9), 1, 4)
+@pytest.mark.parametrize(
+    ("columns", "rank", "group", "whole"), [(9, 1, 4, 3), (48, 2, 64, 48), (7, 1, 64, 7)]
+)
+def test_groups_are_whole(columns: int, rank: int, group: int, whole: int):
+    error = torch.randn(8, columns)
+    _, right = low_rank_fixes(error, rank, group)
+    assert right.q.shape == (rank * columns // whole, whole) and right.scale.shape == (
+        rank * columns // whole,
+    )
+    v = torch.linalg.svd(error.double(), full_matrices=False)[2][:rank].float()
+    assert (
+        float((right.dequantized().view(rank, columns) - v).abs().max()) <= float(right.scale.max()) * 0.501
+    )
 
 
 def test_the_preflight_knows_its_bytes_which_are_near_those_stored():
