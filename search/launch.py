@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from search.constraints import set_all, violations
+from search.hardware import num_cores
 from search.progress import Progress
 from search.session import ROOT, Session
 from search.storage import ENVIRONMENT, requeue
@@ -68,20 +68,6 @@ class Slot:
     restarts: int = 0
     finished_then: int = 0  # finished trials of the study when it was last started
     log: Path = field(default_factory=Path)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """NVIDIA GPUs, without torch: what CUDA_VISIBLE_DEVICES lists, else the device files."""
-    given = environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return tuple(d.strip() for d in given.split(",") if d.strip() and d.strip() != "-1")
-    found = [m[1] for p in Path("/dev").glob("nvidia*") if (m := re.fullmatch(r"nvidia(\d+)", p.name))]
-    return tuple(sorted(found, key=int))
 
 
 def launch(session: Session, plan: Plan, progress: Progress) -> None:

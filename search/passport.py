@@ -1,4 +1,4 @@
-"""Who may join a study: code_hash (what runs), hardware (on what), check_joining (against who began it).
+"""Who may join a study: code_hash (what runs), machine_kind (on what), check_joining (against who began it).
 
 A study is one objective. Another version of the trainer's code is another objective: refused. Other hardware
 is one only where speed decides, which `speed_matters` judges: limits measured on the first machine, a
@@ -8,14 +8,11 @@ training budget in seconds, or trials that came near a time limit. Where none of
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import platform
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from search.hardware import machine_kind
 from search.study import Study
 
 if TYPE_CHECKING:
@@ -48,34 +45,11 @@ def code_hash(study: Study, trainer: Path | None = None) -> str:
     return sums.hexdigest()[:16]
 
 
-@functools.cache
-def hardware() -> str:
-    """The GPU models of this machine, else its processor; without torch."""
-    models: Iterable[str] = ()
-    if any(Path("/dev").glob("nvidia[0-9]*")):
-        try:
-            ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-            models = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.split(
-                "\n"
-            )
-        except (OSError, subprocess.SubprocessError):
-            models = ("NVIDIA GPU",)
-    found = sorted({name.strip() for name in models if name.strip()})
-    return ", ".join(found) or _processor()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return " ".join((names or [platform.processor() or platform.machine()])[0].split())
-
-
 def check_joining(session: Session, trainer: Path | None, *, mixed: bool) -> str:
     """This session's code hash. The first session writes its passport; a later one must fit. ValueError."""
     from search.storage import creation_lock
 
-    study, code, here = session.optuna_study, code_hash(session.study, trainer), hardware()
+    study, code, here = session.optuna_study, code_hash(session.study, trainer), machine_kind()
     if CODE not in study.user_attrs:
         with creation_lock(session.url):
             if CODE not in study.user_attrs:
