@@ -45,17 +45,20 @@ def code_hash(study: Study, trainer: Path | None = None) -> str:
     return sums.hexdigest()[:16]
 
 
-def check_joining(session: Session, trainer: Path | None, *, mixed: bool) -> str:
-    """This session's code hash. The first session writes its passport; a later one must fit. ValueError."""
+def check_joining(session: Session, trainer: Path | None, *, mixed: bool, runs_here: bool = True) -> str:
+    """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
+
+    `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
     from search.storage import creation_lock
 
-    study, code, here = session.optuna_study, code_hash(session.study, trainer), machine_kind()
-    if CODE not in study.user_attrs:
+    study, code = session.optuna_study, code_hash(session.study, trainer)
+    mine = {CODE: code} | ({HARDWARE: machine_kind()} if runs_here else {})
+    if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
-            if CODE not in study.user_attrs:
-                study.set_user_attr(CODE, code)
-                study.set_user_attr(HARDWARE, here)
-    began, there = study.user_attrs[CODE], study.user_attrs.get(HARDWARE, here)
+            for key in mine.keys() - study.user_attrs.keys():
+                study.set_user_attr(key, mine[key])
+    began, here = study.user_attrs[CODE], mine.get(HARDWARE, "")
+    there = study.user_attrs.get(HARDWARE, here)
     if mixed:
         return code
     if began != code:
@@ -64,7 +67,7 @@ def check_joining(session: Session, trainer: Path | None, *, mixed: bool) -> str
             f"trainer here is {code}. Use the version that it began with, or give the study another `name`; "
             "--mixed goes on anyway, and the leaderboard will say that its trials differ."
         )
-    why = speed_matters(session) if there != here else ""
+    why = speed_matters(session) if here and there != here else ""
     if why:
         raise ValueError(
             f"All trials of a study run on the same hardware where speed decides, but {session.study.name!r} "
