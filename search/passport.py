@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from search.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE, HARDWARE = "code_hash", "hardware"  # user attributes of the Optuna study
+CODE, HARDWARE, TRAINER = "code_hash", "hardware", "trainer"  # user attributes of the Optuna study
+BUILT_IN = "train_gpt.py"  # TRAINER of studies that run ours, in whatever version
 NEAR = 0.5  # share of a time limit from which on speed decides
 
 
@@ -52,7 +53,9 @@ def check_joining(session: Session, trainer: Path | None, *, mixed: bool, runs_h
     from search.storage import creation_lock
 
     study, code = session.optuna_study, code_hash(session.study, trainer)
-    mine = {CODE: code} | ({HARDWARE: machine_kind()} if runs_here else {})
+    built_in = session.study.foreign is None and trainer is None
+    mine = {CODE: code} | ({TRAINER: BUILT_IN} if built_in else {})
+    mine |= {HARDWARE: machine_kind()} if runs_here else {}
     if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
             for key in mine.keys() - study.user_attrs.keys():

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from search import engines, prepare
 from search.cli import Common, home_of, make_console, say
+from search.earlier import earlier
 from search.foreign import refuse_native_table, with_trainer
-from search.hardware import num_cores
+from search.hardware import hardware_here, num_cores
 from search.inner import sampled_by
 from search.launch import Plan, launch
 from search.order import Order
@@ -89,6 +90,9 @@ def order_of(common: Common, wish: Wish, session: Session, *, threads: int = 1) 
 def work_here(console: Console, session: Session, plan: Plan) -> None:
     """The baseline first, then processes of this machine."""
     now = time.monotonic()
+    environ = {"CUDA_VISIBLE_DEVICES": plan.gpus[0] if plan.gpus else ""}
+    hardware = hardware_here(session.study, num_threads=plan.order.threads, environ=environ)
+    now = say_costs(console, session, now, hardware=hardware)
     if plan.order.trainer is None or session.study.foreign is not None:
         session, told = prepare.check_baseline(session, workers=plan.workers, gpus=plan.gpus)
         now = say(console, told, now)
@@ -102,12 +106,18 @@ def work_there(
     console: Console, session: Session, order: Order, *, workers: int, cluster: engines.Cluster
 ) -> None:
     """Tasks of the cluster. What only the machine of a worker can check, or measure, it does there."""
-    now = time.monotonic()
+    now = say_costs(console, session, time.monotonic())
     engine = engines.make_engine(cluster.engine, cluster.options, folder=session.place.runs / cluster.engine)
     tasks = [engines.Task(order, session.url, index, cluster.gpus) for index in range(workers)]
     say(console, beginning(workers, cluster.engine), now)
     with Progress(session.optuna_study, order.target, console) as progress:
         engines.work(engine, tasks, session, progress)
+
+
+def say_costs(console: Console, session: Session, now: float, *, hardware: str = "") -> float:
+    """What each worker will find of earlier studies; `hardware` is "" where trials run elsewhere."""
+    told = earlier(session, hardware).told(seconds=bool(hardware))
+    return say(console, told, now) if told else now
 
 
 def beginning(workers: int, where: str) -> str:

@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial
 from search import prepare, record
 from search.bulk import collected
 from search.constraints import set_all, violations
+from search.earlier import earlier
 from search.exact import Hooks, Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
 from search.hardware import hardware_here
@@ -78,6 +79,7 @@ class Worker:
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
         preflight = preflight_for(self.study, self.hardware)
+        earlier(session, self.hardware).teach(preflight)
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
         self.strip = strip_for(self.study)
