@@ -72,10 +72,11 @@ def main() -> None:
     home.chmod(0o755)
     study = write_study(home, "storm")
     words = search(study, home, options.trials, options.workers)
-    began, frozen, sessions = time.monotonic(), dict[int, float](), 1
+    frozen, sessions = dict[int, float](), 1
     running = begin(*words, CADDIE_TIMING=TIMING, FAKE_SECONDS="2")
-    wait_for(lambda: pids(home, "storm"))
-    while time.monotonic() - began < options.seconds:
+    wait_for(lambda: pids(home, "storm"), 300)
+    began = time.monotonic()  # the first trial runs
+    while time.monotonic() - began < options.seconds and running.poll() != 0:
         time.sleep(rng.expovariate(1.0 / options.every))
         struck[strike(rng, home, frozen)] += 1
         if running.poll() is not None and running.returncode != 0:  # a session gives up after some deaths
@@ -87,7 +88,8 @@ def main() -> None:
     assert running.returncode == 0, errors
     trials = read_trials(study, home)
     assert_exact(trials, options.trials)
-    del struck[""]
+    del struck[""]  # nobody was there to be hit
+    assert struck, "the study was done before anything struck: more --trials, or a smaller --every"
     print(f"struck: {dict(struck)}; {sessions} session(s), {time.monotonic() - began:.0f} s")
     print(f"exact: {options.trials} of {options.trials} finished, none running, none twice; {states(trials)}")
     clear(home)

@@ -53,10 +53,10 @@ FINISHED = ("COMPLETE", "PRUNED")
 
 
 def clear(home: Path) -> None:
-    """Takes away what root's private database keeps outside `home`, once its server has stopped."""
+    """Waits until the private database has stopped; takes away what root's keeps outside `home`."""
     place = server_place(home)
+    wait_for(lambda: not processes(str(place)), 30)
     if place != home / ".caddie":
-        wait_for(lambda: not processes(str(place)), 30)
         shutil.rmtree(place, ignore_errors=True)
 
 
