@@ -9,7 +9,6 @@ storm is over and the session goes on to its target; then every claim of docs/fa
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.search.db_helpers import server_pids, server_place
 from tests.search.fake_studies import (
     assert_exact,
     begin,
@@ -36,12 +36,6 @@ TIMING = "heartbeat_s=1 grace_s=5 patience_s=120"
 FREEZE_S = 8.0  # beyond the grace
 
 
-def postmaster(home: Path) -> int:
-    place = home / ".caddie"
-    place = Path((place / "location").read_text()) if (place / "location").exists() else place
-    return int(json.loads((place / "server.json").read_text())["postmaster"])
-
-
 def strike(rng: random.Random, home: Path, frozen: dict[int, float]) -> str:
     """One fault; its name, or "" when there was nobody to hit."""
     now = time.monotonic()
@@ -51,7 +45,7 @@ def strike(rng: random.Random, home: Path, frozen: dict[int, float]) -> str:
     kind = rng.choice(("worker", "worker", "trainer", "freeze", "database"))
     try:
         if kind == "database":
-            os.kill(postmaster(home), signal.SIGKILL)
+            os.kill(server_pids(server_place(home))["postmaster"], signal.SIGKILL)
             return kind
         there = (
             pids(home, "storm") if kind == "trainer" else [p for p in workers_of("storm") if p not in frozen]
@@ -78,10 +72,11 @@ def main() -> None:
     home.chmod(0o755)
     study = write_study(home, "storm")
     words = search(study, home, options.trials, options.workers)
-    began, frozen, sessions = time.monotonic(), dict[int, float](), 1
+    frozen, sessions = dict[int, float](), 1
     running = begin(*words, CADDIE_TIMING=TIMING, FAKE_SECONDS="2")
-    wait_for(lambda: pids(home, "storm"))
-    while time.monotonic() - began < options.seconds:
+    wait_for(lambda: pids(home, "storm"), 300)
+    began = time.monotonic()  # the first trial runs
+    while time.monotonic() - began < options.seconds and running.poll() != 0:
         time.sleep(rng.expovariate(1.0 / options.every))
         struck[strike(rng, home, frozen)] += 1
         if running.poll() is not None and running.returncode != 0:  # a session gives up after some deaths
@@ -93,7 +88,8 @@ def main() -> None:
     assert running.returncode == 0, errors
     trials = read_trials(study, home)
     assert_exact(trials, options.trials)
-    del struck[""]
+    del struck[""]  # nobody was there to be hit
+    assert struck, "the study was done before anything struck: more --trials, or a smaller --every"
     print(f"struck: {dict(struck)}; {sessions} session(s), {time.monotonic() - began:.0f} s")
     print(f"exact: {options.trials} of {options.trials} finished, none running, none twice; {states(trials)}")
     clear(home)

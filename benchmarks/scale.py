@@ -41,6 +41,7 @@ from search.trial import Job, Outcome
 from search.worker import Worker
 from techniques import catalog
 from techniques.config import Resolved, resolve
+from tests.search.db_helpers import server_pids, server_place
 
 PARTS = ("ask", "sample", "report", "store", "tell")
 BUDGET_MS = 600.0  # 1 % of a trial of 60 s
@@ -230,9 +231,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 def server_cpu_s(home: Path) -> float:
     """CPU seconds of PostgreSQL so far: the postmaster, its children that ended and those that run."""
-    place = home / ".caddie"
-    place = Path((place / "location").read_text()) if (place / "location").exists() else place
-    postmaster = json.loads((place / "server.json").read_text())["postmaster"]
+    postmaster = server_pids(server_place(home))["postmaster"]
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -113,7 +113,8 @@ def print_costs(console: Console, session: Session) -> None:
     console.print(table_of(pairs, title))
     console.print(
         "Each prediction was made with what had finished by then; an error is measured / predicted - 1. "
-        "Seconds are predicted for the worker's own machine, from its first finished trial on.",
+        "Seconds are predicted for the worker's own machine, from the first trial on that finished there, in "
+        "this study or in an earlier one of the same database.",
         soft_wrap=True,
         highlight=False,
     )

@@ -32,9 +32,9 @@ RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed t
 RETRY = """
 select t.trial_id from trials t join trial_system_attributes a on a.trial_id = t.trial_id
 where t.study_id = :study and a.key = :key and a.value_json = :number"""
-ONE_TRIAL = """
+THESE_TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
-where trial_id = :trial"""
+where trial_id = any(:ids) order by trial_id"""
 # a distribution goes by its 64-bit hash: two of a study's few hundred are never equal by chance
 PARAMS = """
 select trial_id, '[' || string_agg('[' || to_json(param_name) || ',' || hashtextextended(distribution_json, 0)
@@ -106,11 +106,21 @@ class BulkStorage(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """One trial. KeyError when there is none of this id."""
+        found = self.trials_of([trial_id])
+        if not found:
+            raise KeyError(f"No trial has the id {trial_id}.")
+        return found[0]
+
+    def trials_of(self, ids: Sequence[int]) -> list[FrozenTrial]:
+        """The trials of these ids, of any study, by id."""
         with self.engine.connect() as connection:
-            row = connection.execute(text(ONE_TRIAL), {"trial": trial_id}).one_or_none()
-            if row is None:
-                raise KeyError(f"No trial has the id {trial_id}.")
-            return self._build(connection, [cast("Head", row)])[0]
+            rows = connection.execute(text(THESE_TRIALS), {"ids": list(ids)}).all()
+            return self._build(connection, cast("Sequence[Head]", rows))
+
+    def rows(self, query: str, values: dict[str, Any]) -> list[Any]:
+        """What a query of our own selects."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(text(query), values).all())
 
     def _get_trials(
         self,
@@ -205,7 +215,7 @@ class BatchStorage(_CachedStorage):
 
     def __init__(self, backend: BulkStorage) -> None:
         super().__init__(backend)
-        self._bulk = backend
+        self.bulk = backend
         self.grace_s = backend.grace_period or 0
         self._batches: dict[int, Batch] = {}
 
@@ -220,7 +230,7 @@ class BatchStorage(_CachedStorage):
             yield
         finally:
             del self._batches[trial_id]
-            self._bulk.write_trial(trial_id, batch)
+            self.bulk.write_trial(trial_id, batch)
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -271,7 +281,7 @@ class BatchStorage(_CachedStorage):
         return found | {key: json.loads(value) for key, value in waiting}
 
     def remove_session(self) -> None:
-        self._bulk.remove_session()
+        self.bulk.remove_session()
 
 
 @contextmanager

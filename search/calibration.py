@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LATEST = 300  # finished trials that a ledger remembers: machines change their speed
+CARRIED = 100  # trials of other studies that it begins with; each of its own displaces one
 STUDENT = 4.0  # degrees of freedom of the likelihood
 CLIPPED_SQUARES = 0.767  # E[w z²] of a standard normal z under the weights below: makes the spread unbiased
 PRIOR_TRIALS = 3.0  # trials that the prior's spread counts as
@@ -133,21 +134,33 @@ class Ledger:
     def __init__(self, sds: Mapping[str, float], *, spread: float, least_spread: float):
         self.sds, self.prior_spread, self.least_spread = sds, spread, least_spread
         self.rows: deque[_Row] = deque(maxlen=LATEST)
+        self.carried: deque[_Row] = deque(maxlen=CARRIED)  # of other studies, what goes first at the left
         self.columns: dict[str, int] = {}
         self.centre: dict[str, float] = {}
         self._fit: _Fit | None = None
         self._last: Array = np.zeros(0)
 
-    def add(self, bill: Bill, measured: float) -> None:
-        """One finished trial; `measured` > 0 in the unit of the bill, or in another that a factor bridges."""
+    def add(self, bill: Bill, measured: float, *, carried: bool = False) -> None:
+        """One finished trial; `measured` > 0 in the unit of the bill, or in another that a factor bridges.
+        One that is `carried` over from another study makes room for those of this one."""
         for factors in (bill.common, *(part.factors for part in bill.parts)):
             for name, exponent in factors.items():
                 if name not in self.columns:
                     self.columns[name] = len(self.columns)
                     self.centre[name] = exponent if name.startswith("log ") else 0.0
         logs, parts, columns, values = self._flat(bill)
-        self.rows.append(_Row(logs, parts, columns, values, math.log(measured)))
+        row = _Row(logs, parts, columns, values, math.log(measured))
+        (self.carried if carried else self.rows).append(row)
+        if self.carried and not carried:
+            self.carried.popleft()
         self._fit = None
+
+    def forget_carried(self) -> bool:
+        """From here on its own trials alone; False when there were no others."""
+        had = bool(self.carried)
+        self.carried.clear()
+        self._fit, self._last = None, np.zeros(0)
+        return had
 
     def estimate(self, bill: Bill) -> Estimate:
         """What the bill will come to."""
@@ -195,12 +208,12 @@ class Ledger:
         return self._fit
 
     def _solve(self) -> _Fit:
-        width = len(self.columns)
+        width, known = len(self.columns), [*self.carried, *self.rows]
         precision = np.diag([1.0 / self.prior_sd(name) ** 2 for name in self.columns])
-        if not self.rows:
-            return _Fit(np.zeros(0), np.zeros((0, 0)), self.prior_spread, PRIOR_TRIALS)
-        rows, spread, dof = _Rows(list(self.rows), width), self.prior_spread, PRIOR_TRIALS
-        theta, weights, covariance = self._start(width), np.ones(len(self.rows)), precision
+        if not known:
+            return _Fit(np.zeros(width), np.linalg.inv(precision), self.prior_spread, PRIOR_TRIALS)
+        rows, spread, dof = _Rows(known, width), self.prior_spread, PRIOR_TRIALS
+        theta, weights, covariance = self._start(width), np.ones(len(known)), precision
         logs, gradient = rows.totals(theta)
         for step in range(STEPS):
             weighted = gradient.T * (weights / spread**2)

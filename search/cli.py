@@ -124,19 +124,10 @@ def run(
 
             place = "off" if trainer else cache or str(home_of(common) / "runs" / ".cache")
             common = replace(common, cache=worker_options(place, cache_size, cache_shared))
-            if engine == "local":
-                from search.run import Wish, run_study
+            from search.run import Wish, run_study
 
-                run_study(common, Wish(trials, workers, trainer, mixed, sampler))
-            elif sampler:
-                raise ValueError(
-                    f"--sampler is for this machine's workers, but the engine is {engine}. Write "
-                    f'kind = "{sampler}" under [sampler] in the study\'s file.'
-                )
-            else:
-                from search.engines import run_cluster
-
-                run_cluster(common, engine, engine_option or [], trials, workers, trainer)
+            options = tuple(engine_option or ())
+            run_study(common, Wish(trials, workers, trainer, mixed, sampler, engine, options))
 
 
 def home_of(common: Common) -> Path:

@@ -49,7 +49,7 @@ BYTE_SDS = {
 }
 SECOND_SDS = {
     **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 1.0, "passes": 0.5, "passes head": 1.0},
-    **{"stage": 0.5, "technique": 0.15, "log size": 0.15, "study": 0.2},
+    **{"stage": 0.5, "technique": 0.15, "log size": 0.15, "study": 0.7},  # another load may halve the speed
 }
 # Seeds move bytes: over 20 published records of three seeds and 16 MB the standard deviation is 5 kB
 # (median) and 72 kB at most (prior_art.md A5).
@@ -264,5 +264,5 @@ def eval_bill(resolved: Resolved) -> Bill:
 
 
 def from_study(bill: Bill, study: str) -> Bill:
-    """The bill with a factor of its own for what differs between studies; "" is this study."""
+    """The bill with a factor of its own for what differs between studies; "" while there is only one."""
     return Bill(bill.parts, {**bill.common, f"study:{study}": 1.0}) if study else bill

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +21,12 @@ from typing import Any, Protocol
 import sqlalchemy
 
 from search import prepare
-from search.cli import Common, home_of, make_console, say
-from search.foreign import with_trainer
 from search.launch import POLL_S, WorkerFailed, finished, last_error, stop_requested
-from search.progress import Progress, snapshot
-from search.report import print_leaderboard
-from search.session import ROOT, Session, check_room, find_study, measured, open_session, quiet_log
+from search.order import Order
+from search.progress import Progress
+from search.session import ROOT, Session
 from search.storage import ENVIRONMENT
+from search.study import Study
 
 ENGINES = ("local", "ray", "slurm")
 STOP_S = 20.0  # for a worker to put its configuration back
@@ -38,22 +36,14 @@ STOP_S = 20.0  # for a worker to put its configuration back
 class Task:
     """All that a machine needs to run one worker. It holds the database's URL: never on a command line."""
 
-    study: Path
-    home: Path
+    order: Order
     url: str = field(repr=False)
-    target: int
     index: int
     gpus: int  # per trial; 0 on CPUs
-    threads: int = 1
-    trainer: Path | None = None
-    cache: tuple[str, ...] = ()  # options of the stage cache
     root: Path = ROOT
 
     def command(self) -> list[str]:
-        words = [sys.executable, "-m", "search.worker", "--lifeline", "--prepare"]
-        words += [f"--study={self.study}", f"--home={self.home}"]
-        words += [f"--target={self.target}", f"--index={self.index}", *self.cache]
-        return [*words, f"--threads={self.threads}"] + ([f"--trainer={self.trainer}"] if self.trainer else [])
+        return self.order.command(self.index, prepare=True)
 
 
 @dataclass(frozen=True)
@@ -63,12 +53,6 @@ class Ended:
     status: int
     said: str
     host: str
-
-
-def tasks(session: Session, *, target: int, workers: int, gpus: int, trainer: Path | None) -> list[Task]:
-    """One task for each worker."""
-    study, home = Path(session.study.path).absolute(), session.place.home
-    return [Task(study, home, session.url, target, index, gpus, trainer=trainer) for index in range(workers)]
 
 
 def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
@@ -81,7 +65,8 @@ def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
             f"Every machine of the cluster needs the project at {task.root}, but {host} has none there. Put "
             "it on a shared folder, or clone and install it at that path."
         )
-    log = task.home / "runs" / "workers" / f"{task.study.stem}-{host}-{task.index}-{os.getpid()}.log"
+    order = task.order
+    log = order.home / "runs" / "workers" / f"{order.study.stem}-{host}-{task.index}-{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ if environ is None else environ) | {ENVIRONMENT: task.url}
     with log.open("wb") as out:
@@ -120,6 +105,34 @@ def check_reachable(url: str, engine: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """An engine that was asked for, and what it is told."""
+
+    engine: str
+    options: Mapping[str, Any]
+    gpus: int  # that every worker reserves
+
+
+def cluster_for(study: Study, engine: str, words: Sequence[str], *, url: str) -> Cluster | None:
+    """The cluster that is to run the workers; None: this machine. `url`: the database's, "" for the private
+    one. Raises ValueError before anything is begun."""
+    if engine not in ENGINES:
+        raise ValueError(f"An engine is one of {', '.join(ENGINES)}, but got {engine!r}.")
+    options = parse_options(words)
+    if engine == "local":
+        if options:
+            raise ValueError(
+                f"--engine-option is for a cluster's scheduler, but the engine is local and got "
+                f"{words[0]!r}. Leave it out, or add --engine ray or --engine slurm."
+            )
+        return None
+    check_reachable(url, engine)
+    cuda = prepare.settled(study, "device") == "cuda"
+    gpus = int(options.pop("gpus", study.gpus_per_trial if cuda else 0))
+    return Cluster(engine, options, gpus)
+
+
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` words; whole numbers become int. Raises ValueError."""
     options: dict[str, Any] = {}
@@ -145,7 +158,7 @@ class Engine(Protocol):
 
 def work(engine: Engine, tasks: Sequence[Task], session: Session, progress: Progress) -> None:
     """Submits the tasks and watches until all have ended. Raises WorkerFailed, and KeyboardInterrupt."""
-    target = tasks[0].target
+    target = tasks[0].order.target
     with stop_requested() as stopping:
         engine.submit(tasks)
         try:
@@ -183,36 +196,3 @@ def make_engine(name: str, options: Mapping[str, Any], *, folder: Path) -> Engin
             f"pip install -e '.[{name}]'"
         ) from None
     return made
-
-
-def run_cluster(
-    common: Common, engine: str, words: Sequence[str], trials: int, workers: int | None, trainer: Path | None
-) -> None:
-    """`search.py --engine ...`: the default command, with workers on the machines of a cluster.
-
-    Raises ValueError for what a person must solve, KeyboardInterrupt after a clean stop."""
-    console, now = make_console(), time.monotonic()
-    study, home = with_trainer(find_study(common.study), trainer), home_of(common)
-    options = parse_options(words)
-    cuda = prepare.settled(study, "device") == "cuda"
-    gpus = int(options.pop("gpus", study.gpus_per_trial if cuda else 0))
-    check_reachable(common.storage or os.environ.get(ENVIRONMENT, ""), engine)
-    quiet_log(None)
-    now = say(console, f"study {study.name}: {prepare.check_space(study)}", now)
-    session = open_session(study, home=home, storage=common.storage, environ=os.environ)
-    check_room(session.place)
-    seen = snapshot(session.optuna_study.get_trials(deepcopy=False), trials)
-    now = say(console, f"database: {seen.finished} of {trials} trials done", now)
-    if seen.finished < trials:
-        made = make_engine(engine, options, folder=session.place.runs / engine)
-        count = min(workers or 1, trials - seen.finished)
-        shares = tasks(session, target=trials, workers=count, gpus=gpus, trainer=trainer)
-        shares = [replace(share, cache=common.cache) for share in shares]
-        say(
-            console,
-            f"{count} worker{'s' if count > 1 else ''} on {engine}; Ctrl-C stops, nothing is lost",
-            now,
-        )
-        with Progress(session.optuna_study, trials, console) as progress:
-            work(made, shares, session, progress)
-    print_leaderboard(console, measured(session))

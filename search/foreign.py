@@ -19,8 +19,9 @@ from typing import Any, ClassVar, cast
 import optuna
 
 from search.foreign_table import Foreign, as_text
+from search.hardware import machine_kind
 from search.logread import Rules
-from search.passport import code_hash, hardware
+from search.passport import code_hash
 from search.preflight import Prediction, Preflight
 from search.space import Params, SearchSpace, contains, distribution, suggest_one
 from search.study import Study
@@ -250,7 +251,7 @@ def trainer_facts(study: Study, environment: Mapping[str, str]) -> dict[str, Any
         "max_output": foreign.max_output_bytes,
         "rules": dataclasses.asdict(rules_for(study, environment)),
         "code_hash": code_hash(study),
-        "hardware": hardware(),
+        "hardware": machine_kind(),
         "hash": digest(dict(environment)),
     }
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from search.launch import visible_gpus
+from search.hardware import gpu_models, visible_gpus
 from techniques import catalog
 from techniques._machine import cpu_name
 from techniques.config import Resolved, codes, digest, stage_keys
@@ -62,16 +60,6 @@ def machine_id(resolved: Resolved, ground: Ground) -> dict[str, Any]:
     if resolved.config.device != "cpu" and visible_gpus(ground.environ):
         return facts | {"gpus": gpu_models()}
     return facts | {"cpu": cpu_name(), "threads": resolved.config.num_threads or ground.threads}
-
-
-@cache
-def gpu_models(folder: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
-    """The models in this machine, each once; empty where the driver does not list them."""
-    found: set[str] = set()
-    for path in folder.glob("*/information"):
-        model = re.search(r"^Model:\s*(.+)$", path.read_text(encoding="utf-8", errors="replace"), re.M)
-        found |= {model[1].strip()} if model else set()
-    return tuple(sorted(found))
 
 
 class DataId:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from search.constraints import set_all, violations
+from search.order import Order
 from search.progress import Progress
 from search.session import ROOT, Session
 from search.storage import ENVIRONMENT, requeue
@@ -44,19 +43,10 @@ class WorkerFailed(ValueError):
 class Plan:
     """How a session is worked on."""
 
-    target: int  # finished trials in the whole study
+    order: Order
     workers: int
-    storage: str | None  # a URL of the user's, or None for the private database
+    external: bool  # the database is the user's, not the private one of `home`
     gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
-    trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
-    sampler: str = ""  # tpe or structured; empty: as the study says
-    mixed: bool = False  # other code and other hardware may join
-    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
-
-    @property
-    def num_threads(self) -> int:
-        """Threads of a trainer: one on a CPU (measured best), else a share of the cores for the data."""
-        return max(1, num_cores() // self.workers) if self.gpus else 1
 
 
 @dataclass
@@ -68,20 +58,6 @@ class Slot:
     restarts: int = 0
     finished_then: int = 0  # finished trials of the study when it was last started
     log: Path = field(default_factory=Path)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """NVIDIA GPUs, without torch: what CUDA_VISIBLE_DEVICES lists, else the device files."""
-    given = environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return tuple(d.strip() for d in given.split(",") if d.strip() and d.strip() != "-1")
-    found = [m[1] for p in Path("/dev").glob("nvidia*") if (m := re.fullmatch(r"nvidia(\d+)", p.name))]
-    return tuple(sorted(found, key=int))
 
 
 def launch(session: Session, plan: Plan, progress: Progress) -> None:
@@ -122,23 +98,16 @@ def stop_requested() -> Generator[threading.Event]:
 def start(slot: Slot, session: Session, plan: Plan) -> None:
     """A fresh worker process in the slot."""
     environment = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
-    if plan.storage:
+    if plan.external:
         environment[ENVIRONMENT] = session.url
     if plan.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[slot.index % len(plan.gpus)]
     slot.log = session.place.runs / "workers" / f"{slot.index}.log"
     slot.log.parent.mkdir(parents=True, exist_ok=True)
-    path = Path(session.study.path).absolute()  # relative to where we were started, and workers are not
-    command = [sys.executable, "-m", "search.worker", "--lifeline", f"--study={path}"]
-    command += [f"--home={session.place.home}", f"--target={plan.target}", f"--index={slot.index}"]
-    command += [f"--threads={plan.num_threads}"] + ([f"--trainer={plan.trainer}"] if plan.trainer else [])
-    command += [f"--sampler={plan.sampler}"] if plan.sampler else []
-    command += ["--mixed"] if plan.mixed else []
-    command += plan.cache
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(
-            command,
+            plan.order.command(slot.index),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -172,7 +141,7 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
             "run the same command to go on; nothing stored is lost."
         )
     done = finished(session)
-    if done >= plan.target:
+    if done >= plan.order.target:
         return
     slot.restarts = 1 if done > slot.finished_then else slot.restarts + 1
     if slot.restarts > MAX_RESTARTS:

@@ -1,4 +1,4 @@
-"""Who may join a study: code_hash (what runs), hardware (on what), check_joining (against who began it).
+"""Who may join a study: code_hash (what runs), machine_kind (on what), check_joining (against who began it).
 
 A study is one objective. Another version of the trainer's code is another objective: refused. Other hardware
 is one only where speed decides, which `speed_matters` judges: limits measured on the first machine, a
@@ -8,14 +8,11 @@ training budget in seconds, or trials that came near a time limit. Where none of
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import platform
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from search.hardware import machine_kind
 from search.study import Study
 
 if TYPE_CHECKING:
@@ -24,7 +21,8 @@ if TYPE_CHECKING:
     from search.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE, HARDWARE = "code_hash", "hardware"  # user attributes of the Optuna study
+CODE, HARDWARE, TRAINER = "code_hash", "hardware", "trainer"  # user attributes of the Optuna study
+BUILT_IN = "train_gpt.py"  # TRAINER of studies that run ours, in whatever version
 NEAR = 0.5  # share of a time limit from which on speed decides
 
 
@@ -48,40 +46,22 @@ def code_hash(study: Study, trainer: Path | None = None) -> str:
     return sums.hexdigest()[:16]
 
 
-@functools.cache
-def hardware() -> str:
-    """The GPU models of this machine, else its processor; without torch."""
-    models: Iterable[str] = ()
-    if any(Path("/dev").glob("nvidia[0-9]*")):
-        try:
-            ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-            models = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.split(
-                "\n"
-            )
-        except (OSError, subprocess.SubprocessError):
-            models = ("NVIDIA GPU",)
-    found = sorted({name.strip() for name in models if name.strip()})
-    return ", ".join(found) or _processor()
+def check_joining(session: Session, trainer: Path | None, *, mixed: bool, runs_here: bool = True) -> str:
+    """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
 
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return " ".join((names or [platform.processor() or platform.machine()])[0].split())
-
-
-def check_joining(session: Session, trainer: Path | None, *, mixed: bool) -> str:
-    """This session's code hash. The first session writes its passport; a later one must fit. ValueError."""
+    `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
     from search.storage import creation_lock
 
-    study, code, here = session.optuna_study, code_hash(session.study, trainer), hardware()
-    if CODE not in study.user_attrs:
+    study, code = session.optuna_study, code_hash(session.study, trainer)
+    built_in = session.study.foreign is None and trainer is None
+    mine = {CODE: code} | ({TRAINER: BUILT_IN} if built_in else {})
+    mine |= {HARDWARE: machine_kind()} if runs_here else {}
+    if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
-            if CODE not in study.user_attrs:
-                study.set_user_attr(CODE, code)
-                study.set_user_attr(HARDWARE, here)
-    began, there = study.user_attrs[CODE], study.user_attrs.get(HARDWARE, here)
+            for key in mine.keys() - study.user_attrs.keys():
+                study.set_user_attr(key, mine[key])
+    began, here = study.user_attrs[CODE], mine.get(HARDWARE, "")
+    there = study.user_attrs.get(HARDWARE, here)
     if mixed:
         return code
     if began != code:
@@ -90,7 +70,7 @@ def check_joining(session: Session, trainer: Path | None, *, mixed: bool) -> str
             f"trainer here is {code}. Use the version that it began with, or give the study another `name`; "
             "--mixed goes on anyway, and the leaderboard will say that its trials differ."
         )
-    why = speed_matters(session) if there != here else ""
+    why = speed_matters(session) if here and there != here else ""
     if why:
         raise ValueError(
             f"All trials of a study run on the same hardware where speed decides, but {session.study.name!r} "

@@ -27,6 +27,9 @@ from techniques.config import Resolved
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUND = 0.975  # probability that a measurement stays below its bound
+OWN = (
+    3  # trials of this study before seconds carried over from others turn anything away: one may have stalled
+)
 ADMITTED = {"bytes": BOUND, "train": 0.5, "eval": 0.5}  # noise that a configuration must leave room for
 
 
@@ -57,6 +60,7 @@ class Preflight:
     def __init__(self, study: Study, *, root: Path = ROOT, hardware: str = ""):
         self.study, self.root, self.hardware = study, root, hardware
         self.model_bytes = costs.byte_ledger()
+        self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
         self._file_sizes: dict[str, int] = {}
@@ -89,8 +93,8 @@ class Preflight:
             upper = round(size.upper(BOUND)) + code
             return f"bytes: up to {upper:,} predicted, {limits.artifact_bytes:,} allowed"
         for what, estimate, limit in (
-            ("train", self._train(resolved), limits.train_seconds),
-            ("eval", self._eval(resolved), limits.eval_seconds),
+            ("train", self._train(resolved, to_judge=True), limits.train_seconds),
+            ("eval", self._eval(resolved, to_judge=True), limits.eval_seconds),
         ):
             if estimate and admitted_at(estimate, what) > limit:
                 return f"{what}: {estimate.value:.4g} s predicted, {limit:g} s allowed"
@@ -98,7 +102,10 @@ class Preflight:
 
     def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]], *, study: str = "") -> None:
         """Calibrate from finished trials; one seen before is skipped, a missing figure teaches nothing.
-        `study` names another study that they come from: what differs between the two is not carried over."""
+        `study` names another study that they come from: what differs between the two is not carried over.
+        Other studies come before the first trial of this one."""
+        assert not study or self.factor or not self._learnt
+        self.factor = self.study.name if study else self.factor
         for resolved, result in results:
             key = (resolved.hash(), result.get("train_seconds"))
             if key in self._learnt:
@@ -108,23 +115,39 @@ class Preflight:
             if code and artifact > code:
                 if not study:
                     self._known_code[tuple(sorted(resolved.techniques))] = int(code)
-                bill = costs.from_study(costs.model_bill(resolved), study)
-                self.model_bytes.add(bill, artifact - code)
+                bill = self._told_by(costs.model_bill(resolved), study)
+                self.model_bytes.add(bill, artifact - code, carried=bool(study))
             self._learn_seconds(resolved, result, study)
+
+    def forget_carried(self) -> bool:
+        """Drops what other studies taught; False when there is nothing of it."""
+        ledgers = [self.model_bytes]
+        ledgers += [
+            ledger for machine in self.machines.values() for ledger in (machine.train, machine.evaluate)
+        ]
+        return any([ledger.forget_carried() for ledger in ledgers])
+
+    def _told_by(self, bill: Bill, study: str = "") -> Bill:
+        return costs.from_study(bill, study or self.factor)
 
     def _learn_seconds(self, resolved: Resolved, result: Mapping[str, Any], study: str) -> None:
         machine = self.machines.setdefault(str(result.get("hardware") or self.hardware), Seconds())
+        carried = bool(study)
         if seconds := _positive(result, "eval_seconds"):
-            machine.evaluate.add(costs.from_study(costs.eval_bill(resolved), study), seconds)
+            machine.evaluate.add(self._told_by(costs.eval_bill(resolved), study), seconds, carried=carried)
         steps = _positive(result, "steps") or float(resolved.config.iterations)
         stages: Mapping[str, Any] = result.get("stage_seconds") or {}
         if trained := _positive(stages, "train"):
-            machine.train.add(costs.from_study(costs.steps_bill(resolved, steps), study), trained)
+            machine.train.add(
+                self._told_by(costs.steps_bill(resolved, steps), study), trained, carried=carried
+            )
             calibration, took = costs.calibration_bill(resolved), _positive(stages, "quantize")
             if calibration and took:
-                machine.train.add(costs.from_study(calibration, study), took)
+                machine.train.add(self._told_by(calibration, study), took, carried=carried)
         elif seconds := _positive(result, "train_seconds"):
-            machine.train.add(costs.from_study(costs.train_bill(resolved, steps), study), seconds)
+            machine.train.add(
+                self._told_by(costs.train_bill(resolved, steps), study), seconds, carried=carried
+            )
 
     # -- how it knows
 
@@ -133,22 +156,28 @@ class Preflight:
         return self.machines.get(self.hardware) or Seconds()
 
     def _bytes(self, resolved: Resolved) -> Estimate:
-        return self.model_bytes.estimate(costs.model_bill(resolved))
+        return self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
 
-    def _train(self, resolved: Resolved) -> Estimate | None:
+    def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
         config, ledger = resolved.config, self.seconds().train
         if not config.max_wallclock_seconds:
-            return _known(ledger, costs.train_bill(resolved, config.iterations))
+            return self._known(ledger, costs.train_bill(resolved, config.iterations), to_judge)
         budget, calibration = config.max_wallclock_seconds, costs.calibration_bill(resolved)
-        more = _known(ledger, calibration) if calibration else None
+        more = self._known(ledger, calibration, to_judge) if calibration else None
         if more is None:  # the budget is the prediction
             return Estimate(math.log(budget), 0.0, 0.0)
         total = budget - config.reserve_seconds + more.value
         share = more.value / total
         return Estimate(math.log(total), share * more.spread, share * more.doubt, more.dof)
 
-    def _eval(self, resolved: Resolved) -> Estimate | None:
-        return _known(self.seconds().evaluate, costs.eval_bill(resolved))
+    def _eval(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
+        return self._known(self.seconds().evaluate, costs.eval_bill(resolved), to_judge)
+
+    def _known(self, ledger: Ledger, bill: Bill, to_judge: bool) -> Estimate | None:
+        """The estimate, once a trial tells how fast the machine is; to judge by, of this study."""
+        own, carried = len(ledger.rows), len(ledger.carried)
+        enough = own >= (OWN if carried else 1) if to_judge else own + carried > 0
+        return ledger.estimate(self._told_by(bill)) if enough else None
 
     def code_bytes(self, resolved: Resolved) -> int:
         """Bytes of code that the artifact counts: told by a like result, else those of the files."""
@@ -179,11 +208,6 @@ def admitted_at(estimate: Estimate, what: str) -> float:
     """What the limit is compared with: see the head of this file."""
     optimism = max(0.0, estimate.doubt - estimate.spread)
     return estimate.upper_if_sure(ADMITTED[what]) * math.exp(-optimism)
-
-
-def _known(ledger: Ledger, bill: Bill) -> Estimate | None:
-    """The estimate, once a trial tells how fast the machine is."""
-    return ledger.estimate(bill) if ledger.rows else None
 
 
 def _positive(result: Mapping[str, Any], key: str) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search.launch import num_cores, visible_gpus
+from search.hardware import num_cores, visible_gpus
 from search.session import ROOT, Session, measured
 from search.study import Study
 from techniques.base import Choice

@@ -237,7 +237,12 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         )
 
     def _certain(self, *args: Any) -> tuple[dict[str, Any], Counter[str]]:
-        found = self._admitted(*args)
+        try:
+            found = self._admitted(*args)
+        except Infeasible:
+            if not self.preflight.forget_carried():
+                raise
+            found = self._admitted(*args)  # what other studies taught leaves nothing here: start cold
         assert found is not None
         return found
 

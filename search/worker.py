@@ -10,7 +10,6 @@ too many failures, 2 a problem that only a person can solve (`error: ...` on std
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -19,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import TrialPruned
@@ -28,14 +26,16 @@ from optuna.trial import FrozenTrial, Trial
 from search import prepare, record
 from search.bulk import collected
 from search.constraints import set_all, violations
+from search.earlier import earlier
 from search.exact import Hooks, Interrupted, TooManyFailures, run_exactly
 from search.foreign import command_for, preflight_for, strip_for, with_trainer
 from search.hardware import hardware_here
 from search.inner import sampled_by
+from search.order import parse
 from search.overhead import Clock
 from search.passport import changed, check_joining
 from search.pruning import SPARED, Pruner, remember
-from search.reuse import REPLAYED, Fill, Reuse, add_arguments, open_reuse
+from search.reuse import REPLAYED, Fill, Reuse, open_reuse
 from search.runfiles import Record
 from search.sampler import CaddieSampler
 from search.session import Session, find_study, open_session, quiet_log
@@ -79,6 +79,7 @@ class Worker:
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
         preflight = preflight_for(self.study, self.hardware)
+        earlier(session, self.hardware).teach(preflight)
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
         self.strip = strip_for(self.study)
@@ -220,22 +221,6 @@ class Worker:
                 f"The trainer must take what the study samples, but {SAME_REFUSALS} trials in a row ended "
                 f"in the same way: {last[0]} Fix that, and run the same command to go on."
             )
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m search.worker")
-    parser.add_argument("--study", type=Path, required=True)
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--target", type=int, required=True)
-    parser.add_argument("--index", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--trainer", type=Path)
-    parser.add_argument("--sampler", default="", help="tpe or structured; empty: as the study says")
-    parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
-    add_arguments(parser)
-    parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
-    parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
-    return parser.parse_args(argv)
 
 
 def hold(stopping: threading.Event) -> None:

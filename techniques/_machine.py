@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
+PROC = Path("/proc")
 
-def cpu_name() -> str:
+
+def cpu_model(proc: Path = PROC) -> str:
+    """The processor's model, as the system names it."""
+    return _model_of(_cpu_facts(proc))
+
+
+def cpu_name(proc: Path = PROC) -> str:
     """The processor's model and its vector width class: a matrix library picks its kernels by them."""
+    facts = _cpu_facts(proc)
+    flags = {f for f in facts.get("flags", "").split() if f.startswith(("avx", "amx", "fma"))}
+    return " ".join([_model_of(facts), *sorted(flags)])
+
+
+def _cpu_facts(proc: Path) -> dict[str, str]:
+    """The first processor's lines; {} where the system has none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    facts = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in reversed(lines))}
-    model = facts.get("model name") or platform.processor() or platform.machine()
-    flags = {f for f in facts.get("flags", "").split() if f.startswith(("avx", "amx", "fma"))}
-    return " ".join([model, *sorted(flags)])
+    return {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in reversed(lines))}
+
+
+def _model_of(facts: Mapping[str, str]) -> str:
+    return facts.get("model name") or platform.processor() or platform.machine() or "CPU"

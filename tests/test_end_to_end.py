@@ -20,6 +20,7 @@ import pytest
 from corpus.build import build
 from corpus.export import Target
 from search.constraints import CONSTRAINTS
+from tests.search.db_helpers import server_place
 from tests.search.fake_studies import FINISHED, caddie, clear, processes, read_trials, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,8 +64,7 @@ VOCAB = 512
 
 def servers(home: Path) -> list[str]:
     """Processes of this study's database, wherever root keeps it."""
-    pointer = home / ".caddie" / "location"
-    return processes(pointer.read_text() if pointer.exists() else str(home / ".caddie"))
+    return processes(str(server_place(home)))
 
 
 @pytest.fixture

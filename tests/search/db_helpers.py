@@ -56,7 +56,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> float:
+def until(condition: Callable[[], object], seconds: float = 20.0) -> float:
     """Waits for the condition and returns how long it took."""
     began = time.monotonic()
     while not condition():
@@ -71,6 +71,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def server_place(home: Path) -> Path:
+    """Where the private database under `home` lives: as root outside it, where a pointer says."""
+    pointer = home / ".caddie" / "location"
+    return Path(pointer.read_text()) if pointer.exists() else home / ".caddie"
 
 
 def server_pids(place: Path) -> dict[str, int]:

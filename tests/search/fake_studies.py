@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.search.db_helpers import alive, server_place, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAKE = Path(__file__).parent / "fake_trainer.py"
@@ -52,11 +53,10 @@ FINISHED = ("COMPLETE", "PRUNED")
 
 
 def clear(home: Path) -> None:
-    """Takes away what root's private database keeps outside `home`, once its server has stopped."""
-    pointer = home / ".caddie" / "location"
-    if pointer.exists():
-        place = Path(pointer.read_text())
-        wait_for(lambda: not processes(str(place)), 30)
+    """Waits until the private database has stopped; takes away what root's keeps outside `home`."""
+    place = server_place(home)
+    wait_for(lambda: not processes(str(place)), 30)
+    if place != home / ".caddie":
         shutil.rmtree(place, ignore_errors=True)
 
 
@@ -139,23 +139,13 @@ def states(trials: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 90.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
+    until(condition, seconds)
 
 
 def pids(home: Path, name: str) -> list[int]:
     """Trainers that the fake wrote down, alive."""
     found = [int(p.read_text() or 0) for p in (home / "runs" / name).glob("*/pid")]
-    return [pid for pid in found if pid and is_alive(pid)]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return [pid for pid in found if pid and alive(pid)]
 
 
 def workers_of(name: str) -> list[int]:

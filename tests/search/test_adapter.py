@@ -11,7 +11,8 @@ import pytest
 from search.exact import InfrastructureError
 from search.trial import Outcome, TrainerCrashed
 from tests.conftest import TINY_MODEL
-from tests.search.fake_studies import ROOT, is_alive, wait_for
+from tests.search.db_helpers import alive
+from tests.search.fake_studies import ROOT, wait_for
 from tests.search.foreign_studies import SCORE, SCRIPT, foreign_study, run_one
 
 SPACE = """
@@ -124,7 +125,7 @@ def test_forked_children_end_with_the_run_wherever_they_went(tmp_path: Path):
     text = SPACE.replace("[space]", f'FAULT = "forks"\nPIDS = "{pids}"\n[space]')
     result_of(run_one(foreign_study(tmp_path, SCORE + text), GOOD, tmp_path / "run"))
     children = [int(pid) for pid in pids.read_text().split()]
-    assert len(children) == 2 and not any(is_alive(pid) for pid in children)
+    assert len(children) == 2 and not any(alive(pid) for pid in children)
 
 
 def test_a_time_limit_and_a_pruner_end_everything(tmp_path: Path):
@@ -138,7 +139,7 @@ def test_a_time_limit_and_a_pruner_end_everything(tmp_path: Path):
     assert (outcome.kind, outcome.reason) == ("pruned", "bad enough")
     children = [int(pid) for pid in pids.read_text().split()]
     assert len(children) == 2
-    wait_for(lambda: not any(is_alive(pid) for pid in children), 10)
+    wait_for(lambda: not any(alive(pid) for pid in children), 10)
 
 
 def test_a_command_that_cannot_start_is_refused(tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from search.accuracy import Pair, accuracy_of, errors_of, print_costs, told_before, windows_of
 from search.costs import eval_bill, model_bill, num_params, steps_bill
-from search.hardware import describe
 from search.preflight import Preflight
 from search.session import Place, Session, find_study
 from tests.search.fake_studies import write_study
@@ -109,13 +107,3 @@ def test_costs_prints_every_limit(tmp_path: Path):
     assert "bytes" in text and "first 20" in text and "last 20" in text and "-50.0%" in text
     mean = np.mean([0.01 * k for k in range(25)])
     assert f"{mean:+.1%}" in text and f"{11 / 25:.1%}" in text
-
-
-def test_hardware_is_told_without_torch(tmp_path: Path):
-    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name : Cray-1\n")
-    assert describe(gpus=0, threads=1, proc=tmp_path).startswith("Cray-1, ")
-    card = tmp_path / "driver" / "nvidia" / "gpus" / "0000:01"
-    card.mkdir(parents=True)
-    (card / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ: 1\n")
-    assert describe(gpus=8, threads=4, proc=tmp_path) == "8 x NVIDIA H100 80GB HBM3"
-    assert math.isfinite(len(describe(gpus=0, threads=2, proc=tmp_path / "nothing")))

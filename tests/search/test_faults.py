@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from tests.search.db_helpers import held_server
+from tests.search.db_helpers import alive, held_server
 from tests.search.fake_studies import (
     FINISHED,
     assert_exact,
@@ -26,7 +26,6 @@ from tests.search.fake_studies import (
     clear,
     command,
     environment,
-    is_alive,
     pids,
     read_trials,
     search,
@@ -98,7 +97,7 @@ def test_a_worker_frozen_past_its_lease_drops_its_trial(home: Path) -> None:
     trials = read_trials(study, home)
     assert_exact(trials, 5)
     assert states(trials)["COMPLETE"] == 5 and states(trials)["FAIL"] >= 1
-    assert not is_alive(worker) and pids(home, "frozen") == []
+    assert not alive(worker) and pids(home, "frozen") == []
 
 
 @pytest.mark.long
@@ -113,7 +112,7 @@ def test_a_woken_worker_ends_a_trainer_that_says_nothing(home: Path) -> None:
         wait_for(lambda: (home / "runs" / "mute" / "1" / "pid").exists(), 60)
     finally:
         os.kill(worker, signal.SIGCONT)
-    wait_for(lambda: not is_alive(trainer), 20)  # long before its 90 s are over
+    wait_for(lambda: not alive(trainer), 20)  # long before its 90 s are over
     for session in (first, second):
         session.send_signal(signal.SIGINT)
         session.communicate(timeout=60)
@@ -131,7 +130,7 @@ def test_a_hung_trainer_is_ended_with_its_children(home: Path) -> None:
     assert {t["attrs"]["reason"] for t in trials} == {"timeout: still running after 2 s"}
     assert {t["constraints"]["run"] for t in trials} == {1.0}
     for path in (home / "runs" / "hung").glob("*/children"):
-        assert not any(is_alive(pid) for pid in json.loads(path.read_text()))
+        assert not any(alive(pid) for pid in json.loads(path.read_text()))
 
 
 @as_root

@@ -3,19 +3,26 @@ and two hosts with networks of their own that join one study by its URL."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy
 
-from search.engines import check_reachable, make_engine, parse_options
+from search import engines, run
+from search.cli import Common
+from search.engines import Ended, Task, check_reachable, cluster_for, make_engine, parse_options
+from search.order import Order, parse
+from search.passport import CODE, HARDWARE
+from search.run import Wish, run_study
+from search.session import find_study
 from tests.search.db_helpers import held_server, until
-from tests.search.fake_studies import begin, caddie, command, environment, search, write_study
+from tests.search.fake_studies import FAKE, begin, caddie, command, environment, search, write_study
 from tests.search.test_external import over_tcp
 
 pytestmark = pytest.mark.slow
@@ -190,6 +197,99 @@ def test_options_of_engines(tmp_path: Path) -> None:
         parse_options(["address"])
     with pytest.raises(ValueError, match="local, ray, slurm"):
         make_engine("condor", {}, folder=tmp_path)
+
+
+def test_an_engine_and_its_options_are_checked_before_anything_is_begun(tmp_path: Path) -> None:
+    study, url = find_study(write_study(tmp_path, "checked")), "postgresql://u:p@db.example/db"
+    assert cluster_for(study, "local", [], url="") is None
+    found = cluster_for(study, "slurm", ["gpus=2", "timeout_min=5"], url=url)
+    assert found is not None and found.gpus == 2 and found.options == {"timeout_min": 5}
+    with pytest.raises(ValueError, match="engine is local and got 'cpus=2'"):
+        cluster_for(study, "local", ["cpus=2"], url=url)
+    with pytest.raises(ValueError, match="local, ray, slurm, but got 'condor'"):
+        cluster_for(study, "condor", [], url="")
+    with pytest.raises(ValueError, match="socket"):
+        cluster_for(study, "ray", [], url="")
+
+
+def test_a_worker_reads_all_that_it_is_told(tmp_path: Path) -> None:
+    cache = (f"--cache={tmp_path}", "--cache-bytes=7", "--cache-shared=s3://b/p")
+    order = Order(tmp_path / "s.toml", tmp_path, 9, 3, tmp_path / "t.py", "structured", True, cache)
+    for field in dataclasses.fields(Order):
+        default = None if field.default is dataclasses.MISSING else field.default
+        assert getattr(order, field.name) != default, f"{field.name} would not be seen to be lost"
+    for prepare in (False, True):
+        read = vars(parse(order.command(5, prepare=prepare)[3:]))
+        told = {f.name: getattr(order, f.name) for f in dataclasses.fields(Order) if f.name != "cache"}
+        assert read == told | {
+            **{"index": 5, "lifeline": True, "prepare": prepare},
+            **{"cache": tmp_path, "cache_bytes": 7, "cache_shared": "s3://b/p"},
+        }
+    plain = parse(Order(tmp_path / "s.toml", tmp_path, 9).command(0)[3:])
+    assert (plain.trainer, plain.sampler, plain.mixed, plain.cache) == (None, "", False, None)
+
+
+class Recorder:
+    """An engine that runs nothing."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        self.tasks = list(tasks)
+
+    def ended(self) -> list[Ended]:
+        return []
+
+    def alive(self) -> bool:
+        return False
+
+    def cancel(self) -> None: ...
+
+
+def test_a_cluster_is_told_and_checked_like_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same order to every worker, the same refusals; only who says on what hardware is another."""
+    study, engine, plans = write_study(tmp_path, "told"), Recorder(), list[run.Plan]()
+    other, foreign = tmp_path / "other.py", tmp_path / "foreign.py"
+    other.write_text(FAKE.read_text() + "\n# another version\n")
+    foreign.write_text("print('nothing of the contract')\n")
+    monkeypatch.setattr(engines, "make_engine", lambda name, options, folder: engine)
+    monkeypatch.setattr(run, "launch", lambda session, plan, progress: plans.append(plan))
+    monkeypatch.setattr(run, "quiet_log", lambda path: None)  # this process's log is pytest's
+    with held_server() as (_, url), over_tcp(url) as external:
+        common = Common(study, external, tmp_path, cache=(f"--cache={tmp_path}",))
+
+        def attributes() -> dict[str, object]:
+            import optuna
+
+            from search.storage import open_storage
+
+            return optuna.load_study(
+                study_name="told", storage=open_storage(external, worker=True)
+            ).user_attrs
+
+        wish = Wish(4, 2, Path(os.path.relpath(FAKE)), sampler="structured", engine="ray")
+        run_study(common, wish)
+        assert CODE in attributes() and HARDWARE not in attributes()
+        assert [task.index for task in engine.tasks] == [0, 1]
+        read = parse(engine.tasks[1].command()[3:])
+        assert (read.sampler, read.mixed, read.trainer, read.prepare) == ("structured", False, FAKE, True)
+        assert external not in " ".join(engine.tasks[1].command())
+        run_study(common, dataclasses.replace(wish, engine="local"))
+        assert plans[0].order == engine.tasks[0].order and plans[0].external
+        assert HARDWARE in attributes()
+        for name in ("ray", "local"):
+            wish = dataclasses.replace(wish, engine=name, trainer=other)
+            with pytest.raises(ValueError, match="run the same code"):
+                run_study(common, wish)
+            with pytest.raises(ValueError, match="takes config"):
+                run_study(common, dataclasses.replace(wish, trainer=foreign))
+            with pytest.raises(ValueError, match="sampler must be one of"):
+                run_study(common, dataclasses.replace(wish, sampler="tpo"))
+            run_study(common, dataclasses.replace(wish, mixed=True))
+        assert engine.tasks[0].order == plans[-1].order and engine.tasks[0].order.mixed
 
 
 @pytest.mark.long

@@ -1,0 +1,258 @@
+"""Costs that a new study takes over from finished ones in the same real PostgreSQL, and what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState, create_trial
+
+from search.calibration import CARRIED
+from search.costs import model_bill, num_params
+from search.earlier import Lessons, earlier
+from search.passport import CODE, TRAINER, check_joining
+from search.preflight import OWN, Preflight
+from search.sampler import CaddieSampler, Infeasible
+from search.session import ROOT, Session, find_study, open_session
+from search.space import build_space
+from search.study import Study
+from techniques import catalog
+from tests.search.db_helpers import held_server
+from tests.search.fake_studies import FAKE, caddie, clear, search, write_study
+from tests.search.fake_studies import read_trials as read_trials_of
+from tests.search.fakes import KNOWN, make_study
+from tests.search.replay import FILE, read_trials
+
+pytestmark = pytest.mark.slow
+HERE = "Cray-1, 2 cores, 1 thread"
+NUM = 20  # trials of the older study
+FIGURES = (
+    "artifact_bytes",
+    "code_bytes",
+    "train_seconds",
+    "eval_seconds",
+    "steps",
+    "stage_seconds",
+    "params",
+)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with held_server() as (_, url):
+        yield url
+
+
+def begin(url: str, home: Path, name: str, *, code: str = "", **changes: Any) -> Session:
+    """A study of this name on the own_text space; `code`: it runs another trainer."""
+    study = dataclasses.replace(find_study(ROOT / "studies" / "own_text.toml"), name=name, **changes)
+    session = open_session(study, home=home, storage=url, environ=os.environ)
+    if code:
+        session.optuna_study.set_user_attr(CODE, code)
+    else:
+        check_joining(session, None, mixed=False)
+    return session
+
+
+def fill(session: Session, count: int, *, hardware: str = HERE, **changes: Any) -> None:
+    """The first `count` measured trials of own_text, as a worker stores them."""
+    told = json.loads(FILE.read_text(encoding="utf-8"))
+    for trial in [t for t in told["trials"] if "result" in t][:count]:
+        figures = {key: trial["result"][key] for key in FIGURES}
+        config = {"preset": told["preset"], **told["fixed"], **trial["config"], **changes}
+        attrs = {"config": config, "passport": {"hardware": hardware, "world_size": 1}, **figures}
+        session.optuna_study.add_trial(create_trial(value=2.0, user_attrs=attrs))
+
+
+CLONES = """
+with old as (select * from trials where study_id = :s), new as (
+ insert into trials (number, study_id, state, datetime_start, datetime_complete)
+ select number + :n * k, study_id, state, datetime_start, datetime_complete from old, generate_series(1, :k) k
+ returning trial_id, number)
+insert into trial_user_attributes (trial_id, key, value_json)
+select new.trial_id, a.key, a.value_json from new join old on old.number = new.number % :n
+join trial_user_attributes a on a.trial_id = old.trial_id"""
+
+
+def fill_by_copies(session: Session, url: str, copies: int) -> None:
+    """So many more of each of its trials (a copy costs the database alone)."""
+    which = {"s": session.optuna_study._study_id, "n": NUM, "k": copies}  # pyright: ignore[reportPrivateUsage]
+    with sqlalchemy.create_engine(url).begin() as database:
+        database.execute(sqlalchemy.text(CLONES), which)
+
+
+def learnt(session: Session) -> tuple[Lessons, Preflight]:
+    lessons, preflight = earlier(session, HERE), Preflight(session.study, hardware=HERE)
+    lessons.teach(preflight)
+    return lessons, preflight
+
+
+def test_a_new_study_begins_where_another_ended(url: str, tmp_path: Path) -> None:
+    older = begin(url, tmp_path, "older")
+    fill(older, NUM)
+    older.optuna_study.add_trial(create_trial(state=TrialState.FAIL))
+    fresh = begin(url, tmp_path, "fresh")
+    lessons, taught = learnt(fresh)
+    assert lessons.told() == f"costs: learnt from {NUM} trials of study older"
+    cold, errors = Preflight(fresh.study, hardware=HERE), dict[str, list[float]]()
+    for trial in read_trials()[-40:]:
+        if trial.result is None:
+            continue
+        said, guess = taught.predict(trial.resolved), cold.predict(trial.resolved)
+        assert guess.train_seconds is None and said.train_seconds and said.eval_seconds
+        for name, found in (("taught", said), ("cold", guess)):
+            code = cold.code_bytes(trial.resolved)  # today's: the trials' own is not carried over
+            packed = trial.result["artifact_bytes"] - trial.result["code_bytes"]
+            error = abs(packed / (found.artifact_bytes - code) - 1.0)
+            errors.setdefault(name, []).append(error)
+        seconds = abs(np.log(trial.result["train_seconds"] / said.train_seconds))
+        errors.setdefault("seconds", []).append(seconds)
+    assert np.mean(errors["taught"]) < 0.5 * np.mean(errors["cold"])
+    assert np.mean(errors["seconds"]) < 0.4
+    fill(fresh, NUM)
+    fill_by_copies(fresh, url, CARRIED // NUM)
+    assert earlier(fresh, HERE).told() == ""  # its own would push out all of it
+    assert (
+        earlier(begin(url, tmp_path, "older"), HERE).told()
+        == f"costs: learnt from {CARRIED} trials of study fresh"
+    )
+    for name in ("older", "fresh"):
+        optuna.delete_study(study_name=name, storage=fresh.optuna_study._storage)  # pyright: ignore
+
+
+def test_what_does_not_compare_is_left(url: str, tmp_path: Path) -> None:
+    fill(begin(url, tmp_path, "elsewhere"), 6, hardware="Cray-2")
+    fill(begin(url, tmp_path, "theirs", code="0123"), 4)
+    fill(begin(url, tmp_path, "unread"), 3, model_dim=96)  # not the model whose parameters were counted
+    fill(begin(url, tmp_path, "kernels"), 5, compute_dtype="bfloat16")
+    fill(begin(url, tmp_path, "whole"), 7, val_tokens=0)
+    fill(begin(url, tmp_path, "alike"), 2)
+    found, preflight = learnt(begin(url, tmp_path, "now"))
+    told = {lesson.study: lesson.result for lesson in found.found}
+    assert set(told) == {"elsewhere", "kernels", "whole", "alike"}
+    assert not {"train_seconds", "eval_seconds", "stage_seconds"} & {*told["elsewhere"], *told["kernels"]}
+    assert "train_seconds" in told["whole"] and "eval_seconds" not in told["whole"]
+    assert found.told().startswith(
+        "costs: learnt from 20 trials of studies alike, whole, kernels and 1 more, "
+    )
+    assert found.told().endswith("seconds of this machine from 9")
+    assert found.told(seconds=False).endswith("and 1 more")
+    assert [len(ledger.carried) for ledger in (preflight.model_bytes, preflight.seconds().evaluate)] == [
+        20,
+        2,
+    ]
+    theirs = begin(url, tmp_path, "theirs too", code="0123")  # another trainer, the same version of it
+    assert {lesson.study for lesson in earlier(theirs, HERE).found} == {"theirs"}
+    assert TRAINER not in theirs.optuna_study.user_attrs
+
+
+def test_two_thousand_trials_do_not_hold_up_the_start(url: str, tmp_path: Path) -> None:
+    long = begin(url, tmp_path, "long")
+    fill(long, NUM)
+    fill_by_copies(long, url, 2000 // NUM)
+    fresh, took = begin(url, tmp_path, "after long"), list[float]()
+    for _ in range(3):
+        began = time.perf_counter()
+        lessons, _ = learnt(fresh)
+        took.append(time.perf_counter() - began)
+    assert len(lessons.found) == CARRIED
+    assert min(took) < 1.0, took
+
+
+PLAIN = """
+[techniques]
+others = "off"
+[space]
+matrix_lr = {low = 0.01, high = 0.1, log = true}
+[sampler]
+max_resamples = 5
+"""
+LIMITS = """
+[study]
+name = "fake"
+preset = "laptop"
+track = "record"
+[limits]
+artifact_bytes = {bytes}
+train_seconds = 100
+eval_seconds = 10
+"""
+
+
+def taught(folder: Path, limits: str, *, size: float = 1.0, speed: float = 1e-9) -> tuple[Study, Preflight]:
+    """A study of the fake catalogue that another one taught: its models were `size` times as large."""
+    study = make_study(folder, PLAIN, header=limits)
+    space, preflight = build_space(study, KNOWN), Preflight(study)
+    for k in range(8):
+        seen = space.resolve({"matrix_lr": 0.02 + 0.01 * k})
+        bytes_ = round(size * model_bill(seen).total)
+        result = {
+            "code_bytes": 1000,
+            "artifact_bytes": 1000 + bytes_,
+            "eval_seconds": 50.0,
+            "train_seconds": 50.0,
+        }
+        preflight.learn([(seen, result | {"eval_seconds": speed + k * 1e-3})], study="other")
+    return study, preflight
+
+
+def test_seconds_of_others_predict_and_turn_nobody_away(tmp_path: Path) -> None:
+    study, preflight = taught(tmp_path, LIMITS.format(bytes=100_000_000), speed=500.0)
+    space = build_space(study, KNOWN)
+    plain = space.resolve({})
+    assert preflight.predict(plain).eval_seconds == pytest.approx(500, rel=0.1)
+    assert preflight.rejection(plain) is None
+    for k in range(OWN):  # here it is five times as fast, and too slow for the limit
+        assert preflight.rejection(plain) is None
+        preflight.learn([(space.resolve({"matrix_lr": 0.05 + 0.001 * k}), {"eval_seconds": 100.0 + k})])
+    assert preflight.predict(plain).eval_seconds == pytest.approx(100, rel=0.1)  # its own trials win
+    assert (preflight.rejection(plain) or "").startswith("eval: ")
+    preflight.learn([(space.resolve({"matrix_lr": 0.09}), {"eval_seconds": 101.0})])
+    with pytest.raises(AssertionError):
+        late = Preflight(study)
+        late.learn([(plain, {"eval_seconds": 1.0})])
+        late.learn([(plain, {"eval_seconds": 2.0})], study="other")
+
+
+def test_what_leaves_nothing_to_try_is_forgotten(tmp_path: Path) -> None:
+    """Models of the other study came out ten times as large: then no configuration would fit."""
+    study, preflight = taught(tmp_path, LIMITS.format(bytes=1_000_000), size=10.0)
+    space = build_space(study, KNOWN)
+    assert (preflight.rejection(space.resolve({})) or "").startswith("bytes: ")
+    sampler = CaddieSampler(space, preflight, seed=0)
+    optimizer = optuna.create_study(sampler=sampler)
+    space.suggest(optimizer.ask())
+    assert not preflight.model_bytes.carried and preflight.rejection(space.resolve({})) is None
+    tight = make_study(
+        tmp_path,
+        PLAIN.replace("matrix_lr = {low = 0.01, high = 0.1, log = true}", "num_layers = {low = 2, high = 3}"),
+        header=LIMITS.format(bytes=10),
+    )
+    sampler = CaddieSampler(build_space(tight, KNOWN), Preflight(tight), seed=0)
+    with pytest.raises(Infeasible):
+        optuna.create_study(sampler=sampler).ask().suggest_int("num_layers", 2, 3)
+
+
+def test_the_second_study_on_a_database_says_what_it_learnt(tmp_path: Path) -> None:
+    """Real workers; their trainer tells the model's true size, without which nothing of it is believed."""
+    trainer, first = tmp_path / "exact.py", write_study(tmp_path, "first")
+    params = num_params(build_space(find_study(first), catalog.metadata()).resolve({}))
+    told = f'"params": {params:_}, "world_size": 1,'
+    trainer.write_text(FAKE.read_text().replace('"params": 100_000,', told))
+    for name, line in (("first", ""), ("second", "costs: learnt from 3 trials of study first  [")):
+        words = search(write_study(tmp_path, name), tmp_path, 3, 1)[:-1]
+        ran = caddie(*words, f"--trainer={trainer}")
+        assert ran.returncode == 0, ran.stderr
+        assert line in ran.stdout if line else "costs: " not in ran.stdout, ran.stdout
+    predicted = [t["attrs"]["preflight"] for t in read_trials_of(tmp_path / "second.toml", tmp_path)]
+    assert all({"artifact_bytes", "train_seconds", "eval_seconds"} <= set(told) for told in predicted)
+    clear(tmp_path)
