@@ -168,7 +168,7 @@ def compiled(subject: Subject) -> None:
     subject.require_model_seam()
     resolved, graphs = subject.resolve(**SHORT), Graphs()
     losses = subject.lab.train(resolved, graphs).losses
-    allowed = 1 + len(subject.technique.phases())
+    allowed = len({0.0, *(p for t in resolved.techniques.values() for p in t.phases())})
     if graphs.count != allowed:
         raise Violation(
             f"{graphs.count} graphs were compiled where {allowed} belong: a Python value in the graph changes"

@@ -20,6 +20,7 @@ MODEL_SEAMS = (
     "attend",
     "attn_out",
     "activation",
+    "mlp",
     "residual",
     "skip",
     "plan",
