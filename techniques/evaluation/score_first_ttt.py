@@ -106,7 +106,7 @@ class ScoreFirstTtt(Technique):
         "TTT_BATCH_SEQS": "batch_seqs",
         "TTT_GRAD_CLIP": "grad_clip",
     }
-    smoke = {"epochs": 1, "lr": 0.01, "chunk_tokens": 256, "stride": 16}
+    smoke = {"epochs": 1, "lr": 0.01, "chunk_tokens": 64, "stride": 16}
 
     @dataclass(frozen=True)
     class Config:
