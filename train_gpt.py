@@ -46,7 +46,7 @@ from techniques import catalog
 from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
 from techniques._attention import Attend, pick_attention
 from techniques._muon import Muon, newton_schulz
-from techniques._param import load_weights, parameter, swapped
+from techniques._param import Linear, load_weights, parameter, swapped
 from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit, implausible
@@ -153,22 +153,6 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
-class Linear(nn.Module):
-    """y = x Wᵀ, no bias; W [out, in] is float32 and computes in x's dtype."""
-
-    def __init__(self, fan_in: int, fan_out: int, role: str, *, zero: bool = False):
-        super().__init__()
-        weight = torch.zeros(fan_out, fan_in)
-        if not zero:
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # torch's default for nn.Linear
-        self.weight, self.zero_init = parameter(weight, role), zero
-        self.stored_as: Chain | None = None  # the seam `weight`, where a technique enters it
-
-    def forward(self, x: Tensor) -> Tensor:
-        w = self.weight if self.stored_as is None else self.stored_as(self.weight)
-        return F.linear(x, w.to(x.dtype))
-
-
 def rotary_tables(length: int, dims: int, base: float) -> tuple[Tensor, Tensor]:
     """cos, sin [length, 1, dims/2] of position · base^(-2i/dims)."""
     theta = base ** (-torch.arange(0, dims, 2, dtype=torch.float32) / dims)
@@ -217,7 +201,7 @@ class Attention(nn.Module):
         self.attend = Slot(build, "attend", lambda q, k, v, _ctx: build.attend(q, k, v))
         self.attn_out = Chain(build, "attn_out", layer)
 
-    def forward(self, n: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+    def forward(self, n: Tensor, ctx: dict[str, Any]) -> Tensor:
         b, t, d = n.shape
         q = self.c_q(n).view(b, t, self.num_heads, -1)
         k = self.c_k(n).view(b, t, self.num_kv_heads, -1)
@@ -250,26 +234,27 @@ class Block(nn.Module):
         self.mlp_scale = parameter(torch.ones(d), "scalar")
         self.resid_mix = parameter(torch.stack((torch.ones(d), torch.zeros(d))), "scalar")
         self.residual = Slot(build, "residual", sequential, layer)
+        self.feed = Slot(build, "mlp", lambda mlp, n, _ctx: mlp(n), layer)
 
     def mix(self, x: Tensor, x0: Tensor) -> Tensor:
         mix = self.resid_mix.to(x.dtype)
         return mix[0] * x + mix[1] * x0
 
-    def attention(self, x: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+    def attention(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
         return self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x)), ctx)
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return self.mlp_scale.to(x.dtype) * self.mlp(self.norm(rms_norm(x)))
+    def feed_forward(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
+        return self.mlp_scale.to(x.dtype) * self.feed(self.mlp, self.norm(rms_norm(x)), ctx)
 
-    def forward(self, x: Tensor, x0: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, x0: Tensor, ctx: dict[str, Any]) -> Tensor:
         return self.residual(self, x, x0, ctx)
 
 
-def sequential(block: Block, x: Tensor, x0: Tensor, ctx: dict[str, Tensor]) -> Tensor:
+def sequential(block: Block, x: Tensor, x0: Tensor, ctx: dict[str, Any]) -> Tensor:
     """The baseline's block: attention, then the MLP on what attention has written."""
     x = block.mix(x, x0)
     x = x + block.attention(x, ctx)
-    return x + block.feed_forward(x)
+    return x + block.feed_forward(x, ctx)
 
 
 def add_skip(x: Tensor, skip: Tensor, weight: Tensor, _j: int) -> Tensor:
@@ -320,6 +305,7 @@ class GPT(nn.Module):
     def enter_phase(self, progress: float) -> None:
         """From here on the graph is that of `progress` in [0, 1]; a fresh model has the last one."""
         self.phase, self.order = progress, self.plan(progress)
+        self.visits = [self.order[:i].count(layer) for i, layer in enumerate(self.order)]
         for module in self.modules():
             if module is not self and hasattr(module, "enter_phase"):
                 module.enter_phase(progress)  # type: ignore[operator]
@@ -343,12 +329,13 @@ class GPT(nn.Module):
         """Final-norm hidden states [B,T,D] of ids [B,T]."""
         x = self.embed_in(F.embedding(ids, self.tok_emb).to(self.dtype), ids)
         x = x0 = self.embed_out(rms_norm(x), ids)
-        ctx = {name: module(x0, ids) for name, module in self.shared.items()}
+        ctx: dict[str, Any] = {name: module(x0, ids) for name, module in self.shared.items()}
         skips: list[Tensor] = []
         half = len(self.order) // 2 if self.has_skips else 0
         for i, layer in enumerate(self.order):
             if i >= half and skips:
                 x = self.skip(x, skips.pop(), self.skip_weight(i - half), i - half)
+            ctx["visit"] = self.visits[i]
             x = self.block_out[layer](self.blocks[layer](x, x0, ctx), ctx)
             if i < half:
                 skips.append(x)

@@ -1,22 +1,26 @@
-"""What each technique costs a training step: `python -m benchmarks.technique_cost [NAMES] [--write]`.
+"""What each technique costs: `python -m benchmarks.technique_cost [NAMES] [--pairs N] [--write]`.
 
-At proxy scale (4 layers of 192, sequences of 256, 2,048 tokens a step), with the settings of the technique's
-smoke test widened to that size. Steps of the technique and of the plain trainer take turns in one process, in
-processor seconds; a row is the median ratio of neighbours. Parameters and artifact bytes are the catalogue's
-exact counts. Techniques that work after training alone are left out: validate.py shows what they do.
+At proxy scale (4 layers of 192, vocabulary 260, sequences of 256, 2,048 tokens a step), with the settings of
+the smoke test, against the same trainer without it (what it needs is on in both). Step time: pairs
+of neighbouring steps, one of each, in one process and in processor seconds; who begins alternates; the figure
+is the median of the pairs' ratios. Bytes: the packed model after those steps, without code. A technique that
+has no part in a training step packs the plain trainer's very weights, and has no step time.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import train_gpt
 from conformance import lab, subject, suite
@@ -34,97 +38,160 @@ SCALE = {
     "iterations": 40,
     "warmdown_iters": 20,
 }
-RUN_SEAMS = ("hyper", "hyper_at", "orthogonalize", "weight", "stepper", "averager", "loader", "batch", "muon")
+RUN_SEAMS = (
+    "init",
+    "hyper",
+    "hyper_at",
+    "orthogonalize",
+    "lr_scale",
+    "stepper",
+    "averager",
+    "loader",
+    "batch",
+)
+IN_TRAINING = {*subject.MODEL_SEAMS, *RUN_SEAMS, "muon"}
 DOC = Path(__file__).resolve().parent.parent / "docs" / "technique_cost.md"
 
 
-def in_training(cls: type[Technique]) -> bool:
-    """Whether the technique has a part in a training step."""
-    seams = {*subject.MODEL_SEAMS, *RUN_SEAMS}
-    return bool(seams & set(claims(cls)))
+@dataclass
+class Row:
+    name: str
+    stage: str
+    params: int = 0
+    bytes: int = 0
+    ratios: tuple[float, ...] = ()  # of a step, pair by pair; none: it has no part in one
+    note: str = ""
+
+    def line(self) -> str:
+        if self.note:
+            return f"| {self.name} | {self.stage} | {self.note} | | | |"
+        step, middle = "–", "–"
+        if self.ratios:
+            low, median, high = statistics.quantiles(self.ratios, n=4)
+            step, middle = percent(median), f"{percent(low)} … {percent(high)}"
+        return f"| {self.name} | {self.stage} | {self.params:+,} | {self.bytes:+,} | {step} | {middle} |"
 
 
-def trainer_of(bench: lab.Lab, settings: Mapping[str, object], known: Mapping[str, type[Technique]]):
-    resolved = bench.resolve(settings, known, **SCALE)
-    audit = train_gpt.Audit(resolved.techniques)
-    return train_gpt.Trainer(resolved, bench.world, bench.data, lab.QuietLog(), audit)  # type: ignore[arg-type]
+def percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"
 
 
-def step_seconds(trainer: train_gpt.Trainer) -> float:
-    """Processor seconds of one step at half of the run, when every schedule is under way."""
-    begin = time.process_time()
-    trainer.train_step(train_gpt.Moment(20, 0.5, trainer.config))
-    if trainer.averager is not None:
-        trainer.averager.update(trainer.model)
-    return time.process_time() - begin
+class Bench:
+    """Trainers of the proxy scale; what the plain one needs is measured once."""
+
+    def __init__(self, folder: Path, pairs: int):
+        self.lab, self.pairs = lab.Lab(folder), pairs
+
+    def trainer(self, settings: Mapping[str, object], known: Mapping[str, type[Technique]]) -> lab.Finished:
+        resolved = self.lab.resolve(settings, known, **SCALE)
+        audit = train_gpt.Audit(resolved.techniques)
+        log = lab.QuietLog()
+        trainer = train_gpt.Trainer(resolved, self.lab.world, self.lab.data, log, audit)  # type: ignore[arg-type]
+        owner = train_gpt.owner_of(resolved.techniques, "averager")
+        trainer.averager = owner.averager(trainer.model, trainer.config.iterations) if owner else None
+        return lab.Finished(resolved, trainer, {}, [], {}, audit=audit)
+
+    def step_seconds(self, run: lab.Finished) -> float:
+        """Processor seconds of one step at half of the run, when every schedule is under way."""
+        begin, trainer = time.process_time(), run.trainer
+        trainer.train_step(train_gpt.Moment(20, 0.5, trainer.config))
+        if trainer.averager is not None:
+            trainer.averager.update(trainer.model, trainer.scale)
+        return time.process_time() - begin
+
+    def ratios(self, off: lab.Finished, on: lab.Finished) -> tuple[float, ...]:
+        """Pair by pair; the first steps of both pay for what is made once."""
+        found: list[float] = []
+        for i in range(self.pairs + 1):
+            order = (off, on) if i % 2 else (on, off)
+            seconds = {id(run): self.step_seconds(run) for run in order}
+            found.append(seconds[id(on)] / seconds[id(off)])
+        return tuple(found[1:])
+
+    def packed_bytes(self, run: lab.Finished, weights: dict[str, Tensor] | None = None) -> int:
+        run.weights = weights or weights_of(run)
+        return len(self.lab.export(run)[1])
+
+    @functools.cache  # noqa: B019
+    def plain(self, needed: tuple[str, ...]) -> tuple[int, dict[str, Tensor]]:
+        """(bytes, weights) after the same steps of the trainer with only `needed` on."""
+        known = {n: suite.load(n) for n in needed}
+        run = self.trainer(settings_of(known), known)
+        for _ in range(self.pairs + 1):
+            self.step_seconds(run)
+        return self.packed_bytes(run), run.weights
+
+    def row(self, name: str) -> Row:
+        cls = suite.load(name)
+        known = {n: suite.load(n) for n in cls.requires}
+        needed, weights = self.plain(tuple(known))
+        on = self.trainer(lab.smoke_settings(cls, {**known, name: cls}), {**known, name: cls})
+        row = Row(name, cls.stage)
+        if IN_TRAINING & set(claims(cls)):
+            off = self.trainer(settings_of(known), known)
+            row.ratios = self.ratios(off, on)
+            row.params = count(on) - count(off)
+            row.bytes = self.packed_bytes(on) - needed
+        else:
+            row.bytes = self.packed_bytes(on, weights) - needed
+        return row
+
+    def nothing(self) -> Row:
+        """The plain trainer against itself."""
+        return Row("nothing", "", ratios=self.ratios(self.trainer({}, {}), self.trainer({}, {})))
 
 
-def measured(bench: lab.Lab, name: str, cls: type[Technique], pairs: int) -> tuple[str, int, float, float]:
-    """(name, parameters added, ratio of a step, spread of the ratios)."""
-    known = {n: suite.load(n) for n in (*cls.requires, name)}
-    cls = known[name]
-    base = {k: v for n in cls.requires for k, v in lab.smoke_settings(known[n], known).items()}
-    off, on = trainer_of(bench, base, known), trainer_of(bench, lab.smoke_settings(cls, known), known)
-    ratios: list[float] = []
-    for i in range(pairs + 1):
-        plain, technique = step_seconds(off), step_seconds(on)
-        if i:  # the first steps of both pay for what is made once
-            ratios.append(technique / plain)
-    added = sum(p.numel() for p in on.model.parameters()) - sum(p.numel() for p in off.model.parameters())
-    return name, added, statistics.median(ratios), statistics.stdev(ratios)
+def settings_of(known: Mapping[str, type[Technique]]) -> dict[str, object]:
+    return {k: v for cls in known.values() for k, v in lab.smoke_settings(cls, known).items()}
 
 
-def table(rows: list[tuple[str, int, float, float]], skipped: list[str]) -> str:
-    lines = [
-        "| technique (smoke settings) | parameters | step time | spread of one pair |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {added:+,} | {100 * (ratio - 1):+.0f} % | ±{100 * sd:.0f} % |"
-        for name, added, ratio, sd in rows
-    ]
-    return "\n".join(lines) + (f"\n\nDid not fit this scale: {', '.join(skipped)}.\n" if skipped else "\n")
+def count(run: lab.Finished) -> int:
+    return sum(p.numel() for p in run.trainer.model.parameters())
+
+
+def weights_of(run: lab.Finished) -> dict[str, Tensor]:
+    """What the run would export."""
+    model, averager = run.trainer.model, run.trainer.averager
+    weights = averager.weights() if averager else dict(model.named_parameters())
+    return {n: w.detach().to("cpu", torch.float32).clone() for n, w in weights.items()}
+
+
+def table(rows: list[Row]) -> str:
+    head = "| technique | first stage | parameters | model bytes | step time | middle half of the pairs |"
+    return "\n".join([head, "|---|---|--:|--:|--:|---|", *(row.line() for row in rows)]) + "\n"
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=11)
     parser.add_argument("--write", action="store_true", help=f"write {DOC.name}")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    known = catalog.metadata()
-    names = options.names or [n for n in known if in_training(known[n])]
-    rows: list[tuple[str, int, float, float]] = []
-    skipped: list[str] = []
+    names = options.names or list(catalog.technique_files())
     with tempfile.TemporaryDirectory() as folder:
-        bench = lab.Lab(lab.write_corpus(Path(folder)))
-        rows.append(measured_nothing(bench, options.pairs))
+        bench = Bench(lab.write_corpus(Path(folder)), options.pairs)
+        rows = [bench.nothing()]
         for name in names:
             try:
-                rows.append(measured(bench, name, known[name], options.pairs))
-            except (ValueError, RuntimeError) as error:
-                skipped.append(f"{name} ({str(error).splitlines()[0][:80]})")
-            print(f"\r{len(rows)} of {len(names)}", end="", file=sys.stderr)
-    text = table(rows, skipped)
+                rows.append(bench.row(name))
+            except ValueError as error:  # settings that do not fit this scale, a codec that is not installed
+                rows.append(Row(name, "", note=str(error).splitlines()[0]))
+            print(f"{len(rows) - 1} of {len(names)} {rows[-1].line()}", file=sys.stderr, flush=True)
+    text = table(rows)
     print("\n" + text)
     if options.write:
+        paragraph = " ".join((__doc__ or "").split("\n\n")[1].split())
         head = (
-            "# What a technique costs a training step\n\n"
-            "Written by `python -m benchmarks.technique_cost --write`. "
-            f"{' '.join((__doc__ or '').split(chr(10) + chr(10))[1].split())}\n"
-            "The row `nothing` is the plain trainer against itself: the noise of this table. Measured on 2 "
-            "shared virtual cores, one thread, float32.\n\n"
+            "# What a technique costs\n\n"
+            f"Written by `python -m benchmarks.technique_cost --write`. {paragraph}\n"
+            "The row `nothing` is the plain trainer against itself: the noise of this table. "
+            f"{options.pairs} pairs a row; 2 shared virtual cores, one thread, float32. A scorer costs "
+            "evaluation time, an optimiser's work shrinks beside a larger batch: "
+            "[every technique](techniques.md) has estimates at full size.\n\n"
         )
         DOC.write_text(head + text, encoding="utf-8")
     return 0
-
-
-def measured_nothing(bench: lab.Lab, pairs: int) -> tuple[str, int, float, float]:
-    """The plain trainer against itself."""
-    one, two = trainer_of(bench, {}, {}), trainer_of(bench, {}, {})
-    ratios = [step_seconds(two) / step_seconds(one) for _ in range(pairs + 1)][1:]
-    return "nothing", 0, statistics.median(ratios), statistics.stdev(ratios)
 
 
 if __name__ == "__main__":

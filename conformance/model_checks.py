@@ -18,7 +18,7 @@ from techniques.config import resolve
 
 def parameters(subject: Subject) -> None:
     """cost().tensors are exactly the parameters that it adds: here, and at the challenge's size."""
-    for label, one in subject.variants():
+    for label, one in subject.variants:
         built = one.lab.build(one.resolved)
         _same_tensors(f"{label}", one, one.resolved, one.without(), built)
     full = resolve({"file": {n: True for n in subject.resolved.techniques}}, subject.known)
@@ -71,7 +71,7 @@ def gradients(subject: Subject) -> None:
 def causality(subject: Subject) -> None:
     """Change token t: nothing before t moves, nor any other row, after every parameter has been moved."""
     subject.require_model_seam()
-    for label, one in subject.variants():
+    for label, one in subject.variants:
         probe_causality(label, one.lab.build(one.resolved), one.lab.ids(2, SEQ_LEN))
 
 
@@ -107,7 +107,7 @@ def isolation(subject: Subject) -> None:
     """Change a document: the next one does not move. Attention crosses documents unless a technique claims to
     stop it, so here each position attends to itself alone: what leaks then is the technique."""
     claimed = False
-    for label, one in subject.variants():
+    for label, one in subject.variants:
         if not (one.technique.isolates_documents and one.enters(*MODEL_SEAMS)):
             continue
         claimed = True
@@ -168,7 +168,7 @@ def compiled(subject: Subject) -> None:
     subject.require_model_seam()
     resolved, graphs = subject.resolve(**SHORT), Graphs()
     losses = subject.lab.train(resolved, graphs).losses
-    allowed = 1 + len(subject.technique.phases())
+    allowed = len({0.0, *(p for t in resolved.techniques.values() for p in t.phases())})
     if graphs.count != allowed:
         raise Violation(
             f"{graphs.count} graphs were compiled where {allowed} belong: a Python value in the graph changes"

@@ -25,54 +25,15 @@ from techniques.base import Verdict
 from techniques.config import Resolved
 
 TINY_VOCAB = 4  # small enough to try every target
-LENGTH = 5 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
+LENGTH = 3 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
+SUM_LENGTH = 2 * SEQ_LEN + 17  # the same where every target is tried
+SUM_SEED = 10  # the middle one stands at the beginning of a long document, which has later chunks
 LEGAL = (Verdict.LEGAL, Verdict.LEGAL_IF_TIMED)
 
 
 def require_scorer(subject: Subject) -> None:
     if not subject.enters("scorer"):
         raise NotApplicable("it is no scorer")
-
-
-def score(
-    subject: Subject,
-    resolved: Resolved,
-    tokens: Tensor,
-    kind: type[train_gpt.Evaluation] = train_gpt.Evaluation,
-) -> train_gpt.Evaluation:
-    """The ledger after the technique scored `tokens` [N + 1] with a fresh model, every parameter moved."""
-    model = subject.lab.build(resolved)
-    perturb(model)
-    model.eval()
-    run = kind(model, tokens.to(torch.int32).cpu(), SEQ_LEN, 2, subject.lab.world)
-    resolved.techniques[subject.name].scorer().score(run)
-    return run
-
-
-def coverage(subject: Subject) -> None:
-    """Every position is scored once, of whole sequences and of a ragged tail."""
-    require_scorer(subject)
-    for label, one in subject.variants():
-        for length in (LENGTH - LENGTH % SEQ_LEN, LENGTH):
-            run = score(one, one.resolved, one.lab.ids(1, length + 1)[0])
-            missed = int((run.written == 0).sum())
-            if missed:
-                raise Violation(f"{label}{missed} of {length} positions were never scored")
-
-
-def future_moves(subject: Subject) -> str:
-    """Change all tokens from p on: does a score of a token before p change? What was seen, or nothing."""
-    if subject.technique.scores_by_document:
-        return later_moves(subject)
-    tokens = subject.lab.ids(1, LENGTH + 1)[0]
-    before = score(subject, subject.resolved, tokens).nll
-    for p in (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5):
-        changed = tokens.clone()
-        changed[p:] = subject.lab.ids(1, LENGTH + 1 - p, seed=11)[0]
-        moved = score(subject, subject.resolved, changed).nll[: p - 1] != before[: p - 1]
-        if bool(moved.any()):
-            return f"tokens from {p} on changed and the score of token {int(moved.nonzero()[0]) + 1} moved"
-    return ""
 
 
 class Ordered(train_gpt.Evaluation):
@@ -87,11 +48,51 @@ class Ordered(train_gpt.Evaluation):
         self.order += range(start, start + nll.numel())
 
 
+def score(subject: Subject, resolved: Resolved, tokens: Tensor) -> Ordered:
+    """The ledger after the technique scored `tokens` [N + 1] with a fresh model, every parameter moved; made
+    once for all checks."""
+    tokens = tokens.to(torch.int32).cpu()
+    key = resolved.hash(), tokens.numpy().tobytes()
+    if key not in subject.scores:
+        model = subject.lab.build(resolved)
+        perturb(model)
+        model.eval()
+        run = Ordered(model, tokens, SEQ_LEN, 2, subject.lab.world)
+        resolved.techniques[subject.name].scorer().score(run)
+        subject.scores[key] = run
+    return subject.scores[key]
+
+
+def coverage(subject: Subject) -> None:
+    """Every position is scored once, of whole sequences and of a ragged tail."""
+    require_scorer(subject)
+    for label, one in subject.variants:
+        for length in (LENGTH - LENGTH % SEQ_LEN, LENGTH):
+            run = score(one, one.resolved, one.lab.ids(1, length + 1)[0])
+            missed = int((run.written == 0).sum())
+            if missed:
+                raise Violation(f"{label}{missed} of {length} positions were never scored")
+
+
+def future_moves(subject: Subject) -> str:
+    """Change all tokens from p on: does a score of a token before p change? What was seen, or nothing."""
+    if subject.technique.scores_by_document:
+        return later_moves(subject)
+    tokens = subject.lab.ids(1, LENGTH + 1)[0]
+    before = score(subject, subject.resolved, tokens).nll
+    for p in (SEQ_LEN // 2 + 1, 2 * SEQ_LEN, LENGTH - 5):
+        changed = tokens.clone()
+        changed[p:] = subject.lab.ids(1, LENGTH + 1 - p, seed=11)[0]
+        moved = score(subject, subject.resolved, changed).nll[: p - 1] != before[: p - 1]
+        if bool(moved.any()):
+            return f"tokens from {p} on changed and the score of token {int(moved.nonzero()[0]) + 1} moved"
+    return ""
+
+
 def later_moves(subject: Subject) -> str:
     """Change what is scored later, but no document's bounds: does an earlier score move?"""
     tokens = subject.lab.ids(1, LENGTH + 1)[0]
-    first = score(subject, subject.resolved, tokens, Ordered)
-    assert isinstance(first, Ordered)
+    first = score(subject, subject.resolved, tokens)
     for share in (0.2, 0.5, 0.8):
         cut = int(share * LENGTH)
         later = torch.tensor(first.order[cut:]) + 1
@@ -121,8 +122,8 @@ def target_sums(subject: Subject) -> str:
     if subject.technique.scores_by_document:
         return ""  # a BOS as the target is another bound, and another order
     resolved = subject.resolve(vocab_size=TINY_VOCAB)
-    for position in (LENGTH // 2, LENGTH - 3):
-        tokens, total = subject.lab.ids(1, LENGTH + 1, vocab_size=TINY_VOCAB)[0], 0.0
+    for position in (SUM_LENGTH // 2, SUM_LENGTH - 3):
+        tokens, total = subject.lab.ids(1, SUM_LENGTH + 1, vocab_size=TINY_VOCAB, seed=SUM_SEED)[0], 0.0
         for target in range(TINY_VOCAB):
             tokens[position + 1] = target
             total += float((-score(subject, resolved, tokens).nll[position].double()).exp())
@@ -144,7 +145,7 @@ def isolated_scores(subject: Subject) -> None:
     """Change the inside of one document: no score outside of it moves, where a scorer claims that."""
     require_scorer(subject)
     claimed = False
-    for label, one in subject.variants():
+    for label, one in subject.variants:
         if not one.technique.isolates_documents:
             continue
         claimed = True
@@ -171,7 +172,7 @@ def score_first(subject: Subject) -> str | None:
     one setting of a contested one: a detector that stays silent there detects nothing."""
     require_scorer(subject)
     seen: dict[str, tuple[Verdict, str]] = {}
-    for label, one in subject.variants():
+    for label, one in subject.variants:
         verdict = one.technique.verdict().verdict
         found = "; ".join(f"{name}: {text}" for name, text in detect(one).items())
         if found and verdict in LEGAL:

@@ -85,7 +85,7 @@ def reload(subject: Subject) -> None:
     values, weights = train_gpt.unpack(run.artifact, codecs)
     if json.loads(json.dumps(run.resolved.identity())) != values:
         raise Violation("the settings read from the artifact are not those that were packed")
-    for label, one in subject.variants():
+    for label, one in subject.variants:
         again = resolve({"preset": one.resolved.identity()}, subject.known)
         lost = {
             k

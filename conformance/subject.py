@@ -20,6 +20,7 @@ MODEL_SEAMS = (
     "attend",
     "attn_out",
     "activation",
+    "mlp",
     "residual",
     "skip",
     "plan",
@@ -48,6 +49,7 @@ class Subject:
         self.settings = smoke_settings(cls, self.known, self.changes)
         self._run: Finished | None = None
         self._failed = False
+        self.scores: dict[tuple[str, bytes], Any] = {}  # (settings, tokens) -> how its scorer scored them
 
     def resolve(self, **trainer: Any) -> Resolved:
         return self.lab.resolve(self.settings, self.known, **trainer)
@@ -95,6 +97,7 @@ class Subject:
     def has_finished(self) -> bool:
         return self._run is not None
 
+    @functools.cached_property
     def variants(self) -> list[tuple[str, Subject]]:
         """Itself, and one subject for every other option of each setting that names variants of the maths."""
         found: list[tuple[str, Subject]] = [("", self)]

@@ -120,12 +120,15 @@ def settings_table(page: Page) -> Iterator[str]:
 def cost_of(page: Page) -> str:
     """One sentence: what the defaults add at full size."""
     try:
-        technique = page.cls()
-        technique.check(FULL)
-        cost = technique.cost(FULL)
+        technique, shape = page.cls(), FULL
+        for needed in (catalog.metadata()[n]() for n in page.cls.requires):
+            if "plan" in claims(needed):
+                shape = dataclasses.replace(shape, plan=tuple(needed.plan(shape)(1.0)))
+        technique.check(shape)
+        cost = technique.cost(shape)
     except ValueError as error:
         return f"not told at the defaults ({error})"
-    return "; ".join(cost_parts(cost, FULL)) or "nothing that the pre-flight counts"
+    return "; ".join(cost_parts(cost, shape)) or "nothing that the pre-flight counts"
 
 
 def cost_parts(cost: Cost, shape: Shape) -> Iterator[str]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from techniques._ttt import standing_still
+
 LORA_BOS_ID = 1  # <s> in every tokenizer of the challenge
 Document = tuple[int, int]  # first position, positions
 
@@ -120,22 +122,18 @@ class DocumentScorer:
             weight_decay=c.weight_decay,
         )
         base = [p for p in self.run.model.parameters() if p.requires_grad]
-        for p in base:
-            p.requires_grad_(False)
-        try:
-            with self.adapters.attached():
-                for first in range(0, rows[0][1], c.chunk):
-                    self.score_chunk([d for d in rows if d[1] > first], first, optimizer)
-        finally:
-            for p in base:
-                p.requires_grad_(True)
+        with standing_still(base), self.adapters.attached():
+            for first in range(0, rows[0][1], c.chunk):
+                self.score_chunk([d for d in rows if d[1] > first], first, optimizer)
         assert self.adapters.calls or not self.adapters.places, "the forward never reached an adapter"
 
     def score_chunk(self, rows: Sequence[Document], first: int, optimizer: torch.optim.Optimizer) -> None:
         """Positions first … first + chunk - 1 of each row: their scores, then a step on those that go on."""
         end = first + self.config.chunk
         start = max(0, end - self.context)
-        ids, targets = self.windows(rows, start, end)
+        with torch.no_grad():
+            pieces = [(begin + start, min(end, length) - start) for begin, length in rows]
+            ids, targets = padded_windows(self.run, pieces, end - start)
         goes_on = sum(length > end for _, length in rows)
         with torch.set_grad_enabled(goes_on > 0):
             h = self.run.model.hidden(ids)[:, first - start :]
@@ -151,16 +149,14 @@ class DocumentScorer:
             optimizer.step()
             self.steps += 1
 
-    @torch.no_grad()
-    def windows(self, rows: Sequence[Document], start: int, end: int) -> tuple[Tensor, Tensor]:
-        """(inputs, targets) [n, end - start]: positions start … end - 1 of each document, zeros behind it."""
-        pairs = [self.run.window(begin + start, min(end, length) - start) for begin, length in rows]
-        pad = [end - start - ids.numel() for ids, _ in pairs]
-        both = [
-            torch.stack([torch.nn.functional.pad(p[k], (0, n)) for p, n in zip(pairs, pad, strict=True)])
-            for k in (0, 1)
-        ]
-        return both[0], both[1]
+
+def padded_windows(run: Any, pieces: Sequence[Document], width: int) -> tuple[Tensor, Tensor]:
+    """(inputs, targets) [n, width], zeros behind each piece."""
+    pairs = [run.window(*piece) for piece in pieces]
+    ids, targets = (
+        torch.stack([torch.nn.functional.pad(p[k], (0, width - len(p[k]))) for p in pairs]) for k in (0, 1)
+    )
+    return ids, targets
 
 
 def batches_of(found: Sequence[Document], size: int) -> list[list[Document]]:

@@ -1,14 +1,16 @@
 """A parameter with its role: `parameter(data, "scalar")`. The role routes it to optimiser and quantiser.
 
-And parameters by name: `load_weights` copies them into a model, `swapped` for a while.
+The trainer's Linear; and parameters by name: `load_weights` copies them into a model, `swapped` for a while.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from techniques.base import ROLES
@@ -21,6 +23,22 @@ def parameter(data: Tensor, role: str) -> nn.Parameter:
     p = nn.Parameter(data)
     p.role = role  # type: ignore[attr-defined]
     return p
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ, no bias; W [out, in] is float32 and computes in x's dtype."""
+
+    def __init__(self, fan_in: int, fan_out: int, role: str, *, zero: bool = False):
+        super().__init__()
+        weight = torch.zeros(fan_out, fan_in)
+        if not zero:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # torch's default for nn.Linear
+        self.weight, self.zero_init = parameter(weight, role), zero
+        self.stored_as: Callable[[Tensor], Tensor] | None = None  # the seam `weight`, where one enters it
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight if self.stored_as is None else self.stored_as(self.weight)
+        return F.linear(x, w.to(x.dtype))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,14 +22,40 @@ def ttt_parameters(
     return [p for p in model.parameters() if id(p) not in ids], frozen
 
 
-def sum_gradients(world: Any, trained: Sequence[torch.nn.Parameter]) -> None:
-    """Sum the gradients over the ranks; a rank that had no sequence adds zeros."""
-    if world.size == 1:
-        return
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    flat = world.sum(torch.cat([g.reshape(-1) for g in parts]))
-    for p, g in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-        p.grad = g.view_as(p).clone()
+def element_counts(trained: Sequence[Tensor], frozen: Sequence[Tensor]) -> dict[str, int]:
+    """What an audit tells of them."""
+    return {f"{k}_elements": sum(p.numel() for p in v) for k, v in (("trained", trained), ("frozen", frozen))}
+
+
+@contextmanager
+def standing_still(params: Sequence[Tensor]) -> Iterator[None]:
+    """No gradient reaches these; afterwards they may have one again."""
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, done: float) -> None:
+    """lr·½(1 + cos(π·done)), times a group's own `mult`; `done` in [0, 1]."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("mult", 1.0) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def finish_step(
+    world: Any, optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter], grad_clip: float
+) -> None:
+    """Sum the gradients over the ranks (one that had no sequence adds zeros), clip them, step."""
+    if world.size > 1:
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = world.sum(torch.cat([g.reshape(-1) for g in parts]))
+        for p, g in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = g.view_as(p).clone()
+    torch.nn.utils.clip_grad_norm_(trained, grad_clip)
+    optimizer.step()
 
 
 def sequence_step(
@@ -45,6 +73,4 @@ def sequence_step(
         with torch.enable_grad():
             loss = run.model(torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs]))
             (loss * (len(mine) / len(starts))).backward()
-    sum_gradients(run.world, trained)
-    torch.nn.utils.clip_grad_norm_(trained, grad_clip)
-    optimizer.step()
+    finish_step(run.world, optimizer, trained, grad_clip)

@@ -284,6 +284,7 @@ SLOTS = (
     "rope",
     "attend",
     "activation",
+    "mlp",
     "residual",
     "skip",
     "plan",
@@ -401,6 +402,10 @@ class Technique:
 
     def activation(self, shape: Shape, layer: int) -> Any:
         """slot · function(z [B,T,mlp_dim]) -> same shape."""
+
+    def mlp(self, shape: Shape, layer: int) -> Any:
+        """slot · module(mlp, n [B,T,D], ctx) -> [B,T,D]: what runs where the layer's MLP stands; ctx["visit"]
+        counts this layer's earlier passes in this forward. untie_mlp; a mixture of experts."""
 
     def residual(self, shape: Shape, layer: int) -> Any:
         """slot · module(block, x [B,T,D], x0 [B,T,D], ctx) -> x: how a block's two branches meet the stream

@@ -21,6 +21,7 @@ from techniques.base import SLOTS, Technique, claims, nearest
 
 ROOT = Path(__file__).resolve().parent
 HEAVY = ("torch", "triton")
+LIGHT = ("techniques._adapt",)  # shared, and free of torch
 
 
 def technique_files() -> dict[str, Path]:
@@ -35,7 +36,7 @@ def _needs_torch(node: ast.stmt) -> bool:
         return any(a.name.split(".")[0] in HEAVY for a in node.names)
     if isinstance(node, ast.ImportFrom):
         module = node.module or ""
-        return module.split(".")[0] in HEAVY or module.startswith("techniques._")
+        return module.split(".")[0] in HEAVY or (module.startswith("techniques._") and module not in LIGHT)
     if isinstance(node, ast.ClassDef):
         return any(ast.unparse(b).split(".")[0] in ("nn", *HEAVY) for b in node.bases)
     return False

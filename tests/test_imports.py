@@ -33,7 +33,7 @@ MAY: dict[str, tuple[list[Path], set[str]]] = {
 NEVER: dict[str, tuple[list[Path], set[str]]] = {
     "search": (SEARCH, {"train_gpt", "torch", "validate", "conformance", "tests"}),
 }
-TORCH_FREE = ("base.py", "catalog.py", "config.py", "audit.py")
+TORCH_FREE = ("base.py", "catalog.py", "config.py", "audit.py", "_adapt.py")
 
 
 def imports(path: Path) -> Iterator[str]:

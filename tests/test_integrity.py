@@ -14,14 +14,18 @@ import torch
 import conformance
 import train_gpt
 from conformance.lab import Lab, smoke_settings, write_corpus
-from conformance.scoring_checks import detect
+from conformance.scoring_checks import LENGTH, SUM_LENGTH, detect, score
 from conformance.subject import Subject
 from techniques import catalog
 from techniques._ledger import Ledger
+from techniques._lora import DocumentScorer, documents
 from techniques.audit import Audit, implausible
 from techniques.averaging.ema import Ema
 from techniques.base import Legality, Technique, Verdict, setting
+from techniques.evaluation.lora_ttt import LoraTtt
+from techniques.evaluation.phased_ttt import PhasedScorer, PhasedTtt
 from techniques.evaluation.pre_eval_ttt import PreEvalTtt
+from techniques.evaluation.score_first_ttt import ScoreFirstTtt
 from techniques.evaluation.slot import SlotTuning
 from techniques.quantization.gptq_lite import GptqLite
 from tests.conftest import arguments
@@ -121,6 +125,38 @@ class PlantedDropped(Planted):
     kind = Dropped
 
 
+class AheadLora(LoraTtt):
+    """Its adapters take their step on a chunk before the chunk has its scores."""
+
+    class Scorer(DocumentScorer):
+        def score_chunk(self, rows: Any, first: int, optimizer: Any) -> None:
+            write, self.run.write = self.run.write, lambda *_: None
+            super().score_chunk(rows, first, optimizer)
+            self.run.write = write
+            super().score_chunk(rows, first, optimizer)
+
+    def scorer(self) -> Any:
+        config, kind = self.config, self.Scorer
+
+        class Ahead:
+            def score(self, run: Any) -> None:
+                for document in documents(run.tokens):
+                    kind(run, config).score([document])
+
+        return Ahead()
+
+
+class AheadPhased(PhasedTtt):
+    """A phase also trains on the document that is scored next."""
+
+    def scorer(self) -> Any:
+        class Ahead(PhasedScorer):
+            def train_on(self, run: Any, found: Any) -> None:
+                super().train_on(run, documents(run.tokens)[: len(found) + 1])
+
+        return Ahead(self.config)
+
+
 ALL = {"future", "target flip", "normalisation"}
 
 
@@ -134,12 +170,34 @@ ALL = {"future", "target flip", "normalisation"}
         (PlantedRescoring, {}, ALL),
         (TrainsFirst, {}, ALL),
         (PlantedNgrams, {}, {"normalisation"}),
+        (AheadLora, {}, {"future", "normalisation"}),  # no step follows a document's last chunk: no flip
+        (AheadPhased, {}, {"future"}),  # two documents, far from the targets that are tried
     ],
 )
 def test_each_detector_fires_on_what_deserves_it(
     lab: Lab, cls: type[Technique], changes: dict[str, Any], fires: set[str]
 ) -> None:
     assert set(detect(Subject(lab, cls, known={}, changes=changes))) == fires
+
+
+@pytest.mark.parametrize("length", [LENGTH, SUM_LENGTH])
+@pytest.mark.parametrize(
+    ("cls", "off"),
+    [
+        (LoraTtt, {"lr": 0.0}),
+        (PhasedTtt, {"lr": 0.0}),
+        (PhasedTtt, {"global_lr": 0.0}),
+        (ScoreFirstTtt, {"lr": 0.0}),
+    ],
+)
+def test_the_detectors_tokens_are_enough_for_every_adaptation_to_happen(
+    lab: Lab, cls: type[Technique], off: dict[str, Any], length: int
+) -> None:
+    tokens = lab.ids(1, length + 1)[0]
+    subjects = [Subject(lab, cls, known={}, changes=changes) for changes in ({}, off)]
+    adapted, plain = (score(one, one.resolved, tokens).nll for one in subjects)
+    moved = (adapted != plain).nonzero().flatten()
+    assert int(moved[0]) < length // 2 and len(moved) > length // 8
 
 
 @pytest.mark.parametrize(("cls", "told"), [(PlantedTwice, "scored twice"), (PlantedDropped, "never scored")])

@@ -6,7 +6,7 @@ leave 8. Skip weights for the whole looped order exist from the start. Until pro
 runs once; then all passes switch on together (`stagger` 0), or one more every `stagger` of progress (#1412:
 0.5, then 0.65). Each switch is a phase: another graph, run in the warm-up. Calibration, evaluation and the
 model that an artifact is read into run the last phase's order.
-Not here: #1204's untied MLPs of the repeated passes.
+#1204's repeated passes with MLPs of their own: untie_mlp.
 Cost: one skip weight [D] for each skip more; n·(e−s+1) layers' time once on (#1855: 96 -> 141 ms a step).
 Identity at init: no. What we saw: studies/LOG.md.
 """

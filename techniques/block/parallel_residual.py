@@ -31,12 +31,12 @@ PARALLEL_LANE = "parallel_residual"  # ctx's name of lane 1
 
 def parallel_single(block: Any, x: torch.Tensor, x0: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
     x = block.mix(x, x0)
-    return x + block.attention(x, ctx) + block.feed_forward(x)
+    return x + block.attention(x, ctx) + block.feed_forward(x, ctx)
 
 
 def parallel_lanes(block: Any, x: torch.Tensor, x0: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
     lane = ctx.get(PARALLEL_LANE, x)
-    ctx[PARALLEL_LANE] = lane + block.feed_forward(lane)
+    ctx[PARALLEL_LANE] = lane + block.feed_forward(lane, ctx)
     x = block.mix(x, x0)
     return x + block.attention(x, ctx)
 
@@ -54,14 +54,14 @@ class ParallelRoutes(nn.Module):
         lane, post, keep = ctx.get(PARALLEL_LANE, x), self.post.to(x.dtype), self.keep.to(x.dtype)
         a = block.attention(block.mix(x, x0), ctx)
         if self.crossed:
-            m = block.feed_forward(lane)
+            m = block.feed_forward(lane, ctx)
             x, lane = (
                 keep[0] * x + post[0, 0] * a + post[1, 0] * m,
                 keep[1] * lane + post[0, 1] * a + post[1, 1] * m,
             )
         else:
             x, lane = keep[0] * x + post[0, 0] * a, keep[0] * lane + post[0, 1] * a
-            m = block.feed_forward(lane)
+            m = block.feed_forward(lane, ctx)
             x, lane = keep[1] * x + post[1, 0] * m, keep[1] * lane + post[1, 1] * m
         ctx[PARALLEL_LANE] = lane
         return x

@@ -16,22 +16,29 @@ Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from techniques._lora import Document, DocumentScorer, batches_of, documents
-from techniques._ttt import sum_gradients
+from techniques._adapt import (
+    ADAPTER_ENV,
+    ADAPTER_SPACE,
+    AdapterConfig,
+    adapter_passes,
+    check_adapters,
+    with_defaults,
+)
+from techniques._lora import Document, DocumentScorer, batches_of, documents, padded_windows
+from techniques._ttt import finish_step, set_rates
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
 PHASED_SOURCES = {
     "stream": "scores are fixed before any update that used them: #461, merged #1855",
     "longest": "merged #1855; left to right inside documents, whose order looks at their lengths",
 }
-PHASED_DOCUMENT_TOKENS = 1240  # mean length of the challenge's validation documents
+PHASED_NUMBERS = dict(rank=80, alpha=144.0, beta1=0.0, beta2=0.99, eps=1e-8, weight_decay=0.5, chunk=48)
 
 
 class PhasedScorer:
@@ -74,9 +81,7 @@ class PhasedScorer:
             seen += sum(length for _, length in step)
         for _ in range(c.global_epochs):
             for step, chunk in zip(steps, chunks, strict=True):
-                scale = 0.5 * (1.0 + math.cos(math.pi * chunk / max(1, chunks[-1])))
-                for group in optimizer.param_groups:
-                    group["lr"] = c.global_lr * scale
+                set_rates(optimizer, c.global_lr, chunk / max(1, chunks[-1]))
                 self.step(run, step, optimizer, trained)
                 self.facts["global_steps"] += 1
         optimizer.zero_grad(set_to_none=True)
@@ -89,21 +94,14 @@ class PhasedScorer:
         total = sum(length for _, length in pieces)
         optimizer.zero_grad(set_to_none=True)
         if len(mine):
-            longest = max(pieces[k][1] for k in mine)
-            pairs = [run.window(*pieces[k]) for k in mine]
-            ids, targets = (
-                torch.stack([torch.nn.functional.pad(p[i], (0, longest - p[i].numel())) for p in pairs])
-                for i in (0, 1)
-            )
-            inside = torch.arange(longest, device=ids.device) < torch.tensor(
-                [[pieces[k][1]] for k in mine], device=ids.device
-            )
+            own = [pieces[k] for k in mine]
+            ids, targets = padded_windows(run, own, max(length for _, length in own))
+            lengths = torch.tensor([[length] for _, length in own], device=ids.device)
+            inside = torch.arange(ids.size(1), device=ids.device) < lengths
             with torch.enable_grad():
                 nats = run.nats(run.model.hidden(ids), targets)
                 ((nats * inside).sum() / total).backward()
-        sum_gradients(run.world, trained)
-        torch.nn.utils.clip_grad_norm_(trained, self.config.global_grad_clip)
-        optimizer.step()
+        finish_step(run.world, optimizer, trained, self.config.global_grad_clip)
 
 
 class PhasedTtt(Technique):
@@ -115,11 +113,7 @@ class PhasedTtt(Technique):
     stage = "evaluate"
     null = {"lr": 0.0, "global_lr": 0.0}
     space = {
-        "rank": Int(4, 128, log=True),
-        "alpha": Float(4.0, 256.0, log=True),
-        "lr": Float(1e-5, 1e-2, log=True),
-        "chunk": Choice((16, 32, 48, 64, 128, 256)),
-        "weight_decay": Float(0.0, 2.0),
+        **ADAPTER_SPACE,
         "order": Choice(("stream", "longest")),
         "prefix_docs": Int(16, 5000, log=True),
         "phases": Int(1, 4),
@@ -130,19 +124,8 @@ class PhasedTtt(Technique):
         "TTT_ENABLED": "on",
         "PHASED_TTT_PREFIX_DOCS": "prefix_docs",
         "PHASED_TTT_NUM_PHASES": "phases",
-        "TTT_LORA_RANK": "rank",
-        "TTT_LORA_ALPHA": "alpha",
-        "TTT_LORA_LR": "lr",
-        "TTT_LORA_WD": "weight_decay",
+        **ADAPTER_ENV,
         "TTT_WEIGHT_DECAY": "weight_decay",
-        "TTT_BETA1": "beta1",
-        "TTT_BETA2": "beta2",
-        "TTT_CHUNK_SIZE": "chunk",
-        "TTT_BATCH_SIZE": "batch_docs",
-        "TTT_EVAL_SEQ_LEN": "context",
-        "TTT_K_LORA": "k",
-        "TTT_O_LORA": "o",
-        "TTT_MLP_LORA": "mlp",
         "TTT_WARM_START_A": "warm_a",
         "GLOBAL_TTT_LR": "global_lr",
         "GLOBAL_TTT_MOMENTUM": "global_momentum",
@@ -164,24 +147,8 @@ class PhasedTtt(Technique):
     }
 
     @dataclass(frozen=True)
-    class Config:
-        rank: int = setting(80, "r, rank of each adapter", low=1, high=1024)
-        alpha: float = setting(144.0, "α, the adapters' output is times α/r", low=0.0, high=10_000.0)
+    class Config(with_defaults(AdapterConfig, **PHASED_NUMBERS, k=True, o=True, mlp=True)):
         lr: float = setting(1e-4, "the adapters' AdamW rate", low=0.0, high=1.0)
-        beta1: float = setting(0.0, "AdamW's first moment", low=0.0, high=0.9999)
-        beta2: float = setting(0.99, "AdamW's second moment", low=0.0, high=0.9999)
-        eps: float = setting(1e-8, "AdamW's epsilon", low=0.0, high=1.0)
-        weight_decay: float = setting(0.5, "AdamW's, decoupled", low=0.0, high=10.0)
-        chunk: int = setting(48, "positions that are scored before a step", low=1, high=65_536)
-        context: int = setting(
-            0, "tokens of the document before a chunk's end; 0: eval_seq_len", low=0, high=65_536
-        )
-        batch_docs: int = setting(64, "documents side by side on a rank", low=1, high=65_536)
-        qv: bool = setting(True, "adapters beside Wq and Wv")
-        k: bool = setting(True, "adapters beside Wk")
-        o: bool = setting(True, "adapters beside the attention")
-        mlp: bool = setting(True, "adapters beside the MLP")
-        head: bool = setting(True, "an adapter beside the head")
         warm_a: bool = setting(False, "a document begins with the A of the row's last one")
         order: str = setting("stream", "the documents' order", choices=("stream", "longest"))
         prefix_docs: int = setting(2500, "documents before the last phase's end", low=1, high=1 << 30)
@@ -194,13 +161,8 @@ class PhasedTtt(Technique):
         global_grad_clip: float = setting(1.0, "global gradient norm at most", low=1e-6)
 
     def check(self, shape: Shape) -> None:
-        c, longest = self.config, max(shape.seq_len, shape.eval_seq_len)
-        context = c.context or shape.eval_seq_len
-        if not c.chunk <= context <= longest:
-            raise ValueError(
-                f"`phased_ttt` needs chunk <= context <= the longest sequence of the model, but got "
-                f"{c.chunk}, {context} and {longest}. Lower phased_ttt.chunk, or set phased_ttt.context."
-            )
+        c = self.config
+        check_adapters(self.name, c, shape)
         if c.phases > c.prefix_docs:
             raise ValueError(
                 f"`phased_ttt.phases` must be at most prefix_docs, but got {c.phases} and {c.prefix_docs}."
@@ -214,9 +176,7 @@ class PhasedTtt(Technique):
         return Legality(Verdict.LEGAL, PHASED_SOURCES[self.config.order])
 
     def cost(self, shape: Shape) -> Cost:
-        c = self.config
-        behind = min(c.context or shape.eval_seq_len, PHASED_DOCUMENT_TOKENS) / 2.0
-        return Cost(eval_passes=3.0 * (behind + c.chunk) / c.chunk - 1.0)
+        return Cost(eval_passes=adapter_passes(self.config, shape))
 
     def scorer(self) -> PhasedScorer:
         return PhasedScorer(self.config)

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from techniques._ttt import sequence_step, ttt_parameters
+from techniques._adapt import check_sliding, sliding_passes
+from techniques._ttt import element_counts, sequence_step, set_rates, standing_still, ttt_parameters
 from techniques._windows import score_sliding, windows
 from techniques.base import Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
@@ -41,21 +42,12 @@ class PreEvalScorer:
     def score(self, run: Any) -> None:
         c = self.config
         trained, frozen = ttt_parameters(run.model, c.freeze_blocks, "pre_eval_ttt")
-        self.facts |= {
-            "trained_elements": sum(p.numel() for p in trained),
-            "frozen_elements": sum(p.numel() for p in frozen),
-        }
-        optimizer = torch.optim.AdamW(
-            pre_eval_groups(run.model, trained, c), lr=c.lr, weight_decay=c.weight_decay
-        )
-        for p in frozen:
-            p.requires_grad_(False)
-        try:
+        self.facts |= element_counts(trained, frozen)
+        groups = pre_eval_groups(run.model, trained, c)
+        optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay)
+        with standing_still(frozen):
             self.train(run, optimizer, trained)
-        finally:
-            optimizer.zero_grad(set_to_none=True)
-            for p in frozen:
-                p.requires_grad_(True)
+        optimizer.zero_grad(set_to_none=True)
         found = windows(run.num_positions, run.seq_len, c.stride)
         mine = run.world.my_range(len(found))
         score_sliding(run, found[mine.start : mine.stop], run.batch_seqs)
@@ -67,9 +59,7 @@ class PreEvalScorer:
         total = c.epochs * math.ceil(len(starts) / c.batch_seqs)
         for _ in range(c.epochs):
             for at in range(0, len(starts), c.batch_seqs):
-                scale = 0.5 * (1.0 + math.cos(math.pi * self.facts["steps"] / total))
-                for group in optimizer.param_groups:
-                    group["lr"] = c.lr * group["mult"] * scale
+                set_rates(optimizer, c.lr, self.facts["steps"] / total)
                 sequence_step(run, starts[at : at + c.batch_seqs], optimizer, trained, c.grad_clip)
                 self.facts["steps"] += 1
 
@@ -112,20 +102,10 @@ class PreEvalTtt(Technique):
         stride: int = setting(64, "tokens between window starts", low=1, high=65_536)
 
     def check(self, shape: Shape) -> None:
-        c = self.config
-        if c.stride > shape.eval_seq_len:
-            raise ValueError(
-                f"`pre_eval_ttt.stride` must be at most the evaluation sequence, but got {c.stride} and "
-                f"{shape.eval_seq_len}."
-            )
-        if c.freeze_blocks > shape.num_layers:
-            raise ValueError(
-                f"`pre_eval_ttt.freeze_blocks` must be at most num_layers, but got {c.freeze_blocks} and "
-                f"{shape.num_layers}."
-            )
+        check_sliding(self.name, self.config, shape)
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost(eval_passes=shape.eval_seq_len / self.config.stride - 1.0 + 3.0 * self.config.epochs)
+        return Cost(eval_passes=sliding_passes(self.config, shape))
 
     def scorer(self) -> PreEvalScorer:
         return PreEvalScorer(self.config)

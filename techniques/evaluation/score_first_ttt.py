@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from techniques._ttt import sequence_step, ttt_parameters
+from techniques._adapt import check_sliding, sliding_passes
+from techniques._ttt import element_counts, sequence_step, set_rates, standing_still, ttt_parameters
 from techniques._windows import score_sliding, windows
 from techniques.base import (
     Choice,
@@ -53,26 +54,16 @@ class TttScorer:
         for window in windows(run.num_positions, run.seq_len, c.stride):
             chunks[window[1] // c.chunk_tokens].append(window)
         trained, frozen = ttt_parameters(model, c.freeze_blocks)
-        self.facts |= {
-            "chunks": num_chunks,
-            "trained_elements": sum(p.numel() for p in trained),
-            "frozen_elements": sum(p.numel() for p in frozen),
-        }
+        self.facts |= {"chunks": num_chunks, **element_counts(trained, frozen)}
         optimizer = torch.optim.SGD(trained, lr=c.lr, momentum=c.momentum)
-        for p in frozen:
-            p.requires_grad_(False)
-        try:
+        with standing_still(frozen):
             for i, found in enumerate(chunks):
                 mine = run.world.my_range(len(found))
                 score_sliding(run, found[mine.start : mine.stop], run.batch_seqs)
                 if i + 1 < num_chunks:
-                    for group in optimizer.param_groups:
-                        group["lr"] = c.lr * 0.5 * (1.0 + math.cos(math.pi * i / (num_chunks - 1)))
+                    set_rates(optimizer, c.lr, i / (num_chunks - 1))
                     self.train_on(run, i, optimizer, trained)
-        finally:
-            optimizer.zero_grad(set_to_none=True)
-            for p in frozen:
-                p.requires_grad_(True)
+        optimizer.zero_grad(set_to_none=True)
 
     def train_on(
         self, run: Any, chunk: int, optimizer: torch.optim.SGD, trained: list[torch.nn.Parameter]
@@ -115,7 +106,7 @@ class ScoreFirstTtt(Technique):
         "TTT_BATCH_SEQS": "batch_seqs",
         "TTT_GRAD_CLIP": "grad_clip",
     }
-    smoke = {"epochs": 1, "lr": 0.01, "chunk_tokens": 256, "stride": 16}
+    smoke = {"epochs": 1, "lr": 0.01, "chunk_tokens": 64, "stride": 16}
 
     @dataclass(frozen=True)
     class Config:
@@ -129,20 +120,13 @@ class ScoreFirstTtt(Technique):
         stride: int = setting(64, "tokens between window starts", low=1, high=65_536)
 
     def check(self, shape: Shape) -> None:
-        c = self.config
-        if c.stride > shape.eval_seq_len or c.chunk_tokens < shape.eval_seq_len:
-            raise ValueError(
-                f"`score_first_ttt` needs stride <= evaluation sequence <= chunk_tokens, but got {c.stride}, "
-                f"{shape.eval_seq_len} and {c.chunk_tokens}."
-            )
-        if c.freeze_blocks > shape.num_layers:
-            raise ValueError(
-                f"`score_first_ttt.freeze_blocks` must be at most num_layers, but got {c.freeze_blocks} and "
-                f"{shape.num_layers}."
-            )
+        chunk = self.config.chunk_tokens
+        if chunk < shape.eval_seq_len:
+            raise ValueError(f"`{self.name}` needs chunk_tokens >= {shape.eval_seq_len}, but got {chunk}.")
+        check_sliding(self.name, self.config, shape)
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost(eval_passes=shape.eval_seq_len / self.config.stride - 1.0 + 3.0 * self.config.epochs)
+        return Cost(eval_passes=sliding_passes(self.config, shape))
 
     def scorer(self) -> TttScorer:
         return TttScorer(self.config)

@@ -1,0 +1,100 @@
+"""What techniques that train while they score declare alike: settings, limits, costs. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from techniques.base import Choice, Float, Int, Shape, Space, setting
+
+DOCUMENT_TOKENS = 1240  # mean length of the challenge's validation documents at 1024 tokens of vocabulary
+ADAPTER_SPACE: Space = {
+    "rank": Int(4, 128, log=True),
+    "alpha": Float(4.0, 256.0, log=True),
+    "lr": Float(1e-5, 1e-2, log=True),
+    "chunk": Choice((16, 32, 48, 64, 128, 256)),
+    "weight_decay": Float(0.0, 2.0),
+}
+ADAPTER_ENV = {
+    "TTT_LORA_RANK": "rank",
+    "TTT_LORA_ALPHA": "alpha",
+    "TTT_LORA_LR": "lr",
+    "TTT_LORA_WD": "weight_decay",
+    "TTT_BETA1": "beta1",
+    "TTT_BETA2": "beta2",
+    "TTT_CHUNK_SIZE": "chunk",
+    "TTT_BATCH_SIZE": "batch_docs",
+    "TTT_EVAL_SEQ_LEN": "context",
+    "TTT_K_LORA": "k",
+    "TTT_O_LORA": "o",
+    "TTT_MLP_LORA": "mlp",
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Settings of low-rank adapters of a document each (techniques/_lora.py)."""
+
+    rank: int = setting(8, "r, rank of each adapter", low=1, high=1024)
+    alpha: float = setting(8.0, "α, the adapters' output is times α/r", low=0.0, high=10_000.0)
+    lr: float = setting(0.01, "AdamW rate", low=0.0, high=1.0)
+    beta1: float = setting(0.9, "AdamW's first moment", low=0.0, high=0.9999)
+    beta2: float = setting(0.95, "AdamW's second moment", low=0.0, high=0.9999)
+    eps: float = setting(1e-10, "AdamW's epsilon", low=0.0, high=1.0)
+    weight_decay: float = setting(0.0, "AdamW's, decoupled", low=0.0, high=10.0)
+    chunk: int = setting(256, "positions that are scored before a step", low=1, high=65_536)
+    context: int = setting(
+        0, "tokens of the document before a chunk's end; 0: eval_seq_len", low=0, high=65_536
+    )
+    batch_docs: int = setting(64, "documents side by side on a rank", low=1, high=65_536)
+    qv: bool = setting(True, "adapters beside Wq and Wv")
+    k: bool = setting(False, "adapters beside Wk")
+    o: bool = setting(False, "adapters beside the attention")
+    mlp: bool = setting(False, "adapters beside the MLP")
+    head: bool = setting(True, "an adapter beside the head")
+    warm_a: bool = setting(False, "a document begins with the A of the row's last one (score-first, too)")
+
+
+def with_defaults(cls: type[AdapterConfig], **defaults: Any) -> type[AdapterConfig]:
+    """The same settings with other defaults."""
+    found = [(f, defaults.get(f.name, f.default)) for f in dataclasses.fields(cls)]
+    fields = [(f.name, f.type, dataclasses.field(default=d, metadata=f.metadata)) for f, d in found]
+    return dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
+
+
+def check_adapters(name: str, c: AdapterConfig, shape: Shape) -> None:
+    """ValueError unless the chunks fit the model's sequences and something adapts."""
+    longest, context = max(shape.seq_len, shape.eval_seq_len), c.context or shape.eval_seq_len
+    if not c.chunk <= context <= longest:
+        raise ValueError(
+            f"`{name}` needs chunk <= context <= the longest sequence of the model, but got {c.chunk}, "
+            f"{context} and {longest}. Lower {name}.chunk, or set {name}.context within."
+        )
+    if not (c.qv or c.k or c.o or c.mlp or c.head):
+        raise ValueError(f"`{name}` adapts nothing: turn on one of qv, k, o, mlp, head.")
+
+
+def adapter_passes(c: AdapterConfig, shape: Shape) -> float:
+    """Forward passes a token beside the plain evaluation's one; a backward is two."""
+    behind = min(c.context or shape.eval_seq_len, DOCUMENT_TOKENS) / 2.0
+    return 3.0 * (behind + c.chunk) / c.chunk - 1.0
+
+
+def check_sliding(name: str, c: Any, shape: Shape) -> None:
+    """ValueError unless the windows fit the model and `freeze_blocks` its depth."""
+    if c.stride > shape.eval_seq_len:
+        raise ValueError(
+            f"`{name}.stride` must be at most the evaluation sequence, but got {c.stride} and "
+            f"{shape.eval_seq_len}."
+        )
+    if c.freeze_blocks > shape.num_layers:
+        raise ValueError(
+            f"`{name}.freeze_blocks` must be at most num_layers, but got {c.freeze_blocks} and "
+            f"{shape.num_layers}."
+        )
+
+
+def sliding_passes(c: Any, shape: Shape) -> float:
+    """Of sliding windows and `epochs` of training, beside the plain evaluation's one pass."""
+    return shape.eval_seq_len / c.stride - 1.0 + 3.0 * c.epochs
