@@ -3,9 +3,11 @@
     python -m benchmarks.scale                      # 2,000 trials, 16 workers, 60-s trials for two rounds
     python -m benchmarks.scale --trials 10000 --workers 0
 
-Fills the laptop study's space with finished trials in a private database, times `search.py status` and
-`best`, then lets workers run simulated trials at the real rate: asks, samples, reports, stores and tells
-are real, only the trainer is a pause. Prints wall and CPU milliseconds for each part; --json writes them.
+Fills the laptop study's space with finished trials in a private database, times `search.py status`, `best`
+and `show`, then lets workers run simulated trials at the real rate: asks, samples, reports, stores and tells
+are real, only the trainer is a pause. Prints wall and CPU milliseconds and SQL statements for each part,
+medians and 90th percentiles over trials, PostgreSQL's CPU apart; --json writes them. --reader times Optuna's
+own reader of the same trials beside ours.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, event, text
 
 from search import costs
 from search import worker as worker_module
@@ -36,7 +39,7 @@ from search.runfiles import Record
 from search.sampler import draw_all, examine
 from search.session import ROOT, Session, find_study, open_session
 from search.space import SearchSpace, build_space
-from search.storage import side_engine
+from search.storage import open_storage, side_engine
 from search.trial import Job, Outcome
 from search.worker import Worker
 from techniques import catalog
@@ -157,22 +160,26 @@ def add(
 
 
 class Timed(Worker):
-    """A worker that notes wall and CPU seconds of each part."""
+    """A worker that notes wall and CPU seconds and SQL statements of each part."""
 
     def __init__(self, *args: Any, out: Path, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.out, self.rows, self.spent = out, [], {}
+        self.statements = 0
+        event.listen(Engine, "before_cursor_execute", self.count)
         self.mark = self.now()
 
-    @staticmethod
-    def now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
+    def count(self, *_: Any) -> None:
+        self.statements += 1
+
+    def now(self) -> tuple[float, float, float]:
+        return time.perf_counter(), time.process_time(), float(self.statements)
 
     def note(self, part: str) -> None:
         """What passed since the last mark belongs to `part`."""
         then, self.mark = self.mark, self.now()
-        wall, cpu = self.spent.get(part, (0.0, 0.0))
-        self.spent[part] = (wall + self.mark[0] - then[0], cpu + self.mark[1] - then[1])
+        before = self.spent.get(part, (0.0, 0.0, 0.0))
+        self.spent[part] = tuple(b + now - t for b, now, t in zip(before, self.mark, then, strict=True))
 
     def objective(self, trial: Trial) -> float:
         self.note("ask")
@@ -184,7 +191,7 @@ class Timed(Worker):
     def after_trial(self, trial: FrozenTrial) -> None:
         self.note("tell")
         super().after_trial(trial)
-        self.rows.append({k: v for k, v in self.spent.items() if k != "work"})
+        self.rows.append(self.spent)
         self.out.write_text(json.dumps(self.rows))
         self.spent, self.mark = {}, self.now()
 
@@ -246,45 +253,59 @@ def server_cpu_s(home: Path) -> float:
 
 
 def times_of(rows: list[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """part -> mean wall and CPU milliseconds, and the 95th percentile of the wall; `all` is their sum."""
+    """part -> median and 90th percentile of wall and CPU milliseconds, statements on average; `all` is the
+    sum of the parts, `work` the statements of the heartbeats."""
     table: dict[str, dict[str, float]] = {}
-    for part in (*PARTS, "all"):
-        pairs = [
-            [sum(r.get(p, (0.0, 0.0))[k] for p in (PARTS if part == "all" else (part,))) for k in (0, 1)]
-            for r in rows
-        ]
-        walls = sorted(1000 * wall for wall, _ in pairs)
+    for part in (*PARTS, "all", "work"):
+        names = PARTS if part == "all" else (part,)
+        wall, cpu, statements = (
+            [sum(row.get(name, (0.0, 0.0, 0.0))[k] for name in names) for row in rows] for k in range(3)
+        )
+        ms = {"wall": wall, "cpu": cpu} if part != "work" else {}
         table[part] = {
-            "wall_ms": round(statistics.fmean(walls), 1),
-            "wall_p95_ms": round(walls[min(len(walls) - 1, int(0.95 * len(walls)))], 1),
-            "cpu_ms": round(1000 * statistics.fmean(cpu for _, cpu in pairs), 1),
+            **{
+                f"{kind}_p{share}_ms": round(1000 * float(np.percentile(seconds, share)), 1)
+                for kind, seconds in ms.items()
+                for share in (50, 90)
+            },
+            "statements": round(statistics.fmean(statements), 1),
         }
     return table
 
 
 def print_table(title: str, table: dict[str, dict[str, float]]) -> None:
-    print(f"\n{title}\n{'part':8}{'wall, ms':>10}{'p95, ms':>10}{'CPU, ms':>10}")
+    columns = list(table["all"])
+    print(f"\n{title}\n{'':8}" + "".join(f"{name.removesuffix('_ms'):>12}" for name in columns))
     for part, row in table.items():
-        print(f"{part:8}{row['wall_ms']:>10}{row['wall_p95_ms']:>10}{row['cpu_ms']:>10}")
+        print(f"{part:8}" + "".join(f"{row.get(name, '-'):>12}" for name in columns))
 
 
 def time_commands(home: Path) -> dict[str, float]:
-    """Seconds of `search.py status` and `best`, each the quicker of two, interpreter included."""
+    """Wall seconds of commands that read the study, each the quicker of two, interpreter included; `CPU` is
+    that of the command alone, without PostgreSQL's."""
     found: dict[str, float] = {}
-    for name in ("status", "best"):
-        command = [
-            sys.executable,
-            str(ROOT / "search.py"),
-            name,
-            f"--study={home / 'scale.toml'}",
-            f"--home={home}",
-        ]
-        seconds: list[float] = []
+    for words in (("--help",), ("status",), ("best",), ("show", "7")):
+        options = [] if words == ("--help",) else [f"--study={home / 'scale.toml'}", f"--home={home}"]
+        command = [sys.executable, str(ROOT / "search.py"), *words, *options]
+        seconds: list[tuple[float, float]] = []
         for _ in range(2):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), os.times().children_user + os.times().children_system
             subprocess.run(command, check=True, capture_output=True)
-            seconds.append(time.perf_counter() - began)
-        found[name] = round(min(seconds), 2)
+            spent = os.times().children_user + os.times().children_system - before
+            seconds.append((time.perf_counter() - began, spent))
+        found[words[0]], found[f"{words[0]} CPU"] = (round(one, 2) for one in min(seconds))
+    return found
+
+
+def time_readers(session: Session) -> dict[str, float]:
+    """CPU milliseconds a trial of this process for reading the whole study: ours and Optuna's own."""
+    optunas = RDBStorage(session.url, skip_compatibility_check=True, skip_table_creation=True)
+    study = optunas.get_study_id_from_name(session.study.name)
+    found: dict[str, float] = {}
+    for name, storage in (("ours", open_storage(session.url, worker=True)), ("Optuna's", optunas)):
+        began = time.process_time()
+        count = len(storage.get_all_trials(study, deepcopy=False))
+        found[name] = round(1000 * (time.process_time() - began) / count, 3)
     return found
 
 
@@ -323,6 +344,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="of a simulated trial")
     parser.add_argument("--home", type=Path, help="keep the database there, and go on with one that is there")
+    parser.add_argument("--reader", action="store_true", help="time Optuna's own reader of the same trials")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -339,6 +361,9 @@ def main() -> None:
         print(f"{arguments.trials} trials made in {time.perf_counter() - started:.0f} s")
     results: dict[str, Any] = {"trials": arguments.trials, "commands_s": time_commands(home)}
     print("seconds, Python's start included:", results["commands_s"])
+    if arguments.reader:
+        results["reader_cpu_ms"] = time_readers(session)
+        print("reading the whole study, CPU ms a trial:", results["reader_cpu_ms"])
     if arguments.workers:
         results |= run_workers(arguments, home)
     if arguments.json:

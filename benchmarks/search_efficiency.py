@@ -93,7 +93,7 @@ class Filtered(optuna.samplers.BaseSampler):
         for _ in range(100):
             row = self.instance.uniform_rows(self.rng, 1)[0]
             everything = {n: v for n, v in zip(self.instance.names, row, strict=True)}
-            params = self._decoded(everything) | self.tpe.propose()
+            params = self._decoded(everything) | dict(self.tpe.propose())
             if self.calculators(self.instance.keep_active(params)):
                 break
         return params

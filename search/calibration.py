@@ -17,7 +17,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -95,28 +95,38 @@ class _Rows:
         self.owner = np.repeat(np.arange(len(rows)), counts)
         self.logs = np.concatenate([row.logs for row in rows])
         self.y = np.array([row.y for row in rows])
-        x = np.zeros((len(self.logs), width))
-        parts = np.concatenate([row.parts + start for row, start in zip(rows, self.starts, strict=True)])
-        x[parts, np.concatenate([row.columns for row in rows])] = np.concatenate([r.values for r in rows])
-        self.x: Array = x
+        self.shape = (len(rows), width)
+        self.parts = np.concatenate([row.parts + start for row, start in zip(rows, self.starts, strict=True)])
+        self.columns = np.concatenate([row.columns for row in rows])
+        self.values = np.concatenate([row.values for row in rows])
+        self.cells = self.owner[self.parts] * width + self.columns
+        self.common: Array = np.zeros(self.shape)  # exponents of the factors that a trial's parts share
+        for own, row in zip(self.common, rows, strict=True):
+            own[row.common] = row.exponents
 
     def totals(self, theta: Array) -> tuple[Array, Array]:
-        """(log total of each trial, its gradient [trials, factors])."""
-        parts = np.exp(self.logs + self.x @ theta)
+        """(log total of each trial, its gradient [trials, factors]). Most exponents are 0: sums go over the
+        others."""
+        corrections = np.bincount(self.parts, self.values * theta[self.columns], len(self.logs))
+        parts = np.exp(self.logs + corrections)
         totals = np.add.reduceat(parts, self.starts)
         shares = parts / totals[self.owner]
-        return np.log(totals), np.add.reduceat(shares[:, None] * self.x, self.starts, axis=0)
+        gradient = np.bincount(self.cells, shares[self.parts] * self.values, self.common.size)
+        return np.log(totals) + self.common @ theta, gradient.reshape(self.shape) + self.common
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One finished trial: logarithms of amounts and measurement, (part, column, exponent) of factors."""
+    """A bill, and what a finished trial measured: logarithms of amounts and measurement, (part, column,
+    exponent) of the parts' own factors, (column, exponent) of those that all parts share."""
 
     logs: Array
     parts: NDArray[np.intp]
     columns: NDArray[np.intp]
     values: Array
-    y: float
+    common: NDArray[np.intp]
+    exponents: Array
+    y: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,7 @@ class Ledger:
                 if name not in self.columns:
                     self.columns[name] = len(self.columns)
                     self.centre[name] = exponent if name.startswith("log ") else 0.0
-        logs, parts, columns, values = self._flat(bill)
-        row = _Row(logs, parts, columns, values, math.log(measured))
+        row = replace(self._flat(bill), y=math.log(measured))
         (self.carried if carried else self.rows).append(row)
         if self.carried and not carried:
             self.carried.popleft()
@@ -164,11 +173,11 @@ class Ledger:
 
     def estimate(self, bill: Bill) -> Estimate:
         """What the bill will come to."""
-        logs, parts, columns, values = self._flat(bill)
-        fit = self._solved()
-        x = np.zeros((len(logs), len(self.columns)))
-        x[parts, columns] = values
-        amounts = np.exp(logs + x @ fit.mean)
+        row, fit = self._flat(bill), self._solved()
+        x = np.zeros((len(row.logs), len(self.columns)))
+        x[:, row.common] = row.exponents
+        x[row.parts, row.columns] = row.values
+        amounts = np.exp(row.logs + x @ fit.mean)
         total = float(amounts.sum())
         shares = amounts / total
         gradient = shares @ x
@@ -187,19 +196,25 @@ class Ledger:
                     weight[name] = weight.get(name, 0.0) + float(share) * exponent
         return sum((w * self.prior_sd(n)) ** 2 for n, w in weight.items() if not n.startswith("log "))
 
-    def _flat(self, bill: Bill) -> tuple[Array, NDArray[np.intp], NDArray[np.intp], Array]:
+    def _flat(self, bill: Bill) -> _Row:
         parts: list[int] = []
         columns: list[int] = []
         values: list[float] = []
+        shared = {n: e - self.centre[n] for n, e in bill.common.items() if n in self.columns}
         for i, part in enumerate(bill.parts):
-            for factors in (part.factors, bill.common):
-                for name, exponent in factors.items():
-                    if name in self.columns:
-                        parts.append(i)
-                        columns.append(self.columns[name])
-                        values.append(exponent - self.centre[name])
-        logs = np.log([part.amount for part in bill.parts])
-        return logs, np.array(parts, dtype=np.intp), np.array(columns, dtype=np.intp), np.array(values)
+            for name, exponent in part.factors.items():
+                if name in self.columns and name not in shared:
+                    parts.append(i)
+                    columns.append(self.columns[name])
+                    values.append(exponent - self.centre[name])
+        return _Row(
+            logs=np.log([part.amount for part in bill.parts]),
+            parts=np.array(parts, dtype=np.intp),
+            columns=np.array(columns, dtype=np.intp),
+            values=np.array(values),
+            common=np.array([self.columns[name] for name in shared], dtype=np.intp),
+            exponents=np.array(list(shared.values())),
+        )
 
     def _solved(self) -> _Fit:
         """The fit to all rows; made again once trials came."""

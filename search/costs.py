@@ -74,8 +74,8 @@ def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, Tensor]]:
     """(technique or "", parameter) of every parameter of the run, exactly."""
     shape = resolved.shape()
     yield from (("", tensor) for tensor in shape.tensors())
-    for name, technique in resolved.techniques.items():
-        yield from ((name, tensor) for tensor in technique.cost(shape).tensors)
+    for name, cost in resolved.costs.items():
+        yield from ((name, tensor) for tensor in cost.tensors)
 
 
 def num_params(resolved: Resolved) -> int:
@@ -130,10 +130,9 @@ def model_bill(resolved: Resolved) -> Bill:
             amounts[key] = amounts.get(key, 0.0) + stored
     settings = _quantizer_settings(resolved)
     parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
-    shape = resolved.shape()
-    for name, technique in resolved.techniques.items():
-        if (own := technique.cost(shape).artifact_bytes) > 0:
-            parts.append(Part(own, {f"own bytes:{name}": 1.0}))
+    for name, cost in resolved.costs.items():
+        if cost.artifact_bytes > 0:
+            parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
     for (source, role, bits), amount in amounts.items():
         rate = math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])))
         factors = {
@@ -192,8 +191,8 @@ def _work(resolved: Resolved) -> dict[str, float]:
         "work:attention": attention,
         "work:stream": STREAM_FLOPS * shape.num_layers * shape.model_dim,
     }
-    for name, technique in resolved.techniques.items():
-        work[f"own work:{name}"] = technique.cost(shape).flops_per_token
+    for name, cost in resolved.costs.items():
+        work[f"own work:{name}"] = cost.flops_per_token
     return {name: flops for name, flops in work.items() if flops > 0.0}
 
 
@@ -222,8 +221,8 @@ def steps_bill(resolved: Resolved, steps: float) -> Bill:
 def calibration_bill(resolved: Resolved) -> Bill | None:
     """Seconds of the calibration inside the training budget; None where nothing calibrates."""
     shape, amounts = resolved.shape(), dict[tuple[str, ...], float]()
-    for name, technique in resolved.techniques.items():
-        if passes := technique.cost(shape).calibration_passes:
+    for name, cost in resolved.costs.items():
+        if passes := cost.calibration_passes:
             forward = sum(_work(resolved).values())
             amounts[f"passes:{name}", "stage:calibrate"] = (
                 passes * resolved.config.train_batch_tokens * forward
@@ -246,8 +245,8 @@ def eval_bill(resolved: Resolved) -> Bill:
     amounts: dict[tuple[str, ...], float] = {}
     for name, flops in work.items():
         amounts[name,] = tokens * flops
-    for name, technique in resolved.techniques.items():
-        passes = max(0.0, technique.cost(shape).eval_passes)
+    for name, cost in resolved.costs.items():
+        passes = max(0.0, cost.eval_passes)
         total_passes += passes
         head = work["work:head"]
         amounts[f"passes:{name}", "work:layers"] = passes * tokens * (sum(work.values()) - head)

@@ -16,7 +16,6 @@ from optuna.trial import FrozenTrial
 
 from search.preflight import Preflight
 from search.space import SearchSpace
-from search.structured import Knowledge, StructuredSampler
 from search.study import KINDS, Study
 from search.tpe import GroupedTpe
 
@@ -28,7 +27,7 @@ class Inner(Protocol):
         """Learn from all trials but the one that is sampled."""
         ...
 
-    def propose(self) -> dict[str, Any]:
+    def propose(self) -> Mapping[str, Any]:
         """A value of every parameter, active or not; {} for a uniform draw."""
         ...
 
@@ -56,6 +55,8 @@ def inner_sampler(space: SearchSpace, preflight: Preflight, seed: int | None) ->
             n_ei_candidates=settings.candidates,
             seed=seed,
         )
+
+    from search.structured import Knowledge, StructuredSampler  # SciPy: for those who ask for it
 
     def admits(params: Mapping[str, Any]) -> bool:
         try:

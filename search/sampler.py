@@ -10,9 +10,9 @@ come uniform draws, then an error.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -217,10 +217,10 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             return given, rejected
         self._tpe.begin(study, others)
         for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
-            proposal = draw_all(self.space, self._rng)
+            proposal = [dict(fixed), draw_all(self.space, self._rng)]
             if attempt < self.max_resamples:
-                proposal |= self._tpe.propose()
-            params = self.space.repaired(self.space.keep_active(proposal | dict(fixed))) | given
+                proposal.insert(1, cast("dict[str, Any]", self._tpe.propose()))
+            params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
             reason = self._reason(params, taken, training)
             if reason is None:
                 return params, rejected

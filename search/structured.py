@@ -132,7 +132,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             for _ in range(REFUSALS):
                 found = self._tpe.propose()
                 if found and self._admitted(found):
-                    return found
+                    return dict(found)
         row = self._best_of_a_draw(self._beliefs)
         return self._beliefs.rows.decode(row)
 

@@ -2,17 +2,19 @@
 
 TPESampler(multivariate=True, group=True, constant_liar=True), with three differences: the groups come from
 the static space instead of from past trials (they are the same sets, but one odd enqueued trial cannot
-split them); the estimators of a group are built once for all proposals of a trial; nothing is written while
-proposals are made. The only file that touches what Optuna keeps private.
+split them); the densities of a group are fitted once for all proposals of a trial, and only when one of them
+has its gates on; nothing is written while proposals are made. search/parzen.py has the densities.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -20,18 +22,18 @@ from optuna.samplers import TPESampler
 from optuna.samplers._tpe.sampler import (
     _RELATIVE_PARAMS_KEY,  # pyright: ignore[reportPrivateUsage]
     _SYSTEM_ATTR_MAX_LENGTH,  # pyright: ignore[reportPrivateUsage]
-    _split_trials,  # pyright: ignore[reportPrivateUsage]
     default_gamma,
 )
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.parzen import MODELLED, Array, Numbers, Observed, Parzen
+
 BATCH = 12  # proposals at once, after the first of a trial was rejected
-MAX_OTHERS = 400  # finished trials outside the good ones that are modelled
-MODELLED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class GroupedTpe(TPESampler):
-    """begin(study, trials) once a trial, then propose() as often as needed."""
+    """begin(study, trials) once a trial, then propose() as often as needed. For one study."""
 
     def __init__(
         self,
@@ -56,57 +58,97 @@ class GroupedTpe(TPESampler):
             {name: distributions[name] for name in sorted(group) if not distributions[name].single()}
             for group in groups
         ]
-        self._estimators: list[tuple[dict[str, BaseDistribution], Any, Any]] = []
-        self._waiting: list[dict[str, Any]] = []  # proposals that nobody has asked for yet
+        modelled = {name: dist for group in self._groups for name, dist in group.items()}
+        self._observed = Observed(modelled)
+        self._columns = {name: k for k, name in enumerate(modelled)}
+        self._group_of = {name: k for k, group in enumerate(self._groups) for name in group}
+        self._seen: tuple[Array, Array] | None = None  # rows of the good trials and of the others
+        self._fitted: dict[int, tuple[Parzen, Parzen]] = {}  # group -> its densities
+        self._waiting: list[Proposal] = []  # proposals that nobody has asked for yet
         self._batch = 1
 
     def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         """Model `trials` (all but the one that is sampled): the good and the others, group by group."""
-        self._estimators, self._waiting, self._batch = [], [], 1
-        known = [t for t in trials if t.state in MODELLED or t.state == TrialState.RUNNING]
-        finished = sum(t.state != TrialState.RUNNING for t in known)
-        if finished < self._n_startup_trials:
+        self._seen, self._fitted, self._waiting, self._batch = None, {}, [], 1
+        finished = [t for t in trials if t.state in MODELLED]
+        if len(finished) < self._n_startup_trials:
             return
-        below, above = _split_trials(study, known, default_gamma(finished))
-        above = thinned(above)
-        for group in self._groups:
-            if group:
-                self._estimators.append(
-                    (
-                        group,
-                        self._build_parzen_estimator(study, group, below, handle_below=True),
-                        self._build_parzen_estimator(study, group, above, handle_below=False),
-                    )
-                )
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        rows, ranks = self._observed.finished(finished, sign)
+        is_good = np.zeros(len(rows), dtype=np.bool_)
+        is_good[np.lexsort(ranks.T[::-1])[: default_gamma(len(rows))]] = True
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        liars = [self._observed.row(settled_params(t)) for t in running]
+        numbers = np.array([t.number for t in [*finished, *running]])
+        others = np.concatenate([rows, np.array(liars).reshape(len(liars), rows.shape[1])])
+        is_other = np.concatenate([~is_good, np.ones(len(liars), dtype=np.bool_)])
+        by_number = np.argsort(numbers, kind="stable")
+        below = rows[is_good][np.argsort(numbers[: len(rows)][is_good], kind="stable")]
+        above = others[by_number][is_other[by_number]]
+        self._seen = below, above
 
-    def propose(self) -> dict[str, Any]:
+    def propose(self) -> Mapping[str, Any]:
         """A value for every modelled parameter, active or not; {} while there is too little to model."""
-        if not self._waiting and self._estimators:
+        if not self._waiting and self._seen is not None:
             self._waiting = self._propose_many(self._batch)
             self._batch = BATCH
         return self._waiting.pop(0) if self._waiting else {}
 
-    def _propose_many(self, count: int) -> list[dict[str, Any]]:
-        """`count` proposals, each the best of its own candidates; together much cheaper than one by one."""
-        found: list[dict[str, Any]] = [{} for _ in range(count)]
-        for group, below, above in self._estimators:
-            candidates = below.sample(self._rng.rng, count * self._n_ei_candidates)
-            gains = self._compute_acquisition_func(candidates, below, above)
-            best = gains.reshape(count, self._n_ei_candidates).argmax(axis=1)
-            for k, at in enumerate(best):
-                row = k * self._n_ei_candidates + int(at)
-                found[k] |= {n: dist.to_external_repr(candidates[n][row].item()) for n, dist in group.items()}
+    def _propose_many(self, count: int) -> list[Proposal]:
+        """`count` proposals; together much cheaper than one by one."""
+        size, chosen = count * self._n_ei_candidates, list[Callable[[], list[dict[str, Any]]]]()
+        for k, group in enumerate(self._groups):
+            numbers = Numbers(self._rng.rng, size * (1 + len(group)) if group else 0)
+            chosen.append(functools.cache(functools.partial(self._best, k, count, numbers)))
+        return [Proposal(self._group_of, chosen, k) for k in range(count)]
+
+    def _best(self, index: int, count: int, numbers: Numbers) -> list[dict[str, Any]]:
+        """Values of a group's parameters in `count` proposals, each the best of its own candidates."""
+        group, found = self._groups[index], list[dict[str, Any]]()
+        below, above = self._densities(index)
+        candidates = below.sample(numbers, count * self._n_ei_candidates)
+        gains = below.log_pdf(candidates) - above.log_pdf(candidates)
+        best = gains.reshape(count, self._n_ei_candidates).argmax(axis=1)
+        for k, at in enumerate(best):
+            row = candidates[k * self._n_ei_candidates + int(at)].tolist()
+            pairs = zip(group.items(), row, strict=True)
+            found.append({name: dist.to_external_repr(value) for (name, dist), value in pairs})
         return found
 
+    def _densities(self, index: int) -> tuple[Parzen, Parzen]:
+        """Of the good and of the other trials that have every parameter of a group."""
+        if index not in self._fitted:
+            assert self._seen is not None
+            group = self._groups[index]
+            columns = [self._columns[name] for name in group]
+            good, other = (part[:, columns] for part in self._seen)
+            self._fitted[index] = (
+                Parzen(good[~np.isnan(good).any(axis=1)], group, self._parzen_estimator_parameters),
+                Parzen(other[~np.isnan(other).any(axis=1)], group, self._parzen_estimator_parameters),
+            )
+        return self._fitted[index]
 
-def thinned(above: list[FrozenTrial]) -> list[FrozenTrial]:
-    """At most MAX_OTHERS finished trials, evenly over the study's life, and every running one: the density of
-    what is not good changes little, and a proposal's cost grows with their number."""
-    finished = [t for t in above if t.state.is_finished()]
-    if len(finished) <= MAX_OTHERS:
-        return above
-    kept = {finished[k * len(finished) // MAX_OTHERS].number for k in range(MAX_OTHERS)}
-    return [t for t in above if t.number in kept or not t.state.is_finished()]
+
+class Proposal(Mapping[str, Any]):
+    """A value for every modelled parameter. A group is worked out when one of its parameters is asked for:
+    most techniques are off in most proposals."""
+
+    def __init__(
+        self, group_of: Mapping[str, int], chosen: Sequence[Callable[[], list[dict[str, Any]]]], index: int
+    ):
+        self._group_of, self._chosen, self._index = group_of, chosen, index
+
+    def __getitem__(self, name: str) -> Any:
+        return self._chosen[self._group_of[name]]()[self._index][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._group_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._group_of)
+
+    def __len__(self) -> int:
+        return len(self._group_of)
 
 
 def other_trials(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import tomllib
@@ -18,7 +19,18 @@ from types import MappingProxyType
 from typing import Any
 
 from techniques import catalog
-from techniques.base import ROLES, STAGES, Batch, Shape, Technique, check_value, nearest, parse_value, setting
+from techniques.base import (
+    ROLES,
+    STAGES,
+    Batch,
+    Cost,
+    Shape,
+    Technique,
+    check_value,
+    nearest,
+    parse_value,
+    setting,
+)
 from techniques.published import (
     ALIASES,
     DETAILS,
@@ -168,7 +180,16 @@ class Resolved:
 
     def shape(self) -> Shape:
         """The model's sizes, with the plan of a technique that repeats layers."""
+        return self._shape
+
+    @functools.cached_property
+    def _shape(self) -> Shape:
         return _shape_of(self.config, self.techniques)
+
+    @functools.cached_property
+    def costs(self) -> dict[str, Cost]:
+        """technique -> what it adds to this run."""
+        return {name: technique.cost(self._shape) for name, technique in self.techniques.items()}
 
     def identity(self, last: str = STAGES[-1]) -> dict[str, Any]:
         """The values that results up to the stage `last` depend on; gates that are off are left out."""
@@ -217,6 +238,12 @@ def flatten(layer: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+@functools.cache
+def settings_of(technique: type[Technique]) -> dict[str, dataclasses.Field[Any]]:
+    """setting -> its field; not to be changed."""
+    return {f.name: f for f in fields(technique.Config)}
+
+
 def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.Field[Any] | None:
     """The field behind a flat name; None for a technique's gate. ValueError names the nearest known name."""
     if name in TRAINER_FIELDS:
@@ -225,7 +252,7 @@ def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.
         return None
     owner, _, inner = name.partition(".")
     if owner in known:
-        settings = {f.name: f for f in fields(known[owner].Config)}
+        settings = settings_of(known[owner])
         if inner in settings:
             return settings[inner]
         raise ValueError(f"{owner} has no setting {inner!r}. {nearest(inner, settings)}")
@@ -410,7 +437,8 @@ def resolve(layers: Mapping[str, Mapping[str, Any]], known: Mapping[str, type[Te
             if like is None:
                 on = value if isinstance(value, bool) else str(value).strip().lower() not in ("0", "false")
                 if not on:  # a gate turned off forgets the settings that lower layers gave
-                    given = {k: v for k, v in given.items() if not k.startswith(name + ".")}
+                    for setting_name in settings_of(known[name]):
+                        given.pop(f"{name}.{setting_name}", None)
                 given[name] = (on, origin)
             else:
                 value = parse_value(name, value, like)
@@ -428,11 +456,12 @@ def resolve(layers: Mapping[str, Mapping[str, Any]], known: Mapping[str, type[Te
                     f"`{field}` was set by the {given[field][1]}, but nothing reads it while {name} is on. "
                     f"Set {name}'s own settings, or turn {name} off."
                 )
-    values: dict[str, Any] = dataclasses.asdict(config)
-    for name in known:
+    values: dict[str, Any] = {n: getattr(config, n) for n in TRAINER_FIELDS}
+    for name, technique in known.items():
         values[name] = name in techniques
         if name in techniques:
-            values |= {f"{name}.{k}": v for k, v in dataclasses.asdict(techniques[name].config).items()}
+            own = techniques[name].config
+            values |= {f"{name}.{k}": getattr(own, k) for k in settings_of(technique)}
     return Resolved(config, techniques, values, {k: origin for k, (_, origin) in given.items()})
 
 
@@ -440,8 +469,13 @@ def _build_techniques(
     given: Mapping[str, tuple[Any, str]], known: Mapping[str, type[Technique]]
 ) -> dict[str, Technique]:
     on: dict[str, Technique] = {}
+    own: dict[str, dict[str, Any]] = {}
+    for key, (value, _) in given.items():
+        owner, dot, inner = key.partition(".")
+        if dot:
+            own.setdefault(owner, {})[inner] = value
     for name, cls in known.items():
-        settings = {k.split(".", 1)[1]: v for k, (v, _) in given.items() if k.startswith(name + ".")}
+        settings = own.get(name, {})
         if given.get(name, (False, ""))[0]:
             on[name] = cls(cls.Config(**settings))
         elif settings:
