@@ -149,12 +149,13 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         stages: StageChooser | None = None,
     ):
         settings = preflight.study.sampler
-        self.space, self.preflight, self.results, self.stages = space, preflight, results, stages
+        self.space, self.preflight, self.results = space, preflight, results
         self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._tpe = inner_sampler(space, preflight, seed)
+        self._tpe = inner_sampler(space, preflight, seed, staged=stages is not None)
+        self.stages = stages if settings.kind == "tpe" else None  # the other weighs stages itself
         self._taken: dict[int, str] = {}  # trial number -> key of its finished configuration
         self._taught: set[int] = set()
 

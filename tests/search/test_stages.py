@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from search.constraints import set_all, violations
+from search.inner import sampled_by
 from search.preflight import Preflight
 from search.pruning import REPORTS
 from search.sampler import CaddieSampler
@@ -54,16 +55,23 @@ class Rig:
     """A study on an analytic objective in which training takes TRAIN_S and the rest REST_S."""
 
     def __init__(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, share: float = 0.25, header: str = HEADER
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        share: float = 0.25,
+        header: str = HEADER,
+        kind: str = "",
+        cached: bool = True,
     ):
         monkeypatch.setattr("tests.search.fakes.KNOWN", STAGED)
-        self.study: Study = make_study(folder, SPACE, header=header)
+        self.study: Study = sampled_by(make_study(folder, SPACE, header=header), kind)
         self.space: SearchSpace = build_space(self.study, STAGED)
         preflight = Preflight(self.study, root=folder)
         preflight._file_sizes = {"": 1000}  # type: ignore[reportPrivateUsage]
         self.trained: set[str] = set()
         self.chooser = StageChooser(self.space, share, self.is_cached)
-        self.sampler = CaddieSampler(self.space, preflight, seed=0, stages=self.chooser)
+        self.sampler = CaddieSampler(self.space, preflight, seed=0, stages=self.chooser if cached else None)
         self.optuna = optuna.create_study(sampler=self.sampler)
         self.over = False  # whether trials break a limit
 
@@ -84,8 +92,8 @@ class Rig:
             trial.set_user_attr(STAGES, facts)
             result = {
                 "artifact_bytes": 1000,
-                "train_seconds": 1000.0 if self.over else 1.0,
-                "eval_seconds": 1.0,
+                "train_seconds": 1000.0 if self.over else TRAIN_S,
+                "eval_seconds": REST_S,
             }
             set_all(trial, violations(result, self.study.limits))
             self.optuna.tell(trial, bpb(params))
@@ -200,3 +208,17 @@ def test_what_was_saved_is_told(rig: Rig) -> None:
     assert summary([t for t in trials if FROM not in t.user_attrs]) == ""
     assert "taken over: train (saved 20.0 s, spent 5.0 s)" in words(sent(trials)[0].user_attrs[STAGES])
     assert REPORTS not in trials[0].user_attrs
+
+
+def test_the_structured_sampler_keeps_finished_training_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of equal gains it takes the one that costs an evaluation; without a cache it has no reason to."""
+    hits: dict[bool, int] = {}
+    for cached in (True, False):
+        rig = Rig(tmp_path, monkeypatch, kind="structured", cached=cached)
+        assert rig.sampler.stages is None
+        trials = rig.run(40)
+        hits[cached] = sum(bool(t.user_attrs[STAGES]["reused"]) for t in trials[:10])
+        assert not sent(trials) and len({rig.space.resolve(t.params).hash() for t in trials}) == len(trials)
+    assert hits[True] >= 3 and hits[False] == 0  # while much is to be gained behind the training
