@@ -16,15 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import repeat
-from operator import itemgetter
 from typing import Any, cast
 
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Connection, orm, text
+
+from search.columns import Columns, read_params
 
 MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
@@ -40,10 +40,6 @@ where t.study_id = :study and a.key = :key and a.value_json = :number"""
 THESE_TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where trial_id = any(:ids) order by trial_id"""
-# a row for each parameter, not for each trial: its name and distribution go over the wire once
-PARAMS = """
-select param_name, distribution_json, array_agg(param_id), array_agg(trial_id), array_agg(param_value)
-from trial_params where trial_id = any(:ids) group by 1, 2"""
 ATTRIBUTES = """
 select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '}}'
 from trial_{kind}_attributes where trial_id = any(:ids) group by trial_id"""
@@ -195,26 +191,12 @@ class BulkStorage(RDBStorage):
             )
         return trials
 
-    def _read_params(
-        self, ids: Sequence[int], connection: Connection | None = None
-    ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]:
-        """trial -> its parameters, and their distributions; over a connection of its own if none is given."""
+    def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> Columns:
+        """Over a connection of its own if none is given."""
         if connection is None:
             with self.engine.connect() as own:
                 return self._read_params(ids, own)
-        params: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
-        distributions: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
-        cells: list[tuple[int, int, str, Any, BaseDistribution]] = []
-        for name, written, keys, owners, values in connection.execute(text(PARAMS), {"ids": ids}):
-            dist = self._known.get(written)
-            if dist is None:
-                dist = self._known[written] = json_to_distribution(written)
-            cells += zip(keys, owners, repeat(name), map(dist.to_external_repr, values), repeat(dist))
-        cells.sort(key=itemgetter(0))  # as they were suggested
-        for _, trial_id, name, value, dist in cells:
-            params[trial_id][name] = value
-            distributions[trial_id][name] = dist
-        return params, distributions
+        return read_params(connection, ids, self._known)
 
 
 def _local(utc: datetime | None) -> datetime | None:
