@@ -1,5 +1,5 @@
-"""read_params: the parameters of many trials, a row for each parameter and not for each trial: its name and its
-distribution go over the wire once."""
+"""read_params: the parameters of many trials, a row for each parameter and not for each trial: its name and
+its distribution go over the wire once."""
 
 from __future__ import annotations
 
