@@ -1,9 +1,10 @@
 """BulkStorage: a study's trials in six statements; BatchStorage: what one trial writes, in one transaction.
 
 Optuna reads a trial as some eighty ORM objects and commits every parameter and attribute on its own. Here
-PostgreSQL puts a trial's parameters and attributes together as JSON, a distribution is parsed once in the
-life of a process, and `with collected(trial):` holds a trial's writes back until the block ends. Tables and
-rows are Optuna's (schema of 5.0): its own reader gives equal trials, which a test compares.
+PostgreSQL puts a trial's attributes together as JSON and a parameter's values of all trials as arrays, a
+distribution is parsed once in the life of a process, and `with collected(trial):` holds a trial's writes back
+until the block ends. Tables and rows are Optuna's (schema of 5.0): its own reader gives equal trials, which a
+test compares.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Container, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Connection, orm, text
 
+from search.columns import Columns, read_params
+
+MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
 
 TRIALS = """
@@ -35,14 +40,6 @@ where t.study_id = :study and a.key = :key and a.value_json = :number"""
 THESE_TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where trial_id = any(:ids) order by trial_id"""
-# a distribution goes by its 64-bit hash: two of a study's few hundred are never equal by chance
-PARAMS = """
-select trial_id, '[' || string_agg('[' || to_json(param_name) || ',' || hashtextextended(distribution_json, 0)
- || ',' || param_value || ']', ',' order by param_id) || ']'
-from trial_params where trial_id = any(:ids) group by trial_id"""
-DISTRIBUTIONS = """
-select hashtextextended(distribution_json, 0), min(distribution_json) from trial_params
-where trial_id = any(:ids) group by 1"""
 ATTRIBUTES = """
 select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '}}'
 from trial_{kind}_attributes where trial_id = any(:ids) group by trial_id"""
@@ -101,7 +98,7 @@ class BulkStorage(RDBStorage):
     """RDBStorage on PostgreSQL that reads trials, and writes a trial's batch, without ORM objects."""
 
     def __init__(self, url: str, **settings: Any) -> None:
-        self._known: dict[int, BaseDistribution] = {}  # by the hash that PARAMS gives
+        self._known: dict[str, BaseDistribution] = {}  # by their JSON
         super().__init__(url, **settings)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -169,12 +166,13 @@ class BulkStorage(RDBStorage):
             found = connection.execute(text(query), {"ids": ids})
             return {trial_id: json.loads(value) for trial_id, value in found}
 
-        params, values, steps = read(PARAMS), read(VALUES), read(STEPS)
-        user, system = (read(ATTRIBUTES.format(kind=kind)) for kind in ("user", "system"))
-        known = self._distributions(connection, params)
+        with ThreadPoolExecutor(1) as beside:  # PostgreSQL puts the next answer together while we read one
+            rest = beside.submit(self._read_params, ids) if len(ids) > MANY else None
+            values, steps = read(VALUES), read(STEPS)
+            user, system = (read(ATTRIBUTES.format(kind=kind)) for kind in ("user", "system"))
+            params, distributions = rest.result() if rest else self._read_params(ids, connection)
         trials: list[FrozenTrial] = []
         for trial_id, number, state, start, end in rows:
-            own = params.get(trial_id, ())
             trials.append(
                 FrozenTrial(
                     number=number,
@@ -183,8 +181,8 @@ class BulkStorage(RDBStorage):
                     values=values.get(trial_id),
                     datetime_start=_local(start),
                     datetime_complete=_local(end),
-                    params={name: known[key].to_external_repr(value) for name, key, value in own},
-                    distributions={name: known[key] for name, key, _ in own},
+                    params=params[trial_id],
+                    distributions=distributions[trial_id],
                     user_attrs=user.get(trial_id, {}),
                     system_attrs=system.get(trial_id, {}),
                     intermediate_values=dict(steps.get(trial_id, ())),
@@ -193,16 +191,12 @@ class BulkStorage(RDBStorage):
             )
         return trials
 
-    def _distributions(
-        self, connection: Connection, params: dict[int, list[tuple[str, int, float]]]
-    ) -> dict[int, BaseDistribution]:
-        """Distributions by hash; those not seen before are fetched."""
-        known = self._known
-        new = [trial_id for trial_id, own in params.items() if any(key not in known for _, key, _ in own)]
-        if new:
-            for key, found in connection.execute(text(DISTRIBUTIONS), {"ids": new}):
-                known.setdefault(key, json_to_distribution(found))
-        return known
+    def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> Columns:
+        """Over a connection of its own if none is given."""
+        if connection is None:
+            with self.engine.connect() as own:
+                return self._read_params(ids, own)
+        return read_params(connection, ids, self._known)
 
 
 def _local(utc: datetime | None) -> datetime | None:

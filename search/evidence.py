@@ -26,7 +26,7 @@ SURE = 0.975  # of an interval's one side
 
 @dataclass(frozen=True)
 class Point:
-    """A trial at one point of its budget; `features` as of `features_of`."""
+    """A trial at one point of its budget; `features` as of `with_rates`."""
 
     early: float  # val_bpb
     features: Mapping[str, float]
@@ -43,13 +43,9 @@ class Agreement:
 
 def ranks(values: Array) -> Array:
     """Ranks from 0, ties at their mean."""
-    order = np.argsort(values, kind="stable")
-    found = np.empty(len(values))
-    found[order] = np.arange(len(values))
-    for value in np.unique(values):
-        same = values == value
-        found[same] = found[same].mean()
-    return found
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count) - 1.0
+    return (last - 0.5 * (count - 1.0))[place]
 
 
 def agreement(left: Array, right: Array) -> Agreement:
@@ -72,6 +68,7 @@ class Evidence:
 
     def __init__(self, points: Sequence[Point]):
         self.names = sorted({name for point in points for name in point.features})
+        self._columns = {name: k for k, name in enumerate(self.names)}
         self.count = len(points)
         early = np.array([point.early for point in points])
         self.finals: Array = np.array([point.final for point in points])
@@ -84,7 +81,9 @@ class Evidence:
         self.cap_early, self.finals = cap_of(early), np.minimum(self.finals, cap_of(self.finals))
         early = np.minimum(early, self.cap_early)
         self.centre_early, self.centre = float(early.mean()), np.zeros(len(self.names))
-        z = np.array([self._vector(point) for point in points]).reshape(self.count, len(self.names))
+        z = np.zeros((self.count, len(self.names)))
+        for row, point in zip(z, points, strict=True):
+            row[[self._columns[name] for name in point.features]] = list(point.features.values())
         self.centre = z.mean(axis=0)
         self.unit = float(self.finals.std()) or 1e-9
         x = np.column_stack((np.ones(self.count), early - self.centre_early, z - self.centre))

@@ -26,7 +26,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from search.constraints import feasible
@@ -37,6 +42,7 @@ REPORTS = "reports"  # user attribute: [[progress, val_bpb, lr_scale], …]
 SPARED = "spared"  # user attribute of a trial that runs on although it would be given up: a Verdict's facts
 PREFLIGHT = "preflight"  # user attribute that the sampler writes: what it predicted
 SAME_POINT = 0.02  # progress of two reports of one grid point differs by less (a step's error)
+LATEST = 2000  # feasible trials that evidence is fitted to: ten for each of the largest space's features
 MORE = 1.05  # times as many trials, before evidence is fitted again
 Report = tuple[float, float, float]  # progress, val_bpb, lr_scale
 
@@ -86,35 +92,66 @@ def is_evidence(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and trial.value is not None and feasible(trial)
 
 
-def features_of(trial: FrozenTrial, curve: Sequence[Report], progress: float) -> dict[str, float]:
-    """What may shift the relation of early and final: choices (0 or 1), numbers (-1 to 1 over their range),
-    the learning-rate scale now and on average so far."""
-    found: dict[str, float] = {}
-    for name, value in trial.params.items():
-        dist = trial.distributions[name]
+Span = tuple[float, float, bool]  # a range's ends, in the logarithm where the last is true
+
+
+class Scales:
+    """How parameters become numbers, by distribution. A storage shares those between its trials: each is
+    looked at once."""
+
+    def __init__(self):
+        self._known: dict[int, tuple[BaseDistribution, Span | str]] = {}
+
+    def of(self, dist: BaseDistribution) -> Span | str:
+        """A number's range; `choice`; or "" where there is nothing to choose."""
+        known = self._known.get(id(dist))
+        if known is None:
+            known = self._known[id(dist)] = dist, self._look(dist)
+        return known[1]
+
+    @staticmethod
+    def _look(dist: BaseDistribution) -> Span | str:
         if dist.single():
-            continue
-        if isinstance(dist, CategoricalDistribution):
-            found[f"{name}={value}"] = 1.0
-        elif isinstance(dist, FloatDistribution | IntDistribution):
-            low, high, at = float(dist.low), float(dist.high), float(value)
-            if dist.log:
-                low, high, at = math.log(low), math.log(high), math.log(at)
-            found[name] = 2.0 * (at - low) / (high - low) - 1.0
+            return ""
+        if not isinstance(dist, FloatDistribution | IntDistribution):
+            return "choice" if isinstance(dist, CategoricalDistribution) else ""
+        low, high = float(dist.low), float(dist.high)
+        return (math.log(low), math.log(high), True) if dist.log else (low, high, False)
+
+    def features_of(self, trial: FrozenTrial) -> dict[str, float]:
+        """Of its parameters: choices (0 or 1), numbers (-1 to 1 over their range)."""
+        found: dict[str, float] = {}
+        distributions = trial.distributions
+        for name, value in trial.params.items():
+            span = self.of(distributions[name])
+            if span == "choice":
+                found[f"{name}={value}"] = 1.0
+            elif not isinstance(span, str):
+                low, high, log = span
+                found[name] = 2.0 * ((math.log(value) if log else float(value)) - low) / (high - low) - 1.0
+        return found
+
+
+def with_rates(
+    configuration: Mapping[str, float], curve: Sequence[Report], progress: float
+) -> dict[str, float]:
+    """What may shift the relation of early and final: the configuration's features, and the learning-rate
+    scale now and on average so far."""
     scales = [scale for at, _, scale in curve if at <= progress + SAME_POINT]
-    return found | {
+    return {
+        **configuration,
         "lr_scale": 2.0 * scales[-1] - 1.0,
         "mean lr_scale": 2.0 * sum(scales) / len(scales) - 1.0,
     }
 
 
-def point_at(trial: FrozenTrial, progress: float) -> Point | None:
+def point_at(trial: FrozenTrial, configuration: Mapping[str, float], progress: float) -> Point | None:
     """A finished trial as evidence at this share of the budget; None if it did not report there."""
     curve = remembered(trial)
     same = [bpb for at, bpb, _ in curve if abs(at - progress) <= SAME_POINT]
     if not same:
         return None
-    return Point(same[0], features_of(trial, curve, progress), cast("float", trial.value))
+    return Point(same[0], with_rates(configuration, curve, progress), cast("float", trial.value))
 
 
 def is_spared(number: int, share: float) -> bool:
@@ -127,7 +164,9 @@ class Pruner:
 
     def __init__(self, settings: Pruning):
         self.settings = settings
+        self._scales = Scales()
         self._finished: dict[int, FrozenTrial] = {}  # what is evidence, by number
+        self._features: dict[int, dict[str, float]] = {}  # of their configurations
         self._seen: set[int] = set()
         self._points: dict[int, dict[int, Point | None]] = {}  # point of the budget -> trial -> what it says
         self._known: dict[int, tuple[int, Evidence]] = {}  # point of the budget -> trials, their evidence
@@ -145,13 +184,20 @@ class Pruner:
         key, count = round(progress / SAME_POINT), len(self._finished)
         known = self._known.get(key)
         if known is None or count >= MORE * known[0]:
-            points_here = self._points.setdefault(key, {})
-            for number, trial in self._finished.items():
+            points_here, latest = self._points.setdefault(key, {}), sorted(self._finished)[-LATEST:]
+            for number in latest:
                 if number not in points_here:
-                    points_here[number] = point_at(trial, progress)
-            known = count, Evidence([point for point in points_here.values() if point is not None])
+                    points_here[number] = self._point_at(number, progress)
+            found = [points_here[number] for number in latest]
+            known = count, Evidence([point for point in found if point is not None])
             self._known[key] = known
         return known[1]
+
+    def _point_at(self, number: int, progress: float) -> Point | None:
+        trial = self._finished[number]
+        if number not in self._features:
+            self._features[number] = self._scales.features_of(trial)
+        return point_at(trial, self._features[number], progress)
 
     def standard(self) -> float:
         """val_bpb that a trial must be able to reach."""
@@ -176,7 +222,8 @@ class Pruner:
             return None
         if bpb <= evidence.best_early:
             return None
-        point, standard = Point(bpb, features_of(trial, curve, progress)), self.standard()
+        features = with_rates(self._scales.features_of(trial), curve, progress)
+        point, standard = Point(bpb, features), self.standard()
         probability = evidence.probability_worse(point, standard)
         if probability < rule.confidence:
             return None

@@ -239,11 +239,13 @@ def print_status(console: Console, session: Session) -> None:
 
 def print_trial(console: Console, session: Session, number: int) -> None:
     """Everything about one trial. ValueError for a number that there is not."""
-    trials = session.optuna_study.get_trials(deepcopy=False)
-    trial = next((t for t in trials if t.number == number), None)
-    if trial is None:
-        last = f"0 to {trials[-1].number}" if trials else "none yet"
-        raise ValueError(f"{session.study.name} has trials {last}, but not {number}.")
+    study = session.optuna_study
+    storage, own = study._storage, study._study_id  # pyright: ignore[reportPrivateUsage]
+    try:
+        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(own, number))
+    except KeyError:
+        there = f"0 to {n - 1}" if (n := len(study.get_trials(deepcopy=False))) else "none yet"
+        raise ValueError(f"{session.study.name} has trials {there}, but not {number}.") from None
     value = f", {trial.value:.6f} bits/byte" if trial.state == TrialState.COMPLETE else ""
     console.print(f"trial #{number} of {session.study.name}: {trial.state.name}{value}", highlight=False)
     table = Table(show_header=False, show_edge=False, pad_edge=False)

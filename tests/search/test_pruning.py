@@ -222,3 +222,11 @@ def test_constraints_are_written_once_and_seen():
     assert not feasible(study.trials[1])
     with pytest.raises(ValueError, match="has the constraints bytes, train, eval, run"):
         set_all(study.ask(), {"run": 1.0})
+
+
+def test_evidence_is_of_the_latest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("search.pruning.LATEST", 30)
+    pruner = Pruner(SETTINGS)
+    pruner.look(filled(60).trials)
+    assert pruner.evidence(0.5).count == 30
+    assert pruner.evidence(0.5) is pruner.evidence(0.5)
