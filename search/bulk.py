@@ -42,7 +42,8 @@ select trial_id, number, cast(state as text), datetime_start, datetime_complete 
 where trial_id = any(:ids) order by trial_id"""
 ATTRIBUTES = """
 select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '}}'
-from trial_{kind}_attributes where trial_id = any(:ids) group by trial_id"""
+from trial_{kind}_attributes where trial_id = any(:ids) and key <> all(:without) group by trial_id"""
+BRIEF = ["config"]  # user attributes that a list of trials can do without: more than half of its bytes
 NUMBER = """case cast({column}_type as text) when 'FINITE' then cast({column} as text) when 'NAN' then 'NaN'
  when 'INF_POS' then 'Infinity' else '-Infinity' end"""
 VALUES = f"""
@@ -95,9 +96,13 @@ def _write(
 
 
 class BulkStorage(RDBStorage):
-    """RDBStorage on PostgreSQL that reads trials, and writes a trial's batch, without ORM objects."""
+    """RDBStorage on PostgreSQL that reads trials, and writes a trial's batch, without ORM objects.
+
+    While `brief` is set, the trials of a study come without parameters and without BRIEF; `trials_of` has
+    them whole."""
 
     def __init__(self, url: str, **settings: Any) -> None:
+        self.brief = False
         self._known: dict[str, BaseDistribution] = {}  # by their JSON
         super().__init__(url, **settings)
 
@@ -134,7 +139,7 @@ class BulkStorage(RDBStorage):
                 raise KeyError(f"No study has the id {study_id}.")
             if states is not None:
                 rows = [row for row in rows if TrialState[row[2]] in states]
-            return self._build(connection, rows)
+            return self._build(connection, rows, brief=self.brief)
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: orm.Session
@@ -156,21 +161,24 @@ class BulkStorage(RDBStorage):
             self.check_trial_is_updatable(trial_id, TrialState[state])
             batch.write(connection, trial_id)
 
-    def _build(self, connection: Connection, rows: Sequence[Head]) -> list[FrozenTrial]:
+    def _build(
+        self, connection: Connection, rows: Sequence[Head], *, brief: bool = False
+    ) -> list[FrozenTrial]:
         """FrozenTrials of these rows of `trials`. The state was read first: what is finished is whole."""
         ids = [row[0] for row in rows]
         if not ids:
             return []
 
         def read(query: str) -> dict[int, Any]:
-            found = connection.execute(text(query), {"ids": ids})
+            found = connection.execute(text(query), {"ids": ids, "without": BRIEF if brief else []})
             return {trial_id: json.loads(value) for trial_id, value in found}
 
         with ThreadPoolExecutor(1) as beside:  # PostgreSQL puts the next answer together while we read one
-            rest = beside.submit(self._read_params, ids) if len(ids) > MANY else None
+            own = [] if brief else ids
+            rest = beside.submit(self._read_params, own) if len(own) > MANY else None
             values, steps = read(VALUES), read(STEPS)
             user, system = (read(ATTRIBUTES.format(kind=kind)) for kind in ("user", "system"))
-            params, distributions = rest.result() if rest else self._read_params(ids, connection)
+            params, distributions = rest.result() if rest else self._read_params(own, connection)
         trials: list[FrozenTrial] = []
         for trial_id, number, state, start, end in rows:
             trials.append(
@@ -181,8 +189,8 @@ class BulkStorage(RDBStorage):
                     values=values.get(trial_id),
                     datetime_start=_local(start),
                     datetime_complete=_local(end),
-                    params=params[trial_id],
-                    distributions=distributions[trial_id],
+                    params=params.get(trial_id, {}),
+                    distributions=distributions.get(trial_id, {}),
                     user_attrs=user.get(trial_id, {}),
                     system_attrs=system.get(trial_id, {}),
                     intermediate_values=dict(steps.get(trial_id, ())),

@@ -145,10 +145,10 @@ def of_trial(session: Session, number: int) -> Resolved:
             f"the environment of `search.py show {number}` are the submission."
         )
     trials = session.optuna_study.get_trials(deepcopy=False)
-    trial = next((t for t in trials if t.number == number), None)
-    if trial is None or "config" not in trial.user_attrs:
+    found = session.whole([t for t in trials if t.number == number])
+    if not found or "config" not in found[0].user_attrs:
         raise ValueError(f"{session.study.name} has no trial {number} with a configuration. See `status`.")
-    layer = {k: v for k, v in trial.user_attrs["config"].items() if k not in OF_A_PLACE}
+    layer = {k: v for k, v in found[0].user_attrs["config"].items() if k not in OF_A_PLACE}
     preset = str(layer.pop("preset", ""))
     return resolve({"preset": read_preset(preset) if preset else {}, "file": layer}, catalog.metadata())
 

@@ -147,7 +147,8 @@ def read(
 
         common: Common = context.obj.behind(*options)
         study, home = find_study(common.study), home_of(common)
-        then(make_console(), read_session(study, home=home, storage=common.storage, environ=os.environ))
+        session = read_session(study, home=home, storage=common.storage, environ=os.environ, brief=True)
+        then(make_console(), session)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from search.baseline import stored
 from search.constraints import feasible
 from search.foreign import reproduce_line
 from search.overhead import overhead_line
+from search.pruning import LATEST
 from search.pruning_report import print_evidence, pruning_line
 from search.savings import STAGES, summary, words
 from search.session import ROOT, Session
@@ -73,7 +75,8 @@ def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[Froze
         (t for t in trials if t.state == TrialState.COMPLETE),
         key=lambda t: (cast("float", t.value), t.number),
     )
-    return [t for t in complete if feasible(t)], [t for t in complete if not feasible(t)]
+    kept = [feasible(t) for t in complete]
+    return list(compress(complete, kept)), [t for t, k in zip(complete, kept, strict=True) if not k]
 
 
 def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
@@ -117,12 +120,11 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     found = stored(session.optuna_study)
     if found is None:
         return ""
-    start = f"preset {session.study.preset}" if session.study.foreign is None else "the script as it is"
+    start = "the script as it is" if session.study.foreign else f"preset {session.study.preset}"
     text = f"Baseline ({start}): {found['val_bpb']:.4f} val_bpb"
     if good:
-        text += (
-            f"; trial #{good[0].number} stands {float(good[0].value or 0.0) - found['val_bpb']:+.4f} from it"
-        )
+        gain = float(good[0].value or 0.0) - found["val_bpb"]
+        text += f"; trial #{good[0].number} stands {gain:+.4f} from it"
     return text + "."
 
 
@@ -156,8 +158,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             "The code changed while this study ran: compare only trials of the same passport (`show N`).",
             soft_wrap=True,
         )
-    devices = {str(t.user_attrs.get("passport", {}).get("device")) for t in [*good, *bad]}
-    if len(devices) > 1:
+    if len(devices := {str(t.user_attrs.get("passport", {}).get("device")) for t in [*good, *bad]}) > 1:
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])
@@ -186,14 +187,13 @@ def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> N
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     """One line that trains the configuration again; config.json is written anew if it is not here."""
+    config = session.whole([trial])[0].user_attrs["config"]
     if session.study.foreign is not None:
-        return reproduce_line(trial.user_attrs["config"])
+        return reproduce_line(config)
     path = session.place.trial(trial.number) / "config.json"
     if not path.exists():  # it ran on another machine
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(trial.user_attrs["config"], indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     return f"python train_gpt.py {quoted(shown)}"
 
@@ -227,12 +227,12 @@ def print_status(console: Console, session: Session) -> None:
     good, _ = ranked(trials)
     if saved := summary(trials, gpus=session.study.gpus_per_trial):
         console.print(f"  {saved}", highlight=False, soft_wrap=True)
-    shares = [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]
-    if shares:
+    if shares := [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]:
         console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
     if told := pruning_line(trials):
         console.print(f"  {told}", highlight=False, soft_wrap=True)
-    print_evidence(console, trials, session.study.pruning)
+    newest = sorted(good, key=lambda t: t.number)[-LATEST:]
+    print_evidence(console, session.whole(newest), session.study.pruning)
     if good:
         print_reproduce(console, session, good[0])
 

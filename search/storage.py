@@ -231,7 +231,7 @@ def _made(url: str, **settings: Any) -> PatientStorage:
 
 def open_storage(
     url: str, *, worker: bool, timing: Timing | None = None, revive: Callable[[], object] | None = None
-) -> optuna.storages.BaseStorage:
+) -> BatchStorage:
     """The patient storage behind Optuna's cache.
 
     `worker=False` also makes or checks the tables (any number of processes at once). `revive` is called while
