@@ -68,7 +68,7 @@ def main() -> None:
             print(" | ".join(rows[-1]), flush=True)
     if names == list(RECORDS):
         table = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]
-        text = ["# Presets", "", __doc__.partition("\n\n")[2].strip(), "", *table, ""]
+        text = ["# Presets", "", str(__doc__).partition("\n\n")[2].strip(), "", *table, ""]
         DOCUMENT.write_text("\n".join(text), encoding="utf-8")
 
 

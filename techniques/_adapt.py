@@ -56,8 +56,8 @@ class AdapterConfig:
     warm_a: bool = setting(False, "a document begins with the A of the row's last one (score-first, too)")
 
 
-def with_defaults(cls: type[AdapterConfig], **defaults: Any) -> type[AdapterConfig]:
-    """The same settings with other defaults."""
+def with_defaults(cls: type[AdapterConfig], **defaults: Any) -> Any:
+    """The same settings with other defaults, as a dataclass."""
     found = [(f, defaults.get(f.name, f.default)) for f in dataclasses.fields(cls)]
     fields = [(f.name, f.type, dataclasses.field(default=d, metadata=f.metadata)) for f, d in found]
     return dataclasses.make_dataclass(cls.__name__, fields, frozen=True)

@@ -14,6 +14,7 @@ document. Conflicts: it is the scorer; another one cannot be on. What we saw: st
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from techniques._adapt import ADAPTER_ENV, ADAPTER_SPACE, AdapterConfig, adapter_passes, check_adapters
@@ -55,7 +56,9 @@ class LoraTtt(Technique):
     env = {**ADAPTER_ENV, "TTT_ENABLED": "on"}
     smoke = {"rank": 4, "alpha": 8.0, "lr": 0.02, "chunk": 16, "batch_docs": 1, "k": True, "o": True}
 
-    Config = AdapterConfig
+    @dataclass(frozen=True)
+    class Config(AdapterConfig):
+        """The adapters' settings, as they are."""
 
     def check(self, shape: Shape) -> None:
         check_adapters(self.name, self.config, shape)

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import TPESampler
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.samplers._tpe.sampler import _split_trials, default_gamma
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
@@ -97,9 +98,9 @@ class Slow:
         return found
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("direction", list(StudyDirection)[1:])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_same_proposals_as_by_optunas_functions(seed: int, direction: str):
+def test_the_same_proposals_as_by_optunas_functions(seed: int, direction: StudyDirection):
     rng, study = np.random.default_rng(seed), optuna.create_study(direction=direction)
     ours = GroupedTpe(GROUPS, DISTRIBUTIONS, n_startup_trials=10, n_ei_candidates=24, seed=seed)
     theirs = Slow(seed)

@@ -12,7 +12,7 @@ import pytest
 from search.sampler import draw
 from search.space import distribution
 from techniques import catalog
-from techniques.base import Technique, check_value, parse_value
+from techniques.base import Int, Technique, check_value, parse_value
 from techniques.config import LAYERS, TRAINER_FIELDS, Config, Resolved, flatten, resolve
 
 KNOWN = catalog.metadata()
@@ -101,11 +101,9 @@ def drawn_layer(rng: np.random.Generator, share: float) -> dict[str, Any]:
         if rng.random() < share:
             layer[name] = bool(rng.random() < 0.6) if rng.random() < 0.8 else str(int(rng.integers(2)))
         for setting, domain in technique.space.items():
-            fixed = (
-                dataclasses.replace(domain, high=domain.low + 3)
-                if isinstance(getattr(domain, "high", 0), str)
-                else domain
-            )
+            fixed = domain
+            if isinstance(domain, Int) and isinstance(domain.high, str):
+                fixed = dataclasses.replace(domain, high=domain.low + 3)
             if (rng.random() < 0.7 and layer.get(name) not in (False, "0", None)) or rng.random() < 0.001:
                 layer[f"{name}.{setting}"] = draw(distribution(fixed), rng)
     names = list(layer)
