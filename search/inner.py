@@ -7,6 +7,7 @@ draw).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -78,7 +79,10 @@ def inner_sampler(
         said = preflight.predict(resolved(params))
         return {"train": said.train_seconds or 0.0, "score": START_S + (said.eval_seconds or 0.0)}
 
-    knowledge = Knowledge(space.distributions, space.keep_active, admits)
+    start: Mapping[str, Any] | None = None
+    with contextlib.suppress(ValueError):  # a study that cannot express its own preset begins anywhere
+        start = space.params_of({"preset": preflight.study.preset})
+    knowledge = Knowledge(space.distributions, space.keep_active, admits, start)
     if staged:
         stage_of = {name: "score" for name in space.distributions if is_later(space, name)}
         knowledge = dataclasses.replace(

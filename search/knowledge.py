@@ -20,6 +20,7 @@ class Knowledge:
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
     keep_active: Callable[[Params], Params] | None = None  # drops the parameters that mean nothing
     admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
+    start: Params | None = None  # a configuration to begin with, and to stay near until one is feasible
     stage_of: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # parameter -> stage; absent: the first

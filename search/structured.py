@@ -210,10 +210,15 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             return bold(columns) + PENALTY * scale * beliefs.excess(columns, margin)
 
         best = beliefs.incumbents(BASES)
+        base = beliefs.seen[best[:1]]
+        if not best and self.knowledge.start:
+            base = beliefs.rows.encode([self.knowledge.start])
+            if not self._tried(beliefs, base[0]) and self._admitted(self.knowledge.start):
+                return base[0]
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
         late = len(beliefs.complete) >= len(free)
-        if best and self._rng.random() < NEARBY[late]:
-            starts, free = beliefs.seen[best[:1]], self._rng.random(len(free)) < FREE[late]
+        if len(base) and self._rng.random() < NEARBY[late]:
+            starts, free = base, self._rng.random(len(free)) < FREE[late]
         row = self._climbed(beliefs, starts, score, free)
         row = self._any(beliefs, score) if row is None else self._renewed(beliefs, row, score)
         if self.knowledge.seconds is None or len(self.knowledge.stages) < 2 or not best:

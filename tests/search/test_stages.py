@@ -219,6 +219,6 @@ def test_the_structured_sampler_keeps_finished_training_by_itself(
         rig = Rig(tmp_path, monkeypatch, kind="structured", cached=cached)
         assert rig.sampler.stages is None
         trials = rig.run(40)
-        hits[cached] = sum(bool(t.user_attrs[STAGES]["reused"]) for t in trials[:10])
+        hits[cached] = sum(bool(t.user_attrs[STAGES]["reused"]) for t in trials)
         assert not sent(trials) and len({rig.space.resolve(t.params).hash() for t in trials}) == len(trials)
-    assert hits[True] >= 3 and hits[False] == 0  # while much is to be gained behind the training
+    assert hits[True] >= 8 and hits[True] > 3 * hits[False]

@@ -281,3 +281,20 @@ def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
         optimizer.tell(trial, math.log(params["matrix_lr"] / 0.05) ** 2)
     late = [abs(math.log(t.params["matrix_lr"] / 0.05)) for t in optimizer.trials[-5:]]
     assert np.median(late) < 0.7
+
+
+def test_it_begins_with_what_is_known_and_stays_near_while_nothing_is_feasible(tmp_path: Path) -> None:
+    study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
+    space = build_space(study, KNOWN)
+    sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=0)
+    optimizer = optuna.create_study(sampler=sampler)
+    start, moved = space.params_of({"preset": study.preset}), list[int]()
+    for number in range(6):
+        trial = optimizer.ask()
+        params = space.suggest(trial)
+        if number == 0:
+            assert params == start
+        moved.append(sum(params.get(name) != value for name, value in start.items()))
+        set_all(trial, violations(None, study.limits, failure="diverged"))
+        optimizer.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert all(0 < m <= len(start) / 2 for m in moved[1:]), moved
