@@ -38,6 +38,7 @@ SCALE = {
     "iterations": 40,
     "warmdown_iters": 20,
 }
+WIDER = {"score_first_ttt": {"chunk_tokens": 256}}  # a chunk is no shorter than a sequence
 RUN_SEAMS = (
     "init",
     "hyper",
@@ -125,7 +126,8 @@ class Bench:
         cls = suite.load(name)
         known = {n: suite.load(n) for n in cls.requires}
         needed, weights = self.plain(tuple(known))
-        on = self.trainer(lab.smoke_settings(cls, {**known, name: cls}), {**known, name: cls})
+        every = {**known, name: cls}
+        on = self.trainer(lab.smoke_settings(cls, every, WIDER.get(name, {})), every)
         row = Row(name, cls.stage)
         if IN_TRAINING & set(claims(cls)):
             off = self.trainer(settings_of(known), known)
@@ -161,6 +163,28 @@ def table(rows: list[Row]) -> str:
     return "\n".join([head, "|---|---|--:|--:|--:|---|", *(row.line() for row in rows)]) + "\n"
 
 
+def does_nothing() -> list[str]:
+    """Techniques that change first values or rates alone: no work of a step that could be measured."""
+    found = {n: IN_TRAINING & set(claims(cls)) for n, cls in catalog.metadata().items()}
+    return [n for n, seams in found.items() if seams and seams <= {"init", "lr_scale", "hyper_at"}]
+
+
+def heading(idle: list[float], pairs: int) -> str:
+    """`idle`: the step-time ratios of what does no work in a step."""
+    return (
+        "# What a technique costs\n\n"
+        "Written by `python -m benchmarks.technique_cost --write`. "
+        f"{' '.join((__doc__ or '').split(chr(10) + chr(10))[1].split())}\n\n"
+        f"{pairs} pairs a row; 2 shared virtual cores, one thread, float32. `nothing` is the plain trainer "
+        f"against itself. It, {', '.join(does_nothing())} do no work in a step that could be measured, and "
+        f"read {percent(min(idle))} to {percent(max(idle))}: that is the noise of this table, and a figure "
+        "within it is no evidence of a cost. After so few steps weights are near their first values, so the "
+        "bytes of averages, quantisers and codecs are not a trained model's, and vary by some tens. A scorer "
+        "costs evaluation time, an optimiser's work shrinks beside a larger batch: "
+        "[every technique](techniques.md) has estimates at full size.\n\n"
+    )
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*")
@@ -181,16 +205,8 @@ def main(argv: list[str]) -> int:
     text = table(rows)
     print("\n" + text)
     if options.write:
-        paragraph = " ".join((__doc__ or "").split("\n\n")[1].split())
-        head = (
-            "# What a technique costs\n\n"
-            f"Written by `python -m benchmarks.technique_cost --write`. {paragraph}\n"
-            "The row `nothing` is the plain trainer against itself: the noise of this table. "
-            f"{options.pairs} pairs a row; 2 shared virtual cores, one thread, float32. A scorer costs "
-            "evaluation time, an optimiser's work shrinks beside a larger batch: "
-            "[every technique](techniques.md) has estimates at full size.\n\n"
-        )
-        DOC.write_text(head + text, encoding="utf-8")
+        idle = [statistics.median(r.ratios) for r in rows if r.name in ("nothing", *does_nothing())]
+        DOC.write_text(heading(idle, options.pairs) + text, encoding="utf-8")
     return 0
 
 
