@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TRIALS ?= 20
 BIN := .venv/bin
 
-.PHONY: search install install-dev validate lint types test test-long docs clean
+.PHONY: search install install-dev validate lint types test tests test-long docs clean
 
 search: install
 	$(BIN)/python search.py --trials $(TRIALS)
@@ -14,15 +14,20 @@ install: .venv/.installed
 
 install-dev: .venv/.installed-dev
 
+# a module is compiled when it is first imported: most of what comes with the libraries never is
+define venv
+@test -n "$(PYTHON)" || { echo "Caddie needs Python 3.11, 3.12 or 3.13 on PATH, but found none. Install one, or run: make PYTHON=/path/to/python"; exit 2; }
+$(PYTHON) -m venv .venv
+$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e
+endef
+
 .venv/.installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Caddie needs Python 3.11, 3.12 or 3.13 on PATH, but found none. Install one, or run: make PYTHON=/path/to/python"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	$(venv) .
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+.venv/.installed-dev: pyproject.toml constraints.txt
+	$(venv) '.[dev]'
+	@touch $@ .venv/.installed
 
 validate: install
 	$(BIN)/python validate.py
@@ -34,7 +39,10 @@ lint: install-dev
 types: install-dev
 	$(BIN)/pyright
 
-test: lint types
+test: lint
+	$(MAKE) -j 2 types tests
+
+tests: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: install-dev

@@ -242,6 +242,7 @@ def test_what_leaves_nothing_to_try_is_forgotten(tmp_path: Path) -> None:
         optuna.create_study(sampler=sampler).ask().suggest_int("num_layers", 2, 3)
 
 
+@pytest.mark.long
 def test_the_second_study_on_a_database_says_what_it_learnt(tmp_path: Path) -> None:
     """Real workers; their trainer tells the model's true size, without which nothing of it is believed."""
     trainer, first = tmp_path / "exact.py", write_study(tmp_path, "first")

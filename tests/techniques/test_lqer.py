@@ -80,15 +80,12 @@ def test_the_artifact_brings_the_corrections_back():
     ("columns", "rank", "group", "whole"), [(9, 1, 4, 3), (48, 2, 64, 48), (7, 1, 64, 7)]
 )
 def test_groups_are_whole(columns: int, rank: int, group: int, whole: int):
-    error = torch.randn(8, columns)
-    _, right = low_rank_fixes(error, rank, group)
-    assert right.q.shape == (rank * columns // whole, whole) and right.scale.shape == (
-        rank * columns // whole,
-    )
+    error = torch.randn(8, columns, generator=torch.Generator().manual_seed(columns))
+    right = low_rank_fixes(error, rank, group)[1]
+    assert right.q.shape == (rank * columns // whole, whole) and right.scale.numel() == len(right.q)
     v = torch.linalg.svd(error.double(), full_matrices=False)[2][:rank].float()
-    assert (
-        float((right.dequantized().view(rank, columns) - v).abs().max()) <= float(right.scale.max()) * 0.501
-    )
+    far = (right.dequantized().view(rank, columns) - v).abs().max()
+    assert far <= right.scale.float().max() * (0.5 + 7.5 * 2**-11)  # the largest is 7.5 of a float16 scale
 
 
 def test_the_preflight_knows_its_bytes_which_are_near_those_stored():
