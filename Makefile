@@ -14,11 +14,10 @@ install: .venv/.installed
 
 install-dev: .venv/.installed-dev
 
-# a module is compiled when it is first imported: most of what comes with the libraries never is
 define venv
 @test -n "$(PYTHON)" || { echo "Caddie needs Python 3.11, 3.12 or 3.13 on PATH, but found none. Install one, or run: make PYTHON=/path/to/python"; exit 2; }
 $(PYTHON) -m venv .venv
-$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e
+$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e
 endef
 
 .venv/.installed: pyproject.toml constraints.txt
