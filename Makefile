@@ -42,7 +42,7 @@ test: lint
 	$(MAKE) -j 2 types tests
 
 tests: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: install-dev
 	$(BIN)/python -m pytest -q -m long
