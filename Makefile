@@ -28,6 +28,9 @@ endef
 	$(venv) '.[dev]'
 	@touch $@ .venv/.installed
 
+docs: install
+	$(BIN)/python -m search.reference
+
 validate: install
 	$(BIN)/python validate.py
 

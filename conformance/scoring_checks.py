@@ -25,9 +25,7 @@ from techniques.base import Verdict
 from techniques.config import Resolved
 
 TINY_VOCAB = 4  # small enough to try every target
-LENGTH = 3 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
-SUM_LENGTH = 2 * SEQ_LEN + 17  # the same where every target is tried
-SUM_SEED = 10  # the middle one stands at the beginning of a long document, which has later chunks
+LENGTH = 5 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
 LEGAL = (Verdict.LEGAL, Verdict.LEGAL_IF_TIMED)
 
 
@@ -80,7 +78,7 @@ def future_moves(subject: Subject) -> str:
         return later_moves(subject)
     tokens = subject.lab.ids(1, LENGTH + 1)[0]
     before = score(subject, subject.resolved, tokens).nll
-    for p in (SEQ_LEN // 2 + 1, 2 * SEQ_LEN, LENGTH - 5):
+    for p in (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5):
         changed = tokens.clone()
         changed[p:] = subject.lab.ids(1, LENGTH + 1 - p, seed=11)[0]
         moved = score(subject, subject.resolved, changed).nll[: p - 1] != before[: p - 1]
@@ -122,8 +120,8 @@ def target_sums(subject: Subject) -> str:
     if subject.technique.scores_by_document:
         return ""  # a BOS as the target is another bound, and another order
     resolved = subject.resolve(vocab_size=TINY_VOCAB)
-    for position in (SUM_LENGTH // 2, SUM_LENGTH - 3):
-        tokens, total = subject.lab.ids(1, SUM_LENGTH + 1, vocab_size=TINY_VOCAB, seed=SUM_SEED)[0], 0.0
+    for position in (LENGTH // 2, LENGTH - 3):
+        tokens, total = subject.lab.ids(1, LENGTH + 1, vocab_size=TINY_VOCAB)[0], 0.0
         for target in range(TINY_VOCAB):
             tokens[position + 1] = target
             total += float((-score(subject, resolved, tokens).nll[position].double()).exp())

@@ -27,6 +27,8 @@ START_S = 4.0  # PyTorch's start and the export, which no trial is spared: 3 to 
 class Inner(Protocol):
     """What CaddieSampler needs of a sampler."""
 
+    weighs_stages: bool  # whether it chooses by itself between new and finished training
+
     def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         """Learn from all trials but the one that is sampled."""
         ...

@@ -154,14 +154,14 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._tpe = inner_sampler(space, preflight, seed, staged=stages is not None)
-        self.stages = stages if settings.kind == "tpe" else None  # the other weighs stages itself
+        self._inner = inner_sampler(space, preflight, seed, staged=stages is not None)
+        self.stages = None if self._inner.weighs_stages else stages
         self._taken: dict[int, str] = {}  # trial number -> key of its finished configuration
         self._taught: set[int] = set()
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
-        self._tpe.reseed_rng()
+        self._inner.reseed_rng()
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -216,11 +216,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         ):  # enqueued whole: somebody wants exactly this
             self._predict(given)
             return given, rejected
-        self._tpe.begin(study, others)
+        self._inner.begin(study, others)
         for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
             proposal = [dict(fixed), draw_all(self.space, self._rng)]
             if attempt < self.max_resamples:
-                proposal.insert(1, cast("dict[str, Any]", self._tpe.propose()))
+                proposal.insert(1, cast("dict[str, Any]", self._inner.propose()))
             params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
             reason = self._reason(params, taken, training)
             if reason is None:

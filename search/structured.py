@@ -62,6 +62,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if not 0.0 <= tpe_share <= 1.0:
             raise ValueError(f"tpe_share must be from 0 to 1, but got {tpe_share}. 0.1 is the default.")
         self.knowledge = knowledge or Knowledge()
+        self.weighs_stages = self.knowledge.seconds is not None
         self.tpe_share, self.boldness = tpe_share, boldness
         self._rng = np.random.default_rng(seed)
         self._beliefs: Beliefs | None = None

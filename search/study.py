@@ -67,7 +67,9 @@ class SamplerSettings:
     startup_trials: int = setting(16, "finished trials before TPE models anything", low=1)
     max_resamples: int = setting(100, "rejected TPE proposals before random draws", low=1)
     candidates: int = setting(24, "draws a proposal is the best of", low=1)
-    reuse: float = setting(0.25, "share of seconds for trials on cached weights; 0: none", low=0.0, high=1.0)
+    reuse: float = setting(
+        0.25, "share of seconds for trials on cached weights (structured: any); 0: none", low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ BATCH = 12  # proposals at once, after the first of a trial was rejected
 class GroupedTpe(TPESampler):
     """begin(study, trials) once a trial, then propose() as often as needed. For one study."""
 
+    weighs_stages = False
+
     def __init__(
         self,
         groups: Sequence[Sequence[str]],

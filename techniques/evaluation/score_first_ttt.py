@@ -122,7 +122,10 @@ class ScoreFirstTtt(Technique):
     def check(self, shape: Shape) -> None:
         chunk = self.config.chunk_tokens
         if chunk < shape.eval_seq_len:
-            raise ValueError(f"`{self.name}` needs chunk_tokens >= {shape.eval_seq_len}, but got {chunk}.")
+            raise ValueError(
+                f"`{self.name}.chunk_tokens` must be at least the evaluation sequence, but got {chunk} and "
+                f"{shape.eval_seq_len}. Raise it, or lower eval_seq_len."
+            )
         check_sliding(self.name, self.config, shape)
 
     def cost(self, shape: Shape) -> Cost:

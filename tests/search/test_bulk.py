@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import storage
 from search.bulk import BatchStorage, collected
+from search.session import Session
 
 TIMING = storage.Timing(patience_s=10.0, heartbeat_s=1, grace_s=3)
 ODD = ['quote " and \\ back', "new\nline", "ünï", "{}", "a'b", "%s :x"]
@@ -58,6 +59,26 @@ def random_trial(rng: random.Random) -> FrozenTrial:
         system_attrs={key: rng.choice(attributes) for key in rng.sample(ODD, rng.randrange(5))},
         intermediate_values={k: rng.choice(steps) for k in range(rng.randrange(4))},
     )
+
+
+def test_a_brief_reading_leaves_out_parameters_and_configurations_alone(study: optuna.Study, url: str):
+    rng = random.Random(5)
+    for _ in range(30):
+        trial = random_trial(rng)
+        trial.set_user_attr("config", {"model_dim": rng.randrange(99)})
+        study.add_trial(trial)
+    expected = study.get_trials()
+    opened = storage.open_storage(url, worker=True)
+    opened.bulk.brief = True
+    brief = optuna.load_study(study_name=study.study_name, storage=opened)
+    session = Session(cast("Any", None), cast("Any", None), url, brief)
+    found = brief.get_trials(deepcopy=False)
+    assert not any(t.params or t.distributions or "config" in t.user_attrs for t in found)
+    assert session.whole(found) == expected and session.whole(found[3:5]) == expected[3:5]
+    for trial, short in zip(expected, found, strict=True):
+        trial.params, trial.distributions = {}, {}
+        trial.user_attrs.pop("config")
+        assert short == trial
 
 
 def test_trials_are_those_of_optunas_reader(study: optuna.Study, url: str):

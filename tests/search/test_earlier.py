@@ -21,7 +21,7 @@ from search.costs import model_bill, num_params
 from search.earlier import Lessons, earlier
 from search.passport import CODE, TRAINER, check_joining
 from search.preflight import OWN, Preflight
-from search.sampler import CaddieSampler, Infeasible
+from search.sampler import FIGURES, CaddieSampler, Infeasible
 from search.session import ROOT, Session, find_study, open_session
 from search.space import build_space
 from search.study import Study
@@ -35,15 +35,7 @@ from tests.search.replay import FILE, read_trials
 pytestmark = pytest.mark.slow
 HERE = "Cray-1, 2 cores, 1 thread"
 NUM = 20  # trials of the older study
-FIGURES = (
-    "artifact_bytes",
-    "code_bytes",
-    "train_seconds",
-    "eval_seconds",
-    "steps",
-    "stage_seconds",
-    "params",
-)
+TOLD = (*FIGURES[1:], "params")  # of a result; its status aside
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +59,7 @@ def fill(session: Session, count: int, *, hardware: str = HERE, **changes: Any) 
     """The first `count` measured trials of own_text, as a worker stores them."""
     told = json.loads(FILE.read_text(encoding="utf-8"))
     for trial in [t for t in told["trials"] if "result" in t][:count]:
-        figures = {key: trial["result"][key] for key in FIGURES}
+        figures = {key: trial["result"][key] for key in TOLD}
         config = {"preset": told["preset"], **told["fixed"], **trial["config"], **changes}
         attrs = {"config": config, "passport": {"hardware": hardware, "world_size": 1}, **figures}
         session.optuna_study.add_trial(create_trial(value=2.0, user_attrs=attrs))
