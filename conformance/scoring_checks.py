@@ -35,14 +35,22 @@ def require_scorer(subject: Subject) -> None:
 
 
 class Ordered(train_gpt.Evaluation):
-    """Remembers in which order positions got their scores."""
+    """Remembers in which order positions got their scores, and between which the model's weights moved."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.order: list[int] = []
+        self.steps: list[int] = []  # places in `order`: inside of the first scores after a training step
+        self.version = self.weights_version()
+
+    def weights_version(self) -> int:
+        return sum(p._version for p in self.model.parameters())
 
     def write(self, start: int, nll: Tensor) -> None:
         super().write(start, nll)
+        if self.version != (version := self.weights_version()):
+            self.version = version
+            self.steps.append(len(self.order) + nll.numel() // 2)
         self.order += range(start, start + nll.numel())
 
 
@@ -73,26 +81,27 @@ def coverage(subject: Subject) -> None:
 
 
 def future_moves(subject: Subject) -> str:
-    """Change all tokens from p on: does a score of a token before p change? What was seen, or nothing."""
+    """Change all tokens from p on: does a score of a token before p change? What was seen, or nothing. Tried
+    at three places and just behind the first two training steps, whose own tokens must all lie before."""
     if subject.technique.scores_by_document:
         return later_moves(subject)
     tokens = subject.lab.ids(1, LENGTH + 1)[0]
-    before = score(subject, subject.resolved, tokens).nll
-    for p in (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5):
+    first = score(subject, subject.resolved, tokens)
+    for p in (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5, *(first.order[at] + 1 for at in first.steps[:2])):
         changed = tokens.clone()
         changed[p:] = subject.lab.ids(1, LENGTH + 1 - p, seed=11)[0]
-        moved = score(subject, subject.resolved, changed).nll[: p - 1] != before[: p - 1]
+        moved = score(subject, subject.resolved, changed).nll[: p - 1] != first.nll[: p - 1]
         if bool(moved.any()):
             return f"tokens from {p} on changed and the score of token {int(moved.nonzero()[0]) + 1} moved"
     return ""
 
 
 def later_moves(subject: Subject) -> str:
-    """Change what is scored later, but no document's bounds: does an earlier score move?"""
+    """Change what is scored later, but no document's bounds: does an earlier score move? Tried at the
+    same kinds of places."""
     tokens = subject.lab.ids(1, LENGTH + 1)[0]
     first = score(subject, subject.resolved, tokens)
-    for share in (0.2, 0.5, 0.8):
-        cut = int(share * LENGTH)
+    for cut in (*(int(share * LENGTH) for share in (0.2, 0.5, 0.8)), *first.steps[:2]):
         later = torch.tensor(first.order[cut:]) + 1
         later = later[(tokens[later] != BOS).cpu()].to(tokens.device)
         changed = tokens.clone()

@@ -184,14 +184,18 @@ def connect_check(url: str) -> None:
         engine = side_engine(url, connect_timeout_s=5)
         may_create = "coalesce(has_schema_privilege(current_schema(), 'create'), false)"
         query = f"select pg_is_in_recovery(), {may_create}"
-        try:
-            with engine.connect() as connection:
-                standby, writable = connection.execute(sqlalchemy.text(query)).one()
-            problem = "it is a read-only standby" if standby else None
-            problem = problem or (None if writable else "this user may not create tables in its schema")
-            answer.append(problem)
-        except exc.SQLAlchemyError as error:
-            answer.append(_first_line(error))
+        began = time.monotonic()
+        for attempt in range(4):
+            try:
+                with engine.connect() as connection:
+                    standby, writable = connection.execute(sqlalchemy.text(query)).one()
+                problem = "it is a read-only standby" if standby else None
+                answer.append(problem or (None if writable else "this user may not create tables in its schema"))
+                return
+            except exc.SQLAlchemyError as error:  # a connection that was dropped is made again
+                if attempt == 3 or not is_outage(error) or time.monotonic() - began > 1.0:
+                    answer.append(_first_line(error))
+                    return
 
     thread = threading.Thread(target=ask, daemon=True)  # a name server that hangs must not hang us
     thread.start()

@@ -171,7 +171,7 @@ ALL = {"future", "target flip", "normalisation"}
         (TrainsFirst, {}, ALL),
         (PlantedNgrams, {}, {"normalisation"}),
         (AheadLora, {}, {"future", "normalisation"}),  # no step follows a document's last chunk: no flip
-        (AheadPhased, {}, {"future"}),  # two documents, far from the targets that are tried
+        (AheadPhased, {}, {"future"}),  # one document, far from the last target
     ],
 )
 def test_each_detector_fires_on_what_deserves_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -111,6 +112,30 @@ def test_a_database_we_may_only_read(server: tuple[Path, str]):
     url = sqlalchemy.make_url(server[1]).set(username="reader", password="hush")
     with pytest.raises(StorageError, match="may not create tables"):
         storage.connect_check(url.render_as_string(hide_password=False))
+
+
+@pytest.mark.parametrize(("drops", "fails"), [(1, False), (9, True)])
+def test_a_connection_that_is_dropped_while_it_is_checked(
+    server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, drops: int, fails: bool
+):
+    left, plain = [drops], storage.side_engine
+
+    def dropping(url: str, **options: int) -> sqlalchemy.Engine:
+        engine = plain(url, **options)
+
+        @sqlalchemy.event.listens_for(engine, "before_cursor_execute")
+        def drop(connection: sqlalchemy.Connection, *_: object) -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                with plain(url).connect() as other:
+                    pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+                    other.execute(sqlalchemy.text(f"select pg_terminate_backend({pid})"))
+
+        return engine
+
+    monkeypatch.setattr(storage, "side_engine", dropping)
+    with pytest.raises(StorageError, match="must be a PostgreSQL") if fails else contextlib.nullcontext():
+        storage.connect_check(server[1])
 
 
 @pytest.mark.slow

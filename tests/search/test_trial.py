@@ -108,8 +108,8 @@ def test_a_trainer_that_cannot_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["hang", "stubborn"])
 def test_timeout_is_the_configurations_fault(tmp_path: Path, mode: str) -> None:
-    outcome = run(job_of(tmp_path, mode, timeout_s=1.0))
-    assert outcome.kind == "failed" and outcome.reason == "timeout: still running after 1 s"
+    outcome = run(job_of(tmp_path, mode, timeout_s=4.0))  # time to start on a busy machine
+    assert outcome.kind == "failed" and outcome.reason == "timeout: still running after 4 s"
     assert gone(int((tmp_path / "7" / "pid").read_text()))
 
 
@@ -121,9 +121,8 @@ def test_children_end_with_the_trainer(tmp_path: Path) -> None:
 
 
 def test_stop_interrupts(tmp_path: Path) -> None:
-    began = time.monotonic()
     with pytest.raises(Interrupted):
-        run_trainer(job_of(tmp_path, "hang"), on_report=never, stop=lambda: time.monotonic() - began > 0.8)
+        run_trainer(job_of(tmp_path, "hang"), on_report=never, stop=(tmp_path / "7" / "metrics.jsonl").exists)
     assert gone(int((tmp_path / "7" / "pid").read_text()))
 
 
