@@ -17,15 +17,16 @@ install-dev: .venv/.installed-dev
 define venv
 @test -n "$(PYTHON)" || { echo "Caddie needs Python 3.11, 3.12 or 3.13 on PATH, but found none. Install one, or run: make PYTHON=/path/to/python"; exit 2; }
 $(PYTHON) -m venv .venv
-$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e
+$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 endef
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(venv) .
+	$(venv) -e .
 	@touch $@
 
+# no byte code of 14,000 files: the tests keep that of those which they import
 .venv/.installed-dev: pyproject.toml constraints.txt
-	$(venv) '.[dev]'
+	$(venv) --no-compile -e '.[dev]'
 	@touch $@ .venv/.installed
 
 docs: install
