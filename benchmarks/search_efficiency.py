@@ -162,7 +162,7 @@ def sampler_of(
             return dict(zip(STAGES, one.predicted_seconds(one.rows([params]))[0].tolist(), strict=True))
 
         stages = {"stage_of": one.stage_of, "stages": STAGES, "seconds": seconds}
-    knowledge = Knowledge(one.space, one.keep_active, calculators, **stages)
+    knowledge = Knowledge(one.space, one.keep_active, calculators, one.published, **stages)
     return StructuredSampler(seed=seed, knowledge=knowledge)
 
 

@@ -190,7 +190,8 @@ def connect_check(url: str) -> None:
                 with engine.connect() as connection:
                     standby, writable = connection.execute(sqlalchemy.text(query)).one()
                 problem = "it is a read-only standby" if standby else None
-                answer.append(problem or (None if writable else "this user may not create tables in its schema"))
+                problem = problem or (None if writable else "this user may not create tables in its schema")
+                answer.append(problem)
                 return
             except exc.SQLAlchemyError as error:  # a connection that was dropped is made again
                 if attempt == 3 or not is_outage(error) or time.monotonic() - began > 1.0:
