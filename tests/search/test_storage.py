@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy
 from db_helpers import alive, first_line, held_server, server_pids, until, worker
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from search import storage
 from search.storage import StorageError
@@ -123,7 +124,7 @@ def test_a_connection_that_is_dropped_while_it_is_checked(
     def dropping(url: str, **options: int) -> sqlalchemy.Engine:
         engine = plain(url, **options)
 
-        @sqlalchemy.event.listens_for(engine, "before_cursor_execute")
+        @event.listens_for(engine, "before_cursor_execute")
         def drop(connection: sqlalchemy.Connection, *_: object) -> None:
             left[0] -= 1
             if left[0] >= 0:
