@@ -18,6 +18,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ CARRIED = 100  # trials of other studies that it begins with; each of its own di
 STUDENT = 4.0  # degrees of freedom of the likelihood
 CLIPPED_SQUARES = 0.767  # E[w z²] of a standard normal z under the weights below: makes the spread unbiased
 PRIOR_TRIALS = 3.0  # trials that the prior's spread counts as
+MANY = 1e6  # degrees of freedom
 STEPS = 4  # of Gauss-Newton, from the last fit; the first is not weighted
 
 
@@ -54,7 +56,9 @@ class Bill:
 
 @functools.cache
 def student_quantile(dof: float, probability: float) -> float:
-    """Quantile of Student's t."""
+    """Quantile of Student's t; of the normal, which it has become, from a million degrees on."""
+    if dof >= MANY:
+        return NormalDist().inv_cdf(probability)
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     return float(cast("Any", stdtrit)(dof, probability))
@@ -82,7 +86,7 @@ class Estimate:
         return self.moved(probability, self.spread)
 
     def moved(self, probability: float, sd: float) -> float:
-        k = student_quantile(round(min(self.dof, 1e6), 1), probability)
+        k = student_quantile(round(min(self.dof, MANY), 1), probability)
         return math.exp(min(700.0, self.log + k * sd))
 
 

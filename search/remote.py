@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
-from optuna.artifacts.exceptions import ArtifactNotFound
-
 from search.cache import MANIFEST, Corrupt, Store, check
 
 PAUSE_S = 600.0
@@ -35,6 +32,8 @@ class Remote:
 
     def fetch(self, name: str) -> bool:
         """Brings an entry into the local store; False: there is none, or not a whole one."""
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
         if time.monotonic() < self._silent_until:
             return False
         try:
@@ -91,6 +90,11 @@ def _unpack(reader: Any, folder: Path) -> None:
 
 def open_remote(place: str, store: Store) -> Remote:
     """The shared store at `s3://bucket/prefix` or in a folder. ValueError when it cannot be used at all."""
+    from optuna.artifacts import (
+        Boto3ArtifactStore,
+        FileSystemArtifactStore,
+    )  # with boto3, where that is there
+
     if not place.startswith("s3://"):
         if "://" in place:
             raise ValueError(

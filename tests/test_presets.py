@@ -28,7 +28,7 @@ RECORDS = {
 }
 # The same maths by a faster way; a difference (documents' starts) that a tiny audited batch need not hold.
 UNSEEN = {"fused_ce", "varlen_attention"}
-QUICK = ("naive", "pr549")  # in every test run; the others with `make test-long`
+QUICK = ("pr549",)  # in every test run (naive: tests/search/test_bundle.py); the others with `make test-long`
 SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.ILLEGAL]
 # What a tiny run needs smaller; a setting counts where its technique is on.
 SMALL: dict[str, Any] = {

@@ -1,0 +1,111 @@
+"""TPE against the structured sampler on real trials of the laptop study, side by side, from empty homes.
+
+    python -m benchmarks.real_samplers [--trials 40] [--seeds 3] [--write]
+
+Both studies run at once with one worker each, so both have the same machine; their trials take a fixed number
+of steps, so a slower machine changes no BPB. The best feasible configuration of each is then trained again on
+fresh seeds: the best of many single runs is lucky. --write puts the table into docs/real_samplers.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.stage_cache import READ, ROOT
+
+DOCUMENT = ROOT / "docs" / "real_samplers.md"
+STUDY = ROOT / "studies" / "laptop.toml"
+KINDS = ("tpe", "structured")
+EVERY = (5, 10, 20, 30, 40, 60, 80, 100)
+HEAD = """# TPE and the structured sampler on real trials
+
+Written by `python -m benchmarks.real_samplers --write`; do not edit. {trials} trials of the laptop study under each
+sampler, one worker each, both at once on {cores} {machine} cores, from empty homes. One search each: this says whether the
+structured sampler works on a real trainer, and not by how much it is better; for that see
+[the simulator](search_efficiency.md).
+
+"""
+
+
+def begin(kind: str, home: Path, trials: int) -> subprocess.Popen[bytes]:
+    """The study under one sampler."""
+    home.mkdir()
+    command = [sys.executable, str(ROOT / "search.py"), f"--trials={trials}", "--workers=1"]
+    command += [f"--study={STUDY}", f"--home={home}", f"--sampler={kind}"]
+    with open(home / "search.log", "wb") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+
+def trials_of(home: Path) -> list[dict[str, Any]]:
+    """value, attrs and ok of each finished trial, in their order."""
+    read = [sys.executable, "-c", READ, str(STUDY), str(home)]
+    return json.loads(subprocess.run(read, cwd=ROOT, check=True, capture_output=True).stdout)
+
+
+def kept(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [t for t in trials if t["ok"] and t["value"] is not None]
+
+
+def again(config: dict[str, Any], seed: int, folder: Path) -> float:
+    """val_bpb of the configuration on another seed."""
+    folder.mkdir(parents=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps(config | {"seed": seed}))
+    command = [sys.executable, str(ROOT / "train_gpt.py"), str(path), f"--out_dir={folder}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return float(json.loads((folder / "result.json").read_text())["val_bpb"])
+
+
+def row_of(kind: str, trials: list[dict[str, Any]], seeds: list[float], at: list[int]) -> str:
+    """A line of the table."""
+    good = kept(trials)
+    best = [min((t["value"] for t in kept(trials[:n])), default=float("nan")) for n in at]
+    spent_s = sum(t["attrs"].get("stages", {}).get("spent_s", 0.0) for t in trials)
+    spread = f" ± {statistics.stdev(seeds):.4f}" if len(seeds) > 1 else ""
+    cells = [f"{value:.4f}" for value in best]
+    cells += [f"{statistics.median(t['value'] for t in good):.4f}", f"{1 - len(good) / len(trials):.0%}"]
+    cells += [f"{spent_s:.0f}", f"{statistics.mean(seeds):.4f}{spread}"]
+    return f"| {kind} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=3, help="fresh ones for each winner")
+    parser.add_argument("--write", action="store_true", help=f"to {DOCUMENT.relative_to(ROOT)}")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="samplers-") as place:
+        homes = {kind: Path(place) / kind for kind in KINDS}
+        running = {kind: begin(kind, home, options.trials) for kind, home in homes.items()}
+        for kind, process in running.items():
+            if process.wait() != 0:
+                sys.exit(f"{kind} failed:\n{(homes[kind] / 'search.log').read_text()[-2000:]}")
+        found = {kind: trials_of(home) for kind, home in homes.items()}
+        at = [n for n in EVERY if n < options.trials] + [options.trials]
+        lines = [
+            f"| sampler | {' | '.join(f'best @{n}' for n in at)} | median | not feasible | seconds in trainers "
+            "| best again, fresh seeds |",
+            "| --- |" + " --- |" * (len(at) + 4),
+        ]
+        for kind, trials in found.items():
+            config = min(kept(trials), key=lambda t: t["value"])["attrs"]["config"]
+            folder = Path(place) / "again" / kind
+            seeds = [again(config, 1000 + k, folder / str(k)) for k in range(options.seeds)]
+            lines.append(row_of(kind, trials, seeds, at))
+    print("\n".join(lines))
+    if options.write:
+        head = HEAD.format(trials=options.trials, cores=os.cpu_count(), machine=platform.machine())
+        DOCUMENT.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
