@@ -28,12 +28,13 @@ KINDS = ("tpe", "structured")
 EVERY = (5, 10, 20, 30, 40, 60, 80, 100)
 HEAD = """# TPE and the structured sampler on real trials
 
-Written by `python -m benchmarks.real_samplers --write`; do not edit. {trials} trials of the laptop study under each
-sampler, one worker each, both at once on {cores} {machine} cores, from empty homes. One search each: this says whether the
-structured sampler works on a real trainer, and not by how much it is better; for that see
-[the simulator](search_efficiency.md).
+Written by `python -m benchmarks.real_samplers --write`; do not edit. {trials} trials of the laptop study
+under each sampler, one worker each, both at once on {cores} {machine} cores, from empty homes. One search
+each: this says whether the structured sampler works on a real trainer, and not by how much it is better;
+for that see [the simulator](search_efficiency.md).
 
 """
+COLUMNS = ("median", "not feasible", "seconds in trainers", "best again, fresh seeds")
 
 
 def begin(kind: str, home: Path, trials: int) -> subprocess.Popen[bytes]:
@@ -91,11 +92,8 @@ def main() -> None:
                 sys.exit(f"{kind} failed:\n{(homes[kind] / 'search.log').read_text()[-2000:]}")
         found = {kind: trials_of(home) for kind, home in homes.items()}
         at = [n for n in EVERY if n < options.trials] + [options.trials]
-        lines = [
-            f"| sampler | {' | '.join(f'best @{n}' for n in at)} | median | not feasible | seconds in trainers "
-            "| best again, fresh seeds |",
-            "| --- |" + " --- |" * (len(at) + 4),
-        ]
+        titles = ["sampler", *(f"best @{n}" for n in at), *COLUMNS]
+        lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
         for kind, trials in found.items():
             config = min(kept(trials), key=lambda t: t["value"])["attrs"]["config"]
             folder = Path(place) / "again" / kind

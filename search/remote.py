@@ -90,10 +90,7 @@ def _unpack(reader: Any, folder: Path) -> None:
 
 def open_remote(place: str, store: Store) -> Remote:
     """The shared store at `s3://bucket/prefix` or in a folder. ValueError when it cannot be used at all."""
-    from optuna.artifacts import (
-        Boto3ArtifactStore,
-        FileSystemArtifactStore,
-    )  # with boto3, where that is there
+    from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore  # they import boto3
 
     if not place.startswith("s3://"):
         if "://" in place:
