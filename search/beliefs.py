@@ -22,7 +22,9 @@ from search.surrogate import Basis, Function, Surrogate, settled
 from search.tpe import settled_params
 
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
-GROWTH = 1.04  # of the number of trials between two fits
+GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on
+LATE = 250  # trials
+LARGEST, BEST = 500, 50  # trials that are learned from: the newest, and of the others the best feasible ones
 CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
 BINARY_CAUTION = 0.3  # on ±1
 LEAST_REPORTS = 8  # complete trials with a report at a step, without which it predicts nothing
@@ -38,17 +40,32 @@ class Learned:
     mean: Function | None = None
     caution: float = 0.0
 
-    def update(self, columns: Array, y: Array, noise_sd: Array | None, *, steps: int) -> None:
-        """Condition on the data; fit the variances when there are enough new ones."""
-        due = len(y) >= max(self.fitted + 3, math.ceil(GROWTH * self.fitted))
+    def update(
+        self, columns: Array, y: Array, noise_sd: Array | None, *, steps: int, count: int | None = None
+    ) -> None:
+        """Condition on the data; fit the variances when there are enough new ones among all `count`."""
+        count = len(y) if count is None else count
+        growth = GROWTH if self.fitted < LATE else LATE_GROWTH
+        due = count >= max(self.fitted + 3, math.ceil(growth * self.fitted))
         self.model.observe(columns, y, noise_sd=noise_sd, fit=steps if due else 0)
-        self.fitted = len(y) if due else self.fitted
+        self.fitted = count if due else self.fitted
         self.mean = self.model.mean()
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether no constraint is known to be broken."""
     return all(v <= 0.0 for v in trial.constraints.values())
+
+
+def _worth_learning(done: Sequence[FrozenTrial], sign: float) -> list[FrozenTrial]:
+    """What a fit can afford to read of many finished trials: its cost is the third power of their number."""
+    if len(done) <= LARGEST:
+        return list(done)
+    by_number = sorted(done, key=lambda t: t.number)
+    older, newest = by_number[: BEST - LARGEST], by_number[BEST - LARGEST :]
+    good = [t for t in older if t.state == TrialState.COMPLETE and is_feasible(t)]
+    good = sorted(good, key=lambda t: sign * float(t.value or 0.0))[:BEST]
+    return sorted([*good, *newest], key=lambda t: t.number)
 
 
 class Beliefs:
@@ -66,20 +83,24 @@ class Beliefs:
         self._weights: Array = np.zeros((0, 0))
         self._offsets: Array = np.zeros(0)
         self._known: dict[int, Array] = {}  # trial number -> row of a finished trial
+        self._settings: dict[int, frozenset[tuple[str, object]]] = {}  # the same of what it tried
+        self._forgotten = 0  # finished trials that are not learned from
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Everything anew; only rows and fitted variances are kept from call to call."""
         done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self._forgotten, done = len(done), _worth_learning(done, self.sign)
+        self._forgotten -= len(done)
         self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
         self.seen = self._rows_of(self.complete)
         self.columns = self.columns_of(self.seen)
         y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
         pruned, at, scatter = self._short(done)
-        self.tried = {frozenset(self._expressible(settled_params(t)).items()) for t in trials}
+        self.tried = {self._settings_of(t) for t in trials}
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
-        self.objective.update(columns, values, noise, steps=FIT_STEPS)
+        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=len(values) + self._forgotten)
         if len(running) and len(values):
             assert self.objective.mean is not None
             more = self.columns_of(running)
@@ -99,6 +120,14 @@ class Beliefs:
         self._known |= {t.number: fresh[t.number] for t in new if t.state.is_finished()}
         found = [self._known[t.number] if t.number in self._known else fresh[t.number] for t in trials]
         return np.array(found).reshape(len(found), len(self.rows.names))
+
+    def _settings_of(self, trial: FrozenTrial) -> frozenset[tuple[str, object]]:
+        found = self._settings.get(trial.number)
+        if found is None:
+            found = frozenset(self._expressible(settled_params(trial)).items())
+            if trial.state.is_finished():
+                self._settings[trial.number] = found
+        return found
 
     def _expressible(self, params: Mapping[str, object]) -> dict[str, object]:
         return {n: v for n, v in params.items() if n in self.rows.distributions}
@@ -144,7 +173,7 @@ class Beliefs:
             y = np.sign(raw) if binary else np.log1p(np.maximum(raw, -0.95))
             found = self.constraints.setdefault(key, Learned(Surrogate(self.basis, pairs=False)))
             columns = self.columns_of(self._rows_of([t for t, _ in pairs]))
-            found.update(columns, y, None, steps=CONSTRAINT_STEPS)
+            found.update(columns, y, None, steps=CONSTRAINT_STEPS, count=len(y) + self._forgotten)
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 

@@ -15,8 +15,9 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
+from search import beliefs as beliefs_module
 from search.beliefs import Beliefs
 from search.constraints import set_all, violations
 from search.costs import model_bill
@@ -204,6 +205,24 @@ def test_running_trials_keep_workers_apart() -> None:
     study = search(StructuredSampler(seed=0), 15)
     asked = [ask(study.ask()) for _ in range(6)]
     assert len({tuple(p.items()) for p in asked}) == 6
+
+
+def test_of_many_trials_the_newest_and_the_best_are_learned_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beliefs_module, "LARGEST", 30)
+    monkeypatch.setattr(beliefs_module, "BEST", 5)
+    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
+    values = np.random.default_rng(0).permutation(100) / 100
+    trials = [create_trial(params={"x": float(v)}, distributions=space, value=float(v)) for v in values]
+    for k, trial in enumerate(trials):
+        trial.number = k
+    beliefs = Beliefs(space, {})
+    beliefs.learn(trials)
+    best = set(np.argsort(values[:75])[:5].tolist())
+    assert {t.number for t in beliefs.complete} == best | set(range(75, 100))
+    assert len(beliefs.tried) == 100 and beliefs.objective.fitted == 100
+    assert beliefs.complete[beliefs.incumbents(1)[0]].value == min(t.value or 0.0 for t in beliefs.complete)
 
 
 def test_pruned_trials_teach_as_much_as_early_order_has_shown() -> None:
