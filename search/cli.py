@@ -101,7 +101,7 @@ def run(
         bool, typer.Option("--mixed", help="Go on with other code or hardware than the study began with.")
     ] = False,
     sampler: Annotated[
-        str, typer.Option(help="tpe or structured (docs/search_efficiency.md). [default: as the study says]")
+        str, typer.Option(help="structured or tpe (docs/search_efficiency.md). [default: as the study says]")
     ] = "",
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[

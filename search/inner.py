@@ -1,6 +1,6 @@
 """inner_sampler(space, preflight, seed): what makes the proposals that CaddieSampler checks.
 
-`[sampler] kind` of the study says which: `tpe` (the default) or `structured`. Both learn once a trial
+`[sampler] kind` of the study says which: `structured` (the default) or `tpe`. Both learn once a trial
 (`begin`) and propose as often as they are asked (`propose`: a value of every parameter, or {} for a uniform
 draw).
 """
@@ -66,7 +66,7 @@ def inner_sampler(
         )
 
     from search.stages import is_later
-    from search.structured import Knowledge, StructuredSampler  # SciPy: for those who ask for it
+    from search.structured import Knowledge, StructuredSampler  # SciPy's optimizers take a second to start
 
     def resolved(params: Mapping[str, Any]) -> Resolved:
         return space.resolve(space.repaired(params))

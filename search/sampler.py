@@ -1,10 +1,10 @@
-"""CaddieSampler: TPE over the whole conditional space that tells the study only what the preflight admits.
+"""CaddieSampler: proposals over the whole conditional space; the study sees what the preflight admits.
 
 A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
 checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
-at no cost and unknown to the storage, so that TPE's count of trials holds only what was tried; the
-rejections are counted by reason in the trial's user attribute `rejections`. After `max_resamples` proposals
-come uniform draws, then an error.
+at no cost and unknown to the storage, so that a study's trials are only what was tried; the rejections are
+counted by reason in the trial's user attribute `rejections`. After `max_resamples` proposals come uniform
+draws, then an error.
 """
 
 from __future__ import annotations

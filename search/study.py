@@ -41,7 +41,7 @@ from techniques.base import Choice, Float, Int, Technique, check_value, nearest,
 from techniques.config import TRAINER_FIELDS, digest, flatten, known_field, read_preset
 
 TRACKS = ("record", "open")
-KINDS = ("tpe", "structured")  # of samplers
+KINDS = ("structured", "tpe")  # of samplers
 TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
 Table = TypeVar("Table")
 
@@ -63,10 +63,10 @@ class Pruning:
 class SamplerSettings:
     """How proposals are made; search/sampler.py has the rules."""
 
-    kind: str = setting("tpe", "what makes the proposals", choices=KINDS)
+    kind: str = setting("structured", "what makes the proposals", choices=KINDS)
     startup_trials: int = setting(16, "finished trials before TPE models anything", low=1)
-    max_resamples: int = setting(100, "rejected TPE proposals before random draws", low=1)
-    candidates: int = setting(24, "draws a proposal is the best of", low=1)
+    max_resamples: int = setting(100, "rejected proposals before random draws", low=1)
+    candidates: int = setting(24, "draws that a proposal of TPE is the best of", low=1)
     reuse: float = setting(
         0.25, "share of seconds for trials on cached weights (structured: any); 0: none", low=0.0, high=1.0
     )

@@ -32,6 +32,8 @@ run_id = "{mode}"
 others = "off"
 [pruning]
 min_trials = 100
+[sampler]
+kind = "tpe"  # processes are what these studies are about, and it starts a second sooner
 [space]
 matrix_lr = {{ low = 0.01, high = 0.1, log = true }}
 scalar_lr = {{ low = 0.01, high = 0.1, log = true }}

@@ -33,6 +33,7 @@ num_layers = {low = 2, high = 5}
 matrix_lr = {low = 0.005, high = 0.5, log = true}
 tied_embed_lr = {low = 0.005, high = 0.5, log = true}
 [sampler]
+kind = "tpe"
 startup_trials = 15
 """
 CODE = 100_000

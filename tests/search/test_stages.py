@@ -61,7 +61,7 @@ class Rig:
         *,
         share: float = 0.25,
         header: str = HEADER,
-        kind: str = "",
+        kind: str = "tpe",
         cached: bool = True,
     ):
         monkeypatch.setattr("tests.search.fakes.KNOWN", STAGED)

@@ -278,10 +278,10 @@ def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
 
 def test_the_command_line_may_choose_the_sampler(tmp_path: Path) -> None:
     study = make_study(tmp_path, "")
-    assert study.sampler.kind == "tpe" == sampled_by(study, "").sampler.kind
-    other = sampled_by(study, "structured")
-    assert other.sampler.kind == "structured" and study_hash(other) == study_hash(study)
-    with pytest.raises(ValueError, match="must be one of tpe, structured"):
+    assert study.sampler.kind == "structured" == sampled_by(study, "").sampler.kind
+    other = sampled_by(study, "tpe")
+    assert other.sampler.kind == "tpe" and study_hash(other) == study_hash(study)
+    with pytest.raises(ValueError, match="must be one of structured, tpe"):
         sampled_by(study, "magic")
 
 
