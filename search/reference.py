@@ -156,6 +156,7 @@ def relations(page: Page, every: Sequence[Page]) -> Iterator[str]:
     yield from (f"not with {other}: {why}" for other, why in excluded.items())
     if page.cls.requires:
         yield f"needs {', '.join(page.cls.requires)}"
+    yield from (f"`{field}` needs {other}" for field, other in page.cls.setting_requires.items())
     if page.cls.overrides:
         yield f"in place of the trainer's {', '.join(page.cls.overrides)}"
     if page.cls.after:

@@ -8,7 +8,7 @@ is on), then the settings of what is on. What the walk does not ask for is inact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,19 @@ class SearchSpace:
             picked[name] = pick(name)
             if picked[name]:
                 on.add(name)
-        unread = {setting for name in on for setting in self.known[name].overrides}
+        unread = self._unread(on)
         for name in self.study.free:
-            owner = name.partition(".")[0]
-            if (name not in unread) if name in TRAINER_FIELDS else (owner in on):
+            if name not in unread and (name in TRAINER_FIELDS or name.partition(".")[0] in on):
                 picked[name] = pick(name)
         return picked, frozenset(on)
+
+    def _unread(self, on: Collection[str]) -> set[str]:
+        """Settings that mean nothing although the trainer or their technique, which is on, has them."""
+        found = {setting for name in on for setting in self.known[name].overrides}
+        for name in on:
+            needs = self.known[name].setting_requires
+            found |= {f"{name}.{field}" for field, other in needs.items() if other not in on}
+        return found
 
     def _with_needs(self, name: str) -> set[str]:
         """A slot's technique takes what it needs with it; those gates are then not asked."""
@@ -107,10 +114,15 @@ class SearchSpace:
         picked, on = self.walk(self._lookup(params))
         layer: dict[str, Any] = {"preset": self.study.preset} if self.study.preset else {}
         layer["num_reports"] = self.study.num_reports
-        unread = {setting for name in on for setting in self.known[name].overrides}
+        unread = self._unread(on)
         for name, value in self.study.fixed.items():
-            if (name not in unread) if name in TRAINER_FIELDS else (name.partition(".")[0] in on):
+            if name not in unread and (name in TRAINER_FIELDS or name.partition(".")[0] in on):
                 layer[name] = value
+        for name in (
+            unread & self.study.base.keys() - TRAINER_FIELDS.keys()
+        ):  # the preset's, without its technique
+            owner, _, field = name.partition(".")
+            layer[name] = _fields(self.known, owner)[field].default
         for name in self.known:
             if name in on or self.study.base.get(name, False):
                 layer[name] = name in on
@@ -183,8 +195,10 @@ class SearchSpace:
                 t for t in self.known if name in self.known[t].overrides and self.study.gates[t] == FREE
             ]
             return ("unless", *rivals) if rivals else ()
-        owner = name.partition(".")[0]
-        return () if owner in self.forced else ("setting", owner)
+        owner, _, field = name.partition(".")
+        needs = self.known[owner].setting_requires.get(field)
+        decide = [t for t in (owner, needs) if t and t not in self.forced]
+        return ("setting", *decide) if decide else ()
 
     def _is_needed(self, name: str) -> bool:
         return any(name in self._with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)

@@ -124,3 +124,9 @@ def check_together(techniques: dict[str, Technique]) -> None:
         for other in technique.requires:
             if other not in techniques:
                 raise ValueError(f"{name} needs {other}, which is off. Turn {other} on, or {name} off.")
+        for field, other in technique.setting_requires.items():
+            default = technique.Config.__dataclass_fields__[field].default
+            if other not in techniques and getattr(technique.config, field) != default:
+                raise ValueError(
+                    f"`{name}.{field}` needs {other}, which is off. Turn {other} on, or leave the default."
+                )

@@ -43,6 +43,6 @@ def test_every_technique_has_all_of_its_facts(name: str) -> None:
         assert f"| `{f.name}` |" in page
     for variable in cls.env:
         assert f"`{variable}`" in page
-    for other in (*cls.conflicts, *cls.requires, *cls.overrides):
+    for other in (*cls.conflicts, *cls.requires, *cls.overrides, *cls.setting_requires.values()):
         assert other in page
     assert "LOG.md" in page

@@ -42,6 +42,7 @@ class SdClip(Technique):
     reference = "PR #1394, #1412 (Hessian-aware), #1626, #1855"
     stage = "quantize"
     conflicts = {"gptq_lite": "each of them chooses the clip of a row"}
+    setting_requires = {"hessian_lambda": "gptq"}
     space = {
         "attn_k": Float(6.0, 30.0, log=True),
         "mlp_k": Float(6.0, 30.0, log=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from search.sampler import draw_all
 from search.space import build_space
 from techniques.base import check_value
-from techniques.config import known_field
+from techniques.config import known_field, resolve
 from tests.search.fakes import KNOWN, make_study
 
 OFF = {"quantizer": "baseline"}
@@ -53,6 +54,25 @@ def test_what_a_technique_leaves_unread_is_inactive(tmp_path: Path):
     assert "warmdown_iters" in space.active({}) and "warmdown_iters" not in space.active({"cooling": True})
     fixed = space_of(tmp_path, "[fixed]\nwarmdown_iters = 3")
     assert fixed.config({})["warmdown_iters"] == 3 and "warmdown_iters" not in fixed.config({"cooling": True})
+
+
+def test_a_setting_that_needs_another_technique_is_asked_only_beside_it(tmp_path: Path):
+    class Rival(KNOWN["plain"]):
+        setting_requires = {"gain": "table"}
+
+    known, header = KNOWN | {"plain": Rival}, {"plain": True}
+    study = make_study(tmp_path)
+    space = build_space(study, known)
+    assert "plain.gain" in space.active(header | {"table": True}) and "plain.gain" not in space.active(header)
+    assert any({"plain.gain"} == set(group) & {"plain.gain", "plain.mode"} for group in space.groups())
+    gain = {"plain.gain": 2.5}
+    assert "plain.gain" not in space.config(header | gain)
+    started = build_space(dataclasses.replace(study, base=study.base | header | gain), known)
+    default = Rival.Config().gain
+    assert started.resolve(header).values["plain.gain"] == default  # the preset's 2.5 went with `table`
+    assert started.resolve(header | {"table": True}).values["plain.gain"] == 2.5
+    with pytest.raises(ValueError, match=r"`plain\.gain` needs table, which is off"):
+        resolve({"file": header | gain}, known)
 
 
 def test_random_draws_resolve_and_come_back(tmp_path: Path):
