@@ -88,6 +88,6 @@ def inner_sampler(
     if staged:
         stage_of = {name: "score" for name in space.distributions if is_later(space, name)}
         knowledge = dataclasses.replace(
-            knowledge, stages=("train", "score"), stage_of=stage_of, seconds=seconds
+            knowledge, stages=("train", "score"), stage_of=stage_of, seconds=seconds, reuse=settings.reuse
         )
     return StructuredSampler(seed=seed, knowledge=knowledge)

@@ -25,10 +25,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.beliefs import Beliefs
 from search.climb import Moves, climb
-from search.knowledge import Knowledge
+from search.knowledge import Knowledge, Spent
 from search.rows import Array, Mask, Rows, learn_rules
 from search.surrogate import Function
-from search.tpe import GroupedTpe, other_trials, settled_params
+from search.tpe import GroupedTpe, other_trials
 
 TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials
@@ -37,6 +37,7 @@ STEPS = 10  # of a local search
 # Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
 # move: while complete trials are fewer than parameters, and later.
 NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
+SPREAD = 10  # parameters for each of the first trials that are drawn anywhere
 EXAMPLES = 400  # draws that show `keep_active`'s rules
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
@@ -69,7 +70,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self._space: dict[str, BaseDistribution] = dict(self.knowledge.distributions)
         self._read = 0  # trials whose distributions are in the space
         self._tpe: GroupedTpe | None = None
-        self._asked_tpe = False
+        self._asked_tpe, self._begun, self._spent = False, 0, Spent()
         self._draw: tuple[Function, Function] | None = None
 
     def reseed_rng(self) -> None:
@@ -120,6 +121,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         space = {n: d for n, d in self._space.items() if not d.single()}
         beliefs = self._refreshed(space, trials, -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0)
         beliefs.learn(trials)
+        self._begun = len(trials)
         finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
         self._asked_tpe = finished >= TPE_FROM and self._rng.random() < self.tpe_share
         if self._asked_tpe:
@@ -168,7 +170,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             examples = [keep(plain.decode(row)) for row in plain.uniform(rng, EXAMPLES)]
         else:
             examples = [self._own(t, space) for t in trials if t.state == TrialState.COMPLETE]
-        self._beliefs = Beliefs(space, learn_rules(space, examples), sign=sign)
+        self._beliefs, self._spent = Beliefs(space, learn_rules(space, examples), sign=sign), Spent()
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
         self._read = max((t.number + 1 for t in trials if t.state.is_finished()), default=0)
@@ -216,6 +218,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             base = beliefs.rows.encode([self.knowledge.start])
             if not self._tried(beliefs, base[0]) and self._admitted(self.knowledge.start):
                 return base[0]
+        if 0 < self._begun <= len(beliefs.rows.names) // SPREAD:
+            return self._any(beliefs, score)
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
         late = len(beliefs.complete) >= len(free)
         if len(base) and self._rng.random() < NEARBY[late]:
@@ -272,7 +276,10 @@ class StructuredSampler(optuna.samplers.BaseSampler):
     def _cheapest_gain(self, beliefs: Beliefs, row: Array, best: Sequence[int], score: Score) -> Array:
         """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
         knowledge, names = self.knowledge, set(self._space)
-        known = {key for t in beliefs.complete for key in knowledge.keys(settled_params(t), names)}
+        spent = self._spent
+        spent.learn(beliefs.complete, knowledge, names)
+        if spent.on_finished > knowledge.reuse * (spent.on_finished + spent.anew):
+            return row
         reference = float(score(beliefs.seen[best[:1]])[0])
         options = [row]
         for level in range(len(self.knowledge.stages) - 1):
@@ -281,7 +288,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             options += [r for r in found if r is not None and not self._tried(beliefs, r)]
         gains = reference - score(np.array(options))
         rates = [
-            gain / knowledge.cost(self._active_of(beliefs.rows.decode(option)), names, known)
+            gain / knowledge.cost(self._active_of(beliefs.rows.decode(option)), names, spent.known)
             if gain > 0
             else -np.inf
             for gain, option in zip(gains, options, strict=True)

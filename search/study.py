@@ -68,7 +68,7 @@ class SamplerSettings:
     max_resamples: int = setting(100, "rejected proposals before random draws", low=1)
     candidates: int = setting(24, "draws that a proposal of TPE is the best of", low=1)
     reuse: float = setting(
-        0.25, "share of seconds for trials on cached weights (structured: any); 0: none", low=0.0, high=1.0
+        0.25, "share of the seconds that trials on cached weights may take; 0: none", low=0.0, high=1.0
     )
 
 
