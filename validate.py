@@ -123,7 +123,7 @@ def check_pairs(
         ]
         found = {f"{a} + {b}": check.result() for (a, b), check in zip(pairs, checks, strict=True)}
     bad = sum(1 for reason in found.values() if reason)
-    console.print(f"pairs: {len(pairs)} checked, {bad} failed, {time.perf_counter() - start:.0f} s")
+    console.print(f"\npairs: {len(pairs)} checked, {bad} failed, {time.perf_counter() - start:.0f} s")
     return found
 
 
