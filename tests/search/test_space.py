@@ -68,7 +68,7 @@ def test_a_setting_that_needs_another_technique_is_asked_only_beside_it(tmp_path
     gain = {"plain.gain": 2.5}
     assert "plain.gain" not in space.config(header | gain)
     started = build_space(dataclasses.replace(study, base=study.base | header | gain), known)
-    default = Rival.Config().gain
+    default = vars(Rival.Config())["gain"]
     assert started.resolve(header).values["plain.gain"] == default  # the preset's 2.5 went with `table`
     assert started.resolve(header | {"table": True}).values["plain.gain"] == 2.5
     with pytest.raises(ValueError, match=r"`plain\.gain` needs table, which is off"):
