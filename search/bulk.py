@@ -42,8 +42,10 @@ select trial_id, number, cast(state as text), datetime_start, datetime_complete 
 where trial_id = any(:ids) order by trial_id"""
 ATTRIBUTES = """
 select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '}}'
-from trial_{kind}_attributes where trial_id = any(:ids) and key <> all(:without) group by trial_id"""
-BRIEF = ["config"]  # user attributes that a list of trials can do without: more than half of its bytes
+from trial_{kind}_attributes where trial_id = any(:ids) and key not like all(:without) group by trial_id"""
+# Attributes (SQL patterns) that a list of trials can do without, most of its bytes: the configuration, and
+# what the dashboard alone reads.
+BRIEF = ["config", "hash", "worker", "violation_%", "dashboard:%", "artifacts:%"]
 NUMBER = """case cast({column}_type as text) when 'FINITE' then cast({column} as text) when 'NAN' then 'NaN'
  when 'INF_POS' then 'Infinity' else '-Infinity' end"""
 VALUES = f"""

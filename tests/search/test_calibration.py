@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import t as student
 
-from search.calibration import LATEST, Bill, Ledger, Part
+from search.calibration import LATEST, Bill, Ledger, Part, student_quantile
 
 SDS = {"all": 0.2, "kind": 0.15, "technique": 0.05, "log size": 0.1}
 TRUE = {
@@ -153,3 +154,9 @@ def test_it_costs_milliseconds():
         learnt.add(bill, truth(bill))
         learnt.estimate(bill)
     assert (time.process_time() - began) / 5 < 0.1  # 4 ms on a free core
+
+
+@pytest.mark.parametrize("dof", [1.0, 7.5, 99.9, 100.0, 250.0, 1e6])
+def test_students_quantiles_are_scipys(dof: float) -> None:
+    for probability in (0.01, 0.5, 0.9, 0.975, 0.995):
+        assert student_quantile(dof, probability) == pytest.approx(student.ppf(probability, dof), abs=2e-6)
