@@ -216,8 +216,9 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         base = beliefs.seen[best[:1]]
         if not best and self.knowledge.start:
             base = beliefs.rows.encode([self.knowledge.start])
-            if not self._tried(beliefs, base[0]) and self._admitted(self.knowledge.start):
+            if not self._begun and self._admitted(self.knowledge.start):
                 return base[0]
+            beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
         if 0 < self._begun <= len(beliefs.rows.names) // SPREAD:
             return self._any(beliefs, score)
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
@@ -255,7 +256,10 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return row
 
     def _tried(self, beliefs: Beliefs, row: Array) -> bool:
-        return frozenset(self._active_of(beliefs.rows.decode(row)).items()) in beliefs.tried
+        return self._key(beliefs, row) in beliefs.tried
+
+    def _key(self, beliefs: Beliefs, row: Array) -> frozenset[tuple[str, Any]]:
+        return frozenset(self._active_of(beliefs.rows.decode(row)).items())
 
     def _starts(self, beliefs: Beliefs, best: Sequence[int], score: Score) -> Array:
         """The best trial, the best trial by the draw, and a good one shaken."""

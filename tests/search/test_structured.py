@@ -302,6 +302,17 @@ def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
     assert np.median(late) < 0.7
 
 
+def test_workers_that_begin_at_once_do_not_all_try_the_start(tmp_path: Path) -> None:
+    study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
+    space = build_space(study, KNOWN)
+    optimizer = optuna.create_study()
+    optimizer.ask()  # another worker's: it runs, and nothing of it is stored yet
+    start = space.params_of({"preset": study.preset})
+    for seed in range(5):
+        optimizer.sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=seed)
+        assert space.suggest(optimizer.ask()) != start
+
+
 def test_it_begins_with_what_is_known_and_stays_near_while_nothing_is_feasible(tmp_path: Path) -> None:
     study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
     space = build_space(study, KNOWN)
