@@ -316,7 +316,7 @@ class Technique:
     requires: ClassVar[tuple[str, ...]] = ()
     setting_requires: ClassVar[
         Mapping[str, str]
-    ] = {}  # Config field -> technique without which it keeps its default
+    ] = {}  # Config field -> technique that it means nothing without
     overrides: ClassVar[tuple[str, ...]] = ()  # trainer settings that nothing reads while it is on
     identity_at_init: ClassVar[bool] = (
         False  # with fresh parameters the model computes what it did without it

@@ -42,15 +42,15 @@ class BrotliShuffleCodec:
             raise Unavailable(
                 "brotli_shuffle needs the package `brotli`. Install it, or use lzma_xz."
             ) from error
-        self.library, self.stride, self.quality = brotli, stride, quality
+        self.brotli, self.stride, self.quality = brotli, stride, quality
 
     def compress(self, data: bytes) -> bytes:
         shuffled = shuffle_bytes(data, self.stride)
-        body = self.library.compress(shuffled, quality=self.quality, lgwin=WINDOW_BITS)
+        body = self.brotli.compress(shuffled, quality=self.quality, lgwin=WINDOW_BITS)
         return bytes([self.stride]) + body
 
     def decompress(self, data: bytes) -> bytes:
-        return unshuffle_bytes(self.library.decompress(data[1:]), data[0])
+        return unshuffle_bytes(self.brotli.decompress(data[1:]), data[0])
 
 
 class BrotliShuffle(Technique):
