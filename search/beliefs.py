@@ -84,13 +84,14 @@ class Beliefs:
         self._offsets: Array = np.zeros(0)
         self._known: dict[int, Array] = {}  # trial number -> row of a finished trial
         self._settings: dict[int, frozenset[tuple[str, object]]] = {}  # the same of what it tried
-        self._forgotten = 0  # finished trials that are not learned from
+        self.begun, self.finished = 0, 0  # trials, whether learned from or not
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Everything anew; only rows and fitted variances are kept from call to call."""
         done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        self._forgotten, done = len(done), _worth_learning(done, self.sign)
-        self._forgotten -= len(done)
+        self.begun, self.finished = len(trials), len(done)
+        done = _worth_learning(done, self.sign)
+        forgotten = self.finished - len(done)
         self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
         self.seen = self._rows_of(self.complete)
         self.columns = self.columns_of(self.seen)
@@ -100,7 +101,7 @@ class Beliefs:
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
-        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=len(values) + self._forgotten)
+        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=len(values) + forgotten)
         if len(running) and len(values):
             assert self.objective.mean is not None
             more = self.columns_of(running)
@@ -111,7 +112,7 @@ class Beliefs:
                 np.concatenate([noise, np.zeros(len(more))]),
                 steps=0,
             )
-        self._learn_constraints(done)
+        self._learn_constraints(done, forgotten)
 
     def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
         new = [t for t in trials if t.number not in self._known]
@@ -158,7 +159,7 @@ class Beliefs:
             found.append((trial, expected, 1.2 * scatter))
         return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
 
-    def _learn_constraints(self, done: Sequence[FrozenTrial]) -> None:
+    def _learn_constraints(self, done: Sequence[FrozenTrial], forgotten: int) -> None:
         values: dict[str, list[tuple[FrozenTrial, float]]] = {}
         for trial in done:
             for key, value in trial.constraints.items():
@@ -173,7 +174,7 @@ class Beliefs:
             y = np.sign(raw) if binary else np.log1p(np.maximum(raw, -0.95))
             found = self.constraints.setdefault(key, Learned(Surrogate(self.basis, pairs=False)))
             columns = self.columns_of(self._rows_of([t for t, _ in pairs]))
-            found.update(columns, y, None, steps=CONSTRAINT_STEPS, count=len(y) + self._forgotten)
+            found.update(columns, y, None, steps=CONSTRAINT_STEPS, count=len(y) + forgotten)
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 

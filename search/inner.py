@@ -21,6 +21,7 @@ from search.study import KINDS, Study
 from search.tpe import GroupedTpe
 from techniques.config import Resolved
 
+TPE_STARTUP = 16  # finished trials before TPE models anything, where the study does not say
 START_S = 4.0  # PyTorch's start and the export, which no trial is spared: 3 to 5 s measured on two cores
 
 
@@ -60,7 +61,7 @@ def inner_sampler(
         return GroupedTpe(
             space.groups(),
             space.distributions,
-            n_startup_trials=settings.startup_trials,
+            n_startup_trials=settings.startup_trials or TPE_STARTUP,
             n_ei_candidates=settings.candidates,
             seed=seed,
         )
@@ -90,4 +91,9 @@ def inner_sampler(
         knowledge = dataclasses.replace(
             knowledge, stages=("train", "score"), stage_of=stage_of, seconds=seconds, reuse=settings.reuse
         )
-    return StructuredSampler(seed=seed, knowledge=knowledge)
+    return StructuredSampler(
+        seed=seed,
+        knowledge=knowledge,
+        startup_trials=settings.startup_trials or None,
+        candidates=settings.candidates,
+    )

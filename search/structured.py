@@ -37,7 +37,7 @@ STEPS = 10  # of a local search
 # Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
 # move: while complete trials are fewer than parameters, and later.
 NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
-SPREAD = 10  # parameters for each of the first trials that are drawn anywhere
+SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
 EXAMPLES = 400  # draws that show `keep_active`'s rules
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
@@ -59,19 +59,21 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         knowledge: Knowledge | None = None,
         tpe_share: float = TPE_SHARE,
         boldness: float = BOLDNESS,
+        startup_trials: int | None = None,  # the first, drawn anywhere; None: one for every SPREAD parameters
+        candidates: int = 24,  # draws that a proposal of TPE is the best of
     ):
         if not 0.0 <= tpe_share <= 1.0:
             raise ValueError(f"tpe_share must be from 0 to 1, but got {tpe_share}. 0.1 is the default.")
         self.knowledge = knowledge or Knowledge()
         self.weighs_stages = self.knowledge.seconds is not None
         self.tpe_share, self.boldness = tpe_share, boldness
+        self.startup_trials, self.candidates = startup_trials, candidates
         self._rng = np.random.default_rng(seed)
         self._beliefs: Beliefs | None = None
         self._space: dict[str, BaseDistribution] = dict(self.knowledge.distributions)
         self._read = 0  # trials whose distributions are in the space
         self._tpe: GroupedTpe | None = None
-        self._asked_tpe, self._begun, self._spent = False, 0, Spent()
-        self._draw: tuple[Function, Function] | None = None
+        self._asked_tpe, self._spent = False, Spent()
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -121,9 +123,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         space = {n: d for n, d in self._space.items() if not d.single()}
         beliefs = self._refreshed(space, trials, -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0)
         beliefs.learn(trials)
-        self._begun = len(trials)
-        finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
-        self._asked_tpe = finished >= TPE_FROM and self._rng.random() < self.tpe_share
+        self._asked_tpe = beliefs.finished >= TPE_FROM and self._rng.random() < self.tpe_share
         if self._asked_tpe:
             assert self._tpe is not None
             self._tpe.begin(study, trials)
@@ -178,7 +178,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             self._beliefs.rows.groups(),
             space,
             n_startup_trials=TPE_FROM,
-            n_ei_candidates=24,
+            n_ei_candidates=self.candidates,
             seed=int(self._rng.integers(2**31)),
         )
         return self._beliefs
@@ -198,9 +198,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
     # -- the search over one draw
 
     def _best_of_a_draw(self, beliefs: Beliefs) -> Array:
-        mean, draw = beliefs.objective.mean, beliefs.objective.model.draw(self._rng)
+        mean, draw, share = beliefs.objective.mean, beliefs.objective.model.draw(self._rng), self.boldness
         assert mean is not None
-        share = self.boldness
         bold = Function(
             mean.intercept + share * (draw.intercept - mean.intercept),
             mean.main + share * (draw.main - mean.main),
@@ -216,10 +215,11 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         base = beliefs.seen[best[:1]]
         if not best and self.knowledge.start:
             base = beliefs.rows.encode([self.knowledge.start])
-            if not self._begun and self._admitted(self.knowledge.start):
+            if not beliefs.begun and self._admitted(self.knowledge.start):
                 return base[0]
             beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
-        if 0 < self._begun <= len(beliefs.rows.names) // SPREAD:
+        first = len(beliefs.rows.names) // SPREAD if self.startup_trials is None else self.startup_trials
+        if 0 < beliefs.begun <= first and (best or not beliefs.finished):
             return self._any(beliefs, score)
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
         late = len(beliefs.complete) >= len(free)

@@ -64,7 +64,7 @@ class SamplerSettings:
     """How proposals are made; search/sampler.py has the rules."""
 
     kind: str = setting("structured", "what makes the proposals", choices=KINDS)
-    startup_trials: int = setting(16, "finished trials before TPE models anything", low=1)
+    startup_trials: int = setting(0, "first trials, drawn anywhere; 0: the sampler's own number", low=0)
     max_resamples: int = setting(100, "rejected proposals before random draws", low=1)
     candidates: int = setting(24, "draws that a proposal of TPE is the best of", low=1)
     reuse: float = setting(

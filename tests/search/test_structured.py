@@ -262,7 +262,7 @@ def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
         params = {"lr": float(rng.uniform()), "score.stride": float(rng.uniform(0.0, 0.5))}
         value = (params["lr"] - 0.4) ** 2 - params["score.stride"]
         study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=dists))
-    known = {name: {t.params[name] for t in study.trials} for name in dists}
+    trained = {t.params["lr"] for t in study.trials}
     for dear, reuses in ((1000.0, True), (0.0, False)):
         seconds = {"train": dear, "score": 1.0}
         knowledge = Knowledge(
@@ -270,10 +270,10 @@ def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
         )
         sampler = StructuredSampler(seed=0, knowledge=knowledge, tpe_share=0.0)
         sampler.begin(study, study.trials, dists)
-        asked = [sampler.propose() for _ in range(12)]
-        climbs = [p for p in asked if p["score.stride"] not in known["score.stride"]]
-        assert len(climbs) >= 6 and np.median([p["score.stride"] for p in climbs]) > 0.8
-        assert (not any(p["lr"] not in known["lr"] for p in climbs)) == reuses
+        asked = [sampler.propose() for _ in range(6)]
+        kept = [any(abs(p["lr"] - lr) < 1e-9 for lr in trained) for p in asked]
+        assert all(kept) if reuses else not all(kept)
+        assert np.median([p["score.stride"] for p in asked]) > 0.8
 
 
 def test_the_command_line_may_choose_the_sampler(tmp_path: Path) -> None:
@@ -327,5 +327,4 @@ def test_it_begins_with_what_is_known_and_stays_near_while_nothing_is_feasible(t
         moved.append(sum(params.get(name) != value for name, value in start.items()))
         set_all(trial, violations(None, study.limits, failure="diverged"))
         optimizer.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    assert all(m > 0 for m in moved[1:]), moved
-    assert sorted(moved[1:])[-2] <= len(start) / 2, moved  # all but the one that is drawn anywhere
+    assert all(0 < m <= len(start) / 2 for m in moved[1:]), moved
