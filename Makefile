@@ -17,8 +17,8 @@ install-dev: .venv/.installed-dev
 define venv
 @test -n "$(PYTHON)" || { echo "Caddie needs Python 3.11, 3.12 or 3.13 on PATH, but found none. Install one, or run: make PYTHON=/path/to/python"; exit 2; }
 $(PYTHON) -m venv .venv
-$(BIN)/python -m pip install -q --disable-pip-version-check -U pip
-$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+$(BIN)/python -m pip install -qq --disable-pip-version-check -U pip
+$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 endef
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -30,7 +30,7 @@ CARRIED = 100  # trials of other studies that it begins with; each of its own di
 STUDENT = 4.0  # degrees of freedom of the likelihood
 CLIPPED_SQUARES = 0.767  # E[w z²] of a standard normal z under the weights below: makes the spread unbiased
 PRIOR_TRIALS = 3.0  # trials that the prior's spread counts as
-MANY = 1e6  # degrees of freedom
+MANY = 1e7  # degrees of freedom
 STEPS = 4  # of Gauss-Newton, from the last fit; the first is not weighted
 
 
@@ -56,7 +56,7 @@ class Bill:
 
 @functools.cache
 def student_quantile(dof: float, probability: float) -> float:
-    """Quantile of Student's t; of the normal, which it has become, from a million degrees on: a study that
+    """Quantile of Student's t; of the normal, which it has become, from ten million degrees on: a study that
     has learned nothing yet starts without SciPy, whose import takes half a second."""
     if dof >= MANY:
         return NormalDist().inv_cdf(probability)
