@@ -24,7 +24,7 @@ from search.tpe import settled_params
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
 GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on
 LATE = 250  # trials
-LARGEST, BEST = 500, 50  # trials that are learned from: the newest, and of the others the best feasible ones
+LARGEST, BEST = 400, 50  # trials that are learned from: the newest, and of the others the best feasible ones
 CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
 BINARY_CAUTION = 0.3  # on ±1
 LEAST_REPORTS = 8  # complete trials with a report at a step, without which it predicts nothing
@@ -52,22 +52,6 @@ class Learned:
         self.mean = self.model.mean()
 
 
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether no constraint is known to be broken."""
-    return all(v <= 0.0 for v in trial.constraints.values())
-
-
-def _worth_learning(done: Sequence[FrozenTrial], sign: float) -> list[FrozenTrial]:
-    """What a fit can afford to read of many finished trials: its cost is the third power of their number."""
-    if len(done) <= LARGEST:
-        return list(done)
-    by_number = sorted(done, key=lambda t: t.number)
-    older, newest = by_number[: BEST - LARGEST], by_number[BEST - LARGEST :]
-    good = [t for t in older if t.state == TrialState.COMPLETE and is_feasible(t)]
-    good = sorted(good, key=lambda t: sign * float(t.value or 0.0))[:BEST]
-    return sorted([*good, *newest], key=lambda t: t.number)
-
-
 class Beliefs:
     """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
 
@@ -84,13 +68,14 @@ class Beliefs:
         self._offsets: Array = np.zeros(0)
         self._known: dict[int, Array] = {}  # trial number -> row of a finished trial
         self._settings: dict[int, frozenset[tuple[str, object]]] = {}  # the same of what it tried
+        self._violations: dict[int, Mapping[str, float]] = {}  # the same of its constraints
         self.begun, self.finished = 0, 0  # trials, whether learned from or not
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Everything anew; only rows and fitted variances are kept from call to call."""
         done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         self.begun, self.finished = len(trials), len(done)
-        done = _worth_learning(done, self.sign)
+        done = self._worth_learning(done)
         forgotten = self.finished - len(done)
         self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
         self.seen = self._rows_of(self.complete)
@@ -113,6 +98,27 @@ class Beliefs:
                 steps=0,
             )
         self._learn_constraints(done, forgotten)
+
+    def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
+        """What a fit can afford to read of many finished trials: its cost is the third power of their
+        number."""
+        if len(done) <= LARGEST:
+            return done
+        by_number = sorted(done, key=lambda t: t.number)
+        older, newest = by_number[: BEST - LARGEST], by_number[BEST - LARGEST :]
+        good = [t for t in older if t.state == TrialState.COMPLETE and self._is_feasible(t)]
+        good = sorted(good, key=lambda t: self.sign * float(t.value or 0.0))[:BEST]
+        return sorted([*good, *newest], key=lambda t: t.number)
+
+    def _constraints_of(self, trial: FrozenTrial) -> Mapping[str, float]:
+        """Of a finished trial; Optuna picks them from all attributes anew each time."""
+        if trial.number not in self._violations:
+            self._violations[trial.number] = trial.constraints
+        return self._violations[trial.number]
+
+    def _is_feasible(self, trial: FrozenTrial) -> bool:
+        """Whether no constraint is known to be broken."""
+        return all(v <= 0.0 for v in self._constraints_of(trial).values())
 
     def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
         new = [t for t in trials if t.number not in self._known]
@@ -162,7 +168,7 @@ class Beliefs:
     def _learn_constraints(self, done: Sequence[FrozenTrial], forgotten: int) -> None:
         values: dict[str, list[tuple[FrozenTrial, float]]] = {}
         for trial in done:
-            for key, value in trial.constraints.items():
+            for key, value in self._constraints_of(trial).items():
                 if value != 0.0:
                     values.setdefault(key, []).append((trial, value))
         for key, pairs in values.items():
@@ -203,6 +209,6 @@ class Beliefs:
         if not self.complete or self.objective.mean is None:
             return []
         means = self.objective.mean(self.columns)
-        kept = np.array([is_feasible(t) for t in self.complete])
+        kept = np.array([self._is_feasible(t) for t in self.complete])
         order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
         return order[:count]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LATEST = 300  # finished trials that a ledger remembers: machines change their speed
+RENEWED = 0.02  # share of new rows from which the fit is made again
 CARRIED = 100  # trials of other studies that it begins with; each of its own displaces one
 STUDENT = 4.0  # degrees of freedom of the likelihood
 CLIPPED_SQUARES = 0.767  # E[w z²] of a standard normal z under the weights below: makes the spread unbiased
@@ -153,6 +154,7 @@ class Ledger:
         self.columns: dict[str, int] = {}
         self.centre: dict[str, float] = {}
         self._fit: _Fit | None = None
+        self._new = 0  # trials since the last fit
         self._last: Array = np.zeros(0)
 
     def add(self, bill: Bill, measured: float, *, carried: bool = False) -> None:
@@ -167,7 +169,7 @@ class Ledger:
         (self.carried if carried else self.rows).append(row)
         if self.carried and not carried:
             self.carried.popleft()
-        self._fit = None
+        self._new += 1
 
     def forget_carried(self) -> bool:
         """From here on its own trials alone; False when there were no others."""
@@ -222,9 +224,11 @@ class Ledger:
         )
 
     def _solved(self) -> _Fit:
-        """The fit to all rows; made again once trials came."""
-        if self._fit is None:
-            self._fit = self._solve()
+        """The fit to all rows; made again once trials came, of many rows once a share of them is new."""
+        known = len(self.rows) + len(self.carried)
+        new_factors = self._fit is not None and len(self._fit.mean) < len(self.columns)
+        if self._fit is None or new_factors or self._new > RENEWED * known:
+            self._fit, self._new = self._solve(), 0
         return self._fit
 
     def _solve(self) -> _Fit:

@@ -35,6 +35,7 @@ from search.tpe import other_trials, set_system_attr, set_user_attr, settled_par
 from techniques.config import Resolved, digest
 
 REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
+NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 FIGURES = (
@@ -280,10 +281,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         return keys | set(self._taken.values())
 
     def _learn(self, others: Sequence[FrozenTrial]) -> None:
-        """Teach the preflight what finished since the last trial."""
+        """Teach the preflight what finished since the last trial; once it knows many, the newest of that."""
+        most = LATEST if len(self._taught) < LATEST else NEWEST
         new = [t for t in others if t.state == TrialState.COMPLETE and t.number not in self._taught]
         self._taught |= {t.number for t in new}
-        for trial in new[-LATEST:]:
+        for trial in new[-most:]:
             result = self.results(trial)
             if result is None:
                 continue
