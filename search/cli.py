@@ -208,6 +208,20 @@ def costs(
 
 
 @app.command()
+def effects(
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 15,
+) -> None:
+    """By how much each technique and setting moves val_bpb, with what confidence, and which pairs clash."""
+    from search.effects import print_effects
+
+    read(context, (study, storage, home), lambda console, session: print_effects(console, session, top=top))
+
+
+@app.command()
 def dashboard(
     context: typer.Context,
     study: StudyOption = None,

@@ -58,13 +58,14 @@ def print_evidence(console: Console, trials: Sequence[FrozenTrial], settings: Pr
             continue
         told = "used" if evidence.tells(settings.agreement) and progress >= settings.start else "not used"
         console.print(
-            f"  at {progress:.0%} of {evidence.count} trials: rank agreement with the final BPB "
+            f"BPB at {progress:.0%} of {evidence.count} trials: rank agreement with the final one "
             f"{evidence.raw.rank:.2f}, with offsets {evidence.shown.rank:.2f} (at least "
-            f"{evidence.shown.lower:.2f}); {told}",
+            f"{evidence.shown.lower:.2f}); {told} for pruning",
             highlight=False,
             soft_wrap=True,
         )
         sure = [row for row in evidence.offsets()[:4] if abs(row[1]) > 2.0 * row[2]]
         if sure:
             words = ", ".join(f"{name} {shift:+.4f} ± {sd:.4f}" for name, shift, sd in sure)
-            console.print(f"    later than it seems: {words}", highlight=False, markup=False, soft_wrap=True)
+            text = f"  in the end, beyond what was to be seen there: {words}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)

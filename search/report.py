@@ -20,8 +20,7 @@ from search.baseline import stored
 from search.constraints import feasible
 from search.foreign import reproduce_line
 from search.overhead import overhead_line
-from search.pruning import LATEST
-from search.pruning_report import print_evidence, pruning_line
+from search.pruning_report import pruning_line
 from search.savings import STAGES, summary, words
 from search.session import ROOT, Session
 from search.study import Limits
@@ -231,8 +230,6 @@ def print_status(console: Console, session: Session) -> None:
         console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
     if told := pruning_line(trials):
         console.print(f"  {told}", highlight=False, soft_wrap=True)
-    newest = sorted(good, key=lambda t: t.number)[-LATEST:]
-    print_evidence(console, session.whole(newest), session.study.pruning)
     if good:
         print_reproduce(console, session, good[0])
 

@@ -1,0 +1,95 @@
+"""Effects against the truth of simulated studies, and what `search.py effects` prints."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
+
+from benchmarks.effects import check, random_trials, true_pairs
+from benchmarks.simulator import Instance
+from search.effects import LEAST, find_effects, print_effects
+from search.session import Place, Session, find_study
+from tests.search.fake_studies import write_study
+
+
+def test_intervals_hold_and_no_sign_is_wrong() -> None:
+    instances = [Instance(seed) for seed in (1, 2, 3)]
+    checks = [check(one, random_trials(one, 150)) for one in instances]
+    inside, told = sum(c.inside for c in checks), sum(c.count for c in checks)
+    assert told == 75 and inside >= 0.9 * told
+    assert sum(c.sure for c in checks) >= 30 and sum(c.wrong for c in checks) == 0
+
+
+def test_a_study_without_effects_shows_none() -> None:
+    instance = Instance(1, "null")
+    found = find_effects(random_trials(instance, 150))
+    assert sum(e.verdict != "not told" for e in found.techniques) <= 1 and not found.pairs
+
+
+def test_a_clash_is_found() -> None:
+    instance = Instance(22)
+    found = find_effects(random_trials(instance, 300))
+    truth = true_pairs(instance)
+    pair, coefficient = max(truth.items(), key=lambda item: abs(item[1]))
+    told = {frozenset(e.name.split(" × ")): e for e in found.pairs}
+    assert 0.5 < told[pair].mean / coefficient < 1.5  # shrunk
+    assert sum(name in truth for name in told) >= 0.75 * len(told)
+
+
+def test_a_numbers_best_place_is_found() -> None:
+    """One number with a curve, one without, a gate, and noise."""
+    rng, study = np.random.default_rng(0), optuna.create_study()
+    dists = {
+        "lr": optuna.distributions.FloatDistribution(0.001, 0.1, log=True),
+        "idle": optuna.distributions.IntDistribution(1, 9),
+        "gate": optuna.distributions.CategoricalDistribution((False, True)),
+    }
+    for _ in range(60):
+        params = {
+            "lr": float(10 ** rng.uniform(-3, -1)),
+            "idle": int(rng.integers(1, 10)),
+            "gate": bool(rng.random() < 0.5),
+        }
+        value = 2.0 + (np.log10(params["lr"]) + 1.4) ** 2 - 0.1 * params["gate"] + rng.normal(0, 0.02)
+        study.add_trial(create_trial(value=float(value), params=params, distributions=dists))
+    found = find_effects(study.trials)
+    (gate,), numbers = found.techniques, {e.name.split()[0]: e for e in found.numbers}
+    assert (
+        gate.verdict == "helps"
+        and abs(gate.mean + 0.1) < 0.03
+        and gate.trials == sum(t.params["gate"] for t in study.trials)
+    )
+    best = float(numbers["lr"].name.split(" → ")[1])
+    assert 0.02 < best < 0.08 and numbers["lr"].verdict == "helps" and numbers["idle"].verdict == "not told"
+    assert 0.01 < found.noise_sd < 0.04
+
+
+def printed(session: Session, **options: int) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    print_effects(console, session, **options)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def session_of(folder: Path, trials: Sequence[FrozenTrial]) -> Session:
+    stored = optuna.create_study()
+    stored.add_trials(list(trials))
+    return Session(find_study(write_study(folder, "told")), Place(folder, "told"), "", stored)
+
+
+def test_what_a_person_reads(tmp_path: Path) -> None:
+    trials = [*random_trials(Instance(1), 80), create_trial(state=TrialState.FAIL)]
+    text = printed(session_of(tmp_path, trials), top=3)
+    assert "newest 80 complete trials" in text and "technique on, against off" in text
+    assert "less sure (--top)" in text and "helps" in text and "several seeds" in text
+
+
+def test_too_few_trials_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"at least {LEAST} complete trials, but this study has 5"):
+        printed(session_of(tmp_path, random_trials(Instance(1), 5)))
