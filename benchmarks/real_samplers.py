@@ -5,7 +5,8 @@
 The laptop study with half the steps, without evaluation techniques and without limits in seconds, so that a
 busy machine changes nothing but the time it takes: trials have a fixed number of steps, and what binds is the
 bytes. Both searches run at once with one worker each. The best feasible configuration of each is trained
-again on fresh seeds: the best of many single runs is lucky. --write: to docs/real_samplers.md.
+again on fresh seeds: the best of many single runs is lucky. --write: added to what is in
+docs/real_samplers.md.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.stage_cache import READ, ROOT
 from techniques import catalog
 
 DOCUMENT = ROOT / "docs" / "real_samplers.md"
+RESULTS = ROOT / "benchmarks" / "real_samplers.json"
 KINDS = ("tpe", "structured")
 STEPS = 50
 EVERY = (5, 10, 20, 30, 40, 60, 80, 100)
@@ -34,11 +36,16 @@ HEAD = """# TPE and the structured sampler on real trials
 Written by `python -m benchmarks.real_samplers --write`; do not edit. {trials} real trials under each sampler,
 one worker each, both at once on {cores} {machine} cores, from empty homes: the laptop study with {steps}
 steps, without evaluation techniques, without limits in seconds. val_bpb, smaller is better; a seed's standard
-deviation is 0.005 to 0.010. One search each: this says whether the structured sampler works on a real
-trainer, and not by how much it is better; for that see [the simulator](search_efficiency.md).
+deviation is 0.005 to 0.010. A row is a search; each run of the command adds one for each sampler.
 
 """
-COLUMNS = ("median", "not feasible", "seconds in trainers", "best again, fresh seeds")
+TAIL = """
+Winners on fresh seeds, structured less TPE, mean of {count} pairs of searches: {mean:+.4f} ± {error:.4f}
+(standard error). So few searches say that both work on a real trainer, and hardly which is better; the
+default follows [the simulator](search_efficiency.md).
+"""
+COLUMNS = ("median", "not feasible", "seconds in trainers", "winner again, fresh seeds")
+Searched = dict[str, Any]  # best (after so many trials), median, not_feasible, seconds, again (mean, sd)
 
 
 def study_of(home: Path) -> Path:
@@ -91,22 +98,47 @@ def again(config: dict[str, Any], seed: int, folder: Path) -> float:
     return float(json.loads((folder / "result.json").read_text())["val_bpb"])
 
 
-def row_of(kind: str, trials: list[dict[str, Any]], seeds: list[float], at: list[int]) -> str:
-    """A line of the table."""
+def told_of(trials: list[dict[str, Any]], seeds: list[float], at: list[int]) -> Searched:
+    """What is kept of a search."""
     good = kept(trials)
-    best = [min((t["value"] for t in kept(trials[:n])), default=float("nan")) for n in at]
-    spent_s = sum(t["attrs"].get("stages", {}).get("spent_s", 0.0) for t in trials)
-    spread = f" ± {statistics.stdev(seeds):.4f}" if len(seeds) > 1 else ""
-    cells = [f"{value:.4f}" for value in best]
-    cells += [f"{statistics.median(t['value'] for t in good):.4f}", f"{1 - len(good) / len(trials):.0%}"]
-    cells += [f"{spent_s:.0f}", f"{statistics.mean(seeds):.4f}{spread}"]
-    return f"| {kind} | {' | '.join(cells)} |"
+    best = {n: min((t["value"] for t in kept(trials[:n])), default=float("nan")) for n in at}
+    return {
+        "best": {str(n): round(value, 4) for n, value in best.items()},
+        "median": round(statistics.median(t["value"] for t in good), 4),
+        "not_feasible": round(1 - len(good) / len(trials), 3),
+        "seconds": round(sum(t["attrs"].get("stages", {}).get("spent_s", 0.0) for t in trials)),
+        "again": [round(statistics.mean(seeds), 4), round(statistics.stdev(seeds), 4)],
+    }
+
+
+def table_of(searches: list[dict[str, Searched]]) -> str:
+    """A row for each sampler of each pair of searches."""
+    at = list(searches[0][KINDS[0]]["best"])
+    titles = ["sampler", *(f"best @{n}" for n in at), *COLUMNS]
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for pair in searches:
+        for kind, one in pair.items():
+            cells = [*(f"{one['best'][n]:.4f}" for n in at), f"{one['median']:.4f}"]
+            cells += [f"{one['not_feasible']:.0%}", str(one["seconds"])]
+            cells += ["{:.4f} ± {:.4f}".format(*one["again"])]
+            lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def document_of(searches: list[dict[str, Searched]], trials: int) -> str:
+    head = HEAD.format(trials=trials, steps=STEPS, cores=os.cpu_count(), machine=platform.machine())
+    if len(searches) < 2:
+        return head + table_of(searches)
+    apart = [pair["structured"]["again"][0] - pair["tpe"]["again"][0] for pair in searches]
+    error = statistics.stdev(apart) / len(apart) ** 0.5
+    tail = TAIL.format(count=len(apart), mean=statistics.mean(apart), error=error)
+    return head + table_of(searches) + tail
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3, help="fresh ones for each winner")
+    parser.add_argument("--seeds", type=int, default=3, help="fresh ones for each winner, at least 2")
     parser.add_argument("--write", action="store_true", help=f"to {DOCUMENT.relative_to(ROOT)}")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="samplers-") as place:
@@ -117,19 +149,18 @@ def main() -> None:
                 sys.exit(f"{kind} failed:\n{(homes[kind] / 'search.log').read_text()[-2000:]}")
         found = {kind: trials_of(home) for kind, home in homes.items()}
         at = [n for n in EVERY if n < options.trials] + [options.trials]
-        titles = ["sampler", *(f"best @{n}" for n in at), *COLUMNS]
-        lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
+        pair: dict[str, Searched] = {}
         for kind, trials in found.items():
             config = min(kept(trials), key=lambda t: t["value"])["attrs"]["config"]
             folder = Path(place) / "again" / kind
             seeds = [again(config, 1000 + k, folder / str(k)) for k in range(options.seeds)]
-            lines.append(row_of(kind, trials, seeds, at))
-    print("\n".join(lines))
+            pair[kind] = told_of(trials, seeds, at)
+    print(table_of([pair]), end="")
     if options.write:
-        head = HEAD.format(
-            trials=options.trials, steps=STEPS, cores=os.cpu_count(), machine=platform.machine()
-        )
-        DOCUMENT.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+        old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+        searches = [*(p for p in old if list(p["tpe"]["best"]) == list(pair["tpe"]["best"])), pair]
+        RESULTS.write_text(json.dumps(searches, indent=1) + "\n", encoding="utf-8")
+        DOCUMENT.write_text(document_of(searches, options.trials), encoding="utf-8")
 
 
 if __name__ == "__main__":
