@@ -10,6 +10,7 @@ from draws. Effects that the trials do not speak of shrink towards 0 with a wide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -88,7 +89,7 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     """The effects of a study that minimises val_bpb. ValueError for fewer than LEAST complete trials."""
     done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     done = sorted(done, key=lambda t: t.number)[-MOST:]
-    complete = [t for t in done if t.state == TrialState.COMPLETE]
+    complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
     if len(complete) < LEAST:
         raise ValueError(
             f"Effects are told from at least {LEAST} complete trials, but this study has {len(complete)}. "
@@ -110,6 +111,8 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     beliefs.objective.mean = model.mean()
     switches = list(_switches(beliefs, rng))
     contrasts = [*switches, *_numbers(beliefs)]
+    if not contrasts:
+        raise ValueError("Effects are told of what varies, but in this study's trials nothing does.")
     mean, sd, together, apart = _drawn(model, contrasts, rng)
     told = [_effect(c.name, m, d, c.trials) for c, m, d in zip(contrasts, mean, sd, strict=True)]
     return Findings(
@@ -175,7 +178,7 @@ def _switches(beliefs: Beliefs, rng: np.random.Generator) -> Iterator[_Contrast]
                 lack = beliefs.seen[:, k] != choice
                 after[np.ix_(lack, own)] = tried[rng.integers(len(tried), size=int(lack.sum()))][:, own]
             means = rows.active(after)[:, k] & rows.active(before)[:, k]
-            if means.any():
+            if 0 < len(tried) < means.sum():  # otherwise nothing to compare with
                 title = name if set(dist.choices) <= {False, True} else f"{name} = {dist.choices[choice]}"
                 yield _contrast(beliefs, title, after[means], before[means], len(tried))
 

@@ -93,3 +93,22 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
 def test_too_few_trials_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"at least {LEAST} complete trials, but this study has 5"):
         printed(session_of(tmp_path, random_trials(Instance(1), 5)))
+
+
+def test_what_does_not_vary_is_not_told() -> None:
+    """A gate that no trial had on, a trial without a finite value; and a study in which nothing varies."""
+    dists = {
+        "gate": optuna.distributions.CategoricalDistribution((False, True)),
+        "lr": optuna.distributions.FloatDistribution(0.0, 1.0),
+    }
+    study = optuna.create_study()
+    for k in range(30):
+        value = float("inf") if k == 7 else 2.0 + k / 100
+        study.add_trial(create_trial(value=value, params={"gate": False, "lr": k / 30}, distributions=dists))
+    found = find_effects(study.trials)
+    assert found.techniques == () and found.trials == 29 and found.numbers[0].verdict == "helps"
+    still = optuna.create_study()
+    for _ in range(LEAST):
+        still.add_trial(create_trial(value=2.0, params={"gate": True}, distributions={"gate": dists["gate"]}))
+    with pytest.raises(ValueError, match="nothing does"):
+        find_effects(still.trials)
