@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
 from search.effects import LEAST, find_effects, print_effects
 from search.session import Place, Session, find_study
-from tests.search.fake_studies import write_study
+from tests.search.fake_studies import ROOT, caddie, clear, write_study
 
 
 def test_intervals_hold_and_no_sign_is_wrong() -> None:
@@ -112,3 +114,27 @@ def test_what_does_not_vary_is_not_told() -> None:
         still.add_trial(create_trial(value=2.0, params={"gate": True}, distributions={"gate": dists["gate"]}))
     with pytest.raises(ValueError, match="nothing does"):
         find_effects(still.trials)
+
+
+FILL = """
+import sys
+from pathlib import Path
+from benchmarks.scale import fill, study_file
+from search.session import find_study, open_session
+home = Path(sys.argv[1])
+fill(open_session(find_study(study_file(home)), home=home, storage=None, environ={}), 30)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_reads_a_stored_study(tmp_path: Path) -> None:
+    """Parameters of the newest trials come from PostgreSQL, where commands that only read leave them."""
+    tmp_path.chmod(0o755)
+    words = (f"--study={tmp_path / 'scale.toml'}", f"--home={tmp_path}", "--top=4")
+    try:
+        subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], cwd=ROOT, check=True)
+        told = caddie("effects", *words)
+        assert told.returncode == 0, told.stderr
+        assert "newest 30 complete trials" in told.stdout and "less sure (--top)" in told.stdout
+    finally:
+        clear(tmp_path)
