@@ -35,8 +35,8 @@ HEAD = """# TPE and the structured sampler on real trials
 
 Written by `python -m benchmarks.real_samplers --write`; do not edit. {trials} real trials under each sampler,
 one worker each, both at once on {cores} {machine} cores, from empty homes: the laptop study with {steps}
-steps, without evaluation techniques, without limits in seconds. val_bpb, smaller is better; a seed's standard
-deviation is 0.005 to 0.010. A row is a search; each run of the command adds one for each sampler.
+steps, without evaluation techniques, without limits in seconds. val_bpb, smaller is better; the last column
+has the standard deviation over seeds. A row is a search; each run of the command adds one for each sampler.
 
 """
 TAIL = """

@@ -235,7 +235,7 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
         soft_wrap=True,
     )
     told: Mapping[str, Sequence[Effect]] = {
-        "technique on, against off": found.techniques,
+        "technique on, against off (a choice: against the first)": found.techniques,
         "number at its best, against the median tried": found.numbers,
         "pair, beyond the sum of both": found.pairs,
     }
