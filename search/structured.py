@@ -124,8 +124,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         beliefs = self._refreshed(space, trials, -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0)
         beliefs.learn(trials)
         self._asked_tpe = beliefs.finished >= TPE_FROM and self._rng.random() < self.tpe_share
-        if self._asked_tpe:
-            assert self._tpe is not None
+        assert self._tpe is not None
+        if self._asked_tpe or not self._tpe.begun:  # the history is read once, by the first proposal
             self._tpe.begin(study, trials)
 
     def propose(self) -> dict[str, Any]:

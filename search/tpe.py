@@ -89,6 +89,11 @@ class GroupedTpe(TPESampler):
         above = others[by_number][is_other[by_number]]
         self._seen = below, above
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something that it models."""
+        return self._seen is not None
+
     def propose(self) -> Mapping[str, Any]:
         """A value for every modelled parameter, active or not; {} while there is too little to model."""
         if not self._waiting and self._seen is not None:

@@ -20,13 +20,14 @@ from search.effects import LEAST, find_effects, print_effects
 from search.session import Place, Session, find_study
 from tests.search.fake_studies import ROOT, caddie, clear, write_study
 
+BASE = Instance(1)
+
 
 def test_intervals_hold_and_no_sign_is_wrong() -> None:
-    instances = [Instance(seed) for seed in (1, 2, 3)]
-    checks = [check(one, random_trials(one, 150)) for one in instances]
+    checks = [check(one, random_trials(one, 150)) for one in (BASE, Instance(2))]
     inside, told = sum(c.inside for c in checks), sum(c.count for c in checks)
-    assert told == 75 and inside >= 0.9 * told
-    assert sum(c.sure for c in checks) >= 30 and sum(c.wrong for c in checks) == 0
+    assert told == 50 and inside >= 0.9 * told
+    assert sum(c.sure for c in checks) >= 20 and sum(c.wrong for c in checks) == 0
 
 
 def test_a_study_without_effects_shows_none() -> None:
@@ -86,7 +87,7 @@ def session_of(folder: Path, trials: Sequence[FrozenTrial]) -> Session:
 
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
-    trials = [*random_trials(Instance(1), 80), create_trial(state=TrialState.FAIL)]
+    trials = [*random_trials(BASE, 80), create_trial(state=TrialState.FAIL)]
     text = printed(session_of(tmp_path, trials), top=3)
     assert "newest 80 complete trials" in text and "technique on, against off" in text
     assert "less sure (--top)" in text and "helps" in text and "several seeds" in text
@@ -94,7 +95,7 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
 
 def test_too_few_trials_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"at least {LEAST} complete trials, but this study has 5"):
-        printed(session_of(tmp_path, random_trials(Instance(1), 5)))
+        printed(session_of(tmp_path, random_trials(BASE, 5)))
 
 
 def test_what_does_not_vary_is_not_told() -> None:
