@@ -118,7 +118,7 @@ class Beliefs:
 
     def _is_feasible(self, trial: FrozenTrial) -> bool:
         """Whether no constraint is known to be broken."""
-        return all(v <= 0.0 for v in self._constraints_of(trial).values())
+        return max(self._constraints_of(trial).values(), default=0.0) <= 0.0
 
     def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
         new = [t for t in trials if t.number not in self._known]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LATEST = 300  # finished trials that a ledger remembers: machines change their speed
-RENEWED = 0.02  # share of new rows from which the fit is made again
+RENEWED = 0.05  # share of new rows from which the fit is made again
 CARRIED = 100  # trials of other studies that it begins with; each of its own displaces one
 STUDENT = 4.0  # degrees of freedom of the likelihood
 CLIPPED_SQUARES = 0.767  # E[w z²] of a standard normal z under the weights below: makes the spread unbiased
