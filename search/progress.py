@@ -93,7 +93,8 @@ class Progress:
             self.live.stop()
 
     def look(self, *, now: bool = False) -> None:
-        """Reads and shows, at most every INTERVAL_S."""
+        """Reads and shows, at most every INTERVAL_S; `now`: at once, also what was too quick to be seen
+        running."""
         if not now and time.monotonic() - self.looked < INTERVAL_S:
             return
         seen = snapshot(self.study.get_trials(deepcopy=False), self.target)
@@ -105,7 +106,7 @@ class Progress:
             return
         changed = self.last != (seen.finished, seen.failed)
         first_runs = seen.running > 0 and self.last == (-1, -1)
-        if first_runs or (changed and self.last != (-1, -1)) or self.looked - self.said > QUIET_S:
+        if first_runs or (changed and (now or self.last != (-1, -1))) or self.looked - self.said > QUIET_S:
             self.said, self.last = self.looked, (seen.finished, seen.failed)
             self.console.print(" · ".join(self.lines(seen)), highlight=False, soft_wrap=True)
 

@@ -18,7 +18,7 @@ from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
 from search.effects import LEAST, find_effects, print_effects
 from search.session import Place, Session, find_study
-from tests.search.fake_studies import ROOT, caddie, clear, write_study
+from tests.search.fake_studies import ROOT, clear, write_study
 
 BASE = Instance(1)
 
@@ -117,24 +117,30 @@ def test_what_does_not_vary_is_not_told() -> None:
         find_effects(still.trials)
 
 
-FILL = """
+STORED = """
 import sys
 from pathlib import Path
+from rich.console import Console
 from benchmarks.scale import fill, study_file
-from search.session import find_study, open_session
+from search.effects import print_effects
+from search.session import find_study, open_session, read_session
 home = Path(sys.argv[1])
-fill(open_session(find_study(study_file(home)), home=home, storage=None, environ={}), 30)
+study = find_study(study_file(home))
+fill(open_session(study, home=home, storage=None, environ={}), 30)
+session = read_session(study, home=home, storage=None, environ={}, brief=True)
+assert not any(t.params for t in session.optuna_study.get_trials(deepcopy=False))
+print_effects(Console(width=160), session, top=4)
 """
 
 
 @pytest.mark.slow
-def test_the_command_reads_a_stored_study(tmp_path: Path) -> None:
-    """Parameters of the newest trials come from PostgreSQL, where commands that only read leave them."""
+def test_parameters_of_a_stored_study_are_read(tmp_path: Path) -> None:
+    """From PostgreSQL, for the newest trials; commands that only read leave them there otherwise."""
     tmp_path.chmod(0o755)
-    words = (f"--study={tmp_path / 'scale.toml'}", f"--home={tmp_path}", "--top=4")
     try:
-        subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], cwd=ROOT, check=True)
-        told = caddie("effects", *words)
+        told = subprocess.run(
+            [sys.executable, "-c", STORED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+        )
         assert told.returncode == 0, told.stderr
         assert "newest 30 complete trials" in told.stdout and "less sure (--top)" in told.stdout
     finally:

@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.progress import duration, snapshot
+from search.progress import Progress, duration, snapshot
 from search.report import overhead_line, print_leaderboard, print_status, print_trial, quoted, ranked
 from search.session import Place, Session, find_study
 from tests.search.fake_studies import write_study
@@ -109,3 +109,15 @@ def test_a_trial_with_findings_carries_one_mark_and_show_tells_them(session: Ses
     text = printed(print_leaderboard, session)
     assert "0.2990?" in text and "2.0500 " in text and "? = has findings" in text
     assert told in " ".join(printed(print_trial, session, 6).split())
+
+
+def test_trials_too_quick_to_be_seen_running_are_told_at_the_end() -> None:
+    stored, console = optuna.create_study(), Console(file=io.StringIO(), width=200)
+    with Progress(stored, 3, console) as progress:
+        progress.look(now=True)
+        stored.add_trials([trial_of(2.0)] * 3)
+        progress.look()  # too soon after the first
+        progress.look(now=True)
+        progress.look(now=True)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("3 of 3 trials done") == 1
