@@ -5,7 +5,8 @@ One surrogate (search/surrogate.py: main effects, curves, shrunken pairs, noise)
 trials, in which everything varies at once. An effect is a contrast of that function, averaged over the tried
 configurations: with the technique on less with it off, its own settings as in trials that had it on. A
 number's contrast is its best place less the median of what was tried. Intervals are those of the posterior,
-from draws. Effects that the trials do not speak of shrink towards 0 with a wide interval.
+from draws, widened. Effects that the trials do not speak of shrink towards 0 with a wide interval; values far
+above the others count as just above them (`settled`), so that a hopeless run moves no effect much.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.beliefs import Beliefs
-from search.constraints import feasible
-from search.pruning import LATEST
+from search.beliefs import LARGEST, Beliefs
+from search.pruning import LATEST, is_evidence
 from search.pruning_report import print_evidence
 from search.rows import Array, learn_rules, value_at
 from search.surrogate import Surrogate
@@ -34,15 +34,13 @@ from search.tpe import settled_params
 if TYPE_CHECKING:
     from search.session import Session
 
-MOST = 400  # trials that are read: a fit costs the third power of their number
+LEARNED = (TrialState.COMPLETE, TrialState.PRUNED)
 LEAST = 20  # complete trials without which nothing is said
 DRAWS, AT_ONCE = 200, 50  # from the posterior
 STEPS = 40  # of the fit of the variances
 PLACES = 21  # of a number, among which its best is sought
 SURE = 0.975  # of an interval's one side
-WIDER = (
-    1.4  # intervals over those of the draws, which take the fitted variances for true: see docs/effects.md
-)
+WIDER = 1.4  # intervals over the draws' own, which take the fitted variances for true: docs/effects.md
 CLASH_SDS = 2.5  # of the draws; a pair is told from here on: there are thousands
 CAUTION = (
     "One seed a trial, and everything moves at once: a row says where to look. To be sure, train that one "
@@ -87,8 +85,8 @@ class _Contrast:
 
 def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     """The effects of a study that minimises val_bpb. ValueError for fewer than LEAST complete trials."""
-    done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    done = sorted(done, key=lambda t: t.number)[-MOST:]
+    done = [t for t in trials if t.state in LEARNED]
+    done = sorted(done, key=lambda t: t.number)[-LARGEST:]
     complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
     if len(complete) < LEAST:
         raise ValueError(
@@ -179,7 +177,7 @@ def _switches(beliefs: Beliefs, rng: np.random.Generator) -> Iterator[_Contrast]
                 after[np.ix_(lack, own)] = tried[rng.integers(len(tried), size=int(lack.sum()))][:, own]
             means = rows.active(after)[:, k] & rows.active(before)[:, k]
             if 0 < len(tried) < means.sum():  # otherwise nothing to compare with
-                title = name if set(dist.choices) <= {False, True} else f"{name} = {dist.choices[choice]}"
+                title = _label(name, dist, choice)
                 yield _contrast(beliefs, title, after[means], before[means], len(tried))
 
 
@@ -205,15 +203,27 @@ def _numbers(beliefs: Beliefs) -> Iterator[_Contrast]:
 
 def _clashes(beliefs: Beliefs, mean: Array, sd: Array) -> Iterator[Effect]:
     """Pairs of parameters whose product counts beyond doubt, by its coefficient's mean and sd [factors,
-    factors]."""
-    owner, names = beliefs.basis.owner, beliefs.rows.names
-    active = beliefs.rows.active(beliefs.seen)
-    on = active & np.where(beliefs.rows.sizes == 2, beliefs.seen > 0.5, True)
+    factors]; a number's place is in [-1, 1]."""
+    basis, rows = beliefs.basis, beliefs.rows
+    active = rows.active(beliefs.seen)
+    on = active & np.where(rows.sizes == 2, beliefs.seen > 0.5, True)
+    choices = [1] * len(basis.gates) + basis.choice.astype(int).tolist()  # the first factors are categoricals
     for i, j in np.argwhere(np.triu(np.abs(mean) > CLASH_SDS * sd, 1)).tolist():
-        p, q = int(owner[i]), int(owner[j])
+        p, q = int(basis.owner[i]), int(basis.owner[j])
         if p != q:
+            names = [rows.names[k] for k in (p, q)]
+            labels = [
+                _label(name, rows.distributions[name], choices[k]) if k < len(choices) else name
+                for name, k in zip(names, (i, j), strict=True)
+            ]
             both = int((on[:, p] & on[:, q]).sum())
-            yield _effect(f"{names[p]} × {names[q]}", mean[i, j], sd[i, j], both)
+            yield _effect(" × ".join(labels), mean[i, j], sd[i, j], both)
+
+
+def _label(name: str, dist: BaseDistribution, choice: int) -> str:
+    """A technique's name; `name = value` of another choice."""
+    assert isinstance(dist, CategoricalDistribution)
+    return name if set(dist.choices) <= {False, True} else f"{name} = {dist.choices[choice]}"
 
 
 def _short(value: Any) -> str:
@@ -225,9 +235,12 @@ def _short(value: Any) -> str:
 
 def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     """The tables of a study. ValueError while it has too few trials."""
-    newest = sorted(session.optuna_study.get_trials(deepcopy=False), key=lambda t: t.number)
-    trials = session.whole([t for t in newest if t.state.is_finished()][-LATEST:])
-    found = find_effects(trials)
+    trials = sorted(session.optuna_study.get_trials(deepcopy=False), key=lambda t: t.number)
+    done = [t.number for t in trials if t.state in LEARNED][-LARGEST:]
+    evidence = [t.number for t in trials if is_evidence(t)][-LATEST:]  # as the pruner takes it
+    wanted = {*done, *evidence}
+    read = {t.number: t for t in session.whole([t for t in trials if t.number in wanted])}
+    found = find_effects([read[number] for number in done])
     console.print(
         f"{session.study.name}: effects on val_bpb in the newest {found.trials} complete trials, averaged "
         f"over what was tried; negative is better. Noise of one trial: {found.noise_sd:.4f}.",
@@ -248,7 +261,7 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     if not found.pairs:
         console.print("\nNo pair does more or less than the sum of both beyond doubt.")
     console.print()
-    print_evidence(console, [t for t in trials if feasible(t)], session.study.pruning)
+    print_evidence(console, [read[number] for number in evidence], session.study.pruning)
     console.print(f"\n{CAUTION}", soft_wrap=True)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
 from search.effects import LEAST, find_effects, print_effects
+from search.pruning import REPORTS
 from search.session import Place, Session, find_study
 from tests.search.fake_studies import ROOT, clear, write_study
 
@@ -74,6 +76,22 @@ def test_a_numbers_best_place_is_found() -> None:
     assert 0.01 < found.noise_sd < 0.04
 
 
+def test_a_pair_of_choices_says_which() -> None:
+    """Only codec = b and the gate together lower the value."""
+    rng = np.random.default_rng(0)
+    dists: dict[str, BaseDistribution] = {
+        "codec": optuna.distributions.CategoricalDistribution(("a", "b", "c")),
+        "gate": optuna.distributions.CategoricalDistribution((False, True)),
+    }
+    study = optuna.create_study()
+    for _ in range(80):
+        params = {"codec": str(rng.choice(["a", "b", "c"])), "gate": bool(rng.random() < 0.5)}
+        value = 2.0 - (params == {"codec": "b", "gate": True}) + float(rng.normal(0, 0.02))
+        study.add_trial(create_trial(value=value, params=params, distributions=dists))
+    told = {e.name: e.mean for e in find_effects(study.trials).pairs}
+    assert min(told, key=lambda name: told[name]) == "gate × codec = b"
+
+
 def printed(session: Session, **options: int) -> str:
     console = Console(file=io.StringIO(), width=160)
     print_effects(console, session, **options)
@@ -91,6 +109,22 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
     text = printed(session_of(tmp_path, trials), top=3)
     assert "newest 80 complete trials" in text and "technique on, against off" in text
     assert "less sure (--top)" in text and "helps" in text and "several seeds" in text
+
+
+def test_early_against_final_is_told_of_the_pruners_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest feasible ones, however long ago that was."""
+    kept = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}
+    old = [
+        create_trial(
+            value=1.1 + k / 1000, constraints=kept, user_attrs={REPORTS: [[0.5, 1.2 + k / 1000, 1.0]]}
+        )
+        for k in range(30)
+    ]
+    monkeypatch.setattr("search.effects.LARGEST", 40)
+    text = printed(session_of(tmp_path, [*old, *random_trials(BASE, 40)]), top=1)
+    assert "newest 40 complete trials" in text and "BPB at 50% of 30 trials" in text
 
 
 def test_too_few_trials_are_one_clear_error(tmp_path: Path) -> None:
