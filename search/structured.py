@@ -125,7 +125,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         beliefs.learn(trials)
         self._asked_tpe = beliefs.finished >= TPE_FROM and self._rng.random() < self.tpe_share
         assert self._tpe is not None
-        if self._asked_tpe or not self._tpe.begun:  # the history is read once, by the first proposal
+        if self._asked_tpe or (self.tpe_share and not self._tpe.begun):  # history: by the first proposal
             self._tpe.begin(study, trials)
 
     def propose(self) -> dict[str, Any]:
