@@ -118,10 +118,8 @@ class SearchSpace:
         for name, value in self.study.fixed.items():
             if name not in unread and (name in TRAINER_FIELDS or name.partition(".")[0] in on):
                 layer[name] = value
-        alone = (
-            unread & self.study.base.keys() - TRAINER_FIELDS.keys()
-        )  # the preset's, without their technique
-        for name in alone:
+        # the preset's, without their technique
+        for name in unread & self.study.base.keys() - TRAINER_FIELDS.keys():
             owner, _, field = name.partition(".")
             layer[name] = _fields(self.known, owner)[field].default
         for name in self.known:

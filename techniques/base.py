@@ -314,9 +314,8 @@ class Technique:
     after: ClassVar[tuple[str, ...]] = ()  # in a chain, it stands behind these
     conflicts: ClassVar[Mapping[str, str]] = {}  # other technique -> why
     requires: ClassVar[tuple[str, ...]] = ()
-    setting_requires: ClassVar[
-        Mapping[str, str]
-    ] = {}  # Config field -> technique that it means nothing without
+    # Config field -> technique that it means nothing without
+    setting_requires: ClassVar[Mapping[str, str]] = {}
     overrides: ClassVar[tuple[str, ...]] = ()  # trainer settings that nothing reads while it is on
     identity_at_init: ClassVar[bool] = (
         False  # with fresh parameters the model computes what it did without it
