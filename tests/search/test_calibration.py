@@ -156,6 +156,23 @@ def test_it_costs_milliseconds():
     assert (time.process_time() - began) / 5 < 0.1  # 4 ms on a free core
 
 
+def test_a_fit_of_many_rows_waits_for_a_share_of_new_ones() -> None:
+    """Fitted again when 5 % of the rows are new, or at once for a factor that it does not know."""
+    rng, learnt = np.random.default_rng(0), Ledger(SDS, spread=0.1, least_spread=0.01)
+    bills = [Bill((Part(float(a), {"kind:a": 1.0}),), {}) for a in rng.uniform(1.0, 9.0, 112)]
+    for bill in bills[:100]:
+        learnt.add(bill, bill.total)
+    before = learnt.estimate(bills[0])
+    for bill in bills[100:105]:
+        learnt.add(bill, 5.0 * bill.total)
+        assert learnt.estimate(bills[0]) == before
+    learnt.add(bills[105], 5.0 * bills[105].total)
+    renewed = learnt.estimate(bills[0])
+    assert renewed.spread > before.spread
+    learnt.add(Bill((Part(2.0, {"kind:b": 1.0}),), {}), 20.0)
+    assert learnt.estimate(bills[0]) != renewed
+
+
 @pytest.mark.parametrize("dof", [1.0, 7.5, 250.0, 1e6, 1e7])
 def test_students_quantiles_are_scipys(dof: float) -> None:
     for probability in (0.01, 0.5, 0.9, 0.975, 0.995):

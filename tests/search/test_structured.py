@@ -302,6 +302,29 @@ def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
     assert np.median(late) < 0.7
 
 
+def test_the_studys_settings_reach_it(tmp_path: Path) -> None:
+    """`startup_trials`: so many first trials are drawn anywhere; `candidates`: of its proposals of TPE."""
+    dists: dict[str, optuna.distributions.BaseDistribution] = {
+        f"x{k}": optuna.distributions.FloatDistribution(0.0, 1.0) for k in range(20)
+    }
+    start = dict.fromkeys(dists, 0.25)
+    moved: dict[int, list[int]] = {}
+    for first in (1, 6):
+        sampler = StructuredSampler(
+            seed=0, knowledge=Knowledge(dists, start=start), startup_trials=first, candidates=7
+        )
+        study, moved[first] = optuna.create_study(sampler=sampler), []
+        for _ in range(9):
+            trial = study.ask(dists)
+            moved[first].append(sum(trial.params[name] != 0.25 for name in dists))
+            study.tell(trial, sum(abs(v - 0.25) for v in trial.params.values()))
+    assert [m > 15 for m in moved[1][1:]] == [True] + [False] * 7, moved
+    assert [m > 15 for m in moved[6][1:]] == [True] * 6 + [False] * 2, moved
+    study_file = make_study(tmp_path, '[sampler]\nkind = "structured"\nstartup_trials = 6\ncandidates = 7\n')
+    inner = CaddieSampler(build_space(study_file, KNOWN), Preflight(study_file, root=tmp_path))._inner
+    assert isinstance(inner, StructuredSampler) and (inner.startup_trials, inner.candidates) == (6, 7)
+
+
 def test_workers_that_begin_at_once_do_not_all_try_the_start(tmp_path: Path) -> None:
     study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
     space = build_space(study, KNOWN)
