@@ -25,8 +25,9 @@ def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
 
 
-def bounds_kernel(q, k, v, bounds, longest: int) -> torch.Tensor:
+def bounds_kernel(q, k, v, bounds, key_bounds, longest: int, longest_key: int, causal: bool) -> torch.Tensor:
     """What FlashAttention's varlen kernel computes, document by document; empty ones are none."""
+    assert causal and key_bounds is bounds and longest == longest_key
     assert bounds.dtype == torch.int32 and int(bounds[-1]) == len(q) and int(bounds[0]) == 0
     parts = []
     for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -36,10 +37,15 @@ def bounds_kernel(q, k, v, bounds, longest: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def use_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "varlen_flash", lambda: bounds_kernel)
+    monkeypatch.setattr(varlen, "varlen_kernel", lambda requested, flash, x: "flash")
+
+
 @pytest.mark.parametrize("kernel", ["mask", "bounds"])
 def test_equals_each_document_alone(kernel: str, monkeypatch: pytest.MonkeyPatch):
     if kernel == "bounds":
-        monkeypatch.setattr(varlen, "pick_varlen", lambda requested, x: bounds_kernel)
+        use_bounds(monkeypatch)
     torch.manual_seed(0)
     ids = some_ids(3, 24, bos=0.2)
     q, k, v = torch.randn(3, 24, 4, 8), torch.randn(3, 24, 2, 8), torch.randn(3, 24, 2, 8)
@@ -51,8 +57,28 @@ def test_equals_each_document_alone(kernel: str, monkeypatch: pytest.MonkeyPatch
             torch.testing.assert_close(out[b, first:end], expected)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_blocks_of_flex_attention_are_the_mask(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    ids = some_ids(2, 4 * varlen.VARLEN_BLOCK, bos=0.004)
+    q, k, v = (torch.randn(2, ids.size(1), heads, 8) for heads in (4, 2, 2))
+    x0, found = torch.zeros(2, ids.size(1), 32), []
+    for kernel in ("mask", "flex"):
+        monkeypatch.setattr(varlen, "varlen_kernel", lambda requested, flash, x, kernel=kernel: kernel)
+        shared = varlen.VarlenDocuments("auto", 0)(x0, ids)
+        found.append(varlen.VarlenAttend("auto")(q, k, v, {"varlen_attention": shared}))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    assert int(shared.full_kv_num_blocks.sum()) > 0 and shared.sparsity() > 30
+
+
+def test_a_compiled_graph_takes_it_whole():
+    model, ids = build({"varlen_attention": True}), some_ids(bos=0.2)
+    graph = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(graph(ids, ids), model(ids, ids))
+
+
 def test_more_documents_than_bounds_stop_the_run(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(varlen, "pick_varlen", lambda requested, x: bounds_kernel)
+    use_bounds(monkeypatch)
     ids = torch.tensor([[1, 5, 1, 5, 1, 5]])
     assert varlen.VarlenDocuments("auto", 3)(torch.zeros(1, 6, 8), ids).tolist() == [0, 2, 4, 6]
     with pytest.raises(RuntimeError):
