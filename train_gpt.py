@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -47,6 +48,7 @@ from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpa
 from techniques._attention import Attend, pick_attention
 from techniques._muon import Muon, newton_schulz
 from techniques._param import Linear, load_weights, parameter, swapped
+from techniques._scoring import COMPILE_FROM_TOKENS, CompiledHidden, audit_scorer, nats_of
 from techniques._stream import TokenStream
 from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
 from techniques.audit import Audit, implausible
@@ -79,7 +81,9 @@ class Loader:
         tokens = self.stream.batch(parts, size.tokens // parts // size.seq_len, size.seq_len)
         self.world.ledger.note("train", before, self.stream.read - before)
         for i in range(self.world.rank, parts, self.world.size):
-            part = torch.from_numpy(tokens[i].astype(np.int64)).to(self.world.device, non_blocking=True)
+            part = torch.from_numpy(tokens[i].astype(np.int64))
+            if self.world.device.type == "cuda":  # from pinned memory the copy waits for nobody
+                part = part.pin_memory().to(self.world.device, non_blocking=True)
             yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
 
 
@@ -600,7 +604,7 @@ class Trainer:
         self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
-        self.train_tokens = 0
+        self.train_tokens, self.recent = 0, [0.0]  # timed seconds at the last steps' ends
         self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
         self.sizes = {phase: batch_at(self.config, self.techniques, phase) for phase in self.phases}
         full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
@@ -722,10 +726,8 @@ class Trainer:
         next_report, self.step = 1, 0
         self.clock.start()
         while True:
-            moment = Moment(
-                self.step, self.world.max(self.clock.now()) if c.max_wallclock_seconds else 0.0, c
-            )
-            last = moment.progress >= 1.0
+            moment, room = self.moment()
+            last = moment.progress >= 1.0 or not room
             self.enter_phase(moment.progress)
             if c.num_reports and moment.progress * c.num_reports >= next_report - 1e-9 and not last:
                 next_report = int(moment.progress * c.num_reports + 1e-9) + 1
@@ -755,6 +757,15 @@ class Trainer:
             "stream": self.loader.stream.state(),
         }
         return Trained(weights, facts)
+
+    def moment(self) -> tuple[Moment, bool]:
+        """Where the run stands, the same on every rank; and whether another step ends within the budget even
+        if it takes twice as long as the slowest of the last fifty."""
+        c, queued = self.config, self.world.keep_pace()
+        now = self.world.max(self.clock.now()) if c.max_wallclock_seconds else 0.0
+        moment, self.recent = Moment(self.step, now, c), [*self.recent[-50:], now]
+        slowest = max((b - a for a, b in itertools.pairwise(self.recent)), default=0.0)
+        return moment, not moment.budget_s or now + (2 + queued) * slowest < moment.budget_s
 
     def ms(self) -> float:
         return 1000.0 * self.clock.now()
@@ -862,9 +873,12 @@ class Trainer:
         return float(self.model(*self.probe))
 
 
+def compiles(config: Config, world: World) -> bool:
+    return config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
+
+
 def maybe_compile(model: GPT, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
-    wanted = config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
-    return torch.compile(model, dynamic=False, fullgraph=True) if wanted else model  # type: ignore[return-value]
+    return torch.compile(model, dynamic=False, fullgraph=True) if compiles(config, world) else model  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -954,14 +968,15 @@ def quantize(
     """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
     float16. Techniques choose the bits, the scales, the rounding, and then correct what is stored; `batches`
     are training data, inside the budget."""
-    techniques, start = resolved.techniques, time.perf_counter()
+    techniques, calibrate_s = resolved.techniques, 0.0
     owners = {s: owner_of(techniques, s) for s in ("bits", "row_scale", "quantizer")}
     quantizer = owners["quantizer"].quantizer() if owners["quantizer"] else None
     load_weights(model, weights)
     if quantizer is not None:
+        start = time.perf_counter()
         quantizer.calibrate(model, batches)
         wait_for(model)
-    calibrate_s = time.perf_counter() - start
+        calibrate_s = time.perf_counter() - start
     hessians: dict[str, Tensor] = getattr(quantizer, "hessians", {})
     roles: dict[str, str] = {n: p.role for n, p in model.named_parameters() if p.role != "aux"}  # type: ignore[attr-defined]
     stored = [
@@ -1029,16 +1044,24 @@ class Evaluation:
         self.model, self.tokens, self.seq_len, self.world = model, tokens, seq_len, world
         self.batch_seqs = max(1, batch_seqs)
         self.num_positions = tokens.numel() - 1
+        self.hidden: Callable[[Tensor], Tensor] = model.hidden  # compiled, where that pays
         self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
         self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
         self.early = torch.zeros(self.num_positions, dtype=torch.bool)  # trained on while without a score
 
     def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """(inputs, targets), each [length] int64 on the device, from position `start`."""
+        ids, targets = self.windows([start], length)
+        return ids[0], targets[0]
+
+    def windows(self, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each [n, length] int64 on the device, from the n positions `starts`."""
         if torch.is_grad_enabled():
-            self.early[start : start + length] |= self.written[start : start + length] == 0
-        part = self.tokens[start : start + length + 1].to(self.world.device, torch.int64)
-        return part[:-1], part[1:]
+            for start in starts:
+                self.early[start : start + length] |= self.written[start : start + length] == 0
+        parts = torch.stack([self.tokens[start : start + length + 1] for start in starts])
+        parts = parts.to(self.world.device).to(torch.int64)
+        return parts[:, :-1], parts[:, 1:]
 
     def write(self, start: int, nll: Tensor) -> None:
         """Nats [n] of positions start … start + n - 1. ValueError if one of them has a score already."""
@@ -1050,8 +1073,7 @@ class Evaluation:
 
     def nats(self, h: Tensor, targets: Tensor) -> Tensor:
         """Nats of `targets` [..] under hidden states h [.., D]; softmax over the whole vocabulary."""
-        logits = self.model.logits(h)
-        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+        return nats_of(self.model, h, targets)
 
     def result(self, data: corpus_dataset.Dataset) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
@@ -1077,9 +1099,8 @@ def score_windows(run: Evaluation) -> None:
         starts = [s * t for s in range(first, min(first + run.batch_seqs, mine.stop))]
         whole = [s for s in starts if s + t <= run.num_positions]
         for group in ([whole] if whole else []) + [[s] for s in starts if s not in whole]:
-            pairs = [run.window(s, min(t, run.num_positions - s)) for s in group]
-            ids, targets = torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
-            for s, nll in zip(group, run.nats(run.model.hidden(ids), targets), strict=True):
+            ids, targets = run.windows(group, min(t, run.num_positions - group[0]))
+            for s, nll in zip(group, run.nats(run.hidden(ids), targets).cpu(), strict=True):
                 run.write(s, nll)
 
 
@@ -1110,6 +1131,18 @@ def score_plainly(
     return run.result(data)
 
 
+def compile_scoring(run: Evaluation, resolved: Resolved, owner: Technique | None) -> float:
+    """Compile the forward of an evaluation that is long enough; the seconds it took. Like the warm-up of the
+    training it reads no data, and is no part of the timed seconds."""
+    start, shape, c = time.perf_counter(), resolved.shape(), resolved.config
+    passes = 1.0 + (resolved.costs[owner.name].eval_passes if owner else 0.0)
+    if not compiles(c, run.world) or passes * run.num_positions < COMPILE_FROM_TOKENS * run.world.size:
+        return 0.0
+    run.hidden = graph = CompiledHidden(run.model, run.batch_seqs, run.seq_len)
+    graph.warm_up(shape.vocab_size)
+    return time.perf_counter() - start
+
+
 def evaluate(
     artifact: bytes, resolved: Resolved, world: World, data: Any, audit: Audit
 ) -> tuple[Score, str, float]:
@@ -1126,6 +1159,7 @@ def evaluate(
     load_weights(model, weights)
     model.eval()
     run = open_evaluation(model, world, data, resolved.config)
+    compile_s = compile_scoring(run, resolved, owner)
     if owner is None:
         with torch.no_grad():
             score_windows(run)
@@ -1134,28 +1168,14 @@ def evaluate(
         scorer.score(run)
         audit.note(owner.name, **getattr(scorer, "facts", {}))
     world.synchronize()
-    seconds = world.max(time.perf_counter() - start)
+    seconds = world.max(time.perf_counter() - start - compile_s)
     early = (run.early & run.written.bool()).sum().to(world.device, torch.float64)
     world.ledger.trained_early(int(world.sum(early)))
     score = run.result(data)
     if owner is not None:
-        audit_scorer(owner.name, model, weights, run, audit)
+        audit_scorer(owner.name, weights, run, audit)
         audit.note(owner.name, eval_s=seconds)
     return score, owner.name if owner else "plain", seconds
-
-
-@torch.no_grad()
-def audit_scorer(name: str, model: GPT, weights: Mapping[str, Tensor], run: Evaluation, audit: Audit) -> None:
-    """Does the scorer's result differ from the plain protocol's over the last sequences of this rank's
-    share?"""
-    load_weights(model, weights)
-    t, changed = run.seq_len, 0
-    for start in range(max(0, run.num_positions - 4 * t), run.num_positions, t):
-        ids, targets = run.window(start, min(t, run.num_positions - start))
-        plain = run.nats(model.hidden(ids[None]), targets[None])[0].cpu()
-        mine = run.written[start : start + len(plain)].bool()
-        changed += int((run.nll[start : start + len(plain)] - plain)[mine].abs().gt(1e-6).sum())
-    audit.changed(name, "score", run.world.max(float(changed)) > 0)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -83,9 +83,10 @@ def check_techniques(
     names: list[str], *, folder: Path, args: argparse.Namespace, console: Console
 ) -> dict[str, suite.Report]:
     """Every technique in a pool, beside the two ranks that run them all in one process group."""
-    start, reports = time.perf_counter(), {}
+    start, reports, told = time.perf_counter(), {}, {}
     ranks_out = folder.parent / "ranks.jsonl"
-    two_ranks = ranks.start(names, folder=folder, out=ranks_out, device=args.device)
+    alone = args.device == "cuda" and torch.cuda.device_count() < 2  # two ranks need two GPUs
+    two_ranks = None if alone else ranks.start(names, folder=folder, out=ranks_out, device=args.device)
     with pool(args) as workers, Live(console=console, refresh_per_second=4) as live:
         bench = {"folder": str(folder), "device": args.device, "inductor": args.inductor}
         waiting = {workers.submit(suite.run_named, name, **bench) for name in names}
@@ -93,9 +94,12 @@ def check_techniques(
             finished, waiting = concurrent.futures.wait(waiting, timeout=0.5)
             reports |= {report.technique: report for report in (f.result() for f in finished)}
             live.update(table_of(names, reports, time.perf_counter() - start))
-        told = ranks.finish(two_ranks, ranks_out, timeout_s=RANKS_S + RANKS_EACH_S * len(names))
+        if two_ranks is not None:
+            told = ranks.finish(two_ranks, ranks_out, timeout_s=RANKS_S + RANKS_EACH_S * len(names))
         for name in names:
-            if reports[name].trace:
+            if two_ranks is None:
+                reports[name].add("two ranks", "skipped", "this machine has one GPU")
+            elif reports[name].trace:
                 suite.examine(
                     reports[name],
                     "two ranks",

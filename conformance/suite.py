@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -85,6 +86,9 @@ def load(name: str) -> type[Technique]:
 def shared_lab(folder: str, device: str, inductor: bool) -> Lab:
     """One bench per process; its baseline and golden losses come before any technique is built."""
     torch.set_num_threads(1)
+    if device == "cuda":  # laws that say "bitwise" need kernels that always sum in one order
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True, warn_only=True)
     lab = Lab(Path(folder), device, inductor)
     assert lab.golden and lab.baseline
     return lab

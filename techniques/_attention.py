@@ -45,12 +45,27 @@ def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> 
             from flash_attn_interface import flash_attn_func as fa3  # type: ignore[import-not-found]
 
             found = {"fa3": lambda q, k, v: fa3(q, k, v, causal=True), **found}
+    if half_on_gpu:
+        found = {name: attend for name, attend in found.items() if runs(attend, device)}
     name = next(iter(found)) if requested == "auto" else requested
     if name not in found:
         raise Unavailable(
             f"Attention kernel {name!r} was demanded, but this machine offers: {', '.join(found)}."
         )
     return name, found[name]
+
+
+def runs(attend: Attend, device: torch.device) -> bool:
+    """Whether the kernel really does one small step, grouped heads included; installed is not enough."""
+    q, k, v = (
+        torch.zeros(1, 128, heads, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (2, 1, 1)
+    )
+    try:
+        attend(q, k, v).sum().backward()
+    except RuntimeError:
+        return False
+    return True
 
 
 @functools.cache

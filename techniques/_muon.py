@@ -38,30 +38,41 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            params, mu, lr = group["params"], group["momentum"], group["lr"]
-            updates = [torch.zeros_like(p, dtype=self.dtype) for p in params]
+            params = group["params"]
             shapes: dict[tuple[int, ...], list[int]] = {}
             for i, p in enumerate(params):
                 if i % self.world.size == self.world.rank and p.grad is not None:
                     shapes.setdefault(tuple(p.shape), []).append(i)
+            updates: dict[int, Tensor] = {}
             for indices in shapes.values():
-                stack: list[Tensor] = []
-                for i in indices:
-                    state = self.state[params[i]]
-                    buf = state.setdefault("momentum_buffer", torch.zeros_like(params[i]))
-                    buf.mul_(mu).add_(params[i].grad)
-                    stack.append(params[i].grad.add(buf, alpha=mu).to(self.dtype))
-                for i, u in zip(
-                    indices, self.orthogonalize(torch.stack(stack), self.hyper.muon_ns_steps), strict=True
-                ):
-                    updates[i] = u
+                stack = self.momentum([params[i] for i in indices], group["momentum"])
+                whole = self.orthogonalize(stack, self.hyper.muon_ns_steps)
+                updates |= dict(zip(indices, whole, strict=True))
             if self.world.size > 1:
-                flat = self.world.sum(torch.cat([u.reshape(-1) for u in updates]))
-                updates = [
-                    u.view_as(p) for u, p in zip(flat.split([p.numel() for p in params]), params, strict=True)
-                ]
-            for p, u in zip(params, updates, strict=True):
-                if p.grad is None:  # of a part that this phase's graph does not reach
-                    continue
-                p.mul_(1.0 - lr * group["weight_decay"])
-                p.add_(u.to(p.dtype), alpha=-lr * max(1.0, p.size(-2) / p.size(-1)) ** 0.5)
+                mine = [updates.get(i, torch.zeros_like(p, dtype=self.dtype)) for i, p in enumerate(params)]
+                flat = self.world.sum(torch.cat([u.reshape(-1) for u in mine]))
+                updates = dict(enumerate(flat.split([p.numel() for p in params])))
+            # without a gradient: of a part that this phase's graph does not reach
+            moved = [(p, updates[i]) for i, p in enumerate(params) if p.grad is not None]
+            apply_updates(moved, group["lr"], group["weight_decay"])
+
+    def momentum(self, params: list[Tensor], mu: float) -> Tensor:
+        """buf ← μ·buf + g of parameters of one shape; the Nesterov updates g + μ·buf [N, rows, cols]."""
+        grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
+        bufs = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        torch._foreach_mul_(bufs, mu)  # type: ignore[attr-defined]
+        torch._foreach_add_(bufs, grads)  # type: ignore[attr-defined]
+        return torch.stack(torch._foreach_add(grads, bufs, alpha=mu)).to(self.dtype)  # type: ignore[attr-defined]
+
+
+def apply_updates(moved: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
+    """p ← p·(1 − lr·wd) − lr·√max(1, rows/cols)·u of pairs (p, u), a few kernels for all of one shape."""
+    if not moved:
+        return
+    torch._foreach_mul_([p for p, _ in moved], 1.0 - lr * weight_decay)  # type: ignore[attr-defined]
+    scales: dict[float, list[tuple[Tensor, Tensor]]] = {}
+    for p, u in moved:
+        scales.setdefault(max(1.0, p.size(-2) / p.size(-1)) ** 0.5, []).append((p, u.view_as(p).to(p.dtype)))
+    for scale, pairs in scales.items():
+        step = -lr * scale
+        torch._foreach_add_([p for p, _ in pairs], [u for _, u in pairs], alpha=step)  # type: ignore[attr-defined]

@@ -41,9 +41,9 @@ def window_batches(found: Sequence[Window], size: int) -> Iterator[list[Window]]
 
 def window_tensors(run: Any, batch: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor, int]:
     """(inputs [b,T], targets [b,T], context): the first `context` positions of each window are not scored."""
-    pairs = [run.window(start, end - start) for start, _, end in batch]
-    start, first, _ = batch[0]
-    return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs]), first - start
+    start, first, end = batch[0]
+    ids, targets = run.windows([w[0] for w in batch], end - start)
+    return ids, targets, first - start
 
 
 def write_window_nats(run: Any, batch: Sequence[Window], nll: torch.Tensor) -> None:
@@ -57,5 +57,5 @@ def score_sliding(run: Any, found: Sequence[Window], batch_seqs: int) -> None:
     with torch.no_grad():
         for batch in window_batches(found, batch_seqs):
             ids, targets, context = window_tensors(run, batch)
-            h = run.model.hidden(ids)[:, context:]
+            h = run.hidden(ids)[:, context:]
             write_window_nats(run, batch, run.nats(h, targets[:, context:]))

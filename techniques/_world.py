@@ -42,8 +42,10 @@ class World:
         )
         if cuda:
             torch.cuda.set_device(self.device)
-        if self.size > 1:
-            dist.init_process_group("nccl" if cuda else "gloo", device_id=self.device if cuda else None)
+        self._steps: list[torch.cuda.Event] = []  # ends of the steps that the device may still work on
+        if self.size > 1:  # what ranks decide together travels beside the device, not behind its work
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(backend, device_id=self.device if cuda else None)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, a new tensor."""
@@ -57,7 +59,7 @@ class World:
         """The largest of all ranks' `value`: what they decide together."""
         if self.size == 1:
             return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor)
 
@@ -66,13 +68,13 @@ class World:
         if self.size == 1:
             return data
         box = [data]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def agree(self, what: str, value: str) -> None:
         """RuntimeError unless every rank holds the same `value` (a hash of the resolved configuration,
         say)."""
-        mine = torch.tensor([int(value[:12], 16)], dtype=torch.int64, device=self.device)
+        mine = torch.tensor([int(value[:12], 16)], dtype=torch.int64)
         low, high = mine.clone(), mine.clone()
         if self.size > 1:
             dist.all_reduce(low, op=dist.ReduceOp.MIN)
@@ -85,6 +87,16 @@ class World:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def keep_pace(self) -> int:
+        """Once a step: waits until the device is one step behind at most. Returns how many it may be."""
+        if self.device.type != "cuda":
+            return 0
+        self._steps.append(torch.cuda.Event())
+        self._steps[-1].record()
+        if len(self._steps) > 1:
+            self._steps.pop(0).synchronize()
+        return 1
 
     def my_range(self, n: int) -> range:
         """This rank's contiguous share of range(n)."""

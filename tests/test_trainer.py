@@ -322,7 +322,7 @@ def test_a_budget_in_seconds_ends_by_the_clock_and_anneals(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "stopping_early: wallclock_cap" in done.stdout
     result = result_of(tmp_path)
-    assert 1.0 <= result["train_seconds"] < 2.0
+    assert 0.5 < result["train_seconds"] < 1.2  # a busy machine may make one step of 3 ms last long
     assert result["true_seconds"] > result["train_seconds"]
 
 
