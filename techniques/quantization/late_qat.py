@@ -47,8 +47,11 @@ class FakeQuantizer(nn.Module):
         if self.config.clip == "max" or self.config.published:
             top = magnitude.amax(1, keepdim=True)
         else:
-            rank = max(1, round(0.9995 * w.size(1)))  # kthvalue: quantile refuses large tensors
-            top = magnitude.kthvalue(rank, dim=1, keepdim=True).values
+            rank = max(1, round(0.9995 * w.size(1)))
+            if rank == w.size(1):
+                top = magnitude.amax(1, keepdim=True)
+            else:  # kthvalue: quantile refuses large tensors
+                top = magnitude.kthvalue(rank, dim=1, keepdim=True).values
         return (top / self.qmax).clamp_min(1.0 / self.qmax if self.config.published else 1e-7)
 
     def stored(self, w: Tensor) -> Tensor:
@@ -102,6 +105,7 @@ class LateQat(Technique):
         if not parts:
             raise ValueError("late_qat matches no matrix of this model: all are below `quantize_min_numel`.")
         began: list[float] = []
+        filled = {"strength": 0.0, "alpha": 1.0}  # as the parts are made
 
         def step(progress: float, lr_scale: float) -> None:
             on = lr_scale < self.config.threshold
@@ -110,8 +114,12 @@ class LateQat(Technique):
             elif not began:
                 began.append(progress)
             done = (progress - began[0]) / max(1e-9, 1.0 - began[0]) if began else 0.0
-            for part in parts:
-                part.strength.fill_(1.0 if on else 0.0)
-                part.alpha.fill_(self.config.alpha_end ** min(1.0, done))
+            soft = self.config.mode == "soft"  # the other mode never reads alpha
+            alpha = self.config.alpha_end ** min(1.0, done) if soft else 1.0
+            for name, value in (("strength", 1.0 if on else 0.0), ("alpha", alpha)):
+                if value != filled[name]:
+                    torch._foreach_zero_([getattr(part, name) for part in parts])
+                    torch._foreach_add_([getattr(part, name) for part in parts], value)
+                    filled[name] = value
 
         return step
