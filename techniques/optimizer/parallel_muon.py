@@ -87,11 +87,10 @@ class ParallelMuon(torch.optim.Optimizer):
 
     def clip(self, others: list[Tensor], most: float) -> None:
         shares = list(self.shares.values())
-        square = self.world.sum(torch.stack([g.norm() for g in shares]).square().sum())
-        square = square + torch.stack([g.norm() for g in others]).square().sum()
+        norms = torch.stack(torch._foreach_norm([*shares, *others]))  # pyright: ignore[reportPrivateImportUsage]
+        square = self.world.sum(norms[: len(shares)].square().sum()) + norms[len(shares) :].square().sum()
         factor = (most / (square.sqrt() + 1e-6)).clamp(max=1.0)
-        for g in (*shares, *others):
-            g.mul_(factor)
+        torch._foreach_mul_([*shares, *others], factor)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -102,9 +101,12 @@ class ParallelMuon(torch.optim.Optimizer):
                 if work is not None:
                     work.wait()
                 step = -lr * max(1.0, bank[0].size(-2) / bank[0].size(-1)) ** 0.5
-                for p, u in zip(bank, matrices_of(updates, len(bank)), strict=True):
-                    if p.grad is not None:
-                        p.mul_(decay).add_(u.to(p.dtype), alpha=step)
+                matrices = matrices_of(updates.to(bank[0].dtype), len(bank))
+                reached = [(p, u) for p, u in zip(bank, matrices, strict=True) if p.grad is not None]
+                if reached:
+                    params, found = (list(side) for side in zip(*reached, strict=True))
+                    torch._foreach_mul_(params, decay)  # pyright: ignore[reportPrivateImportUsage]
+                    torch._foreach_add_(params, found, alpha=step)  # pyright: ignore[reportPrivateImportUsage]
 
     def update(self, bank: list[Tensor], mu: float) -> Tensor:
         """Momentum and Newton–Schulz of this rank's share of a bank."""
