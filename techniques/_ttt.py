@@ -45,6 +45,15 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, done: float) -> None:
         group["lr"] = lr * group.get("mult", 1.0) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+TOKENS_AT_ONCE = 1 << 16  # of a backward pass: a step of more is taken in parts, for its memory
+
+
+def parts_of(pieces: Sequence[Any], seq_len: int) -> list[Sequence[Any]]:
+    """Pieces of `seq_len` tokens each, in parts of at most TOKENS_AT_ONCE tokens, one piece at least."""
+    size = max(1, TOKENS_AT_ONCE // seq_len)
+    return [pieces[i : i + size] for i in range(0, len(pieces), size)]
+
+
 def finish_step(
     world: Any, optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter], grad_clip: float
 ) -> None:
@@ -68,9 +77,9 @@ def sequence_step(
     """One step on the whole sequences that begin at `starts`, split over the ranks: mean nats, clipped."""
     mine = run.world.my_range(len(starts))
     optimizer.zero_grad(set_to_none=True)
-    if len(mine):
-        pairs: list[tuple[Tensor, Tensor]] = [run.window(starts[k], run.seq_len) for k in mine]
+    for part in parts_of(mine, run.seq_len):
+        pairs: list[tuple[Tensor, Tensor]] = [run.window(starts[k], run.seq_len) for k in part]
         with torch.enable_grad():
             loss = run.model(torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs]))
-            (loss * (len(mine) / len(starts))).backward()
+            (loss * (len(part) / len(starts))).backward()
     finish_step(run.world, optimizer, trained, grad_clip)

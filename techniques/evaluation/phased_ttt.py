@@ -31,7 +31,7 @@ from techniques._adapt import (
     with_defaults,
 )
 from techniques._lora import Document, DocumentScorer, batches_of, documents, padded_windows
-from techniques._ttt import finish_step, set_rates
+from techniques._ttt import finish_step, parts_of, set_rates
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
 PHASED_SOURCES = {
@@ -93,8 +93,8 @@ class PhasedScorer:
         mine = run.world.my_range(len(pieces))
         total = sum(length for _, length in pieces)
         optimizer.zero_grad(set_to_none=True)
-        if len(mine):
-            own = [pieces[k] for k in mine]
+        for part in parts_of(mine, run.seq_len):
+            own = [pieces[k] for k in part]
             ids, targets = padded_windows(run, own, max(length for _, length in own))
             lengths = torch.tensor([[length] for _, length in own], device=ids.device)
             inside = torch.arange(ids.size(1), device=ids.device) < lengths

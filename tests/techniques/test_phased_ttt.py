@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from techniques import catalog
+from techniques import _ttt, catalog
 from techniques._lora import DocumentScorer, documents
 from techniques.base import Shape, Verdict
 from techniques.config import read_preset, settings_from
@@ -135,3 +135,8 @@ def test_declares_its_order_limits_and_variables():
     assert values["phased_ttt.rank"] == 80 and values["phased_ttt.global_lr"] == 0.002
     assert not values["score_first_ttt"] and not values["lora_ttt"]
     assert read_preset("pr1855")["phased_ttt.prefix_docs"] == 2500
+
+
+def test_a_step_of_many_tokens_is_taken_in_parts():
+    assert _ttt.parts_of(range(5), 1 << 15) == [range(0, 2), range(2, 4), range(4, 5)]
+    assert _ttt.parts_of([7, 8], 1 << 20) == [[7], [8]] and _ttt.parts_of([], 8) == []
