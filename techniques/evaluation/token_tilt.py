@@ -78,7 +78,8 @@ class TiltScorer:
 
     def score(self, run: Any) -> None:
         c = self.config
-        hints, more = tilt_hints(run.tokens, c.order, c.min_agree)
+        tokens = run.tokens.cpu()
+        hints, more = tilt_hints(tokens, c.order, c.min_agree)
         strengths = c.beta + c.agreement * more.float()
         found = windows(run.num_positions, run.seq_len, c.stride)
         mine = run.world.my_range(len(found))
@@ -92,7 +93,7 @@ class TiltScorer:
                 )
                 write_window_nats(run, batch, tilt_nats(logits, targets[:, context:], hint, strength))
         hinted = hints >= 0
-        right = (hints == run.tokens[1:].to(torch.int64)) & hinted
+        right = (hints == tokens[1:].to(torch.int64)) & hinted
         self.facts = {"hinted": int(hinted.sum()), "hinted_right": int(right.sum())}
 
 
