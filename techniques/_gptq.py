@@ -65,15 +65,24 @@ def self_generated(model: Any, config: Any, *, rank: int, ranks: int) -> Iterato
     """ids [B,T]: `self_sequences` sequences of `self_tokens` tokens in batches of SELF_BATCH, dealt out to
     the ranks in turn. The first token is drawn uniformly, each other one from softmax(logits / temperature).
     Batch i draws from a generator of its own: it is the same on one rank and on many. One forward of the
-    whole prefix a token: no cache of keys and values."""
+    whole prefix a token: no cache of keys and values; a GPU, which waits for its launches there, runs it for
+    all batches at once."""
     device, vocab_size = model.tok_emb.device, model.tok_emb.size(0)
     starts = range(0, config.self_sequences, SELF_BATCH)
-    for i in range(rank, len(starts), ranks):
-        generator = torch.Generator().manual_seed(1019 + i)
-        rows = min(SELF_BATCH, config.self_sequences - starts[i])
-        ids = torch.randint(vocab_size, (rows, 1), generator=generator)
+    mine = range(rank, len(starts), ranks)
+    for group in [mine] if device.type == "cuda" and mine else [[i] for i in mine]:
+        generators = [torch.Generator().manual_seed(1019 + i) for i in group]
+        rows = [min(SELF_BATCH, config.self_sequences - starts[i]) for i in group]
+        first = [
+            torch.randint(vocab_size, (n, 1), generator=g) for n, g in zip(rows, generators, strict=True)
+        ]
+        ids = torch.cat(first).to(device)
         while ids.size(1) < config.self_tokens:
-            h = model.hidden(ids.to(device))[:, -1]
+            h = model.hidden(ids)[:, -1]
             shares = torch.softmax(model.logits(h).float().cpu() / config.temperature, dim=-1)
-            ids = torch.cat((ids, torch.multinomial(shares, 1, generator=generator)), dim=1)
-        yield ids.to(device)
+            drawn = [
+                torch.multinomial(part, 1, generator=g)
+                for part, g in zip(shares.split(rows), generators, strict=True)
+            ]
+            ids = torch.cat((ids, torch.cat(drawn).to(device)), dim=1)
+        yield from ids.split(rows)
