@@ -118,8 +118,9 @@ class LateQat(Technique):
             alpha = self.config.alpha_end ** min(1.0, done) if soft else 1.0
             for name, value in (("strength", 1.0 if on else 0.0), ("alpha", alpha)):
                 if value != filled[name]:
-                    torch._foreach_zero_([getattr(part, name) for part in parts])
-                    torch._foreach_add_([getattr(part, name) for part in parts], value)
+                    buffers: Any = [getattr(part, name) for part in parts]
+                    torch._foreach_zero_(buffers)  # pyright: ignore[reportPrivateImportUsage]
+                    torch._foreach_add_(buffers, value)  # pyright: ignore[reportPrivateImportUsage]
                     filled[name] = value
 
         return step
