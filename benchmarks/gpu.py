@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -126,18 +127,19 @@ def run(preset: str, options: argparse.Namespace, *, label: str, **changes: Any)
     command = [sys.executable, "train_gpt.py", f"--preset={preset}"]
     command += [f"--{k}={v}" for k, v in settings.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    start, last = time.perf_counter(), "nothing said"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    stop = threading.Timer(options.timeout, process.kill)
+    stop.start()
+    assert process.stdout is not None
     with (folder / "console.log").open("w") as console:
-        try:
-            status = subprocess.run(
-                command, cwd=ROOT, stdout=console, stderr=console, timeout=options.timeout, check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = -1
+        for last in process.stdout:
+            print(f"{time.perf_counter() - start:7.1f} {last}", end="", file=console, flush=True)
+    status = process.wait()
+    stop.cancel()
     path = folder / "result.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    last = (folder / "console.log").read_text().strip().splitlines()[-1:] or ["nothing said"]
-    return {**result, "exit": status, "wall": time.perf_counter() - start, "last": last[0][:300]}
+    return {**result, "exit": status, "wall": time.perf_counter() - start, "last": last.strip()[:300]}
 
 
 def told(preset: str, result: dict[str, Any], options: argparse.Namespace, *, label: str) -> str:
@@ -148,13 +150,14 @@ def told(preset: str, result: dict[str, Any], options: argparse.Namespace, *, la
     mfu = flops_of(preset, overrides_of(preset, options)) / step / PEAK
     published = 8 * PUBLISHED_MS.get(preset, float("nan"))
     idle = [n for n, a in result["activity"].items() if a["verdict"] != "active"]
+    untimed = {k: round(s["true"] - s["timed"]) for k, s in result["stage_seconds"].items()}
     score, seconds, memory = result["val_bpb"], result["eval_seconds"], result["peak_memory_bytes"] / 2**30
     return (
         f"{label:5} {preset:8} {1000 * step:7.1f} ms a step (8 x published {published:5.0f}), utilisation "
         f"{100 * mfu:4.1f} %, val_bpb {score:.4f}, {result['protocol']} {seconds:.1f} s for "
         f"{result['val_tokens']:,} tokens, {result['artifact_bytes']:,} bytes, {memory:.1f} GiB, "
-        f"{result['wall']:.0f} s in all, {result['attention']}; inactive: {idle or 'none'}; findings: "
-        f"{result['findings'] or 'none'}"
+        f"{result['wall']:.0f} s in all (not timed: {untimed}), {result['attention']}; "
+        f"inactive: {idle or 'none'}; findings: {result['findings'] or 'none'}"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 
 import torch
@@ -27,24 +26,25 @@ def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> 
 
     half_on_gpu = device.type == "cuda" and dtype is torch.bfloat16
     hopper = half_on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
-    found: dict[str, Attend] = {"sdpa": sdpa}
+    found: dict[str, Attend] = {}
+    if hopper:
+        with contextlib.suppress(ImportError):
+            from flash_attn_interface import flash_attn_func as fa3  # type: ignore[import-not-found]
+
+            found["fa3"] = lambda q, k, v: fa3(q, k, v, causal=True)
+    found["sdpa"] = sdpa  # PyTorch's own choice: as fast as cudnn or faster (benchmarks/gpu.py, docs/gpu.md)
     if half_on_gpu and torch.backends.cuda.cudnn_sdp_enabled() and hopper:
 
         def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
                 return sdpa(q, k, v)
 
-        found = {"cudnn": cudnn, **found}
+        found["cudnn"] = cudnn
     if half_on_gpu:
         with contextlib.suppress(ImportError):
             from flash_attn import flash_attn_func as fa2  # type: ignore[import-not-found]
 
-            found = {"fa2": lambda q, k, v: fa2(q, k, v, causal=True), **found}
-    if hopper:
-        with contextlib.suppress(ImportError):
-            from flash_attn_interface import flash_attn_func as fa3  # type: ignore[import-not-found]
-
-            found = {"fa3": lambda q, k, v: fa3(q, k, v, causal=True), **found}
+            found["fa2"] = lambda q, k, v: fa2(q, k, v, causal=True)
     if half_on_gpu:
         found = {name: attend for name, attend in found.items() if runs(attend, device)}
     name = next(iter(found)) if requested == "auto" else requested
@@ -66,34 +66,3 @@ def runs(attend: Attend, device: torch.device) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-@functools.cache
-def _flash_varlen() -> Callable[..., Tensor] | None:
-    """FlashAttention's varlen kernel, 3 before 2, where one is installed."""
-    with contextlib.suppress(ImportError):
-        from flash_attn_interface import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
-
-        return varlen
-    with contextlib.suppress(ImportError):
-        from flash_attn import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
-
-        return varlen
-    return None
-
-
-def pick_varlen(requested: str, x: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor] | None:
-    """function(q [N,H,Dh], k and v [N,K,Dh], bounds int32 [documents + 1], longest) -> [N,H,Dh], or None: a
-    mask is to be used. `flash` where the kernel cannot run is Unavailable."""
-    varlen = _flash_varlen() if requested != "mask" else None
-    if varlen is None or x.device.type != "cuda" or x.dtype is not torch.bfloat16:
-        if requested == "flash":
-            raise Unavailable(
-                "varlen_attention.kernel = flash needs FlashAttention, a GPU and bfloat16. Use mask, or auto."
-            )
-        return None
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int) -> Tensor:
-        return varlen(q, k, v, bounds, bounds, longest, longest, causal=True)
-
-    return attend

@@ -1,8 +1,4 @@
-"""A compiled forward for scoring: one graph of one size, made on random tokens before the clock starts.
-
-Evaluation is forwards without gradient, mostly of full batches. Smaller ones are padded to the graph's size
-(behind a row's tokens and below its last row, where nothing can see it) and cut again.
-"""
+"""What every scorer shares: nats of hidden states, and whether a scorer changed the score at all."""
 
 from __future__ import annotations
 
@@ -15,31 +11,7 @@ from torch import Tensor
 
 from techniques._param import load_weights
 
-COMPILE_FROM_TOKENS = 1 << 25  # forward tokens of an evaluation from which on compiling it pays
 NATS_AT_ONCE = 1 << 28  # logits that exist at a time, float32: 1 GiB
-
-
-class CompiledHidden:
-    """ids [b,t] -> hidden [b,t,D] for b ≤ rows and t ≤ length. `seconds` went into compiling."""
-
-    def __init__(self, model: Any, rows: int, length: int):
-        self.model, self.rows, self.length = model, rows, length
-        self.graph: Any = torch.compile(model.hidden, dynamic=False, fullgraph=True)
-
-    @torch.no_grad()
-    def warm_up(self, vocab_size: int) -> None:
-        """Compile, on tokens that come from no data."""
-        device = self.model.tok_emb.device
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(vocab_size, (self.rows, self.length), generator=generator)
-        self(ids.to(device)).sum().item()
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        rows, length = ids.shape
-        if torch.is_grad_enabled() or rows > self.rows or length > self.length:
-            return self.model.hidden(ids)
-        padded = F.pad(ids, (0, self.length - length, 0, self.rows - rows))
-        return self.graph(padded)[:rows, :length]
 
 
 def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from techniques import _scoring
-from techniques._scoring import CompiledHidden, nats_of
+from techniques._compiled import CompiledHidden
+from techniques._scoring import nats_of
 from techniques._windows import score_sliding, windows
 from tests.techniques.evaluation_rig import single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
