@@ -41,15 +41,28 @@ class Learned:
     caution: float = 0.0
 
     def update(
-        self, columns: Array, y: Array, noise_sd: Array | None, *, steps: int, count: int | None = None
+        self,
+        columns: Array,
+        y: Array,
+        noise_sd: Array | None,
+        *,
+        steps: int,
+        count: int,
+        running: Array | None = None,
     ) -> None:
-        """Condition on the data; fit the variances when there are enough new ones among all `count`."""
-        count = len(y) if count is None else count
-        growth = GROWTH if self.fitted < LATE else LATE_GROWTH
-        due = count >= max(self.fitted + 3, math.ceil(growth * self.fitted))
-        self.model.observe(columns, y, noise_sd=noise_sd, fit=steps if due else 0)
+        """Condition on the data, with fantasies where trials run (columns `running`); fit the variances when
+        there are enough new ones among all `count`."""
+        due = self._due(count)
+        self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=steps if due else 0)
         self.fitted = count if due else self.fitted
+        more = 0 if running is None or not len(y) else len(running)
+        if more and self._due(len(y) + more):
+            self.fitted = len(y) + more  # with many workers a fit waits for those that run
         self.mean = self.model.mean()
+
+    def _due(self, count: int) -> bool:
+        growth = GROWTH if self.fitted < LATE else LATE_GROWTH
+        return count >= max(self.fitted + 3, math.ceil(growth * self.fitted))
 
 
 class Beliefs:
@@ -86,17 +99,14 @@ class Beliefs:
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
-        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=len(values) + forgotten)
-        if len(running) and len(values):
-            assert self.objective.mean is not None
-            more = self.columns_of(running)
-            fantasy = self.objective.mean(more)
-            self.objective.update(
-                np.concatenate([columns, more]),
-                np.concatenate([values, fantasy]),
-                np.concatenate([noise, np.zeros(len(more))]),
-                steps=0,
-            )
+        self.objective.update(
+            columns,
+            values,
+            noise,
+            steps=FIT_STEPS,
+            count=len(values) + forgotten,
+            running=self.columns_of(running),
+        )
         self._learn_constraints(done, forgotten)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
