@@ -120,8 +120,8 @@ class Beliefs:
         by_number = sorted(done, key=lambda t: t.number)
         older, newest = by_number[: BEST - LARGEST], by_number[BEST - LARGEST :]
         merits = np.array([self._merit(t) for t in older])
-        best = np.argsort(merits, kind="stable")[:BEST].tolist()
-        good = [older[k] for k in best if merits[k] < math.inf]
+        best = np.argsort(merits, kind="stable")[:BEST]
+        good = [older[int(k)] for k in best if merits[k] < math.inf]
         return sorted([*good, *newest], key=lambda t: t.number)
 
     def _merit(self, trial: FrozenTrial) -> float:
