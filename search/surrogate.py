@@ -189,11 +189,11 @@ class Surrogate:
         last two are not needed, and empty)."""
         main, factor = self._scales(hyper)
         scaled = self.columns * np.sqrt(main)
+        k = scaled @ scaled.T + 1.0
         if not self.pairs:
-            return scaled @ scaled.T + 1.0, scaled, scaled[:, :0], np.zeros((0, 0))
+            return k, scaled, scaled[:, :0], np.zeros((0, 0))
         z = self.columns[:, : self.basis.factors] * np.sqrt(factor)
-        t, squares, rest = z @ z.T, z * z, scaled[:, self.basis.factors :]
-        k = rest @ rest.T + t + 1.0  # the first main columns are the factors, equally scaled
+        t, squares = z @ z.T, z * z
         k += 0.5 * math.exp(hyper.rho) * (t * t - squares @ squares.T)
         return k, scaled, z, t
 
