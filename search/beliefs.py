@@ -29,6 +29,7 @@ CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
 BINARY_CAUTION = 0.3  # on ±1
 LEAST_REPORTS = 8  # complete trials with a report at a step, without which it predicts nothing
 FEW = 4  # values of a constraint without which nothing is learned
+Settings = frozenset[tuple[str, object]]
 
 
 @dataclass
@@ -41,15 +42,28 @@ class Learned:
     caution: float = 0.0
 
     def update(
-        self, columns: Array, y: Array, noise_sd: Array | None, *, steps: int, count: int | None = None
+        self,
+        columns: Array,
+        y: Array,
+        noise_sd: Array | None,
+        *,
+        steps: int,
+        count: int,
+        running: Array | None = None,
     ) -> None:
-        """Condition on the data; fit the variances when there are enough new ones among all `count`."""
-        count = len(y) if count is None else count
-        growth = GROWTH if self.fitted < LATE else LATE_GROWTH
-        due = count >= max(self.fitted + 3, math.ceil(growth * self.fitted))
-        self.model.observe(columns, y, noise_sd=noise_sd, fit=steps if due else 0)
+        """Condition on the data, with fantasies where trials run (columns `running`); fit the variances when
+        there are enough new ones among all `count`."""
+        due = self._due(count)
+        self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=steps if due else 0)
         self.fitted = count if due else self.fitted
+        more = 0 if running is None or not len(y) else len(running)
+        if more and self._due(len(y) + more):
+            self.fitted = len(y) + more  # with many workers a fit waits for those that run
         self.mean = self.model.mean()
+
+    def _due(self, count: int) -> bool:
+        growth = GROWTH if self.fitted < LATE else LATE_GROWTH
+        return count >= max(self.fitted + 3, math.ceil(growth * self.fitted))
 
 
 class Beliefs:
@@ -63,12 +77,14 @@ class Beliefs:
         self.complete: list[FrozenTrial] = []
         self.seen: Array = np.zeros((0, len(distributions)))  # rows of `complete`
         self.columns: Array = np.zeros((0, len(self.basis.owner)))  # of `seen`
-        self.tried: set[frozenset[tuple[str, object]]] = set()  # configurations, running ones included
+        self.tried: set[Settings] = set()  # configurations, running ones included
         self._weights: Array = np.zeros((0, 0))
         self._offsets: Array = np.zeros(0)
-        self._known: dict[int, Array] = {}  # trial number -> row of a finished trial
-        self._settings: dict[int, frozenset[tuple[str, object]]] = {}  # the same of what it tried
-        self._violations: dict[int, Mapping[str, float]] = {}  # the same of its constraints
+        self._known: dict[int, tuple[Mapping[str, object], Array]] = {}  # number -> parameters and row
+        self._tried: dict[int, Settings] = {}  # what finished trials tried
+        self._all_tried: set[Settings] = set()  # the same
+        self._violations: dict[int, Mapping[str, float]] = {}  # number -> constraints of a finished trial
+        self._merits: dict[int, float] = {}  # the same: its value, to be small; inf unless it is feasible
         self.begun, self.finished = 0, 0  # trials, whether learned from or not
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
@@ -82,21 +98,18 @@ class Beliefs:
         self.columns = self.columns_of(self.seen)
         y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
         pruned, at, scatter = self._short(done)
-        self.tried = {self._settings_of(t) for t in trials}
+        self.tried = self._tried_by(trials)
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
-        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=len(values) + forgotten)
-        if len(running) and len(values):
-            assert self.objective.mean is not None
-            more = self.columns_of(running)
-            fantasy = self.objective.mean(more)
-            self.objective.update(
-                np.concatenate([columns, more]),
-                np.concatenate([values, fantasy]),
-                np.concatenate([noise, np.zeros(len(more))]),
-                steps=0,
-            )
+        self.objective.update(
+            columns,
+            values,
+            noise,
+            steps=FIT_STEPS,
+            count=len(values) + forgotten,
+            running=self.columns_of(running),
+        )
         self._learn_constraints(done, forgotten)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -106,9 +119,18 @@ class Beliefs:
             return done
         by_number = sorted(done, key=lambda t: t.number)
         older, newest = by_number[: BEST - LARGEST], by_number[BEST - LARGEST :]
-        good = [t for t in older if t.state == TrialState.COMPLETE and self._is_feasible(t)]
-        good = sorted(good, key=lambda t: self.sign * float(t.value or 0.0))[:BEST]
+        merits = np.array([self._merit(t) for t in older])
+        best = np.argsort(merits, kind="stable")[:BEST]
+        good = [older[int(k)] for k in best if merits[k] < math.inf]
         return sorted([*good, *newest], key=lambda t: t.number)
+
+    def _merit(self, trial: FrozenTrial) -> float:
+        """Of a finished trial, small where it is good; inf where it is not complete and feasible."""
+        found = self._merits.get(trial.number)
+        if found is None:
+            good = trial.state == TrialState.COMPLETE and self._is_feasible(trial)
+            found = self._merits[trial.number] = self.sign * float(trial.value or 0.0) if good else math.inf
+        return found
 
     def _constraints_of(self, trial: FrozenTrial) -> Mapping[str, float]:
         """Of a finished trial; Optuna picks them from all attributes anew each time."""
@@ -121,20 +143,27 @@ class Beliefs:
         return max(self._constraints_of(trial).values(), default=0.0) <= 0.0
 
     def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
-        new = [t for t in trials if t.number not in self._known]
-        rows = self.rows.encode([self._expressible(settled_params(t)) for t in new])
-        fresh = {t.number: row for t, row in zip(new, rows, strict=True)}
-        self._known |= {t.number: fresh[t.number] for t in new if t.state.is_finished()}
-        found = [self._known[t.number] if t.number in self._known else fresh[t.number] for t in trials]
+        """Rows [n, parameters]; one that is known is made anew only when a running trial got another
+        parameter."""
+        params = [settled_params(t) for t in trials]
+        stale = [k for k, t in enumerate(trials) if not self._is_known(t.number, params[k])]
+        rows = self.rows.encode([self._expressible(params[k]) for k in stale])
+        self._known |= {trials[k].number: (params[k], row) for k, row in zip(stale, rows, strict=True)}
+        found = [self._known[t.number][1] for t in trials]
         return np.array(found).reshape(len(found), len(self.rows.names))
 
-    def _settings_of(self, trial: FrozenTrial) -> frozenset[tuple[str, object]]:
-        found = self._settings.get(trial.number)
-        if found is None:
-            found = frozenset(self._expressible(settled_params(trial)).items())
-            if trial.state.is_finished():
-                self._settings[trial.number] = found
-        return found
+    def _is_known(self, number: int, params: Mapping[str, object]) -> bool:
+        known = self._known.get(number, (None,))[0]
+        return known is params or known == params
+
+    def _tried_by(self, trials: Sequence[FrozenTrial]) -> set[Settings]:
+        """Every configuration of the trials."""
+        new = [t for t in trials if t.number not in self._tried]
+        tried = [(t, frozenset(self._expressible(settled_params(t)).items())) for t in new]
+        over = {t.number: settings for t, settings in tried if t.state.is_finished()}
+        self._tried |= over
+        self._all_tried |= set(over.values())
+        return self._all_tried | {settings for _, settings in tried}
 
     def _expressible(self, params: Mapping[str, object]) -> dict[str, object]:
         return {n: v for n, v in params.items() if n in self.rows.distributions}

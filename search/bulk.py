@@ -20,53 +20,17 @@ from typing import Any, cast
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
+from optuna.storages._cached_storage import _StudyInfo  # pyright: ignore[reportPrivateUsage]
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Connection, orm, text
 
+from search import queries
 from search.columns import Columns, read_params
 
+RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed trial
 MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
-
-TRIALS = """
-select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
-where study_id = :study and (trial_id > :after or trial_id = any(:also)) order by trial_id"""
-STUDY = "select 1 from studies where study_id = :study"
-RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed trial
-RETRY = """
-select t.trial_id from trials t join trial_system_attributes a on a.trial_id = t.trial_id
-where t.study_id = :study and a.key = :key and a.value_json = :number"""
-THESE_TRIALS = """
-select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
-where trial_id = any(:ids) order by trial_id"""
-ATTRIBUTES = """
-select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '}}'
-from trial_{kind}_attributes where trial_id = any(:ids) and key not like all(:without) group by trial_id"""
-# Attributes (SQL patterns) that a list of trials can do without, most of its bytes: the configuration, and
-# what the dashboard alone reads.
-BRIEF = ["config", "hash", "worker", "violation_%", "dashboard:%", "artifacts:%"]
-NUMBER = """case cast({column}_type as text) when 'FINITE' then cast({column} as text) when 'NAN' then 'NaN'
- when 'INF_POS' then 'Infinity' else '-Infinity' end"""
-VALUES = f"""
-select trial_id, '[' || string_agg({NUMBER.format(column="value")}, ',' order by objective) || ']'
-from trial_values where trial_id = any(:ids) group by trial_id"""
-STEPS = f"""
-select trial_id, '[' || string_agg('[' || step || ',' || {NUMBER.format(column="intermediate_value")} || ']',
- ',' order by step) || ']' from trial_intermediate_values where trial_id = any(:ids) group by trial_id"""
-WRITE_PARAMS = """
-insert into trial_params (trial_id, param_name, param_value, distribution_json)
-select :trial, n, v, d from unnest(cast(:names as text[]), cast(:values as float8[]), cast(:rest as text[]))
- with ordinality as rows (n, v, d, k) order by k on conflict (trial_id, param_name) do nothing"""
-WRITE_ATTRIBUTES = """
-insert into trial_{kind}_attributes (trial_id, key, value_json)
-select :trial, n, v from unnest(cast(:names as text[]), cast(:values as text[])) as rows (n, v)
-on conflict (trial_id, key) do update set value_json = excluded.value_json"""
-WRITE_STEPS = """
-insert into trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
-select :trial, n, v, 'FINITE' from unnest(cast(:names as int[]), cast(:values as float8[])) as rows (n, v)
-on conflict (trial_id, step) do update
-set intermediate_value = excluded.intermediate_value, intermediate_value_type = 'FINITE'"""
 
 
 @dataclass
@@ -82,12 +46,18 @@ class Batch:
     def write(self, connection: Connection, trial_id: int) -> None:
         if self.params:
             rest = [distribution_to_json(d) for _, d in self.params.values()]
-            _write(connection, WRITE_PARAMS, trial_id, {n: v for n, (v, _) in self.params.items()}, rest=rest)
+            _write(
+                connection,
+                queries.WRITE_PARAMS,
+                trial_id,
+                {n: v for n, (v, _) in self.params.items()},
+                rest=rest,
+            )
         for kind, attributes in (("user", self.user), ("system", self.system)):
             if attributes:
-                _write(connection, WRITE_ATTRIBUTES.format(kind=kind), trial_id, attributes)
+                _write(connection, queries.WRITE_ATTRIBUTES.format(kind=kind), trial_id, attributes)
         if self.steps:
-            _write(connection, WRITE_STEPS, trial_id, self.steps)
+            _write(connection, queries.WRITE_STEPS, trial_id, self.steps)
 
 
 def _write(
@@ -100,8 +70,8 @@ def _write(
 class BulkStorage(RDBStorage):
     """RDBStorage on PostgreSQL that reads trials, and writes a trial's batch, without ORM objects.
 
-    While `brief` is set, the trials of a study come without parameters and without BRIEF; `trials_of` has
-    them whole."""
+    While `brief` is set, the trials of a study come without parameters and without BRIEF
+    (search/queries.py); `trials_of` has them whole."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.brief = False
@@ -118,7 +88,7 @@ class BulkStorage(RDBStorage):
     def trials_of(self, ids: Sequence[int]) -> list[FrozenTrial]:
         """The trials of these ids, of any study, by id."""
         with self.engine.connect() as connection:
-            rows = connection.execute(text(THESE_TRIALS), {"ids": list(ids)}).all()
+            rows = connection.execute(text(queries.THESE_TRIALS), {"ids": list(ids)}).all()
             return self._build(connection, cast("Sequence[Head]", rows))
 
     def rows(self, query: str, values: dict[str, Any]) -> list[Any]:
@@ -136,12 +106,26 @@ class BulkStorage(RDBStorage):
         """Trials with a larger id, and the included ones, by id. KeyError when there is no such study."""
         which = {"study": study_id, "after": trial_id_greater_than, "also": list(included_trial_ids)}
         with self.engine.connect() as connection:
-            rows = cast("Sequence[Head]", connection.execute(text(TRIALS), which).all())
-            if not rows and not connection.execute(text(STUDY), which).all():
+            rows = cast("Sequence[Head]", connection.execute(text(queries.TRIALS), which).all())
+            if not rows and not connection.execute(text(queries.STUDY), which).all():
                 raise KeyError(f"No study has the id {study_id}.")
             if states is not None:
                 rows = [row for row in rows if TrialState[row[2]] in states]
             return self._build(connection, rows, brief=self.brief)
+
+    def waiting(self, study_id: int) -> list[FrozenTrial]:
+        """The study's trials that wait to be run, by id."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(text(queries.WAITING), {"study": study_id}).all()
+            return self._build(connection, cast("Sequence[Head]", rows))
+
+    def beat(self, trial_id: int) -> TrialState:
+        """Writes a heartbeat; the trial's state. KeyError when there is no such trial."""
+        with self.engine.begin() as connection:
+            state = connection.execute(text(queries.BEAT), {"trial": trial_id}).scalar_one_or_none()
+        if state is None:
+            raise KeyError(f"No trial has the id {trial_id}.")
+        return TrialState[state]
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: orm.Session
@@ -150,7 +134,7 @@ class BulkStorage(RDBStorage):
         number = template_trial.system_attrs.get(RETRY_OF) if template_trial else None
         if number is not None:
             which = {"study": study_id, "key": RETRY_OF, "number": str(number)}
-            found = session.execute(text(RETRY), which).scalar_one_or_none()
+            found = session.execute(text(queries.RETRY), which).scalar_one_or_none()
             if found is not None:
                 return session.get_one(models.TrialModel, found)
         return super()._get_prepared_new_trial(study_id, template_trial, session)
@@ -171,16 +155,15 @@ class BulkStorage(RDBStorage):
         if not ids:
             return []
 
-        def read(query: str) -> dict[int, Any]:
-            found = connection.execute(text(query), {"ids": ids, "without": BRIEF if brief else []})
-            return {trial_id: json.loads(value) for trial_id, value in found}
-
+        own, which = [] if brief else ids, {"ids": ids, "without": queries.BRIEF if brief else []}
+        facts: dict[str, dict[int, Any]] = {kind: {} for kind in queries.FACTS}
         with ThreadPoolExecutor(1) as beside:  # PostgreSQL puts the next answer together while we read one
-            own = [] if brief else ids
             rest = beside.submit(self._read_params, own) if len(own) > MANY else None
-            values, steps = read(VALUES), read(STEPS)
-            user, system = (read(ATTRIBUTES.format(kind=kind)) for kind in ("user", "system"))
+            for query in [queries.ALL_FACTS] if len(ids) <= MANY else queries.FACTS.values():
+                for kind, trial_id, value in connection.execute(text(query), which):
+                    facts[kind][trial_id] = json.loads(value)
             params, distributions = rest.result() if rest else self._read_params(own, connection)
+        values, steps, user, system = (facts[kind] for kind in queries.FACTS)
         trials: list[FrozenTrial] = []
         for trial_id, number, state, start, end in rows:
             trials.append(
@@ -283,6 +266,19 @@ class BatchStorage(_CachedStorage):
         batch.stored = trial
         waiting: Iterable[tuple[str, str]] = getattr(batch, kind).items()
         return found | {key: json.loads(value) for key, value in waiting}
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As Optuna's; but who asks for a trial reads only those that wait."""
+        if states != (TrialState.WAITING,):
+            return super().get_all_trials(study_id, deepcopy, states)
+        found = self.bulk.waiting(study_id)
+        with self._lock:
+            known = self._studies.setdefault(study_id, _StudyInfo())
+            self._add_trials_to_cache(study_id, found)
+            known.unfinished_trial_ids |= {t._trial_id for t in found}  # pyright: ignore[reportPrivateUsage]
+        return found
 
     def remove_session(self) -> None:
         self.bulk.remove_session()

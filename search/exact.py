@@ -24,6 +24,7 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTr
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from search.bulk import BatchStorage
 from search.heartbeat import beat, heartbeat
 from search.storage import (
     DATABASE_GONE,
@@ -35,6 +36,14 @@ from search.storage import (
     side_engine,
 )
 
+TIMEOUTS = """
+select set_config('lock_timeout', :wait, true),
+ set_config('idle_in_transaction_session_timeout', :frozen, true)"""
+SILENCES = """
+select t.trial_id, cast(extract(epoch from cast(clock_timestamp() as timestamp) - h.heartbeat) as float),
+ cast(extract(epoch from clock_timestamp() - pg_postmaster_start_time()) as float)
+from trials t left join trial_heartbeats h on h.trial_id = t.trial_id
+where t.study_id = :s and t.state = 'RUNNING' order by 1"""
 LOCK_NOT_AVAILABLE = "55P03"  # SQLSTATE when lock_timeout is over
 LOCK_WAIT = "2s"  # then we look at `stop` and queue up again
 MIN_FROZEN_S = 5  # a holder of the lock that is frozen this long, or for half the grace, loses it
@@ -115,7 +124,6 @@ def run_exactly(
     gate = _gate(study, url, hooks.lost)
     failures = 0
     while not stop():
-        study.get_trials(deepcopy=False)  # the long read of a late worker, outside the lock
         seen, trial = _ask(gate, target)
         if seen is None:
             continue
@@ -125,13 +133,13 @@ def run_exactly(
             _pause(stop)
             continue
         try:
-            state = _run(gate, trial, objective)
+            told = _run(gate, trial, objective)
         except KeyboardInterrupt:
             _fail(gate, trial, again=True)
             raise
         if hooks.after_trial is not None:
-            hooks.after_trial(gate.storage.get_trial(_id(trial)))
-        failures = failures + 1 if state == TrialState.FAIL else 0
+            hooks.after_trial(told or gate.storage.get_trial(_id(trial)))
+        failures = failures + 1 if told is not None and told.state == TrialState.FAIL else 0
         if failures >= MAX_FAILURES:
             raise TooManyFailures(
                 f"A study makes progress only if trials can finish, but {failures} in a row failed in this "
@@ -151,7 +159,8 @@ def _gate(study: optuna.Study, url: str, lost: threading.Event) -> _Gate:
         )
     study_id = storage.get_study_id_from_name(study.study_name)
     frozen_s = max(MIN_FROZEN_S, int(getattr(storage, "grace_s", 0)) // 2)
-    return _Gate(study, storage, side_engine(normalise_url(url)), study_id, float(interval), lost, frozen_s)
+    engine = storage.bulk.engine if isinstance(storage, BatchStorage) else side_engine(normalise_url(url))
+    return _Gate(study, storage, engine, study_id, float(interval), lost, frozen_s)
 
 
 def _id(trial: Trial) -> int:
@@ -169,10 +178,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
     trial: Trial | None = None
     try:
         with gate.engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f"set local lock_timeout = '{LOCK_WAIT}'"))
-            connection.execute(
-                sqlalchemy.text(f"set local idle_in_transaction_session_timeout = '{gate.frozen_s}s'")
-            )
+            connection.execute(sqlalchemy.text(TIMEOUTS), {"wait": LOCK_WAIT, "frozen": f"{gate.frozen_s}s"})
             keys = {"c": LOCK_CLASS, "s": gate.study_id}
             connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, :s)"), keys)
             _bury(gate, connection)
@@ -202,23 +208,17 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
 
 def _bury(gate: _Gate, connection: sqlalchemy.Connection) -> None:
     """Fails trials whose worker died: between ask and first heartbeat (under this lock), or later."""
-    orphans = connection.execute(
-        sqlalchemy.text(
-            "select trial_id from trials t where study_id = :s and state = 'RUNNING' and not exists "
-            "(select 1 from trial_heartbeats h where h.trial_id = t.trial_id)"
-        ),
-        {"s": gate.study_id},
-    ).scalars()
-    for trial_id in orphans.all():
+    running = connection.execute(sqlalchemy.text(SILENCES), {"s": gate.study_id}).all()
+    for trial_id in [trial_id for trial_id, silent_s, _ in running if silent_s is None]:
         try:
             if gate.storage.set_trial_state_values(trial_id, TrialState.FAIL):
                 requeue(gate.study, gate.storage.get_trial(trial_id), counted=False)
         except UpdateFinishedTrialError:
             continue
-    up_s = connection.execute(
-        sqlalchemy.text("select extract(epoch from clock_timestamp() - pg_postmaster_start_time())")
-    ).scalar_one()
-    if up_s < 2 * gate.heartbeat_s:
+    grace_s = getattr(gate.storage, "grace_s", 0) or 2 * gate.heartbeat_s
+    if not any(silent_s is not None and silent_s > grace_s for _, silent_s, _ in running):
+        return
+    if min(up_s for _, _, up_s in running) < 2 * gate.heartbeat_s:
         return  # after a long outage everybody looks silent: let the living speak first
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -238,8 +238,9 @@ def _count(gate: _Gate, connection: sqlalchemy.Connection) -> Tally:
     )
 
 
-def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> TrialState | None:
-    """Runs the objective and tells; None when somebody declared this trial dead meanwhile (a long freeze)."""
+def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> FrozenTrial | None:
+    """Runs the objective and tells: the trial as it ended; None when somebody declared it dead meanwhile (a
+    long freeze), or it was interrupted."""
     try:
         with heartbeat(gate.storage, _id(trial), every_s=gate.heartbeat_s, lost=gate.lost):
             value = objective(trial)
@@ -251,7 +252,7 @@ def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> Tria
     except InfrastructureError as error:
         log.warning("trial %d: %s", trial.number, error)
         _fail(gate, trial, again=True, counted=True)
-        return TrialState.FAIL
+        return gate.storage.get_trial(_id(trial))
     except Interrupted:
         _fail(gate, trial, again=True)
         return None
@@ -263,7 +264,7 @@ def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> Tria
     return _tell(gate, trial, value, None)
 
 
-def _tell(gate: _Gate, trial: Trial, value: float | None, state: TrialState | None) -> TrialState | None:
+def _tell(gate: _Gate, trial: Trial, value: float | None, state: TrialState | None) -> FrozenTrial | None:
     try:
         told = gate.study.tell(trial, value, state=state, skip_if_finished=True)
     except UpdateFinishedTrialError:
@@ -271,7 +272,7 @@ def _tell(gate: _Gate, trial: Trial, value: float | None, state: TrialState | No
     if told.state == TrialState.FAIL and value is not None and not math.isnan(value):
         log.warning("trial %d: it was silent for too long; its result is not counted", trial.number)
         return None
-    return told.state
+    return told
 
 
 def _fail(gate: _Gate, trial: Trial, *, again: bool, counted: bool = False) -> None:

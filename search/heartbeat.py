@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
+from search.bulk import BatchStorage
 from search.storage import StorageError
 
 log = logging.getLogger(__name__)
 
 
-def beat(storage: BaseStorage, trial_id: int) -> None:
-    """One heartbeat."""
+def beat(storage: BaseStorage, trial_id: int) -> TrialState:
+    """One heartbeat; the trial's state."""
+    if isinstance(storage, BatchStorage):
+        return storage.bulk.beat(trial_id)
     write: Callable[[int], None] = getattr(storage, "record_heartbeat")  # noqa: B009 (not in BaseStorage)
     write(trial_id)
+    return storage.get_trial(trial_id).state
 
 
 @contextmanager
@@ -35,8 +39,7 @@ def heartbeat(
     def work() -> None:
         while not over.wait(every_s):
             try:
-                beat(storage, trial_id)
-                if storage.get_trial(trial_id).state != TrialState.RUNNING and not over.is_set():
+                if beat(storage, trial_id) != TrialState.RUNNING and not over.is_set():
                     lost.set()
                     break
             except StorageError as error:

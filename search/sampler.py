@@ -157,7 +157,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self._rng = np.random.default_rng(seed)
         self._inner = inner_sampler(space, preflight, seed, staged=stages is not None)
         self.stages = None if self._inner.weighs_stages else stages
-        self._taken: dict[int, str] = {}  # trial number -> key of its finished configuration
+        self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
+        self._over: set[int] = set()  # finished trials among them
         self._taught: set[int] = set()
 
     def reseed_rng(self) -> None:
@@ -264,21 +265,17 @@ class CaddieSampler(optuna.samplers.BaseSampler):
 
     def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
         """Keys of every configuration that was tried, is running or is waiting."""
-        keys: set[str] = set()
         for trial in others:
-            if trial.number in self._taken:
+            if trial.number in self._over:
                 continue
-            params = (
-                trial.system_attrs.get(FIXED, {})
-                if trial.state == TrialState.WAITING
-                else settled_params(trial)
-            )
-            key = digest(self.space.keep_active(params))
+            waits = trial.state == TrialState.WAITING
+            params = trial.system_attrs.get(FIXED, {}) if waits else settled_params(trial)
+            known = self._taken.get(trial.number)
+            if known is None or known[0] != params:  # a running trial may get another parameter
+                self._taken[trial.number] = dict(params), digest(self.space.keep_active(params))
             if trial.state.is_finished():
-                self._taken[trial.number] = key
-            else:
-                keys.add(key)
-        return keys | set(self._taken.values())
+                self._over.add(trial.number)
+        return {key for _, key in self._taken.values()}
 
     def _learn(self, others: Sequence[FrozenTrial]) -> None:
         """Teach the preflight what finished since the last trial; once it knows many, the newest of that."""

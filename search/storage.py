@@ -45,8 +45,8 @@ REPEATED = (
     "get_all_studies _create_new_trial _set_trial_param get_trial_param "
     "get_trial_id_from_study_id_trial_number get_best_trial _get_best_trial_id "
     "set_trial_state_values set_trial_intermediate_value set_trial_user_attr set_trial_system_attr "
-    "get_trial trials_of rows write_trial get_trial_user_attrs get_trial_system_attrs get_all_trials "
-    "_get_trials record_heartbeat _get_stale_trial_ids"
+    "get_trial trials_of rows waiting beat write_trial get_trial_user_attrs get_trial_system_attrs "
+    "get_all_trials _get_trials record_heartbeat _get_stale_trial_ids"
 ).split()
 KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
 

@@ -97,7 +97,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if not search_space:
             return {}
         self.begin(study, other_trials(study, trial), search_space)
-        return self.propose()
+        return dict(self.propose())
 
     def sample_independent(
         self,
@@ -128,16 +128,15 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._asked_tpe or (self.tpe_share and not self._tpe.begun):  # history: by the first proposal
             self._tpe.begin(study, trials)
 
-    def propose(self) -> dict[str, Any]:
-        """A value of every parameter, active or not."""
+    def propose(self) -> Params:
+        """A value of every parameter, active or not; TPE's are worked out as they are asked for."""
         assert self._beliefs is not None, "begin() comes first"
         if self._asked_tpe and self._tpe is not None:
             for _ in range(REFUSALS):
                 found = self._tpe.propose()
                 if found and self._admitted(found):
-                    return dict(found)
-        row = self._best_of_a_draw(self._beliefs)
-        return self._beliefs.rows.decode(row)
+                    return found
+        return self._beliefs.rows.decode(self._best_of_a_draw(self._beliefs))
 
     def recommend(self, study: optuna.Study) -> FrozenTrial:
         """The feasible trial with the best posterior mean: less a winner by luck than the best observed one.
@@ -160,10 +159,11 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         """The beliefs, begun anew when the space changed or a trial contradicts the rules."""
         keep = self.knowledge.keep_active
         old = self._beliefs
+        over = [] if keep else [t for t in trials if t.state.is_finished()]
         if old is not None and old.rows.distributions == dict(space):
-            fresh = [] if keep else [t for t in trials if t.state.is_finished() and t.number >= self._read]
-            if all(set(old.rows.keep_active(p)) == set(p) for p in (self._own(t, space) for t in fresh)):
-                self._read = max((t.number + 1 for t in trials if t.state.is_finished()), default=0)
+            fresh = [self._own(t, space) for t in over if t.number >= self._read]
+            if all(set(old.rows.keep_active(p)) == set(p) for p in fresh):
+                self._read = max((t.number + 1 for t in over), default=0)
                 return old
         if keep is not None:
             plain, rng = Rows(space, {}), np.random.default_rng(0)
@@ -173,7 +173,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self._beliefs, self._spent = Beliefs(space, learn_rules(space, examples), sign=sign), Spent()
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
-        self._read = max((t.number + 1 for t in trials if t.state.is_finished()), default=0)
+        self._read = max((t.number + 1 for t in over), default=0)
         self._tpe = GroupedTpe(
             self._beliefs.rows.groups(),
             space,

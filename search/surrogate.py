@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from scipy.linalg import cho_solve  # pyright: ignore
 from scipy.optimize import minimize  # pyright: ignore
+
+from search.cholesky import solved, triangle
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -132,20 +133,45 @@ class Surrogate:
         self.centre, self.scale = 0.0, 1.0
         self._factor: Array = np.zeros((0, 0))
 
-    def observe(self, columns: Array, y: Array, *, noise_sd: Array | None = None, fit: int = 0) -> None:
-        """Condition on values y [n] of columns [n, m]. `noise_sd` [n], in units of y, is noise beyond the
-        common one (shorter runs). `fit` steps of L-BFGS improve the variances first."""
-        self.columns, self.centre = columns, float(y.mean()) if len(y) else 0.0
-        self.scale = float(y.std()) if len(y) > 1 and y.std() > 0 else 1.0
-        self.y = (y - self.centre) / self.scale
-        self.extra = np.zeros(len(y)) if noise_sd is None else (noise_sd / self.scale) ** 2
+    def observe(
+        self,
+        columns: Array,
+        y: Array,
+        *,
+        noise_sd: Array | None = None,
+        more: Array | None = None,
+        fit: int = 0,
+    ) -> None:
+        """Condition on values y [n] of columns [n, m], and at `more` columns [q, m] on their posterior means
+        (fantasies). `noise_sd` [n], in units of y, is noise beyond the common one (shorter runs). `fit` steps
+        of L-BFGS improve the variances first."""
+        noise_sd = np.zeros(len(y)) if noise_sd is None else noise_sd
+        self._standardise(columns, y, noise_sd)
         if fit and len(y) > 4:
             start = self.hyper.flat()
             limits = [(-12.0, 4.0)] * (len(start) - 1) + [(-9.0, 2.0)]
             settings: dict[str, Any] = {"jac": True, "bounds": limits, "options": {"maxiter": fit}}
             found: Any = minimize(self.objective, start, method="L-BFGS-B", **settings)  # pyright: ignore
             self.hyper = Hyper.of(np.asarray(found.x, dtype=np.float64))  # pyright: ignore
-        self._factor = triangle(self._kernel(self.hyper)[0] + np.diag(self._noise(self.hyper)))
+        if more is None or not len(more) or not len(y):
+            self._factor = triangle(self._kernel(self.hyper)[0], self._noise(self.hyper))
+            return
+        n, noise = len(y), self._noise(self.hyper)
+        self.columns = np.concatenate([columns, more])
+        k = self._kernel(self.hyper)[0]  # once, for both systems
+        alpha = solved(triangle(k[:n, :n], noise), self.y)
+        fantasy = self.centre + self.scale * (k[n:, :n] @ alpha)
+        self._standardise(
+            self.columns, np.concatenate([y, fantasy]), np.concatenate([noise_sd, np.zeros(len(more))])
+        )
+        self._factor = triangle(k, self._noise(self.hyper))
+
+    def _standardise(self, columns: Array, y: Array, noise_sd: Array) -> None:
+        """Keeps the data, y with mean 0 and sd 1."""
+        self.columns, self.centre = columns, float(y.mean()) if len(y) else 0.0
+        self.scale = float(y.std()) if len(y) > 1 and y.std() > 0 else 1.0
+        self.y = (y - self.centre) / self.scale
+        self.extra = (noise_sd / self.scale) ** 2
 
     # -- the kernel
 
@@ -159,20 +185,23 @@ class Surrogate:
         return math.exp(hyper.noise) + self.extra + JITTER
 
     def _kernel(self, hyper: Hyper) -> tuple[Array, Array, Array, Array]:
-        """(K [n, n] without noise, scaled columns, scaled factors, factors' own kernel T)."""
+        """(K [n, n] without noise, scaled columns, scaled factors, factors' own kernel T; without pairs the
+        last two are not needed, and empty)."""
         main, factor = self._scales(hyper)
         scaled = self.columns * np.sqrt(main)
+        k = scaled @ scaled.T + 1.0
+        if not self.pairs:
+            return k, scaled, scaled[:, :0], np.zeros((0, 0))
         z = self.columns[:, : self.basis.factors] * np.sqrt(factor)
-        k, t = scaled @ scaled.T + 1.0, z @ z.T
-        if self.pairs:
-            k += 0.5 * math.exp(hyper.rho) * (t * t - (z * z) @ (z * z).T)
+        t, squares = z @ z.T, z * z
+        k += 0.5 * math.exp(hyper.rho) * (t * t - squares @ squares.T)
         return k, scaled, z, t
 
     def objective(self, flat: Array) -> tuple[float, Array]:
         """(negative log of marginal likelihood × priors, its gradient) at `Hyper.flat()`."""
         hyper, count = Hyper.of(flat), self.basis.count
         k, scaled, z, t = self._kernel(hyper)
-        factor = triangle(k + np.diag(self._noise(hyper)))
+        factor = triangle(k, self._noise(hyper))
         alpha = solved(factor, self.y)
         away = (flat - Hyper.start(count).flat()) / Hyper.widths(count)
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
@@ -192,11 +221,11 @@ class Surrogate:
 
     # -- what it says
 
-    def _posterior(self, intercept: float, main: Array, pair: Array, noise: Array) -> Function:
-        """A function from the prior, corrected by what the data say otherwise (Matheron's rule)."""
+    def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
+        """A function from the prior, corrected by what the data say otherwise: `wrong` [n] is y less the
+        function and a draw of the noise (Matheron's rule)."""
         scales, factors = self._scales(self.hyper)
         if len(self.y):
-            wrong = self.y - Function(intercept, main, pair)(self.columns) - noise
             alpha = solved(self._factor, wrong)
             z = self.columns[:, : self.basis.factors]
             intercept += float(alpha.sum())
@@ -212,9 +241,7 @@ class Surrogate:
     def mean(self) -> Function:
         """The posterior mean, in units of y."""
         size = self.basis.factors if self.pairs else 0
-        return self._posterior(
-            0.0, np.zeros(len(self.basis.owner)), np.zeros((size, size)), np.zeros(len(self.y))
-        )
+        return self._posterior(0.0, np.zeros(len(self.basis.owner)), np.zeros((size, size)), self.y)
 
     def draw(self, rng: np.random.Generator) -> Function:
         """A function drawn from the posterior, in units of y."""
@@ -227,7 +254,9 @@ class Surrogate:
             pair = 0.5 * (pair + pair.T)
         main = np.sqrt(scales) * rng.standard_normal(len(scales))
         noise = np.sqrt(self._noise(self.hyper)) * rng.standard_normal(len(self.y))
-        return self._posterior(float(rng.standard_normal()), main, pair, noise)
+        intercept = float(rng.standard_normal())
+        wrong = self.y - Function(intercept, main, pair)(self.columns) - noise
+        return self._posterior(intercept, main, pair, wrong)
 
     def cross(self, columns: Array) -> Array:
         """Prior covariance [q, n] of q points with the observed ones, y scaled to sd 1."""
@@ -255,16 +284,6 @@ class Surrogate:
     def noise_sd(self) -> float:
         """sd of one full run's noise and of what the model cannot express, in units of y."""
         return self.scale * math.sqrt(math.exp(self.hyper.noise) + JITTER)
-
-
-def triangle(matrix: Array) -> Array:
-    """The lower triangle L of matrix = L Lᵀ."""
-    return np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
-
-
-def solved(factor: Array, right: Array) -> Array:
-    """x of L Lᵀ x = right, for the lower triangle `factor` = L."""
-    return np.asarray(cho_solve((factor, True), right), dtype=np.float64)
 
 
 def settled(values: Array) -> Array:

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.parzen import MODELLED, Array, Numbers, Observed, Parzen
 
-BATCH = 12  # proposals at once, after the first of a trial was rejected
+BATCH = 4  # proposals at once, after the first of a trial was rejected
 
 
 class GroupedTpe(TPESampler):

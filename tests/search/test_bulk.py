@@ -15,6 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from search import bulk as bulk_module
 from search import storage
 from search.bulk import BatchStorage, collected
 from search.session import Session
@@ -84,7 +85,11 @@ def test_a_brief_reading_leaves_out_parameters_and_configurations_alone(study: o
         assert short == trial
 
 
-def test_trials_are_those_of_optunas_reader(study: optuna.Study, url: str):
+@pytest.mark.parametrize("many", [3, bulk_module.MANY])
+def test_trials_are_those_of_optunas_reader(
+    study: optuna.Study, url: str, many: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bulk_module, "MANY", many)
     rng = random.Random(3)
     for _ in range(60):
         study.add_trial(random_trial(rng))
@@ -111,6 +116,38 @@ def asked(study: optuna.Study) -> optuna.Trial:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return study.ask()
+
+
+def test_what_waits_is_what_optunas_reader_finds_waiting(study: optuna.Study, url: str):
+    rng = random.Random(4)
+    for _ in range(40):
+        study.add_trial(random_trial(rng))
+    study.enqueue_trial({"x": 0.5})
+    plain, waits = RDBStorage(url), (TrialState.WAITING,)
+    expected = plain.get_all_trials(plain.get_study_id_from_name(study.study_name), states=waits)
+    fresh = optuna.load_study(study_name=study.study_name, storage=storage.open_storage(url, worker=True))
+    assert expected and fresh.get_trials(states=waits) == expected
+    taken = asked(fresh)
+    assert taken.number == expected[0].number and fresh.get_trials(states=waits) == expected[1:]
+    taken.suggest_int("n", 1, 9)
+    assert fresh.get_trials() == plain.get_all_trials(plain.get_study_id_from_name(study.study_name))
+
+
+def test_a_heartbeat_is_optunas_and_tells_the_state(study: optuna.Study, url: str):
+    trial = asked(study)
+    ours, plain = study._storage._backend, RDBStorage(url, heartbeat_interval=1, grace_period=2)  # type: ignore[attr-defined]
+    query = "select heartbeat, now() at time zone current_setting('timezone') from trial_heartbeats"
+    for _ in range(2):
+        assert ours.beat(trial._trial_id) == TrialState.RUNNING
+        (beat, now), *others = ours.rows(query, {})
+        assert not others and abs((now - beat).total_seconds()) < 1.0
+        plain.record_heartbeat(trial._trial_id)
+        assert len(ours.rows(query, {})) == 1
+    assert plain._get_stale_trial_ids(ours.get_study_id_from_name(study.study_name)) == []
+    study.tell(trial, 1.0)
+    assert ours.beat(trial._trial_id) == TrialState.COMPLETE
+    with pytest.raises(KeyError):
+        ours.beat(10**8)
 
 
 def test_a_batch_is_what_single_writes_store(study: optuna.Study):

@@ -18,7 +18,7 @@ from scipy import stats
 
 from search.parzen import Numbers, Observed, Parzen, log_mass
 from search.sampler import draw
-from search.tpe import GroupedTpe
+from search.tpe import BATCH, GroupedTpe
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "gate": CategoricalDistribution((False, True)),
@@ -109,8 +109,8 @@ def test_the_same_proposals_as_by_optunas_functions(seed: int, direction: StudyD
         trials = study.get_trials(deepcopy=False)
         ours.begin(study, trials)
         theirs.begin(study, trials)
-        found = [ours.propose() for _ in range(13)]
-        assert found == [*theirs.propose(1), *theirs.propose(12)]
+        found = [ours.propose() for _ in range(1 + 3 * BATCH)]
+        assert found == [one for count in (1, BATCH, BATCH, BATCH) for one in theirs.propose(count)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 40])

@@ -99,6 +99,25 @@ def test_draws_have_the_posterior_mean_and_covariance() -> None:
     assert np.allclose(draws.std(axis=0), sd, rtol=0.06)
 
 
+@pytest.mark.parametrize("pairs", [True, False])
+def test_fantasies_are_those_of_two_fits_in_a_row(pairs: bool) -> None:
+    model, columns, y, extra = rig(25)
+    more = rig(6, seed=1)[1]
+    model.pairs = pairs
+    slow = Surrogate(model.basis, pairs=pairs)
+    slow.hyper = model.hyper
+    model.observe(columns, y, noise_sd=extra, more=more)
+    slow.observe(columns, y, noise_sd=extra)
+    fantasy = slow.mean()(more)
+    everything = np.concatenate([columns, more])
+    slow.observe(everything, np.concatenate([y, fantasy]), noise_sd=np.concatenate([extra, np.zeros(6)]))
+    assert np.allclose(model.columns, everything) and model.scale == pytest.approx(slow.scale)
+    new = rig(9, seed=2)[1]
+    assert np.allclose(model.mean()(new), slow.mean()(new), atol=1e-9)
+    rngs = np.random.default_rng(3), np.random.default_rng(3)
+    assert np.allclose(model.draw(rngs[0])(new), slow.draw(rngs[1])(new), atol=1e-9)
+
+
 def test_the_objective_is_the_marginal_likelihood_and_its_gradient() -> None:
     model, columns, y, extra = rig(15)
     model.observe(columns, y, noise_sd=extra)
