@@ -24,6 +24,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from search.blas import one_thread
 from search.calibration import LATEST
 from search.hardware import hardware_of
 from search.inner import inner_sampler
@@ -171,6 +172,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         """The whole static space: a proposal is made at once, with all that it may need."""
         return dict(self.space.distributions)
 
+    @one_thread
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import torch
@@ -66,3 +67,17 @@ def runs(attend: Attend, device: torch.device) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+@functools.cache
+def varlen_flash() -> Callable[..., Tensor] | None:
+    """FlashAttention's varlen kernel, 3 before 2, where one is installed."""
+    with contextlib.suppress(ImportError):
+        from flash_attn_interface import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
+
+        return varlen
+    with contextlib.suppress(ImportError):
+        from flash_attn import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
+
+        return varlen
+    return None

@@ -12,9 +12,6 @@ Cost: none. Identity at init: no. What we saw: studies/LOG.md.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +20,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from techniques._attention import varlen_flash
 from techniques.base import Shape, Technique, Unavailable, setting
 
 VARLEN_BOS_ID = 1  # <s> in every tokenizer of the challenge
 VARLEN_TOKENS_PER_DOCUMENT = 64  # `max_documents` 0: one document for so many tokens
 VARLEN_BLOCK = 128  # FlexAttention's own
-
-
-@functools.cache
-def varlen_flash() -> Callable[..., torch.Tensor] | None:
-    """FlashAttention's varlen kernel, 3 before 2, where one is installed."""
-    with contextlib.suppress(ImportError):
-        from flash_attn_interface import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
-
-        return varlen
-    with contextlib.suppress(ImportError):
-        from flash_attn import flash_attn_varlen_func as varlen  # type: ignore[import-not-found]
-
-        return varlen
-    return None
 
 
 def varlen_kernel(requested: str, flash: Any, x: torch.Tensor) -> str:
