@@ -6,6 +6,7 @@ import math
 import re
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +211,22 @@ def test_baseline_warmdown_by_steps_and_by_seconds():
     # at 50 ms a step the warm-down takes the last 60 s
     assert train_gpt.baseline_lr_scale(train_gpt.Moment(10_000, 500.0, seconds)) == 1.0
     assert train_gpt.baseline_lr_scale(train_gpt.Moment(11_400, 570.0, seconds)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("queued", "ends"), [(0, 8.0), (1, 7.0)])
+def test_a_step_that_might_overrun_the_budget_is_not_begun(queued, ends):
+    """Room for twice the slowest step and for those that the device still works on."""
+    trainer: Any = object.__new__(train_gpt.Trainer)
+    trainer.config, trainer.step, trainer.recent = resolved({"max_wallclock_seconds": 10}).config, 0, [0.0]
+    trainer.clock = SimpleNamespace(now=lambda: now)
+    trainer.world = SimpleNamespace(keep_pace=lambda: queued, max=lambda value: value)
+    for now in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):
+        moment, room = trainer.moment()
+        assert moment.elapsed_s == now and room == (now < ends)
+    trainer.recent, now = [0.0, 3.0], 4.0  # one step took three seconds
+    assert not trainer.moment()[1]
+    trainer.config, now = resolved({"max_wallclock_seconds": 0, "iterations": 5}).config, 1e9
+    assert trainer.moment()[1] and trainer.moment()[0].progress == 0.0
 
 
 # ---- runs ------------------------------------------------------------------------------------------------

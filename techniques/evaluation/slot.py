@@ -73,7 +73,7 @@ class SlotScorer:
         for batch in window_batches(found[mine.start : mine.stop], c.batch_seqs):
             with torch.no_grad():
                 ids, targets, context = window_tensors(run, batch)
-                h = run.model.hidden(ids).float()
+                h = run.hidden(ids).float()
                 z = run.model.project(h[:, context:])
             part = range(context, ids.size(1)) if c.mask == "scored" else range(context)
             if part:

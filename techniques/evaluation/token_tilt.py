@@ -86,7 +86,7 @@ class TiltScorer:
         with torch.no_grad():
             for batch in window_batches(found[mine.start : mine.stop], run.batch_seqs):
                 ids, targets, context = window_tensors(run, batch)
-                logits = run.model.logits(run.model.hidden(ids)[:, context:])
+                logits = run.model.logits(run.hidden(ids)[:, context:])
                 hint, strength = (
                     torch.stack([x[first:end] for _, first, end in batch]).to(ids.device)
                     for x in (hints, strengths)

@@ -9,7 +9,7 @@ from search.sampler import CaddieSampler
 
 
 def threads() -> set[int]:
-    np.ones((2, 2)) @ np.ones((2, 2))
+    assert np.__version__  # its BLAS is loaded
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 

@@ -137,7 +137,7 @@ def test_an_edit_changes_the_hash_and_prose_does_not(tmp_path: Path):
     assert study_hash(make_study(tmp_path, header=HEADER.replace("100_000_000", "99"))) != first
 
 
-@pytest.mark.parametrize("name", ["laptop", "record_8xh100"])
+@pytest.mark.parametrize("name", ["laptop", "one_gpu", "record_8xh100"])
 def test_the_studies_of_this_repository_load(name: str):
     study = load_study(ROOT / "studies" / f"{name}.toml", catalog.metadata())
     assert study.name == name and study.question
