@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/gpu")
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--val-tokens", type=int, default=0, help="of the runs alone; 0: all")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a process at most")
     parser.add_argument("--no-kernels", action="store_true")
     parser.add_argument("--no-alone", action="store_true", help="only the runs side by side")
@@ -187,7 +188,8 @@ def main() -> None:
         for row in pool.map(smoke, options.presets):
             print(row, flush=True)
     for preset in [] if options.no_alone else options.presets:
-        alone = run(preset, options, label="alone", iterations=options.steps, warmup_steps=3)
+        length = {"iterations": options.steps, "val_tokens": options.val_tokens}
+        alone = run(preset, options, label="alone", warmup_steps=2, **length)
         print(told(preset, alone, options, label="alone"), flush=True)
 
 

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import numpy as np
 from threadpoolctl import ThreadpoolController  # pyright: ignore[reportMissingTypeStubs]
 
 P = ParamSpec("P")
@@ -20,8 +19,7 @@ T = TypeVar("T")
 
 @functools.cache
 def controller() -> ThreadpoolController:
-    """The libraries that are loaded at the first call, NumPy's among them."""
-    assert np.__version__
+    """The libraries that are loaded at the first call: a sampler imports NumPy and SciPy before it."""
     return ThreadpoolController()
 
 

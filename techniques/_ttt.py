@@ -78,8 +78,8 @@ def sequence_step(
     mine = run.world.my_range(len(starts))
     optimizer.zero_grad(set_to_none=True)
     for part in parts_of(mine, run.seq_len):
-        pairs: list[tuple[Tensor, Tensor]] = [run.window(starts[k], run.seq_len) for k in part]
+        ids, targets = run.windows([starts[k] for k in part], run.seq_len)
         with torch.enable_grad():
-            loss = run.model(torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs]))
+            loss = run.model(ids, targets)
             (loss * (len(part) / len(starts))).backward()
     finish_step(run.world, optimizer, trained, grad_clip)

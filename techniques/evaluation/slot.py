@@ -78,7 +78,7 @@ class SlotScorer:
             part = range(context, ids.size(1)) if c.mask == "scored" else range(context)
             if part:
                 with torch.set_grad_enabled(c.mask == "scored"):  # fitted before it is scored: for the ledger
-                    fit = torch.stack([run.window(w[0] + part.start, len(part))[1] for w in batch])
+                    _, fit = run.windows([w[0] + part.start for w in batch], len(part))
                 z = z + slot_shift(run.model, h[:, part.start : part.stop], fit, c)
                 fitted += len(batch)
             with torch.no_grad():

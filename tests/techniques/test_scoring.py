@@ -1,10 +1,12 @@
 """The compiled forward of an evaluation gives what the model gives, whatever the batch's size."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from techniques import _scoring
-from techniques._compiled import CompiledHidden
+from techniques import _compiled, _scoring
+from techniques._compiled import CompiledHidden, compile_scoring
 from techniques._scoring import nats_of
 from techniques._windows import score_sliding, windows
 from tests.techniques.evaluation_rig import single, tiny_model, tiny_tokens
@@ -62,3 +64,18 @@ def test_nats_of_a_large_batch_are_taken_in_parts(monkeypatch):
     whole = nats_of(model, h, targets)
     monkeypatch.setattr(_scoring, "NATS_AT_ONCE", 5 * 64)
     torch.testing.assert_close(nats_of(model, h, targets), whole, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("mode", "scorer", "from_tokens", "compiles"),
+    [("on", "many", 900, True), ("on", None, 900, False), ("on", None, 90, True), ("off", "many", 1, False)],
+)
+def test_only_a_long_evaluation_is_compiled(monkeypatch, mode, scorer, from_tokens, compiles):
+    monkeypatch.setattr(_compiled, "COMPILE_FROM_TOKENS", from_tokens)
+    run = Evaluation(tiny_model(), tiny_tokens(90), 32, 4, single())
+    costs = {"many": SimpleNamespace(eval_passes=9.0)}  # ten passes of 90 positions
+    resolved = SimpleNamespace(config=SimpleNamespace(compile=mode, vocab_size=64), costs=costs)
+    seconds = compile_scoring(run, resolved, scorer)
+    assert isinstance(run.hidden, CompiledHidden) == compiles == (seconds > 0)
+    assert not run.written.any()
