@@ -86,11 +86,13 @@ class Beliefs:
         self._violations: dict[int, Mapping[str, float]] = {}  # number -> constraints of a finished trial
         self._merits: dict[int, float] = {}  # the same: its value, to be small; inf unless it is feasible
         self.begun, self.finished = 0, 0  # trials, whether learned from or not
+        self.first = True  # the trial that is sampled is number 0, whoever began beside it
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Everything anew; only rows and fitted variances are kept from call to call."""
         done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         self.begun, self.finished = len(trials), len(done)
+        self.first = all(t.number for t in trials)
         done = self._worth_learning(done)
         forgotten = self.finished - len(done)
         self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]

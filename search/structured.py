@@ -215,7 +215,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         base = beliefs.seen[best[:1]]
         if not best and self.knowledge.start:
             base = beliefs.rows.encode([self.knowledge.start])
-            if not beliefs.begun and self._admitted(self.knowledge.start):
+            if beliefs.first and self._admitted(self.knowledge.start):
                 return base[0]
             beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
         first = len(beliefs.rows.names) // SPREAD if self.startup_trials is None else self.startup_trials

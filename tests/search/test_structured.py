@@ -355,6 +355,17 @@ def test_workers_that_begin_at_once_do_not_all_try_the_start(tmp_path: Path) -> 
         assert space.suggest(optimizer.ask()) != start
 
 
+def test_the_first_trial_tries_the_start_whoever_began_beside_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
+    space = build_space(study, KNOWN)
+    optimizer = optuna.create_study()
+    first, _ = optimizer.ask(), optimizer.ask()
+    sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=0)
+    frozen = optimizer.get_trials(deepcopy=False)[first.number]
+    proposed = sampler.sample_relative(optimizer, frozen, space.distributions)
+    assert space.keep_active(proposed) == space.params_of({"preset": study.preset})
+
+
 def test_it_begins_with_what_is_known_and_stays_near_while_nothing_is_feasible(tmp_path: Path) -> None:
     study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
     space = build_space(study, KNOWN)
