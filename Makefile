@@ -31,7 +31,7 @@ endef
 	@touch $@ .venv/.installed
 
 docs: install
-	$(BIN)/python -m search.reference
+	$(BIN)/python -m techniques.reference
 
 validate: install
 	$(BIN)/python validate.py

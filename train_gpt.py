@@ -45,22 +45,22 @@ from torch import Tensor, nn
 from corpus import dataset as corpus_dataset
 from corpus import shards
 from techniques import catalog
-from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
-from techniques._attention import Attend, pick_attention
-from techniques._compiled import compile_scoring, maybe_compile
-from techniques._muon import Muon, newton_schulz
-from techniques._param import Linear, load_weights, parameter, swapped
-from techniques._scoring import audit_scorer, nats_of
-from techniques._stream import TokenStream
-from techniques._world import Clock, Log, World, peak_rss_bytes, write_atomically
-from techniques.audit import Audit, implausible
 from techniques.base import Batch, Shape, Technique, claims
 from techniques.config import Config, Resolved, batch_at, codes, digest, help_text, settings_from, stage_keys
+from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
+from trainer.attention import Attend, pick_attention
+from trainer.audit import Audit, implausible
+from trainer.compiled import compile_scoring, maybe_compile
+from trainer.muon import Muon, newton_schulz
+from trainer.parameters import Linear, load_weights, parameter, swapped
+from trainer.scoring import audit_scorer, nats_of
+from trainer.stream import TokenStream
+from trainer.world import Clock, Log, World, peak_rss_bytes, write_atomically
 
 ROOT = Path(__file__).resolve().parent
 
 # ------------------------------------------------------------------------------------------------------------
-# Data: batches that any number of ranks reads alike (techniques/_stream.py: in which order)
+# Data: batches that any number of ranks reads alike (trainer/stream.py: in which order)
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -882,7 +882,7 @@ class Trainer:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Stages: quantize and pack (techniques/_artifact.py is the file's format)
+# Stages: quantize and pack (trainer/artifact.py is the file's format)
 # ------------------------------------------------------------------------------------------------------------
 
 

@@ -24,10 +24,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search.trial import ROOT, TRAINER
+from search.trainers.process import ROOT, TRAINER
 from techniques import catalog
-from techniques._artifact import MAGIC, Packed, ZlibCodec, container_streams, pack, read_head
 from techniques.base import claims
+from trainer.artifact import MAGIC, Packed, ZlibCodec, container_streams, pack, read_head
 
 # codec -> the settings that are worth a row; {}: its defaults
 ROWS: dict[str, list[dict[str, Any]]] = {

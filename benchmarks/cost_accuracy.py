@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from search.accuracy import table_of
-from search.preflight import Preflight
-from search.session import ROOT, find_study
+from search.costs.preflight import Preflight
+from search.report.costs import table_of
+from search.session.session import ROOT, find_study
 from tests.search.replay import read_trials, replay
 
 

@@ -27,10 +27,10 @@ import torch
 
 import train_gpt
 from techniques import catalog
-from techniques._attention import pick_attention
-from techniques._muon import Muon
-from techniques._param import parameter
 from techniques.config import read_preset, resolve
+from trainer.attention import pick_attention
+from trainer.muon import Muon
+from trainer.parameters import parameter
 
 ROOT = Path(__file__).resolve().parent.parent
 PEAK = 989e12  # operations a second

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import train_gpt
-from search.bundle import export
+from search.export.bundle import export
 from techniques import catalog
 from techniques.config import read_preset, resolve
 from tests.conftest import TINY_MODEL, build_tiny, run_trainer

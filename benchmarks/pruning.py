@@ -26,9 +26,9 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from benchmarks.simulator import Instance, Run
-from search.constraints import CONSTRAINTS
-from search.pruning import REPORTS, Pruner
-from search.study import Pruning
+from search.pruning.pruner import REPORTS, Pruner
+from search.study.constraints import CONSTRAINTS
+from search.study.model import Pruning
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = (0.25, 0.5, 0.75)  # of the training: when a trial reports
@@ -108,7 +108,7 @@ class ByOptuna:
 
 
 class ByUs:
-    """search/pruning.py, on trials without a storage."""
+    """search/pruning/pruner.py, on trials without a storage."""
 
     def __init__(self, instance: Instance, settings: Pruning):
         self.instance, self.pruner, self.trials = instance, Pruner(settings), list[FrozenTrial]()

@@ -24,8 +24,8 @@ import train_gpt
 from conformance.lab import QuietLog
 from corpus import dataset
 from techniques import catalog
-from techniques.audit import Audit
 from techniques.config import Resolved, read_preset, resolve
+from trainer.audit import Audit
 
 BITS = {"mixed_bits": 1, "mixed_bits.attn_bits": 5, "mixed_bits.mlp_bits": 5, "mixed_bits.embed_bits": 6}
 GPTQ = {"gptq": 1, "gptq.calib_batches": 16}

@@ -31,17 +31,17 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy import Connection, Engine, event, text
 
-from search import costs
-from search import worker as worker_module
-from search.bulk import Batch
-from search.preflight import Preflight
-from search.runfiles import Record
-from search.sampler import draw_all, examine
-from search.session import ROOT, Session, find_study, open_session
-from search.space import SearchSpace, build_space
-from search.storage import open_storage, side_engine
-from search.trial import Job, Outcome
-from search.worker import Worker
+from search.costs import bills as costs
+from search.costs.preflight import Preflight
+from search.samplers.caddie import draw_all, examine
+from search.session.session import ROOT, Session, find_study, open_session
+from search.space.native import SearchSpace, build_space
+from search.storage.bulk import Batch
+from search.storage.patient import open_storage, side_engine
+from search.trainers.files import Record
+from search.trainers.process import Job, Outcome
+from search.workers import worker as worker_module
+from search.workers.worker import Worker
 from techniques import catalog
 from techniques.config import Resolved, resolve
 from tests.search.db_helpers import server_pids, server_place

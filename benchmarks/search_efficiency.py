@@ -34,8 +34,8 @@ from scipy.stats import t as student
 
 from benchmarks.efficiency_table import write_table
 from benchmarks.simulator import CALCULATED, STAGES, Instance, Run, StageCache, unscaled
-from search.structured import Knowledge, StructuredSampler
-from search.tpe import GroupedTpe
+from search.samplers.structured.sampler import Knowledge, StructuredSampler
+from search.samplers.tpe.sampler import GroupedTpe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "search_efficiency.md"

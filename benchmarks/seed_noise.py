@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scipy.stats import chi2
 
-from search.trial import ROOT, TRAINER
+from search.trainers.process import ROOT, TRAINER
 
 
 def run(preset: str, seed: int, folder: Path) -> dict:

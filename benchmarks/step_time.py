@@ -1,7 +1,7 @@
 """CPU seconds of a training step, and what the allocator's settings save: `python -m benchmarks.step_time`.
 
 Times the steps of short runs of a preset in turns (A B A B …), with glibc's defaults and with the settings
-that search/trial.py gives its trainers; prints the medians and the median ratio of neighbours.
+that search/trainers/process.py gives its trainers; prints the medians and the median ratio of neighbours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from search.trial import ALLOCATOR, ROOT, TRAINER
+from search.trainers.process import ALLOCATOR, ROOT, TRAINER
 
 
 def cpu_seconds(preset: str, steps: int, environ: dict[str, str]) -> float:

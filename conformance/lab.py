@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import train_gpt
 from corpus import dataset, export
 from corpus.documents import Split
-from techniques.audit import Audit
 from techniques.base import Technique
 from techniques.config import Resolved, resolve
+from trainer.audit import Audit
 
 VOCAB_SIZE = 260  # bytes and four specials: no tokenizer to train
 SEQ_LEN = 64

@@ -21,7 +21,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from search.session import Session
+    from search.session.session import Session
 
 StudyOption = Annotated[Path | None, typer.Option(help="The study's file. [default: studies/laptop.toml]")]
 StorageOption = Annotated[
@@ -57,7 +57,7 @@ def clear_errors() -> Generator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        from search.storage import redact
+        from search.storage.patient import redact
 
         text = (
             str(error)
@@ -121,7 +121,7 @@ def run(
     context.obj = common
     if context.invoked_subcommand is None:
         with clear_errors():
-            from search.reuse import worker_options
+            from search.stage_cache.reuse import worker_options
 
             place = "off" if trainer else cache or str(home_of(common) / "runs" / ".cache")
             common = replace(common, cache=worker_options(place, cache_size, cache_shared))
@@ -132,7 +132,7 @@ def run(
 
 
 def home_of(common: Common) -> Path:
-    from search.session import ROOT
+    from search.session.session import ROOT
 
     return (common.home or ROOT).absolute()
 
@@ -146,7 +146,7 @@ def read(
     not to look for any saves a tenth of the time."""
     gc.disable()
     with clear_errors():
-        from search.session import find_study, read_session
+        from search.session.session import find_study, read_session
 
         common: Common = context.obj.behind(*options)
         study, home = find_study(common.study), home_of(common)
@@ -162,7 +162,7 @@ def status(
     home: HomeOption = None,
 ) -> None:
     """How far the study is, what failed and why, what a trial costs beside its work."""
-    from search.report import print_status
+    from search.report.leaderboard import print_status
 
     read(context, (study, storage, home), print_status)
 
@@ -176,7 +176,7 @@ def best(
     top: Annotated[int, typer.Option(min=1, help="Rows of the leaderboard.")] = 10,
 ) -> None:
     """The leaderboard, and the command that repeats the best trial."""
-    from search.report import print_leaderboard
+    from search.report.leaderboard import print_leaderboard
 
     read(
         context, (study, storage, home), lambda console, session: print_leaderboard(console, session, top=top)
@@ -192,7 +192,7 @@ def show(
     home: HomeOption = None,
 ) -> None:
     """Everything about trial N."""
-    from search.report import print_trial
+    from search.report.leaderboard import print_trial
 
     read(context, (study, storage, home), lambda console, session: print_trial(console, session, number))
 
@@ -205,7 +205,7 @@ def costs(
     home: HomeOption = None,
 ) -> None:
     """Predicted bytes and seconds against measured ones: errors, bias, how often the bound held."""
-    from search.accuracy import print_costs
+    from search.report.costs import print_costs
 
     read(context, (study, storage, home), print_costs)
 
@@ -219,7 +219,7 @@ def effects(
     top: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 15,
 ) -> None:
     """By how much each technique and setting moves val_bpb, with what confidence, and which pairs clash."""
-    from search.effects import print_effects
+    from search.report.effects import print_effects
 
     read(context, (study, storage, home), lambda console, session: print_effects(console, session, top=top))
 
@@ -235,7 +235,7 @@ def dashboard(
     """optuna-dashboard for this study, on this machine only."""
 
     def serve_it(console: Console, session: Session) -> None:
-        from search.dashboard import serve
+        from search.report.dashboard import serve
 
         gc.enable()
         serve(session.url, session.study.name, port=port, artifact_dir=session.place.artifacts)
@@ -250,7 +250,7 @@ def scan(
 ) -> None:
     """Draft a study from what a script reads from its environment (docs/any_trainer.md)."""
     with clear_errors():
-        from search import draft
+        from search.trainers.foreign import draft
 
         print(draft.write(script, out), end="")
 
@@ -272,7 +272,7 @@ def export(
 ) -> None:
     """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
     with clear_errors():
-        from search import bundle
+        from search.export import bundle
 
         if format != "script" or sum(x is not None for x in (trial, preset or None, config)) != 1:
             raise ValueError(

@@ -9,19 +9,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search import engines, prepare
 from search.cli import Common, home_of, make_console, say
-from search.earlier import earlier
-from search.foreign import refuse_native_table, with_trainer
-from search.hardware import hardware_here, num_cores
-from search.inner import sampled_by
-from search.launch import Plan, launch
-from search.order import Order
-from search.passport import check_joining
-from search.progress import Progress, snapshot
-from search.report import print_leaderboard
-from search.session import Place, Session, check_room, find_study, measured, open_session, quiet_log
-from search.storage import ENVIRONMENT
+from search.common.machine import hardware_here, num_cores
+from search.engines import cluster as engines
+from search.engines.local import Plan, launch
+from search.report.leaderboard import print_leaderboard
+from search.report.progress import Progress, snapshot
+from search.samplers.choose import sampled_by
+from search.session.passport import check_joining
+from search.session.session import Place, Session, check_room, find_study, measured, open_session, quiet_log
+from search.storage.patient import ENVIRONMENT
+from search.trainers.foreign.run import refuse_native_table, with_trainer
+from search.workers import prepare
+from search.workers.spec import Order
+from search.workers.warm_start import earlier
 
 
 @dataclass(frozen=True)

@@ -365,7 +365,7 @@ class Technique:
 
     def loader(self, shards: Any, seed: int, longest: int) -> Any:
         """slot · the training shards (uint16 arrays) and the longest sequence -> a stream of batches, as
-        techniques/_stream.py says. coprime_loader; shuffled_loader; shard_order."""
+        trainer/stream.py says. coprime_loader; shuffled_loader; shard_order."""
 
     def batch(self, batch: Batch, phase: float) -> Batch:
         """chain · a step's size from progress `phase` on, one of those that `phases` declares, or 0. Needs no
@@ -451,7 +451,7 @@ class Technique:
         training."""
 
     def muon(self, params: Any, lr: float, hyper: Any, world: Any, dtype: Any) -> Any:
-        """slot · an optimiser for Muon's parameter groups, like techniques/_muon.py's. With settle_gradients
+        """slot · an optimiser for Muon's parameter groups, like trainer/muon.py's. With settle_gradients
         (params, clip norm) it also sums every gradient over the ranks. parallel_muon; NorMuon."""
 
     def orthogonalize(self, inner: Any) -> Any:

@@ -17,9 +17,7 @@ from conformance.lab import Lab, smoke_settings, write_corpus
 from conformance.scoring_checks import LENGTH, detect, score
 from conformance.subject import Subject
 from techniques import catalog
-from techniques._ledger import Ledger
 from techniques._lora import DocumentScorer, documents
-from techniques.audit import Audit, implausible
 from techniques.averaging.ema import Ema
 from techniques.base import Legality, Technique, Verdict, setting
 from techniques.evaluation.lora_ttt import LoraTtt
@@ -30,6 +28,8 @@ from techniques.evaluation.slot import SlotTuning
 from techniques.quantization.gptq_lite import GptqLite
 from tests.conftest import arguments
 from tests.test_planted_defects import SoundTtt, TrainsFirst
+from trainer.audit import Audit, implausible
+from trainer.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from corpus import dataset
 from corpus.documents import Split
 from corpus.export import Target, export_dataset
 from techniques import catalog
-from techniques.audit import Audit
 from techniques.config import resolve
 from tests.conftest import TINY_MODEL
+from trainer.audit import Audit
 
 
 def texts(count: int) -> list[str]:

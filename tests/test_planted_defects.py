@@ -13,8 +13,8 @@ from torch import nn
 import conformance
 import train_gpt
 from conformance.lab import Lab, write_corpus
-from techniques._param import parameter
 from techniques.base import Cost, Legality, Shape, Technique, Tensor, Verdict, setting
+from trainer.parameters import parameter
 
 
 @pytest.fixture(scope="module")

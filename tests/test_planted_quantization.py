@@ -10,7 +10,6 @@ from torch import nn
 
 import conformance
 from conformance.lab import SHORT, Finished, Lab, write_corpus
-from techniques._artifact import Packed
 from techniques.averaging.ema import Ema
 from techniques.averaging.swa import Swa
 from techniques.base import Shape, Technique
@@ -18,6 +17,7 @@ from techniques.quantization.gptq import Gptq
 from techniques.quantization.late_qat import LateQat
 from techniques.quantization.mixed_bits import MixedBits
 from techniques.quantization.prune import Prune
+from trainer.artifact import Packed
 
 KNOWN = {t.name: t for t in (Ema, Swa, LateQat, Gptq, MixedBits, Prune)}
 

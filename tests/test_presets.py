@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import train_gpt
-from search.bundle import export
+from search.export.bundle import export
 from techniques import catalog
 from techniques.base import Verdict
 from techniques.config import PRESETS, Resolved, read_preset, resolve

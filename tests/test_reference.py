@@ -4,15 +4,14 @@ import dataclasses
 
 import pytest
 
-from search import reference
-from techniques import catalog
+from techniques import catalog, reference
 
 KNOWN = catalog.metadata()
 
 
 def test_the_reference_is_not_stale() -> None:
     written = reference.TARGET.read_text(encoding="utf-8")
-    assert written == reference.reference(), "stale: run `python -m search.reference`"
+    assert written == reference.reference(), "stale: run `python -m techniques.reference`"
 
 
 def test_check_says_stale(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -11,9 +11,9 @@ import torch
 import train_gpt
 from conformance.lab import Lab, QuietLog, smoke_settings, write_corpus
 from techniques import catalog
-from techniques.audit import Audit
 from techniques.base import STAGES
 from techniques.config import Resolved, stage_keys
+from trainer.audit import Audit
 
 KNOWN = catalog.runtime()
 FAST: dict[str, Any] = {

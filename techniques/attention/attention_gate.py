@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 ATTENTION_GATE_MODES = ("bias", "out", "gated", "sparse")
 WINDOWED_GATES = ("out", "sparse")

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Choice, Cost, Float, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 VALUE_RESIDUAL_MODES = ("add", "lambda", "interp")
 

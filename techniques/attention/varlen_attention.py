@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from techniques._attention import varlen_flash
 from techniques.base import Shape, Technique, Unavailable, setting
+from trainer.attention import varlen_flash
 
 VARLEN_BOS_ID = 1  # <s> in every tokenizer of the challenge
 VARLEN_TOKENS_PER_DOCUMENT = 64  # `max_documents` 0: one document for so many tokens

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Cost, Float, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 
 def keep_middle(x: torch.Tensor, ctx: dict[str, torch.Tensor]) -> torch.Tensor:

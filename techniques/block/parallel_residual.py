@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 PARALLEL_MODES = ("single", "lanes", "routed", "crossed")
 PARALLEL_FINALS = ("mean", "attn", "mlp")

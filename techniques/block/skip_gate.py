@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Cost, Shape, Technique, Tensor
+from trainer.parameters import parameter
 
 
 class SkipGates(nn.Module):

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from techniques._param import Linear
 from techniques.base import Cost, Shape, Technique, Tensor
+from trainer.parameters import Linear
 
 
 class UntiedMlps(nn.Module):

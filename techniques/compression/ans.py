@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from techniques._artifact import container_streams, read_head, stream_dtype, streams_of
 from techniques.base import Choice, Technique, Unavailable, setting
+from trainer.artifact import container_streams, read_head, stream_dtype, streams_of
 
 CODED_KINDS = ("int8", "fix")  # streams of integers
 CLASS_COUNTS = (1, 2, 4, 8, 16, 32)

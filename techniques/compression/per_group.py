@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from techniques._artifact import container_streams, read_head, stream_dtype, streams_of
 from techniques.base import Choice, Technique, Unavailable, setting
+from trainer.artifact import container_streams, read_head, stream_dtype, streams_of
 
 SORT_BLOCK = 8192  # rows that are sorted among themselves: their distances fill 256 MB
 WHOLE = 0xFFFFFFFF  # in place of the rest's length: all of the data is there

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from techniques._stream import BlockStream
 from techniques.base import Float, Int, Shape, Technique, setting
+from trainer.stream import BlockStream
 
 
 def coprime_blocks(n: int, rng: Any) -> Any:

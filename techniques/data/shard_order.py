@@ -14,8 +14,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from techniques._stream import TokenStream, generator_of
 from techniques.base import Choice, Shape, Technique, setting
+from trainer.stream import TokenStream, generator_of
 
 SHARD_ORDERS = ("hardest", "easiest", "shuffled", "list")
 HARDNESS_SAMPLE = 1 << 18  # tokens of a shard that are compressed

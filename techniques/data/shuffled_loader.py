@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from techniques._stream import BlockStream
 from techniques.base import Technique
+from trainer.stream import BlockStream
 
 
 def shuffled_blocks(n: int, rng: Any) -> Any:

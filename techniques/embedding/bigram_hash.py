@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Cost, Int, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 
 def bigram_rows(ids: torch.Tensor, rows: int) -> torch.Tensor:

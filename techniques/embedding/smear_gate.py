@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 SMEAR_MODES = ("previous", "average", "input_gate")
 SMEAR_BOS_ID = 1  # <s> in every tokenizer of the challenge

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Cost, Float, Int, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 
 class MtpHeads(nn.Module):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques._param import parameter
 from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from trainer.parameters import parameter
 
 SOFTCAP_MODES = ("off", "asym")
 

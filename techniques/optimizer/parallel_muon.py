@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from techniques._muon import newton_schulz
 from techniques.base import Technique, setting
+from trainer.muon import newton_schulz
 
 
 def bank_of(matrices: list[Tensor], *, ranks: int, dtype: torch.dtype) -> Tensor:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from techniques._artifact import Fix
 from techniques._gptq import gptq_solve, hessian_error
 from techniques._quant import round_rows
 from techniques.base import Cost, Int, Shape, Technique, setting
+from trainer.artifact import Fix
 
 
 @dataclass(frozen=True)

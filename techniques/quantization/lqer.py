@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from techniques._artifact import Fix
 from techniques.base import Cost, Int, Shape, Technique, setting
+from trainer.artifact import Fix
 
 
 def round_group(x: Tensor, group: int, low: int, high: int, divisor: float) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from pathlib import Path
 import alembic.command  # noqa: F401  (once, before the forks)
 import optuna
 
-from search import exact, storage
-from search.postgres import url_of
+from search.storage import patient as storage
+from search.storage.server import url_of
+from search.workers import exact
 
 TIMING = storage.Timing(patience_s=40.0, heartbeat_s=1, grace_s=3)
 

@@ -152,4 +152,4 @@ def pids(home: Path, name: str) -> list[int]:
 
 def workers_of(name: str) -> list[int]:
     """Worker processes of a study, by its file's name."""
-    return [int(line.split()[0]) for line in processes(f"/{name}.toml") if "search.worker" in line]
+    return [int(line.split()[0]) for line in processes(f"/{name}.toml") if "search.workers.worker" in line]

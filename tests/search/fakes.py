@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.study import Study, load_study
+from search.study.model import Study, load_study
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Tensor, Verdict, setting
 
 HEADER = """

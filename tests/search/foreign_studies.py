@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from search.foreign import ADAPTER, ForeignSpace, foreign_space, strip_for, with_trainer
-from search.study import Study, load_study
-from search.trial import Job, Outcome, run_trainer, trainer_environment
+from search.study.model import Study, load_study
+from search.trainers.foreign.run import ADAPTER, ForeignSpace, foreign_space, strip_for, with_trainer
+from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
 from tests.search.fake_studies import ROOT
 
 SCRIPT = Path(__file__).with_name("foreign_train.py")

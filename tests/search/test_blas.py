@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from search.blas import one_thread
-from search.sampler import CaddieSampler
+from search.samplers.blas import one_thread
+from search.samplers.caddie import CaddieSampler
 
 
 def threads() -> set[int]:

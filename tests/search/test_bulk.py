@@ -15,10 +15,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search import bulk as bulk_module
-from search import storage
-from search.bulk import BatchStorage, collected
-from search.session import Session
+from search.session.session import Session
+from search.storage import bulk as bulk_module
+from search.storage import patient as storage
+from search.storage.bulk import BatchStorage, collected
 
 TIMING = storage.Timing(patience_s=10.0, heartbeat_s=1, grace_s=3)
 ODD = ['quote " and \\ back', "new\nline", "ünï", "{}", "a'b", "%s :x"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from search.bundle import bundle, compressed, export, literal_of, resolve_source, without_docstrings
-from search.inline import inline
-from search.scopes import bound_names, local_names
+from search.export.bundle import bundle, compressed, export, literal_of, resolve_source, without_docstrings
+from search.export.inline import inline
+from search.export.scopes import bound_names, local_names
 from techniques import catalog
 from techniques.base import Verdict
 from techniques.config import Resolved, resolve

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from search.cache import MANIFEST, Limits, Store
-from search.remote import Remote, open_remote
+from search.stage_cache.remote import Remote, open_remote
+from search.stage_cache.store import MANIFEST, Limits, Store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMY = Limits(10**9, keep_free_bytes=0)

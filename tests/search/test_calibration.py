@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
-from search.calibration import LATEST, Bill, Ledger, Part, student_quantile
+from search.costs.factors import LATEST, Bill, Ledger, Part, student_quantile
 
 SDS = {"all": 0.2, "kind": 0.15, "technique": 0.05, "log size": 0.1}
 TRUE = {

@@ -12,10 +12,10 @@ import pytest
 from optuna.trial import create_trial
 from rich.console import Console
 
-from search.accuracy import Pair, accuracy_of, errors_of, print_costs, told_before, windows_of
-from search.costs import eval_bill, model_bill, num_params, steps_bill
-from search.preflight import Preflight
-from search.session import Place, Session, find_study
+from search.costs.bills import eval_bill, model_bill, num_params, steps_bill
+from search.costs.preflight import Preflight
+from search.report.costs import Pair, accuracy_of, errors_of, print_costs, told_before, windows_of
+from search.session.session import Place, Session, find_study
 from tests.search.fake_studies import write_study
 from tests.search.fakes import make_study
 from tests.search.replay import Measured, read_trials, replay

@@ -18,8 +18,9 @@ import plotly.graph_objects as go
 import pytest
 from db_helpers import first_line, held_server, kill, python
 
-from search import dashboard, storage
-from search.exact import run_exactly
+from search.report import dashboard
+from search.storage import patient as storage
+from search.workers.exact import run_exactly
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 FLAGS = (

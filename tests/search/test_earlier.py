@@ -16,15 +16,15 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState, create_trial
 
-from search.calibration import CARRIED
-from search.costs import model_bill, num_params
-from search.earlier import Lessons, earlier
-from search.passport import CODE, TRAINER, check_joining
-from search.preflight import OWN, Preflight
-from search.sampler import FIGURES, CaddieSampler, Infeasible
-from search.session import ROOT, Session, find_study, open_session
-from search.space import build_space
-from search.study import Study
+from search.costs.bills import model_bill, num_params
+from search.costs.factors import CARRIED
+from search.costs.preflight import OWN, Preflight
+from search.samplers.caddie import FIGURES, CaddieSampler, Infeasible
+from search.session.passport import CODE, TRAINER, check_joining
+from search.session.session import ROOT, Session, find_study, open_session
+from search.space.native import build_space
+from search.study.model import Study
+from search.workers.warm_start import Lessons, earlier
 from techniques import catalog
 from tests.search.db_helpers import held_server
 from tests.search.fake_studies import FAKE, caddie, clear, search, write_study

@@ -16,8 +16,9 @@ import sqlalchemy
 from db_helpers import first_line, held_server, kill, server_pids, until, worker
 from optuna.trial import TrialState
 
-from search import exact, storage
-from search.exact import Hooks, run_exactly
+from search.storage import patient as storage
+from search.workers import exact
+from search.workers.exact import Hooks, run_exactly
 
 WORKERS = 4
 TARGET = 12

@@ -11,8 +11,12 @@ from typing import Any, cast
 import optuna
 import pytest
 
-from search import passport
-from search.foreign import (
+from search.samplers.caddie import CaddieSampler
+from search.session import passport
+from search.session.passport import code_hash, differences, speed_matters
+from search.session.session import Session
+from search.study.model import load_study, study_hash
+from search.trainers.foreign.run import (
     ForeignPreflight,
     command_words,
     foreign_space,
@@ -21,10 +25,6 @@ from search.foreign import (
     strip_for,
     with_trainer,
 )
-from search.passport import code_hash, differences, speed_matters
-from search.sampler import CaddieSampler
-from search.session import Session
-from search.study import load_study, study_hash
 from tests.search.foreign_studies import foreign_study, make_theirs, write_foreign
 
 SPACE = """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from search.hardware import describe, gpu_models, gpu_numbers, machine_kind, num_cores, visible_gpus
-from techniques._machine import cpu_model, cpu_name
+from search.common.machine import describe, gpu_models, gpu_numbers, machine_kind, num_cores, visible_gpus
+from trainer.machine import cpu_model, cpu_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CPUINFO = """processor : 0

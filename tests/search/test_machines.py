@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from search import engines, run
+from search import run
 from search.cli import Common
-from search.engines import Ended, Task, check_reachable, cluster_for, make_engine, parse_options
-from search.order import Order, parse
-from search.passport import CODE, HARDWARE
+from search.engines import cluster as engines
+from search.engines.cluster import Ended, Task, check_reachable, cluster_for, make_engine, parse_options
 from search.run import Wish, run_study
-from search.session import find_study
+from search.session.passport import CODE, HARDWARE
+from search.session.session import find_study
+from search.workers.spec import Order, parse
 from tests.search.db_helpers import held_server, until
 from tests.search.fake_studies import FAKE, begin, caddie, command, environment, search, write_study
 from tests.search.test_external import over_tcp
@@ -32,7 +33,7 @@ def read_states(study: Path, url: str) -> list[str]:
     """The states of every trial, in the order of their numbers."""
     import optuna
 
-    from search.storage import open_storage
+    from search.storage.patient import open_storage
 
     stored = optuna.load_study(study_name=study.stem, storage=open_storage(url, worker=True))
     trials = stored.get_trials()
@@ -177,7 +178,7 @@ def test_two_hosts_share_one_study(tmp_path: Path) -> None:
 def workers(study: Path, url: str) -> set[str]:
     import optuna
 
-    from search.storage import open_storage
+    from search.storage.patient import open_storage
 
     stored = optuna.load_study(study_name=study.stem, storage=open_storage(url, worker=True))
     return {str(t.user_attrs["worker"]).split(":")[0] for t in stored.get_trials()}
@@ -264,7 +265,7 @@ def test_a_cluster_is_told_and_checked_like_this_machine(
         def attributes() -> dict[str, object]:
             import optuna
 
-            from search.storage import open_storage
+            from search.storage.patient import open_storage
 
             return optuna.load_study(
                 study_name="told", storage=open_storage(external, worker=True)

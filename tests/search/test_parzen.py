@@ -1,4 +1,4 @@
-"""The quick ways of search/parzen.py against Optuna's own, on studies of every kind of trial."""
+"""The quick ways of search/samplers/tpe/parzen.py against Optuna's own, on studies of every kind of trial."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from search.parzen import Numbers, Observed, Parzen, log_mass
-from search.sampler import draw
-from search.tpe import BATCH, GroupedTpe
+from search.samplers.caddie import draw
+from search.samplers.tpe.parzen import Numbers, Observed, Parzen, log_mass
+from search.samplers.tpe.sampler import BATCH, GroupedTpe
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "gate": CategoricalDistribution((False, True)),

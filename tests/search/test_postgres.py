@@ -18,7 +18,8 @@ import sqlalchemy
 from db_helpers import HOLD, REPO, alive, first_line, fresh_home, hold, kill, python, server_pids, until
 from sqlalchemy import exc
 
-from search import pgplace, postgres
+from search.storage import places as pgplace
+from search.storage import server as postgres
 
 pytestmark = pytest.mark.slow
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search.constraints import CONSTRAINTS, violations
-from search.costs import entropy_bits, eval_bill, model_bill, train_bill
-from search.preflight import Preflight
-from search.sampler import Infeasible, draw_all, require_feasible
-from search.space import SearchSpace, build_space
-from search.study import Limits
+from search.costs.bills import entropy_bits, eval_bill, model_bill, train_bill
+from search.costs.preflight import Preflight
+from search.samplers.caddie import Infeasible, draw_all, require_feasible
+from search.space.native import SearchSpace, build_space
+from search.study.constraints import CONSTRAINTS, violations
+from search.study.model import Limits
 from tests.search.fakes import HEADER, KNOWN, make_study
 
 SPACE = """
@@ -61,7 +61,7 @@ def test_entropy_is_that_of_a_gaussian_row():
 
 
 def test_the_naive_baseline_is_predicted_within_a_few_percent():
-    from search.study import load_study
+    from search.study.model import load_study
     from techniques import catalog
 
     known = catalog.metadata()

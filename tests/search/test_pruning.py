@@ -13,11 +13,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.constraints import CONSTRAINTS, feasible, set_all
-from search.evidence import Evidence, Point, agreement, ranks
-from search.pruning import PREFLIGHT, REPORTS, SPARED, Pruner, is_spared, points, remember
-from search.pruning_report import print_evidence, pruning_line, seconds_saved, spared_wrongly
-from search.study import Pruning
+from search.pruning.evidence import Evidence, Point, agreement, ranks
+from search.pruning.pruner import PREFLIGHT, REPORTS, SPARED, Pruner, is_spared, points, remember
+from search.report.pruning import print_evidence, pruning_line, seconds_saved, spared_wrongly
+from search.study.constraints import CONSTRAINTS, feasible, set_all
+from search.study.model import Pruning
 from tests.search.fakes import make_study
 
 FINE: dict[str, float] = {key: -0.5 for key in CONSTRAINTS}
@@ -225,7 +225,7 @@ def test_constraints_are_written_once_and_seen():
 
 
 def test_evidence_is_of_the_latest(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("search.pruning.LATEST", 30)
+    monkeypatch.setattr("search.pruning.pruner.LATEST", 30)
     pruner = Pruner(SETTINGS)
     pruner.look(filled(60).trials)
     assert pruner.evidence(0.5).count == 30

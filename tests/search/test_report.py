@@ -12,9 +12,16 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.progress import Progress, duration, snapshot
-from search.report import overhead_line, print_leaderboard, print_status, print_trial, quoted, ranked
-from search.session import Place, Session, find_study
+from search.report.leaderboard import (
+    overhead_line,
+    print_leaderboard,
+    print_status,
+    print_trial,
+    quoted,
+    ranked,
+)
+from search.report.progress import Progress, duration, snapshot
+from search.session.session import Place, Session, find_study
 from tests.search.fake_studies import write_study
 
 GOOD = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}

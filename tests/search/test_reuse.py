@@ -12,17 +12,17 @@ from typing import Any
 import optuna
 import pytest
 
-from search import identity
-from search.cache import Limits as Room
-from search.cache import Store
-from search.constraints import violations
-from search.identity import DataId, Ground, addresses, code_of, machine_id
-from search.limits import Limits
-from search.reuse import FILES, REPLAYED, Reuse, parse_bytes, worker_options
-from search.runfiles import Record
-from search.savings import replayed_facts, stage_facts
-from search.session import Place
-from search.trial import Job, Outcome, run_trainer, trainer_environment
+from search.report.savings import replayed_facts, stage_facts
+from search.session.session import Place
+from search.stage_cache import addresses as identity
+from search.stage_cache.addresses import DataId, Ground, addresses, code_of, machine_id
+from search.stage_cache.reuse import FILES, REPLAYED, Reuse, parse_bytes, worker_options
+from search.stage_cache.store import Limits as Room
+from search.stage_cache.store import Store
+from search.study.constraints import violations
+from search.study.limits import Limits
+from search.trainers.files import Record
+from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
 from techniques import catalog
 from techniques.config import Resolved, resolve, stage_keys
 

@@ -12,14 +12,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.constraints import set_all, violations
-from search.costs import model_bill
-from search.preflight import Preflight
-from search.pruning import PREFLIGHT
-from search.sampler import REJECTIONS, CaddieSampler, Infeasible, draw_all
-from search.space import SearchSpace, build_space
-from search.study import Study
-from search.tpe import GroupedTpe
+from search.costs.bills import model_bill
+from search.costs.preflight import Preflight
+from search.pruning.pruner import PREFLIGHT
+from search.samplers.caddie import REJECTIONS, CaddieSampler, Infeasible, draw_all
+from search.samplers.tpe.sampler import GroupedTpe
+from search.space.native import SearchSpace, build_space
+from search.study.constraints import set_all, violations
+from search.study.model import Study
 from tests.search.fakes import HEADER, KNOWN, make_study
 
 SPACE = """

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from search.draft import draft, score_rule, write
-from search.foreign_table import Foreign
-from search.logread import Rules
-from search.scan import Scan, names_read, scan
-from search.study import load_study
+from search.study.foreign import Foreign
+from search.study.model import load_study
+from search.trainers.foreign.draft import draft, score_rule, write
+from search.trainers.foreign.log_reader import Rules
+from search.trainers.foreign.scan import Scan, names_read, scan
 from techniques.base import Choice, Float, Int
 from techniques.published import PUBLISHED
 from tests.search.foreign_studies import SCRIPT

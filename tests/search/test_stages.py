@@ -10,15 +10,15 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
-from search.constraints import set_all, violations
-from search.inner import sampled_by
-from search.preflight import Preflight
-from search.pruning import REPORTS
-from search.sampler import CaddieSampler
-from search.savings import STAGES, summary, words
-from search.space import SearchSpace, build_space
-from search.stages import BEST, FROM, PATIENCE, StageChooser, is_later, training_key
-from search.study import Study
+from search.costs.preflight import Preflight
+from search.pruning.pruner import REPORTS
+from search.report.savings import STAGES, summary, words
+from search.samplers.caddie import CaddieSampler
+from search.samplers.checkpoints import BEST, FROM, PATIENCE, StageChooser, is_later, training_key
+from search.samplers.choose import sampled_by
+from search.space.native import SearchSpace, build_space
+from search.study.constraints import set_all, violations
+from search.study.model import Study
 from techniques.base import Technique
 from techniques.config import Resolved
 from tests.search.fakes import HEADER, KNOWN, FineRound, Slide, make_study

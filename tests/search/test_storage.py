@@ -17,8 +17,8 @@ from db_helpers import alive, first_line, held_server, server_pids, until, worke
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from search import storage
-from search.storage import StorageError
+from search.storage import patient as storage
+from search.storage.patient import StorageError
 
 TIMING = storage.Timing(patience_s=30.0, heartbeat_s=1, grace_s=2)
 

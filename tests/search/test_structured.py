@@ -17,18 +17,18 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from search import beliefs as beliefs_module
-from search.beliefs import Beliefs
-from search.constraints import set_all, violations
-from search.costs import model_bill
-from search.inner import sampled_by
-from search.preflight import Preflight
-from search.rows import Rows, learn_rules, place, value_at
-from search.sampler import CaddieSampler
-from search.space import build_space
-from search.structured import Knowledge, StructuredSampler
-from search.study import study_hash
-from search.surrogate import Basis, Function, Hyper, Surrogate
+from search.costs.bills import model_bill
+from search.costs.preflight import Preflight
+from search.samplers.caddie import CaddieSampler
+from search.samplers.choose import sampled_by
+from search.samplers.structured import beliefs as beliefs_module
+from search.samplers.structured.beliefs import Beliefs
+from search.samplers.structured.rows import Rows, learn_rules, place, value_at
+from search.samplers.structured.sampler import Knowledge, StructuredSampler
+from search.samplers.structured.surrogate import Basis, Function, Hyper, Surrogate
+from search.space.native import build_space
+from search.study.constraints import set_all, violations
+from search.study.model import study_hash
 from tests.search.fakes import KNOWN, make_study
 
 SPACE: dict[str, BaseDistribution] = {

@@ -13,9 +13,16 @@ from typing import Any
 
 import pytest
 
-from search.exact import InfrastructureError, Interrupted
-from search.runfiles import Record, Tail
-from search.trial import DiskTrouble, Job, Outcome, TrainerCrashed, run_trainer, trainer_environment
+from search.trainers.files import Record, Tail
+from search.trainers.process import (
+    DiskTrouble,
+    Job,
+    Outcome,
+    TrainerCrashed,
+    run_trainer,
+    trainer_environment,
+)
+from search.workers.exact import InfrastructureError, Interrupted
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_trainer.py"))
 
@@ -187,7 +194,7 @@ def test_environment_has_no_settings_and_no_credentials() -> None:
 
 
 def test_a_trial_of_several_ranks_runs_under_torchrun():
-    from search.trial import TRAINER, trainer_command
+    from search.trainers.process import TRAINER, trainer_command
 
     assert trainer_command(1) == TRAINER
     command = trainer_command(8)

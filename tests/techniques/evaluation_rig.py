@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from techniques._ledger import Ledger
 from techniques.config import resolve
 from train_gpt import Evaluation, build_model
+from trainer.ledger import Ledger
 
 TINY = {
     "vocab_size": 64,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from techniques._artifact import Fix, Packed, ZlibCodec, pack, unpack
 from techniques.compression.ans import Ans, Cells, classes_of, levels_of
 from techniques.compression.brotli_shuffle import BrotliShuffle
+from trainer.artifact import Fix, Packed, ZlibCodec, pack, unpack
 
 G = torch.Generator().manual_seed(0)
 

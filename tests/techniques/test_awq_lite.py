@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from techniques._artifact import Packed, ZlibCodec, pack, unpack
 from techniques.base import Shape
 from techniques.quantization.awq_lite import AwqLite, best_columns, error_of, salient_group
 from techniques.quantization.gptq import Gptq
 from tests.techniques.test_gptq import C, correlated, weights
+from trainer.artifact import Packed, ZlibCodec, pack, unpack
 
 
 def quantised(w: torch.Tensor, h: torch.Tensor, bits: int = 4) -> Packed:

@@ -8,12 +8,12 @@ import torch
 import train_gpt
 from corpus import dataset
 from techniques import catalog
-from techniques.audit import Audit
 from techniques.base import Shape
 from techniques.block.depth_recurrence import DepthRecurrence
 from techniques.config import resolve
 from tests.conftest import TINY_MODEL
 from tests.techniques.model_rig import build, copy_shared, rms, settle, some_ids
+from trainer.audit import Audit
 
 ELEVEN = Shape(8192, 11, 512, 8, 4, 4.0, 2048, 2048)
 FIVE = {"num_layers": 5}

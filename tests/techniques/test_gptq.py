@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from techniques._gptq import gptq_solve, hessian_error, self_generated
-from techniques._param import parameter
 from techniques._quant import clip_scales, quantize_lite, round_rows
 from techniques.base import Shape, Verdict
 from techniques.quantization.gptq import Gptq, GptqQuantizer
 from tests.techniques.evaluation_rig import tiny_model, tiny_tokens
+from trainer.parameters import parameter
 
 C = Gptq.Config(calib_batches=3, block_size=8)
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import train_gpt
-from techniques._artifact import round_to_nearest
 from techniques.config import resolve
 from techniques.quantization.late_qat import FakeQuantizer, LateQat, soft_round
 from techniques.quantization.mixed_bits import MixedBits
 from tests.techniques.evaluation_rig import TINY, tiny_tokens
+from trainer.artifact import round_to_nearest
 
 KNOWN = {"late_qat": LateQat, "mixed_bits": MixedBits}
 ON = {"late_qat": True, "mixed_bits": True, "quantize_min_numel": 256}

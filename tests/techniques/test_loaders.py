@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from techniques._stream import BlockStream, TokenStream, generator_of
 from techniques.data.coprime_loader import CoprimeLoader, coprime_blocks, mixing_pick
 from techniques.data.shard_order import ShardOrder, shard_hardness
 from techniques.data.shuffled_loader import ShuffledLoader, pick_by_remaining
+from trainer.stream import BlockStream, TokenStream, generator_of
 
 SIZES = (100, 57, 9, 8, 131)  # of shards; with blocks of 8 the fourth has none
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from search.costs import model_bill
-from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
+from search.costs.bills import model_bill
 from techniques.config import resolve
 from techniques.quantization.lqer import Lqer, low_rank_fixes
+from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
 
 
 def matrices() -> dict[str, torch.Tensor]:

@@ -17,8 +17,8 @@ def test_every_role_has_its_own_bits():
 
 
 def test_stored_integers_use_them_and_reload_exactly():
-    from techniques.audit import Audit
     from train_gpt import ZlibCodec, pack, quantize, unpack
+    from trainer.audit import Audit
 
     known = {"mixed_bits": MixedBits}
     settings = {

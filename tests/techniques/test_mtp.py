@@ -9,10 +9,10 @@ import torch
 import train_gpt
 from corpus import dataset
 from techniques import catalog
-from techniques.audit import Audit
 from techniques.config import resolve
 from tests.conftest import TINY_MODEL
 from tests.techniques.model_rig import build, copy_shared, settle, some_ids
+from trainer.audit import Audit
 
 ON = {"mtp": True, "mtp.num_tokens": 3, "mtp.weight": 0.3}
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from techniques._artifact import Packed, pack, unpack
 from techniques.compression import per_group
 from techniques.compression.brotli_shuffle import BrotliShuffle
 from techniques.compression.per_group import PerGroup, groups_of, likeness_order
 from tests.techniques.test_ans import integers, items
+from trainer.artifact import Packed, pack, unpack
 
 G = torch.Generator().manual_seed(4)
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from techniques._artifact import Packed, ZlibCodec, pack, round_to_nearest
 from techniques.base import Shape
 from techniques.quantization import prune
 from techniques.quantization.prune import Prune, pruned
+from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest
 
 
 def items(rows: int = 64) -> list[Packed]:

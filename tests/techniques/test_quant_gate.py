@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
-from techniques._artifact import Packed
 from techniques.quantization.quant_gate import QuantGate
+from trainer.artifact import Packed
 
 
 def test_gates_become_integers_within_one_percent_and_nothing_else_does():

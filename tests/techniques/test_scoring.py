@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from techniques import _compiled, _scoring
-from techniques._compiled import CompiledHidden, compile_scoring
-from techniques._scoring import nats_of
 from techniques._windows import score_sliding, windows
 from tests.techniques.evaluation_rig import single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
+from trainer import compiled as _compiled
+from trainer import scoring as _scoring
+from trainer.compiled import CompiledHidden, compile_scoring
+from trainer.scoring import nats_of
 
 
 @pytest.fixture

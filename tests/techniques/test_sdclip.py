@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import train_gpt
-from techniques._artifact import round_to_nearest
-from techniques.audit import Audit
 from techniques.base import Unavailable
 from techniques.config import resolve
 from techniques.quantization.gptq import Gptq
 from techniques.quantization.sdclip import SdClip, sd_scales
 from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated
+from trainer.artifact import round_to_nearest
+from trainer.audit import Audit
 
 
 def weights(rows: int = 40, columns: int = 256) -> torch.Tensor:

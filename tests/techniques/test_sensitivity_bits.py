@@ -10,7 +10,6 @@ import torch
 
 import train_gpt
 from techniques._quant import round_rows
-from techniques.audit import Audit
 from techniques.base import Shape
 from techniques.config import resolve
 from techniques.quantization.gptq import Gptq
@@ -19,6 +18,7 @@ from techniques.quantization.mixed_bits import MixedBits
 from techniques.quantization.sensitivity_bits import SensitivityBits, by_trace, entropy_bytes, spend
 from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated, weights
+from trainer.audit import Audit
 
 KNOWN = {t.name: t for t in (Gptq, MixedBits, SensitivityBits, LateQat)}
 

@@ -9,12 +9,12 @@ import torch
 import train_gpt
 from corpus import dataset
 from techniques import catalog
-from techniques.audit import Audit
 from techniques.base import Shape
 from techniques.block.untie_mlp import UntieMlp
 from techniques.config import resolve, settings_from
 from tests.conftest import TINY_MODEL
 from tests.techniques.model_rig import build, copy_shared, rms, settle, some_ids
+from trainer.audit import Audit
 
 LOOPED = {
     "num_layers": 4,

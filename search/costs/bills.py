@@ -1,0 +1,267 @@
+"""A configuration's bills: bytes of the model; seconds of training steps, calibration and evaluation.
+
+Bytes: exact elements by kind of tensor (role, bits, rounding, row scale, codec, where it comes from), each
+with the entropy of its integers and the codec's distance from it. Seconds: exact FLOPs by kind of work, and
+what is no FLOP in FLOPs' clothes. What is left (how concentrated trained weights are, how fast a machine is
+at which work) is learnt: every part names its factors, and search/costs/factors.py fits them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from search.costs.factors import Bill, Ledger, Part
+from techniques.base import SLOTS, Choice, Technique, Tensor, claims
+from techniques.config import Resolved
+
+BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
+NEWTON_SCHULZ = 5  # steps of Muon's orthogonalisation
+STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each element of the stream and layer
+ADAM_FLOPS = 12.0  # an element and step
+LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
+HEAD_BYTES = 2_000.0  # the JSON head of the artifact
+SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
+ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
+# bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then codec
+ENTROPIES = (2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
+OVERHEAD = {
+    "zlib": (1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
+    "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
+    "lzma": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
+    "brotli": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
+    # one class of rows and columns (more are a gain); brotli, less what sorted rows save: benchmarks.codecs
+    "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
+    "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
+}
+RATES = {"embed": "tied_embed_lr", "head": "head_lr"}  # the learning rate of a role's weights; else matrix_lr
+
+# Prior standard deviations of the logarithms. Bytes: the calculator is within 5 % of published 16 MB exports
+# and up to 30 % above the small models of a laptop, whose rows share one coarse step.
+BYTE_SDS = {
+    **{"all": 0.15, "role": 0.1, "bits": 0.1, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
+    **{"cell": 0.15, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
+    "technique": 0.03,
+    **{"log rate": 0.1, "log rate rounded": 0.1, "log setting": 0.3, "log size": 0.05, "study": 0.05},
+}
+SECOND_SDS = {
+    **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 1.0, "passes": 0.5, "passes head": 1.0},
+    **{"stage": 0.5, "technique": 0.15, "log size": 0.15, "study": 0.7},  # another load may halve the speed
+}
+# Seeds move bytes: over 20 published records of three seeds and 16 MB the standard deviation is 5 kB
+# (median) and 72 kB at most (prior_art.md A5).
+SEED_SPREAD = 0.001
+
+
+def byte_ledger() -> Ledger:
+    return Ledger(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
+
+
+def second_ledger() -> Ledger:
+    return Ledger(SECOND_SDS, spread=0.1, least_spread=0.01)
+
+
+def owner_of(resolved: Resolved, slot: str) -> Technique | None:
+    """The technique that fills a slot in this configuration."""
+    assert slot in SLOTS
+    return next((t for t in resolved.techniques.values() if slot in claims(t)), None)
+
+
+def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, Tensor]]:
+    """(technique or "", parameter) of every parameter of the run, exactly."""
+    shape = resolved.shape()
+    yield from (("", tensor) for tensor in shape.tensors())
+    for name, cost in resolved.costs.items():
+        yield from ((name, tensor) for tensor in cost.tensors)
+
+
+def num_params(resolved: Resolved) -> int:
+    return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------
+
+
+def entropy_bits(bits: int, columns: int) -> float:
+    """Entropy of a Gaussian row's integers when its largest weight, E max |w| / σ, is the largest one."""
+    root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
+    largest = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
+        2.0 * root
+    )
+    sigma = (2 ** (bits - 1) - 1) / largest
+    return max(0.5, min(float(bits), math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))))
+
+
+def words_of(technique: Technique | None) -> str:
+    """The technique and its settings that are words: they choose between methods."""
+    if technique is None:
+        return "none"
+    words = [
+        str(value)
+        for name, domain in type(technique).space.items()
+        if isinstance(domain, Choice) and isinstance(value := getattr(technique.config, name), str)
+    ]
+    return "/".join([technique.name, *words])
+
+
+def model_bill(resolved: Resolved) -> Bill:
+    """Bytes of the packed weights."""
+    owners = {slot: owner_of(resolved, slot) for slot in ("bits", "quantizer", "row_scale", "codec")}
+    codec = next((c for c in OVERHEAD if owners["codec"] and c in owners["codec"].name), "zlib")
+    words = {slot: words_of(owner) for slot, owner in owners.items()}
+    amounts: dict[tuple[str, str, int], float] = {}
+    plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
+    for source, tensor in sourced_tensors(resolved):
+        if tensor.role == "aux":
+            continue  # of the training loss, not stored
+        if tensor.role == "scalar":
+            plain["scalar"] += SCALAR_BYTES * tensor.numel
+        elif len(tensor.shape) != 2 or tensor.numel < resolved.config.quantize_min_numel:
+            plain["half"] += HALF_BYTES * tensor.numel
+        else:
+            bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
+            entropy = entropy_bits(bits, tensor.shape[1])
+            overhead = float(np.interp(entropy, ENTROPIES, OVERHEAD[codec]))
+            key = (source, tensor.role, bits)
+            stored = tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
+            amounts[key] = amounts.get(key, 0.0) + stored
+    settings = _quantizer_settings(resolved)
+    parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
+    for name, cost in resolved.costs.items():
+        if cost.artifact_bytes > 0:
+            parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
+    for (source, role, bits), amount in amounts.items():
+        rate = math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])))
+        factors = {
+            **{"all": 1.0, f"role:{role}": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0},
+            **{f"rounding:{words['quantizer']}": 1.0, f"row_scale:{words['row_scale']}": 1.0},
+            **{f"cell:{role}/{words['quantizer']}/{bits}": 1.0, f"source:{source}/{role}": 1.0},
+            **{f"log rate:{role}": rate, f"log rate rounded:{words['quantizer']}": rate},
+            **{name: value for (of, name), value in settings.items() if of in ("", role)},
+            **{f"technique:{name}": 1.0 for name in resolved.techniques},
+        }
+        parts.append(Part(amount, factors))
+    return Bill(tuple(parts), {**_sizes(resolved), "log size:iterations": _log(resolved, "iterations")})
+
+
+def _rate_of(resolved: Resolved, role: str) -> str:
+    if role == "embed" and not resolved.config.tie_embeddings:
+        return "embed_lr"
+    return RATES.get(role, "matrix_lr")
+
+
+def _quantizer_settings(resolved: Resolved) -> dict[tuple[str, str], float]:
+    """(role that it is for or "", factor) -> logarithm of a positive numeric setting of the quantise stage.
+    `attn_k` is for the role attn."""
+    found: dict[tuple[str, str], float] = {}
+    for name, technique in resolved.techniques.items():
+        if technique.stage != "quantize":
+            continue
+        for key, value in dataclasses.asdict(technique.config).items():
+            role = key.partition("_")[0]
+            if isinstance(value, bool | str) or value <= 0 or key.endswith("_bits"):
+                continue
+            of = role if role in ("attn", "mlp", "embed", "head", "matrix") else ""
+            found[of, f"log setting:{name}.{key}"] = math.log(value)
+    return found
+
+
+def _log(resolved: Resolved, name: str) -> float:
+    return math.log(max(1e-9, float(resolved.values[name])))
+
+
+def _sizes(resolved: Resolved) -> dict[str, float]:
+    return {f"log size:{name}": _log(resolved, name) for name in ("model_dim", "num_layers", "mlp_mult")}
+
+
+# ---- seconds ---------------------------------------------------------------------------------------------
+
+
+def _work(resolved: Resolved) -> dict[str, float]:
+    """Forward FLOPs per token by kind of work, techniques' own under their names."""
+    shape = resolved.shape()
+    head = 2.0 * shape.vocab_size * shape.model_dim
+    attention = 2.0 * shape.num_layers * shape.seq_len * shape.model_dim
+    work = {
+        "work:layers": shape.flops_per_token() - head - attention,
+        "work:head": head,
+        "work:attention": attention,
+        "work:stream": STREAM_FLOPS * shape.num_layers * shape.model_dim,
+    }
+    for name, cost in resolved.costs.items():
+        work[f"own work:{name}"] = cost.flops_per_token
+    return {name: flops for name, flops in work.items() if flops > 0.0}
+
+
+def _second_bill(resolved: Resolved, amounts: Mapping[tuple[str, ...], float]) -> Bill:
+    parts = tuple(Part(a, {n: 1.0 for n in names}) for names, a in amounts.items() if a > 0.0)
+    common = {"machine": 1.0, **_sizes(resolved)}
+    return Bill(parts, {**common, **{f"technique:{name}": 1.0 for name in resolved.techniques}})
+
+
+def steps_bill(resolved: Resolved, steps: float) -> Bill:
+    """Seconds of so many training steps, in FLOPs that the factor `machine` turns into seconds."""
+    config, shape = resolved.config, resolved.shape()
+    tokens = BACKWARD * steps * config.train_batch_tokens
+    amounts: dict[tuple[str, ...], float] = {(n,): tokens * f for n, f in _work(resolved).items()}
+    orthogonal, params = 0.0, 0
+    for _, tensor in sourced_tensors(resolved):
+        params += tensor.numel
+        if tensor.role in ("attn", "mlp", "matrix") and len(tensor.shape) == 2:
+            short, long = sorted(tensor.shape)
+            orthogonal += NEWTON_SCHULZ * (4.0 * short * short * long + 2.0 * short**3)
+    amounts["work:optimizer",] = steps * (orthogonal + ADAM_FLOPS * params)
+    amounts["work:launch",] = steps * LAUNCH_FLOPS * BACKWARD * len(shape.order) * config.micro_batches
+    return _second_bill(resolved, amounts)
+
+
+def calibration_bill(resolved: Resolved) -> Bill | None:
+    """Seconds of the calibration inside the training budget; None where nothing calibrates."""
+    shape, amounts = resolved.shape(), dict[tuple[str, ...], float]()
+    for name, cost in resolved.costs.items():
+        if passes := cost.calibration_passes:
+            forward = sum(_work(resolved).values())
+            amounts[f"passes:{name}", "stage:calibrate"] = (
+                passes * resolved.config.train_batch_tokens * forward
+            )
+            solved = [t for t in shape.tensors() if t.role in ("attn", "mlp")]
+            amounts[f"own work:{name}", "stage:calibrate"] = sum(4.0 * t.numel * t.shape[1] for t in solved)
+    return _second_bill(resolved, amounts) if amounts else None
+
+
+def train_bill(resolved: Resolved, steps: float) -> Bill:
+    """Both: what the limit on training counts."""
+    bill, calibration = steps_bill(resolved, steps), calibration_bill(resolved)
+    return Bill((*bill.parts, *calibration.parts), bill.common) if calibration else bill
+
+
+def eval_bill(resolved: Resolved) -> Bill:
+    """Seconds of the evaluation; with `val_tokens` 0 (all) per validation token: as good to calibrate."""
+    shape, tokens = resolved.shape(), float(resolved.config.val_tokens or 1)
+    work, total_passes = _work(resolved), 1.0
+    amounts: dict[tuple[str, ...], float] = {}
+    for name, flops in work.items():
+        amounts[name,] = tokens * flops
+    for name, cost in resolved.costs.items():
+        passes = max(0.0, cost.eval_passes)
+        total_passes += passes
+        head = work["work:head"]
+        amounts[f"passes:{name}", "work:layers"] = passes * tokens * (sum(work.values()) - head)
+        amounts[f"passes:{name}", f"passes head:{name}", "work:head"] = passes * tokens * head
+    amounts["work:launch",] = (
+        LAUNCH_FLOPS * len(shape.order) * total_passes * max(1.0, tokens / shape.eval_seq_len)
+        if resolved.config.val_tokens
+        else LAUNCH_FLOPS * len(shape.order) * total_passes / shape.eval_seq_len
+    )
+    bill = _second_bill(resolved, amounts)
+    if resolved.config.val_tokens:
+        return bill
+    return Bill(bill.parts, {**bill.common, "tokens:all": 1.0})
+
+
+def from_study(bill: Bill, study: str) -> Bill:
+    """The bill with a factor of its own for what differs between studies; "" while there is only one."""
+    return Bill(bill.parts, {**bill.common, f"study:{study}": 1.0}) if study else bill

@@ -1,0 +1,218 @@
+"""Preflight: what a configuration will cost, before a second is spent on it, and whether it can be
+admitted.
+
+Bytes and seconds are the bills of search/costs/bills.py under the factors that finished trials taught
+(search/costs/factors.py); seconds are learnt for each machine apart. Every prediction has a bound that holds
+with probability BOUND: doubt of the factors, what they do not explain, and seeds. The code's bytes are known.
+
+A configuration is turned away when a limit lies below its prediction moved by the noise that no trial can
+lower: for bytes up to the bound (a byte too many voids a run; 1 % of spread costs little), for seconds not
+at all (another program on the machine moves them by a tenth, and half of the space would be lost). Doubt
+beyond the noise counts for the configuration: what was never tried is tried once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search.costs import bills as costs
+from search.costs.factors import Bill, Estimate, Ledger
+from search.study.model import Study
+from techniques import catalog
+from techniques.config import Resolved
+
+ROOT = Path(__file__).resolve().parent.parent
+BOUND = 0.975  # probability that a measurement stays below its bound
+OWN = (
+    3  # trials of this study before seconds carried over from others turn anything away: one may have stalled
+)
+ADMITTED = {"bytes": BOUND, "train": 0.5, "eval": 0.5}  # noise that a configuration must leave room for
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a configuration is predicted to cost; None where no finished trial tells."""
+
+    params: int
+    artifact_bytes: int
+    artifact_bytes_upper: int
+    train_seconds: float | None
+    train_seconds_upper: float | None
+    eval_seconds: float | None
+    eval_seconds_upper: float | None
+
+
+class Seconds:
+    """What one machine takes."""
+
+    def __init__(self):
+        self.train, self.evaluate = costs.second_ledger(), costs.second_ledger()
+
+
+class Preflight:
+    """Predicts and admits; one a worker, taught by `learn` with the trials that finish anywhere. `hardware`:
+    the machine that the next trial runs on."""
+
+    def __init__(self, study: Study, *, root: Path = ROOT, hardware: str = ""):
+        self.study, self.root, self.hardware = study, root, hardware
+        self.model_bytes = costs.byte_ledger()
+        self.factor = ""  # this study's own, once others taught something: see costs.from_study
+        self.machines: dict[str, Seconds] = {}
+        self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
+        self._file_sizes: dict[str, int] = {}
+        self._learnt: set[tuple[str, Any]] = set()
+
+    # -- what it says
+
+    def predict(self, resolved: Resolved) -> Prediction:
+        """The cost of a configuration, seconds only once a trial has finished on this machine."""
+        size, code = self._bytes(resolved), self.code_bytes(resolved)
+        train, evaluation = self._train(resolved), self._eval(resolved)
+        return Prediction(
+            params=costs.num_params(resolved),
+            artifact_bytes=round(size.value) + code,
+            artifact_bytes_upper=round(size.upper(BOUND)) + code,
+            train_seconds=train.value if train else None,
+            train_seconds_upper=train.upper(BOUND) if train else None,
+            eval_seconds=evaluation.value if evaluation else None,
+            eval_seconds_upper=evaluation.upper(BOUND) if evaluation else None,
+        )
+
+    def rejection(self, resolved: Resolved) -> str | None:
+        """Why a configuration is not worth a trial, `what: facts`; None when it is."""
+        for name, technique in resolved.techniques.items():
+            law, track = technique.verdict(), self.study.track
+            if not law.admitted(track):
+                return f"legality: {name} is {law.verdict.value} on the track {track} ({law.source})"
+        limits, size, code = self.study.limits, self._bytes(resolved), self.code_bytes(resolved)
+        if admitted_at(size, "bytes") + code > limits.artifact_bytes:
+            upper = round(size.upper(BOUND)) + code
+            return f"bytes: up to {upper:,} predicted, {limits.artifact_bytes:,} allowed"
+        for what, estimate, limit in (
+            ("train", self._train(resolved, to_judge=True), limits.train_seconds),
+            ("eval", self._eval(resolved, to_judge=True), limits.eval_seconds),
+        ):
+            if estimate and admitted_at(estimate, what) > limit:
+                return f"{what}: {estimate.value:.4g} s predicted, {limit:g} s allowed"
+        return None
+
+    def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]], *, study: str = "") -> None:
+        """Calibrate from finished trials; one seen before is skipped, a missing figure teaches nothing.
+        `study` names another study that they come from: what differs between the two is not carried over.
+        Other studies come before the first trial of this one."""
+        assert not study or self.factor or not self._learnt
+        self.factor = self.study.name if study else self.factor
+        for resolved, result in results:
+            key = (resolved.hash(), result.get("train_seconds"))
+            if key in self._learnt:
+                continue
+            self._learnt.add(key)
+            code, artifact = _positive(result, "code_bytes"), _positive(result, "artifact_bytes")
+            if code and artifact > code:
+                if not study:
+                    self._known_code[tuple(sorted(resolved.techniques))] = int(code)
+                bill = self._told_by(costs.model_bill(resolved), study)
+                self.model_bytes.add(bill, artifact - code, carried=bool(study))
+            self._learn_seconds(resolved, result, study)
+
+    def forget_carried(self) -> bool:
+        """Drops what other studies taught; False when there is nothing of it."""
+        ledgers = [self.model_bytes]
+        ledgers += [
+            ledger for machine in self.machines.values() for ledger in (machine.train, machine.evaluate)
+        ]
+        return any([ledger.forget_carried() for ledger in ledgers])
+
+    def _told_by(self, bill: Bill, study: str = "") -> Bill:
+        return costs.from_study(bill, study or self.factor)
+
+    def _learn_seconds(self, resolved: Resolved, result: Mapping[str, Any], study: str) -> None:
+        machine = self.machines.setdefault(str(result.get("hardware") or self.hardware), Seconds())
+        carried = bool(study)
+        if seconds := _positive(result, "eval_seconds"):
+            machine.evaluate.add(self._told_by(costs.eval_bill(resolved), study), seconds, carried=carried)
+        steps = _positive(result, "steps") or float(resolved.config.iterations)
+        stages: Mapping[str, Any] = result.get("stage_seconds") or {}
+        if trained := _positive(stages, "train"):
+            machine.train.add(
+                self._told_by(costs.steps_bill(resolved, steps), study), trained, carried=carried
+            )
+            calibration, took = costs.calibration_bill(resolved), _positive(stages, "quantize")
+            if calibration and took:
+                machine.train.add(self._told_by(calibration, study), took, carried=carried)
+        elif seconds := _positive(result, "train_seconds"):
+            machine.train.add(
+                self._told_by(costs.train_bill(resolved, steps), study), seconds, carried=carried
+            )
+
+    # -- how it knows
+
+    def seconds(self) -> Seconds:
+        """What is known of this machine."""
+        return self.machines.get(self.hardware) or Seconds()
+
+    def _bytes(self, resolved: Resolved) -> Estimate:
+        return self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
+
+    def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
+        config, ledger = resolved.config, self.seconds().train
+        if not config.max_wallclock_seconds:
+            return self._known(ledger, costs.train_bill(resolved, config.iterations), to_judge)
+        budget, calibration = config.max_wallclock_seconds, costs.calibration_bill(resolved)
+        more = self._known(ledger, calibration, to_judge) if calibration else None
+        if more is None:  # the budget is the prediction
+            return Estimate(math.log(budget), 0.0, 0.0)
+        total = budget - config.reserve_seconds + more.value
+        share = more.value / total
+        return Estimate(math.log(total), share * more.spread, share * more.doubt, more.dof)
+
+    def _eval(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
+        return self._known(self.seconds().evaluate, costs.eval_bill(resolved), to_judge)
+
+    def _known(self, ledger: Ledger, bill: Bill, to_judge: bool) -> Estimate | None:
+        """The estimate, once a trial tells how fast the machine is; to judge by, of this study."""
+        own, carried = len(ledger.rows), len(ledger.carried)
+        enough = own >= (OWN if carried else 1) if to_judge else own + carried > 0
+        return ledger.estimate(self._told_by(bill)) if enough else None
+
+    def code_bytes(self, resolved: Resolved) -> int:
+        """Bytes of code that the artifact counts: told by a like result, else those of the files."""
+        names = tuple(sorted(resolved.techniques))
+        if names in self._known_code:
+            return self._known_code[names]
+        if not self._file_sizes:
+            self._file_sizes = self._measure_files()
+        sizes = self._file_sizes
+        own = sizes[""] + sum(sizes.get(name, 0) for name in names)
+        if not self._known_code:
+            return own
+        known, told = next(iter(self._known_code.items()))
+        return max(0, own + told - sizes[""] - sum(sizes.get(name, 0) for name in known))
+
+    def _measure_files(self) -> dict[str, int]:
+        """technique -> bytes of its file; "" -> bytes of what every run executes."""
+        shared = [
+            self.root / "train_gpt.py",
+            *self.root.glob("corpus/*.py"),
+            *self.root.glob("techniques/*.py"),
+        ]
+        sizes = {name: path.stat().st_size for name, path in catalog.technique_files().items()}
+        return {**sizes, "": sum(path.stat().st_size for path in shared if path.is_file())}
+
+
+def admitted_at(estimate: Estimate, what: str) -> float:
+    """What the limit is compared with: see the head of this file."""
+    optimism = max(0.0, estimate.doubt - estimate.spread)
+    return estimate.upper_if_sure(ADMITTED[what]) * math.exp(-optimism)
+
+
+def _positive(result: Mapping[str, Any], key: str) -> float:
+    """The figure (of a stage: its timed seconds) when it is a positive finite number, else 0."""
+    value = result.get(key)
+    if isinstance(value, Mapping):
+        value = value.get("timed")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return float(value) if isinstance(value, int | float) and 0 < value < math.inf else 0.0

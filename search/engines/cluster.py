@@ -1,0 +1,198 @@
+"""Engines: where a study's workers run. `local` starts processes here (search/engines/local.py), `ray` and `slurm`
+hand the same worker to a cluster's scheduler. Any other machine joins by hand: the same command there, with
+the same --storage.
+
+A task of an engine is one worker, not one trial: trials are short beside a scheduler's start, and leases,
+retries and the exact count live in the database for every kind of engine alike. A task that its machine took
+with it is run again elsewhere; its trial is queued again once its heartbeat is missed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import sqlalchemy
+
+from search.engines.local import POLL_S, WorkerFailed, finished, last_error, stop_requested
+from search.report.progress import Progress
+from search.session.session import ROOT, Session
+from search.storage.patient import ENVIRONMENT
+from search.study.model import Study
+from search.workers import prepare
+from search.workers.spec import Order
+
+ENGINES = ("local", "ray", "slurm")
+STOP_S = 20.0  # for a worker to put its configuration back
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a machine needs to run one worker. It holds the database's URL: never on a command line."""
+
+    order: Order
+    url: str = field(repr=False)
+    index: int
+    gpus: int  # per trial; 0 on CPUs
+    root: Path = ROOT
+
+    def command(self) -> list[str]:
+        return self.order.command(self.index, prepare=True)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a task's worker ended: its exit status, and the last error that it wrote."""
+
+    status: int
+    said: str
+    host: str
+
+
+def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
+    """Runs the task's worker here until it ends; it stops when we do (its lifeline is ours).
+
+    Raises ValueError when this machine lacks the project at the same path."""
+    host = os.uname().nodename
+    if not (task.root / "search" / "worker.py").exists():
+        raise ValueError(
+            f"Every machine of the cluster needs the project at {task.root}, but {host} has none there. Put "
+            "it on a shared folder, or clone and install it at that path."
+        )
+    order = task.order
+    log = order.home / "runs" / "workers" / f"{order.study.stem}-{host}-{task.index}-{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ if environ is None else environ) | {ENVIRONMENT: task.url}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            task.command(),
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            cwd=task.root,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()  # it queues its configuration again
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+    return Ended(status, "" if status == 0 else last_error(log), host)
+
+
+def check_reachable(url: str, engine: str) -> None:
+    """ValueError when other machines cannot reach the database: the private one has no network address."""
+    parsed = sqlalchemy.make_url(url) if url else None
+    host = str(parsed.query.get("host") or parsed.host or "") if parsed else ""
+    if not host or host.startswith("/"):
+        raise ValueError(
+            f"Workers of --engine {engine} run on other machines, but the private database listens on a "
+            "socket of this one only. Give a PostgreSQL that all of them reach: CADDIE_STORAGE=postgresql://..."
+        )
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An engine that was asked for, and what it is told."""
+
+    engine: str
+    options: Mapping[str, Any]
+    gpus: int  # that every worker reserves
+
+
+def cluster_for(study: Study, engine: str, words: Sequence[str], *, url: str) -> Cluster | None:
+    """The cluster that is to run the workers; None: this machine. `url`: the database's, "" for the private
+    one. Raises ValueError before anything is begun."""
+    if engine not in ENGINES:
+        raise ValueError(f"An engine is one of {', '.join(ENGINES)}, but got {engine!r}.")
+    options = parse_options(words)
+    if engine == "local":
+        if options:
+            raise ValueError(
+                f"--engine-option is for a cluster's scheduler, but the engine is local and got "
+                f"{words[0]!r}. Leave it out, or add --engine ray or --engine slurm."
+            )
+        return None
+    check_reachable(url, engine)
+    cuda = prepare.settled(study, "device") == "cuda"
+    gpus = int(options.pop("gpus", study.gpus_per_trial if cuda else 0))
+    return Cluster(engine, options, gpus)
+
+
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words; whole numbers become int. Raises ValueError."""
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(
+                f"An engine's option reads KEY=VALUE, but got {word!r}. Write, for example, "
+                "--engine-option address=auto."
+            )
+        options[key] = int(value) if value.lstrip("-").isdigit() else value
+    return options
+
+
+class Engine(Protocol):
+    """A scheduler that runs tasks somewhere and says how they ended."""
+
+    def submit(self, tasks: Sequence[Task]) -> None: ...
+    def ended(self) -> list[Ended]: ...  # those that ended since the last call
+    def alive(self) -> bool: ...  # whether any task is queued or running
+    def cancel(self) -> None: ...  # asks every task to stop
+
+
+def work(engine: Engine, tasks: Sequence[Task], session: Session, progress: Progress) -> None:
+    """Submits the tasks and watches until all have ended. Raises WorkerFailed, and KeyboardInterrupt."""
+    target = tasks[0].order.target
+    with stop_requested() as stopping:
+        engine.submit(tasks)
+        try:
+            while not stopping.is_set() and engine.alive():
+                over = engine.ended()
+                if over and finished(session) >= target:
+                    break  # a task that still waits for a machine has nothing left to do
+                for task in over:
+                    if task.status != 0:
+                        said = task.said.removeprefix("error: ")
+                        raise WorkerFailed(f"{said} (a worker on {task.host}, exit status {task.status})")
+                progress.look()
+                stopping.wait(POLL_S)
+        finally:
+            engine.cancel()
+            until = time.monotonic() + STOP_S
+            while engine.alive() and time.monotonic() < until:
+                engine.ended()
+                time.sleep(POLL_S)
+        progress.look(now=True)
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+def make_engine(name: str, options: Mapping[str, Any], *, folder: Path) -> Engine:
+    """The engine of a name. Raises ValueError when its library is not installed or refuses an option."""
+    module = {"ray": "search.engines.ray", "slurm": "search.engines.cluster.slurm"}.get(name)
+    if module is None:
+        raise ValueError(f"An engine is one of {', '.join(ENGINES)}, but got {name!r}.")
+    try:
+        made: Engine = import_module(module).make(dict(options), folder)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--engine {name} needs the package {error.name!r}, but it is not installed. Run: "
+            f"pip install -e '.[{name}]'"
+        ) from None
+    return made

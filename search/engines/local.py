@@ -1,0 +1,202 @@
+"""launch(session, ...): worker processes until the study has its finished trials; Ctrl-C stops them
+cleanly.
+
+Workers are fresh processes in sessions of their own; the database's URL reaches them through the
+environment. Each holds a pipe from us as its lifeline: if we die, they stop. One that dies is started
+again, and its trial is failed and queued again at once, without waiting for its heartbeat to be missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState
+
+from search.report.progress import Progress
+from search.session.session import ROOT, Session
+from search.storage.patient import ENVIRONMENT, requeue
+from search.study.constraints import set_all, violations
+from search.workers.spec import Order
+
+MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
+STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
+POLL_S = 0.2
+FULL_BYTES = 100_000  # less than this free is a full disk
+
+
+class WorkerFailed(ValueError):
+    """A worker said what a person must solve; the text is the worker's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a session is worked on."""
+
+    order: Order
+    workers: int
+    external: bool  # the database is the user's, not the private one of `home`
+    gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
+
+
+@dataclass
+class Slot:
+    """One worker's place: the process that fills it now."""
+
+    index: int
+    process: subprocess.Popen[bytes] | None = None
+    restarts: int = 0
+    finished_then: int = 0  # finished trials of the study when it was last started
+    log: Path = field(default_factory=Path)
+
+
+def launch(session: Session, plan: Plan, progress: Progress) -> None:
+    """Runs the workers until the target. Raises WorkerFailed, and KeyboardInterrupt once all have stopped."""
+    slots = [Slot(index) for index in range(plan.workers)]
+    with stop_requested() as stopping:
+        try:
+            for slot in slots:
+                start(slot, session, plan)
+            while not stopping.is_set() and any(slot.process is not None for slot in slots):
+                for slot in slots:
+                    attend(slot, session, plan)
+                progress.look()
+                stopping.wait(POLL_S)
+        finally:
+            stop_all(slots, session)
+    progress.look(now=True)
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_requested() -> Generator[threading.Event]:
+    """While the block lasts, SIGINT and SIGTERM set the event instead of ending us."""
+    stopping = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopping.set()
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def start(slot: Slot, session: Session, plan: Plan) -> None:
+    """A fresh worker process in the slot."""
+    environment = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
+    if plan.external:
+        environment[ENVIRONMENT] = session.url
+    if plan.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[slot.index % len(plan.gpus)]
+    slot.log = session.place.runs / "workers" / f"{slot.index}.log"
+    slot.log.parent.mkdir(parents=True, exist_ok=True)
+    slot.finished_then = finished(session)
+    with slot.log.open("wb") as log:
+        slot.process = subprocess.Popen(
+            plan.order.command(slot.index),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def finished(session: Session) -> int:
+    trials = session.optuna_study.get_trials(deepcopy=False)
+    return sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+
+
+def attend(slot: Slot, session: Session, plan: Plan) -> None:
+    """Looks after one worker: over when it says so, started again when it died."""
+    if slot.process is None or (status := slot.process.poll()) is None:
+        return
+    dead, slot.process = slot.process, None
+    hang_up(dead)
+    bury(session, dead.pid)
+    if status == 0:
+        return
+    said = last_error(slot.log)
+    if status in (1, 2) and said.startswith("error: "):
+        raise WorkerFailed(said.removeprefix("error: "))
+    free = shutil.disk_usage(slot.log.parent).free
+    if free < FULL_BYTES:  # its last words found no room either
+        raise WorkerFailed(
+            f"Trials must be able to write, but {slot.log.parent} has {free:,} bytes free. Free some, and "
+            "run the same command to go on; nothing stored is lost."
+        )
+    done = finished(session)
+    if done >= plan.order.target:
+        return
+    slot.restarts = 1 if done > slot.finished_then else slot.restarts + 1
+    if slot.restarts > MAX_RESTARTS:
+        raise WorkerFailed(
+            f"A worker must live, but worker {slot.index} died {slot.restarts} times without "
+            f"finishing a trial (last: exit status {status}, {said}). Its log is {slot.log}. Every finished "
+            "trial is stored."
+        )
+    time.sleep(min(2.0, 0.2 * 2**slot.restarts) if slot.restarts > 1 else 0.0)
+    start(slot, session, plan)
+
+
+def hang_up(process: subprocess.Popen[bytes]) -> None:
+    """Closes our end of the lifeline."""
+    with contextlib.suppress(OSError):
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def bury(session: Session, pid: int) -> None:
+    """Fails what a dead worker of this machine left running, and queues it again."""
+    study = session.optuna_study
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    host = os.uname().nodename
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if not str(trial.user_attrs.get("worker", "")).startswith(f"{host}:{pid}:"):
+            continue
+        trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
+        with contextlib.suppress(UpdateFinishedTrialError):
+            lost = violations(None, session.study.limits, failure="its worker died")
+            set_all(Trial(study, trial_id), lost)
+            if storage.set_trial_state_values(trial_id, TrialState.FAIL):
+                requeue(study, storage.get_trial(trial_id), counted=True)
+
+
+def stop_all(slots: list[Slot], session: Session) -> None:
+    """SIGTERM to every worker, SIGKILL to one that does not stop; what a killed one left is queued again."""
+    alive = [slot.process for slot in slots if slot.process is not None]
+    for process in alive:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        hang_up(process)
+    until = time.monotonic() + STOP_S
+    for process in alive:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        bury(session, process.pid)
+    for slot in slots:
+        slot.process = None
+
+
+def last_error(log: Path) -> str:
+    """The last `error: ` line of a worker's log, else its last line."""
+    lines = [s for s in log.read_text(encoding="utf-8", errors="replace").splitlines() if s.strip()]
+    return ([s for s in lines if s.startswith("error: ")] or lines or ["it said nothing"])[-1][:1000]

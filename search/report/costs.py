@@ -1,0 +1,132 @@
+"""Predicted against measured: what `search.py costs` and `search.py show N` say of the cost model.
+
+A trial's prediction was made before it ran and stands in its attribute `preflight`; an error is measured /
+predicted − 1. Whether the bound is worth its name is told by how often it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from search.costs.preflight import BOUND
+from search.pruning.pruner import PREFLIGHT
+
+if TYPE_CHECKING:
+    from search.session.session import Session
+
+FIGURES = {"bytes": "artifact_bytes", "train": "train_seconds", "eval": "eval_seconds"}
+WINDOW = 20  # trials at the start and at the end of a study that are compared
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prediction and what came of it, in bytes or seconds."""
+
+    predicted: float
+    upper: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        return self.measured / self.predicted - 1.0
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of some predictions: means of relative errors, and the share of bounds that held."""
+
+    count: int
+    mean_absolute: float
+    bias: float  # positive: dearer than predicted
+    coverage: float
+
+
+def pair_of(attrs: Mapping[str, Any], figure: str) -> Pair | None:
+    """The prediction of a figure and its outcome, if there were both."""
+    told = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
+    predicted, upper, measured = told.get(figure), told.get(f"{figure}_upper"), attrs.get(figure)
+    if not (predicted and measured):
+        return None
+    return Pair(float(predicted), float(upper or predicted), float(measured))
+
+
+def errors_of(attrs: Mapping[str, Any]) -> dict[str, float]:
+    """constraint -> relative error, of the figures that were predicted and measured."""
+    pairs = {name: pair_of(attrs, figure) for name, figure in FIGURES.items()}
+    return {name: round(pair.error, 4) for name, pair in pairs.items() if pair}
+
+
+def accuracy_of(pairs: Sequence[Pair]) -> Accuracy:
+    """Of at least one pair."""
+    errors = [pair.error for pair in pairs]
+    return Accuracy(
+        count=len(pairs),
+        mean_absolute=sum(map(abs, errors)) / len(pairs),
+        bias=sum(errors) / len(pairs),
+        coverage=sum(pair.measured <= pair.upper for pair in pairs) / len(pairs),
+    )
+
+
+def windows_of(pairs: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
+    """The first trials, the last ones and all, in the order in which they were tried."""
+    found = {f"first {WINDOW}": pairs[:WINDOW], f"last {WINDOW}": pairs[-WINDOW:], "all": pairs}
+    return {name: part for name, part in found.items() if part}
+
+
+def table_of(pairs: Mapping[str, Sequence[Pair]], title: str) -> Table:
+    """A row for each constraint and window."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for name in ("limit on", "trials", "number", "mean |error|", "bias", f"below the {BOUND:.1%} bound"):
+        table.add_column(name, justify="left" if name in ("limit on", "trials") else "right")
+    for constraint, found in pairs.items():
+        for window, part in windows_of(found).items():
+            told = accuracy_of(part)
+            table.add_row(
+                constraint,
+                window,
+                str(told.count),
+                f"{told.mean_absolute:.1%}",
+                f"{told.bias:+.1%}",
+                f"{told.coverage:.1%}",
+            )
+    return table
+
+
+def print_costs(console: Console, session: Session) -> None:
+    """How well this study's trials were predicted before they ran."""
+    trials: list[FrozenTrial] = session.optuna_study.get_trials(deepcopy=False)
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    pairs = {
+        name: [pair for t in complete if (pair := pair_of(t.user_attrs, figure))]
+        for name, figure in FIGURES.items()
+    }
+    if not any(pairs.values()):
+        console.print("No trial with a prediction has finished yet. Start some with `python search.py`.")
+        return
+    title = f"{session.study.name}: predicted before the trial against measured"
+    console.print(table_of(pairs, title))
+    console.print(
+        "Each prediction was made with what had finished by then; an error is measured / predicted - 1. "
+        "Seconds are predicted for the worker's own machine, from the first trial on that finished there, in "
+        "this study or in an earlier one of the same database.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def told_before(attrs: Mapping[str, Any], figure: str) -> str:
+    """ ", predicted 9.4, at most 9.9, error +1.2 %" for `show`; "" without a prediction."""
+    told = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
+    if told.get(figure) is None:
+        return ""
+    text = f", predicted {told[figure]:,.6g}"
+    if told.get(f"{figure}_upper") is not None:
+        text += f", at most {told[f'{figure}_upper']:,.6g}"
+    pair = pair_of(attrs, figure)
+    return text + (f", error {pair.error:+.1%}" if pair else "")

@@ -1,0 +1,135 @@
+"""A study at a glance while it runs: live on a terminal, else a line whenever something finished.
+
+One look costs one read of the trials that are not finished (the others are cached), every INTERVAL_S.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from search.report.leaderboard import Row, row_of
+from search.study.constraints import feasible
+
+INTERVAL_S = 2.0
+QUIET_S = 30.0  # without a terminal: a line at least this often
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counts of a study's trials, and the best of them."""
+
+    target: int
+    complete: int
+    pruned: int  # given up on
+    rejected: int  # the configuration failed: constraint `run`
+    infeasible: int  # complete, but over a limit
+    failed: int  # the machine's fault; tried again
+    running: int
+    waiting: int
+    resampled: int  # configurations that were drawn and never run
+    best: Row | None
+
+    @property
+    def finished(self) -> int:
+        return self.complete + self.pruned + self.rejected
+
+
+def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
+    """Counts over all trials of a study."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    given_up = [t for t in trials if t.state == TrialState.PRUNED]
+    rejected = sum(t.constraints.get("run", 0.0) > 0.0 for t in given_up)
+    good = [t for t in complete if feasible(t)]
+    best = min(good, key=lambda t: cast("float", t.value), default=None)
+    drawn = [cast("Mapping[str, int]", t.user_attrs.get("rejections", {})) for t in trials]
+    return Snapshot(
+        target=target,
+        complete=len(complete),
+        pruned=len(given_up) - rejected,
+        rejected=rejected,
+        infeasible=len(complete) - len(good),
+        failed=sum(t.state == TrialState.FAIL for t in trials),
+        running=sum(t.state == TrialState.RUNNING for t in trials),
+        waiting=sum(t.state == TrialState.WAITING for t in trials),
+        resampled=sum(sum(counts.values()) for counts in drawn),
+        best=row_of(best) if best else None,
+    )
+
+
+def duration(seconds: float) -> str:
+    """1 h 05 min, 12 min, 40 s."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+class Progress:
+    """Shows snapshots; use as a context manager, call `look` as often as you like."""
+
+    def __init__(self, study: optuna.Study, target: int, console: Console):
+        self.study, self.target, self.console = study, target, console
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self.began = self.looked = self.said = time.monotonic()
+        self.at_start: int | None = None
+        self.last: tuple[int, int] = (-1, -1)
+
+    def __enter__(self) -> Progress:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def look(self, *, now: bool = False) -> None:
+        """Reads and shows, at most every INTERVAL_S; `now`: at once, also what was too quick to be seen
+        running."""
+        if not now and time.monotonic() - self.looked < INTERVAL_S:
+            return
+        seen = snapshot(self.study.get_trials(deepcopy=False), self.target)
+        self.looked = time.monotonic()
+        if self.at_start is None:
+            self.at_start = seen.finished
+        if self.live is not None:
+            self.live.update(Text("\n".join(self.lines(seen))), refresh=True)
+            return
+        changed = self.last != (seen.finished, seen.failed)
+        first_runs = seen.running > 0 and self.last == (-1, -1)
+        if first_runs or (changed and (now or self.last != (-1, -1))) or self.looked - self.said > QUIET_S:
+            self.said, self.last = self.looked, (seen.finished, seen.failed)
+            self.console.print(" · ".join(self.lines(seen)), highlight=False, soft_wrap=True)
+
+    def lines(self, seen: Snapshot) -> list[str]:
+        """What is shown: counts, the best, the pace."""
+        elapsed_s = self.looked - self.began
+        counts = f"{seen.finished} of {seen.target} trials done, {seen.running} running, {seen.pruned} pruned"
+        counts += f", {seen.infeasible} over a limit, {seen.rejected} failed configurations"
+        if seen.failed:
+            counts += f", {seen.failed} lost to the machine and tried again"
+        counts += f"; {seen.resampled} resampled before running"
+        out = [counts]
+        if seen.best is not None:
+            best = seen.best
+            out.append(
+                f"best #{best.number}: {best.bpb:.4f} bits/byte, {best.artifact_bytes:,} bytes, "
+                f"{best.train_s:.1f} s training, {best.eval_s:.1f} s evaluation"
+            )
+        else:
+            out.append("no feasible trial yet")
+        done = seen.finished - (self.at_start or 0)
+        if done > 0 and elapsed_s > 0:
+            rate = done / elapsed_s
+            left = max(0, seen.target - seen.finished) / rate
+            out.append(f"{3600 * rate:.0f} trials/h, {duration(left)} to go")
+        return out

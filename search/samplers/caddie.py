@@ -1,0 +1,299 @@
+"""CaddieSampler: proposals over the whole conditional space; the study sees what the preflight admits.
+
+A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
+checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
+at no cost and unknown to the storage, so that a study's trials are only what was tried; the rejections are
+counted by reason in the trial's user attribute `rejections`. After `max_resamples` proposals come uniform
+draws, then an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap, Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from search.common.machine import hardware_of
+from search.costs.factors import LATEST
+from search.costs.preflight import Prediction, Preflight
+from search.pruning.pruner import PREFLIGHT
+from search.samplers.blas import one_thread
+from search.samplers.checkpoints import FROM, StageChooser, training_key
+from search.samplers.choose import inner_sampler
+from search.samplers.tpe.sampler import other_trials, set_system_attr, set_user_attr, settled_params
+from search.space.native import SearchSpace
+from techniques.config import Resolved, digest
+
+REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
+NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
+UNIFORM = 20  # uniform draws for every resample, before giving up
+FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
+FIGURES = (
+    "status",
+    "artifact_bytes",
+    "code_bytes",
+    "train_seconds",
+    "eval_seconds",
+    "steps",
+    "stage_seconds",
+)
+ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
+
+
+class Infeasible(ValueError):
+    """No configuration of the study can be tried."""
+
+
+def result_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
+    """A trial's result as its worker stored it: the user attribute `result`, or the figures one by one."""
+    attrs = trial.user_attrs
+    found = attrs.get("result")
+    if isinstance(found, Mapping):
+        return found  # pyright: ignore[reportUnknownVariableType]
+    result = {key: attrs[key] for key in FIGURES if key in attrs}
+    return {**result, "hardware": hardware_of(trial)} if result else None
+
+
+def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
+    """A uniform draw (in the logarithm where the distribution says so)."""
+    if isinstance(dist, CategoricalDistribution):
+        return dist.choices[int(rng.integers(len(dist.choices)))]
+    if isinstance(dist, FloatDistribution):
+        if dist.log:
+            value = math.exp(rng.uniform(math.log(dist.low), math.log(dist.high)))
+            return min(max(value, dist.low), dist.high)
+        return float(rng.uniform(dist.low, dist.high))
+    assert isinstance(dist, IntDistribution)
+    if dist.log:
+        value = math.exp(rng.uniform(math.log(dist.low - 0.5), math.log(dist.high + 0.5)))
+        return min(max(round(value), dist.low), dist.high)
+    return dist.low + dist.step * int(rng.integers((dist.high - dist.low) // dist.step + 1))
+
+
+def draw_all(space: SearchSpace, rng: np.random.Generator) -> dict[str, Any]:
+    """A uniform draw of every parameter."""
+    return {name: draw(dist, rng) for name, dist in space.distributions.items()}
+
+
+def smallest(space: SearchSpace) -> dict[str, Any]:
+    """Every gate off, every slot at its first choice, every number at its lowest."""
+    return {
+        name: dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low
+        for name, dist in space.distributions.items()
+        if isinstance(dist, CategoricalDistribution | FloatDistribution | IntDistribution)
+    }
+
+
+def examine(
+    space: SearchSpace, preflight: Preflight, params: Mapping[str, Any]
+) -> tuple[Resolved | None, str | None]:
+    """(the run, why it cannot be tried): `contradiction: …`, or the preflight's reason, or None."""
+    try:
+        resolved = space.resolve(params)
+    except ValueError as error:
+        return None, f"contradiction: {error}"
+    return resolved, preflight.rejection(resolved)
+
+
+def require_feasible(space: SearchSpace, preflight: Preflight, *, draws: int = 500, seed: int = 0) -> None:
+    """Infeasible (a ValueError) unless some of many draws can be tried: before the first trial of a study."""
+    rng = np.random.default_rng(seed)
+    reasons, least, closest = Counter[str](), None, ""
+    for k in range(draws):
+        params = smallest(space) if k == 0 else space.repaired(draw_all(space, rng))
+        resolved, reason = examine(space, preflight, params)
+        if reason is None:
+            return
+        kind = reason.partition(":")[0]
+        reasons[kind] += 1
+        if resolved is not None:
+            bytes_ = preflight.predict(resolved).artifact_bytes
+            least = bytes_ if least is None else min(least, bytes_)
+        if kind == "contradiction" and not closest:
+            closest = f" For example: {reason.partition(': ')[2]}"
+    raise Infeasible(_nothing_left(preflight, reasons, draws=draws, least=least) + closest)
+
+
+def _nothing_left(preflight: Preflight, reasons: Mapping[str, int], *, draws: int, least: int | None) -> str:
+    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(reasons).most_common())
+    limits = preflight.study.limits
+    smallest_bytes = f"; the smallest is predicted at {least:,} bytes" if least is not None else ""
+    return (
+        f"Some configuration of a study must keep its limits ({limits.artifact_bytes:,} bytes, "
+        f"{limits.train_seconds:g} s training, {limits.eval_seconds:g} s evaluation), but {draws} draws are "
+        f"all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] in "
+        f"{preflight.study.path}."
+    )
+
+
+class CaddieSampler(optuna.samplers.BaseSampler):
+    """See the head of this file. One a worker; `seed=None` in real studies, so that no two workers agree."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        preflight: Preflight,
+        *,
+        seed: int | None = None,
+        max_resamples: int | None = None,
+        results: ResultOf = result_of,
+        stages: StageChooser | None = None,
+    ):
+        settings = preflight.study.sampler
+        self.space, self.preflight, self.results = space, preflight, results
+        self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
+        self.rejections = Counter[str]()  # of this sampler's life, by reason
+        self.last_prediction: Prediction | None = None
+        self._rng = np.random.default_rng(seed)
+        self._inner = inner_sampler(space, preflight, seed, staged=stages is not None)
+        self.stages = None if self._inner.weighs_stages else stages
+        self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
+        self._over: set[int] = set()  # finished trials among them
+        self._taught: set[int] = set()
+
+    def reseed_rng(self) -> None:
+        self._rng = np.random.default_rng()
+        self._inner.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The whole static space: a proposal is made at once, with all that it may need."""
+        return dict(self.space.distributions)
+
+    @one_thread
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The active parameters of one admitted configuration; what an enqueued trial fixes is kept."""
+        others = other_trials(study, trial)
+        self._learn(others)
+        taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
+        fixed: dict[str, Any] = trial.system_attrs.get(FIXED, {})
+        goal = self.stages.choose(others) if self.stages and not fixed else None
+        found = self._admitted(study, others, goal[1], taken, goal[0]) if goal else None
+        if goal and found:
+            set_user_attr(study, trial, FROM, goal[0])
+        params, rejected = found or self._certain(study, others, fixed, taken)
+        self.rejections += rejected
+        set_system_attr(study, trial, params)
+        set_user_attr(study, trial, REJECTIONS, dict(rejected))
+        if self.last_prediction is not None:
+            set_user_attr(study, trial, PREFLIGHT, _rounded(self.last_prediction))
+        return params
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Only for parameters that the space does not know: uniform."""
+        return draw(param_distribution, self._rng)
+
+    def _admitted(
+        self,
+        study: optuna.Study,
+        others: Sequence[FrozenTrial],
+        fixed: Mapping[str, Any],
+        taken: set[str],
+        training: str | None = None,
+    ) -> tuple[dict[str, Any], Counter[str]] | None:
+        """An admitted configuration; None when there is none on the weights of the key `training`, Infeasible
+        when there is none at all."""
+        rejected, examples = Counter[str](), dict[str, str]()
+        given = self.space.keep_active(fixed)
+        if (
+            fixed and not training and self.space.active(fixed) <= fixed.keys()
+        ):  # enqueued whole: somebody wants exactly this
+            self._predict(given)
+            return given, rejected
+        self._inner.begin(study, others)
+        for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
+            proposal = [dict(fixed), draw_all(self.space, self._rng)]
+            if attempt < self.max_resamples:
+                proposal.insert(1, cast("dict[str, Any]", self._inner.propose()))
+            params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
+            reason = self._reason(params, taken, training)
+            if reason is None:
+                return params, rejected
+            kind = reason.partition(":")[0]
+            rejected[kind] += 1
+            examples.setdefault(kind, reason)
+        if training:
+            return None
+        told = "; ".join(f"{rejected[kind]} × {example}" for kind, example in examples.items())
+        raise Infeasible(
+            f"A trial needs a configuration that is admitted and new, but {sum(rejected.values())} proposals "
+            f"in a row were rejected ({told}). Raise the limits, widen [space], or set "
+            f"allow_duplicates = true in {self.preflight.study.path}."
+        )
+
+    def _certain(self, *args: Any) -> tuple[dict[str, Any], Counter[str]]:
+        try:
+            found = self._admitted(*args)
+        except Infeasible:
+            if not self.preflight.forget_carried():
+                raise
+            found = self._admitted(*args)  # what other studies taught leaves nothing here: start cold
+        assert found is not None
+        return found
+
+    def _reason(self, params: Mapping[str, Any], taken: set[str], training: str | None = None) -> str | None:
+        if digest(params) in taken:
+            return "duplicate: it was tried"
+        resolved, reason = examine(self.space, self.preflight, params)
+        if training and resolved is not None and training_key(resolved) != training:
+            return "other weights: it trains something else than its checkpoint"
+        if reason is None and resolved is not None:
+            self.last_prediction = self.preflight.predict(resolved)
+        return reason
+
+    def _predict(self, params: Mapping[str, Any]) -> None:
+        resolved, _ = examine(self.space, self.preflight, params)
+        self.last_prediction = self.preflight.predict(resolved) if resolved else None
+
+    def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
+        """Keys of every configuration that was tried, is running or is waiting."""
+        for trial in others:
+            if trial.number in self._over:
+                continue
+            waits = trial.state == TrialState.WAITING
+            params = trial.system_attrs.get(FIXED, {}) if waits else settled_params(trial)
+            known = self._taken.get(trial.number)
+            if known is None or known[0] != params:  # a running trial may get another parameter
+                self._taken[trial.number] = dict(params), digest(self.space.keep_active(params))
+            if trial.state.is_finished():
+                self._over.add(trial.number)
+        return {key for _, key in self._taken.values()}
+
+    def _learn(self, others: Sequence[FrozenTrial]) -> None:
+        """Teach the preflight what finished since the last trial; once it knows many, the newest of that."""
+        most = LATEST if len(self._taught) < LATEST else NEWEST
+        new = [t for t in others if t.state == TrialState.COMPLETE and t.number not in self._taught]
+        self._taught |= {t.number for t in new}
+        for trial in new[-most:]:
+            result = self.results(trial)
+            if result is None:
+                continue
+            try:
+                resolved = self.space.resolve(trial.params)
+            except ValueError:  # an enqueued configuration that the space cannot express
+                continue
+            self.preflight.learn([(resolved, result)])
+
+
+def _rounded(prediction: Prediction) -> dict[str, Any]:
+    return {k: round(v, 3) for k, v in vars(prediction).items() if v is not None}

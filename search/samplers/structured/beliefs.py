@@ -1,0 +1,245 @@
+"""Beliefs: what a study's trials say about the objective and every constraint, as surrogates over rows.
+
+Objective: complete trials; running ones stand in at the posterior mean (fantasies), so that workers spread;
+pruned ones at the final value that a line through the complete trials' reports at the same step predicts,
+with the scatter around that line as noise: where early order says nothing, so does the pruned trial.
+Constraints: log(1 + relative violation), which is additive for sizes and times; one with two values only
+(it diverged or not) becomes ±1. Exactly 0 means unknown. Each has a surrogate without pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from search.samplers.structured.rows import Array, Rows, Rules
+from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
+from search.samplers.tpe.sampler import settled_params
+
+FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
+GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on
+LATE = 250  # trials
+LARGEST, BEST = 400, 50  # trials that are learned from: the newest, and of the others the best feasible ones
+CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
+BINARY_CAUTION = 0.3  # on ±1
+LEAST_REPORTS = 8  # complete trials with a report at a step, without which it predicts nothing
+FEW = 4  # values of a constraint without which nothing is learned
+Settings = frozenset[tuple[str, object]]
+
+
+@dataclass
+class Learned:
+    """A surrogate, how many trials its variances were fitted to, and its mean."""
+
+    model: Surrogate
+    fitted: int = 0
+    mean: Function | None = None
+    caution: float = 0.0
+
+    def update(
+        self,
+        columns: Array,
+        y: Array,
+        noise_sd: Array | None,
+        *,
+        steps: int,
+        count: int,
+        running: Array | None = None,
+    ) -> None:
+        """Condition on the data, with fantasies where trials run (columns `running`); fit the variances when
+        there are enough new ones among all `count`."""
+        due = self._due(count)
+        self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=steps if due else 0)
+        self.fitted = count if due else self.fitted
+        more = 0 if running is None or not len(y) else len(running)
+        if more and self._due(len(y) + more):
+            self.fitted = len(y) + more  # with many workers a fit waits for those that run
+        self.mean = self.model.mean()
+
+    def _due(self, count: int) -> bool:
+        growth = GROWTH if self.fitted < LATE else LATE_GROWTH
+        return count >= max(self.fitted + 3, math.ceil(growth * self.fitted))
+
+
+class Beliefs:
+    """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Rules, *, sign: float = 1.0):
+        self.rows = Rows(distributions, rules)
+        self.basis, self.sign = Basis(distributions), sign
+        self.objective = Learned(Surrogate(self.basis))
+        self.constraints: dict[str, Learned] = {}
+        self.complete: list[FrozenTrial] = []
+        self.seen: Array = np.zeros((0, len(distributions)))  # rows of `complete`
+        self.columns: Array = np.zeros((0, len(self.basis.owner)))  # of `seen`
+        self.tried: set[Settings] = set()  # configurations, running ones included
+        self._weights: Array = np.zeros((0, 0))
+        self._offsets: Array = np.zeros(0)
+        self._known: dict[int, tuple[Mapping[str, object], Array]] = {}  # number -> parameters and row
+        self._tried: dict[int, Settings] = {}  # what finished trials tried
+        self._all_tried: set[Settings] = set()  # the same
+        self._violations: dict[int, Mapping[str, float]] = {}  # number -> constraints of a finished trial
+        self._merits: dict[int, float] = {}  # the same: its value, to be small; inf unless it is feasible
+        self.begun, self.finished = 0, 0  # trials, whether learned from or not
+        self.first = True  # the trial that is sampled is number 0, whoever began beside it
+
+    def learn(self, trials: Sequence[FrozenTrial]) -> None:
+        """Everything anew; only rows and fitted variances are kept from call to call."""
+        done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self.begun, self.finished = len(trials), len(done)
+        self.first = all(t.number for t in trials)
+        done = self._worth_learning(done)
+        forgotten = self.finished - len(done)
+        self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
+        self.seen = self._rows_of(self.complete)
+        self.columns = self.columns_of(self.seen)
+        y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
+        pruned, at, scatter = self._short(done)
+        self.tried = self._tried_by(trials)
+        running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
+        columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
+        values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
+        self.objective.update(
+            columns,
+            values,
+            noise,
+            steps=FIT_STEPS,
+            count=len(values) + forgotten,
+            running=self.columns_of(running),
+        )
+        self._learn_constraints(done, forgotten)
+
+    def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
+        """What a fit can afford to read of many finished trials: its cost is the third power of their
+        number."""
+        if len(done) <= LARGEST:
+            return done
+        by_number = sorted(done, key=lambda t: t.number)
+        older, newest = by_number[: BEST - LARGEST], by_number[BEST - LARGEST :]
+        merits = np.array([self._merit(t) for t in older])
+        best = np.argsort(merits, kind="stable")[:BEST]
+        good = [older[int(k)] for k in best if merits[k] < math.inf]
+        return sorted([*good, *newest], key=lambda t: t.number)
+
+    def _merit(self, trial: FrozenTrial) -> float:
+        """Of a finished trial, small where it is good; inf where it is not complete and feasible."""
+        found = self._merits.get(trial.number)
+        if found is None:
+            good = trial.state == TrialState.COMPLETE and self._is_feasible(trial)
+            found = self._merits[trial.number] = self.sign * float(trial.value or 0.0) if good else math.inf
+        return found
+
+    def _constraints_of(self, trial: FrozenTrial) -> Mapping[str, float]:
+        """Of a finished trial; Optuna picks them from all attributes anew each time."""
+        if trial.number not in self._violations:
+            self._violations[trial.number] = trial.constraints
+        return self._violations[trial.number]
+
+    def _is_feasible(self, trial: FrozenTrial) -> bool:
+        """Whether no constraint is known to be broken."""
+        return max(self._constraints_of(trial).values(), default=0.0) <= 0.0
+
+    def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
+        """Rows [n, parameters]; one that is known is made anew only when a running trial got another
+        parameter."""
+        params = [settled_params(t) for t in trials]
+        stale = [k for k, t in enumerate(trials) if not self._is_known(t.number, params[k])]
+        rows = self.rows.encode([self._expressible(params[k]) for k in stale])
+        self._known |= {trials[k].number: (params[k], row) for k, row in zip(stale, rows, strict=True)}
+        found = [self._known[t.number][1] for t in trials]
+        return np.array(found).reshape(len(found), len(self.rows.names))
+
+    def _is_known(self, number: int, params: Mapping[str, object]) -> bool:
+        known = self._known.get(number, (None,))[0]
+        return known is params or known == params
+
+    def _tried_by(self, trials: Sequence[FrozenTrial]) -> set[Settings]:
+        """Every configuration of the trials."""
+        new = [t for t in trials if t.number not in self._tried]
+        tried = [(t, frozenset(self._expressible(settled_params(t)).items())) for t in new]
+        over = {t.number: settings for t, settings in tried if t.state.is_finished()}
+        self._tried |= over
+        self._all_tried |= set(over.values())
+        return self._all_tried | {settings for _, settings in tried}
+
+    def _expressible(self, params: Mapping[str, object]) -> dict[str, object]:
+        return {n: v for n, v in params.items() if n in self.rows.distributions}
+
+    def columns_of(self, rows: Array) -> Array:
+        """The surrogates' columns of rows. [n, m]"""
+        return self.basis.columns(rows, self.rows.active(rows))
+
+    def _short(self, done: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Array, Array]:
+        """(pruned trials that predict something, their predicted final values, the scatter of that)."""
+        found: list[tuple[FrozenTrial, float, float]] = []
+        for trial in done:
+            step = trial.last_step
+            if trial.state != TrialState.PRUNED or step is None:
+                continue
+            like = [t for t in self.complete if step in t.intermediate_values]
+            report = self.sign * trial.intermediate_values[step]
+            if len(like) < LEAST_REPORTS or not math.isfinite(report):
+                continue
+            early = np.array([self.sign * t.intermediate_values[step] for t in like])
+            final = np.array([self.sign * float(t.value or 0.0) for t in like])
+            off, rest = early - early.mean(), final - final.mean()
+            slope = float(off @ rest) / max(float(off @ off), 1e-18)
+            scatter = float((rest - slope * off).std())
+            expected = float(final.mean()) + slope * float(
+                np.clip(report, early.min(), early.max()) - early.mean()
+            )
+            found.append((trial, expected, 1.2 * scatter))
+        return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
+
+    def _learn_constraints(self, done: Sequence[FrozenTrial], forgotten: int) -> None:
+        values: dict[str, list[tuple[FrozenTrial, float]]] = {}
+        for trial in done:
+            for key, value in self._constraints_of(trial).items():
+                if value != 0.0:
+                    values.setdefault(key, []).append((trial, value))
+        for key, pairs in values.items():
+            raw = np.array([v for _, v in pairs])
+            if len(raw) < FEW or (raw <= 0).all():
+                self.constraints.pop(key, None)  # never broken: nothing to fear
+                continue
+            binary = len(np.unique(raw)) <= 2
+            y = np.sign(raw) if binary else np.log1p(np.maximum(raw, -0.95))
+            found = self.constraints.setdefault(key, Learned(Surrogate(self.basis, pairs=False)))
+            columns = self.columns_of(self._rows_of([t for t, _ in pairs]))
+            found.update(columns, y, None, steps=CONSTRAINT_STEPS, count=len(y) + forgotten)
+            found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
+        self._stack_constraints()
+
+    # -- what rows are worth
+
+    def excess(self, columns: Array, margin: float = 0.0) -> Array:
+        """By how much the constraints, tightened by `margin`, are expected to be broken; in sds of each over
+        the trials. [n]"""
+        if not self._weights.size:
+            return np.zeros(len(columns))
+        return np.maximum(columns @ self._weights + self._offsets + margin, 0.0).sum(axis=1)
+
+    def _stack_constraints(self) -> None:
+        """All constraints' means as one matrix, each in its own sds."""
+        learned = [c for c in self.constraints.values() if c.mean is not None]
+        self._weights = (
+            np.array([c.mean.main / c.model.scale for c in learned if c.mean])
+            .reshape(len(learned), len(self.basis.owner))
+            .T
+        )
+        offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
+        self._offsets = np.array(offsets, dtype=np.float64)
+
+    def incumbents(self, count: int) -> list[int]:
+        """Indices into `complete` of the feasible trials with the best posterior means, best first."""
+        if not self.complete or self.objective.mean is None:
+            return []
+        means = self.objective.mean(self.columns)
+        kept = np.array([self._is_feasible(t) for t in self.complete])
+        order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
+        return order[:count]

@@ -1,0 +1,300 @@
+"""StructuredSampler: Thompson draws from a structured surrogate, for any Optuna study.
+
+    study = optuna.create_study(sampler=StructuredSampler(seed=0))
+
+The surrogate (search/samplers/structured/surrogate.py) has a term for each gate, a curve for each number while its gate is on,
+and shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal
+minimises one draw, by local search, among what is expected to be feasible and what `Knowledge.admits` lets
+pass; mostly in a random subspace around the best trial, a small one while trials are fewer than parameters:
+so early a draw over all of them is a jump into the unknown. Conditional parameters need no declaration:
+which are active when is learned from the trials, or from `Knowledge.keep_active`. With stages, a proposal
+may instead keep the finished stages of a good trial and change what lies downstream: the larger expected
+gain per second wins. A share of proposals is TPE's, for responses that this model cannot see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search.samplers.structured.beliefs import Beliefs
+from search.samplers.structured.local_search import Moves, climb
+from search.samplers.structured.prior import Knowledge, Spent
+from search.samplers.structured.rows import Array, Mask, Rows, learn_rules
+from search.samplers.structured.surrogate import Function
+from search.samplers.tpe.sampler import GroupedTpe, other_trials
+
+TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
+TPE_FROM = 20  # finished trials
+BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson draw's
+STEPS = 10  # of a local search
+# Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
+# move: while complete trials are fewer than parameters, and later.
+NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
+SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
+EXAMPLES = 400  # draws that show `keep_active`'s rules
+REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
+BASES = 3  # good trials whose finished stages a proposal may keep
+PENALTY = 4.0  # sds of the objective for each sd of a constraint's expected excess
+SHAKEN = 0.15  # share of coordinates that a shaken start has redrawn
+
+NARROWEST, WIDEST = 0.03, 1.0  # sds by which constraints are tightened, first and last
+Params = Mapping[str, Any]
+Score = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
+
+
+class StructuredSampler(optuna.samplers.BaseSampler):
+    """See the head of this file. `seed=None` in real studies, so that no two workers agree."""
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        knowledge: Knowledge | None = None,
+        tpe_share: float = TPE_SHARE,
+        boldness: float = BOLDNESS,
+        startup_trials: int | None = None,  # the first, drawn anywhere; None: one for every SPREAD parameters
+        candidates: int = 24,  # draws that a proposal of TPE is the best of
+    ):
+        if not 0.0 <= tpe_share <= 1.0:
+            raise ValueError(f"tpe_share must be from 0 to 1, but got {tpe_share}. 0.1 is the default.")
+        self.knowledge = knowledge or Knowledge()
+        self.weighs_stages = self.knowledge.seconds is not None
+        self.tpe_share, self.boldness = tpe_share, boldness
+        self.startup_trials, self.candidates = startup_trials, candidates
+        self._rng = np.random.default_rng(seed)
+        self._beliefs: Beliefs | None = None
+        self._space: dict[str, BaseDistribution] = dict(self.knowledge.distributions)
+        self._read = 0  # trials whose distributions are in the space
+        self._tpe: GroupedTpe | None = None
+        self._asked_tpe, self._spent = False, Spent()
+
+    def reseed_rng(self) -> None:
+        self._rng = np.random.default_rng()
+        if self._tpe is not None:
+            self._tpe.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Every parameter that any trial had, active or not: a proposal is made at once."""
+        if not self.knowledge.distributions:
+            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            for t in trials:
+                self._space |= t.distributions
+        return {n: d for n, d in self._space.items() if not d.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """One admitted proposal: a value of every parameter of the space."""
+        if not search_space:
+            return {}
+        self.begin(study, other_trials(study, trial), search_space)
+        return dict(self.propose())
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Uniform: a parameter that no trial had so far."""
+        rows = Rows({param_name: param_distribution}, {})
+        return rows.decode(rows.uniform(self._rng, 1)[0])[param_name]
+
+    # -- proposals
+
+    def begin(
+        self,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        space: Mapping[str, BaseDistribution] | None = None,
+    ) -> None:
+        """Learn from `trials` (all but the one that is sampled); then `propose` as often as needed."""
+        self._space |= space or {}
+        space = {n: d for n, d in self._space.items() if not d.single()}
+        beliefs = self._refreshed(space, trials, -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0)
+        beliefs.learn(trials)
+        self._asked_tpe = beliefs.finished >= TPE_FROM and self._rng.random() < self.tpe_share
+        assert self._tpe is not None
+        if self._asked_tpe or (self.tpe_share and not self._tpe.begun):  # history: by the first proposal
+            self._tpe.begin(study, trials)
+
+    def propose(self) -> Params:
+        """A value of every parameter, active or not; TPE's are worked out as they are asked for."""
+        assert self._beliefs is not None, "begin() comes first"
+        if self._asked_tpe and self._tpe is not None:
+            for _ in range(REFUSALS):
+                found = self._tpe.propose()
+                if found and self._admitted(found):
+                    return found
+        return self._beliefs.rows.decode(self._best_of_a_draw(self._beliefs))
+
+    def recommend(self, study: optuna.Study) -> FrozenTrial:
+        """The feasible trial with the best posterior mean: less a winner by luck than the best observed one.
+        ValueError when no feasible trial is complete."""
+        trials = study.get_trials(deepcopy=False)
+        for t in trials:
+            self._space |= {} if self.knowledge.distributions else t.distributions
+        self.begin(study, trials)
+        assert self._beliefs is not None
+        best = self._beliefs.incumbents(1)
+        if not best:
+            raise ValueError(
+                "A recommendation needs a complete, feasible trial, but there is none. Run more."
+            )
+        return self._beliefs.complete[best[0]]
+
+    def _refreshed(
+        self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], sign: float
+    ) -> Beliefs:
+        """The beliefs, begun anew when the space changed or a trial contradicts the rules."""
+        keep = self.knowledge.keep_active
+        old = self._beliefs
+        over = [] if keep else [t for t in trials if t.state.is_finished()]
+        if old is not None and old.rows.distributions == dict(space):
+            fresh = [self._own(t, space) for t in over if t.number >= self._read]
+            if all(set(old.rows.keep_active(p)) == set(p) for p in fresh):
+                self._read = max((t.number + 1 for t in over), default=0)
+                return old
+        if keep is not None:
+            plain, rng = Rows(space, {}), np.random.default_rng(0)
+            examples = [keep(plain.decode(row)) for row in plain.uniform(rng, EXAMPLES)]
+        else:
+            examples = [self._own(t, space) for t in trials if t.state == TrialState.COMPLETE]
+        self._beliefs, self._spent = Beliefs(space, learn_rules(space, examples), sign=sign), Spent()
+        if old is not None and old.basis.count == len(space):
+            self._beliefs.objective.model.hyper = old.objective.model.hyper
+        self._read = max((t.number + 1 for t in over), default=0)
+        self._tpe = GroupedTpe(
+            self._beliefs.rows.groups(),
+            space,
+            n_startup_trials=TPE_FROM,
+            n_ei_candidates=self.candidates,
+            seed=int(self._rng.integers(2**31)),
+        )
+        return self._beliefs
+
+    def _own(self, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+        return {n: v for n, v in trial.params.items() if n in space}
+
+    def _admitted(self, params: Params) -> bool:
+        return self.knowledge.admits is None or self.knowledge.admits(self._active_of(params))
+
+    def _active_of(self, params: Params) -> Params:
+        if self.knowledge.keep_active is not None:
+            return self.knowledge.keep_active(params)
+        assert self._beliefs is not None
+        return self._beliefs.rows.keep_active(params)
+
+    # -- the search over one draw
+
+    def _best_of_a_draw(self, beliefs: Beliefs) -> Array:
+        mean, draw, share = beliefs.objective.mean, beliefs.objective.model.draw(self._rng), self.boldness
+        assert mean is not None
+        bold = Function(
+            mean.intercept + share * (draw.intercept - mean.intercept),
+            mean.main + share * (draw.main - mean.main),
+            mean.pair + share * (draw.pair - mean.pair),
+        )
+        scale = beliefs.objective.model.scale
+
+        def score(rows: Array, margin: float = 0.0) -> Array:
+            columns = beliefs.columns_of(rows)
+            return bold(columns) + PENALTY * scale * beliefs.excess(columns, margin)
+
+        best = beliefs.incumbents(BASES)
+        base = beliefs.seen[best[:1]]
+        if not best and self.knowledge.start:
+            base = beliefs.rows.encode([self.knowledge.start])
+            if beliefs.first and self._admitted(self.knowledge.start):
+                return base[0]
+            beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
+        first = len(beliefs.rows.names) // SPREAD if self.startup_trials is None else self.startup_trials
+        if 0 < beliefs.begun <= first and (best or not beliefs.finished):
+            return self._any(beliefs, score)
+        starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
+        late = len(beliefs.complete) >= len(free)
+        if len(base) and self._rng.random() < NEARBY[late]:
+            starts, free = base, self._rng.random(len(free)) < FREE[late]
+        row = self._climbed(beliefs, starts, score, free)
+        row = self._any(beliefs, score) if row is None else self._renewed(beliefs, row, score)
+        if self.knowledge.seconds is None or len(self.knowledge.stages) < 2 or not best:
+            return row
+        return self._cheapest_gain(beliefs, row, best, score)
+
+    def _climbed(self, beliefs: Beliefs, starts: Array, score: Score, free: Mask) -> Array | None:
+        """The best admitted end of the starts. While all are refused, the constraints are tightened, so that
+        the search walks away from the border that `admits` draws."""
+        margin, moves = 0.0, Moves(beliefs.rows, free)
+        while margin < WIDEST:
+            starts = climb(starts, lambda r, m=margin: score(r, m), moves, rng=self._rng, steps=STEPS)
+            order = np.argsort(score(starts, margin))
+            for k in order:
+                if self._admitted(beliefs.rows.decode(starts[k])):
+                    return starts[k]
+            starts, margin = starts[order[:1]], 2.0 * margin + NARROWEST
+        return None
+
+    def _renewed(self, beliefs: Beliefs, row: Array, score: Score) -> Array:
+        """`row`, or the best admitted row beside it when it was tried: noise alone is no reason to repeat."""
+        if not self._tried(beliefs, row):
+            return row
+        moves = Moves(beliefs.rows, np.ones(len(row), dtype=bool))
+        beside = moves.singles(row, self._rng)[0]
+        for k in np.argsort(score(beside)):
+            if self._admitted(beliefs.rows.decode(beside[k])) and not self._tried(beliefs, beside[k]):
+                return beside[k]
+        return row
+
+    def _tried(self, beliefs: Beliefs, row: Array) -> bool:
+        return self._key(beliefs, row) in beliefs.tried
+
+    def _key(self, beliefs: Beliefs, row: Array) -> frozenset[tuple[str, Any]]:
+        return frozenset(self._active_of(beliefs.rows.decode(row)).items())
+
+    def _starts(self, beliefs: Beliefs, best: Sequence[int], score: Score) -> Array:
+        """The best trial, the best trial by the draw, and a good one shaken."""
+        uniform = beliefs.rows.uniform(self._rng, 3)
+        if not best:
+            return uniform
+        seen = beliefs.seen[best]
+        by_draw = beliefs.seen[int(np.argmin(score(beliefs.seen)))]
+        shaken = np.where(self._rng.random(uniform[:1].shape) < SHAKEN, uniform[:1], seen[-1:])
+        return np.concatenate([seen[:1], by_draw[None, :], shaken])
+
+    def _any(self, beliefs: Beliefs, score: Score) -> Array:
+        """The best admitted of uniform draws; the best of all where none is."""
+        rows = beliefs.rows.uniform(self._rng, REFUSALS)
+        rows = rows[np.argsort(score(rows))]
+        return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
+
+    def _cheapest_gain(self, beliefs: Beliefs, row: Array, best: Sequence[int], score: Score) -> Array:
+        """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
+        knowledge, names = self.knowledge, set(self._space)
+        spent = self._spent
+        spent.learn(beliefs.complete, knowledge, names)
+        if spent.on_finished > knowledge.reuse * (spent.on_finished + spent.anew):
+            return row
+        reference = float(score(beliefs.seen[best[:1]])[0])
+        options = [row]
+        for level in range(len(self.knowledge.stages) - 1):
+            free = np.array([knowledge.level(name) > level for name in beliefs.rows.names])
+            found = [self._climbed(beliefs, beliefs.seen[[k]], score, free) for k in best if free.any()]
+            options += [r for r in found if r is not None and not self._tried(beliefs, r)]
+        gains = reference - score(np.array(options))
+        rates = [
+            gain / knowledge.cost(self._active_of(beliefs.rows.decode(option)), names, spent.known)
+            if gain > 0
+            else -np.inf
+            for gain, option in zip(gains, options, strict=True)
+        ]
+        return options[int(np.argmax(rates))] if max(rates) > 0 else row

@@ -1,0 +1,221 @@
+"""A study on this machine: its file, its folders, its database; what the command line and every worker
+share.
+
+Under `home`: `.caddie/` (the private database) and `runs/<study>/<trial>/` (what a trial leaves behind).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.storage.timing import timing_of
+from search.study.model import Study, load_study, study_hash, study_identity
+from techniques import catalog
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
+NAME = re.compile(r"\w[\w.+-]*")
+HASH, IDENTITY = "study_hash", "study_identity"  # user attributes of the Optuna study
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are."""
+
+    home: Path
+    study: str
+
+    @property
+    def database(self) -> Path:
+        return self.home / ".caddie"
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs" / self.study
+
+    @property
+    def artifacts(self) -> Path:
+        return self.runs / "artifacts"
+
+    def trial(self, number: int) -> Path:
+        return self.runs / str(number)
+
+    def forget_weights(self, number: int) -> None:
+        """The float weights of a trial that ended: the packed artifact is what counts; disks are small."""
+        (self.trial(number) / "weights.pt").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Session:
+    """An opened study."""
+
+    study: Study
+    place: Place
+    url: str
+    optuna_study: optuna.Study
+
+    def whole(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Trials of a session that was opened `brief`, with their parameters and configurations."""
+        storage: Any = self.optuna_study._storage  # pyright: ignore[reportPrivateUsage]
+        bulk = getattr(storage, "bulk", None)
+        if bulk is None or not bulk.brief:
+            return list(trials)
+        return bulk.trials_of([t._trial_id for t in trials])  # pyright: ignore[reportPrivateUsage]
+
+
+def find_study(path: Path | None) -> Study:
+    """The study of a file; a relative path starts here or at the project. Raises ValueError."""
+    path = DEFAULT_STUDY if path is None else path
+    if not path.exists() and (ROOT / path).exists():
+        path = ROOT / path
+    study = load_study(path, catalog.metadata())
+    if not NAME.fullmatch(study.name):
+        raise ValueError(
+            f"{path}: the study's name is also a folder's: letters, digits and . _ + - only, but got "
+            f"{study.name!r}. Rename it."
+        )
+    return study
+
+
+def open_session(
+    study: Study, *, home: Path, storage: str | None, environ: Mapping[str, str], worker: bool = False
+) -> Session:
+    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited."""
+    import optuna
+
+    from search.storage.patient import open_storage, open_study, resolve_url
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    place = Place(home, study.name)
+    url = resolve_url(storage, home=place.database, environ=environ)
+    revive: Callable[[], object] = partial(resolve_url, storage, home=place.database, environ=environ)
+    storage_ = open_storage(url, worker=worker, timing=timing_of(environ), revive=revive)
+    opened = open_study(storage_, study.name, url=url)
+    session = Session(study, place, url, opened)
+    check_unedited(session)
+    return measured(session)
+
+
+def measured(session: Session) -> Session:
+    """The session with the limits in seconds, once the baseline is measured (search/workers/baseline.py)."""
+    from search.workers.baseline import stored, with_measured_limits
+
+    study = with_measured_limits(session.study, stored(session.optuna_study))
+    return replace(session, study=study)
+
+
+def read_session(
+    study: Study, *, home: Path, storage: str | None, environ: Mapping[str, str], brief: bool = False
+) -> Session:
+    """The study as it is stored; makes nothing. ValueError when it was never begun. `brief`: its trials come
+    without parameters and configurations, which takes a third of the time."""
+    import optuna
+    from sqlalchemy.exc import ProgrammingError
+
+    from search.storage.patient import connect_check, open_storage, resolve_url
+
+    place = Place(home, study.name)
+    nothing = ValueError(
+        f"Only a study that was begun can be read, but there is no {study.name!r} in this database (home "
+        f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was "
+        "started with."
+    )
+    external = storage or environ.get("CADDIE_STORAGE")
+    if not external and not place.database.exists():
+        raise nothing
+    url = resolve_url(storage, home=place.database, environ=environ)
+    connect_check(url)
+    try:
+        opened = open_storage(url, worker=True)
+        opened.bulk.brief = brief
+        stored = optuna.load_study(study_name=study.name, storage=opened)
+    except (KeyError, ProgrammingError):
+        raise nothing from None
+    session = Session(study, place, url, stored)
+    check_unedited(session)
+    return measured(session)
+
+
+def check_unedited(session: Session) -> None:
+    """The first session writes the study's hash and keeps its file; every later one must have that hash."""
+    from search.storage.patient import creation_lock
+
+    mine, text = study_hash(session.study), Path(session.study.path)
+    kept = session.place.runs / "study.toml"
+    stored = session.optuna_study.user_attrs.get(HASH)
+    if stored is None:
+        with creation_lock(session.url):
+            stored = session.optuna_study.user_attrs.get(HASH)
+            if stored is None:
+                session.optuna_study.set_user_attr(IDENTITY, study_identity(session.study))
+                session.optuna_study.set_user_attr(HASH, mine)
+                session.optuna_study.set_user_attr("study_file", text.read_text(encoding="utf-8"))
+                stored = mine
+    if stored != mine:
+        copy = f" ({kept} is a copy)" if kept.exists() else ""
+        raise ValueError(
+            f"A study samples one space under one set of limits, but {text} no longer describes the study "
+            f"{session.study.name!r} that is stored ({mine} against {stored}{_edits(session)}). To go on "
+            f"with the stored one, restore the file{copy}; to search the new space, or where another study "
+            "has that name, give it another `name` in [study]."
+        )
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(text, kept)
+
+
+def _edits(session: Session) -> str:
+    """What differs from the stored study, its first four points in words."""
+    from search.session.passport import differences
+
+    stored = session.optuna_study.user_attrs.get(IDENTITY)
+    mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
+    found = differences(stored, mine) if stored else []
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return f"; {'; '.join(found[:4])}{more}" if found else ""
+
+
+def check_room(place: Place, *, min_free_bytes: int = 200_000_000) -> None:
+    """ValueError unless trials can write their results."""
+    probe = place.runs / f".probe-{os.getpid()}"
+    try:
+        place.runs.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"0" * 4096)
+        probe.unlink()
+        free = shutil.disk_usage(place.runs).free
+    except OSError as error:
+        raise ValueError(
+            f"Trials write their results under {place.runs}, but that says: {error.strerror}. Free some "
+            "space, fix the permissions, or use another --home. Nothing stored is lost."
+        ) from None
+    if free < min_free_bytes:
+        raise ValueError(
+            f"Trials need room for their results under {place.runs}, at least {min_free_bytes:,} bytes, but "
+            f"{free:,} are free. Free some space, or use another --home. Nothing stored is lost."
+        )
+
+
+def quiet_log(path: Path | None) -> None:
+    """Warnings go to a file (or stderr), with passwords taken out."""
+    from search.storage.patient import redact
+
+    class Redacted(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return redact(super().format(record))
+
+    handler = logging.FileHandler(path) if path else logging.StreamHandler()
+    handler.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,0 +1,295 @@
+"""build_space(study, known) -> SearchSpace: the study's parameters, which of them mean something when, and
+their way to a trainer configuration and back.
+
+One walk decides everything: slots first (one categorical each, `baseline` or a technique that fills it),
+then the other gates (a gate is asked only while nothing excludes its technique and everything that it needs
+is on), then the settings of what is on. What the walk does not ask for is inactive and absent from a trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from search.study.domains import BASELINE, FREE, ON, Domain, excludes
+from search.study.model import Study
+from techniques import catalog
+from techniques.base import Choice, Float, Technique
+from techniques.config import TRAINER_FIELDS, Resolved, read_preset, resolve
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The parameters of one study. Names are flat: a setting, a technique's gate, or a slot."""
+
+    study: Study
+    known: Mapping[str, type[Technique]]
+    distributions: dict[str, BaseDistribution]  # every parameter that any configuration may have
+    slots: dict[str, tuple[str, ...]]  # slot parameter -> `baseline` and the techniques that may fill it
+    switches: tuple[str, ...]  # the other free gates, what a technique needs before the technique
+    forced: frozenset[str]  # techniques that are on in every configuration
+    rivals: Mapping[str, frozenset[str]]  # technique -> those that cannot be on with it
+
+    def walk(self, pick: Callable[[str], Any]) -> tuple[dict[str, Any], frozenset[str]]:
+        """(active parameters with their values, techniques that are on); `pick(name)` gives a value."""
+        picked: dict[str, Any] = {}
+        on = set(self.forced)
+        for slot in self.slots:
+            picked[slot] = pick(slot)
+            if picked[slot] != BASELINE:
+                on |= self._with_needs(picked[slot])
+        for name in self.switches:
+            needs = self.known[name].requires
+            if name in on or any(n not in on for n in needs):
+                continue
+            if self.rivals[name] & on:
+                continue
+            picked[name] = pick(name)
+            if picked[name]:
+                on.add(name)
+        unread = self._unread(on)
+        for name in self.study.free:
+            if name not in unread and (name in TRAINER_FIELDS or name.partition(".")[0] in on):
+                picked[name] = pick(name)
+        return picked, frozenset(on)
+
+    def _unread(self, on: Collection[str]) -> set[str]:
+        """Settings that mean nothing although the trainer or their technique, which is on, has them."""
+        found = {setting for name in on for setting in self.known[name].overrides}
+        for name in on:
+            needs = self.known[name].setting_requires
+            found |= {f"{name}.{field}" for field, other in needs.items() if other not in on}
+        return found
+
+    def _with_needs(self, name: str) -> set[str]:
+        """A slot's technique takes what it needs with it; those gates are then not asked."""
+        found, waiting = set[str](), [name]
+        while waiting:
+            one = waiting.pop()
+            if one not in found:
+                found.add(one)
+                waiting += self.known[one].requires
+        return found
+
+    def _lookup(self, params: Params) -> Callable[[str], Any]:
+        def pick(name: str) -> Any:
+            if name in params:
+                return params[name]
+            return BASELINE if name in self.slots else False
+
+        return pick
+
+    def active(self, params: Params) -> set[str]:
+        """The names that mean something under these gates (a gate that is missing counts as off)."""
+        return set(self.walk(self._lookup(params))[0])
+
+    def keep_active(self, params: Params) -> dict[str, Any]:
+        """`params` without the inactive, in the order of the walk."""
+        return {k: v for k, v in self.walk(self._lookup(params))[0].items() if k in params}
+
+    def repaired(self, params: Params) -> dict[str, Any]:
+        """`params` with counts that exceed a sampled size (xsa.last_n over num_layers) lowered to it, so that
+        a draw from the static ranges is no contradiction and small sizes are not rejected most."""
+        found = dict(params)
+        for name, size in self.study.bounds.items():
+            dist = self.distributions.get(name)
+            if name in found and size in found and isinstance(dist, IntDistribution):
+                room = max(0, int(found[size]) - dist.low) // dist.step * dist.step
+                found[name] = min(found[name], dist.low + room)
+        return found
+
+    def config(self, params: Params) -> dict[str, Any]:
+        """The flat layer of config.json: preset, what is fixed, what was sampled and is active."""
+        picked, on = self.walk(self._lookup(params))
+        layer: dict[str, Any] = {"preset": self.study.preset} if self.study.preset else {}
+        layer["num_reports"] = self.study.num_reports
+        unread = self._unread(on)
+        for name, value in self.study.fixed.items():
+            if name not in unread and (name in TRAINER_FIELDS or name.partition(".")[0] in on):
+                layer[name] = value
+        # the preset's, without their technique
+        for name in unread & self.study.base.keys() - TRAINER_FIELDS.keys():
+            owner, _, field = name.partition(".")
+            layer[name] = _fields(self.known, owner)[field].default
+        for name in self.known:
+            if name in on or self.study.base.get(name, False):
+                layer[name] = name in on
+        layer.update({k: v for k, v in picked.items() if k in self.study.free and k in params})
+        return layer
+
+    def resolve(self, params: Params) -> Resolved:
+        """Every value of the run. ValueError when the parameters contradict each other."""
+        layer = {k: v for k, v in self.config(params).items() if k != "preset"}
+        resolved = resolve({"preset": self.study.base, "file": layer}, self.known)
+        shape = resolved.config.shape()
+        for name, size in self.study.bounds.items():
+            if name in layer and layer[name] > getattr(shape, size):
+                raise ValueError(
+                    f"`{name}` must be at most {size}, but got {layer[name]} and {getattr(shape, size)}."
+                )
+        return resolved
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """The active parameters, taken from `trial` one after the other."""
+        return self.walk(lambda name: suggest_one(trial, name, self.distributions[name]))[0]
+
+    def params_of(self, config: Params) -> dict[str, Any]:
+        """The parameters that give a known flat configuration (a preset: {"preset": name}), for a warm start.
+        What this study fixes is not looked at. ValueError when the space cannot express it."""
+        from_file = {k: v for k, v in config.items() if k != "preset"}
+        preset = config.get("preset", "")
+        base = self.study.base if preset in ("", self.study.preset) else read_preset(preset)
+        values = resolve({"preset": base, "file": from_file}, self.known).values
+
+        def pick(name: str) -> Any:
+            if name in self.slots:
+                return next((t for t in self.slots[name] if values.get(t, False)), BASELINE)
+            owner = name.partition(".")[0]
+            default = {f: v.default for f, v in _fields(self.known, owner).items()}
+            return values[name] if name in values else default[name.partition(".")[2]]
+
+        picked, on = self.walk(pick)
+        wanted = {n for n in self.known if values[n]}
+        if (on ^ wanted) - self.forced:
+            odd = sorted((on ^ wanted) - self.forced)
+            raise ValueError(
+                f"This study cannot express the configuration: it fixes {', '.join(odd)} otherwise."
+            )
+        for name, value in picked.items():
+            if not contains(self.distributions[name], value):
+                raise ValueError(
+                    f"`{name}` must lie in this study's {self.distributions[name]}, but the configuration "
+                    f"has {value!r}. Widen the study's space, or leave the configuration out."
+                )
+        return picked
+
+    def groups(self) -> list[list[str]]:
+        """Parameters that are active together: what one joint model may cover. The first is always active."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name in self.distributions:
+            found.setdefault(self._condition(name), []).append(name)
+        found.setdefault((), [])
+        return [sorted(names) for _, names in sorted(found.items()) if names]
+
+    def _condition(self, name: str) -> tuple[str, ...]:
+        """What decides whether `name` is active; () when it always is."""
+        if name in self.slots:
+            return ()
+        if name in self.known:
+            excluded = self.rivals[name] & self.may_be_on()
+            return ("gate", name) if excluded or self.known[name].requires or self._is_needed(name) else ()
+        if name in TRAINER_FIELDS:
+            rivals = [
+                t for t in self.known if name in self.known[t].overrides and self.study.gates[t] == FREE
+            ]
+            return ("unless", *rivals) if rivals else ()
+        owner, _, field = name.partition(".")
+        needs = self.known[owner].setting_requires.get(field)
+        decide = [t for t in (owner, needs) if t and t not in self.forced]
+        return ("setting", *decide) if decide else ()
+
+    def _is_needed(self, name: str) -> bool:
+        return any(name in self._with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)
+
+    def may_be_on(self) -> set[str]:
+        """The techniques that some configuration has on."""
+        return {*self.switches, *self.forced, *(t for s in self.slots.values() for t in s if t != BASELINE)}
+
+
+def build_space(study: Study, known: Mapping[str, type[Technique]]) -> SearchSpace:
+    """The search space of a checked study. ValueError when nothing at all is free."""
+    if study.foreign is not None:
+        from search.trainers.foreign.run import foreign_space
+
+        return foreign_space(study)
+    forced = frozenset(n for n, state in study.gates.items() if state == ON)
+    free = [n for n, state in study.gates.items() if state == FREE]
+    slots: dict[str, tuple[str, ...]] = {}
+    placed: set[str] = set()
+    for slot, names in catalog.slot_groups(dict(known)).items():
+        rivals = [n for n in names if n in free and n not in placed]
+        if slot not in study.slots and len(rivals) < 2:
+            continue
+        parameter = slot if slot not in known and slot not in TRAINER_FIELDS else f"{slot}_slot"
+        choices = study.slots.get(slot, (BASELINE, *rivals))
+        slots[parameter] = tuple(sorted(choices, key=lambda c: (c != BASELINE, c)))
+        placed |= set(rivals)
+    switches = tuple(_needs_first([n for n in free if n not in placed], known))
+    possible = {*switches, *forced, *(t for choices in slots.values() for t in choices)}
+    distributions: dict[str, BaseDistribution] = {
+        **{slot: CategoricalDistribution(choices) for slot, choices in slots.items()},
+        **{name: CategoricalDistribution((False, True)) for name in switches},
+        **{
+            name: distribution(domain)
+            for name, domain in study.free.items()
+            if name in TRAINER_FIELDS or name.partition(".")[0] in possible
+        },
+    }
+    if not distributions:
+        raise ValueError(
+            f"A study must leave something free, but {study.path} fixes everything. Free a technique in "
+            f"[techniques] or give a range in [space]."
+        )
+    rivals = {a: frozenset(b for b in known if a != b and excludes(a, b, known)) for a in known}
+    return SearchSpace(study, known, distributions, slots, switches, forced, rivals)
+
+
+def _needs_first(names: list[str], known: Mapping[str, type[Technique]]) -> list[str]:
+    out: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in out:
+            for need in known[name].requires:
+                if need in names:
+                    visit(need)
+            out.append(name)
+
+    for name in sorted(names):
+        visit(name)
+    return out
+
+
+def distribution(domain: Domain) -> BaseDistribution:
+    """The Optuna distribution of a domain (an Int's high already a number)."""
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.options)
+    if isinstance(domain, Float):
+        return FloatDistribution(domain.low, domain.high, log=domain.log)
+    assert isinstance(domain.high, int)
+    high = domain.low + (domain.high - domain.low) // domain.step * domain.step
+    return IntDistribution(domain.low, high, log=domain.log, step=domain.step)
+
+
+def suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
+    """trial.suggest_* for whatever distribution it is."""
+    if isinstance(dist, CategoricalDistribution):
+        return trial.suggest_categorical(name, dist.choices)
+    if isinstance(dist, FloatDistribution):
+        return trial.suggest_float(name, dist.low, dist.high, log=dist.log)
+    assert isinstance(dist, IntDistribution)
+    return trial.suggest_int(name, dist.low, dist.high, log=dist.log, step=dist.step)
+
+
+def contains(dist: BaseDistribution, value: Any) -> bool:
+    """Whether `value` could have been sampled from `dist`."""
+    if isinstance(dist, CategoricalDistribution):
+        return value in dist.choices
+    assert isinstance(dist, FloatDistribution | IntDistribution)
+    return dist.low <= value <= dist.high and (
+        not isinstance(dist, IntDistribution) or (value - dist.low) % dist.step == 0
+    )
+
+
+def _fields(known: Mapping[str, type[Technique]], owner: str) -> dict[str, Any]:
+    return {f.name: f for f in known[owner].Config.__dataclass_fields__.values()} if owner in known else {}

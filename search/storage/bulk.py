@@ -1,0 +1,295 @@
+"""BulkStorage: a study's trials in six statements; BatchStorage: what one trial writes, in one transaction.
+
+Optuna reads a trial as some eighty ORM objects and commits every parameter and attribute on its own. Here
+PostgreSQL puts a trial's attributes together as JSON and a parameter's values of all trials as arrays, a
+distribution is parsed once in the life of a process, and `with collected(trial):` holds a trial's writes back
+until the block ends. Tables and rows are Optuna's (schema of 5.0): its own reader gives equal trials, which a
+test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Container, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
+from optuna.storages._cached_storage import _StudyInfo  # pyright: ignore[reportPrivateUsage]
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import Connection, orm, text
+
+from search.storage import queries
+from search.storage.columns import Columns, read_params
+
+RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed trial
+MANY = 200  # trials, from which a second connection is worth its while
+Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
+
+
+@dataclass
+class Batch:
+    """What one trial wants to write. Attributes as JSON: their values of that moment."""
+
+    params: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    user: dict[str, str] = field(default_factory=dict[str, str])
+    system: dict[str, str] = field(default_factory=dict[str, str])
+    steps: dict[int, float] = field(default_factory=dict[int, float])
+    stored: FrozenTrial | None = None  # the trial as the database has it, once somebody asked
+
+    def write(self, connection: Connection, trial_id: int) -> None:
+        if self.params:
+            rest = [distribution_to_json(d) for _, d in self.params.values()]
+            _write(
+                connection,
+                queries.WRITE_PARAMS,
+                trial_id,
+                {n: v for n, (v, _) in self.params.items()},
+                rest=rest,
+            )
+        for kind, attributes in (("user", self.user), ("system", self.system)):
+            if attributes:
+                _write(connection, queries.WRITE_ATTRIBUTES.format(kind=kind), trial_id, attributes)
+        if self.steps:
+            _write(connection, queries.WRITE_STEPS, trial_id, self.steps)
+
+
+def _write(
+    connection: Connection, statement: str, trial_id: int, rows: dict[Any, Any], **more: list[str]
+) -> None:
+    values = {"trial": trial_id, "names": list(rows), "values": list(rows.values())} | more
+    connection.execute(text(statement), values)
+
+
+class BulkStorage(RDBStorage):
+    """RDBStorage on PostgreSQL that reads trials, and writes a trial's batch, without ORM objects.
+
+    While `brief` is set, the trials of a study come without parameters and without BRIEF
+    (search/storage/queries.py); `trials_of` has them whole."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.brief = False
+        self._known: dict[str, BaseDistribution] = {}  # by their JSON
+        super().__init__(url, **settings)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """One trial. KeyError when there is none of this id."""
+        found = self.trials_of([trial_id])
+        if not found:
+            raise KeyError(f"No trial has the id {trial_id}.")
+        return found[0]
+
+    def trials_of(self, ids: Sequence[int]) -> list[FrozenTrial]:
+        """The trials of these ids, of any study, by id."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(text(queries.THESE_TRIALS), {"ids": list(ids)}).all()
+            return self._build(connection, cast("Sequence[Head]", rows))
+
+    def rows(self, query: str, values: dict[str, Any]) -> list[Any]:
+        """What a query of our own selects."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(text(query), values).all())
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Trials with a larger id, and the included ones, by id. KeyError when there is no such study."""
+        which = {"study": study_id, "after": trial_id_greater_than, "also": list(included_trial_ids)}
+        with self.engine.connect() as connection:
+            rows = cast("Sequence[Head]", connection.execute(text(queries.TRIALS), which).all())
+            if not rows and not connection.execute(text(queries.STUDY), which).all():
+                raise KeyError(f"No study has the id {study_id}.")
+            if states is not None:
+                rows = [row for row in rows if TrialState[row[2]] in states]
+            return self._build(connection, rows, brief=self.brief)
+
+    def waiting(self, study_id: int) -> list[FrozenTrial]:
+        """The study's trials that wait to be run, by id."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(text(queries.WAITING), {"study": study_id}).all()
+            return self._build(connection, cast("Sequence[Head]", rows))
+
+    def beat(self, trial_id: int) -> TrialState:
+        """Writes a heartbeat; the trial's state. KeyError when there is no such trial."""
+        with self.engine.begin() as connection:
+            state = connection.execute(text(queries.BEAT), {"trial": trial_id}).scalar_one_or_none()
+        if state is None:
+            raise KeyError(f"No trial has the id {trial_id}.")
+        return TrialState[state]
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: orm.Session
+    ) -> models.TrialModel:
+        """A trial is retried once: a repeated request gets the retry that is there. (The study is locked.)"""
+        number = template_trial.system_attrs.get(RETRY_OF) if template_trial else None
+        if number is not None:
+            which = {"study": study_id, "key": RETRY_OF, "number": str(number)}
+            found = session.execute(text(queries.RETRY), which).scalar_one_or_none()
+            if found is not None:
+                return session.get_one(models.TrialModel, found)
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    def write_trial(self, trial_id: int, batch: Batch) -> None:
+        """Stores the batch. UpdateFinishedTrialError, and nothing stored, when the trial is over."""
+        with self.engine.begin() as connection:
+            query = text("select cast(state as text) from trials where trial_id = :trial for update")
+            state = connection.execute(query, {"trial": trial_id}).scalar_one()
+            self.check_trial_is_updatable(trial_id, TrialState[state])
+            batch.write(connection, trial_id)
+
+    def _build(
+        self, connection: Connection, rows: Sequence[Head], *, brief: bool = False
+    ) -> list[FrozenTrial]:
+        """FrozenTrials of these rows of `trials`. The state was read first: what is finished is whole."""
+        ids = [row[0] for row in rows]
+        if not ids:
+            return []
+
+        own, which = [] if brief else ids, {"ids": ids, "without": queries.BRIEF if brief else []}
+        facts: dict[str, dict[int, Any]] = {kind: {} for kind in queries.FACTS}
+        with ThreadPoolExecutor(1) as beside:  # PostgreSQL puts the next answer together while we read one
+            rest = beside.submit(self._read_params, own) if len(own) > MANY else None
+            for query in [queries.ALL_FACTS] if len(ids) <= MANY else queries.FACTS.values():
+                for kind, trial_id, value in connection.execute(text(query), which):
+                    facts[kind][trial_id] = json.loads(value)
+            params, distributions = rest.result() if rest else self._read_params(own, connection)
+        values, steps, user, system = (facts[kind] for kind in queries.FACTS)
+        trials: list[FrozenTrial] = []
+        for trial_id, number, state, start, end in rows:
+            trials.append(
+                FrozenTrial(
+                    number=number,
+                    state=TrialState[state],
+                    value=None,
+                    values=values.get(trial_id),
+                    datetime_start=_local(start),
+                    datetime_complete=_local(end),
+                    params=params.get(trial_id, {}),
+                    distributions=distributions.get(trial_id, {}),
+                    user_attrs=user.get(trial_id, {}),
+                    system_attrs=system.get(trial_id, {}),
+                    intermediate_values=dict(steps.get(trial_id, ())),
+                    trial_id=trial_id,
+                )
+            )
+        return trials
+
+    def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> Columns:
+        """Over a connection of its own if none is given."""
+        if connection is None:
+            with self.engine.connect() as own:
+                return self._read_params(ids, own)
+        return read_params(connection, ids, self._known)
+
+
+def _local(utc: datetime | None) -> datetime | None:
+    """Optuna stores naive UTC and shows naive local time."""
+    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+class BatchStorage(_CachedStorage):
+    """Optuna's cache over a BulkStorage; inside `collect(trial_id)` that trial's writes wait."""
+
+    def __init__(self, backend: BulkStorage) -> None:
+        super().__init__(backend)
+        self.bulk = backend
+        self.grace_s = backend.grace_period or 0
+        self._batches: dict[int, Batch] = {}
+
+    @contextmanager
+    def collect(self, trial_id: int) -> Generator[None]:
+        """Writes to the trial are stored together at the block's end, also when it raises; may be nested."""
+        if trial_id in self._batches:
+            yield
+            return
+        batch = self._batches[trial_id] = Batch()
+        try:
+            yield
+        finally:
+            del self._batches[trial_id]
+            self.bulk.write_trial(trial_id, batch)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None:
+            super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        else:
+            batch.params[param_name] = (float(param_value_internal), distribution)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None:
+            super().set_trial_user_attr(trial_id, key, value)
+        else:
+            batch.user[key] = json.dumps(value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None:
+            super().set_trial_system_attr(trial_id, key, value)
+        else:
+            batch.system[key] = json.dumps(value)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        batch = self._batches.get(trial_id)
+        if batch is None or not math.isfinite(intermediate_value):
+            super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        else:
+            batch.steps[step] = float(intermediate_value)
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """With those that wait: who asks wants to know what is set already."""
+        return self._with_waiting(trial_id, "system")
+
+    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
+        """With those that wait."""
+        return self._with_waiting(trial_id, "user")
+
+    def _with_waiting(self, trial_id: int, kind: str) -> dict[str, Any]:
+        batch = self._batches.get(trial_id)
+        trial = batch.stored if batch is not None and batch.stored is not None else self.get_trial(trial_id)
+        found = cast("dict[str, Any]", getattr(trial, f"{kind}_attrs"))
+        if batch is None:
+            return found
+        batch.stored = trial
+        waiting: Iterable[tuple[str, str]] = getattr(batch, kind).items()
+        return found | {key: json.loads(value) for key, value in waiting}
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As Optuna's; but who asks for a trial reads only those that wait."""
+        if states != (TrialState.WAITING,):
+            return super().get_all_trials(study_id, deepcopy, states)
+        found = self.bulk.waiting(study_id)
+        with self._lock:
+            known = self._studies.setdefault(study_id, _StudyInfo())
+            self._add_trials_to_cache(study_id, found)
+            known.unfinished_trial_ids |= {t._trial_id for t in found}  # pyright: ignore[reportPrivateUsage]
+        return found
+
+    def remove_session(self) -> None:
+        self.bulk.remove_session()
+
+
+@contextmanager
+def collected(trial: Trial) -> Generator[None]:
+    """Writes to `trial` inside the block become one transaction, where its storage can do that."""
+    storage = trial.storage
+    if not isinstance(storage, BatchStorage):
+        yield
+        return
+    with storage.collect(trial._trial_id):  # pyright: ignore[reportPrivateUsage]
+        yield

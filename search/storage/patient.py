@@ -1,0 +1,297 @@
+"""open_storage(url) -> an Optuna storage on PostgreSQL that outlives restarts of its database.
+
+Every call is repeated until the database answers again, for at most `patience_s`; then one StorageError.
+Tables and studies are made under an advisory lock, dead workers' trials are retried without their results,
+and no text that leaves this module holds a password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import exc
+from sqlalchemy.pool import NullPool
+
+from search.storage.bulk import RETRY_OF, BatchStorage, BulkStorage
+from search.storage.server import WAY_OUT, StorageError, url_of
+from search.storage.timing import Timing
+
+ENVIRONMENT = "CADDIE_STORAGE"
+LOCK_CLASS = 0xCADD1E  # first key of our advisory locks; the second is 0 (creation) or a study's id
+CREATION_WAIT = "60s"  # for the others that make tables and studies just now
+CHECK_S = 9.0  # a database that does not answer by then is unreachable
+MAX_RETRY = 3  # times that one configuration is tried again after dead workers or broken infrastructure
+DRIVER = "postgresql+psycopg2"
+SUPPORTED = "postgresql://user:password@host:5432/database"
+OUTAGES = (exc.PendingRollbackError, exc.DisconnectionError, exc.TimeoutError)
+DATABASE_GONE = (exc.DBAPIError, StorageInternalError, *OUTAGES)
+REPEATED = (
+    "create_new_study delete_study set_study_user_attr set_study_system_attr get_study_id_from_name "
+    "get_study_name_from_id get_study_directions get_study_user_attrs get_study_system_attrs "
+    "get_all_studies _create_new_trial _set_trial_param get_trial_param "
+    "get_trial_id_from_study_id_trial_number get_best_trial _get_best_trial_id "
+    "set_trial_state_values set_trial_intermediate_value set_trial_user_attr set_trial_system_attr "
+    "get_trial trials_of rows waiting beat write_trial get_trial_user_attrs get_trial_system_attrs "
+    "get_all_trials _get_trials record_heartbeat _get_stale_trial_ids"
+).split()
+KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
+
+
+def redact(text: object) -> str:
+    """The text with every password in URLs and connection strings replaced by ***."""
+    clean = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S*@", r"\1:***@", str(text))
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^&\s'\"]+)", r"\1***", clean, flags=re.IGNORECASE)
+
+
+def normalise_url(url: str) -> str:
+    """The URL for SQLAlchemy and Optuna: psycopg2 named, braces percent-encoded. Raises StorageError."""
+    url = url.strip()
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgres", "postgresql", DRIVER):
+        shown = f"{scheme}://" if separator else "no URL" if not url else "a name without ://"
+        raise StorageError(
+            f"The storage must be a PostgreSQL URL such as {SUPPORTED} (postgres:// and {DRIVER}:// work "
+            f"too), but got {shown}. Leave --storage out for the built-in PostgreSQL."
+        )
+    plain = f"{DRIVER}://{rest}".replace("{", "%7B").replace("}", "%7D")
+    try:
+        sqlalchemy.make_url(plain)
+    except (exc.ArgumentError, ValueError):
+        raise StorageError(
+            f"The storage must be a URL of the form {SUPPORTED}, but this one cannot be read. Percent-encode "
+            "odd characters of the password (@ is %40, / is %2F, : is %3A), and check the port."
+        ) from None
+    return plain
+
+
+def resolve_url(option: str | None, *, home: Path, environ: Mapping[str, str]) -> str:
+    """The URL to use: --storage, else CADDIE_STORAGE, else the private server under `home` (claimed)."""
+    given = option or environ.get(ENVIRONMENT)
+    return normalise_url(given) if given else url_of(home)
+
+
+def connect_arguments(url: str, *, link_s: int = Timing.link_s) -> dict[str, Any]:
+    """psycopg2's arguments: over TCP a dead link is noticed within about `link_s`, twice that when idle."""
+    parts = sqlalchemy.make_url(url)
+    arguments: dict[str, Any] = {"connect_timeout": 10, "application_name": "caddie"}
+    if parts.host:
+        arguments |= {"keepalives_idle": link_s, "keepalives_interval": max(1, link_s // 4)}
+        arguments |= {"keepalives_count": 3, "tcp_user_timeout": 1000 * link_s}
+    return arguments
+
+
+def side_engine(url: str, *, connect_timeout_s: int = 10) -> sqlalchemy.Engine:
+    """An engine for connections of our own beside Optuna's: none is kept."""
+    arguments = connect_arguments(url) | {"connect_timeout": connect_timeout_s}
+    return sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=arguments)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether repeating may help: the database is away, starting, full or out of connections."""
+    if isinstance(error, StorageInternalError):
+        return error.__cause__ is not None and is_outage(error.__cause__)
+    if isinstance(error, exc.OperationalError | exc.InterfaceError):
+        return True
+    return error.connection_invalidated if isinstance(error, exc.DBAPIError) else isinstance(error, OUTAGES)
+
+
+class PatientStorage(BulkStorage):
+    """BulkStorage whose every call waits out an outage of the database."""
+
+    def __init__(self, url: str, *, worker: bool, timing: Timing, revive: Callable[[], object] | None):
+        self.timing = timing
+        self.revive = revive
+        pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
+        super().__init__(
+            url,
+            engine_kwargs=pool | {"connect_args": connect_arguments(url, link_s=timing.link_s)},
+            heartbeat_interval=timing.heartbeat_s,
+            grace_period=timing.grace_s,
+            heartbeat_stale_trial_callback=retry_stale_trial,
+            skip_table_creation=worker,
+            skip_compatibility_check=worker,
+        )
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return functools.partial(self._persist, name, found) if name in REPEATED else found
+
+    def _persist(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        began: float | None = None
+        delay_s = 0.1
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except UpdateFinishedTrialError:
+                if began is None or name != "set_trial_state_values" or not self._was_ours(*args, **kwargs):
+                    raise
+                return True
+            except DATABASE_GONE as error:
+                if not is_outage(error):
+                    raise
+                began = began or time.monotonic()
+                self.scoped_session.remove()
+                if time.monotonic() - began > self.timing.patience_s:
+                    raise _gone(self.url, error) from None
+            time.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(delay_s * 1.6, 2.0)
+            self._call_revive()
+
+    def _call_revive(self) -> None:
+        try:
+            if self.revive is not None:
+                self.revive()
+        except StorageError:
+            return  # it may succeed later; our own patience decides
+
+    def _was_ours(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
+        """A commit whose answer was lost in an outage: the trial is finished the way we wanted."""
+        stored = self.get_trial(trial_id)
+        return stored.state == state and (values is None or stored.values == list(values))
+
+
+def _gone(url: str, error: BaseException) -> StorageError:
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    return StorageError(
+        f"The database must answer, but {redact(url)} does not: {_first_line(cause)}. All finished trials "
+        "are stored. Start the database again and run the same command to go on."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return redact(str(getattr(error, "orig", None) or error).strip().split("\n")[0])
+
+
+def connect_check(url: str) -> None:
+    """Raises one clear StorageError within ten seconds when the database cannot be used for a study."""
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        engine = side_engine(url, connect_timeout_s=5)
+        may_create = "coalesce(has_schema_privilege(current_schema(), 'create'), false)"
+        query = f"select pg_is_in_recovery(), {may_create}"
+        began = time.monotonic()
+        for attempt in range(4):
+            try:
+                with engine.connect() as connection:
+                    standby, writable = connection.execute(sqlalchemy.text(query)).one()
+                problem = "it is a read-only standby" if standby else None
+                problem = problem or (None if writable else "this user may not create tables in its schema")
+                answer.append(problem)
+                return
+            except exc.SQLAlchemyError as error:  # a connection that was dropped is made again
+                if attempt == 3 or not is_outage(error) or time.monotonic() - began > 1.0:
+                    answer.append(_first_line(error))
+                    return
+
+    thread = threading.Thread(target=ask, daemon=True)  # a name server that hangs must not hang us
+    thread.start()
+    thread.join(CHECK_S)
+    problem = answer[0] if answer else f"no answer within {CHECK_S:.0f} s"
+    if problem is not None:
+        raise StorageError(
+            f"The storage must be a PostgreSQL database that we can reach and write, but {redact(url)}: "
+            f"{problem}. Check host, port, user, password and database name. {WAY_OUT}"
+        )
+
+
+@contextmanager
+def creation_lock(url: str) -> Generator[None]:
+    """Holds the advisory lock under which tables and studies are made, for all processes of a database."""
+    with ExitStack() as stack:
+        for attempt in range(4):  # a connection may be dropped while it waits
+            try:
+                connection = stack.enter_context(side_engine(url).connect())
+                connection.execute(sqlalchemy.text(f"set local lock_timeout = '{CREATION_WAIT}'"))
+                connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, 0)"), {"c": LOCK_CLASS})
+                break
+            except exc.OperationalError as error:
+                stack.close()
+                if attempt == 3 or not is_outage(error):
+                    raise _gone(url, error) from None
+        yield  # the lock goes with the connection
+
+
+def _made(url: str, **settings: Any) -> PatientStorage:
+    """A PatientStorage; its making, which it does not repeat itself, is repeated when a connection drops."""
+    for _ in range(4):
+        with contextlib.suppress(exc.OperationalError, StorageInternalError):
+            return PatientStorage(url, **settings)
+    return PatientStorage(url, **settings)
+
+
+def open_storage(
+    url: str, *, worker: bool, timing: Timing | None = None, revive: Callable[[], object] | None = None
+) -> BatchStorage:
+    """The patient storage behind Optuna's cache.
+
+    `worker=False` also makes or checks the tables (any number of processes at once). `revive` is called while
+    the database is away: for the private server pass `lambda: url_of(home)`, which restarts it.
+    """
+    url = normalise_url(url)
+    timing = timing or Timing()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if worker:
+            patient = _made(url, worker=True, timing=timing, revive=revive)
+        else:
+            connect_check(url)
+            try:
+                with creation_lock(url):
+                    patient = _made(url, worker=False, timing=timing, revive=revive)
+            except (exc.SQLAlchemyError, RuntimeError) as error:
+                raise StorageError(
+                    f"The tables must be those of Optuna {optuna.__version__}, but {redact(url)}: "
+                    f"{_first_line(error)}. Use another database, or an Optuna of the version that made it."
+                ) from None
+    return BatchStorage(patient)
+
+
+def open_study(storage: optuna.storages.BaseStorage, name: str, *, url: str, **kept: Any) -> optuna.Study:
+    """Makes or joins the study; `kept` (sampler, pruner, direction) goes to optuna.create_study."""
+    with creation_lock(normalise_url(url)):
+        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, **kept)
+
+
+def retry_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Optuna's callback for a trial whose worker died: its configuration is tried again."""
+    requeue(study, trial, counted=True)
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
+    """Queues the configuration of a failed trial again, once; False when it has none, or used up its retries.
+
+    Constraints, artifacts, pruner rungs and intermediate values stay with the dead run (Optuna's own callback
+    hands constraints on, and they can never be overwritten). User attributes are handed on.
+    """
+    old = trial.system_attrs
+    history = list(cast("list[int]", old.get("retry_history", []))) + ([trial.number] if counted else [])
+    if len(history) > MAX_RETRY or not (trial.params or old.get("fixed_params")):
+        return False
+    kept = {key: old[key] for key in KEPT_ON_RETRY if key in old}
+    system_attrs = kept | {"failed_trial": old.get("failed_trial", trial.number), "retry_history": history}
+    system_attrs[RETRY_OF] = trial.number
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=trial.user_attrs,
+            system_attrs=system_attrs,
+        )
+    )
+    return True

@@ -1,0 +1,221 @@
+"""draft(scan, out) -> TOML: a first study of a scanned script, which loads and runs at once.
+
+Ranges are guesses from names and defaults: learning rates and weight decays logarithmic, a factor 4 around;
+momenta by their distance from 1; counts around their default; 0/1 switches as gates, with what has their
+prefix below them. Paths, seeds, budgets and shapes that must divide stay fixed. Every line names the line of
+the script that it comes from; what was not understood is listed at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+from search.study.model import load_study
+from search.trainers.foreign.log_reader import EXACT, KNOWN_SCORES
+from search.trainers.foreign.scan import Read, Scan, scan
+
+SWITCH = re.compile(r"^(?:USE|ENABLE|WITH)_(\w+)$|^(\w+?)_(?:ENABLED|ENABLE|ON)$")
+FIXED = re.compile(
+    r"SEED|PATH|DIR$|FILE|RUN_ID|RUN_NAME|TOKENIZER|DATA(_|$)|VOCAB|LOG|VAL_|EVERY|PATTERN|ITERATIONS|WALLCLOCK|"
+    r"WARMUP_STEPS|NUM_HEADS|KV_HEADS|N_HEADS?$|MODEL_DIM|SEQ_LEN|BATCH|DEVICE|DTYPE|COMPILE|PRECISION|NAME$"
+)
+RATE = re.compile(r"(^|_)(LR|WD|LEARNING_RATE|WEIGHT_DECAY|EPS|STD|LAMBDA|DAMP\w*)(_|$)")
+NEAR_ONE = re.compile(r"MOMENTUM|BETA|DECAY")
+SHARE = re.compile(r"FRAC|RATIO|PCT|DROPOUT|THRESHOLD|(^|_)PROB")
+LAYERS = re.compile(r"LAYERS|DEPTH")
+FOLD = 4.0  # a logarithmic range reaches this far to both sides
+HEAD = """\
+# Drafted from {script} without running it. Ranges and limits are guesses: read them first;
+# docs/any_trainer.md says what each entry means. The value of [fixed] is what the script has by default.
+[study]
+name = {name}
+question = "Which settings of {script} lower val_bpb within bytes and seconds?"
+num_reports = 8
+
+[limits]
+artifact_bytes = 16_000_000
+train_seconds = 600
+eval_seconds = 600
+
+[trainer]
+script = {path}
+command = {command}
+"""
+
+
+def draft(found: Scan, out: Path) -> str:
+    """The study file's text; `out` is where it will lie (the script's path is relative to it)."""
+    path = Path(os.path.relpath(found.path.resolve(), out.resolve().parent)).as_posix()
+    run = "{python} {script}"
+    if found.distributed:
+        run = "{python} -m torch.distributed.run --standalone --nproc_per_node={gpus} {script}"
+    stem = re.sub(r"[^\w.+-]", "_", out.stem).lstrip(".+-") or "theirs"
+    lines = [
+        HEAD.format(
+            script=found.path.name, name=json.dumps(stem), path=_text(path), command=_text(run)
+        ).rstrip()
+    ]
+    lines += _reading(found)
+    fixed, space = _split(found)
+    lines += ["", "[fixed]", *fixed, "", "[space]", *space]
+    if found.odd:
+        lines += ["", "# Not understood, and left to the script:", *(f"#   {odd}" for odd in found.odd)]
+    return "\n".join(lines) + "\n"
+
+
+def write(script: Path, out: Path | None) -> str:
+    """Scans the script and writes the draft to `out`; returns what to print: the draft where there is no
+    `out`, else what was found. Raises ValueError, also for a draft that could not be loaded."""
+    found = scan(script)
+    text = draft(found, out or Path("theirs.toml"))
+    if out is None:
+        return text
+    if out.exists():
+        raise ValueError(f"A draft overwrites nothing, but {out} exists. Give another --out, or remove it.")
+    out.write_text(text, encoding="utf-8")
+    study = load_study(out, {})
+    variables = study.foreign.variables if study.foreign else {}
+    gates = sum(v.gate for v in variables.values())
+    told = [
+        f"{out}: {len(found.reads)} variables of {script.name}; {len(variables)} to search ({gates} gates), "
+        f"{len(study.foreign.fixed) if study.foreign else 0} fixed",
+        *(f"  not understood: {odd}" for odd in found.odd),
+        f"  score rule: {', '.join(score_rule(found)) or 'no score line found; name one in [trainer] score'}",
+    ]
+    if not variables:
+        told.append("  nothing to search: the script reads no setting that a range could be guessed for")
+    told.append(f"Read it, then: python search.py --study {out} --trials 20")
+    return "\n".join(told) + "\n"
+
+
+def _reading(found: Scan) -> list[str]:
+    """The entries that say which lines count."""
+    reads, lines = found.reads, list[str]()
+    for key, names in (
+        ("wallclock", ("MAX_WALLCLOCK_SECONDS",)),
+        ("warmdown", ("WARMDOWN_ITERS", "WARMDOWN_STEPS")),
+        ("warmdown_frac", ("WARMDOWN_FRAC",)),
+    ):
+        name = next((n for n in names if n in reads and reads[n].default), "")
+        if name and not (key == "warmdown_frac" and any(line.startswith("warmdown =") for line in lines)):
+            lines.append(f"{key} = {_text(name)}")
+    rule = score_rule(found)
+    printed = ", ".join(f"{label} (line {line})" for label, line in found.labels.items())
+    if rule:
+        lines.append("# the first of these that a run prints is its score; CHECK the order")
+        lines.append(f"score = [{', '.join(map(_text, rule))}]")
+    lines.append(f"# score lines in the script: {printed or 'none found; name one in score = [...]'}")
+    codecs = [codec for codec in found.sizes if codec]
+    if len(codecs) > 1:
+        lines.append(f"# sizes are printed for {', '.join(codecs)}; CHECK which one counts")
+        lines.append(f"size = {_text(codecs[-1])}")
+    return lines
+
+
+def score_rule(found: Scan) -> list[str]:
+    """Labels by what is added last: known ones in KNOWN_SCORES' order, others before them, latest first;
+    of `X` and `X_exact` the exact one."""
+    exact = [k for k in found.labels if k.endswith(EXACT) or k + EXACT not in found.labels]
+
+    def order(label: str) -> tuple[int, int]:
+        base = label.removesuffix(EXACT)
+        rank = KNOWN_SCORES.index(base) if base in KNOWN_SCORES else -1
+        return rank, -found.labels[label]
+
+    return sorted(exact, key=order)
+
+
+def _split(found: Scan) -> tuple[list[str], list[str]]:
+    """(lines of [fixed], lines of [space])."""
+    gates = {n: stem for n, read in found.reads.items() if (stem := _stem(read))}
+    fixed, space = list[str](), list[str]()
+    for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
+        at = f"  # line {read.line}, default {read.default!r}" + (f"; {read.note}" if read.note else "")
+        if name in gates:
+            off = "" if read.on == "1" else f", on = {_text(read.on)}, off = {_text(_opposite(read.on))}"
+            space.append(f"{name} = {{ gate = true{off}{_when(name, gates)} }}{at}")
+        elif read.default is None:
+            reason = read.note or "no default: set it if the script needs it"
+            fixed.append(f"# {name} =  # line {read.line}, {reason}")
+        elif spec := _range(read):
+            space.append(f"{name} = {{ {spec}{_when(name, gates)} }}{at}")
+        else:
+            value = read.default if read.kind != "bool" else (read.on if read.default else "0")
+            fixed.append(f"{name} = {_value(value)}{at}")
+    return fixed, space
+
+
+def _opposite(on: str) -> str:
+    pairs = {"true": "false", "yes": "no", "on": "off", "True": "False"}
+    return pairs.get(on, "0")
+
+
+def _stem(read: Read) -> str:
+    """What the settings of a switch begin with; "" when the variable is no switch."""
+    if FIXED.search(read.name):
+        return ""
+    named = SWITCH.match(read.name)
+    switch = read.kind == "bool" or (named is not None and read.default in (0, 1, "0", "1"))
+    if not switch:
+        return ""
+    return (named[1] or named[2] if named else read.name) + "_"
+
+
+def _when(name: str, gates: dict[str, str]) -> str:
+    """The condition of a variable: the switch with the longest matching prefix."""
+    owners = [gate for gate, stem in gates.items() if gate != name and name.startswith(stem)]
+    owner = max(owners, key=lambda gate: len(gates[gate]), default="")
+    circular = owner in gates and name in gates and owner.startswith(gates[name])
+    return f', when = "{owner}"' if owner and not circular else ""
+
+
+def _range(read: Read) -> str:
+    """A range around the default, as TOML; "" where none is to be guessed."""
+    value = read.default
+    if FIXED.search(read.name) or read.kind == "str" or isinstance(value, bool) or not math.isfinite(value):
+        return ""
+    return _whole(read.name, int(value)) if read.kind == "int" else _real(read.name, float(value))
+
+
+def _whole(name: str, value: int) -> str:
+    if value < 1:
+        return ""
+    if LAYERS.search(name) and value > 4:
+        return f"low = {value - 2}, high = {value + 2}"
+    if value >= 32 and value & (value - 1) == 0:
+        return f"choices = [{value // 2}, {value}, {value * 2}]"
+    if value > 32:
+        return f"low = {value // 2}, high = {value * 2}, log = true"
+    return f"low = {max(1, value // 2)}, high = {value * 2}"
+
+
+def _real(name: str, value: float) -> str:
+    if value <= 0.0:
+        return ""
+    if NEAR_ONE.search(name) and 0.5 < value < 1.0 and not RATE.search(name):
+        return f"low = {_short(max(0.0, 1 - 3 * (1 - value)))}, high = {_short(1 - (1 - value) / 3)}"
+    if SHARE.search(name) and value <= 1.0:
+        return f"low = {_short(value / 2)}, high = {_short(min(1.0, value * 2))}"
+    if RATE.search(name):
+        return f"low = {_short(value / FOLD)}, high = {_short(value * FOLD)}, log = true"
+    return f"low = {_short(value / 2)}, high = {_short(value * 2)}, log = true"
+
+
+def _short(value: float) -> str:
+    text = f"{value:.4g}"
+    return text if any(c in text for c in ".en") else text + ".0"
+
+
+def _text(text: str) -> str:
+    """A TOML string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _value(value: str | int | float) -> str:
+    if isinstance(value, str):
+        return _text(value)
+    return repr(value) if not isinstance(value, float) or math.isfinite(value) else f'"{value}"'

@@ -1,0 +1,309 @@
+"""scan(path) -> Scan: what a training script reads from its environment and which score lines it prints.
+
+By `ast` alone; the script is neither run nor imported. Found are os.environ.get, os.environ[...], os.getenv,
+setdefault, their aliases, functions and lambdas that wrap them, and fields of a dataclass whose names are
+built with .upper(); int, float, bool, bool(int(...)) and == "1" around them tell the type. What cannot be
+told (a name built at run time, a computed default) is listed with its line, never guessed in silence.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search.trainers.foreign.literals import (
+    FALSE,
+    HOLE,
+    TRUE,
+    all_of,
+    cast_to,
+    constants,
+    evaluate,
+    kind_of,
+    printed_lines,
+)
+from search.trainers.foreign.log_reader import label_of
+
+MAX_BYTES = 8_000_000  # of a script; more is no script
+RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+WORLD = RANKS | {"CUDA_VISIBLE_DEVICES", "PATH", "HOME", "USER", "TMPDIR", "OMP_NUM_THREADS"}
+Helper = tuple[int, int, str]  # index of the name among its arguments, of the default (-1: none), its type
+
+
+@dataclass(frozen=True)
+class Read:
+    """One variable that the script reads."""
+
+    name: str
+    kind: str  # int, float, bool, str
+    default: Any  # None: there is none, or it is computed
+    line: int
+    note: str = ""  # what could not be understood
+    on: str = "1"  # text of a boolean
+
+
+@dataclass
+class Scan:
+    """What a script told."""
+
+    path: Path
+    reads: dict[str, Read] = field(default_factory=dict[str, Read])
+    labels: dict[str, int] = field(default_factory=dict[str, int])  # score label -> line
+    sizes: dict[str, int] = field(default_factory=dict[str, int])  # codec of the size line -> line
+    odd: list[str] = field(default_factory=list[str])  # what could not be understood, with its line
+    distributed: bool = False
+
+
+def scan(path: Path) -> Scan:
+    """Reads the script. ValueError when it is no Python that can be read."""
+    tree = _parse(path)
+    reader = _Reader(tree)
+    found = Scan(path)
+    for read in [*reader.reads(), *reader.fields()]:
+        if read.name not in WORLD:
+            old = found.reads.setdefault(read.name, read)
+            if old.default != read.default and read.default is not None:
+                again = f"the default {read.default!r}; line {old.line} has {old.default!r}"
+                found.odd.append(f"line {read.line}: {read.name} is read again, with {again}")
+        else:
+            found.distributed |= read.name in RANKS
+    found.odd += reader.odd
+    for line, at in printed_lines(tree):
+        _line(line, at, found)
+    return found
+
+
+def names_read(path: Path) -> set[str]:
+    """The variables that a script reads, as far as they can be told; empty when it cannot be parsed."""
+    try:
+        return set(scan(path).reads)
+    except (ValueError, OSError):
+        return set()
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        data = path.read_bytes()
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"a script is at most {MAX_BYTES:,} bytes, and it has {len(data):,}")
+        return ast.parse(data, filename=str(path))
+    except SyntaxError as error:
+        where = f" (line {error.lineno})" if error.lineno else ""
+        raise ValueError(
+            f"A scan reads Python, but {path} is none: {error.msg}{where}. Correct it."
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"A scan reads Python, but {path} cannot be parsed: {error}.") from None
+
+
+class _Reader:
+    """The environment reads of a tree."""
+
+    def __init__(self, tree: ast.Module):
+        self.tree, self.odd = tree, list[str]()
+        self.parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+        self.constants = dict(constants(tree.body))
+        self.environ, self.getenv = {"environ"}, {"getenv"}
+        for node in ast.walk(tree):  # env = os.environ; from os import environ as e; get = os.environ.get
+            if isinstance(node, ast.ImportFrom) and node.module == "os":
+                for alias in node.names:
+                    target = {"environ": self.environ, "getenv": self.getenv}.get(alias.name, set[str]())
+                    target.add(alias.asname or alias.name)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                if self._is_environ(node.value):
+                    self.environ.add(node.targets[0].id)
+                elif self._is_getter(node.value):
+                    self.getenv.add(node.targets[0].id)
+        self.helpers: dict[str, Helper] = {}
+        self.inside: set[ast.AST] = set()  # reads that are a helper's body
+        while self._find_helpers():
+            continue
+
+    def _is_environ(self, node: ast.AST) -> bool:
+        if isinstance(node, ast.Attribute):
+            return node.attr == "environ" and isinstance(node.value, ast.Name)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            return bool(node.args) and self._is_environ(node.args[0])
+        return isinstance(node, ast.Name) and node.id in self.environ
+
+    def _is_getter(self, node: ast.AST) -> bool:
+        if isinstance(node, ast.Attribute):
+            if node.attr in ("get", "setdefault", "pop"):
+                return self._is_environ(node.value)
+            return node.attr == "getenv"
+        return isinstance(node, ast.Name) and node.id in self.getenv
+
+    def _access(self, node: ast.AST) -> tuple[ast.expr, ast.expr | None, str] | None:
+        """(name, default, type by a helper) of a node that reads the environment."""
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.ctx, ast.Load)
+            and self._is_environ(node.value)
+        ):
+            return node.slice, None, ""
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.In):
+            return (node.left, None, "bool") if self._is_environ(node.comparators[0]) else None
+        if not isinstance(node, ast.Call):
+            return None
+        values = [*node.args, *(k.value for k in node.keywords if k.arg == "default")]
+        if self._is_getter(node.func) and values:
+            return values[0], values[1] if len(values) > 1 else None, ""
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called in self.helpers:
+            name_at, default_at, kind = self.helpers[called]
+            if name_at >= len(values):
+                return None
+            typed = [v.id for v in [*values, *(k.value for k in node.keywords)] if isinstance(v, ast.Name)]
+            kind = next((t for t in typed if t in ("int", "float", "bool", "str")), kind)
+            return values[name_at], values[default_at] if 0 <= default_at < len(values) else None, kind
+        return None
+
+    def _find_helpers(self) -> bool:
+        """Functions and lambdas that read the variable which an argument names; True when one was new."""
+        before = len(self.helpers)
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.FunctionDef):
+                name, body = node.name, node
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+                name, body = getattr(node.targets[0], "id", ""), node.value
+            else:
+                continue
+            arguments = [a.arg for a in body.args.args if a.arg not in ("self", "cls")]
+            for inner in ast.walk(body):
+                access = self._access(inner)
+                if access is None or not isinstance(access[0], ast.Name) or access[0].id not in arguments:
+                    continue
+                default = access[1].id if isinstance(access[1], ast.Name) else ""
+                others = [a for a in arguments if a != access[0].id]
+                at = arguments.index(default) if default in arguments else -1
+                if at < 0 and others and others[0] in ("default", "d", "fallback", "value"):
+                    at = arguments.index(others[0])
+                self.inside.add(inner)
+                kind = self._kind(inner) or access[2] or _annotation(body)
+                self.helpers.setdefault(name, (arguments.index(access[0].id), at, kind))
+        return len(self.helpers) > before
+
+    def reads(self) -> Iterator[Read]:
+        """Every read whose name can be told; others go to `odd`."""
+        for node in ast.walk(self.tree):
+            access = None if node in self.inside else self._access(node)
+            if access is None:
+                continue
+            line, name = getattr(node, "lineno", 0), self.constant(access[0])
+            if not isinstance(name, str):
+                if not self._by_field(access[0]):
+                    self.odd.append(f"line {line}: a name built at run time, {ast.unparse(access[0])}")
+                continue
+            yield self._read(node, name, access[1], access[2])
+
+    def _read(self, node: ast.AST, name: str, default: ast.expr | None, kind: str) -> Read:
+        line, value, note = getattr(node, "lineno", 0), None, ""
+        if default is not None:
+            value = self.constant(default)
+            if value is None and not (isinstance(default, ast.Constant) and default.value is None):
+                note = f"computed default {ast.unparse(default)[:60]}"
+        else:
+            value = self._or_default(node)
+        kind = self._kind(node) or kind or kind_of(value)
+        value, problem = cast_to(value, kind)
+        return Read(name, kind, value, line, note or problem, self._on(node))
+
+    def constant(self, node: ast.expr) -> Any:
+        """The value of a constant expression, None when it is none."""
+        if isinstance(node, ast.Name):
+            return self.constants.get(node.id)
+        return evaluate(node)
+
+    def _climb(self, node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+        """(parent, child) upwards, through method calls and conversions of the value that was read."""
+        while (parent := self.parents.get(node)) is not None:
+            yield parent, node
+            around = isinstance(parent, ast.Attribute) or (isinstance(parent, ast.BoolOp))
+            call = isinstance(parent, ast.Call) and (node is parent.func or node in parent.args)
+            if not (around or call):
+                return
+            node = parent
+
+    def _kind(self, node: ast.AST) -> str:
+        """int, float, bool or str by what stands around the read; "" when nothing does."""
+        kind = ""
+        for parent, child in self._climb(node):
+            if isinstance(parent, ast.Call) and child in parent.args and isinstance(parent.func, ast.Name):
+                if parent.func.id not in ("int", "float", "bool", "str"):
+                    break
+                kind = parent.func.id
+            elif isinstance(parent, ast.Compare):
+                texts = [text for c in parent.comparators for text in all_of(evaluate(c))]
+                if all(text.lower() in (*TRUE, *FALSE) for text in texts):
+                    return "bool"
+            elif isinstance(parent, ast.AnnAssign) and isinstance(parent.annotation, ast.Name):
+                known = parent.annotation.id in ("int", "float", "bool", "str")
+                return kind or (parent.annotation.id if known else "")
+        return kind
+
+    def _on(self, node: ast.AST) -> str:
+        """The text that switches a compared boolean on."""
+        for parent, _ in self._climb(node):
+            if isinstance(parent, ast.Compare) and isinstance(parent.ops[0], ast.Eq | ast.In):
+                texts = all_of(evaluate(parent.comparators[0]))
+                return "1" if "1" in texts else texts[0] if texts[0].lower() in TRUE else "1"
+        return "1"
+
+    def _or_default(self, node: ast.AST) -> Any:
+        """`os.environ.get("X") or 3`."""
+        parent = self.parents.get(node)
+        if isinstance(parent, ast.BoolOp) and isinstance(parent.op, ast.Or) and parent.values[0] is node:
+            return self.constant(parent.values[-1])
+        return None
+
+    def _by_field(self, name: ast.expr) -> bool:
+        """Whether a built name is a dataclass field's, in capitals."""
+        return ".upper()" in ast.unparse(name) and any(True for _ in self.fields())
+
+    def fields(self) -> Iterator[Read]:
+        """The annotated fields of dataclasses, when some name is built with .upper()."""
+        built = [a for n in ast.walk(self.tree) if (a := self._access(n)) and ".upper()" in ast.unparse(a[0])]
+        if not built:
+            return
+        prefix = _prefix(built[0][0])
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.ClassDef) and any(
+                "dataclass" in ast.unparse(d) for d in node.decorator_list
+            ):
+                for item in node.body:
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value:
+                        kind = ast.unparse(item.annotation)
+                        value = self.constant(item.value)
+                        kind = kind if kind in ("int", "float", "bool", "str") else kind_of(value)
+                        yield Read(
+                            prefix + item.target.id.upper(), kind, cast_to(value, kind)[0], item.lineno
+                        )
+
+
+def _prefix(name: ast.expr) -> str:
+    """ "GPT_" of f"GPT_{field.name.upper()}" and of "GPT_" + field.name.upper()."""
+    first = name.left if isinstance(name, ast.BinOp) else name
+    first = name.values[0] if isinstance(name, ast.JoinedStr) else first
+    return str(first.value) if isinstance(first, ast.Constant) else ""
+
+
+def _annotation(body: ast.FunctionDef | ast.Lambda) -> str:
+    text = ast.unparse(body.returns) if isinstance(body, ast.FunctionDef) and body.returns else ""
+    return text if text in ("int", "float", "bool", "str") else ""
+
+
+def _line(line: str, at: int, found: Scan) -> None:
+    size = re.match(rf"Total submission size(?: (\S+?))?: ?{HOLE}", line)
+    if size and HOLE not in (size[1] or ""):
+        found.sizes.setdefault(size[1] or "", at)
+    if not re.search(rf"val_bpb: ?{HOLE}", line) or line.startswith("step:"):
+        return
+    label = label_of(line)
+    if HOLE in label or not label:
+        found.odd.append(f"line {at}: a score label built at run time, {line.replace(HOLE, '…')[:70]}")
+    elif not label.lower().startswith("diagnostic"):
+        found.labels.setdefault(label, at)

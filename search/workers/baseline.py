@@ -1,0 +1,90 @@
+"""measure(session, workers) -> the study's own starting point, run before the first trial and kept with it.
+
+It runs as many copies at once as there will be workers: seconds are those that trials will see. Limits given
+in `…_baselines` are multiples of the slowest copy's; the leaderboard shows by how much a trial beats it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from search.space.native import build_space
+from search.storage.patient import creation_lock
+from search.trainers.foreign.run import command_for, strip_for
+from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
+from search.workers.exact import InfrastructureError
+from techniques import catalog
+
+if TYPE_CHECKING:
+    import optuna
+
+    from search.session.session import Session
+    from search.study.model import Study
+
+ATTRIBUTE = "baseline"  # user attribute of the Optuna study
+KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch")
+
+
+def stored(study: optuna.Study) -> dict[str, Any] | None:
+    """What an earlier session measured."""
+    return study.user_attrs.get(ATTRIBUTE)
+
+
+def with_measured_limits(study: Study, baseline: dict[str, Any] | None) -> Study:
+    """The study with its limits in seconds."""
+    if baseline is None or not study.limits.relative:
+        return study
+    limits = study.limits.measured(baseline)
+    return dataclasses.replace(study, limits=limits, timeout_seconds=limits.timeout_seconds())
+
+
+def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
+
+    Raises ValueError when the starting point itself does not run: no trial would."""
+    space, stopping = build_space(session.study, catalog.metadata()), threading.Event()
+    config, command = space.config({}), command_for(session.study)
+    config["num_threads"] = config.get("num_threads") or 1
+    environ = trainer_environment(
+        os.environ, strip=strip_for(session.study), num_threads=int(config["num_threads"])
+    )
+
+    def one(i: int) -> Outcome:
+        own = environ | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
+        folder = session.place.runs / f"baseline-{i}"
+        job = Job(folder, config, own, timeout_s=session.study.timeout_seconds, command=command)
+        return run_trainer(job, on_report=lambda record, reports: None, stop=stopping.is_set)
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            copies = [pool.submit(one, i) for i in range(workers)]
+            try:
+                outcomes = [copy.result() for copy in copies]
+            finally:  # Ctrl-C, or one that failed: nobody waits for the others to end by themselves
+                stopping.set()
+    except InfrastructureError as error:
+        raise ValueError(
+            f"A study's starting point must run before anything is varied, but its process broke down: "
+            f"{error}. Its last words are in {session.place.runs}/baseline-*/console.log; run the command "
+            "again."
+        ) from error
+    results = [o.result for o in outcomes if o.kind == "finished" and o.result]
+    if len(results) < workers:
+        reason = next(o.reason for o in outcomes if o.kind != "finished")
+        start = f"preset {session.study.preset!r}" if session.study.foreign is None else "the script"
+        raise ValueError(
+            f"A study's starting point must run before anything is varied, but {start} with the study's "
+            f"[fixed] settings ended: {reason}. Fix that first."
+        )
+    found = {key: results[0][key] for key in KEPT}
+    found |= {key: max(float(r[key]) for r in results) for key in ("train_seconds", "eval_seconds")}
+    found |= {"workers": workers}
+    with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
+        earlier = stored(session.optuna_study)
+        if earlier is None:
+            session.optuna_study.set_user_attr(ATTRIBUTE, found)
+    return earlier or found

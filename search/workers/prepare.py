@@ -1,0 +1,117 @@
+"""What must be right before the first trial: room on the disk, a device, the corpus, a space with
+something in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from search.common.machine import num_cores, visible_gpus
+from search.session.session import ROOT, Session, measured
+from search.study.model import Study
+from techniques.base import Choice
+from techniques.config import TRAINER_FIELDS
+
+
+def settled(study: Study, name: str) -> Any:
+    """A trainer setting's value as the study fixes it, the largest one where it is free."""
+    domain = study.free.get(name)
+    if domain is not None:
+        return max(domain.options) if isinstance(domain, Choice) else domain.high
+    default = TRAINER_FIELDS[name].default
+    return study.fixed.get(name, study.base.get(name, default))
+
+
+def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
+    demanded, but not here."""
+    device = settled(study, "device")
+    found = () if device == "cpu" else visible_gpus(environ)
+    if device == "cuda" and not found:
+        raise ValueError(
+            f'{study.name} demands a GPU (device = "cuda"), but this machine shows none. Run it on one that '
+            'has, or write device = "auto" under [fixed] of a study with another name.'
+        )
+    each = study.gpus_per_trial
+    if found and len(found) < each:
+        raise ValueError(
+            f"A trial of {study.name} trains on {each} GPUs, but this machine shows {len(found)}. Run it on "
+            "one that has them, or set `gpus_per_trial` in [study] of a study with another name."
+        )
+    return tuple(",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each))
+
+
+def default_workers(gpus: tuple[str, ...]) -> int:
+    """A worker for each trial's GPUs, else for each core."""
+    return len(gpus) or num_cores()
+
+
+def check_corpus(study: Study) -> str:
+    """Builds the embedded corpus if the study's is that one and is missing; checks any.
+
+    Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
+    from corpus import embedded
+    from corpus.dataset import open_dataset
+
+    folder, tokenizer = ROOT / str(settled(study, "data_path")), ROOT / str(settled(study, "tokenizer_path"))
+    vocab_size = int(settled(study, "vocab_size"))
+    data = ROOT / "data"
+    if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
+        try:
+            embedded.ensure(data, f"sp{vocab_size}")
+        except OSError as error:
+            raise ValueError(
+                f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. "
+                "Free some space or fix the permissions."
+            ) from error
+    seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
+    opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
+    return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
+
+
+def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
+    """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
+    from search.workers import baseline
+
+    found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
+    told = (
+        f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
+        f"{found['train_seconds']:.1f} s training, {found['eval_seconds']:.1f} s evaluation "
+        f"(slowest of {found['workers']} at once)"
+    )
+    return measured(session), told
+
+
+def machine(session: Session, *, native: bool = True) -> Session:
+    """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
+
+    Raises ValueError as those checks do."""
+    from search.session.session import check_room
+
+    check_room(session.place)
+    gpus_for(session.study, os.environ)
+    foreign = session.study.foreign is not None
+    if native and not foreign:
+        check_corpus(session.study)
+    if native or foreign:
+        session, _ = check_baseline(session, workers=1, gpus=())
+    return session
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def check_space(study: Study) -> str:
+    """ValueError unless something of the space can be tried. Returns its size in words."""
+    from search.samplers.caddie import require_feasible
+    from search.space.native import build_space
+    from search.trainers.foreign.run import preflight_for
+    from techniques import catalog
+
+    space = build_space(study, catalog.metadata())
+    require_feasible(space, preflight_for(study))
+    techniques = len(space.switches) + sum(len(choices) - 1 for choices in space.slots.values())
+    return f"{len(space.distributions)} parameters, {techniques} techniques to switch"

@@ -1,0 +1,155 @@
+"""earlier(session, hardware) -> Lessons: a new study's costs begin with what others in its database paid.
+
+Bytes: trials of the same trainer, whatever their sizes, data and machine: the bills hold what differs.
+Seconds: only those of the same hardware, ranks and kernels; of an evaluation of all validation tokens, whose
+number no bill knows, only on the same data. Every study has a factor of its own (`from_study`), trials of
+this study push those of others out, seconds turn nobody away before some of its own have finished
+(search/costs/preflight.py), and what leaves nothing to try is forgotten (search/samplers/caddie.py). The newest CARRIED
+trials are read, first those of studies on this kind of machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.costs.bills import num_params
+from search.costs.factors import CARRIED
+from search.costs.preflight import Preflight
+from search.samplers.caddie import result_of
+from search.session.passport import BUILT_IN, CODE, HARDWARE, TRAINER
+from search.session.session import IDENTITY, Session
+from search.storage.bulk import BatchStorage
+from search.study.model import Study
+from search.workers.prepare import settled
+from techniques import catalog
+from techniques.base import Choice
+from techniques.config import Resolved, resolve
+
+STUDIES = """
+select s.study_id, s.study_name, a.key, a.value_json from studies s
+join study_user_attributes a on a.study_id = s.study_id where a.key = any(:keys)"""
+NEWEST = """
+select trial_id, study_id from trials where study_id = any(:ids) and cast(state as text) = 'COMPLETE'
+order by study_id = any(:near) desc, datetime_complete desc limit :most"""
+KERNELS = ("compute_dtype", "compile", "attention")  # settings that move seconds and stand in no bill
+SECONDS = ("train_seconds", "eval_seconds", "stage_seconds")
+NAMED = 3  # studies that are named at the start
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One finished trial of another study."""
+
+    study: str
+    resolved: Resolved
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is carried over, the most telling last."""
+
+    found: tuple[Lesson, ...] = ()
+
+    def teach(self, preflight: Preflight) -> None:
+        """Before the first trial of its own study."""
+        for lesson in self.found:
+            preflight.learn([(lesson.resolved, lesson.result)], study=lesson.study)
+
+    def told(self, *, seconds: bool = True) -> str:
+        """One line; "" when there are none. `seconds`: the trials will run here."""
+        count, names = len(self.found), list(dict.fromkeys(lesson.study for lesson in reversed(self.found)))
+        if not count:
+            return ""
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        of = f"{'studies' if len(names) > 1 else 'study'} {', '.join(names[:NAMED])}{more}"
+        timed = sum("train_seconds" in lesson.result for lesson in self.found)
+        some = f", seconds of this machine from {timed or 'none'}" if seconds and timed < count else ""
+        return f"costs: learnt from {count} trial{'s' if count > 1 else ''} of {of}{some}"
+
+
+def earlier(session: Session, hardware: str) -> Lessons:
+    """For a study whose trials run on this hardware; none once its own would push all of them out again."""
+    storage = session.optuna_study._storage  # pyright: ignore[reportPrivateUsage]
+    if session.study.foreign is not None or not isinstance(storage, BatchStorage):
+        return Lessons()
+    own = session.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    studies = like_ours(session, storage) if len(own) < CARRIED else {}
+    if not studies:
+        return Lessons()
+    here = session.optuna_study.user_attrs.get(HARDWARE)
+    near = [key for key, told in studies.items() if told.get(HARDWARE) == here]
+    which = {"ids": list(studies), "near": near, "most": CARRIED}
+    owners: dict[int, int] = dict(map(tuple, storage.bulk.rows(NEWEST, which)))
+    trials = {t._trial_id: t for t in storage.bulk.trials_of(list(owners))}  # pyright: ignore[reportPrivateUsage]
+    found: list[Lesson] = []
+    for trial_id, owner in reversed(owners.items()):
+        trial, told = trials[trial_id], studies[owner]
+        resolved, result = understood(trial, told[IDENTITY]), result_of(trial)
+        if resolved is not None and result is not None:
+            kept = comparable(session.study, hardware, resolved, trial, result)
+            found.append(Lesson(told["name"], resolved, kept))
+    return Lessons(tuple(found))
+
+
+def like_ours(session: Session, storage: BatchStorage) -> dict[int, dict[str, Any]]:
+    """id -> name and attributes of the other studies of this trainer: this very code, or any of ours."""
+    studies: dict[int, dict[str, Any]] = {}
+    for study_id, name, key, value in storage.bulk.rows(
+        STUDIES, {"keys": [CODE, TRAINER, HARDWARE, IDENTITY]}
+    ):
+        studies.setdefault(study_id, {"name": name})[key] = json.loads(value)
+    mine = session.optuna_study.user_attrs
+    ours = mine.get(TRAINER) == BUILT_IN
+
+    def fits(told: Mapping[str, Any]) -> bool:
+        same = CODE in told and told[CODE] == mine.get(CODE)
+        same = same or (ours and told.get(TRAINER) == BUILT_IN)
+        return same and told["name"] != session.study.name and IDENTITY in told
+
+    return {key: told for key, told in studies.items() if fits(told)}
+
+
+def understood(trial: FrozenTrial, identity: Mapping[str, Any]) -> Resolved | None:
+    """The run of a stored trial; None where this version no longer reads it as the model that was trained."""
+    config: object = trial.user_attrs.get("config")
+    if not isinstance(config, dict):
+        return None
+    layer = {k: v for k, v in cast("dict[str, Any]", config).items() if k != "preset"}
+    try:
+        resolved = resolve({"preset": identity["base"], "file": layer}, catalog.metadata())
+    except (KeyError, ValueError):
+        return None
+    return resolved if num_params(resolved) == trial.user_attrs.get("params") else None
+
+
+def comparable(
+    study: Study, hardware: str, resolved: Resolved, trial: FrozenTrial, result: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The result without the seconds that say nothing here."""
+    passport = cast("Mapping[str, Any]", trial.user_attrs.get("passport") or {})
+    alike = passport.get(HARDWARE) == hardware and passport.get("world_size") == study.gpus_per_trial
+    alike = alike and all(_may_be(study, name, getattr(resolved.config, name)) for name in KERNELS)
+    dropped: Sequence[str] = () if alike else SECONDS
+    if alike and not _same_evaluation(study, resolved):
+        dropped = ("eval_seconds",)
+    return {key: value for key, value in result.items() if key not in dropped}
+
+
+def _same_evaluation(study: Study, resolved: Resolved) -> bool:
+    """Whether both score a known number of tokens, or both all of one data set."""
+    every = not settled(study, "val_tokens")
+    if every != (not resolved.config.val_tokens):
+        return False
+    names = ("data_path", "tokenizer_path", "vocab_size") if every else ()
+    return all(_may_be(study, name, getattr(resolved.config, name)) for name in names)
+
+
+def _may_be(study: Study, name: str, value: Any) -> bool:
+    domain = study.free.get(name)
+    return value in domain.options if isinstance(domain, Choice) else value == settled(study, name)

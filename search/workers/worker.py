@@ -1,0 +1,278 @@
+"""`python -m search.workers.worker`: one worker: asks for a trial, runs it as a trainer process, tells, until the
+target.
+
+A trial ends as COMPLETE (value: val_bpb), as PRUNED (given up on, or the configuration failed: then the
+constraint `run` is violated and TPE learns from it), or as FAIL (the machine's fault; its configuration is
+tried again). Its constraints are set in every case. SIGTERM, SIGINT or the end of --lifeline's stdin stop
+it within a second: the trainer is killed, the configuration queued again. Exit status: 0 done or stopped, 1
+too many failures, 2 a problem that only a person can solve (`error: ...` on stderr).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from optuna.exceptions import TrialPruned
+from optuna.trial import FrozenTrial, Trial
+
+from search.common.machine import hardware_here
+from search.pruning.pruner import SPARED, Pruner, remember
+from search.report.overhead import Clock
+from search.samplers.caddie import CaddieSampler
+from search.samplers.checkpoints import StageChooser
+from search.samplers.choose import sampled_by
+from search.session.passport import changed, check_joining
+from search.session.session import Session, find_study, open_session, quiet_log
+from search.space.native import build_space
+from search.stage_cache.reuse import REPLAYED, Fill, Reuse, open_reuse
+from search.storage.bulk import collected
+from search.storage.patient import MAX_RETRY, redact
+from search.study.constraints import set_all, violations
+from search.trainers.files import Record
+from search.trainers.foreign.run import command_for, preflight_for, strip_for, with_trainer
+from search.trainers.process import (
+    DiskTrouble,
+    Job,
+    Outcome,
+    TrainerCrashed,
+    run_trainer,
+    trainer_environment,
+)
+from search.workers import prepare, record
+from search.workers.exact import Hooks, Interrupted, TooManyFailures, run_exactly
+from search.workers.spec import parse
+from search.workers.warm_start import earlier
+from techniques import catalog
+
+Command = tuple[str, ...]
+SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker of a study; `stopping` may be set from anywhere."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        target: int,
+        index: int,
+        num_threads: int = 1,
+        command: Command = (),
+        reuse: Reuse | None = None,
+    ):
+        self.session, self.target, self.reuse = session, target, reuse
+        self.command = command or command_for(session.study)
+        self.num_threads = num_threads  # of a trainer, when the study does not say
+        self.study, known = session.study, catalog.metadata()
+        self.space = build_space(self.study, known)
+        self.hardware = hardware_here(self.study, num_threads=num_threads, environ=os.environ)
+        share = self.study.sampler.reuse
+        chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
+        preflight = preflight_for(self.study, self.hardware)
+        earlier(session, self.hardware).teach(preflight)
+        self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
+        self.pruner = Pruner(self.study.pruning)
+        self.strip = strip_for(self.study)
+        self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
+        self.name = record.worker_name(index)
+        self.stopping = threading.Event()
+        self.lost = threading.Event()  # the running trial was given to somebody else
+        self.fatal = ""
+        self.refusals: list[str] = []
+        self.clock = Clock()
+
+    def run(self) -> None:
+        """Until the study has its finished trials, or `should_stop`."""
+        self.session.optuna_study.sampler = self.sampler
+        run_exactly(
+            self.session.optuna_study,
+            self.objective,
+            target=self.target,
+            url=self.session.url,
+            stop=self.should_stop,
+            hooks=Hooks(self.after_trial, self.lost),
+        )
+
+    def should_stop(self) -> bool:
+        return self.stopping.is_set() or bool(self.fatal)
+
+    def should_leave(self) -> bool:
+        """Whether the running trial shall be left."""
+        return self.lost.is_set() or self.should_stop()
+
+    def after_trial(self, trial: FrozenTrial) -> None:
+        now = time.perf_counter()
+        self.clock = Clock(told_at=now, tell_s=now - self.clock.finished_at)
+
+    def objective(self, trial: Trial) -> float:
+        """val_bpb of the trial's configuration; raises what run_exactly understands."""
+        began = time.perf_counter()
+        self.clock.ask_s = began - self.clock.told_at
+        result, failure = None, "it had no chance to end"
+        try:
+            outcome = self.run_trial(trial)
+            result, failure = outcome.result, outcome.reason if outcome.kind == "failed" else None
+        finally:
+            with collected(trial):
+                set_all(trial, violations(result, self.study.limits, failure=failure))
+            self.clock.finished_at = time.perf_counter()
+        if outcome.kind != "finished" or outcome.result is None:
+            raise TrialPruned(outcome.reason)
+        return float(outcome.result["val_bpb"])
+
+    def run_trial(self, trial: Trial) -> Outcome:
+        """Samples, runs, and keeps what there is to keep."""
+        began = time.perf_counter()
+        trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
+        with collected(trial):
+            params = self.space.suggest(trial)
+            resolved = self.space.resolve(params)
+            config = self.config_of(params, resolved.values)
+            record.started(trial, config=config, resolved=resolved)
+        self.clock.sample_s = time.perf_counter() - began
+        reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
+        with reused as fill:
+            outcome = self.run_process(trial, config, fill)
+        began = time.perf_counter()
+        with collected(trial):
+            record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
+            if self.reuse and self.reuse.store.notes:
+                trial.set_user_attr("cache_notes", self.reuse.store.notes)
+                self.reuse.store.notes = []
+            try:
+                record.show(trial, outcome, self.session.place, limits=self.study.limits)
+                self.session.place.forget_weights(trial.number)
+            except OSError as error:
+                raise self.disk_trouble(f"{error.filename or 'the disk'}: {error.strerror}") from error
+            self.clock.store_s = time.perf_counter() - began
+            trial.set_user_attr("overhead", self.clock.summary(outcome))
+        self.watch_refusals(outcome)
+        return outcome
+
+    def config_of(self, params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json: with a thread for each worker's share of the cores when the study does not say."""
+        config = self.space.config(params)
+        if not values.get("num_threads"):
+            config["num_threads"] = self.num_threads
+        return config
+
+    def run_process(self, trial: Trial, config: Mapping[str, Any], fill: Fill | None) -> Outcome:
+        if problem := self.code_check():
+            self.fatal = problem
+            raise Interrupted(problem)
+        job = Job(
+            fill=fill,
+            folder=self.session.place.trial(trial.number),
+            config=config,
+            environment=trainer_environment(
+                os.environ, strip=self.strip, num_threads=int(config.get("num_threads", 0))
+            ),
+            timeout_s=self.study.timeout_seconds,
+            command=self.command,
+        )
+
+        def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
+            step = int(float(point["progress"]) * self.study.num_reports + 0.05)
+            with collected(trial):
+                trial.report(float(point["val_bpb"]), step)
+                if REPLAYED not in point:  # one training is one standard, however many take it over
+                    remember(trial, reports)
+            verdict = self.pruner.verdict(self.session.optuna_study, trial.number, reports)
+            if verdict is not None and verdict.spared:
+                trial.set_user_attr(SPARED, verdict.facts)
+            return None if verdict is None or verdict.spared else verdict.reason
+
+        try:
+            return run_trainer(job, on_report=on_report, stop=self.should_leave)
+        except DiskTrouble as error:
+            raise self.disk_trouble(error) from error
+        except TrainerCrashed as error:
+            storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
+            tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
+            if tried < MAX_RETRY:
+                raise
+            return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")
+
+    def disk_trouble(self, error: object) -> Interrupted:
+        """Ends the session: no trial can be kept until somebody helps."""
+        self.fatal = (
+            f"Trials must be able to write, but {error}. Free some space or fix the permissions, and run "
+            "the same command to go on; nothing stored is lost."
+        )
+        return Interrupted(str(error))
+
+    def watch_refusals(self, outcome: Outcome) -> None:
+        """The same refusal again and again is not the configurations' fault: the corpus is gone, say."""
+        blamed = outcome.kind == "failed" and outcome.reason.startswith(("refused: ", "crashed "))
+        self.refusals = [*self.refusals, outcome.reason] if blamed else []
+        last = self.refusals[-SAME_REFUSALS:]
+        if len(last) == SAME_REFUSALS and len(set(last)) == 1:
+            self.fatal = (
+                f"The trainer must take what the study samples, but {SAME_REFUSALS} trials in a row ended "
+                f"in the same way: {last[0]} Fix that, and run the same command to go on."
+            )
+
+
+def hold(stopping: threading.Event) -> None:
+    """The lifeline: sets `stopping` when whoever holds the other end of stdin is gone."""
+    while os.read(0, 1024):
+        continue
+    stopping.set()
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    stopping = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if options.lifeline:
+        threading.Thread(target=hold, args=(stopping,), daemon=True).start()
+    quiet_log(None)
+    try:
+        study = sampled_by(with_trainer(find_study(options.study), options.trainer), options.sampler)
+        session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
+        code = check_joining(session, options.trainer, mixed=options.mixed)
+        reuse = None
+        if study.foreign is None:
+            reuse = open_reuse(options, ranks=study.gpus_per_trial, environ=os.environ)
+        if options.prepare:  # on a machine that nobody looked at before
+            session = prepare.machine(session, native=options.trainer is None)
+        worker = Worker(
+            session,
+            target=options.target,
+            index=options.index,
+            num_threads=options.threads,
+            command=command_for(study, options.trainer),
+            reuse=reuse,
+        )
+        worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
+        worker.stopping = stopping
+        worker.run()
+    except TooManyFailures as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 2
+    if worker.fatal:
+        print(f"error: {redact(worker.fatal)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

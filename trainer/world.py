@@ -1,0 +1,179 @@
+"""The ground a run stands on: its ranks and device, its clocks, its log and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from techniques.base import Unavailable
+from techniques.config import Config
+from trainer.ledger import Ledger
+from trainer.machine import cpu_name
+
+
+class World:
+    """This process among its ranks, and its device. One process is a world of size 1 without
+    torch.distributed."""
+
+    def __init__(self, config: Config):
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.ledger = Ledger()
+        cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
+        if cuda and not torch.cuda.is_available():
+            raise Unavailable(
+                "A GPU was demanded (--device cuda), but torch sees none here. Use --device cpu or auto."
+            )
+        if config.micro_batches % self.size:
+            raise ValueError(
+                f"The world size must divide `micro_batches`, but got {self.size} and "
+                f"{config.micro_batches}. Start another number of ranks, or set --micro_batches {self.size}."
+            )
+        self.device = (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+        )
+        if cuda:
+            torch.cuda.set_device(self.device)
+        self._steps: list[torch.cuda.Event] = []  # ends of the steps that the device may still work on
+        if self.size > 1:  # what ranks decide together travels beside the device, not behind its work
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(backend, device_id=self.device if cuda else None)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, a new tensor."""
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def max(self, value: float) -> float:
+        """The largest of all ranks' `value`: what they decide together."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+    def from_first(self, data: bytes) -> bytes:
+        """Rank 0's bytes, on every rank."""
+        if self.size == 1:
+            return data
+        box = [data]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def agree(self, what: str, value: str) -> None:
+        """RuntimeError unless every rank holds the same `value` (a hash of the resolved configuration,
+        say)."""
+        mine = torch.tensor([int(value[:12], 16)], dtype=torch.int64)
+        low, high = mine.clone(), mine.clone()
+        if self.size > 1:
+            dist.all_reduce(low, op=dist.ReduceOp.MIN)
+            dist.all_reduce(high, op=dist.ReduceOp.MAX)
+        if int(low) != int(high):
+            raise RuntimeError(
+                f"The ranks disagree on {what}: start them all with the same files and settings."
+            )
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def keep_pace(self) -> int:
+        """Once a step: waits until the device is one step behind at most. Returns how many it may be."""
+        if self.device.type != "cuda":
+            return 0
+        self._steps.append(torch.cuda.Event())
+        self._steps[-1].record()
+        if len(self._steps) > 1:
+            self._steps.pop(0).synchronize()
+        return 1
+
+    def my_range(self, n: int) -> range:
+        """This rank's contiguous share of range(n)."""
+        return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def machine(self, attention: str, dtype: torch.dtype, compile: str) -> dict[str, Any]:
+        """What of this ground the last bits of a result depend on, and what a second buys on it."""
+        facts: dict[str, Any] = {"torch": torch.__version__, "world_size": self.size, "compile": compile}
+        facts |= {"attention": attention, "dtype": str(dtype)}
+        if self.device.type == "cuda":
+            return facts | {"device": torch.cuda.get_device_name(self.device)}
+        kernels = torch.backends.cpu.get_cpu_capability()
+        return facts | {"device": cpu_name(), "kernels": kernels, "threads": torch.get_num_threads()}
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Clock:
+    """Seconds that only run between start() and stop(), after the device has caught up."""
+
+    def __init__(self, world: World):
+        self.world, self.seconds, self._since = world, 0.0, None
+
+    def start(self) -> None:
+        self.world.synchronize()
+        self._since = time.perf_counter()
+
+    def stop(self) -> float:
+        self.world.synchronize()
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+        self._since = None
+        return self.seconds
+
+    def now(self) -> float:
+        return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+
+class Log:
+    """Rank 0's voice: people read stdout and train.log, machines read metrics.jsonl and result.json."""
+
+    def __init__(self, out_dir: Path, rank: int):
+        self.out_dir, self.loud = out_dir, rank == 0
+        if self.loud:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            self._text = open(out_dir / "train.log", "w", encoding="utf-8", buffering=1)
+            self._metrics = open(out_dir / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
+
+    def __call__(self, line: str, *, screen: bool = True) -> None:
+        if self.loud:
+            print(line, file=self._text)
+            if screen:
+                print(line, flush=True)
+
+    def metrics(self, **values: Any) -> None:
+        if self.loud:
+            print(json.dumps(values), file=self._metrics, flush=True)
+
+    def write_json(self, name: str, value: Any) -> None:
+        if self.loud:
+            write_atomically(self.out_dir / name, json.dumps(value, indent=1, sort_keys=True).encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file is either whole or not there: written beside its place, synced, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
