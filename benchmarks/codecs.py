@@ -24,7 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search.trainers.process import ROOT, TRAINER
+from search.trainers.process import ROOT
+from search.trainers.trainer import TRAINER
 from techniques import catalog
 from techniques.base import claims
 from trainer.artifact import MAGIC, Packed, ZlibCodec, container_streams, pack, read_head

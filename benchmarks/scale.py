@@ -33,9 +33,10 @@ from sqlalchemy import Connection, Engine, event, text
 
 from search.costs import bills as costs
 from search.costs.preflight import Preflight
-from search.samplers.caddie import draw_all, examine
+from search.samplers.admission import draw_all, examine
 from search.session.session import ROOT, Session, find_study, open_session
-from search.space.native import SearchSpace, build_space
+from search.space.build import build_space
+from search.space.native import SearchSpace
 from search.storage.bulk import Batch
 from search.storage.patient import open_storage, side_engine
 from search.trainers.files import Record

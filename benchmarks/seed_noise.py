@@ -15,7 +15,8 @@ from pathlib import Path
 
 from scipy.stats import chi2
 
-from search.trainers.process import ROOT, TRAINER
+from search.trainers.process import ROOT
+from search.trainers.trainer import TRAINER
 
 
 def run(preset: str, seed: int, folder: Path) -> dict:

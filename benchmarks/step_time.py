@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 
-from search.trainers.process import ALLOCATOR, ROOT, TRAINER
+from search.trainers.process import ALLOCATOR, ROOT
+from search.trainers.trainer import TRAINER
 
 
 def cpu_seconds(preset: str, steps: int, environ: dict[str, str]) -> float:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from search.common.console import clear_errors, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,40 +48,6 @@ class Common:
     def behind(self, study: Path | None, storage: str | None, home: Path | None) -> Common:
         """These, where the command itself was not given others."""
         return Common(study or self.study, storage or self.storage, home or self.home)
-
-
-@contextmanager
-def clear_errors() -> Generator[None]:
-    """One line on stderr and exit status 2 for whatever a person can solve; 130 for Ctrl-C."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        from search.storage.patient import redact
-
-        text = (
-            str(error)
-            if isinstance(error, ValueError)
-            else f"{error.filename or 'the system'}: {error.strerror}"
-        )
-        print(f"error: {redact(text)}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def make_console() -> Console:
-    """A terminal's width; 160 columns in a file or a pipe."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-def say(console: Console, step: str, since: float) -> float:
-    """One step of the start and its seconds; returns now."""
-    now = time.monotonic()
-    console.print(f"{step}  [{now - since:.1f} s]", highlight=False, markup=False, soft_wrap=True)
-    return now
 
 
 @app.callback(invoke_without_command=True)
@@ -162,7 +127,7 @@ def status(
     home: HomeOption = None,
 ) -> None:
     """How far the study is, what failed and why, what a trial costs beside its work."""
-    from search.report.leaderboard import print_status
+    from search.report.status import print_status
 
     read(context, (study, storage, home), print_status)
 
@@ -192,7 +157,7 @@ def show(
     home: HomeOption = None,
 ) -> None:
     """Everything about trial N."""
-    from search.report.leaderboard import print_trial
+    from search.report.trial import print_trial
 
     read(context, (study, storage, home), lambda console, session: print_trial(console, session, number))
 

@@ -9,17 +9,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.cli import Common, home_of, make_console, say
-from search.common.machine import hardware_here, num_cores
+from search.cli import Common, home_of
+from search.common.console import make_console, quiet_log, say
+from search.common.machine import num_cores
+from search.common.paths import Place
 from search.engines import cluster as engines
 from search.engines.local import Plan, launch
 from search.report.leaderboard import print_leaderboard
-from search.report.progress import Progress, snapshot
+from search.report.progress import Progress
+from search.report.rows import snapshot
 from search.samplers.choose import sampled_by
-from search.session.passport import check_joining
-from search.session.session import Place, Session, check_room, find_study, measured, open_session, quiet_log
+from search.session.passport import check_joining, hardware_here
+from search.session.session import Session, check_room, find_study, measured, open_session
 from search.storage.patient import ENVIRONMENT
-from search.trainers.foreign.run import refuse_native_table, with_trainer
+from search.trainers.trainer import refuse_native_table, with_trainer
 from search.workers import prepare
 from search.workers.spec import Order
 from search.workers.warm_start import earlier

@@ -13,15 +13,10 @@ import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
-from optuna.trial import FrozenTrial
-
-from search.study.model import Study
 from trainer.machine import PROC, cpu_model
 
 DEV = Path("/dev")
-HARDWARE = "hardware"  # key in the user attribute `passport`
 ASK_S = 20.0  # for nvidia-smi
 
 
@@ -75,16 +70,3 @@ def describe(*, gpus: int, threads: int, proc: Path = PROC) -> str:
         models = gpu_models(proc)
         return f"{gpus} x {models[0] if models else 'GPU'}"
     return f"{cpu_model(proc)}, {num_cores()} cores, {threads} thread{'s' if threads != 1 else ''}"
-
-
-def hardware_here(study: Study, *, num_threads: int, environ: Mapping[str, str]) -> str:
-    """Where this worker's trials run: `num_threads` for a study that does not set its own."""
-    gpus = study.gpus_per_trial if environ.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1") else 0
-    settled = study.fixed.get("num_threads") or study.base.get("num_threads") or num_threads
-    return describe(gpus=gpus, threads=int(settled))
-
-
-def hardware_of(trial: FrozenTrial) -> str:
-    """Where a finished trial ran; "" when it does not tell (then it counts for whoever asks)."""
-    passport = cast("Mapping[str, Any]", trial.user_attrs.get("passport") or {})
-    return str(passport.get(HARDWARE) or "")

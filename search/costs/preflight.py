@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from search.costs import bills as costs
 from search.costs.factors import Bill, Estimate, Ledger
@@ -216,3 +216,21 @@ def _positive(result: Mapping[str, Any], key: str) -> float:
     if isinstance(value, Mapping):
         value = value.get("timed")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return float(value) if isinstance(value, int | float) and 0 < value < math.inf else 0.0
+
+
+class ForeignPreflight(Preflight):
+    """Knows no costs: whatever the space gives is tried, and the limits judge it afterwards."""
+
+    def predict(self, resolved: Resolved) -> Prediction:
+        return cast("Prediction", None)  # the sampler keeps a prediction where there is one
+
+    def rejection(self, resolved: Resolved) -> str | None:
+        return None
+
+    def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]], *, study: str = "") -> None:
+        """Nothing to calibrate."""
+
+
+def preflight_for(study: Study, hardware: str = "") -> Preflight:
+    """What predicts and admits for this study, on this hardware."""
+    return (Preflight if study.foreign is None else ForeignPreflight)(study, hardware=hardware)

@@ -9,89 +9,30 @@ with it is run again elsewhere; its trial is queued again once its heartbeat is 
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy
 
-from search.engines.local import POLL_S, WorkerFailed, finished, last_error, stop_requested
+from search.engines.base import (
+    POLL_S,
+    STOP_S,
+    Engine,
+    Task,
+    WorkerFailed,
+    finished,
+    stop_requested,
+)
 from search.report.progress import Progress
-from search.session.session import ROOT, Session
-from search.storage.patient import ENVIRONMENT
+from search.session.session import Session
 from search.study.model import Study
 from search.workers import prepare
-from search.workers.spec import Order
 
 ENGINES = ("local", "ray", "slurm")
-STOP_S = 20.0  # for a worker to put its configuration back
-
-
-@dataclass(frozen=True)
-class Task:
-    """All that a machine needs to run one worker. It holds the database's URL: never on a command line."""
-
-    order: Order
-    url: str = field(repr=False)
-    index: int
-    gpus: int  # per trial; 0 on CPUs
-    root: Path = ROOT
-
-    def command(self) -> list[str]:
-        return self.order.command(self.index, prepare=True)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a task's worker ended: its exit status, and the last error that it wrote."""
-
-    status: int
-    said: str
-    host: str
-
-
-def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
-    """Runs the task's worker here until it ends; it stops when we do (its lifeline is ours).
-
-    Raises ValueError when this machine lacks the project at the same path."""
-    host = os.uname().nodename
-    if not (task.root / "search" / "worker.py").exists():
-        raise ValueError(
-            f"Every machine of the cluster needs the project at {task.root}, but {host} has none there. Put "
-            "it on a shared folder, or clone and install it at that path."
-        )
-    order = task.order
-    log = order.home / "runs" / "workers" / f"{order.study.stem}-{host}-{task.index}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ if environ is None else environ) | {ENVIRONMENT: task.url}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            task.command(),
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=out,
-            cwd=task.root,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait()
-        except BaseException:
-            process.terminate()  # it queues its configuration again
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-        finally:
-            if process.stdin is not None:
-                process.stdin.close()
-    return Ended(status, "" if status == 0 else last_error(log), host)
 
 
 def check_reachable(url: str, engine: str) -> None:
@@ -145,15 +86,6 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
             )
         options[key] = int(value) if value.lstrip("-").isdigit() else value
     return options
-
-
-class Engine(Protocol):
-    """A scheduler that runs tasks somewhere and says how they ended."""
-
-    def submit(self, tasks: Sequence[Task]) -> None: ...
-    def ended(self) -> list[Ended]: ...  # those that ended since the last call
-    def alive(self) -> bool: ...  # whether any task is queued or running
-    def cancel(self) -> None: ...  # asks every task to stop
 
 
 def work(engine: Engine, tasks: Sequence[Task], session: Session, progress: Progress) -> None:

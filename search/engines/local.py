@@ -11,18 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
-import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
+from search.engines.base import POLL_S, WorkerFailed, finished, last_error, stop_requested
 from search.report.progress import Progress
 from search.session.session import ROOT, Session
 from search.storage.patient import ENVIRONMENT, requeue
@@ -31,12 +28,7 @@ from search.workers.spec import Order
 
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
-POLL_S = 0.2
 FULL_BYTES = 100_000  # less than this free is a full disk
-
-
-class WorkerFailed(ValueError):
-    """A worker said what a person must solve; the text is the worker's."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +71,6 @@ def launch(session: Session, plan: Plan, progress: Progress) -> None:
         raise KeyboardInterrupt
 
 
-@contextmanager
-def stop_requested() -> Generator[threading.Event]:
-    """While the block lasts, SIGINT and SIGTERM set the event instead of ending us."""
-    stopping = threading.Event()
-
-    def stop(number: int, frame: object) -> None:
-        stopping.set()
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def start(slot: Slot, session: Session, plan: Plan) -> None:
     """A fresh worker process in the slot."""
     environment = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
@@ -115,11 +91,6 @@ def start(slot: Slot, session: Session, plan: Plan) -> None:
             env=environment,
             start_new_session=True,
         )
-
-
-def finished(session: Session) -> int:
-    trials = session.optuna_study.get_trials(deepcopy=False)
-    return sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
 
 
 def attend(slot: Slot, session: Session, plan: Plan) -> None:
@@ -194,9 +165,3 @@ def stop_all(slots: list[Slot], session: Session) -> None:
         bury(session, process.pid)
     for slot in slots:
         slot.process = None
-
-
-def last_error(log: Path) -> str:
-    """The last `error: ` line of a worker's log, else its last line."""
-    lines = [s for s in log.read_text(encoding="utf-8", errors="replace").splitlines() if s.strip()]
-    return ([s for s in lines if s.startswith("error: ")] or lines or ["it said nothing"])[-1][:1000]

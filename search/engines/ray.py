@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from search.engines.cluster import Ended, Task, run_task
+from search.engines.base import Ended, Task, run_task
 
 CONNECT_S = 5.0
 RETRIES = -1  # of a task whose node is gone: the study's count is exact without our help

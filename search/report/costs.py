@@ -14,27 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
+from search.costs.accuracy import FIGURES, Pair, pair_of
 from search.costs.preflight import BOUND
 from search.pruning.pruner import PREFLIGHT
 
 if TYPE_CHECKING:
     from search.session.session import Session
 
-FIGURES = {"bytes": "artifact_bytes", "train": "train_seconds", "eval": "eval_seconds"}
 WINDOW = 20  # trials at the start and at the end of a study that are compared
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One prediction and what came of it, in bytes or seconds."""
-
-    predicted: float
-    upper: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        return self.measured / self.predicted - 1.0
 
 
 @dataclass(frozen=True)
@@ -45,21 +32,6 @@ class Accuracy:
     mean_absolute: float
     bias: float  # positive: dearer than predicted
     coverage: float
-
-
-def pair_of(attrs: Mapping[str, Any], figure: str) -> Pair | None:
-    """The prediction of a figure and its outcome, if there were both."""
-    told = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
-    predicted, upper, measured = told.get(figure), told.get(f"{figure}_upper"), attrs.get(figure)
-    if not (predicted and measured):
-        return None
-    return Pair(float(predicted), float(upper or predicted), float(measured))
-
-
-def errors_of(attrs: Mapping[str, Any]) -> dict[str, float]:
-    """constraint -> relative error, of the figures that were predicted and measured."""
-    pairs = {name: pair_of(attrs, figure) for name, figure in FIGURES.items()}
-    return {name: round(pair.error, 4) for name, pair in pairs.items() if pair}
 
 
 def accuracy_of(pairs: Sequence[Pair]) -> Accuracy:

@@ -24,12 +24,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search.common.numeric import value_at
 from search.pruning.pruner import LATEST, is_evidence
 from search.report.pruning import print_evidence
 from search.samplers.structured.beliefs import LARGEST, Beliefs
-from search.samplers.structured.rows import Array, learn_rules, value_at
+from search.samplers.structured.rows import Array, learn_rules
 from search.samplers.structured.surrogate import Surrogate
-from search.samplers.tpe.sampler import settled_params
+from search.samplers.trials import settled_params
 
 if TYPE_CHECKING:
     from search.session.session import Session

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import compress
-from pathlib import Path
 from typing import cast
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.report.costs import told_before
-from search.report.overhead import overhead_line
-from search.report.pruning import pruning_line
-from search.report.savings import STAGES, summary, words
-from search.session.session import ROOT, Session
-from search.study.constraints import feasible
-from search.study.model import Limits
-from search.trainers.foreign.run import reproduce_line
-from search.workers.baseline import stored
+from search.report.reproduce import print_reproduce
+from search.report.rows import Row, ranked, row_of
+from search.session.baseline import stored
+from search.session.session import Session
+from search.stage_cache.savings import summary
 
 NOISE = (
     "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
@@ -31,51 +22,6 @@ NOISE = (
 )
 WIDE = 120  # columns that the table with its words needs
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
-
-
-@dataclass(frozen=True)
-class Row:
-    """A finished trial's line in the leaderboard; 0 where nothing is known."""
-
-    number: int
-    bpb: float  # bits per byte
-    artifact_bytes: int
-    slack_bytes: int  # below the limit; negative: over it
-    train_s: float
-    eval_s: float
-    steps: int
-    legality: str
-    techniques: tuple[str, ...]
-    inactive: tuple[str, ...]  # of them, what changed nothing
-    findings: tuple[str, ...]  # what a person should look at before believing the number
-
-
-def row_of(trial: FrozenTrial) -> Row:
-    """The row of a complete trial."""
-    attrs = trial.user_attrs
-    return Row(
-        number=trial.number,
-        bpb=cast("float", trial.value),
-        artifact_bytes=int(attrs.get("artifact_bytes", 0)),
-        slack_bytes=int(attrs.get("slack_bytes", 0)),
-        train_s=float(attrs.get("train_seconds", 0.0)),
-        eval_s=float(attrs.get("eval_seconds", 0.0)),
-        steps=int(attrs.get("steps", 0)),
-        legality=str(attrs.get("legality", "not known")),
-        techniques=tuple(cast("list[str]", attrs.get("techniques", []))),
-        inactive=tuple(cast("dict[str, str]", attrs.get("inactive", {}))),
-        findings=tuple(cast("list[str]", attrs.get("findings", []))),
-    )
-
-
-def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-    """(feasible, infeasible) complete trials, the best first."""
-    complete = sorted(
-        (t for t in trials if t.state == TrialState.COMPLETE),
-        key=lambda t: (cast("float", t.value), t.number),
-    )
-    kept = [feasible(t) for t in complete]
-    return list(compress(complete, kept)), [t for t, k in zip(complete, kept, strict=True) if not k]
 
 
 def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
@@ -172,126 +118,3 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
         if seen.setdefault(techniques, code) != code:
             return True
     return False
-
-
-def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
-    console.print(
-        f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
-        f"  {reproduce_command(session, trial)}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-
-
-def reproduce_command(session: Session, trial: FrozenTrial) -> str:
-    """One line that trains the configuration again; config.json is written anew if it is not here."""
-    config = session.whole([trial])[0].user_attrs["config"]
-    if session.study.foreign is not None:
-        return reproduce_line(config)
-    path = session.place.trial(trial.number) / "config.json"
-    if not path.exists():  # it ran on another machine
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    return f"python train_gpt.py {quoted(shown)}"
-
-
-def quoted(path: Path) -> str:
-    text = str(path)
-    return text if all(c.isalnum() or c in "/._-+" for c in text) else "'" + text.replace("'", "'\\''") + "'"
-
-
-def print_status(console: Console, session: Session) -> None:
-    """Counts, why configurations failed, the best, and what a trial costs beside its work."""
-    from search.report.progress import snapshot
-
-    trials = session.optuna_study.get_trials(deepcopy=False)
-    seen = snapshot(trials, 0)
-    console.print(
-        f"{session.study.name}: {seen.finished} trials done ({seen.complete} complete, {seen.infeasible} of "
-        f"them over a limit; {seen.pruned} pruned; {seen.rejected} failed configurations), "
-        f"{seen.running} running, {seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
-        f"{seen.resampled} configurations resampled before running",
-        soft_wrap=True,
-        highlight=False,
-    )
-    reasons = Counter(
-        str(t.user_attrs.get("reason", "not told")).partition(":")[0]
-        for t in trials
-        if t.state == TrialState.PRUNED and t.constraints.get("run", 0.0) > 0.0
-    )
-    for reason, count in reasons.most_common():
-        console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    good, _ = ranked(trials)
-    if saved := summary(trials, gpus=session.study.gpus_per_trial):
-        console.print(f"  {saved}", highlight=False, soft_wrap=True)
-    if shares := [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]:
-        console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
-    if told := pruning_line(trials):
-        console.print(f"  {told}", highlight=False, soft_wrap=True)
-    if good:
-        print_reproduce(console, session, good[0])
-
-
-def print_trial(console: Console, session: Session, number: int) -> None:
-    """Everything about one trial. ValueError for a number that there is not."""
-    study = session.optuna_study
-    storage, own = study._storage, study._study_id  # pyright: ignore[reportPrivateUsage]
-    try:
-        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(own, number))
-    except KeyError:
-        there = f"0 to {n - 1}" if (n := len(study.get_trials(deepcopy=False))) else "none yet"
-        raise ValueError(f"{session.study.name} has trials {there}, but not {number}.") from None
-    value = f", {trial.value:.6f} bits/byte" if trial.state == TrialState.COMPLETE else ""
-    console.print(f"trial #{number} of {session.study.name}: {trial.state.name}{value}", highlight=False)
-    table = Table(show_header=False, show_edge=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in facts_of(trial, session.study.limits).items():
-        table.add_row(name, escape(text))
-    console.print(table)
-    if "config" in trial.user_attrs:
-        command = reproduce_command(session, trial)
-        console.print(f"To run it again:\n  {command}", soft_wrap=True, highlight=False, markup=False)
-
-
-def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
-    """What `show` lists."""
-    attrs = trial.user_attrs
-    out: dict[str, str] = {}
-    for key in ("reason", "legality", "worker"):
-        if key in attrs:
-            out[key] = str(attrs[key])
-    out["techniques on"] = ", ".join(attrs.get("techniques", [])) or "none"
-    for name, verdict in attrs.get("inactive", {}).items():
-        out[f"! {name}"] = str(verdict)
-    for i, text in enumerate(attrs.get("findings", ()), start=1):
-        out[f"? finding {i}"] = str(text)
-    for key, unit, limit in (
-        ("artifact_bytes", "bytes", limits.artifact_bytes),
-        ("train_seconds", "s", limits.train_seconds),
-        ("eval_seconds", "s", limits.eval_seconds),
-    ):
-        if key in attrs:
-            out[key] = f"{attrs[key]:,.6g} {unit} (limit {limit:,g}{told_before(attrs, key)})"
-    for key in ("code_bytes", "steps", "params"):
-        if key in attrs:
-            out[key] = f"{attrs[key]:,}"
-    out["constraints"] = ", ".join(f"{k} {v:+.3f}" for k, v in trial.constraints.items()) or "not set"
-    out["parameters"] = ", ".join(f"{k}={_short(v)}" for k, v in trial.params.items())
-    if trial.intermediate_values:
-        points = sorted(trial.intermediate_values.items())
-        out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
-    if STAGES in attrs:
-        out["stages"] = words(attrs[STAGES])
-    if "cache_notes" in attrs:
-        out["stage cache"] = "; ".join(attrs["cache_notes"])
-    for key in ("rejections", "overhead", "passport"):
-        if attrs.get(key):
-            out[key] = ", ".join(f"{k} {_short(v)}" for k, v in attrs[key].items())
-    return out
-
-
-def _short(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

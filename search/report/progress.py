@@ -6,63 +6,16 @@ One look costs one read of the trials that are not finished (the others are cach
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from search.report.leaderboard import Row, row_of
-from search.study.constraints import feasible
+from search.report.rows import Snapshot, snapshot
 
 INTERVAL_S = 2.0
 QUIET_S = 30.0  # without a terminal: a line at least this often
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Counts of a study's trials, and the best of them."""
-
-    target: int
-    complete: int
-    pruned: int  # given up on
-    rejected: int  # the configuration failed: constraint `run`
-    infeasible: int  # complete, but over a limit
-    failed: int  # the machine's fault; tried again
-    running: int
-    waiting: int
-    resampled: int  # configurations that were drawn and never run
-    best: Row | None
-
-    @property
-    def finished(self) -> int:
-        return self.complete + self.pruned + self.rejected
-
-
-def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
-    """Counts over all trials of a study."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    given_up = [t for t in trials if t.state == TrialState.PRUNED]
-    rejected = sum(t.constraints.get("run", 0.0) > 0.0 for t in given_up)
-    good = [t for t in complete if feasible(t)]
-    best = min(good, key=lambda t: cast("float", t.value), default=None)
-    drawn = [cast("Mapping[str, int]", t.user_attrs.get("rejections", {})) for t in trials]
-    return Snapshot(
-        target=target,
-        complete=len(complete),
-        pruned=len(given_up) - rejected,
-        rejected=rejected,
-        infeasible=len(complete) - len(good),
-        failed=sum(t.state == TrialState.FAIL for t in trials),
-        running=sum(t.state == TrialState.RUNNING for t in trials),
-        waiting=sum(t.state == TrialState.WAITING for t in trials),
-        resampled=sum(sum(counts.values()) for counts in drawn),
-        best=row_of(best) if best else None,
-    )
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ draws, then an error.
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -18,123 +17,28 @@ import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.machine import hardware_of
+from search.common.attributes import result_of
+from search.common.numeric import draw
 from search.costs.factors import LATEST
 from search.costs.preflight import Prediction, Preflight
 from search.pruning.pruner import PREFLIGHT
+from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.blas import one_thread
-from search.samplers.checkpoints import FROM, StageChooser, training_key
+from search.samplers.checkpoints import FROM, StageChooser
 from search.samplers.choose import inner_sampler
-from search.samplers.tpe.sampler import other_trials, set_system_attr, set_user_attr, settled_params
+from search.samplers.trials import other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.native import SearchSpace
-from techniques.config import Resolved, digest
+from search.space.stages import training_key
+from techniques.config import digest
 
 REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
-FIGURES = (
-    "status",
-    "artifact_bytes",
-    "code_bytes",
-    "train_seconds",
-    "eval_seconds",
-    "steps",
-    "stage_seconds",
-)
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
-
-
-class Infeasible(ValueError):
-    """No configuration of the study can be tried."""
-
-
-def result_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
-    """A trial's result as its worker stored it: the user attribute `result`, or the figures one by one."""
-    attrs = trial.user_attrs
-    found = attrs.get("result")
-    if isinstance(found, Mapping):
-        return found  # pyright: ignore[reportUnknownVariableType]
-    result = {key: attrs[key] for key in FIGURES if key in attrs}
-    return {**result, "hardware": hardware_of(trial)} if result else None
-
-
-def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
-    """A uniform draw (in the logarithm where the distribution says so)."""
-    if isinstance(dist, CategoricalDistribution):
-        return dist.choices[int(rng.integers(len(dist.choices)))]
-    if isinstance(dist, FloatDistribution):
-        if dist.log:
-            value = math.exp(rng.uniform(math.log(dist.low), math.log(dist.high)))
-            return min(max(value, dist.low), dist.high)
-        return float(rng.uniform(dist.low, dist.high))
-    assert isinstance(dist, IntDistribution)
-    if dist.log:
-        value = math.exp(rng.uniform(math.log(dist.low - 0.5), math.log(dist.high + 0.5)))
-        return min(max(round(value), dist.low), dist.high)
-    return dist.low + dist.step * int(rng.integers((dist.high - dist.low) // dist.step + 1))
-
-
-def draw_all(space: SearchSpace, rng: np.random.Generator) -> dict[str, Any]:
-    """A uniform draw of every parameter."""
-    return {name: draw(dist, rng) for name, dist in space.distributions.items()}
-
-
-def smallest(space: SearchSpace) -> dict[str, Any]:
-    """Every gate off, every slot at its first choice, every number at its lowest."""
-    return {
-        name: dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low
-        for name, dist in space.distributions.items()
-        if isinstance(dist, CategoricalDistribution | FloatDistribution | IntDistribution)
-    }
-
-
-def examine(
-    space: SearchSpace, preflight: Preflight, params: Mapping[str, Any]
-) -> tuple[Resolved | None, str | None]:
-    """(the run, why it cannot be tried): `contradiction: …`, or the preflight's reason, or None."""
-    try:
-        resolved = space.resolve(params)
-    except ValueError as error:
-        return None, f"contradiction: {error}"
-    return resolved, preflight.rejection(resolved)
-
-
-def require_feasible(space: SearchSpace, preflight: Preflight, *, draws: int = 500, seed: int = 0) -> None:
-    """Infeasible (a ValueError) unless some of many draws can be tried: before the first trial of a study."""
-    rng = np.random.default_rng(seed)
-    reasons, least, closest = Counter[str](), None, ""
-    for k in range(draws):
-        params = smallest(space) if k == 0 else space.repaired(draw_all(space, rng))
-        resolved, reason = examine(space, preflight, params)
-        if reason is None:
-            return
-        kind = reason.partition(":")[0]
-        reasons[kind] += 1
-        if resolved is not None:
-            bytes_ = preflight.predict(resolved).artifact_bytes
-            least = bytes_ if least is None else min(least, bytes_)
-        if kind == "contradiction" and not closest:
-            closest = f" For example: {reason.partition(': ')[2]}"
-    raise Infeasible(_nothing_left(preflight, reasons, draws=draws, least=least) + closest)
-
-
-def _nothing_left(preflight: Preflight, reasons: Mapping[str, int], *, draws: int, least: int | None) -> str:
-    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(reasons).most_common())
-    limits = preflight.study.limits
-    smallest_bytes = f"; the smallest is predicted at {least:,} bytes" if least is not None else ""
-    return (
-        f"Some configuration of a study must keep its limits ({limits.artifact_bytes:,} bytes, "
-        f"{limits.train_seconds:g} s training, {limits.eval_seconds:g} s evaluation), but {draws} draws are "
-        f"all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] in "
-        f"{preflight.study.path}."
-    )
 
 
 class CaddieSampler(optuna.samplers.BaseSampler):

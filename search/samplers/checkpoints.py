@@ -25,16 +25,14 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.report.savings import STAGES as FACTS
 from search.space.native import SearchSpace
+from search.space.stages import is_later, training_key
+from search.stage_cache.savings import STAGES as FACTS
 from search.study.constraints import feasible
-from search.study.domains import BASELINE
-from techniques.base import STAGES
-from techniques.config import TRAINER_FIELDS, Resolved, stage_keys
+from techniques.config import Resolved
 
 BEST = 3
 PATIENCE = 8
-TRAINED = "average"  # the stage whose result a checkpoint is
 FROM = "from_checkpoint"  # user attribute of a trial that the rule sent to a checkpoint: its training key
 
 
@@ -47,26 +45,6 @@ class Checkpoint:
     best: float = float("inf")  # val_bpb of its best feasible trial
     tried: int = 0  # trials that the rule sent here
     in_vain: int = 0  # of them, the last ones in a row that bettered nothing
-
-
-def training_key(resolved: Resolved) -> str:
-    """Equal keys train equal weights on one machine with one code and one data."""
-    return stage_keys(resolved, {}, "")[TRAINED]
-
-
-def is_later(space: SearchSpace, name: str) -> bool:
-    """Whether a parameter is read only behind the training."""
-
-    def rank(technique: str) -> int:
-        return STAGES.index(space.known[technique].stage)
-
-    last = STAGES.index(TRAINED)
-    if name in space.slots:
-        return all(rank(t) > last for t in space.slots[name] if t != BASELINE)
-    if name in TRAINER_FIELDS:
-        stage = TRAINER_FIELDS[name].metadata["stage"]
-        return stage in STAGES and STAGES.index(stage) > last
-    return rank(name.partition(".")[0]) > last
 
 
 @dataclass

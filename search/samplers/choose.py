@@ -66,8 +66,8 @@ def inner_sampler(
             seed=seed,
         )
 
-    from search.samplers.checkpoints import is_later
     from search.samplers.structured.sampler import Knowledge, StructuredSampler
+    from search.space.stages import is_later
 
     def resolved(params: Mapping[str, Any]) -> Resolved:
         return space.resolve(space.repaired(params))

@@ -8,12 +8,13 @@ training budget in seconds, or trials that came near a time limit. Where none of
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from search.common.machine import machine_kind
+from search.common.machine import describe, machine_kind
 from search.study.model import Study
+from search.trainers.code import code_hash
 
 if TYPE_CHECKING:
     import optuna
@@ -24,26 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE, HARDWARE, TRAINER = "code_hash", "hardware", "trainer"  # user attributes of the Optuna study
 BUILT_IN = "train_gpt.py"  # TRAINER of studies that run ours, in whatever version
 NEAR = 0.5  # share of a time limit from which on speed decides
-
-
-def code_files(study: Study, trainer: Path | None = None) -> list[Path]:
-    """The files whose text is the objective: a foreign script and its neighbours, or our trainer and its
-    techniques."""
-    if study.foreign is not None:
-        script = Path(study.foreign.script)
-        return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
-    if trainer is not None:
-        return [trainer]
-    return [ROOT / "train_gpt.py", *sorted((ROOT / "techniques").rglob("*.py"))]
-
-
-def code_hash(study: Study, trainer: Path | None = None) -> str:
-    """Equal for equal code, wherever it lies. Raises OSError when a file is gone."""
-    sums = hashlib.sha256()
-    for path in code_files(study, trainer):
-        sums.update(f"{path.parent.name}/{path.name}\0".encode() if path.parent != ROOT else b"\0")
-        sums.update(hashlib.sha256(path.read_bytes()).digest())
-    return sums.hexdigest()[:16]
 
 
 def check_joining(session: Session, trainer: Path | None, *, mixed: bool, runs_here: bool = True) -> str:
@@ -106,26 +87,8 @@ def _figures(study: optuna.Study, name: str) -> list[float]:
     return [float(t.user_attrs[name]) for t in trials if name in t.user_attrs]
 
 
-def differences(stored: Any, mine: Any, at: str = "") -> list[str]:
-    """Where two nested values differ, one line each: `free.matrix_lr: 1 -> 2`."""
-    if isinstance(stored, dict) and isinstance(mine, dict):
-        old, new = cast("dict[str, Any]", stored), cast("dict[str, Any]", mine)
-        found: list[str] = []
-        for key in sorted({*old, *new}):
-            found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-        return found
-    return [] if stored == mine else [f"{at}: {stored!r} -> {mine!r}"]
-
-
-def changed(study: Study, trainer: Path | None, code: str) -> str:
-    """Why the trainer's files are no longer those of `code`; "" while they are."""
-    try:
-        now = code_hash(study, trainer)
-    except OSError as error:
-        return f"The trainer's files must stay, but {error.filename} says: {error.strerror}. Restore it."
-    if now == code:
-        return ""
-    return (
-        f"All trials of a study run the same code, but the trainer's files changed under it ({code} to "
-        f"{now}). Restore them and run the same command to go on, or give the study another `name`."
-    )
+def hardware_here(study: Study, *, num_threads: int, environ: Mapping[str, str]) -> str:
+    """Where this worker's trials run: `num_threads` for a study that does not set its own."""
+    gpus = study.gpus_per_trial if environ.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1") else 0
+    settled = study.fixed.get("num_threads") or study.base.get("num_threads") or num_threads
+    return describe(gpus=gpus, threads=int(settled))

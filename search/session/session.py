@@ -7,7 +7,6 @@ Under `home`: `.caddie/` (the private database) and `runs/<study>/<trial>/` (wha
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -15,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from search.common.paths import Place
 from search.storage.timing import timing_of
 from search.study.model import Study, load_study, study_hash, study_identity
 from techniques import catalog
@@ -29,33 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
 NAME = re.compile(r"\w[\w.+-]*")
 HASH, IDENTITY = "study_hash", "study_identity"  # user attributes of the Optuna study
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where things are."""
-
-    home: Path
-    study: str
-
-    @property
-    def database(self) -> Path:
-        return self.home / ".caddie"
-
-    @property
-    def runs(self) -> Path:
-        return self.home / "runs" / self.study
-
-    @property
-    def artifacts(self) -> Path:
-        return self.runs / "artifacts"
-
-    def trial(self, number: int) -> Path:
-        return self.runs / str(number)
-
-    def forget_weights(self, number: int) -> None:
-        """The float weights of a trial that ended: the packed artifact is what counts; disks are small."""
-        (self.trial(number) / "weights.pt").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -111,7 +84,7 @@ def open_session(
 
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/baseline.py)."""
-    from search.workers.baseline import stored, with_measured_limits
+    from search.session.baseline import stored, with_measured_limits
 
     study = with_measured_limits(session.study, stored(session.optuna_study))
     return replace(session, study=study)
@@ -179,7 +152,6 @@ def check_unedited(session: Session) -> None:
 
 def _edits(session: Session) -> str:
     """What differs from the stored study, its first four points in words."""
-    from search.session.passport import differences
 
     stored = session.optuna_study.user_attrs.get(IDENTITY)
     mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
@@ -208,14 +180,12 @@ def check_room(place: Place, *, min_free_bytes: int = 200_000_000) -> None:
         )
 
 
-def quiet_log(path: Path | None) -> None:
-    """Warnings go to a file (or stderr), with passwords taken out."""
-    from search.storage.patient import redact
-
-    class Redacted(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return redact(super().format(record))
-
-    handler = logging.FileHandler(path) if path else logging.StreamHandler()
-    handler.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+def differences(stored: Any, mine: Any, at: str = "") -> list[str]:
+    """Where two nested values differ, one line each: `free.matrix_lr: 1 -> 2`."""
+    if isinstance(stored, dict) and isinstance(mine, dict):
+        old, new = cast("dict[str, Any]", stored), cast("dict[str, Any]", mine)
+        found: list[str] = []
+        for key in sorted({*old, *new}):
+            found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+        return found
+    return [] if stored == mine else [f"{at}: {stored!r} -> {mine!r}"]

@@ -15,15 +15,13 @@ from typing import Any
 import optuna
 from optuna.distributions import (
     BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
     IntDistribution,
 )
 
-from search.study.domains import BASELINE, FREE, ON, Domain, excludes
+from search.space.distributions import contains, suggest_one
+from search.study.domains import BASELINE, FREE
 from search.study.model import Study
-from techniques import catalog
-from techniques.base import Choice, Float, Technique
+from techniques.base import Technique
 from techniques.config import TRAINER_FIELDS, Resolved, read_preset, resolve
 
 Params = Mapping[str, Any]
@@ -205,90 +203,6 @@ class SearchSpace:
     def may_be_on(self) -> set[str]:
         """The techniques that some configuration has on."""
         return {*self.switches, *self.forced, *(t for s in self.slots.values() for t in s if t != BASELINE)}
-
-
-def build_space(study: Study, known: Mapping[str, type[Technique]]) -> SearchSpace:
-    """The search space of a checked study. ValueError when nothing at all is free."""
-    if study.foreign is not None:
-        from search.trainers.foreign.run import foreign_space
-
-        return foreign_space(study)
-    forced = frozenset(n for n, state in study.gates.items() if state == ON)
-    free = [n for n, state in study.gates.items() if state == FREE]
-    slots: dict[str, tuple[str, ...]] = {}
-    placed: set[str] = set()
-    for slot, names in catalog.slot_groups(dict(known)).items():
-        rivals = [n for n in names if n in free and n not in placed]
-        if slot not in study.slots and len(rivals) < 2:
-            continue
-        parameter = slot if slot not in known and slot not in TRAINER_FIELDS else f"{slot}_slot"
-        choices = study.slots.get(slot, (BASELINE, *rivals))
-        slots[parameter] = tuple(sorted(choices, key=lambda c: (c != BASELINE, c)))
-        placed |= set(rivals)
-    switches = tuple(_needs_first([n for n in free if n not in placed], known))
-    possible = {*switches, *forced, *(t for choices in slots.values() for t in choices)}
-    distributions: dict[str, BaseDistribution] = {
-        **{slot: CategoricalDistribution(choices) for slot, choices in slots.items()},
-        **{name: CategoricalDistribution((False, True)) for name in switches},
-        **{
-            name: distribution(domain)
-            for name, domain in study.free.items()
-            if name in TRAINER_FIELDS or name.partition(".")[0] in possible
-        },
-    }
-    if not distributions:
-        raise ValueError(
-            f"A study must leave something free, but {study.path} fixes everything. Free a technique in "
-            f"[techniques] or give a range in [space]."
-        )
-    rivals = {a: frozenset(b for b in known if a != b and excludes(a, b, known)) for a in known}
-    return SearchSpace(study, known, distributions, slots, switches, forced, rivals)
-
-
-def _needs_first(names: list[str], known: Mapping[str, type[Technique]]) -> list[str]:
-    out: list[str] = []
-
-    def visit(name: str) -> None:
-        if name not in out:
-            for need in known[name].requires:
-                if need in names:
-                    visit(need)
-            out.append(name)
-
-    for name in sorted(names):
-        visit(name)
-    return out
-
-
-def distribution(domain: Domain) -> BaseDistribution:
-    """The Optuna distribution of a domain (an Int's high already a number)."""
-    if isinstance(domain, Choice):
-        return CategoricalDistribution(domain.options)
-    if isinstance(domain, Float):
-        return FloatDistribution(domain.low, domain.high, log=domain.log)
-    assert isinstance(domain.high, int)
-    high = domain.low + (domain.high - domain.low) // domain.step * domain.step
-    return IntDistribution(domain.low, high, log=domain.log, step=domain.step)
-
-
-def suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
-    """trial.suggest_* for whatever distribution it is."""
-    if isinstance(dist, CategoricalDistribution):
-        return trial.suggest_categorical(name, dist.choices)
-    if isinstance(dist, FloatDistribution):
-        return trial.suggest_float(name, dist.low, dist.high, log=dist.log)
-    assert isinstance(dist, IntDistribution)
-    return trial.suggest_int(name, dist.low, dist.high, log=dist.log, step=dist.step)
-
-
-def contains(dist: BaseDistribution, value: Any) -> bool:
-    """Whether `value` could have been sampled from `dist`."""
-    if isinstance(dist, CategoricalDistribution):
-        return value in dist.choices
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    return dist.low <= value <= dist.high and (
-        not isinstance(dist, IntDistribution) or (value - dist.low) % dist.step == 0
-    )
 
 
 def _fields(known: Mapping[str, type[Technique]], owner: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import cast
 
 from optuna.trial import Trial
 
-from search.session.session import Place
+from search.common.paths import Place
 from search.stage_cache.addresses import DataId, Ground, addresses, machine_id
 from search.stage_cache.remote import Remote, open_remote
 from search.stage_cache.store import DEFAULT_BYTES, Limits, Store

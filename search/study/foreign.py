@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from search.trainers.foreign.log_reader import OCCURRENCES
 from techniques.base import Choice, Float, Int, nearest
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -260,3 +259,6 @@ def _parents_first(variables: Mapping[str, Variable], fixed: Mapping[str, Value]
     for name in variables:
         place(name, ())
     return out
+
+
+OCCURRENCES = ("only", "first", "last")

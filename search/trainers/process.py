@@ -25,12 +25,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from search.common.errors import InfrastructureError, Interrupted
 from search.trainers import guard
 from search.trainers.files import Record, Tail, check_result, last_words, read_result
-from search.workers.exact import InfrastructureError, Interrupted
+from search.trainers.trainer import TRAINER
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINER = (sys.executable, str(ROOT / "train_gpt.py"))
 POLL_S = 0.2  # how often reports, the deadline and `stop` are looked at; the trainer's end wakes us at once
 LAST_WORDS_S = guard.GRACE_S + 10.0  # after that the guard itself is killed
 BAD_INPUT, CONFIG_FAILED = 2, 3  # the trainer's exit statuses (docs/contracts.md)
@@ -40,14 +40,6 @@ MACHINE_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EMFI
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 WORLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PRESET")
 CREDENTIAL = re.compile(r"^(CADDIE_|PG)|TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_KEY")
-
-
-def trainer_command(num_ranks: int) -> tuple[str, ...]:
-    """The trainer as one process, or as `num_ranks` of them under torchrun."""
-    if num_ranks == 1:
-        return TRAINER
-    run = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}")
-    return (TRAINER[0], *run, *TRAINER[1:])
 
 
 class TrainerCrashed(InfrastructureError):

@@ -6,40 +6,23 @@ in `…_baselines` are multiples of the slowest copy's; the leaderboard shows by
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from search.space.native import build_space
+from search.common.errors import InfrastructureError
+from search.session.baseline import ATTRIBUTE, stored
+from search.space.build import build_space
 from search.storage.patient import creation_lock
-from search.trainers.foreign.run import command_for, strip_for
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
-from search.workers.exact import InfrastructureError
+from search.trainers.trainer import command_for, strip_for
 from techniques import catalog
 
 if TYPE_CHECKING:
-    import optuna
-
     from search.session.session import Session
-    from search.study.model import Study
 
-ATTRIBUTE = "baseline"  # user attribute of the Optuna study
 KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch")
-
-
-def stored(study: optuna.Study) -> dict[str, Any] | None:
-    """What an earlier session measured."""
-    return study.user_attrs.get(ATTRIBUTE)
-
-
-def with_measured_limits(study: Study, baseline: dict[str, Any] | None) -> Study:
-    """The study with its limits in seconds."""
-    if baseline is None or not study.limits.relative:
-        return study
-    limits = study.limits.measured(baseline)
-    return dataclasses.replace(study, limits=limits, timeout_seconds=limits.timeout_seconds())
 
 
 def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTr
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from search.common.errors import InfrastructureError, Interrupted, TooManyFailures
 from search.storage.bulk import BatchStorage
 from search.storage.patient import (
     DATABASE_GONE,
@@ -50,18 +51,6 @@ MIN_FROZEN_S = 5  # a holder of the lock that is frozen this long, or for half t
 POLL_S = 1.0  # all trials are given out, but one of them may still die
 MAX_FAILURES = 10  # failed trials in a row in one worker: something is wrong with all of them
 log = logging.getLogger(__name__)
-
-
-class InfrastructureError(RuntimeError):
-    """Raised by an objective: not the configuration's fault. It is tried again, at most MAX_RETRY times."""
-
-
-class Interrupted(RuntimeError):
-    """Raised by an objective that was told to stop: its configuration waits for the next session."""
-
-
-class TooManyFailures(RuntimeError):
-    """MAX_FAILURES trials in a row failed in this worker."""
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,9 @@ def _shown(path: Path) -> Path:
 
 def check_space(study: Study) -> str:
     """ValueError unless something of the space can be tried. Returns its size in words."""
-    from search.samplers.caddie import require_feasible
-    from search.space.native import build_space
-    from search.trainers.foreign.run import preflight_for
+    from search.costs.preflight import preflight_for
+    from search.samplers.admission import require_feasible
+    from search.space.build import build_space
     from techniques import catalog
 
     space = build_space(study, catalog.metadata())

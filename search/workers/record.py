@@ -15,14 +15,14 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from search.common.machine import HARDWARE
-from search.report.costs import errors_of
+from search.common.attributes import HARDWARE
+from search.common.paths import Place
+from search.costs.accuracy import errors_of
 from search.report.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
-from search.report.savings import STAGES, replayed_facts, stage_facts
-from search.session.session import Place
+from search.space.foreign import ForeignRun
+from search.stage_cache.savings import STAGES, replayed_facts, stage_facts
 from search.study.model import Limits
 from search.trainers.files import Record
-from search.trainers.foreign.run import ForeignRun
 from search.trainers.process import Outcome
 from techniques.config import Resolved
 

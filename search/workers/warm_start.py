@@ -17,10 +17,10 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.attributes import result_of
 from search.costs.bills import num_params
 from search.costs.factors import CARRIED
 from search.costs.preflight import Preflight
-from search.samplers.caddie import result_of
 from search.session.passport import BUILT_IN, CODE, HARDWARE, TRAINER
 from search.session.session import IDENTITY, Session
 from search.storage.bulk import BatchStorage

@@ -23,21 +23,22 @@ from typing import Any
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
-from search.common.machine import hardware_here
+from search.common.console import quiet_log
+from search.common.errors import Interrupted, TooManyFailures
+from search.costs.preflight import preflight_for
 from search.pruning.pruner import SPARED, Pruner, remember
-from search.report.overhead import Clock
 from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import sampled_by
-from search.session.passport import changed, check_joining
-from search.session.session import Session, find_study, open_session, quiet_log
-from search.space.native import build_space
+from search.session.passport import check_joining, hardware_here
+from search.session.session import Session, find_study, open_session
+from search.space.build import build_space
 from search.stage_cache.reuse import REPLAYED, Fill, Reuse, open_reuse
 from search.storage.bulk import collected
 from search.storage.patient import MAX_RETRY, redact
 from search.study.constraints import set_all, violations
+from search.trainers.code import changed
 from search.trainers.files import Record
-from search.trainers.foreign.run import command_for, preflight_for, strip_for, with_trainer
 from search.trainers.process import (
     DiskTrouble,
     Job,
@@ -46,8 +47,10 @@ from search.trainers.process import (
     run_trainer,
     trainer_environment,
 )
+from search.trainers.trainer import command_for, strip_for, with_trainer
 from search.workers import prepare, record
-from search.workers.exact import Hooks, Interrupted, TooManyFailures, run_exactly
+from search.workers.exact import Hooks, run_exactly
+from search.workers.overhead import Clock
 from search.workers.spec import parse
 from search.workers.warm_start import earlier
 from techniques import catalog

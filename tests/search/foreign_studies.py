@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from search.space.foreign import ForeignSpace, foreign_space
 from search.study.model import Study, load_study
-from search.trainers.foreign.run import ADAPTER, ForeignSpace, foreign_space, strip_for, with_trainer
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
+from search.trainers.trainer import ADAPTER, strip_for, with_trainer
 from tests.search.fake_studies import ROOT
 
 SCRIPT = Path(__file__).with_name("foreign_train.py")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from search.costs.accuracy import FIGURES, Pair
 from search.costs.preflight import Prediction, Preflight
-from search.report.costs import FIGURES, Pair
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from search.common.errors import InfrastructureError
 from search.trainers.process import Outcome, TrainerCrashed
-from search.workers.exact import InfrastructureError
 from tests.conftest import TINY_MODEL
 from tests.search.db_helpers import alive
 from tests.search.fake_studies import ROOT, wait_for
@@ -173,7 +173,7 @@ MATRIX_LR = {{ low = 0.01, high = 0.1, log = true }}
     head += 'files = ["out/artifact.bin", "train_gpt.py"]\nprivate = ["out"]\n'
     path.write_text(head + text)
     from search.study.model import load_study
-    from search.trainers.foreign.run import with_trainer
+    from search.trainers.trainer import with_trainer
 
     study = with_trainer(load_study(path, {}), None)
     outcome = run_one(study, {"MATRIX_LR": 0.03}, tmp_path / "run", timeout_s=200.0, shell=dict(os.environ))

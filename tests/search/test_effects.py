@@ -17,9 +17,10 @@ from rich.console import Console
 
 from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
+from search.common.paths import Place
 from search.pruning.pruner import REPORTS
 from search.report.effects import LEAST, find_effects, print_effects
-from search.session.session import Place, Session, find_study
+from search.session.session import Session, find_study
 from tests.search.fake_studies import ROOT, clear, write_study
 
 BASE = Instance(1)

@@ -11,20 +11,16 @@ from typing import Any, cast
 import optuna
 import pytest
 
+from search.costs.preflight import ForeignPreflight
 from search.samplers.caddie import CaddieSampler
 from search.session import passport
-from search.session.passport import code_hash, differences, speed_matters
-from search.session.session import Session
+from search.session.passport import speed_matters
+from search.session.session import Session, differences
+from search.space.foreign import foreign_space
 from search.study.model import load_study, study_hash
-from search.trainers.foreign.run import (
-    ForeignPreflight,
-    command_words,
-    foreign_space,
-    reproduce_line,
-    rules_for,
-    strip_for,
-    with_trainer,
-)
+from search.trainers.code import code_hash
+from search.trainers.foreign.run import command_words, reproduce_line, rules_for
+from search.trainers.trainer import strip_for, with_trainer
 from tests.search.foreign_studies import foreign_study, make_theirs, write_foreign
 
 SPACE = """

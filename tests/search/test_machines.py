@@ -17,7 +17,8 @@ import sqlalchemy
 from search import run
 from search.cli import Common
 from search.engines import cluster as engines
-from search.engines.cluster import Ended, Task, check_reachable, cluster_for, make_engine, parse_options
+from search.engines.base import Ended, Task
+from search.engines.cluster import check_reachable, cluster_for, make_engine, parse_options
 from search.run import Wish, run_study
 from search.session.passport import CODE, HARDWARE
 from search.session.session import find_study

@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from search.samplers.caddie import draw
+from search.common.numeric import draw
 from search.samplers.tpe.parzen import Numbers, Observed, Parzen, log_mass
 from search.samplers.tpe.sampler import BATCH, GroupedTpe
 

@@ -12,16 +12,14 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.report.leaderboard import (
-    overhead_line,
-    print_leaderboard,
-    print_status,
-    print_trial,
-    quoted,
-    ranked,
-)
-from search.report.progress import Progress, duration, snapshot
-from search.session.session import Place, Session, find_study
+from search.common.paths import Place
+from search.report.leaderboard import overhead_line, print_leaderboard
+from search.report.progress import Progress, duration
+from search.report.reproduce import quoted
+from search.report.rows import ranked, snapshot
+from search.report.status import print_status
+from search.report.trial import print_trial
+from search.session.session import Session, find_study
 from tests.search.fake_studies import write_study
 
 GOOD = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}

@@ -12,11 +12,11 @@ from typing import Any
 import optuna
 import pytest
 
-from search.report.savings import replayed_facts, stage_facts
-from search.session.session import Place
+from search.common.paths import Place
 from search.stage_cache import addresses as identity
 from search.stage_cache.addresses import DataId, Ground, addresses, code_of, machine_id
 from search.stage_cache.reuse import FILES, REPLAYED, Reuse, parse_bytes, worker_options
+from search.stage_cache.savings import replayed_facts, stage_facts
 from search.stage_cache.store import Limits as Room
 from search.stage_cache.store import Store
 from search.study.constraints import violations

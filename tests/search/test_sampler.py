@@ -15,9 +15,11 @@ from optuna.trial import TrialState
 from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
 from search.pruning.pruner import PREFLIGHT
-from search.samplers.caddie import REJECTIONS, CaddieSampler, Infeasible, draw_all
+from search.samplers.admission import Infeasible, draw_all
+from search.samplers.caddie import REJECTIONS, CaddieSampler
 from search.samplers.tpe.sampler import GroupedTpe
-from search.space.native import SearchSpace, build_space
+from search.space.build import build_space
+from search.space.native import SearchSpace
 from search.study.constraints import set_all, violations
 from search.study.model import Study
 from tests.search.fakes import HEADER, KNOWN, make_study

@@ -9,8 +9,8 @@ import numpy as np
 import optuna
 import pytest
 
-from search.samplers.caddie import draw_all
-from search.space.native import build_space
+from search.samplers.admission import draw_all
+from search.space.build import build_space
 from techniques.base import check_value
 from techniques.config import known_field, resolve
 from tests.search.fakes import KNOWN, make_study

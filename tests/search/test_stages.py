@@ -12,11 +12,13 @@ from optuna.trial import FrozenTrial
 
 from search.costs.preflight import Preflight
 from search.pruning.pruner import REPORTS
-from search.report.savings import STAGES, summary, words
 from search.samplers.caddie import CaddieSampler
-from search.samplers.checkpoints import BEST, FROM, PATIENCE, StageChooser, is_later, training_key
+from search.samplers.checkpoints import BEST, FROM, PATIENCE, StageChooser
 from search.samplers.choose import sampled_by
-from search.space.native import SearchSpace, build_space
+from search.space.build import build_space
+from search.space.native import SearchSpace
+from search.space.stages import is_later, training_key
+from search.stage_cache.savings import STAGES, summary, words
 from search.study.constraints import set_all, violations
 from search.study.model import Study
 from techniques.base import Technique

@@ -17,16 +17,17 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
+from search.common.numeric import place, value_at
 from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
 from search.samplers.caddie import CaddieSampler
 from search.samplers.choose import sampled_by
 from search.samplers.structured import beliefs as beliefs_module
 from search.samplers.structured.beliefs import Beliefs
-from search.samplers.structured.rows import Rows, learn_rules, place, value_at
+from search.samplers.structured.rows import Rows, learn_rules
 from search.samplers.structured.sampler import Knowledge, StructuredSampler
 from search.samplers.structured.surrogate import Basis, Function, Hyper, Surrogate
-from search.space.native import build_space
+from search.space.build import build_space
 from search.study.constraints import set_all, violations
 from search.study.model import study_hash
 from tests.search.fakes import KNOWN, make_study

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from search.common.errors import InfrastructureError, Interrupted
 from search.trainers.files import Record, Tail
 from search.trainers.process import (
     DiskTrouble,
@@ -22,7 +23,6 @@ from search.trainers.process import (
     run_trainer,
     trainer_environment,
 )
-from search.workers.exact import InfrastructureError, Interrupted
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_trainer.py"))
 
@@ -194,7 +194,7 @@ def test_environment_has_no_settings_and_no_credentials() -> None:
 
 
 def test_a_trial_of_several_ranks_runs_under_torchrun():
-    from search.trainers.process import TRAINER, trainer_command
+    from search.trainers.trainer import TRAINER, trainer_command
 
     assert trainer_command(1) == TRAINER
     command = trainer_command(8)

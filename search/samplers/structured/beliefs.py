@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.samplers.structured.rows import Array, Rows, Rules
 from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
-from search.samplers.tpe.sampler import settled_params
+from search.samplers.trials import settled_params
 
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
 GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on

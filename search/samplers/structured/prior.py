@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-from search.samplers.tpe.sampler import settled_params
+from search.samplers.trials import settled_params
 
 Params = Mapping[str, Any]
 Key = tuple[Any, ...]

@@ -8,7 +8,6 @@ active where every one of these categoricals is active with one of these choices
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,42 +16,15 @@ from numpy.typing import NDArray
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
 )
+
+from search.common.numeric import place, value_at
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int64]
 Params = Mapping[str, Any]
 Rules = dict[str, dict[str, frozenset[int]]]  # parameter -> categorical -> indices of choices; -1: inactive
-
-
-def place(dist: BaseDistribution, value: Any) -> float:
-    """A value as a row holds it."""
-    if isinstance(dist, CategoricalDistribution):
-        return float(dist.to_internal_repr(value))
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    low, high, at = float(dist.low), float(dist.high), float(value)
-    if high <= low:
-        return 0.0
-    if dist.log:
-        low, high, at = math.log(low), math.log(high), math.log(max(at, 1e-300))
-    return min(1.0, max(-1.0, 2.0 * (at - low) / (high - low) - 1.0))
-
-
-def value_at(dist: BaseDistribution, at: float) -> Any:
-    """The value of the distribution that is nearest to a place in a row."""
-    if isinstance(dist, CategoricalDistribution):
-        return dist.choices[round(at)]
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    low, high, share = float(dist.low), float(dist.high), (min(1.0, max(-1.0, at)) + 1.0) / 2.0
-    value = low * (high / low) ** share if dist.log else low + share * (high - low)
-    step = dist.step or 0.0
-    if step:
-        value = low + round((value - low) / step) * step
-    value = min(max(value, low), high)
-    return round(value) if isinstance(dist, IntDistribution) else value
 
 
 class Rows:

@@ -28,7 +28,8 @@ from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.prior import Knowledge, Spent
 from search.samplers.structured.rows import Array, Mask, Rows, learn_rules
 from search.samplers.structured.surrogate import Function
-from search.samplers.tpe.sampler import GroupedTpe, other_trials
+from search.samplers.tpe.sampler import GroupedTpe
+from search.samplers.trials import other_trials
 
 TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials

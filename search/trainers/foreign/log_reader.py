@@ -28,7 +28,6 @@ KNOWN_SCORES = (
     "final_int6_roundtrip",
     "final_int8_zlib_roundtrip",
 )
-OCCURRENCES = ("only", "first", "last")
 MAX_LABELS = 64  # of one run; more is noise
 MAX_LABEL = 80  # characters
 SAME_POINT = 0.02  # a validation this close to a grid point of the budget is taken for it

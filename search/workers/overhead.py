@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from search.trainers.process import Outcome
@@ -36,14 +35,3 @@ class Clock:
         whole_s = overhead_s - start_s - outcome.report_s + outcome.process_s
         shown = {name: round(seconds, 4) for name, seconds in parts.items()}
         return shown | {"process_s": round(outcome.process_s, 3), "share": round(overhead_s / whole_s, 4)}
-
-
-def overhead_line(shares: Sequence[Mapping[str, float]]) -> str:
-    """Means over trials of what is not the trainer's work."""
-    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
-    parts = ", ".join(
-        f"{name.removesuffix('_s').replace('_before', '')} {1000 * seconds:.0f} ms"
-        for name, seconds in mean.items()
-        if name.endswith("_s") and name != "process_s"
-    )
-    return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"

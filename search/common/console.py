@@ -1,0 +1,63 @@
+"""What every command says, and where: the console, its errors, the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def quiet_log(path: Path | None) -> None:
+    """Warnings go to a file (or stderr), with passwords taken out."""
+    from search.storage.patient import redact
+
+    class Redacted(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return redact(super().format(record))
+
+    handler = logging.FileHandler(path) if path else logging.StreamHandler()
+    handler.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+@contextmanager
+def clear_errors() -> Generator[None]:
+    """One line on stderr and exit status 2 for whatever a person can solve; 130 for Ctrl-C."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        from search.storage.patient import redact
+
+        text = (
+            str(error)
+            if isinstance(error, ValueError)
+            else f"{error.filename or 'the system'}: {error.strerror}"
+        )
+        print(f"error: {redact(text)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def make_console() -> Console:
+    """A terminal's width; 160 columns in a file or a pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def say(console: Console, step: str, since: float) -> float:
+    """One step of the start and its seconds; returns now."""
+    now = time.monotonic()
+    console.print(f"{step}  [{now - since:.1f} s]", highlight=False, markup=False, soft_wrap=True)
+    return now

@@ -1,0 +1,33 @@
+"""Where things are: the project, and the folders of a study under its home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are."""
+
+    home: Path
+    study: str
+
+    @property
+    def database(self) -> Path:
+        return self.home / ".caddie"
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs" / self.study
+
+    @property
+    def artifacts(self) -> Path:
+        return self.runs / "artifacts"
+
+    def trial(self, number: int) -> Path:
+        return self.runs / str(number)
+
+    def forget_weights(self, number: int) -> None:
+        """The float weights of a trial that ended: the packed artifact is what counts; disks are small."""
+        (self.trial(number) / "weights.pt").unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""Rows and counts that every report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import cast
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.study.constraints import feasible
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished trial's line in the leaderboard; 0 where nothing is known."""
+
+    number: int
+    bpb: float  # bits per byte
+    artifact_bytes: int
+    slack_bytes: int  # below the limit; negative: over it
+    train_s: float
+    eval_s: float
+    steps: int
+    legality: str
+    techniques: tuple[str, ...]
+    inactive: tuple[str, ...]  # of them, what changed nothing
+    findings: tuple[str, ...]  # what a person should look at before believing the number
+
+
+def row_of(trial: FrozenTrial) -> Row:
+    """The row of a complete trial."""
+    attrs = trial.user_attrs
+    return Row(
+        number=trial.number,
+        bpb=cast("float", trial.value),
+        artifact_bytes=int(attrs.get("artifact_bytes", 0)),
+        slack_bytes=int(attrs.get("slack_bytes", 0)),
+        train_s=float(attrs.get("train_seconds", 0.0)),
+        eval_s=float(attrs.get("eval_seconds", 0.0)),
+        steps=int(attrs.get("steps", 0)),
+        legality=str(attrs.get("legality", "not known")),
+        techniques=tuple(cast("list[str]", attrs.get("techniques", []))),
+        inactive=tuple(cast("dict[str, str]", attrs.get("inactive", {}))),
+        findings=tuple(cast("list[str]", attrs.get("findings", []))),
+    )
+
+
+def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+    """(feasible, infeasible) complete trials, the best first."""
+    complete = sorted(
+        (t for t in trials if t.state == TrialState.COMPLETE),
+        key=lambda t: (cast("float", t.value), t.number),
+    )
+    kept = [feasible(t) for t in complete]
+    return list(compress(complete, kept)), [t for t, k in zip(complete, kept, strict=True) if not k]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counts of a study's trials, and the best of them."""
+
+    target: int
+    complete: int
+    pruned: int  # given up on
+    rejected: int  # the configuration failed: constraint `run`
+    infeasible: int  # complete, but over a limit
+    failed: int  # the machine's fault; tried again
+    running: int
+    waiting: int
+    resampled: int  # configurations that were drawn and never run
+    best: Row | None
+
+    @property
+    def finished(self) -> int:
+        return self.complete + self.pruned + self.rejected
+
+
+def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
+    """Counts over all trials of a study."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    given_up = [t for t in trials if t.state == TrialState.PRUNED]
+    rejected = sum(t.constraints.get("run", 0.0) > 0.0 for t in given_up)
+    good = [t for t in complete if feasible(t)]
+    best = min(good, key=lambda t: cast("float", t.value), default=None)
+    drawn = [cast("Mapping[str, int]", t.user_attrs.get("rejections", {})) for t in trials]
+    return Snapshot(
+        target=target,
+        complete=len(complete),
+        pruned=len(given_up) - rejected,
+        rejected=rejected,
+        infeasible=len(complete) - len(good),
+        failed=sum(t.state == TrialState.FAIL for t in trials),
+        running=sum(t.state == TrialState.RUNNING for t in trials),
+        waiting=sum(t.state == TrialState.WAITING for t in trials),
+        resampled=sum(sum(counts.values()) for counts in drawn),
+        best=row_of(best) if best else None,
+    )

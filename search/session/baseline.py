@@ -1,0 +1,27 @@
+"""The study's starting point as an earlier session measured it; limits that are multiples of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+
+    from search.study.model import Study
+
+
+ATTRIBUTE = "baseline"  # user attribute of the Optuna study
+
+
+def stored(study: optuna.Study) -> dict[str, Any] | None:
+    """What an earlier session measured."""
+    return study.user_attrs.get(ATTRIBUTE)
+
+
+def with_measured_limits(study: Study, baseline: dict[str, Any] | None) -> Study:
+    """The study with its limits in seconds."""
+    if baseline is None or not study.limits.relative:
+        return study
+    limits = study.limits.measured(baseline)
+    return dataclasses.replace(study, limits=limits, timeout_seconds=limits.timeout_seconds())
