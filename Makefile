@@ -31,7 +31,7 @@ endef
 	@touch $@ .venv/.installed
 
 docs: install
-	$(BIN)/python -m techniques.reference
+	$(BIN)/python -m conformance.reference
 
 validate: install
 	$(BIN)/python validate.py

@@ -1013,7 +1013,7 @@ def quantize(
 def source_files(resolved: Resolved) -> list[Path]:
     """The files whose code this run executes: every loaded module of the trainer, less the techniques that
     are off. It is what the challenge counts as code, until a bundle makes them one file."""
-    rooms = ("techniques", "corpus")
+    rooms = ("trainer", "techniques", "corpus")
     modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
     loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
     ours = {p for p in loaded if p.is_relative_to(ROOT)}

@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search.trainers.process import ROOT
+from search.common.paths import ROOT
 from search.trainers.trainer import TRAINER
 from techniques import catalog
 from techniques.base import claims

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from search.common.paths import ROOT
 from search.costs.preflight import Preflight
 from search.report.costs import table_of
-from search.session.session import ROOT, find_study
+from search.study.load import find_study
 from tests.search.replay import read_trials, replay
 
 

@@ -24,11 +24,11 @@ from search.report.effects import find_effects
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "effects.md"
 HEAD = """# What `search.py effects` says, against the truth
 
-`python search.py effects` tells for each technique by how much it moves val_bpb, for each number where it is
-best, and which pairs do more or less than the sum of both, each with a 95 % interval (`search/report/effects.py` has
-the method). This table is written by `python -m benchmarks.effects --write`; do not edit. {seeds} simulated
-studies a row (seeds {first} to {last}; the interval's width was set on seeds 20 to 22), 25 techniques and 62
-parameters each, true effects known.
+`python search.py effects` tells for each technique by how much it moves val_bpb, for each number where it
+is best, and which pairs do more or less than the sum of both, each with a 95 % interval
+(`search/report/effects.py` has the method). This table is written by `python -m benchmarks.effects
+--write`; do not edit. {seeds} simulated studies a row (seeds {first} to {last}; the interval's width was
+set on seeds 20 to 22), 25 techniques and 62 parameters each, true effects known.
 """
 TAIL = """
 - *held*: how often the true effect lay in the 95 % interval.

@@ -31,14 +31,16 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy import Connection, Engine, event, text
 
+from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.preflight import Preflight
 from search.samplers.admission import draw_all, examine
-from search.session.session import ROOT, Session, find_study, open_session
+from search.session.session import Session, open_session
 from search.space.build import build_space
 from search.space.native import SearchSpace
 from search.storage.bulk import Batch
 from search.storage.patient import open_storage, side_engine
+from search.study.load import find_study
 from search.trainers.files import Record
 from search.trainers.process import Job, Outcome
 from search.workers import worker as worker_module

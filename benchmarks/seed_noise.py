@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scipy.stats import chi2
 
-from search.trainers.process import ROOT
+from search.common.paths import ROOT
 from search.trainers.trainer import TRAINER
 
 

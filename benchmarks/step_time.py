@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 
-from search.trainers.process import ALLOCATOR, ROOT
+from search.common.paths import ROOT
+from search.trainers.process import ALLOCATOR
 from search.trainers.trainer import TRAINER
 
 

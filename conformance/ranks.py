@@ -20,6 +20,7 @@ import torch
 import train_gpt
 from conformance.lab import CRASHES, Lab, Violation, smoke_settings
 from techniques.base import Technique
+from techniques.catalog import load
 
 STEPS: dict[str, Any] = {"iterations": 4, "warmdown_iters": 2, "warmup_steps": 0}
 LOSS_TOLERANCE = 1e-4  # nats: sums over ranks are taken in another order
@@ -83,8 +84,6 @@ def compare(one: Mapping[str, Any], two: Mapping[str, Any] | None) -> None:
 
 
 def main(folder: str, out: str, device: str, *names: str) -> None:
-    from conformance.suite import load
-
     torch.set_num_threads(1)
     lab = Lab(Path(folder), device)
     for name in names:

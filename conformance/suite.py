@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import os
 import tempfile
@@ -22,6 +21,7 @@ from conformance.ranks import trace
 from conformance.subject import MODEL_SEAMS, Subject
 from techniques import catalog
 from techniques.base import Technique, Unavailable, claims
+from techniques.catalog import load
 
 CHECKS = (
     *model_checks.CHECKS,
@@ -72,14 +72,6 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         return {"status": self.status, "failures": self.failures, **dataclasses.asdict(self)}
-
-
-def load(name: str) -> type[Technique]:
-    """One technique's class, without importing the others: a broken file fails alone."""
-    path = catalog.technique_files()[name]
-    module = importlib.import_module(f"techniques.{path.parent.name}.{name}")
-    found = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Technique))
-    return next(cls for cls in found if cls.name == name)
 
 
 @functools.cache

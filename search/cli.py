@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from search.common.console import clear_errors, make_console
+from search.common.options import Common, home_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,20 +35,6 @@ HomeOption = Annotated[
     Path | None, typer.Option(help="Folder of the private database and of runs/. [default: the project]")
 ]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@dataclass(frozen=True)
-class Common:
-    """Options that every command takes, before or behind its name."""
-
-    study: Path | None
-    storage: str | None
-    home: Path | None
-    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
-
-    def behind(self, study: Path | None, storage: str | None, home: Path | None) -> Common:
-        """These, where the command itself was not given others."""
-        return Common(study or self.study, storage or self.storage, home or self.home)
 
 
 @app.callback(invoke_without_command=True)
@@ -96,12 +83,6 @@ def run(
             run_study(common, Wish(trials, workers, trainer, mixed, sampler, engine, options))
 
 
-def home_of(common: Common) -> Path:
-    from search.session.session import ROOT
-
-    return (common.home or ROOT).absolute()
-
-
 def read(
     context: typer.Context,
     options: tuple[Path | None, str | None, Path | None],
@@ -111,7 +92,8 @@ def read(
     not to look for any saves a tenth of the time."""
     gc.disable()
     with clear_errors():
-        from search.session.session import find_study, read_session
+        from search.session.session import read_session
+        from search.study.load import find_study
 
         common: Common = context.obj.behind(*options)
         study, home = find_study(common.study), home_of(common)

@@ -9,19 +9,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.cli import Common, home_of
 from search.common.console import make_console, quiet_log, say
 from search.common.machine import num_cores
+from search.common.options import Common, home_of
 from search.common.paths import Place
 from search.engines import cluster as engines
 from search.engines.local import Plan, launch
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress
 from search.report.rows import snapshot
+from search.samplers.admission import check_space
 from search.samplers.choose import sampled_by
 from search.session.passport import check_joining, hardware_here
-from search.session.session import Session, check_room, find_study, measured, open_session
+from search.session.session import Session, check_room, measured, open_session
 from search.storage.patient import ENVIRONMENT
+from search.study.load import find_study
 from search.trainers.trainer import refuse_native_table, with_trainer
 from search.workers import prepare
 from search.workers.spec import Order
@@ -53,7 +55,7 @@ def run_study(common: Common, wish: Wish) -> None:
     check_room(place)
     quiet_log(None)
     gpus = () if cluster else prepare.gpus_for(study, os.environ)
-    now = say(console, f"study {study.name}: {prepare.check_space(study)}", now)
+    now = say(console, f"study {study.name}: {check_space(study)}", now)
     ours = study.foreign is None and wish.trainer is None
     if ours and not cluster:
         now = say(console, f"corpus: {prepare.check_corpus(study)}", now)

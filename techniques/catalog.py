@@ -24,6 +24,12 @@ HEAVY = ("torch", "triton")
 LIGHT = ("techniques._adapt",)  # shared, and free of torch
 
 
+def shared_files(root: Path = ROOT.parent) -> list[Path]:
+    """What a run may execute beside its techniques' own files: trainer, its kernel, contract and corpus."""
+    rooms = ("trainer", "techniques", "corpus")
+    return [root / "train_gpt.py", *(p for room in rooms for p in sorted(root.glob(f"{room}/*.py")))]
+
+
 def technique_files() -> dict[str, Path]:
     """name -> file, sorted by name. Files and folders whose name starts with `_` are shared maths, not
     techniques."""
@@ -36,7 +42,9 @@ def _needs_torch(node: ast.stmt) -> bool:
         return any(a.name.split(".")[0] in HEAVY for a in node.names)
     if isinstance(node, ast.ImportFrom):
         module = node.module or ""
-        return module.split(".")[0] in HEAVY or (module.startswith("techniques._") and module not in LIGHT)
+        return module.split(".")[0] in HEAVY or (
+            module.startswith(("techniques._", "trainer.")) and module not in LIGHT
+        )
     if isinstance(node, ast.ClassDef):
         return any(ast.unparse(b).split(".")[0] in ("nn", *HEAVY) for b in node.bases)
     return False
@@ -130,3 +138,11 @@ def check_together(techniques: dict[str, Technique]) -> None:
                 raise ValueError(
                     f"`{name}.{field}` needs {other}, which is off. Turn {other} on, or leave the default."
                 )
+
+
+def load(name: str) -> type[Technique]:
+    """One technique's class, without importing the others: a broken file fails alone."""
+    path = technique_files()[name]
+    module = importlib.import_module(f"techniques.{path.parent.name}.{name}")
+    found = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Technique))
+    return next(cls for cls in found if cls.name == name)

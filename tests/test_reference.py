@@ -4,14 +4,15 @@ import dataclasses
 
 import pytest
 
-from techniques import catalog, reference
+from conformance import reference
+from techniques import catalog
 
 KNOWN = catalog.metadata()
 
 
 def test_the_reference_is_not_stale() -> None:
     written = reference.TARGET.read_text(encoding="utf-8")
-    assert written == reference.reference(), "stale: run `python -m techniques.reference`"
+    assert written == reference.reference(), "stale: run `python -m conformance.reference`"
 
 
 def test_check_says_stale(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -1,0 +1,1 @@
+"""What every room stands on: paths, errors, the console, the machine, names, numbers."""

@@ -1,8 +1,9 @@
 """This machine, read once and without torch: cores, visible GPUs, models; and the lines that are kept of it.
 
-`machine_kind()` stands with a study and says who may join it (search/session/passport.py). `describe(...)` stands in
-each trial's `passport`, because seconds learnt on one machine say nothing about another: `Intel(R) Xeon(R) …,
-2 cores, 1 thread`, `8 x NVIDIA H100 80GB HBM3`. What a result's last bits depend on: search/stage_cache/addresses.py.
+`machine_kind()` stands with a study and says who may join it (search/session/passport.py). `describe(...)`
+stands in each trial's `passport`, because seconds learnt on one machine say nothing about another:
+`Intel(R) Xeon(R) …, 2 cores, 1 thread`, `8 x NVIDIA H100 80GB HBM3`. What a result's last bits depend on:
+search/stage_cache/addresses.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What a configuration will cost, before a second is spent on it."""

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.factors import Bill, Estimate, Ledger
 from search.study.model import Study
 from techniques import catalog
 from techniques.config import Resolved
 
-ROOT = Path(__file__).resolve().parent.parent
 BOUND = 0.975  # probability that a measurement stays below its bound
 OWN = (
     3  # trials of this study before seconds carried over from others turn anything away: one may have stalled
@@ -195,11 +195,7 @@ class Preflight:
 
     def _measure_files(self) -> dict[str, int]:
         """technique -> bytes of its file; "" -> bytes of what every run executes."""
-        shared = [
-            self.root / "train_gpt.py",
-            *self.root.glob("corpus/*.py"),
-            *self.root.glob("techniques/*.py"),
-        ]
+        shared = catalog.shared_files(self.root)
         sizes = {name: path.stat().st_size for name, path in catalog.technique_files().items()}
         return {**sizes, "": sum(path.stat().st_size for path in shared if path.is_file())}
 

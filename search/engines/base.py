@@ -14,7 +14,8 @@ from typing import Protocol
 
 from optuna.trial import TrialState
 
-from search.session.session import ROOT, Session
+from search.common.paths import ROOT
+from search.session.session import Session
 from search.storage.patient import ENVIRONMENT
 from search.workers.spec import Order
 

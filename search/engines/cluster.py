@@ -1,6 +1,6 @@
-"""Engines: where a study's workers run. `local` starts processes here (search/engines/local.py), `ray` and `slurm`
-hand the same worker to a cluster's scheduler. Any other machine joins by hand: the same command there, with
-the same --storage.
+"""Engines: where a study's workers run. `local` starts processes here (search/engines/local.py), `ray` and
+`slurm` hand the same worker to a cluster's scheduler. Any other machine joins by hand: the same command
+there, with the same --storage.
 
 A task of an engine is one worker, not one trial: trials are short beside a scheduler's start, and leases,
 retries and the exact count live in the database for every kind of engine alike. A task that its machine took

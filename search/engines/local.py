@@ -19,9 +19,10 @@ from pathlib import Path
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
+from search.common.paths import ROOT
 from search.engines.base import POLL_S, WorkerFailed, finished, last_error, stop_requested
 from search.report.progress import Progress
-from search.session.session import ROOT, Session
+from search.session.session import Session
 from search.storage.patient import ENVIRONMENT, requeue
 from search.study.constraints import set_all, violations
 from search.workers.spec import Order

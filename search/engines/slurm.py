@@ -15,8 +15,8 @@ from typing import Any
 
 import submitit
 
+from search.common.paths import ROOT
 from search.engines.base import Ended, Task, run_task
-from search.session.session import ROOT
 
 TIMEOUT_MIN = 24 * 60  # of a job, unless an option says otherwise
 

@@ -1,0 +1,1 @@
+"""One configuration as a file that stands alone."""

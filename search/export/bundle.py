@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.common.paths import ROOT
 from search.export.inline import inline
 from techniques import catalog
 from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_layer, read_preset, resolve
@@ -23,7 +24,6 @@ from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_layer,
 if TYPE_CHECKING:
     from search.session.session import Session
 
-ROOT = Path(__file__).resolve().parent.parent
 FILE = "train_gpt.py"
 OF_A_PLACE = ("out_dir", "run_id")  # settings of one run on one machine, no part of a configuration
 

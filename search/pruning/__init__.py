@@ -1,0 +1,1 @@
+"""Which running trials are given up, on what evidence."""

@@ -1,12 +1,13 @@
 """Effects: what a study says of each technique and setting: by how much it moves val_bpb, with what
 confidence, and which of them clash.
 
-One surrogate (search/samplers/structured/surrogate.py: main effects, curves, shrunken pairs, noise) is fitted to the newest
-trials, in which everything varies at once. An effect is a contrast of that function, averaged over the tried
-configurations: with the technique on less with it off, its own settings as in trials that had it on. A
-number's contrast is its best place less the median of what was tried. Intervals are those of the posterior,
-from draws, widened. Effects that the trials do not speak of shrink towards 0 with a wide interval; values far
-above the others count as just above them (`settled`), so that a hopeless run moves no effect much.
+One surrogate (search/samplers/structured/surrogate.py: main effects, curves, shrunken pairs, noise) is
+fitted to the newest trials, in which everything varies at once. An effect is a contrast of that function,
+averaged over the tried configurations: with the technique on less with it off, its own settings as in
+trials that had it on. A number's contrast is its best place less the median of what was tried. Intervals
+are those of the posterior, from draws, widened. Effects that the trials do not speak of shrink towards 0
+with a wide interval; values far above the others count as just above them (`settled`), so that a hopeless
+run moves no effect much.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from search.session.session import ROOT, Session
+from search.common.paths import ROOT
+from search.session.session import Session
 from search.trainers.foreign.run import reproduce_line
 
 

@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from search.common.numeric import draw
 from search.costs.preflight import Preflight
 from search.space.native import SearchSpace
+from search.study.model import Study
 from techniques.config import Resolved
 
 
@@ -73,3 +74,15 @@ def _nothing_left(preflight: Preflight, reasons: Mapping[str, int], *, draws: in
         f"all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] in "
         f"{preflight.study.path}."
     )
+
+
+def check_space(study: Study) -> str:
+    """ValueError unless something of the space can be tried. Returns its size in words."""
+    from search.costs.preflight import preflight_for
+    from search.space.build import build_space
+    from techniques import catalog
+
+    space = build_space(study, catalog.metadata())
+    require_feasible(space, preflight_for(study))
+    techniques = len(space.switches) + sum(len(choices) - 1 for choices in space.slots.values())
+    return f"{len(space.distributions)} parameters, {techniques} techniques to switch"

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.samplers._tpe.sampler import _RELATIVE_PARAMS_KEY, _SYSTEM_ATTR_MAX_LENGTH
+from optuna.samplers._tpe.sampler import (
+    _RELATIVE_PARAMS_KEY,  # pyright: ignore[reportPrivateUsage]
+    _SYSTEM_ATTR_MAX_LENGTH,  # pyright: ignore[reportPrivateUsage]
+)
 from optuna.trial import FrozenTrial
 
 

@@ -1,0 +1,1 @@
+"""A study on this machine: opened, and compared with what is stored."""

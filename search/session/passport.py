@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from search.session.session import Session
 
-ROOT = Path(__file__).resolve().parent.parent
 CODE, HARDWARE, TRAINER = "code_hash", "hardware", "trainer"  # user attributes of the Optuna study
 BUILT_IN = "train_gpt.py"  # TRAINER of studies that run ours, in whatever version
 NEAR = 0.5  # share of a time limit from which on speed decides
@@ -71,7 +70,7 @@ def speed_matters(session: Session) -> str:
         if name and (name in study.foreign.variables or float(study.foreign.fixed.get(name, 0) or 0) > 0):
             return f"{name} gives each run a time, not a number of steps"
     else:
-        from search.workers.prepare import settled
+        from search.study.model import settled
 
         if float(settled(study, "max_wallclock_seconds") or 0.0) > 0.0:
             return "max_wallclock_seconds gives each run a time, not a number of steps"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +17,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from search.common.paths import Place
 from search.storage.timing import timing_of
-from search.study.model import Study, load_study, study_hash, study_identity
-from techniques import catalog
+from search.study.model import Study, study_hash, study_identity
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
-NAME = re.compile(r"\w[\w.+-]*")
 HASH, IDENTITY = "study_hash", "study_identity"  # user attributes of the Optuna study
 
 
@@ -47,20 +42,6 @@ class Session:
         if bulk is None or not bulk.brief:
             return list(trials)
         return bulk.trials_of([t._trial_id for t in trials])  # pyright: ignore[reportPrivateUsage]
-
-
-def find_study(path: Path | None) -> Study:
-    """The study of a file; a relative path starts here or at the project. Raises ValueError."""
-    path = DEFAULT_STUDY if path is None else path
-    if not path.exists() and (ROOT / path).exists():
-        path = ROOT / path
-    study = load_study(path, catalog.metadata())
-    if not NAME.fullmatch(study.name):
-        raise ValueError(
-            f"{path}: the study's name is also a folder's: letters, digits and . _ + - only, but got "
-            f"{study.name!r}. Rename it."
-        )
-    return study
 
 
 def open_session(

@@ -1,0 +1,1 @@
+"""The parameters of a study, and which of them mean something when."""

@@ -1,0 +1,1 @@
+"""Finished stages by the address of all that their results depend on."""

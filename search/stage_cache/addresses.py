@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from search.common.machine import gpu_models, visible_gpus
+from search.common.paths import ROOT
 from techniques import catalog
 from techniques.config import Resolved, codes, digest, stage_keys
 from trainer.machine import cpu_name
 
-ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of an entry; another number is another address
 STAGES = ("average", "pack", "evaluate")  # that leave files; `average` ends the training
 CHUNK_BYTES = 1 << 20
@@ -39,7 +39,7 @@ def addresses(resolved: Resolved, *, data: str, machine: Mapping[str, Any]) -> d
 def code_of(resolved: Resolved, root: Path = ROOT) -> dict[str, str]:
     """Hashes of the text that a trainer started now would execute: trainer, contract and corpus, and each
     technique that is on. Files are read anew each time: who edits one gets another version at once."""
-    files = [root / "train_gpt.py", *root.glob("techniques/*.py"), *root.glob("corpus/*.py")]
+    files = catalog.shared_files(root)
     files += [path for name, path in catalog.technique_files().items() if name in resolved.techniques]
     hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return codes(hashes, resolved)

@@ -1,0 +1,1 @@
+"""The database: Optuna's storage on PostgreSQL, patient and in bulk; the private server."""

@@ -29,9 +29,7 @@ from search.storage.postmaster import DB_USER, PORT
 ROOTS_HOME = Path("/var/lib")  # as root, for a project in a folder that the server's user cannot reach
 START_S = 120.0  # recovery after a crash included
 LAUNCHES = 3  # supervisors that die without a word before we give up
-SUPERVISE = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from search.postmaster import run; run(*sys.argv[2:])"
-)
+SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from search.storage.postmaster import run; run(*sys.argv[2:])"
 WAY_OUT = "Give --storage (or CADDIE_STORAGE) the URL of a PostgreSQL of your own, or use another folder."
 
 
@@ -141,7 +139,7 @@ def _raise_failure(place: Path, tokens: list[str]) -> None:
 def _launch(place: Path, token: str, serve_fd: int) -> None:
     """Starts a supervisor that inherits the lock on `serve_fd`, and closes ours."""
     keep = {k: v for k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if (v := os.environ.get(k)) is not None}
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     try:
         with (place / "supervisor.log").open("wb") as log:
             subprocess.run(

@@ -1,0 +1,1 @@
+"""A study file, read in one pass and checked."""

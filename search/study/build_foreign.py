@@ -8,7 +8,8 @@ from typing import Any
 
 from search.study.foreign import parse_foreign
 from search.study.limits import Limits, check_given
-from search.study.model import Header, Pruning, SamplerSettings, Study, table_of
+from search.study.model import Header, Pruning, SamplerSettings, Study
+from search.study.tables import table_of
 
 
 def build(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from search.session.passport import ROOT
+from search.common.paths import ROOT
 from search.study.model import Study
+from techniques import catalog
 
 
 def code_files(study: Study, trainer: Path | None = None) -> list[Path]:
@@ -17,7 +18,7 @@ def code_files(study: Study, trainer: Path | None = None) -> list[Path]:
         return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
     if trainer is not None:
         return [trainer]
-    return [ROOT / "train_gpt.py", *sorted((ROOT / "techniques").rglob("*.py"))]
+    return sorted({*catalog.shared_files(ROOT), *catalog.technique_files().values()})
 
 
 def code_hash(study: Study, trainer: Path | None = None) -> str:

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search.common.errors import InfrastructureError, Interrupted
+from search.common.paths import ROOT
 from search.trainers import guard
 from search.trainers.files import Record, Tail, check_result, last_words, read_result
 from search.trainers.trainer import TRAINER
 
-ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.2  # how often reports, the deadline and `stop` are looked at; the trainer's end wakes us at once
 LAST_WORDS_S = guard.GRACE_S + 10.0  # after that the guard itself is killed
 BAD_INPUT, CONFIG_FAILED = 2, 3  # the trainer's exit statuses (docs/contracts.md)

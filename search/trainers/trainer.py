@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from search.common.paths import ROOT
 from search.study.model import Study
-from search.trainers.process import ROOT
 from techniques import catalog
 from techniques.config import environment_names
 

@@ -1,0 +1,1 @@
+"""One worker: asks, runs, tells; what it keeps of a trial."""

@@ -100,11 +100,12 @@ def run_exactly(
 ) -> Tally:
     """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true.
 
-    The study's storage must come from `search.storage.patient.open_storage(url, ...)`. `stop` is asked between trials
-    and while waiting; a running objective must look itself and raise Interrupted, also when `hooks.lost` is
-    set: its trial was given to somebody else while we were frozen or cut off. Returns the last tally.
-    Raises StorageError when the database stays away, TooManyFailures, and whatever else the objective raises
-    (after its trial is failed). KeyboardInterrupt fails the trial, queues it again, and goes on up.
+    The study's storage must come from `search.storage.patient.open_storage(url, ...)`. `stop` is asked
+    between trials and while waiting; a running objective must look itself and raise Interrupted, also when
+    `hooks.lost` is set: its trial was given to somebody else while we were frozen or cut off. Returns the
+    last tally. Raises StorageError when the database stays away, TooManyFailures, and whatever else the
+    objective raises (after its trial is failed). KeyboardInterrupt fails the trial, queues it again, and
+    goes on up.
     """
     if target < 0:
         raise ValueError(f"The number of trials must not be negative, but got {target}.")

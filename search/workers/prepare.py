@@ -6,22 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from search.common.machine import num_cores, visible_gpus
-from search.session.session import ROOT, Session, measured
-from search.study.model import Study
-from techniques.base import Choice
-from techniques.config import TRAINER_FIELDS
-
-
-def settled(study: Study, name: str) -> Any:
-    """A trainer setting's value as the study fixes it, the largest one where it is free."""
-    domain = study.free.get(name)
-    if domain is not None:
-        return max(domain.options) if isinstance(domain, Choice) else domain.high
-    default = TRAINER_FIELDS[name].default
-    return study.fixed.get(name, study.base.get(name, default))
+from search.common.paths import ROOT
+from search.session.session import Session, measured
+from search.study.model import Study, settled
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -102,16 +91,3 @@ def machine(session: Session, *, native: bool = True) -> Session:
 
 def _shown(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
-def check_space(study: Study) -> str:
-    """ValueError unless something of the space can be tried. Returns its size in words."""
-    from search.costs.preflight import preflight_for
-    from search.samplers.admission import require_feasible
-    from search.space.build import build_space
-    from techniques import catalog
-
-    space = build_space(study, catalog.metadata())
-    require_feasible(space, preflight_for(study))
-    techniques = len(space.switches) + sum(len(choices) - 1 for choices in space.slots.values())
-    return f"{len(space.distributions)} parameters, {techniques} techniques to switch"

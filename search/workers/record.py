@@ -18,7 +18,7 @@ from optuna.trial import Trial
 from search.common.attributes import HARDWARE
 from search.common.paths import Place
 from search.costs.accuracy import errors_of
-from search.report.dashboard import artifact_store, save_curve, save_trial_artifact, save_trial_note
+from search.session.notes import artifact_store, save_curve, save_trial_artifact, save_trial_note
 from search.space.foreign import ForeignRun
 from search.stage_cache.savings import STAGES, replayed_facts, stage_facts
 from search.study.model import Limits

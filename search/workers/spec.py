@@ -1,8 +1,8 @@
 """Order: what every worker of a session is told, wherever it runs; both ends of a worker's command line.
 
-`Order(...).command(index)` writes it, for the processes of this machine (search/engines/local.py) and for those of a
-cluster (search/engines/cluster.py) alike; `parse(argv)` reads it in the worker. The database's URL is never part of
-it: process lists show command lines.
+`Order(...).command(index)` writes it, for the processes of this machine (search/engines/local.py) and for
+those of a cluster (search/engines/cluster.py) alike; `parse(argv)` reads it in the worker. The database's
+URL is never part of it: process lists show command lines.
 """
 
 from __future__ import annotations

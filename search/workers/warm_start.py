@@ -1,11 +1,11 @@
 """earlier(session, hardware) -> Lessons: a new study's costs begin with what others in its database paid.
 
 Bytes: trials of the same trainer, whatever their sizes, data and machine: the bills hold what differs.
-Seconds: only those of the same hardware, ranks and kernels; of an evaluation of all validation tokens, whose
-number no bill knows, only on the same data. Every study has a factor of its own (`from_study`), trials of
-this study push those of others out, seconds turn nobody away before some of its own have finished
-(search/costs/preflight.py), and what leaves nothing to try is forgotten (search/samplers/caddie.py). The newest CARRIED
-trials are read, first those of studies on this kind of machine.
+Seconds: only those of the same hardware, ranks and kernels; of an evaluation of all validation tokens,
+whose number no bill knows, only on the same data. Every study has a factor of its own (`from_study`),
+trials of this study push those of others out, seconds turn nobody away before some of its own have finished
+(search/costs/preflight.py), and what leaves nothing to try is forgotten (search/samplers/caddie.py). The
+newest CARRIED trials are read, first those of studies on this kind of machine.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from search.costs.preflight import Preflight
 from search.session.passport import BUILT_IN, CODE, HARDWARE, TRAINER
 from search.session.session import IDENTITY, Session
 from search.storage.bulk import BatchStorage
-from search.study.model import Study
-from search.workers.prepare import settled
+from search.study.model import Study, settled
 from techniques import catalog
 from techniques.base import Choice
 from techniques.config import Resolved, resolve

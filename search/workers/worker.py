@@ -1,5 +1,5 @@
-"""`python -m search.workers.worker`: one worker: asks for a trial, runs it as a trainer process, tells, until the
-target.
+"""`python -m search.workers.worker`: one worker: asks for a trial, runs it as a trainer process, tells,
+until the target.
 
 A trial ends as COMPLETE (value: val_bpb), as PRUNED (given up on, or the configuration failed: then the
 constraint `run` is violated and TPE learns from it), or as FAIL (the machine's fault; its configuration is
@@ -31,12 +31,13 @@ from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import sampled_by
 from search.session.passport import check_joining, hardware_here
-from search.session.session import Session, find_study, open_session
+from search.session.session import Session, open_session
 from search.space.build import build_space
 from search.stage_cache.reuse import REPLAYED, Fill, Reuse, open_reuse
 from search.storage.bulk import collected
 from search.storage.patient import MAX_RETRY, redact
 from search.study.constraints import set_all, violations
+from search.study.load import find_study
 from search.trainers.code import changed
 from search.trainers.files import Record
 from search.trainers.process import (

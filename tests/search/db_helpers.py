@@ -18,7 +18,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
 WORKER = Path(__file__).with_name("db_worker.py")
-HOLD = "import select, sys; from pathlib import Path; from search.postgres import url_of; "
+HOLD = "import select, sys; from pathlib import Path; from search.storage.server import url_of; "
 HOLD += "print(url_of(Path(sys.argv[1])), flush=True); select.select([sys.stdin], [], [], float(sys.argv[2]))"
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.study.model import Study, load_study
+from search.study.load import load_study
+from search.study.model import Study
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Tensor, Verdict, setting
 
 HEADER = """

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from search.space.foreign import ForeignSpace, foreign_space
-from search.study.model import Study, load_study
+from search.study.load import load_study
+from search.study.model import Study
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
 from search.trainers.trainer import ADAPTER, strip_for, with_trainer
 from tests.search.fake_studies import ROOT

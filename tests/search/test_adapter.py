@@ -172,7 +172,7 @@ MATRIX_LR = {{ low = 0.01, high = 0.1, log = true }}
     head += f'eval_seconds = 600\n[trainer]\nscript = "{ROOT / "train_gpt.py"}"\n'
     head += 'files = ["out/artifact.bin", "train_gpt.py"]\nprivate = ["out"]\n'
     path.write_text(head + text)
-    from search.study.model import load_study
+    from search.study.load import load_study
     from search.trainers.trainer import with_trainer
 
     study = with_trainer(load_study(path, {}), None)

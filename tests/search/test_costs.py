@@ -17,7 +17,8 @@ from search.costs.accuracy import Pair, errors_of
 from search.costs.bills import eval_bill, model_bill, num_params, steps_bill
 from search.costs.preflight import Preflight
 from search.report.costs import accuracy_of, print_costs, told_before, windows_of
-from search.session.session import Session, find_study
+from search.session.session import Session
+from search.study.load import find_study
 from tests.search.fake_studies import write_study
 from tests.search.fakes import make_study
 from tests.search.replay import Measured, read_trials, replay

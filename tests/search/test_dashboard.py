@@ -19,6 +19,7 @@ import pytest
 from db_helpers import first_line, held_server, kill, python
 
 from search.report import dashboard
+from search.session import notes
 from search.storage import patient as storage
 from search.workers.exact import run_exactly
 
@@ -27,7 +28,7 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1400,1800"
 ).split()
-SERVE = "import sys; from pathlib import Path; from search.dashboard import serve; "
+SERVE = "import sys; from pathlib import Path; from search.report.dashboard import serve; "
 SERVE += "serve(sys.stdin.readline(), 'shown', port=int(sys.argv[1]), artifact_dir=Path(sys.argv[2]))"
 pytestmark = pytest.mark.slow
 
@@ -50,11 +51,11 @@ def page(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             trial.report(x + 4.0 - step, step)
         trial.set_constraint("bytes", 2.5 - x)
         trial.set_constraint("train_s", -1.0)
-        dashboard.save_trial_note(trial, f"# Note of {x}\n\n**14,300,000** bytes")
+        notes.save_trial_note(trial, f"# Note of {x}\n\n**14,300,000** bytes")
         text = folder.parent / "log.txt"
         text.write_text("step:1 loss:2\n")
-        dashboard.save_trial_artifact(trial, text, store)
-        dashboard.save_curve(trial, {0: 4.0, 1: 2.5, 2: 2.0}, label="val_bpb <proxy>", store=store)
+        notes.save_trial_artifact(trial, text, store)
+        notes.save_curve(trial, {0: 4.0, 1: 2.5, 2: 2.0}, label="val_bpb <proxy>", store=store)
         return x
 
     opened = storage.open_storage(url, worker=False)

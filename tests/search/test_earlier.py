@@ -17,14 +17,16 @@ import sqlalchemy
 from optuna.trial import TrialState, create_trial
 
 from search.common.attributes import FIGURES
+from search.common.paths import ROOT
 from search.costs.bills import model_bill, num_params
 from search.costs.factors import CARRIED
 from search.costs.preflight import OWN, Preflight
 from search.samplers.admission import Infeasible
 from search.samplers.caddie import CaddieSampler
 from search.session.passport import CODE, TRAINER, check_joining
-from search.session.session import ROOT, Session, find_study, open_session
+from search.session.session import Session, open_session
 from search.space.build import build_space
+from search.study.load import find_study
 from search.study.model import Study
 from search.workers.warm_start import Lessons, earlier
 from techniques import catalog

@@ -20,7 +20,8 @@ from benchmarks.simulator import Instance
 from search.common.paths import Place
 from search.pruning.pruner import REPORTS
 from search.report.effects import LEAST, find_effects, print_effects
-from search.session.session import Session, find_study
+from search.session.session import Session
+from search.study.load import find_study
 from tests.search.fake_studies import ROOT, clear, write_study
 
 BASE = Instance(1)
@@ -123,7 +124,7 @@ def test_early_against_final_is_told_of_the_pruners_trials(
         )
         for k in range(30)
     ]
-    monkeypatch.setattr("search.report.leaderboard.effects.LARGEST", 40)
+    monkeypatch.setattr("search.report.effects.LARGEST", 40)
     text = printed(session_of(tmp_path, [*old, *random_trials(BASE, 40)]), top=1)
     assert "newest 40 complete trials" in text and "BPB at 50% of 30 trials" in text
 

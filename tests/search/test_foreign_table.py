@@ -13,11 +13,12 @@ import pytest
 
 from search.costs.preflight import ForeignPreflight
 from search.samplers.caddie import CaddieSampler
-from search.session import passport
 from search.session.passport import speed_matters
 from search.session.session import Session, differences
 from search.space.foreign import foreign_space
-from search.study.model import load_study, study_hash
+from search.study.load import load_study
+from search.study.model import study_hash
+from search.trainers import code
 from search.trainers.code import code_hash
 from search.trainers.foreign.run import command_words, reproduce_line, rules_for
 from search.trainers.trainer import strip_for, with_trainer
@@ -171,7 +172,7 @@ def test_code_is_what_runs_wherever_it_lies(tmp_path: Path):
     assert code_hash(there) == first
     (tmp_path / "theirs" / "model.py").write_text("x = 1\n")
     assert code_hash(study) != first
-    assert len(passport.code_files(cast("Any", SimpleNamespace(foreign=None)))) > 20
+    assert len(code.code_files(cast("Any", SimpleNamespace(foreign=None)))) > 20
 
 
 def test_when_speed_matters(tmp_path: Path):

@@ -81,7 +81,7 @@ def test_visible_gpus_are_those_that_the_environment_leaves():
 
 
 def test_it_is_read_without_torch():
-    code = "import sys; from search.hardware import machine_kind; machine_kind(); "
+    code = "import sys; from search.common.machine import machine_kind; machine_kind(); "
     code += "assert 'torch' not in sys.modules"
     env = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=60)

@@ -15,13 +15,13 @@ import pytest
 import sqlalchemy
 
 from search import run
-from search.cli import Common
+from search.common.options import Common
 from search.engines import cluster as engines
 from search.engines.base import Ended, Task
 from search.engines.cluster import check_reachable, cluster_for, make_engine, parse_options
 from search.run import Wish, run_study
 from search.session.passport import CODE, HARDWARE
-from search.session.session import find_study
+from search.study.load import find_study
 from search.workers.spec import Order, parse
 from tests.search.db_helpers import held_server, until
 from tests.search.fake_studies import FAKE, begin, caddie, command, environment, search, write_study

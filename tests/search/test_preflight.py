@@ -62,7 +62,7 @@ def test_entropy_is_that_of_a_gaussian_row():
 
 
 def test_the_naive_baseline_is_predicted_within_a_few_percent():
-    from search.study.model import load_study
+    from search.study.load import load_study
     from techniques import catalog
 
     known = catalog.metadata()

@@ -13,13 +13,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from search.common.paths import Place
-from search.report.leaderboard import overhead_line, print_leaderboard
+from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
 from search.report.reproduce import quoted
 from search.report.rows import ranked, snapshot
-from search.report.status import print_status
+from search.report.status import overhead_line, print_status
 from search.report.trial import print_trial
-from search.session.session import Session, find_study
+from search.session.session import Session
+from search.study.load import find_study
 from tests.search.fake_studies import write_study
 
 GOOD = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}

@@ -314,13 +314,13 @@ def test_the_machine_is_part_of_the_trainers_key() -> None:
 
 
 def test_other_code_is_another_version(tmp_path: Path) -> None:
-    for room in ("techniques", "corpus"):
+    for room in ("trainer", "techniques", "corpus"):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "train_gpt.py", tmp_path / "train_gpt.py")
     resolved = resolve({}, catalog.metadata())
     before = code_of(resolved, tmp_path)
     assert before == code_of(resolved, ROOT) != code_of(resolve({"file": {"xsa": True}}, catalog.metadata()))
-    with (tmp_path / "techniques" / "_muon.py").open("a") as file:
+    with (tmp_path / "trainer" / "muon.py").open("a") as file:
         file.write("\n# edited\n")
     assert code_of(resolved, tmp_path) != before
 

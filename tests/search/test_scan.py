@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from search.study.foreign import Foreign
-from search.study.model import load_study
+from search.study.load import load_study
 from search.trainers.foreign.draft import draft, score_rule, write
 from search.trainers.foreign.log_reader import Rules
 from search.trainers.foreign.scan import Scan, names_read, scan

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from search.study.model import load_study, study_hash
+from search.study.load import load_study
+from search.study.model import study_hash
 from techniques import catalog
 from techniques.base import Choice, Float, Int
 from tests.search.fakes import HEADER, KNOWN, make_study

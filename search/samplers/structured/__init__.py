@@ -1,0 +1,1 @@
+"""The structured sampler: a surrogate over gates, categories and numbers."""

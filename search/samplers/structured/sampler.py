@@ -2,14 +2,15 @@
 
     study = optuna.create_study(sampler=StructuredSampler(seed=0))
 
-The surrogate (search/samplers/structured/surrogate.py) has a term for each gate, a curve for each number while its gate is on,
-and shrunken pairs; constraints that trials recorded with `set_constraint` are learned too. A proposal
-minimises one draw, by local search, among what is expected to be feasible and what `Knowledge.admits` lets
-pass; mostly in a random subspace around the best trial, a small one while trials are fewer than parameters:
-so early a draw over all of them is a jump into the unknown. Conditional parameters need no declaration:
-which are active when is learned from the trials, or from `Knowledge.keep_active`. With stages, a proposal
-may instead keep the finished stages of a good trial and change what lies downstream: the larger expected
-gain per second wins. A share of proposals is TPE's, for responses that this model cannot see.
+The surrogate (search/samplers/structured/surrogate.py) has a term for each gate, a curve for each number
+while its gate is on, and shrunken pairs; constraints that trials recorded with `set_constraint` are learned
+too. A proposal minimises one draw, by local search, among what is expected to be feasible and what
+`Knowledge.admits` lets pass; mostly in a random subspace around the best trial, a small one while trials
+are fewer than parameters: so early a draw over all of them is a jump into the unknown. Conditional
+parameters need no declaration: which are active when is learned from the trials, or from
+`Knowledge.keep_active`. With stages, a proposal may instead keep the finished stages of a good trial and
+change what lies downstream: the larger expected gain per second wins. A share of proposals is TPE's, for
+responses that this model cannot see.
 """
 
 from __future__ import annotations

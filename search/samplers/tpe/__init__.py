@@ -1,0 +1,1 @@
+"""TPE over groups of parameters that are active together."""

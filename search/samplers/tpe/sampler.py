@@ -2,8 +2,9 @@
 
 TPESampler(multivariate=True, group=True, constant_liar=True), with three differences: the groups come from
 the static space instead of from past trials (they are the same sets, but one odd enqueued trial cannot
-split them); the densities of a group are fitted once for all proposals of a trial, and only when one of them
-has its gates on; nothing is written while proposals are made. search/samplers/tpe/parzen.py has the densities.
+split them); the densities of a group are fitted once for all proposals of a trial, and only when one of
+them has its gates on; nothing is written while proposals are made. search/samplers/tpe/parzen.py has the
+densities.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Somebody else's script: its scan, its draft, its runs, its log."""

@@ -1,13 +1,15 @@
-"""`python -m search.trainers.foreign.adapter config.json --out_dir=DIR`: runs somebody else's trainer under our contract.
+"""`python -m search.trainers.foreign.adapter config.json --out_dir=DIR`: runs somebody else's trainer under
+our contract.
 
-It makes a working folder of its own for the run (search/trainers/foreign/work_folder.py), starts the unmodified script there
-with its environment variables, reads what it prints (search/trainers/foreign/log_reader.py), and writes metrics.jsonl, train.log
-and result.json as train_gpt.py would (docs/contracts.md). A worker sees no difference.
+It makes a working folder of its own for the run (search/trainers/foreign/work_folder.py), starts the
+unmodified script there with its environment variables, reads what it prints
+(search/trainers/foreign/log_reader.py), and writes metrics.jsonl, train.log and result.json as train_gpt.py
+would (docs/contracts.md). A worker sees no difference.
 
 Exit status: 0 finished; 2 bad input; 3 the configuration failed (diverged, out of memory, an exception that
-says its values are wrong, no score, too much output); 1 the script ended as it should not (a signal, another
-exception): perhaps the machine's fault, and tried again. Killing is not done here: search/trainers/guard.py, our
-parent, adopts and kills every descendant, also one in a session of its own.
+says its values are wrong, no score, too much output); 1 the script ended as it should not (a signal,
+another exception): perhaps the machine's fault, and tried again. Killing is not done here:
+search/trainers/guard.py, our parent, adopts and kills every descendant, also one in a session of its own.
 """
 
 from __future__ import annotations

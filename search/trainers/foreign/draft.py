@@ -14,7 +14,7 @@ import os
 import re
 from pathlib import Path
 
-from search.study.model import load_study
+from search.study.load import load_study
 from search.trainers.foreign.log_reader import EXACT, KNOWN_SCORES
 from search.trainers.foreign.scan import Read, Scan, scan
 

@@ -1,4 +1,5 @@
-"""docs/techniques.md from the catalogue: `python -m techniques.reference` writes it, `--check` finds it stale.
+"""docs/techniques.md from the catalogue: `python -m conformance.reference` writes it, `--check` finds it
+stale.
 
 Everything comes from the technique files themselves: their docstrings, settings, spaces, costs and rulings.
 """
@@ -26,7 +27,7 @@ FULL = dataclasses.replace(
 ).shape()
 HEAD = """# Techniques
 
-Written by `python -m techniques.reference` from the technique files; do not edit. Every technique is off by
+Written by `python -m conformance.reference` from the technique files; do not edit. Every technique is off by
 default; `--name` turns it on, `--name.setting value` sets it, and the variable in the last column does both.
 Costs are those of the default settings on the 11-layer stack (11 layers, width 512, vocabulary 1024,
 sequences of 2048, 3-fold MLP); parameters are exact, the rest are the estimates of the search's pre-flight.
@@ -212,7 +213,7 @@ def main(argv: Sequence[str]) -> int:
     stale = not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text
     if "--check" in argv:
         if stale:
-            print("docs/techniques.md is stale. Run: python -m techniques.reference", file=sys.stderr)
+            print("docs/techniques.md is stale. Run: python -m conformance.reference", file=sys.stderr)
         return int(stale)
     TARGET.write_text(text, encoding="utf-8")
     print(f"{TARGET.relative_to(ROOT)}: {len(text.encode()):,} bytes, {len(pages())} techniques")
