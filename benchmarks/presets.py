@@ -18,7 +18,7 @@ from search.export.bundle import export
 from techniques import catalog
 from techniques.config import read_preset, resolve
 from tests.conftest import TINY_MODEL, build_tiny, run_trainer
-from tests.search.test_bundle import alone, facts
+from tests.search.export.test_bundle import alone, facts
 from tests.test_presets import RECORDS, resolved, small
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "presets.md"

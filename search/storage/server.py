@@ -29,7 +29,12 @@ from search.storage.postmaster import DB_USER, PORT
 ROOTS_HOME = Path("/var/lib")  # as root, for a project in a folder that the server's user cannot reach
 START_S = 120.0  # recovery after a crash included
 LAUNCHES = 3  # supervisors that die without a word before we give up
-SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from search.storage.postmaster import run; run(*sys.argv[2:])"
+SUPERVISE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from search.storage.postmaster import run
+run(*sys.argv[2:])
+"""
 WAY_OUT = "Give --storage (or CADDIE_STORAGE) the URL of a PostgreSQL of your own, or use another folder."
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import ROOT
 from tests.search.db_helpers import alive, server_place, until
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FAKE = Path(__file__).parent / "fake_trainer.py"
 STUDY = """
 [study]

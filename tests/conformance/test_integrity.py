@@ -26,8 +26,8 @@ from techniques.evaluation.pre_eval_ttt import PreEvalTtt
 from techniques.evaluation.score_first_ttt import ScoreFirstTtt
 from techniques.evaluation.slot import SlotTuning
 from techniques.quantization.gptq_lite import GptqLite
+from tests.conformance.test_planted_defects import SoundTtt, TrainsFirst
 from tests.conftest import arguments
-from tests.test_planted_defects import SoundTtt, TrainsFirst
 from trainer.audit import Audit, implausible
 from trainer.ledger import Ledger
 

@@ -25,8 +25,8 @@ from search.trainers.files import Record
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
 from techniques import catalog
 from techniques.config import Resolved, resolve, stage_keys
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 GROUND = Ground(1, 1, {})
 
 

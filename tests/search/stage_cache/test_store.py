@@ -17,8 +17,8 @@ import pytest
 
 from search.stage_cache.remote import Remote, open_remote
 from search.stage_cache.store import MANIFEST, Limits, Store
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMY = Limits(10**9, keep_free_bytes=0)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from search.common.machine import describe, gpu_models, gpu_numbers, machine_kind, num_cores, visible_gpus
+from tests.conftest import ROOT
 from trainer.machine import cpu_model, cpu_name
 
-ROOT = Path(__file__).resolve().parents[2]
 CPUINFO = """processor : 0
 model name : Cray-1  @ 80 MHz
 flags : fpu avx2 sse avx fma

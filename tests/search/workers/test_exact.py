@@ -13,12 +13,12 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy
-from db_helpers import first_line, held_server, kill, server_pids, until, worker
 from optuna.trial import TrialState
 
 from search.storage import patient as storage
 from search.workers import exact
 from search.workers.exact import Hooks, run_exactly
+from tests.search.db_helpers import first_line, held_server, kill, server_pids, until, worker
 
 WORKERS = 4
 TARGET = 12

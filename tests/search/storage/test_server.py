@@ -15,11 +15,22 @@ from pathlib import Path
 import psycopg2
 import pytest
 import sqlalchemy
-from db_helpers import HOLD, REPO, alive, first_line, fresh_home, hold, kill, python, server_pids, until
 from sqlalchemy import exc
 
 from search.storage import places as pgplace
 from search.storage import server as postgres
+from tests.search.db_helpers import (
+    HOLD,
+    REPO,
+    alive,
+    first_line,
+    fresh_home,
+    hold,
+    kill,
+    python,
+    server_pids,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

@@ -24,8 +24,8 @@ from search.session.passport import CODE, HARDWARE
 from search.study.load import find_study
 from search.workers.spec import Order, parse
 from tests.search.db_helpers import held_server, until
+from tests.search.engines.test_external import over_tcp
 from tests.search.fake_studies import FAKE, begin, caddie, command, environment, search, write_study
-from tests.search.test_external import over_tcp
 
 pytestmark = pytest.mark.slow
 

@@ -16,12 +16,12 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 import pytest
-from db_helpers import first_line, held_server, kill, python
 
 from search.report import dashboard
 from search.session import notes
 from search.storage import patient as storage
 from search.workers.exact import run_exactly
+from tests.search.db_helpers import first_line, held_server, kill, python
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 FLAGS = (

@@ -15,6 +15,7 @@ from search.space.build import build_space
 from search.space.native import SearchSpace
 from search.study.constraints import CONSTRAINTS, violations
 from search.study.model import Limits
+from tests.conftest import ROOT
 from tests.search.fakes import HEADER, KNOWN, make_study
 
 SPACE = """
@@ -66,7 +67,7 @@ def test_the_naive_baseline_is_predicted_within_a_few_percent():
     from techniques import catalog
 
     known = catalog.metadata()
-    study = load_study(Path(__file__).resolve().parents[2] / "studies" / "record_8xh100.toml", known)
+    study = load_study(ROOT / "studies" / "record_8xh100.toml", known)
     from techniques.config import resolve
 
     assert abs(model_bill(resolve({}, known)).total / (15_863_489 - 47_642) - 1.0) < 0.05

@@ -13,12 +13,12 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy
-from db_helpers import alive, first_line, held_server, server_pids, until, worker
 from optuna.trial import TrialState
 from sqlalchemy import event
 
 from search.storage import patient as storage
 from search.storage.patient import StorageError
+from tests.search.db_helpers import alive, first_line, held_server, server_pids, until, worker
 
 TIMING = storage.Timing(patience_s=30.0, heartbeat_s=1, grace_s=2)
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import optuna
 import pytest
-from db_helpers import held_server
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +18,7 @@ from search.session.session import Session
 from search.storage import bulk as bulk_module
 from search.storage import patient as storage
 from search.storage.bulk import BatchStorage, collected
+from tests.search.db_helpers import held_server
 
 TIMING = storage.Timing(patience_s=10.0, heartbeat_s=1, grace_s=3)
 ODD = ['quote " and \\ back', "new\nline", "ünï", "{}", "a'b", "%s :x"]

@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy
 
 from tests.search.db_helpers import alive, held_server
+from tests.search.engines.test_external import over_tcp
 from tests.search.fake_studies import (
     FINISHED,
     assert_exact,
@@ -34,7 +35,6 @@ from tests.search.fake_studies import (
     workers_of,
     write_study,
 )
-from tests.search.test_external import over_tcp
 
 pytestmark = pytest.mark.slow
 QUICK = {"CADDIE_TIMING": "heartbeat_s=1 grace_s=4 link_s=3 patience_s=100"}

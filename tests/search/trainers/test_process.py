@@ -23,8 +23,9 @@ from search.trainers.process import (
     run_trainer,
     trainer_environment,
 )
+from tests.conftest import ROOT
 
-FAKE = (sys.executable, str(Path(__file__).parent / "fake_trainer.py"))
+FAKE = (sys.executable, str(ROOT / "tests" / "search" / "fake_trainer.py"))
 
 
 def job_of(tmp_path: Path, mode: str, **changes: Any) -> Job:
@@ -136,11 +137,11 @@ def test_stop_interrupts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", ["worker", "guard"])
 def test_kill_9_leaves_no_trainer(tmp_path: Path, victim: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.search.test_trial import *\n"
+        "import sys; from pathlib import Path; from tests.search.trainers.test_process import *\n"
         "try: run(job_of(Path(sys.argv[1]), 'stubborn'))\n"
         "except TrainerCrashed as error: print(error)"
     )
-    root = Path(__file__).parent.parent.parent
+    root = ROOT
     worker = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
     )

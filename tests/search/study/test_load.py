@@ -10,9 +10,8 @@ from search.study.load import load_study
 from search.study.model import study_hash
 from techniques import catalog
 from techniques.base import Choice, Float, Int
+from tests.conftest import ROOT
 from tests.search.fakes import HEADER, KNOWN, make_study
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_study_frees_narrows_and_fixes(tmp_path: Path):
