@@ -68,6 +68,10 @@ def run(
     cache_shared: Annotated[
         str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
     ] = "",
+    niceness: Annotated[
+        int,
+        typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine."),
+    ] = 0,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     options = StudyOptions(study, storage, home)
@@ -85,6 +89,7 @@ def run(
         cache=None if trainer or cache == "off" else folder.absolute(),
         cache_size=cache_size,
         cache_shared=cache_shared,
+        niceness=niceness,
     )
     with clear_errors():
         from search.run import run_study

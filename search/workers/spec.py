@@ -34,10 +34,11 @@ def trainer_job(
 ) -> Job:
     """The trainer of one configuration. `strip`: variables of the shell that it may not see."""
     threads = int(config.get("num_threads", 0))
+    lowered = ("nice", "-n", str(spec.niceness)) if spec.niceness else ()
     return Job(
         folder=folder,
         config=config,
         environment=trainer_environment(os.environ, strip=strip, num_threads=threads),
         timeout_s=study.timeout_seconds,
-        command=command_for(study, spec.trainer),
+        command=(*lowered, *command_for(study, spec.trainer)),
     )
