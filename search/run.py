@@ -24,7 +24,7 @@ from search.session.passport import check_joining, hardware_here
 from search.session.session import Session, check_room, measured, open_session
 from search.storage.patient import ENVIRONMENT
 from search.study.load import find_study
-from search.trainers.trainer import refuse_native_table, with_trainer
+from search.trainers.trainer import trainer_of
 from search.workers import prepare
 from search.workers.spec import Order
 from search.workers.warm_start import earlier
@@ -47,20 +47,22 @@ def run_study(common: Common, wish: Wish) -> None:
     """The default command. Raises ValueError for what a person must solve, KeyboardInterrupt after a clean
     stop."""
     console, now = make_console(), time.monotonic()
-    study = sampled_by(with_trainer(find_study(common.study), wish.trainer), wish.sampler)
+    study = sampled_by(find_study(common.study), wish.sampler)
+    trainer = trainer_of(study, wish.trainer)
+    trainer.check()
     external = common.storage or os.environ.get(ENVIRONMENT, "")
     cluster = engines.cluster_for(study, wish.engine, wish.engine_options, url=external)
-    refuse_native_table(study, wish.trainer)
     place = Place(home_of(common), study.name)
     check_room(place)
     quiet_log(None)
     gpus = () if cluster else prepare.gpus_for(study, os.environ)
     now = say(console, f"study {study.name}: {check_space(study)}", now)
-    ours = study.foreign is None and wish.trainer is None
-    if ours and not cluster:
+    if trainer.built_in and not cluster:
         now = say(console, f"corpus: {prepare.check_corpus(study)}", now)
-    session = open_session(study, home=place.home, storage=common.storage, environ=os.environ)
-    check_joining(session, wish.trainer, mixed=wish.mixed, runs_here=not cluster)
+    session = open_session(
+        study, home=place.home, storage=common.storage, environ=os.environ, trainer=trainer
+    )
+    check_joining(session, mixed=wish.mixed, runs_here=not cluster)
     seen = snapshot(session.optuna_study.get_trials(deepcopy=False), wish.trials)
     say(console, f"database: {seen.finished} of {wish.trials} trials done", now)
     if seen.finished >= wish.trials:
@@ -99,7 +101,7 @@ def work_here(console: Console, session: Session, plan: Plan) -> None:
     environ = {"CUDA_VISIBLE_DEVICES": plan.gpus[0] if plan.gpus else ""}
     hardware = hardware_here(session.study, num_threads=plan.order.threads, environ=environ)
     now = say_costs(console, session, now, hardware=hardware)
-    if plan.order.trainer is None or session.study.foreign is not None:
+    if session.trainer.has_baseline:
         session, told = prepare.check_baseline(session, workers=plan.workers, gpus=plan.gpus)
         now = say(console, told, now)
     where = f"GPUs {', '.join(plan.gpus)}" if plan.gpus else "the CPU"

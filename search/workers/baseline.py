@@ -16,7 +16,6 @@ from search.session.baseline import ATTRIBUTE, stored
 from search.space.build import build_space
 from search.storage.patient import creation_lock
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
-from search.trainers.trainer import command_for, strip_for
 from techniques import catalog
 
 if TYPE_CHECKING:
@@ -29,17 +28,16 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
     """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
 
     Raises ValueError when the starting point itself does not run: no trial would."""
-    space, stopping = build_space(session.study, catalog.metadata()), threading.Event()
-    config, command = space.config({}), command_for(session.study)
+    stopping = threading.Event()
+    trainer = session.trainer
+    config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
-    environ = trainer_environment(
-        os.environ, strip=strip_for(session.study), num_threads=int(config["num_threads"])
-    )
+    environ = trainer_environment(os.environ, strip=trainer.hidden(), num_threads=int(config["num_threads"]))
 
     def one(i: int) -> Outcome:
         own = environ | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
         folder = session.place.runs / f"baseline-{i}"
-        job = Job(folder, config, own, timeout_s=session.study.timeout_seconds, command=command)
+        job = Job(folder, config, own, timeout_s=session.study.timeout_seconds, command=trainer.command())
         return run_trainer(job, on_report=lambda record, reports: None, stop=stopping.is_set)
 
     try:
@@ -58,10 +56,9 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
     results = [o.result for o in outcomes if o.kind == "finished" and o.result]
     if len(results) < workers:
         reason = next(o.reason for o in outcomes if o.kind != "finished")
-        start = f"preset {session.study.preset!r}" if session.study.foreign is None else "the script"
         raise ValueError(
-            f"A study's starting point must run before anything is varied, but {start} with the study's "
-            f"[fixed] settings ended: {reason}. Fix that first."
+            f"A study's starting point must run before anything is varied, but {trainer.start} with the "
+            f"study's [fixed] settings ended: {reason}. Fix that first."
         )
     found = {key: results[0][key] for key in KEPT}
     found |= {key: max(float(r[key]) for r in results) for key in ("train_seconds", "eval_seconds")}

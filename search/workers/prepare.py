@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from search.common.machine import num_cores, visible_gpus
-from search.common.paths import ROOT
+from search.common.paths import ROOT, shown
 from search.session.session import Session, measured
-from search.study.model import Study, settled
+from search.study.model import Study
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
     """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
     demanded, but not here."""
-    device = settled(study, "device")
+    device = study.settled("device")
     found = () if device == "cpu" else visible_gpus(environ)
     if device == "cuda" and not found:
         raise ValueError(
@@ -44,8 +43,9 @@ def check_corpus(study: Study) -> str:
     from corpus import embedded
     from corpus.dataset import open_dataset
 
-    folder, tokenizer = ROOT / str(settled(study, "data_path")), ROOT / str(settled(study, "tokenizer_path"))
-    vocab_size = int(settled(study, "vocab_size"))
+    folder = ROOT / str(study.settled("data_path"))
+    tokenizer = ROOT / str(study.settled("tokenizer_path"))
+    vocab_size = int(study.settled("vocab_size"))
     data = ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
         try:
@@ -55,9 +55,9 @@ def check_corpus(study: Study) -> str:
                 f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. "
                 "Free some space or fix the permissions."
             ) from error
-    seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
+    seq_len = max(int(study.settled("train_seq_len")), int(study.settled("eval_seq_len")))
     opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
-    return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
+    return f"{shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
 
 
 def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
@@ -73,7 +73,7 @@ def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> 
     return measured(session), told
 
 
-def machine(session: Session, *, native: bool = True) -> Session:
+def machine(session: Session) -> Session:
     """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
 
     Raises ValueError as those checks do."""
@@ -81,13 +81,8 @@ def machine(session: Session, *, native: bool = True) -> Session:
 
     check_room(session.place)
     gpus_for(session.study, os.environ)
-    foreign = session.study.foreign is not None
-    if native and not foreign:
+    if session.trainer.built_in:
         check_corpus(session.study)
-    if native or foreign:
+    if session.trainer.has_baseline:
         session, _ = check_baseline(session, workers=1, gpus=())
     return session
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from search.common.console import quiet_log
 from search.common.errors import Interrupted, TooManyFailures
-from search.costs.preflight import preflight_for
+from search.costs.preflight import costs_of
 from search.pruning.pruner import SPARED, Pruner, remember
 from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
@@ -48,7 +48,7 @@ from search.trainers.process import (
     run_trainer,
     trainer_environment,
 )
-from search.trainers.trainer import command_for, strip_for, with_trainer
+from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly
 from search.workers.overhead import Clock
@@ -56,7 +56,6 @@ from search.workers.spec import parse
 from search.workers.warm_start import earlier
 from techniques import catalog
 
-Command = tuple[str, ...]
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
 log = logging.getLogger(__name__)
 
@@ -71,22 +70,21 @@ class Worker:
         target: int,
         index: int,
         num_threads: int = 1,
-        command: Command = (),
         reuse: Reuse | None = None,
     ):
         self.session, self.target, self.reuse = session, target, reuse
-        self.command = command or command_for(session.study)
+        self.trainer = session.trainer
         self.num_threads = num_threads  # of a trainer, when the study does not say
         self.study, known = session.study, catalog.metadata()
         self.space = build_space(self.study, known)
         self.hardware = hardware_here(self.study, num_threads=num_threads, environ=os.environ)
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
-        preflight = preflight_for(self.study, self.hardware)
+        preflight = costs_of(self.trainer, self.study, self.hardware)
         earlier(session, self.hardware).teach(preflight)
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
-        self.strip = strip_for(self.study)
+        self.hidden = self.trainer.hidden()
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = record.worker_name(index)
         self.stopping = threading.Event()
@@ -142,7 +140,8 @@ class Worker:
             params = self.space.suggest(trial)
             resolved = self.space.resolve(params)
             config = self.config_of(params, resolved.values)
-            record.started(trial, config=config, resolved=resolved)
+            legality = self.trainer.legality(resolved)
+            record.started(trial, config=config, resolved=resolved, legality=legality)
         self.clock.sample_s = time.perf_counter() - began
         reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
         with reused as fill:
@@ -165,7 +164,7 @@ class Worker:
 
     def config_of(self, params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """config.json: with a thread for each worker's share of the cores when the study does not say."""
-        config = self.space.config(params)
+        config = self.trainer.complete(self.space.config(params))
         if not values.get("num_threads"):
             config["num_threads"] = self.num_threads
         return config
@@ -179,10 +178,10 @@ class Worker:
             folder=self.session.place.trial(trial.number),
             config=config,
             environment=trainer_environment(
-                os.environ, strip=self.strip, num_threads=int(config.get("num_threads", 0))
+                os.environ, strip=self.hidden, num_threads=int(config.get("num_threads", 0))
             ),
             timeout_s=self.study.timeout_seconds,
-            command=self.command,
+            command=self.trainer.command(),
         )
 
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
@@ -247,23 +246,26 @@ def main(argv: list[str]) -> int:
         threading.Thread(target=hold, args=(stopping,), daemon=True).start()
     quiet_log(None)
     try:
-        study = sampled_by(with_trainer(find_study(options.study), options.trainer), options.sampler)
-        session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
-        code = check_joining(session, options.trainer, mixed=options.mixed)
+        study = sampled_by(find_study(options.study), options.sampler)
+        trainer = trainer_of(study, options.trainer)
+        trainer.check()
+        session = open_session(
+            study, home=options.home, storage=None, environ=os.environ, worker=True, trainer=trainer
+        )
+        code = check_joining(session, mixed=options.mixed)
         reuse = None
-        if study.foreign is None:
+        if trainer.keeps_stages:
             reuse = open_reuse(options, ranks=study.gpus_per_trial, environ=os.environ)
         if options.prepare:  # on a machine that nobody looked at before
-            session = prepare.machine(session, native=options.trainer is None)
+            session = prepare.machine(session)
         worker = Worker(
             session,
             target=options.target,
             index=options.index,
             num_threads=options.threads,
-            command=command_for(study, options.trainer),
             reuse=reuse,
         )
-        worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
+        worker.code_check = lambda: "" if options.mixed else changed(trainer.code_files(), code)
         worker.stopping = stopping
         worker.run()
     except TooManyFailures as error:
