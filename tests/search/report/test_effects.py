@@ -160,8 +160,9 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from benchmarks.scale import fill, study_file
-from search.effects import print_effects
-from search.session import find_study, open_session, read_session
+from search.report.effects import print_effects
+from search.session.session import open_session, read_session
+from search.study.load import find_study
 home = Path(sys.argv[1])
 study = find_study(study_file(home))
 fill(open_session(study, home=home, storage=None, environ={}), 30)
