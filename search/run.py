@@ -25,7 +25,7 @@ from search.session.session import Session, check_room, measured, open_session
 from search.stage_cache.reuse import check_cache
 from search.storage.url import ENVIRONMENT
 from search.study.load import find_study
-from search.trainers.trainer import refuse_native_table, with_trainer
+from search.trainers.trainer import trainer_of
 from search.workers import prepare
 from search.workers.warm_start import earlier
 
@@ -37,18 +37,21 @@ def run_study(options: RunOptions) -> None:
     now = time.monotonic()
     spec = options.worker
     check_cache(spec)
-    study = sampled_by(with_trainer(find_study(spec.study), spec.trainer), spec.sampler)
+    study = sampled_by(find_study(spec.study), spec.sampler)
+    trainer = trainer_of(study, spec.trainer)
+    trainer.check()
     external = options.storage or os.environ.get(ENVIRONMENT, "")
     cluster = engines.cluster_for(study, options.engine, options.engine_options, url=external)
-    refuse_native_table(study, spec.trainer)
     check_room(Folders(spec.home, study.name))
     quiet_log()
     gpus = () if cluster else prepare.gpus_for(study, os.environ)
     now = print_step(console, f"study {study.name}: {check_space(study)}", now)
-    if study.foreign is None and spec.trainer is None and not cluster:
+    if trainer.built_in and not cluster:
         now = print_step(console, f"corpus: {prepare.check_corpus(study)}", now)
-    session = open_session(study, home=spec.home, storage=options.storage, environ=os.environ)
-    check_joining(session, spec.trainer, mixed=spec.mixed, runs_here=not cluster)
+    session = open_session(
+        study, home=spec.home, storage=options.storage, environ=os.environ, trainer=trainer
+    )
+    check_joining(session, mixed=spec.mixed, runs_here=not cluster)
     seen = snapshot(session.optuna_study.get_trials(deepcopy=False), spec.target)
     print_step(console, f"database: {seen.finished} of {spec.target} trials done", now)
     left = spec.target - seen.finished
@@ -84,8 +87,8 @@ def run_here(
     environ = {"CUDA_VISIBLE_DEVICES": gpus[0] if gpus else ""}
     hardware = hardware_here(session.study, num_threads=spec.threads, environ=environ)
     now = print_costs_known(console, session, now, hardware=hardware)
-    session, summary = prepare.check_baseline(session, spec, workers=len(specs), gpus=gpus)
-    if summary:
+    if session.trainer.has_baseline:
+        session, summary = prepare.check_baseline(session, spec, workers=len(specs), gpus=gpus)
         now = print_step(console, summary, now)
     where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
     print_step(console, beginning(len(specs), where), now)

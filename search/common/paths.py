@@ -9,6 +9,11 @@ ROOT = Path(__file__).resolve().parents[2]  # the project
 DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
 
 
+def shown(path: Path) -> Path:
+    """The path as people read it: from the project on, where it lies in there."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 @dataclass(frozen=True)
 class Folders:
     """Of one study, under its home."""

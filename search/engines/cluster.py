@@ -30,7 +30,6 @@ from search.engines.base import (
 from search.report.progress import Progress
 from search.session.session import Session
 from search.study.model import Study
-from search.workers import prepare
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -69,7 +68,7 @@ def cluster_for(study: Study, engine: str, words: Sequence[str], *, url: str) ->
             )
         return None
     check_reachable(url, engine)
-    cuda = prepare.settled(study, "device") == "cuda"
+    cuda = study.settled("device") == "cuda"
     gpus = int(options.pop("gpus", study.gpus_per_trial if cuda else 0))
     return Cluster(engine, options, gpus)
 

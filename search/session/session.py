@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from search.common.paths import Folders
 from search.storage.timing import timing_of
 from search.study.model import Study, study_hash, study_identity
+from search.trainers.trainer import Trainer, trainer_of
 
 if TYPE_CHECKING:
     import optuna
@@ -34,6 +35,7 @@ class Session:
     folders: Folders
     url: str
     optuna_study: optuna.Study
+    trainer: Trainer  # what the trials run
 
     def whole(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Trials of a session that was opened `brief`, with their parameters and configurations."""
@@ -45,9 +47,16 @@ class Session:
 
 
 def open_session(
-    study: Study, *, home: Path, storage: str | None, environ: Mapping[str, str], worker: bool = False
+    study: Study,
+    *,
+    home: Path,
+    storage: str | None,
+    environ: Mapping[str, str],
+    worker: bool = False,
+    trainer: Trainer | None = None,
 ) -> Session:
-    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited."""
+    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited. `trainer`:
+    None for the one that the study names."""
     import optuna
 
     from search.storage.patient import open_storage, open_study
@@ -59,7 +68,7 @@ def open_session(
     revive: Callable[[], object] = partial(resolve_url, storage, home=folders.database, environ=environ)
     storage_ = open_storage(url, worker=worker, timing=timing_of(environ), revive=revive)
     opened = open_study(storage_, study.name, url=url)
-    session = Session(study, folders, url, opened)
+    session = Session(study, folders, url, opened, trainer or trainer_of(study))
     check_unedited(session)
     return measured(session)
 
@@ -100,7 +109,7 @@ def read_session(
         stored = optuna.load_study(study_name=study.name, storage=opened)
     except (KeyError, ProgrammingError):
         raise nothing from None
-    session = Session(study, folders, url, stored)
+    session = Session(study, folders, url, stored, trainer_of(study))
     check_unedited(session)
     return measured(session)
 

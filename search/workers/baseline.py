@@ -18,7 +18,6 @@ from search.session.session import Session
 from search.space.build import build_space
 from search.storage.patient import creation_lock
 from search.trainers.process import Outcome, run_trainer
-from search.trainers.trainer import strip_for
 from search.workers.spec import trainer_job
 from techniques import catalog
 
@@ -31,13 +30,15 @@ def measure(
     """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
 
     Raises ValueError when the starting point itself does not run: no trial would."""
-    space, stopping = build_space(session.study, catalog.metadata()), threading.Event()
-    config, strip = space.config({}), strip_for(session.study)
+    stopping = threading.Event()
+    trainer = session.trainer
+    config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
+    hidden = trainer.hidden()
 
     def one(i: int) -> Outcome:
         folder = session.folders.runs / f"baseline-{i}"
-        job = trainer_job(session.study, spec, folder=folder, config=config, strip=strip)
+        job = trainer_job(session, spec, folder=folder, config=config, hidden=hidden)
         if gpus:
             own = {**job.environment, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}
             job = dataclasses.replace(job, environment=own)
@@ -59,10 +60,9 @@ def measure(
     results = [o.result for o in outcomes if o.kind == "finished" and o.result]
     if len(results) < workers:
         reason = next(o.reason for o in outcomes if o.kind != "finished")
-        start = f"preset {session.study.preset!r}" if session.study.foreign is None else "the script"
         raise ValueError(
-            f"A study's starting point must run before anything is varied, but {start} with the study's "
-            f"[fixed] settings ended: {reason}. Fix that first."
+            f"A study's starting point must run before anything is varied, but {trainer.start} with the "
+            f"study's [fixed] settings ended: {reason}. Fix that first."
         )
     found = {key: results[0][key] for key in KEPT}
     found |= {key: max(float(r[key]) for r in results) for key in ("train_seconds", "eval_seconds")}

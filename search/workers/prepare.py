@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
-from search.common.paths import ROOT
+from search.common.paths import ROOT, shown
 from search.session.session import Session, check_room, measured
-from search.study.model import Study, settled
+from search.study.model import Study
 from search.workers import baseline
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
     """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
     demanded, but not here."""
-    device = settled(study, "device")
+    device = study.settled("device")
     found = () if device == "cpu" else visible_gpus(environ)
     if device == "cuda" and not found:
         raise ValueError(
@@ -46,8 +45,9 @@ def check_corpus(study: Study) -> str:
     from corpus import embedded  # here: only a native trainer needs the corpus
     from corpus.dataset import open_dataset
 
-    folder, tokenizer = ROOT / str(settled(study, "data_path")), ROOT / str(settled(study, "tokenizer_path"))
-    vocab_size = int(settled(study, "vocab_size"))
+    folder = ROOT / str(study.settled("data_path"))
+    tokenizer = ROOT / str(study.settled("tokenizer_path"))
+    vocab_size = int(study.settled("vocab_size"))
     data = ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
         try:
@@ -57,18 +57,15 @@ def check_corpus(study: Study) -> str:
                 f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. "
                 "Free some space or fix the permissions."
             ) from error
-    seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
+    seq_len = max(int(study.settled("train_seq_len")), int(study.settled("eval_seq_len")))
     opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
-    return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
+    return f"{shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
 
 
 def check_baseline(
     session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
 ) -> tuple[Session, str]:
-    """The study's starting point, measured once under the load of `workers` trials; and what to tell: ""
-    where another trainer than the study's runs, of which nothing is measured."""
-    if spec.trainer is not None and session.study.foreign is None:
-        return session, ""
+    """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
     found = baseline.stored(session.optuna_study)
     found = found or baseline.measure(session, spec, workers=workers, gpus=gpus)
     told = (
@@ -85,10 +82,8 @@ def machine(session: Session, spec: WorkerSpec) -> Session:
     Raises ValueError as those checks do."""
     check_room(session.folders)
     gpus_for(session.study, os.environ)
-    if session.study.foreign is None and spec.trainer is None:
+    if session.trainer.built_in:
         check_corpus(session.study)
-    return check_baseline(session, spec, workers=1, gpus=())[0]
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    if session.trainer.has_baseline:
+        session, _ = check_baseline(session, spec, workers=1, gpus=())
+    return session

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from search.common.options import WorkerSpec
-from search.study.model import Study
+from search.session.session import Session
 from search.trainers.process import Job, trainer_environment
-from search.trainers.trainer import command_for
 
 
 def worker_command(spec: WorkerSpec) -> list[str]:
@@ -30,15 +29,15 @@ def read_command(argv: list[str]) -> tuple[WorkerSpec, bool]:
 
 
 def trainer_job(
-    study: Study, spec: WorkerSpec, *, folder: Path, config: Mapping[str, Any], strip: Set[str]
+    session: Session, spec: WorkerSpec, *, folder: Path, config: Mapping[str, Any], hidden: Set[str]
 ) -> Job:
-    """The trainer of one configuration. `strip`: variables of the shell that it may not see."""
+    """The trainer of one configuration. `hidden`: variables of the shell that it may not see."""
     threads = int(config.get("num_threads", 0))
     lowered = ("nice", "-n", str(spec.niceness)) if spec.niceness else ()
     return Job(
         folder=folder,
         config=config,
-        environment=trainer_environment(os.environ, strip=strip, num_threads=threads),
-        timeout_s=study.timeout_seconds,
-        command=(*lowered, *command_for(study, spec.trainer)),
+        environment=trainer_environment(os.environ, strip=hidden, num_threads=threads),
+        timeout_s=session.study.timeout_seconds,
+        command=(*lowered, *session.trainer.command()),
     )

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial
 from search.common.console import quiet_log
 from search.common.errors import Interrupted, TooManyFailures, redact
 from search.common.options import WorkerSpec
-from search.costs.preflight import preflight_for
+from search.costs.preflight import costs_of
 from search.pruning.pruner import SPARED, Pruner, remember
 from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
@@ -48,7 +48,7 @@ from search.trainers.process import (
     TrainerCrashed,
     run_trainer,
 )
-from search.trainers.trainer import strip_for, with_trainer
+from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly
 from search.workers.overhead import Clock
@@ -67,16 +67,17 @@ class Worker:
         self.session = session
         self.spec = spec
         self.reuse = reuse
+        self.trainer = session.trainer
         self.study = session.study
         self.space = build_space(self.study, catalog.metadata())
         self.hardware = hardware_here(self.study, num_threads=spec.threads, environ=os.environ)
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
-        preflight = preflight_for(self.study, self.hardware)
+        preflight = costs_of(self.trainer, self.study, self.hardware)
         earlier(session, self.hardware).teach(preflight)
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
-        self.strip = strip_for(self.study)
+        self.hidden = self.trainer.hidden()
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = record.worker_name(spec.index)
         self.stopping = threading.Event()
@@ -132,7 +133,8 @@ class Worker:
             params = self.space.suggest(trial)
             resolved = self.space.resolve(params)
             config = self.config_of(params, resolved.values)
-            record.started(trial, config=config, resolved=resolved)
+            legality = self.trainer.legality(resolved)
+            record.started(trial, config=config, resolved=resolved, legality=legality)
         self.clock.sample_s = time.perf_counter() - began
         reused = self.reuse.around(trial, resolved, self.session.folders) if self.reuse else nullcontext()
         with reused as fill:
@@ -155,7 +157,7 @@ class Worker:
 
     def config_of(self, params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """config.json: with a thread for each worker's share of the cores when the study does not say."""
-        config = self.space.config(params)
+        config = self.trainer.complete(self.space.config(params))
         if not values.get("num_threads"):
             config["num_threads"] = self.spec.threads
         return config
@@ -165,7 +167,7 @@ class Worker:
             self.fatal = problem
             raise Interrupted(problem)
         folder = self.session.folders.trial(trial.number)
-        job = trainer_job(self.study, self.spec, folder=folder, config=config, strip=self.strip)
+        job = trainer_job(self.session, self.spec, folder=folder, config=config, hidden=self.hidden)
 
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
@@ -229,16 +231,20 @@ def main(argv: list[str]) -> int:
         threading.Thread(target=watch_lifeline, args=(stopping,), daemon=True).start()
     quiet_log()
     try:
-        study = sampled_by(with_trainer(find_study(spec.study), spec.trainer), spec.sampler)
-        session = open_session(study, home=spec.home, storage=None, environ=os.environ, worker=True)
-        code = check_joining(session, spec.trainer, mixed=spec.mixed)
+        study = sampled_by(find_study(spec.study), spec.sampler)
+        trainer = trainer_of(study, spec.trainer)
+        trainer.check()
+        session = open_session(
+            study, home=spec.home, storage=None, environ=os.environ, worker=True, trainer=trainer
+        )
+        code = check_joining(session, mixed=spec.mixed)
         reuse = None
-        if study.foreign is None:
+        if trainer.keeps_stages:
             reuse = open_reuse(spec, ranks=study.gpus_per_trial, environ=os.environ)
         if spec.prepare:
             session = prepare.machine(session, spec)
         worker = Worker(session, spec, reuse=reuse)
-        worker.code_check = lambda: "" if spec.mixed else changed(study, spec.trainer, code)
+        worker.code_check = lambda: "" if spec.mixed else changed(trainer.code_files(), code)
         worker.stopping = stopping
         worker.run()
     except TooManyFailures as error:

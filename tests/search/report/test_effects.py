@@ -22,6 +22,7 @@ from search.pruning.pruner import REPORTS
 from search.report.effects import LEAST, find_effects, print_effects
 from search.session.session import Session
 from search.study.load import find_study
+from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import ROOT, clear, write_study
 
 BASE = Instance(1)
@@ -103,7 +104,8 @@ def printed(session: Session, **options: int) -> str:
 def session_of(folder: Path, trials: Sequence[FrozenTrial]) -> Session:
     stored = optuna.create_study()
     stored.add_trials(list(trials))
-    return Session(find_study(write_study(folder, "told")), Folders(folder, "told"), "", stored)
+    study = find_study(write_study(folder, "told"))
+    return Session(study, Folders(folder, "told"), "", stored, trainer_of(study))
 
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
