@@ -1,4 +1,4 @@
-"""The published defects of averaging and quantisation, planted: techniques.md calls them traps; each is
+"""The published defects of averaging and quantisation, planted: each is
 caught by a check or told by the audit. Sound techniques of the shelf pass the same checks."""
 
 from collections.abc import Iterator

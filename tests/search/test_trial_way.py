@@ -11,8 +11,8 @@ from tests.search.fake_studies import ROOT, caddie, clear, read_trials, search, 
 pytestmark = pytest.mark.slow
 
 MOST_FILES = 45  # 54 of 77 before search/ had rooms
-# Python runs a `sitecustomize` at its start: this one notes every file of search/ in which a function is called,
-# in the launcher, the worker and the server's keeper alike. What runs while a module loads does not count.
+# Python runs a `sitecustomize` at its start: this one notes every file of search/ in which a function is
+# called, in the launcher, the worker and the server's keeper. What runs while a module loads does not count.
 HOOK = """
 import os, sys, threading
 FOLDER, NOTES = {folder!r}, {notes!r}
