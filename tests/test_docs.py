@@ -54,5 +54,5 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 def test_the_reader_of_texts_sees(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("see `search/gone.py`, search/nowhere/ and `python -m benchmarks.gone`; search/cli.py is there")
+    page.write_text("`search/gone.py`, search/nowhere/, `python -m benchmarks.gone`; search/cli.py is there")
     assert list(lost(page)) == ["search/gone.py", "search/nowhere/", "python -m benchmarks.gone"]
