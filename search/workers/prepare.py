@@ -7,10 +7,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from corpus import embedded
+from corpus.dataset import open_dataset
 from search.common.machine import num_cores, visible_gpus
 from search.common.paths import ROOT
-from search.session.session import Session, measured
+from search.session.session import Session, check_room, measured
 from search.study.model import Study, settled
+from search.workers import baseline
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -41,9 +44,6 @@ def check_corpus(study: Study) -> str:
     """Builds the embedded corpus if the study's is that one and is missing; checks any.
 
     Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
-    from corpus import embedded
-    from corpus.dataset import open_dataset
-
     folder, tokenizer = ROOT / str(settled(study, "data_path")), ROOT / str(settled(study, "tokenizer_path"))
     vocab_size = int(settled(study, "vocab_size"))
     data = ROOT / "data"
@@ -62,8 +62,6 @@ def check_corpus(study: Study) -> str:
 
 def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    from search.workers import baseline
-
     found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
     told = (
         f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
@@ -77,8 +75,6 @@ def machine(session: Session, *, native: bool = True) -> Session:
     """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
 
     Raises ValueError as those checks do."""
-    from search.session.session import check_room
-
     check_room(session.place)
     gpus_for(session.study, os.environ)
     foreign = session.study.foreign is not None
