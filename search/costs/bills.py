@@ -33,7 +33,8 @@ OVERHEAD = {
     "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
     "lzma": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
     "brotli": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
-    # one class of rows and columns (more are a gain); brotli, less what sorted rows save: benchmarks.codecs
+    # one class of rows and columns (more are a gain); brotli, less what sorted rows save:
+    # benchmarks.trainer.codecs
     "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
     "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }

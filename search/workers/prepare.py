@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from corpus import embedded
+from corpus.dataset import open_dataset
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
@@ -42,9 +44,6 @@ def check_corpus(study: Study) -> str:
     """Builds the embedded corpus if the study's is that one and is missing; checks any.
 
     Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
-    from corpus import embedded  # here: only a native trainer needs the corpus
-    from corpus.dataset import open_dataset
-
     folder = ROOT / str(study.settled("data_path"))
     tokenizer = ROOT / str(study.settled("tokenizer_path"))
     vocab_size = int(study.settled("vocab_size"))

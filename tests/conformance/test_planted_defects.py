@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import conformance
 import train_gpt
+from conformance import suite
 from conformance.lab import Lab, write_corpus
 from techniques.base import Cost, Legality, Shape, Technique, Tensor, Verdict, setting
 from trainer.parameters import parameter
@@ -27,7 +27,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def failures(lab: Lab, cls: type[Technique], *only: str) -> dict[str, str]:
     """check -> reason of what failed."""
-    report = conformance.run(cls, lab=lab, only=only)
+    report = suite.run(cls, lab=lab, only=only)
     return {o.check: o.reason for o in report.outcomes if o.status == "failed"}
 
 
@@ -351,7 +351,7 @@ def test_a_sound_quantiser_passes(lab: Lab) -> None:
     [("offset", "reload"), ("shared", "reload"), ("wide scale", "reload"), ("random", "same file")],
 )
 def test_a_quantiser_whose_reload_differs_is_caught(lab: Lab, flaw: str, check: str) -> None:
-    report = conformance.run(PlantedQuantizer, {"flaw": flaw}, lab=lab, only=STORAGE)
+    report = suite.run(PlantedQuantizer, {"flaw": flaw}, lab=lab, only=STORAGE)
     failed = {o.check: o.reason for o in report.outcomes if o.status != "passed"}
     assert report.status == "failed" and check in failed
 
