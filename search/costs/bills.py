@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from search.costs.factors import Bill, Ledger, Part
-from techniques.base import SLOTS, Choice, Technique, Tensor, claims
+from techniques.base import SLOTS, Choice, Technique, TensorSpec, claims
 from techniques.config import Resolved
 
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
@@ -71,7 +71,7 @@ def owner_of(resolved: Resolved, slot: str) -> Technique | None:
     return next((t for t in resolved.techniques.values() if slot in claims(t)), None)
 
 
-def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, Tensor]]:
+def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:
     """(technique or "", parameter) of every parameter of the run, exactly."""
     shape = resolved.shape()
     yield from (("", tensor) for tensor in shape.tensors())

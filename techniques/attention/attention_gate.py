@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 ATTENTION_GATE_MODES = ("bias", "out", "gated", "sparse")
@@ -72,9 +72,9 @@ class AttentionGate(Technique):
 
     def cost(self, shape: Shape) -> Cost:
         width = self.width(shape)
-        one = [Tensor("gate", (shape.num_heads, width))]
+        one = [TensorSpec("gate", (shape.num_heads, width))]
         if self.config.mode == "bias":
-            one.append(Tensor("scalar", (shape.num_heads,)))
+            one.append(TensorSpec("scalar", (shape.num_heads,)))
         flops = 2.0 * shape.num_heads * width + shape.model_dim
         return Cost(tuple(one) * shape.num_layers, flops_per_token=flops * shape.num_layers)
 

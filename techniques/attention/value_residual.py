@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques.base import Choice, Cost, Float, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Float, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 VALUE_RESIDUAL_MODES = ("add", "lambda", "interp")
@@ -70,7 +70,7 @@ class ValueResidual(Technique):
 
     def cost(self, shape: Shape) -> Cost:
         sides, layers = ((2,) if self.config.mode == "lambda" else ()), shape.num_layers - 1
-        return Cost((Tensor("scalar", sides),) * layers, flops_per_token=2.0 * layers * shape.kv_dim)
+        return Cost((TensorSpec("scalar", sides),) * layers, flops_per_token=2.0 * layers * shape.kv_dim)
 
     def values(self, shape: Shape, layer: int):
         return ValueResidualMix(self.config.mode, self.config.alpha_init) if layer else keep_first_values

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques.base import Cost, Float, Shape, Technique, Tensor, setting
+from techniques.base import Cost, Float, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 
@@ -67,7 +67,7 @@ class Backout(Technique):
             )
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("scalar", ()),), flops_per_token=2.0 * shape.model_dim)
+        return Cost((TensorSpec("scalar", ()),), flops_per_token=2.0 * shape.model_dim)
 
     def block_out(self, shape: Shape, layer: int):
         if layer == shape.num_layers:

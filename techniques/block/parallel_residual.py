@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 PARALLEL_MODES = ("single", "lanes", "routed", "crossed")
@@ -121,11 +121,11 @@ class ParallelResidual(Technique):
 
     def cost(self, shape: Shape) -> Cost:
         layers, unused = shape.num_layers - self.first(shape), self.unused(shape)
-        tensors = (Tensor("scalar", (2, 2)), Tensor("scalar", (2,))) * (layers * self.has_routes())
+        tensors = (TensorSpec("scalar", (2, 2)), TensorSpec("scalar", (2,))) * (layers * self.has_routes())
         if unused:
-            tensors += (Tensor("scalar", (unused, 6)),)
+            tensors += (TensorSpec("scalar", (unused, 6)),)
         if self.config.mode == "lanes":
-            tensors += (Tensor("scalar", ()),)
+            tensors += (TensorSpec("scalar", ()),)
         return Cost(tensors, flops_per_token=0.0 if self.config.mode == "single" else 8.0 * layers)
 
     def residual(self, shape: Shape, layer: int):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from techniques.base import Cost, Shape, Technique, Tensor
+from techniques.base import Cost, Shape, Technique, TensorSpec
 from trainer.parameters import parameter
 
 
@@ -42,7 +42,7 @@ class SkipGate(Technique):
             )
 
     def cost(self, shape: Shape) -> Cost:
-        gates = Tensor("scalar", (shape.num_skips, shape.model_dim))
+        gates = TensorSpec("scalar", (shape.num_skips, shape.model_dim))
         return Cost((gates,), flops_per_token=3.0 * gates.numel)
 
     def skip(self, shape: Shape):

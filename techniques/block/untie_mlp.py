@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from techniques.base import Cost, Shape, Technique, Tensor
+from techniques.base import Cost, Shape, Technique, TensorSpec
 from trainer.parameters import Linear
 
 
@@ -60,7 +60,7 @@ class UntieMlp(Technique):
     def cost(self, shape: Shape) -> Cost:
         count = sum(self.passes(shape, layer) for layer in range(shape.num_layers))
         d, hidden = shape.model_dim, shape.mlp_dim
-        return Cost((Tensor("mlp", (hidden, d)), Tensor("mlp", (d, hidden))) * count)
+        return Cost((TensorSpec("mlp", (hidden, d)), TensorSpec("mlp", (d, hidden))) * count)
 
     def mlp(self, shape: Shape, layer: int):
         passes = self.passes(shape, layer)

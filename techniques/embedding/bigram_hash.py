@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques.base import Cost, Int, Shape, Technique, Tensor, setting
+from techniques.base import Cost, Int, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 
@@ -64,7 +64,7 @@ class BigramHash(Technique):
 
     def cost(self, shape: Shape) -> Cost:
         rows, dim, d = self.config.rows, self.config.dim, shape.model_dim
-        tensors = (Tensor("embed", (rows, dim)), Tensor("matrix", (d, dim)), Tensor("scalar", ()))
+        tensors = (TensorSpec("embed", (rows, dim)), TensorSpec("matrix", (d, dim)), TensorSpec("scalar", ()))
         return Cost(tensors=tensors, flops_per_token=2.0 * dim * d)
 
     def embed_in(self, shape: Shape):

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 SMEAR_MODES = ("previous", "average", "input_gate")
@@ -88,8 +88,10 @@ class SmearGate(Technique):
     def cost(self, shape: Shape) -> Cost:
         if self.config.mode == "input_gate":
             window = self.config.window
-            return Cost((Tensor("scalar", (window,)), Tensor("scalar", ())), 2.0 * (window + shape.model_dim))
-        return Cost((Tensor("scalar", (shape.model_dim,)),), 3.0 * shape.model_dim)
+            return Cost(
+                (TensorSpec("scalar", (window,)), TensorSpec("scalar", ())), 2.0 * (window + shape.model_dim)
+            )
+        return Cost((TensorSpec("scalar", (shape.model_dim,)),), 3.0 * shape.model_dim)
 
     def embed_in(self, shape: Shape):
         if self.config.mode == "previous":

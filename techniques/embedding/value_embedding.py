@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques.base import Cost, Int, Shape, Technique, Tensor, setting
+from techniques.base import Cost, Int, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 
@@ -85,9 +85,9 @@ class ValueEmbedding(Technique):
 
     def cost(self, shape: Shape) -> Cost:
         dim, kv = self.config.dim, shape.kv_dim
-        tensors = (Tensor("embed", (shape.vocab_size, dim)), Tensor("matrix", (kv, dim)))
+        tensors = (TensorSpec("embed", (shape.vocab_size, dim)), TensorSpec("matrix", (kv, dim)))
         num = len(self.layers(shape))
-        scalars = (Tensor("scalar", ()),) * (1 + num)
+        scalars = (TensorSpec("scalar", ()),) * (1 + num)
         return Cost(tensors + scalars, flops_per_token=2.0 * kv * (dim + num))
 
     def shared(self, shape: Shape):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from techniques.base import Cost, Float, Int, Shape, Technique, Tensor, setting
+from techniques.base import Cost, Float, Int, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 
@@ -68,7 +68,7 @@ class Mtp(Technique):
             )
 
     def cost(self, shape: Shape) -> Cost:
-        head = Tensor("aux", (shape.vocab_size, shape.model_dim))
+        head = TensorSpec("aux", (shape.vocab_size, shape.model_dim))
         n = self.config.num_tokens
         return Cost((head,) * n, flops_per_token=2.0 * n * head.numel)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 SOFTCAP_MODES = ("off", "asym")
@@ -51,7 +51,7 @@ class Softcap(Technique):
         mode: str = setting("asym", "which variant", choices=SOFTCAP_MODES)
 
     def cost(self, shape: Shape) -> Cost:
-        scalars = (Tensor("scalar", ()),) * 2 if self.config.mode == "asym" else ()
+        scalars = (TensorSpec("scalar", ()),) * 2 if self.config.mode == "asym" else ()
         return Cost(scalars, flops_per_token=float(shape.vocab_size))
 
     def cap(self, shape: Shape):

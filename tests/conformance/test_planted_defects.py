@@ -13,7 +13,7 @@ from torch import nn
 import train_gpt
 from conformance import suite
 from conformance.lab import Lab, write_corpus
-from techniques.base import Cost, Legality, Shape, Technique, Tensor, Verdict, setting
+from techniques.base import Cost, Legality, Shape, Technique, TensorSpec, Verdict, setting
 from trainer.parameters import parameter
 
 
@@ -58,7 +58,7 @@ class SoundSmear(Technique):
     masked: ClassVar[bool] = True
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("scalar", ()),))
+        return Cost((TensorSpec("scalar", ()),))
 
     def embed_in(self, shape: Shape):
         return Smear(self.shift, masked=self.masked)
@@ -107,7 +107,7 @@ class DoubleZeroBigram(Technique):
     identity_at_init = True
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("embed", (31, 8)), Tensor("matrix", (shape.model_dim, 8))))
+        return Cost((TensorSpec("embed", (31, 8)), TensorSpec("matrix", (shape.model_dim, 8))))
 
     def embed_in(self, shape: Shape):
         return ZeroTable(shape.model_dim)
@@ -115,7 +115,7 @@ class DoubleZeroBigram(Technique):
 
 class WrongCost(DoubleZeroBigram):
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("embed", (31, 8)),))
+        return Cost((TensorSpec("embed", (31, 8)),))
 
 
 def test_a_double_zero_bigram_is_dead(lab: Lab) -> None:
