@@ -76,7 +76,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "search.session.session": (
         "a study that was never begun is refused without Optuna and SQLAlchemy, 1.2 s of CPU",
-        ("search.storage.patient",),
+        ("search.storage.patient", "search.storage.url"),
     ),
     "search.samplers.choose": (
         "the structured sampler loads SciPy, 1.1 s of CPU that other studies do not pay",
