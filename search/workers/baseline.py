@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.common.errors import InfrastructureError
 from search.session.baseline import ATTRIBUTE, stored
+from search.session.session import Session
 from search.space.build import build_space
 from search.storage.patient import creation_lock
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
 from techniques import catalog
-
-if TYPE_CHECKING:
-    from search.session.session import Session
 
 KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch")
 

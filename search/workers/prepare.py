@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from search.common.machine import num_cores, visible_gpus
 from search.common.paths import ROOT, shown
-from search.session.session import Session, measured
+from search.session.session import Session, check_room, measured
 from search.study.model import Study
+from search.workers import baseline
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -62,8 +63,6 @@ def check_corpus(study: Study) -> str:
 
 def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    from search.workers import baseline
-
     found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
     told = (
         f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
@@ -77,8 +76,6 @@ def machine(session: Session) -> Session:
     """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
 
     Raises ValueError as those checks do."""
-    from search.session.session import check_room
-
     check_room(session.place)
     gpus_for(session.study, os.environ)
     if session.trainer.built_in:
