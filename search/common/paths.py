@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # the project
+DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
 
 
 def shown(path: Path) -> Path:
@@ -14,8 +15,8 @@ def shown(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where things are."""
+class Folders:
+    """Of one study, under its home."""
 
     home: Path
     study: str

@@ -21,4 +21,4 @@ def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> N
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     """One line that trains the configuration again; config.json is written anew if it is not here."""
     config = session.whole([trial])[0].user_attrs["config"]
-    return session.trainer.repeat_line(config, session.place.trial(trial.number) / "config.json")
+    return session.trainer.repeat_line(config, session.folders.trial(trial.number) / "config.json")

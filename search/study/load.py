@@ -22,13 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search.common.paths import ROOT
+from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study.build import build
 from search.study.model import Study
 from techniques import catalog
 from techniques.base import Technique, nearest
 
-DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
 NAME = re.compile(r"\w[\w.+-]*")
 TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from corpus import embedded
+from corpus.dataset import open_dataset
 from search.common.machine import num_cores, visible_gpus
+from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
 from search.session.session import Session, check_room, measured
 from search.study.model import Study
@@ -41,9 +44,6 @@ def check_corpus(study: Study) -> str:
     """Builds the embedded corpus if the study's is that one and is missing; checks any.
 
     Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
-    from corpus import embedded
-    from corpus.dataset import open_dataset
-
     folder = ROOT / str(study.settled("data_path"))
     tokenizer = ROOT / str(study.settled("tokenizer_path"))
     vocab_size = int(study.settled("vocab_size"))
@@ -61,9 +61,12 @@ def check_corpus(study: Study) -> str:
     return f"{shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
 
 
-def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
+def check_baseline(
+    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
+) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
+    found = baseline.stored(session.optuna_study)
+    found = found or baseline.measure(session, spec, workers=workers, gpus=gpus)
     told = (
         f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
         f"{found['train_seconds']:.1f} s training, {found['eval_seconds']:.1f} s evaluation "
@@ -72,14 +75,14 @@ def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> 
     return measured(session), told
 
 
-def machine(session: Session) -> Session:
+def machine(session: Session, spec: WorkerSpec) -> Session:
     """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
 
     Raises ValueError as those checks do."""
-    check_room(session.place)
+    check_room(session.folders)
     gpus_for(session.study, os.environ)
     if session.trainer.built_in:
         check_corpus(session.study)
     if session.trainer.has_baseline:
-        session, _ = check_baseline(session, workers=1, gpus=())
+        session, _ = check_baseline(session, spec, workers=1, gpus=())
     return session

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.pruning.pruner import REPORTS
 from search.report.effects import LEAST, find_effects, print_effects
 from search.session.session import Session
@@ -105,7 +105,7 @@ def session_of(folder: Path, trials: Sequence[FrozenTrial]) -> Session:
     stored = optuna.create_study()
     stored.add_trials(list(trials))
     study = find_study(write_study(folder, "told"))
-    return Session(study, Place(folder, "told"), "", stored, trainer_of(study))
+    return Session(study, Folders(folder, "told"), "", stored, trainer_of(study))
 
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
