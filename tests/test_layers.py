@@ -70,7 +70,6 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "search.report.trial",
             "search.run",
             "search.session.session",
-            "search.stage_cache.reuse",
             "search.study.load",
             "search.trainers.foreign.draft",
         ),
