@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from search.common.attributes import HARDWARE
 from search.common.machine import describe, machine_kind
+from search.session.session import Session
 from search.study.model import Study
 from search.trainers.code import code_hash
 
 if TYPE_CHECKING:
     import optuna
-
-    from search.session.session import Session
 
 # user attributes of the Optuna study, with HARDWARE
 CODE = "code_hash"
