@@ -46,7 +46,7 @@ class SearchSpace:
         for slot in self.slots:
             picked[slot] = pick(slot)
             if picked[slot] != BASELINE:
-                on |= self._with_needs(picked[slot])
+                on |= self.with_needs(picked[slot])
         for name in self.switches:
             needs = self.known[name].requires
             if name in on or any(n not in on for n in needs):
@@ -70,7 +70,7 @@ class SearchSpace:
             found |= {f"{name}.{field}" for field, other in needs.items() if other not in on}
         return found
 
-    def _with_needs(self, name: str) -> set[str]:
+    def with_needs(self, name: str) -> set[str]:
         """A slot's technique takes what it needs with it; those gates are then not asked."""
         found, waiting = set[str](), [name]
         while waiting:
@@ -198,7 +198,7 @@ class SearchSpace:
         return ("setting", *decide) if decide else ()
 
     def _is_needed(self, name: str) -> bool:
-        return any(name in self._with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)
+        return any(name in self.with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)
 
     def may_be_on(self) -> set[str]:
         """The techniques that some configuration has on."""
