@@ -35,7 +35,7 @@ from optuna.distributions import (
 from scipy.special import expit, ndtri
 
 from search.common.numeric import place, value_at
-from search.space.conditions import INACTIVE, OFF, ON, Conditions
+from search.space.space import INACTIVE, OFF, ON, Conditions
 
 Array = NDArray[np.float64]
 Params = Mapping[str, Any]

@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
-from search.costs.preflight import Preflight
+from search.costs.preflight import Costs
 from search.samplers.checkpoints import StageChooser
 from search.samplers.tpe.sampler import GroupedTpe
-from search.space.conditions import conditions
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.study.model import KINDS, Study
 from techniques.config import Resolved
 
@@ -54,7 +53,7 @@ def sampled_by(study: Study, kind: str) -> Study:
 
 
 def proposer_of(
-    space: SearchSpace, preflight: Preflight, seed: int | None, *, stages: StageChooser | None = None
+    space: Space, preflight: Costs, seed: int | None, *, stages: StageChooser | None = None
 ) -> Proposer:
     """The sampler that the study asks for. `stages`: finished training is kept, so `structured` weighs what a
     proposal gains against the seconds of the stages that it would run anew."""
@@ -80,6 +79,7 @@ def proposer_of(
 
     def seconds(params: Mapping[str, Any]) -> dict[str, float]:
         said = preflight.predict(resolved(params))
+        assert said is not None  # what keeps its stages predicts its costs
         return {"train": said.train_seconds or 0.0, "score": START_S + (said.eval_seconds or 0.0)}
 
     start: Mapping[str, Any] | None = None
@@ -87,7 +87,7 @@ def proposer_of(
         start = space.params_of({"preset": preflight.study.preset})
     prior = Prior(
         space.distributions,
-        conditions=conditions(space),
+        conditions=space.conditions(),
         keep_active=space.keep_active,
         admits=admits,
         start=start,

@@ -3,7 +3,7 @@
 A row holds one number for each parameter of the union space, active or not: a categorical the index of its
 choice, a number its place in [-1, 1] (in the logarithm where the range is logarithmic). A rule says: `p` is
 active where every one of these categoricals is active with one of these choices (or is itself inactive). A
-study's own space declares them (search/space/conditions.py). For somebody else's study `learn_rules` finds
+study's own space declares them (search/space/space.py). For somebody else's study `learn_rules` finds
 the fewest conditions that all examples with `p` share and no example without `p` meets.
 """
 
@@ -20,7 +20,7 @@ from optuna.distributions import (
 )
 
 from search.common.numeric import place, value_at
-from search.space.conditions import INACTIVE, Conditions
+from search.space.space import INACTIVE, Conditions
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -32,7 +32,7 @@ from search.samplers.structured.rows import Array, Mask, Rows, learn_rules, rule
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe.sampler import GroupedTpe
 from search.samplers.trials import other_trials
-from search.space.conditions import Conditions
+from search.space.space import Conditions
 
 TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials

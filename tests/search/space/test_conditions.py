@@ -10,8 +10,7 @@ import pytest
 
 from search.samplers.structured.rows import Rows, learn_rules, rules_within
 from search.space.build import build_space
-from search.space.conditions import conditions
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.study.load import load_study
 from techniques import catalog
 from tests.search.fakes import HEADER, KNOWN, make_study
@@ -35,14 +34,14 @@ LAYERS = { low = 2, high = 9 }
 """
 
 
-def spaces(folder: Path) -> dict[str, SearchSpace]:
+def spaces(folder: Path) -> dict[str, Space]:
     (folder / "theirs.toml").write_text(FOREIGN)
     (folder / "train.py").write_text("")
     known = catalog.metadata()
     found = {"fakes": build_space(make_study(folder, "", header=HEADER), KNOWN)}
     for title, text in {"everything": 'others = "free"', "forced": 'others = "free"\ngptq = "on"'}.items():
         path = folder / f"{title}.toml"
-        path.write_text(f'{HEADER}\n[techniques]\n{text}\n')
+        path.write_text(f"{HEADER}\n[techniques]\n{text}\n")
         found[title] = build_space(load_study(path, known), known)
     found["theirs"] = build_space(load_study(folder / "theirs.toml", known), known)
     return found
@@ -51,7 +50,7 @@ def spaces(folder: Path) -> dict[str, SearchSpace]:
 @pytest.mark.parametrize("title", ["fakes", "everything", "forced", "theirs"])
 def test_the_table_says_what_the_walk_says(tmp_path: Path, title: str) -> None:
     space = spaces(tmp_path)[title]
-    table = rules_within(space.distributions, conditions(space))
+    table = rules_within(space.distributions, space.conditions())
     rows = Rows(space.distributions, table)
     drawn = rows.uniform(np.random.default_rng(0), 400)
     active = rows.active(drawn)
