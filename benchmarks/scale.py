@@ -77,7 +77,7 @@ def result_of(resolved: Resolved, rng: np.random.Generator) -> Record:
     rate = math.log(float(resolved.values["matrix_lr"]) / 0.04)
     bpb = 2.5 + 0.05 * abs(rate) + float(rng.normal(0.0, 0.01))
     figures = {
-        "artifact_bytes": 210_000 + int(costs.byte_ledger().estimate(costs.model_bill(resolved)).value),
+        "artifact_bytes": 210_000 + int(costs.byte_model().estimate(costs.model_bill(resolved)).value),
         "code_bytes": 210_000,
         "steps": 100,
     }

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from search.costs.factors import Bill, Ledger, Part
+from search.costs.factors import Bill, CostModel, Part
 from techniques.base import Choice, Technique, TensorSpec
 from techniques.config import Resolved
 
@@ -58,12 +58,12 @@ SECOND_SDS = {
 SEED_SPREAD = 0.001
 
 
-def byte_ledger() -> Ledger:
-    return Ledger(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
+def byte_model() -> CostModel:
+    return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
 
 
-def second_ledger() -> Ledger:
-    return Ledger(SECOND_SDS, spread=0.1, least_spread=0.01)
+def second_model() -> CostModel:
+    return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01)
 
 
 def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from search.common.paths import ROOT
 from search.costs import bills as costs
-from search.costs.factors import Bill, Estimate, Ledger
+from search.costs.factors import Bill, CostModel, Estimate
 from search.study.model import Study
 from search.trainers.trainer import Trainer
 from techniques import catalog
@@ -75,7 +75,7 @@ class Seconds:
     """What one machine takes."""
 
     def __init__(self):
-        self.train, self.evaluate = costs.second_ledger(), costs.second_ledger()
+        self.train, self.evaluate = costs.second_model(), costs.second_model()
 
 
 class Preflight:
@@ -84,7 +84,7 @@ class Preflight:
 
     def __init__(self, study: Study, *, root: Path = ROOT, hardware: str = ""):
         self.study, self.root, self.hardware = study, root, hardware
-        self.model_bytes = costs.byte_ledger()
+        self.model_bytes = costs.byte_model()
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
@@ -146,11 +146,9 @@ class Preflight:
 
     def forget_carried(self) -> bool:
         """Drops what other studies taught; False when there is nothing of it."""
-        ledgers = [self.model_bytes]
-        ledgers += [
-            ledger for machine in self.machines.values() for ledger in (machine.train, machine.evaluate)
-        ]
-        return any([ledger.forget_carried() for ledger in ledgers])
+        models = [self.model_bytes]
+        models += [model for machine in self.machines.values() for model in (machine.train, machine.evaluate)]
+        return any([model.forget_carried() for model in models])
 
     def _told_by(self, bill: Bill, study: str = "") -> Bill:
         return costs.from_study(bill, study or self.factor)
@@ -184,11 +182,11 @@ class Preflight:
         return self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
 
     def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
-        config, ledger = resolved.config, self.seconds().train
+        config, model = resolved.config, self.seconds().train
         if not config.max_wallclock_seconds:
-            return self._known(ledger, costs.train_bill(resolved, config.iterations), to_judge)
+            return self._known(model, costs.train_bill(resolved, config.iterations), to_judge)
         budget, calibration = config.max_wallclock_seconds, costs.calibration_bill(resolved)
-        more = self._known(ledger, calibration, to_judge) if calibration else None
+        more = self._known(model, calibration, to_judge) if calibration else None
         if more is None:  # the budget is the prediction
             return Estimate(math.log(budget), 0.0, 0.0)
         total = budget - config.reserve_seconds + more.value
@@ -198,11 +196,11 @@ class Preflight:
     def _eval(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
         return self._known(self.seconds().evaluate, costs.eval_bill(resolved), to_judge)
 
-    def _known(self, ledger: Ledger, bill: Bill, to_judge: bool) -> Estimate | None:
+    def _known(self, model: CostModel, bill: Bill, to_judge: bool) -> Estimate | None:
         """The estimate, once a trial tells how fast the machine is; to judge by, of this study."""
-        own, carried = len(ledger.rows), len(ledger.carried)
+        own, carried = len(model.rows), len(model.carried)
         enough = own >= (OWN if carried else 1) if to_judge else own + carried > 0
-        return ledger.estimate(self._told_by(bill)) if enough else None
+        return model.estimate(self._told_by(bill)) if enough else None
 
     def code_bytes(self, resolved: Resolved) -> int:
         """Bytes of code that the artifact counts: told by a like result, else those of the files."""

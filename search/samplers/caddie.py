@@ -28,7 +28,7 @@ from search.pruning.pruner import PREFLIGHT
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.blas import one_thread
 from search.samplers.checkpoints import FROM, StageChooser
-from search.samplers.choose import inner_sampler
+from search.samplers.choose import proposer_of
 from search.samplers.trials import other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.space import Space
 from search.space.stages import training_key
@@ -60,15 +60,15 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._inner = inner_sampler(space, preflight, seed, staged=stages is not None)
-        self.stages = None if self._inner.weighs_stages else stages
+        self._proposer = proposer_of(space, preflight, seed, stages=stages)
+        self.stages = None if self._proposer.weighs_stages else stages
         self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
         self._over: set[int] = set()  # finished trials among them
         self._taught: set[int] = set()
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
-        self._inner.reseed_rng()
+        self._proposer.reseed_rng()
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -124,11 +124,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         ):  # enqueued whole: somebody wants exactly this
             self._predict(given)
             return given, rejected
-        self._inner.begin(study, others)
+        self._proposer.begin(study, others)
         for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
             proposal = [dict(fixed), draw_all(self.space, self._rng)]
             if attempt < self.max_resamples:
-                proposal.insert(1, cast("dict[str, Any]", self._inner.propose()))
+                proposal.insert(1, cast("dict[str, Any]", self._proposer.propose()))
             params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
             reason = self._reason(params, taken, training)
             if reason is None:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from search.space import space
 from search.space.distributions import distribution
-from search.space.space import Params, Pick
+from search.space.space import Conditions, Params, Pick
 from search.study.foreign import Foreign, as_text
 from techniques.base import STAGES
 from techniques.config import digest
@@ -57,6 +57,15 @@ class ForeignSpace:
     def condition(self, name: str) -> tuple[str, ...]:
         when = self.foreign.variables[name].when
         return () if when is None else ("when", when[0], *map(str, when[1]))
+
+    def conditions(self) -> Conditions:
+        found: Conditions = {}
+        for name, variable in self.foreign.variables.items():
+            parent = self.distributions[variable.when[0]] if variable.when else None
+            if variable.when and isinstance(parent, CategoricalDistribution):  # no table holds a number
+                codes = (k for k, choice in enumerate(parent.choices) if choice in variable.when[1])
+                found[name] = {variable.when[0]: frozenset(codes)}
+        return found
 
     def repaired(self, params: Params) -> dict[str, Any]:
         return dict(params)

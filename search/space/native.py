@@ -14,7 +14,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from search.space import space
-from search.space.space import Params, Pick
+from search.space.space import INACTIVE, OFF, ON, Condition, Conditions, Params, Pick, both
 from search.study.domains import BASELINE, FREE
 from search.study.model import Study
 from techniques.base import STAGES, Technique
@@ -173,6 +173,64 @@ class NativeSpace:
 
     def _is_needed(self, name: str) -> bool:
         return any(name in self._with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)
+
+    def conditions(self) -> Conditions:
+        """What two slots may each bring along is no table: the settings of such a technique count as active
+        throughout."""
+        found = {name: self._asked(name) for name in self.switches}
+        found |= {name: self._read(name) for name in self.study.free if name in self.distributions}
+        return {name: condition for name, condition in found.items() if condition}
+
+    def _asked(self, name: str) -> Condition:
+        """When a gate is asked for: no slot took it, what it needs is on, nothing excludes it so far."""
+        found = self._not_taken(name)
+        for need in self.known[name].requires:
+            found = both(found, self._on(need))
+        earlier = self.switches[: self.switches.index(name)]
+        for rival in sorted(self.rivals[name]):
+            found = both(found, self._not_taken(rival))
+            if rival in earlier:
+                found = both(found, {rival: frozenset((INACTIVE, OFF))})
+        return found
+
+    def _read(self, name: str) -> Condition:
+        """When a setting means something: its technique is on, as is what it needs; nothing overrides it."""
+        found: Condition = {}
+        if name not in TRAINER_FIELDS:
+            owner, _, field = name.partition(".")
+            other = self.known[owner].setting_requires.get(field)
+            found = both(self._on(owner), self._on(other) if other else {})
+        for technique in self.known:
+            if name in self.known[technique].overrides:
+                found = both(found, self._not_taken(technique))
+                if technique in self.switches:
+                    found = both(found, {technique: frozenset((INACTIVE, OFF))})
+        return found
+
+    def _on(self, technique: str) -> Condition:
+        """When a technique is on."""
+        taken = self._taken(technique)
+        if technique in self.forced:
+            return {}
+        if technique in self.switches:
+            if not taken:
+                return {technique: frozenset((ON,))}
+            here = {name: codes for name, codes in self._asked(technique).items() if name not in taken}
+            return both(here, {technique: frozenset((INACTIVE, ON))})
+        return taken if len(taken) == 1 else {}
+
+    def _taken(self, technique: str) -> Condition:
+        """The choices of slots that bring a technique along."""
+        found: Condition = {}
+        for slot, choices in self.slots.items():
+            brings = [k for k, c in enumerate(choices) if c != BASELINE and technique in self._with_needs(c)]
+            if brings:
+                found[slot] = frozenset(brings)
+        return found
+
+    def _not_taken(self, technique: str) -> Condition:
+        taken = self._taken(technique)
+        return {slot: frozenset(range(len(self.slots[slot]))) - brings for slot, brings in taken.items()}
 
     def switchable(self) -> set[str]:
         return {*self.switches, *(t for s in self.slots.values() for t in s if t != BASELINE)}

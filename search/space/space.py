@@ -17,6 +17,9 @@ from search.space.distributions import contains, suggest_one
 
 Params = Mapping[str, Any]
 Pick = Callable[[str], Any]
+INACTIVE, OFF, ON = -1, 0, 1  # codes: of what means nothing itself, and of a gate's choices
+Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE
+Conditions = dict[str, Condition]  # parameter -> what must hold, all of it, for it to mean something
 
 
 class Walk(Protocol):
@@ -65,6 +68,11 @@ class Space(Walk, Protocol):
         """The parameters of a known configuration, for a warm start. ValueError outside the space."""
         ...
 
+    def conditions(self) -> Conditions:
+        """The walk as a table, for models that look at thousands of configurations at once. Conditions stand
+        before what depends on them; what always means something is not in it, nor what no table can say."""
+        ...
+
     def switchable(self) -> set[str]:
         """Techniques or gates that are on in some configurations only."""
         ...
@@ -96,6 +104,14 @@ def groups(space: Walk) -> list[list[str]]:
         found.setdefault(space.condition(name), []).append(name)
     found.setdefault((), [])
     return [sorted(names) for _, names in sorted(found.items()) if names]
+
+
+def both(one: Condition, other: Condition) -> Condition:
+    """What holds where both hold."""
+    merged = dict(one)
+    for name, allowed in other.items():
+        merged[name] = merged[name] & allowed if name in merged else allowed
+    return merged
 
 
 def inside(space: Walk, name: str, value: Any) -> Any:
