@@ -44,9 +44,12 @@ ORDER = (
     ("train_gpt",),
     ("techniques.*",),  # the rooms of techniques and techniques._*
     ("trainer",),
+    ("techniques.settings",),
+    ("techniques.published",),
     ("techniques.config",),
-    ("techniques.catalog", "techniques.published"),
+    ("techniques.catalog",),
     ("techniques.base",),
+    ("techniques.parts",),
     ("corpus",),
 )
 PARENTS = ("search", "techniques")  # they hold rooms; a file of their own that imports has no place above
