@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import train_gpt
 from corpus import dataset, export
-from corpus.documents import Split
+from corpus.text.documents import Split
 from techniques.base import Technique
 from techniques.config import Resolved, resolve
 from trainer.audit import Audit

@@ -17,7 +17,6 @@ from corpus.bpb import (
     verify_bos,
     verify_bytes,
 )
-from corpus.documents import document_hashes
 from corpus.manifest import Manifest, check_sizes, manifest_path, read_manifest, root_of, sha256_file
 from corpus.shards import (
     HEADER_BYTES,
@@ -28,6 +27,7 @@ from corpus.shards import (
     shard_paths,
     sidecar_paths,
 )
+from corpus.text.documents import document_hashes
 from corpus.tokenizer import BOS_ID, Tokenizer, load_tokenizer
 
 OPEN_TOKENS = 1 << 23  # tokens of a split looked at when a run opens it; `corpus check` looks at all

@@ -17,12 +17,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.factors import Bill, Estimate, Ledger
 from search.study.model import Study
+from search.trainers.trainer import Trainer
 from techniques import catalog
 from techniques.config import Resolved
 
@@ -44,6 +45,30 @@ class Prediction:
     train_seconds_upper: float | None
     eval_seconds: float | None
     eval_seconds_upper: float | None
+
+
+class Costs(Protocol):
+    """What says of a study's runs what they will cost and which of them are worth a trial. A run is whatever
+    the study's space resolves to."""
+
+    @property
+    def study(self) -> Study: ...
+
+    def predict(self, resolved: Any) -> Prediction | None:
+        """None where nothing is known of costs."""
+        ...
+
+    def rejection(self, resolved: Any) -> str | None:
+        """Why a run is not worth a trial, `what: facts`; None when it is."""
+        ...
+
+    def learn(self, results: Iterable[tuple[Any, Mapping[str, Any]]], *, study: str = "") -> None:
+        """From finished trials; `study` names another study that they come from."""
+        ...
+
+    def forget_carried(self) -> bool:
+        """Drops what other studies taught; False when there is nothing of it."""
+        ...
 
 
 class Seconds:
@@ -214,19 +239,25 @@ def _positive(result: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, int | float) and 0 < value < math.inf else 0.0
 
 
-class ForeignPreflight(Preflight):
+@dataclass(frozen=True)
+class NoCosts:
     """Knows no costs: whatever the space gives is tried, and the limits judge it afterwards."""
 
-    def predict(self, resolved: Resolved) -> Prediction:
-        return cast("Prediction", None)  # the sampler keeps a prediction where there is one
+    study: Study
 
-    def rejection(self, resolved: Resolved) -> str | None:
+    def predict(self, resolved: object) -> None:
         return None
 
-    def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]], *, study: str = "") -> None:
+    def rejection(self, resolved: object) -> None:
+        return None
+
+    def learn(self, results: Iterable[tuple[object, Mapping[str, Any]]], *, study: str = "") -> None:
         """Nothing to calibrate."""
 
+    def forget_carried(self) -> bool:
+        return False
 
-def preflight_for(study: Study, hardware: str = "") -> Preflight:
-    """What predicts and admits for this study, on this hardware."""
-    return (Preflight if study.foreign is None else ForeignPreflight)(study, hardware=hardware)
+
+def costs_of(trainer: Trainer, study: Study, hardware: str = "") -> Costs:
+    """What predicts and admits for a study of this trainer, on this hardware."""
+    return Preflight(study, hardware=hardware) if trainer.predicts_costs else NoCosts(study)

@@ -139,11 +139,8 @@ def resolve_source(*, preset: str, file: Path | None) -> Resolved:
 
 def of_trial(session: Session, number: int) -> Resolved:
     """The configuration of a stored trial. ValueError for one that there is not, or that never began."""
-    if session.study.foreign is not None:
-        raise ValueError(
-            "A bundle is made of this trainer's files, but the study drives another script. That script and "
-            f"the environment of `search.py show {number}` are the submission."
-        )
+    if reason := session.trainer.no_bundle(number):
+        raise ValueError(reason)
     trials = session.optuna_study.get_trials(deepcopy=False)
     found = session.whole([t for t in trials if t.number == number])
     if not found or "config" not in found[0].user_attrs:

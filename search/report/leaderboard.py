@@ -65,8 +65,7 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     found = stored(session.optuna_study)
     if found is None:
         return ""
-    start = "the script as it is" if session.study.foreign else f"preset {session.study.preset}"
-    text = f"Baseline ({start}): {found['val_bpb']:.4f} val_bpb"
+    text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
     if good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]
         text += f"; trial #{good[0].number} stands {gain:+.4f} from it"

@@ -23,14 +23,14 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common.attributes import result_of
 from search.common.numeric import draw
 from search.costs.factors import LATEST
-from search.costs.preflight import Prediction, Preflight
+from search.costs.preflight import Costs, Prediction
 from search.pruning.pruner import PREFLIGHT
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.blas import one_thread
 from search.samplers.checkpoints import FROM, StageChooser
 from search.samplers.choose import inner_sampler
 from search.samplers.trials import other_trials, set_system_attr, set_user_attr, settled_params
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.space.stages import training_key
 from techniques.config import digest
 
@@ -46,8 +46,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
 
     def __init__(
         self,
-        space: SearchSpace,
-        preflight: Preflight,
+        space: Space,
+        preflight: Costs,
         *,
         seed: int | None = None,
         max_resamples: int | None = None,

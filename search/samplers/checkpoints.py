@@ -25,7 +25,7 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.space.stages import is_later, training_key
 from search.stage_cache.savings import STAGES as FACTS
 from search.study.constraints import feasible
@@ -51,7 +51,7 @@ class Checkpoint:
 class StageChooser:
     """See the head of this file. `cached` says whether a configuration's weights are at hand."""
 
-    space: SearchSpace
+    space: Space
     share: float
     cached: Callable[[Resolved], bool]
     _seen: set[int] = field(default_factory=set[int])

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
-from search.costs.preflight import Preflight
+from search.costs.preflight import Costs
 from search.samplers.tpe.sampler import GroupedTpe
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.study.model import KINDS, Study
 from techniques.config import Resolved
 
@@ -51,9 +51,7 @@ def sampled_by(study: Study, kind: str) -> Study:
     return dataclasses.replace(study, sampler=settings)
 
 
-def inner_sampler(
-    space: SearchSpace, preflight: Preflight, seed: int | None, *, staged: bool = False
-) -> Inner:
+def inner_sampler(space: Space, preflight: Costs, seed: int | None, *, staged: bool = False) -> Inner:
     """The sampler that the study asks for. `staged`: finished training is kept, so `structured` weighs what a
     proposal gains against the seconds of the stages that it would run anew."""
     settings = preflight.study.sampler
@@ -80,6 +78,7 @@ def inner_sampler(
 
     def seconds(params: Mapping[str, Any]) -> dict[str, float]:
         said = preflight.predict(resolved(params))
+        assert said is not None  # what keeps its stages predicts its costs
         return {"train": said.train_seconds or 0.0, "score": START_S + (said.eval_seconds or 0.0)}
 
     start: Mapping[str, Any] | None = None

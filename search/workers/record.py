@@ -16,15 +16,13 @@ from typing import Any
 from optuna.trial import Trial
 
 from search.common.attributes import HARDWARE
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.costs.accuracy import errors_of
 from search.session.notes import artifact_store, save_curve, save_trial_artifact, save_trial_note
-from search.space.foreign import ForeignRun
 from search.stage_cache.savings import STAGES, replayed_facts, stage_facts
 from search.study.model import Limits
 from search.trainers.files import Record
 from search.trainers.process import Outcome
-from techniques.config import Resolved
 
 FIGURES = ("artifact_bytes", "code_bytes", "train_seconds", "eval_seconds", "true_seconds", "steps", "params")
 PASSPORT = ("code_hash", "data_id", "torch", "device", "attention", "compute_dtype", "world_size", "sha256")
@@ -37,15 +35,12 @@ def worker_name(index: int) -> str:
     return f"{os.uname().nodename}:{os.getpid()}:{index}"
 
 
-def started(trial: Trial, *, config: Mapping[str, Any], resolved: Resolved) -> None:
+def started(trial: Trial, *, config: Mapping[str, Any], resolved: Any, legality: str) -> None:
     """What is known before the run, for whoever must clean up behind us too."""
     trial.set_user_attr("config", dict(config))
     trial.set_user_attr("hash", resolved.hash())
     trial.set_user_attr("techniques", list(resolved.techniques))
-    verdicts = {name: technique.verdict().verdict.value for name, technique in resolved.techniques.items()}
-    odd = {name: verdict for name, verdict in verdicts.items() if verdict != "legal"}
-    told = ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal"
-    trial.set_user_attr("legality", resolved.legality if isinstance(resolved, ForeignRun) else told)
+    trial.set_user_attr("legality", legality)
 
 
 def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> None:
@@ -85,11 +80,11 @@ def verdicts_of(result: Record) -> dict[str, str]:
     return {name: str(facts.get("verdict")) for name, facts in activity.items()}
 
 
-def show(trial: Trial, outcome: Outcome, place: Place, *, limits: Limits) -> None:
+def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) -> None:
     """The trial's page in the dashboard: note, files, loss curve."""
-    folder = place.trial(trial.number)
+    folder = folders.trial(trial.number)
     save_trial_note(trial, note(trial, outcome, limits))
-    store = artifact_store(place.artifacts)
+    store = artifact_store(folders.artifacts)
     tail_of(folder / "train.log", folder / "train.tail.log")
     for name in FILES:
         if (folder / name).exists():

@@ -17,14 +17,14 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.attributes import result_of
+from search.common.attributes import HARDWARE, result_of
 from search.costs.bills import num_params
 from search.costs.factors import CARRIED
-from search.costs.preflight import Preflight
-from search.session.passport import BUILT_IN, CODE, HARDWARE, TRAINER
+from search.costs.preflight import Costs
+from search.session.passport import BUILT_IN, CODE, TRAINER
 from search.session.session import IDENTITY, Session
 from search.storage.bulk import BatchStorage
-from search.study.model import Study, settled
+from search.study.model import Study
 from techniques import catalog
 from techniques.base import Choice
 from techniques.config import Resolved, resolve
@@ -55,7 +55,7 @@ class Lessons:
 
     found: tuple[Lesson, ...] = ()
 
-    def teach(self, preflight: Preflight) -> None:
+    def teach(self, preflight: Costs) -> None:
         """Before the first trial of its own study."""
         for lesson in self.found:
             preflight.learn([(lesson.resolved, lesson.result)], study=lesson.study)
@@ -75,7 +75,7 @@ class Lessons:
 def earlier(session: Session, hardware: str) -> Lessons:
     """For a study whose trials run on this hardware; none once its own would push all of them out again."""
     storage = session.optuna_study._storage  # pyright: ignore[reportPrivateUsage]
-    if session.study.foreign is not None or not isinstance(storage, BatchStorage):
+    if not session.trainer.predicts_costs or not isinstance(storage, BatchStorage):
         return Lessons()
     own = session.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     studies = like_ours(session, storage) if len(own) < CARRIED else {}
@@ -142,7 +142,7 @@ def comparable(
 
 def _same_evaluation(study: Study, resolved: Resolved) -> bool:
     """Whether both score a known number of tokens, or both all of one data set."""
-    every = not settled(study, "val_tokens")
+    every = not study.settled("val_tokens")
     if every != (not resolved.config.val_tokens):
         return False
     names = ("data_path", "tokenizer_path", "vocab_size") if every else ()
@@ -151,4 +151,4 @@ def _same_evaluation(study: Study, resolved: Resolved) -> bool:
 
 def _may_be(study: Study, name: str, value: Any) -> bool:
     domain = study.free.get(name)
-    return value in domain.options if isinstance(domain, Choice) else value == settled(study, name)
+    return value in domain.options if isinstance(domain, Choice) else value == study.settled(name)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import conformance
 import train_gpt
+from conformance import suite
 from conformance.lab import Lab, smoke_settings, write_corpus
 from conformance.scoring_checks import LENGTH, detect, score
 from conformance.subject import Subject
@@ -211,7 +211,7 @@ def test_the_detectors_tokens_are_enough_for_every_adaptation_to_happen(
 
 @pytest.mark.parametrize(("cls", "told"), [(PlantedTwice, "scored twice"), (PlantedDropped, "never scored")])
 def test_trap_10_double_and_dropped_scores_are_caught(lab: Lab, cls: type[Technique], told: str) -> None:
-    report = conformance.run(cls, lab=lab, only=("coverage",))
+    report = suite.run(cls, lab=lab, only=("coverage",))
     assert told in "".join(report.failures)
 
 
@@ -219,7 +219,7 @@ def test_a_scorer_that_claims_to_isolate_documents_and_does_not_is_caught(lab: L
     class Leaky(SoundTtt):
         isolates_documents = True  # pyright: ignore[reportAssignmentType]
 
-    report = conformance.run(Leaky, lab=lab, only=("isolated scores",))
+    report = suite.run(Leaky, lab=lab, only=("isolated scores",))
     assert "changed and the score of token" in "".join(report.failures)
 
 
@@ -247,18 +247,18 @@ def test_a_technique_that_opens_validation_shards_while_training_is_caught(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Thief, "folder", lab.folder)
-    report = conformance.run(ReadsValidation, lab=lab, only=("reads",))
+    report = suite.run(ReadsValidation, lab=lab, only=("reads",))
     (told,) = report.failures
     assert "train: steps read a validation shard that it may not read there" in told
     monkeypatch.setattr(Thief, "folder", None)
-    assert conformance.run(ReadsValidation, lab=lab, only=("reads",)).failures == []
+    assert suite.run(ReadsValidation, lab=lab, only=("reads",)).failures == []
 
 
 def test_training_on_unscored_tokens_stands_on_the_ledger(lab: Lab) -> None:
-    report = conformance.run(PreEvalTtt, lab=lab, only=("reads",))
+    report = suite.run(PreEvalTtt, lab=lab, only=("reads",))
     assert report.failures == [] and "validation tokens before they were scored" in report.outcomes[0].reason
     assert "before they were scored" in "".join(
-        conformance.run(PlantedRescoring, lab=lab, only=("reads",)).failures
+        suite.run(PlantedRescoring, lab=lab, only=("reads",)).failures
     )
 
 
@@ -418,7 +418,7 @@ class PrunesNothing(Technique):
 
 
 def test_trap_20_pruning_that_prunes_nothing_is_inactive(lab: Lab) -> None:
-    report = conformance.run(PrunesNothing, lab=lab, only=("activity",))
+    report = suite.run(PrunesNothing, lab=lab, only=("activity",))
     assert report.failures == ["activity: the activity audit says inactive: stored tensors did not change"]
 
 
@@ -444,6 +444,6 @@ class KeepsMomentum(Technique):
 
 
 def test_trap_21_a_warm_up_that_leaves_a_trace_is_caught(lab: Lab) -> None:
-    report = conformance.run(KeepsMomentum, lab=lab, only=("warm-up",))
+    report = suite.run(KeepsMomentum, lab=lab, only=("warm-up",))
     assert "after two warm-up steps" in "".join(report.failures)
-    assert conformance.run(SoundTtt, lab=lab, only=("warm-up",)).failures == []
+    assert suite.run(SoundTtt, lab=lab, only=("warm-up",)).failures == []

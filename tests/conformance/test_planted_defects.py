@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import conformance
 import train_gpt
+from conformance import suite
 from conformance.lab import Lab, write_corpus
-from techniques.base import Cost, Legality, Shape, Technique, Tensor, Verdict, setting
+from techniques.base import Cost, Legality, Shape, Technique, TensorSpec, Verdict, setting
 from trainer.parameters import parameter
 
 
@@ -27,7 +27,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def failures(lab: Lab, cls: type[Technique], *only: str) -> dict[str, str]:
     """check -> reason of what failed."""
-    report = conformance.run(cls, lab=lab, only=only)
+    report = suite.run(cls, lab=lab, only=only)
     return {o.check: o.reason for o in report.outcomes if o.status == "failed"}
 
 
@@ -58,7 +58,7 @@ class SoundSmear(Technique):
     masked: ClassVar[bool] = True
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("scalar", ()),))
+        return Cost((TensorSpec("scalar", ()),))
 
     def embed_in(self, shape: Shape):
         return Smear(self.shift, masked=self.masked)
@@ -107,7 +107,7 @@ class DoubleZeroBigram(Technique):
     identity_at_init = True
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("embed", (31, 8)), Tensor("matrix", (shape.model_dim, 8))))
+        return Cost((TensorSpec("embed", (31, 8)), TensorSpec("matrix", (shape.model_dim, 8))))
 
     def embed_in(self, shape: Shape):
         return ZeroTable(shape.model_dim)
@@ -115,7 +115,7 @@ class DoubleZeroBigram(Technique):
 
 class WrongCost(DoubleZeroBigram):
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("embed", (31, 8)),))
+        return Cost((TensorSpec("embed", (31, 8)),))
 
 
 def test_a_double_zero_bigram_is_dead(lab: Lab) -> None:
@@ -363,7 +363,7 @@ def test_a_sound_quantiser_passes(lab: Lab) -> None:
     [("offset", "reload"), ("shared", "reload"), ("wide scale", "reload"), ("random", "same file")],
 )
 def test_a_quantiser_whose_reload_differs_is_caught(lab: Lab, flaw: str, check: str) -> None:
-    report = conformance.run(PlantedQuantizer, {"flaw": flaw}, lab=lab, only=STORAGE)
+    report = suite.run(PlantedQuantizer, {"flaw": flaw}, lab=lab, only=STORAGE)
     failed = {o.check: o.reason for o in report.outcomes if o.status != "passed"}
     assert report.status == "failed" and check in failed
 

@@ -12,9 +12,9 @@ from corpus import caseops
 from corpus.build import BuildOptions, build
 from corpus.caseops import ALLCAPS, CAPNEXT, ESC, OPERATORS, TITLE
 from corpus.dataset import Dataset, check_dataset, open_dataset
-from corpus.documents import Split
 from corpus.export import Target, export_dataset
 from corpus.shards import read_shard, shard_paths, sidecar_paths, write_shard
+from corpus.text.documents import Split
 from corpus.tokenizer import Tokenizer, load_tokenizer
 from tests.corpus.conftest import sentences
 

@@ -8,8 +8,8 @@ import torch
 
 import train_gpt
 from corpus import dataset
-from corpus.documents import Split
 from corpus.export import Target, export_dataset
+from corpus.text.documents import Split
 from techniques import catalog
 from techniques.config import resolve
 from tests.conftest import TINY_MODEL

@@ -7,7 +7,7 @@ import train_gpt
 from techniques.config import Config, resolve
 from techniques.optimizer.muon_details import MuonDetails
 
-SINGULAR = (0.68, 1.13)  # of 5 steps on a full-rank random 256 × 512 matrix, to two digits (techniques.md D1)
+SINGULAR = (0.68, 1.13)  # of 5 steps on a full-rank random 256 × 512 matrix, to two digits
 
 
 def muon_step(weight: torch.Tensor, grads: list[torch.Tensor], **settings) -> torch.Tensor:

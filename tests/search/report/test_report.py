@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
-from search.report.reproduce import quoted
 from search.report.rows import ranked, snapshot
 from search.report.status import overhead_line, print_status
 from search.report.trial import print_trial
 from search.session.session import Session
 from search.study.load import find_study
+from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import write_study
 
 GOOD = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}
@@ -52,7 +53,7 @@ def session(tmp_path: Path) -> Session:
     stored.add_trial(trial_of(None, TrialState.PRUNED, broken="run", reason="diverged: train_loss is nan"))
     stored.add_trial(trial_of(None, TrialState.PRUNED))
     stored.add_trial(trial_of(None, TrialState.FAIL))
-    return Session(study, Place(tmp_path, "told"), "", stored)
+    return Session(study, Folders(tmp_path, "told"), "", stored, trainer_of(study))
 
 
 def printed(show: Any, *arguments: Any) -> str:
@@ -75,8 +76,8 @@ def test_leaderboard_has_units_noise_and_the_way_to_repeat_it(session: Session) 
     )
     assert "xsa, ema!" in text  # on, but changed nothing
     assert "0.005 to 0.010" in text and "not a claim" in text
-    path = session.place.trial(2) / "config.json"
-    assert f"python train_gpt.py {quoted(path)}" in text
+    path = session.folders.trial(2) / "config.json"
+    assert f"python train_gpt.py {shlex.quote(str(path))}" in text
     assert path.exists()  # written anew: the trial's folder is not on this machine
 
 
@@ -100,7 +101,6 @@ def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) ->
 
 def test_words() -> None:
     assert [duration(s) for s in (40, 720, 3900)] == ["40 s", "12 min", "1 h 05 min"]
-    assert quoted(Path("runs/a/1")) == "runs/a/1" and quoted(Path("a b")) == "'a b'"
     shares = [
         {"ask_s": 0.01, "process_s": 10.0, "share": 0.01},
         {"ask_s": 0.03, "process_s": 20.0, "share": 0.03},

@@ -16,7 +16,7 @@ from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import BEST, FROM, PATIENCE, StageChooser
 from search.samplers.choose import sampled_by
 from search.space.build import build_space
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.space.stages import is_later, training_key
 from search.stage_cache.savings import STAGES, summary, words
 from search.study.constraints import set_all, violations
@@ -70,7 +70,7 @@ class Rig:
     ):
         monkeypatch.setattr("tests.search.fakes.KNOWN", STAGED)
         self.study: Study = sampled_by(make_study(folder, SPACE, header=header), kind)
-        self.space: SearchSpace = build_space(self.study, STAGED)
+        self.space: Space = build_space(self.study, STAGED)
         preflight = Preflight(self.study, root=folder)
         preflight._file_sizes = {"": 1000}  # type: ignore[reportPrivateUsage]
         self.trained: set[str] = set()

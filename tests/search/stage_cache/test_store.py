@@ -99,7 +99,7 @@ def test_the_least_recently_used_go_first_and_never_one_in_use(tmp_path: Path) -
 WRITER = """
 import sys, time
 from pathlib import Path
-from search.cache import Limits, Store
+from search.stage_cache.store import Limits, Store
 store = Store(Path(sys.argv[1]), Limits(10**9, keep_free_bytes=0))
 paths = sorted(Path(sys.argv[2]).iterdir())
 while time.time() < float(sys.argv[3]):
@@ -124,7 +124,7 @@ def test_two_writers_at_once_leave_whole_entries(store: Store, tmp_path: Path) -
 SLOW = """
 import shutil, sys, time
 from pathlib import Path
-import search.cache as cache
+import search.stage_cache.store as cache
 store = cache.Store(Path(sys.argv[1]), cache.Limits(10**9, keep_free_bytes=0))
 copy = shutil.copyfile
 def slow(a, b):

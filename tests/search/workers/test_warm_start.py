@@ -55,7 +55,7 @@ def begin(url: str, home: Path, name: str, *, code: str = "", **changes: Any) ->
     if code:
         session.optuna_study.set_user_attr(CODE, code)
     else:
-        check_joining(session, None, mixed=False)
+        check_joining(session, mixed=False)
     return session
 
 

@@ -1,4 +1,4 @@
-"""What each technique costs: `python -m benchmarks.technique_cost [NAMES] [--pairs N] [--write]`.
+"""What each technique costs: `python -m benchmarks.trainer.technique_cost [NAMES] [--pairs N] [--write]`.
 
 At proxy scale (4 layers of 192, vocabulary 260, sequences of 256, 2,048 tokens a step), with the settings of
 the smoke test, against the same trainer without it (what it needs is on in both). Step time: pairs
@@ -52,7 +52,7 @@ RUN_SEAMS = (
     "batch",
 )
 IN_TRAINING = {*subject.MODEL_SEAMS, *RUN_SEAMS, "muon"}
-DOC = Path(__file__).resolve().parent.parent / "docs" / "technique_cost.md"
+DOC = Path(__file__).resolve().parents[2] / "docs" / "technique_cost.md"
 
 
 @dataclass
@@ -172,7 +172,7 @@ def heading(idle: list[float], pairs: int) -> str:
     """`idle`: the step-time ratios of what does no work in a step."""
     return (
         "# What a technique costs\n\n"
-        "Written by `python -m benchmarks.technique_cost --write`. "
+        "Written by `python -m benchmarks.trainer.technique_cost --write`. "
         f"{' '.join((__doc__ or '').split(chr(10) + chr(10))[1].split())}\n\n"
         f"{pairs} pairs a row; 2 shared virtual cores, one thread, float32. `nothing` is the plain trainer "
         f"against itself. It, {', '.join(does_nothing())} do no work in a step that could be measured, and "

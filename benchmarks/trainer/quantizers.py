@@ -1,5 +1,5 @@
-"""Bytes and BPB of one trained model under every quantiser: `python -m benchmarks.quantizers [--preset
-laptop] [--json FILE] [name=value …]`.
+"""Bytes and BPB of one trained model under every quantiser: `python -m benchmarks.trainer.quantizers
+[--preset laptop] [--json FILE] [name=value …]`.
 
 Trains once; every row then quantises, packs and scores the very same weights. Differences between rows are
 the quantisers', without the noise of seeds; that they hold for another model is not said by them. Five bits
