@@ -27,7 +27,7 @@ from search.study.load import find_study
 from search.trainers.trainer import refuse_native_table, with_trainer
 from search.workers import prepare
 from search.workers.spec import Order
-from search.workers.warm_start import earlier
+from search.workers.warm_start import find_warm_start
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def work_there(
 
 def say_costs(console: Console, session: Session, now: float, *, hardware: str = "") -> float:
     """What each worker will find of earlier studies; `hardware` is "" where trials run elsewhere."""
-    told = earlier(session, hardware).told(seconds=bool(hardware))
-    return say(console, told, now) if told else now
+    learnt = find_warm_start(session, hardware).summary(seconds=bool(hardware))
+    return say(console, learnt, now) if learnt else now
 
 
 def beginning(workers: int, where: str) -> str:

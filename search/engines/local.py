@@ -19,6 +19,7 @@ from pathlib import Path
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
+from search.common.attributes import WORKER
 from search.common.paths import ROOT
 from search.engines.base import POLL_S, WorkerFailed, finished, last_error, stop_requested
 from search.report.progress import Progress
@@ -139,7 +140,7 @@ def bury(session: Session, pid: int) -> None:
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     host = os.uname().nodename
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not str(trial.user_attrs.get("worker", "")).startswith(f"{host}:{pid}:"):
+        if not str(trial.user_attrs.get(WORKER, "")).startswith(f"{host}:{pid}:"):
             continue
         trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
         with contextlib.suppress(UpdateFinishedTrialError):

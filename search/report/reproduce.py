@@ -8,6 +8,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
+from search.common.attributes import CONFIG
 from search.common.paths import ROOT
 from search.session.session import Session
 from search.trainers.foreign.run import reproduce_line
@@ -25,7 +26,7 @@ def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> N
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     """One line that trains the configuration again; config.json is written anew if it is not here."""
-    config = session.whole([trial])[0].user_attrs["config"]
+    config = session.whole([trial])[0].user_attrs[CONFIG]
     if session.study.foreign is not None:
         return reproduce_line(config)
     path = session.place.trial(trial.number) / "config.json"

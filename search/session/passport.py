@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
 from search.common.machine import describe, machine_kind
 from search.study.model import Study
 from search.trainers.code import code_hash
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from search.session.session import Session
 
-CODE, HARDWARE, TRAINER = "code_hash", "hardware", "trainer"  # user attributes of the Optuna study
 BUILT_IN = "train_gpt.py"  # TRAINER of studies that run ours, in whatever version
 NEAR = 0.5  # share of a time limit from which on speed decides
 
@@ -34,13 +34,13 @@ def check_joining(session: Session, trainer: Path | None, *, mixed: bool, runs_h
 
     study, code = session.optuna_study, code_hash(session.study, trainer)
     built_in = session.study.foreign is None and trainer is None
-    mine = {CODE: code} | ({TRAINER: BUILT_IN} if built_in else {})
+    mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if built_in else {})
     mine |= {HARDWARE: machine_kind()} if runs_here else {}
     if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
             for key in mine.keys() - study.user_attrs.keys():
                 study.set_user_attr(key, mine[key])
-    began, here = study.user_attrs[CODE], mine.get(HARDWARE, "")
+    began, here = study.user_attrs[CODE_HASH], mine.get(HARDWARE, "")
     there = study.user_attrs.get(HARDWARE, here)
     if mixed:
         return code
@@ -74,10 +74,10 @@ def speed_matters(session: Session) -> str:
 
         if float(settled(study, "max_wallclock_seconds") or 0.0) > 0.0:
             return "max_wallclock_seconds gives each run a time, not a number of steps"
-    for name, limit in (("train_seconds", limits.train_seconds), ("eval_seconds", limits.eval_seconds)):
-        slowest = max(_figures(session.optuna_study, name), default=0.0)
-        if slowest > NEAR * limit:
-            return f"a trial took {slowest:.4g} s of the {limit:g} s that `{name}` allows"
+    for limit in limits.given:
+        slowest = max(_figures(session.optuna_study, limit.figure), default=0.0) if limit.unit == "s" else 0.0
+        if slowest > NEAR * limits.of(limit):
+            return f"a trial took {slowest:.4g} s of the {limits.of(limit):g} s that `{limit.name}` allows"
     return ""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from search.common.machine import num_cores, visible_gpus
 from search.common.paths import ROOT
 from search.session.session import Session, measured
+from search.study.limits import figures_summary
 from search.study.model import Study, settled
 
 
@@ -66,8 +67,7 @@ def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> 
 
     found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
     told = (
-        f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
-        f"{found['train_seconds']:.1f} s training, {found['eval_seconds']:.1f} s evaluation "
+        f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
         f"(slowest of {found['workers']} at once)"
     )
     return measured(session), told

@@ -15,12 +15,12 @@ import pytest
 import sqlalchemy
 
 from search import run
+from search.common.attributes import CODE_HASH, HARDWARE
 from search.common.options import Common
 from search.engines import cluster as engines
 from search.engines.base import Ended, Task
 from search.engines.cluster import check_reachable, cluster_for, make_engine, parse_options
 from search.run import Wish, run_study
-from search.session.passport import CODE, HARDWARE
 from search.study.load import find_study
 from search.workers.spec import Order, parse
 from tests.search.db_helpers import held_server, until
@@ -274,7 +274,7 @@ def test_a_cluster_is_told_and_checked_like_this_machine(
 
         wish = Wish(4, 2, Path(os.path.relpath(FAKE)), sampler="structured", engine="ray")
         run_study(common, wish)
-        assert CODE in attributes() and HARDWARE not in attributes()
+        assert CODE_HASH in attributes() and HARDWARE not in attributes()
         assert [task.index for task in engine.tasks] == [0, 1]
         read = parse(engine.tasks[1].command()[3:])
         assert (read.sampler, read.mixed, read.trainer, read.prepare) == ("structured", False, FAKE, True)
