@@ -178,9 +178,6 @@ class Store:
 
     # -- room
 
-    def used_bytes(self) -> int:
-        return sum(size for _, _, size in self._listing())
-
     def _listing(self) -> list[tuple[float, Path, int]]:
         """(last use, entry, bytes), the least recently used first."""
         found: list[tuple[float, Path, int]] = []

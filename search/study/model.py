@@ -93,11 +93,6 @@ class Study:
     timeout_seconds: float  # wall seconds after which a trial's processes are killed
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
-    @property
-    def prune_from(self) -> float:
-        """Share of the budget before which nothing is pruned."""
-        return self.pruning.start
-
 
 def study_identity(study: Study) -> dict[str, Any]:
     """What a study samples and measures; stored with the Optuna study, so that edits show."""
