@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # the project
+DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where things are."""
+class Folders:
+    """Of one study, under its home."""
 
     home: Path
     study: str

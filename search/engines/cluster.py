@@ -88,9 +88,9 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def work(engine: Engine, tasks: Sequence[Task], session: Session, progress: Progress) -> None:
+def run_tasks(engine: Engine, tasks: Sequence[Task], session: Session, progress: Progress) -> None:
     """Submits the tasks and watches until all have ended. Raises WorkerFailed, and KeyboardInterrupt."""
-    target = tasks[0].order.target
+    target = tasks[0].spec.target
     with stop_requested() as stopping:
         engine.submit(tasks)
         try:
@@ -117,7 +117,7 @@ def work(engine: Engine, tasks: Sequence[Task], session: Session, progress: Prog
 
 def make_engine(name: str, options: Mapping[str, Any], *, folder: Path) -> Engine:
     """The engine of a name. Raises ValueError when its library is not installed or refuses an option."""
-    module = {"ray": "search.engines.ray", "slurm": "search.engines.cluster.slurm"}.get(name)
+    module = {"ray": "search.engines.ray", "slurm": "search.engines.slurm"}.get(name)
     if module is None:
         raise ValueError(f"An engine is one of {', '.join(ENGINES)}, but got {name!r}.")
     try:

@@ -29,7 +29,7 @@ def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     config = session.whole([trial])[0].user_attrs[CONFIG]
     if session.study.foreign is not None:
         return reproduce_line(config)
-    path = session.place.trial(trial.number) / "config.json"
+    path = session.folders.trial(trial.number) / "config.json"
     if not path.exists():  # it ran on another machine
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from search.common.attributes import STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.storage.timing import timing_of
 from search.study.model import Study, study_hash, study_identity
 
@@ -30,7 +30,7 @@ class Session:
     """An opened study."""
 
     study: Study
-    place: Place
+    folders: Folders
     url: str
     optuna_study: optuna.Study
 
@@ -49,15 +49,16 @@ def open_session(
     """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited."""
     import optuna
 
-    from search.storage.patient import open_storage, open_study, resolve_url
+    from search.storage.patient import open_storage, open_study
+    from search.storage.url import resolve_url
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = Place(home, study.name)
-    url = resolve_url(storage, home=place.database, environ=environ)
-    revive: Callable[[], object] = partial(resolve_url, storage, home=place.database, environ=environ)
+    folders = Folders(home, study.name)
+    url = resolve_url(storage, home=folders.database, environ=environ)
+    revive: Callable[[], object] = partial(resolve_url, storage, home=folders.database, environ=environ)
     storage_ = open_storage(url, worker=worker, timing=timing_of(environ), revive=revive)
     opened = open_study(storage_, study.name, url=url)
-    session = Session(study, place, url, opened)
+    session = Session(study, folders, url, opened)
     check_unedited(session)
     return measured(session)
 
@@ -78,18 +79,19 @@ def read_session(
     import optuna
     from sqlalchemy.exc import ProgrammingError
 
-    from search.storage.patient import connect_check, open_storage, resolve_url
+    from search.storage.patient import connect_check, open_storage
+    from search.storage.url import ENVIRONMENT, resolve_url
 
-    place = Place(home, study.name)
+    folders = Folders(home, study.name)
     nothing = ValueError(
         f"Only a study that was begun can be read, but there is no {study.name!r} in this database (home "
         f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was "
         "started with."
     )
-    external = storage or environ.get("CADDIE_STORAGE")
-    if not external and not place.database.exists():
+    external = storage or environ.get(ENVIRONMENT)
+    if not external and not folders.database.exists():
         raise nothing
-    url = resolve_url(storage, home=place.database, environ=environ)
+    url = resolve_url(storage, home=folders.database, environ=environ)
     connect_check(url)
     try:
         opened = open_storage(url, worker=True)
@@ -97,7 +99,7 @@ def read_session(
         stored = optuna.load_study(study_name=study.name, storage=opened)
     except (KeyError, ProgrammingError):
         raise nothing from None
-    session = Session(study, place, url, stored)
+    session = Session(study, folders, url, stored)
     check_unedited(session)
     return measured(session)
 
@@ -107,7 +109,7 @@ def check_unedited(session: Session) -> None:
     from search.storage.patient import creation_lock
 
     mine, text = study_hash(session.study), Path(session.study.path)
-    kept = session.place.runs / "study.toml"
+    kept = session.folders.runs / "study.toml"
     stored = session.optuna_study.user_attrs.get(STUDY_HASH)
     if stored is None:
         with creation_lock(session.url):
@@ -140,23 +142,23 @@ def _edits(session: Session) -> str:
     return f"; {'; '.join(found[:4])}{more}" if found else ""
 
 
-def check_room(place: Place, *, min_free_bytes: int = 200_000_000) -> None:
+def check_room(folders: Folders, *, min_free_bytes: int = 200_000_000) -> None:
     """ValueError unless trials can write their results."""
-    probe = place.runs / f".probe-{os.getpid()}"
+    probe = folders.runs / f".probe-{os.getpid()}"
     try:
-        place.runs.mkdir(parents=True, exist_ok=True)
+        folders.runs.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"0" * 4096)
         probe.unlink()
-        free = shutil.disk_usage(place.runs).free
+        free = shutil.disk_usage(folders.runs).free
     except OSError as error:
         raise ValueError(
-            f"Trials write their results under {place.runs}, but that says: {error.strerror}. Free some "
+            f"Trials write their results under {folders.runs}, but that says: {error.strerror}. Free some "
             "space, fix the permissions, or use another --home. Nothing stored is lost."
         ) from None
     if free < min_free_bytes:
         raise ValueError(
-            f"Trials need room for their results under {place.runs}, at least {min_free_bytes:,} bytes, but "
-            f"{free:,} are free. Free some space, or use another --home. Nothing stored is lost."
+            f"Trials need room for their results under {folders.runs}, at least {min_free_bytes:,} bytes, "
+            f"but {free:,} are free. Free some space, or use another --home. Nothing stored is lost."
         )
 
 

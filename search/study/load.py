@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search.common.paths import ROOT
+from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study import build_foreign
 from search.study.build import build
 from search.study.model import Study
@@ -62,9 +62,6 @@ def find_study(path: Path | None) -> Study:
             f"{study.name!r}. Rename it."
         )
     return study
-
-
-DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
 
 
 NAME = re.compile(r"\w[\w.+-]*")

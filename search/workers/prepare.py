@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from search.common.machine import num_cores, visible_gpus
+from search.common.options import WorkerSpec
 from search.common.paths import ROOT
-from search.session.session import Session, measured
+from search.session.session import Session, check_room, measured
 from search.study.limits import figures_summary
 from search.study.model import Study, settled
+from search.workers import baseline
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -42,7 +44,7 @@ def check_corpus(study: Study) -> str:
     """Builds the embedded corpus if the study's is that one and is missing; checks any.
 
     Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
-    from corpus import embedded
+    from corpus import embedded  # here: only a native trainer needs the corpus
     from corpus.dataset import open_dataset
 
     folder, tokenizer = ROOT / str(settled(study, "data_path")), ROOT / str(settled(study, "tokenizer_path"))
@@ -61,11 +63,15 @@ def check_corpus(study: Study) -> str:
     return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
 
 
-def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
-    """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    from search.workers import baseline
-
-    found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
+def check_baseline(
+    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
+) -> tuple[Session, str]:
+    """The study's starting point, measured once under the load of `workers` trials; and what to tell: ""
+    where another trainer than the study's runs, of which nothing is measured."""
+    if spec.trainer is not None and session.study.foreign is None:
+        return session, ""
+    found = baseline.stored(session.optuna_study)
+    found = found or baseline.measure(session, spec, workers=workers, gpus=gpus)
     told = (
         f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
         f"(slowest of {found['workers']} at once)"
@@ -73,20 +79,15 @@ def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> 
     return measured(session), told
 
 
-def machine(session: Session, *, native: bool = True) -> Session:
+def machine(session: Session, spec: WorkerSpec) -> Session:
     """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
 
     Raises ValueError as those checks do."""
-    from search.session.session import check_room
-
-    check_room(session.place)
+    check_room(session.folders)
     gpus_for(session.study, os.environ)
-    foreign = session.study.foreign is not None
-    if native and not foreign:
+    if session.study.foreign is None and spec.trainer is None:
         check_corpus(session.study)
-    if native or foreign:
-        session, _ = check_baseline(session, workers=1, gpus=())
-    return session
+    return check_baseline(session, spec, workers=1, gpus=())[0]
 
 
 def _shown(path: Path) -> Path:

@@ -31,7 +31,7 @@ from search.common.attributes import (
     STAGE_SECONDS,
     TECHNIQUES,
 )
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.costs.accuracy import errors_of
 from search.session.notes import artifact_store, save_curve, save_trial_artifact, save_trial_note
 from search.space.foreign import ForeignRun
@@ -124,11 +124,11 @@ def verdicts_of(result: Record) -> dict[str, str]:
     return {name: str(facts.get("verdict")) for name, facts in activity.items()}
 
 
-def show(trial: Trial, outcome: Outcome, place: Place, *, limits: Limits) -> None:
+def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) -> None:
     """The trial's page in the dashboard: note, files, loss curve."""
-    folder = place.trial(trial.number)
+    folder = folders.trial(trial.number)
     save_trial_note(trial, note(trial, outcome, limits))
-    store = artifact_store(place.artifacts)
+    store = artifact_store(folders.artifacts)
     tail_of(folder / "train.log", folder / "train.tail.log")
     for name in FILES:
         if (folder / name).exists():

@@ -32,7 +32,8 @@ SCORE = 'score = ["legal_ttt_exact", "final_int8_zlib_roundtrip_exact"]\n'
 ENQUEUE = """
 import json, sys
 from pathlib import Path
-from search.session import find_study, read_session
+from search.session.session import read_session
+from search.study.load import find_study
 session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
 for params in json.loads(sys.argv[3]):
     session.optuna_study.enqueue_trial(params)

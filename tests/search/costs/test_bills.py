@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import create_trial
 from rich.console import Console
 
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.costs.accuracy import Pair, errors_of
 from search.costs.bills import eval_bill, model_bill, num_params, steps_bill
 from search.costs.preflight import Preflight
@@ -98,7 +98,7 @@ def test_accuracy_is_of_relative_errors():
 
 def test_costs_prints_every_limit(tmp_path: Path):
     stored, console = optuna.create_study(), Console(file=io.StringIO(), width=160)
-    session = Session(find_study(write_study(tmp_path, "told")), Place(tmp_path, "told"), "", stored)
+    session = Session(find_study(write_study(tmp_path, "told")), Folders(tmp_path, "told"), "", stored)
     print_costs(console, session)
     assert "No trial with a prediction" in console.file.getvalue()  # type: ignore[attr-defined]
     for k in range(25):

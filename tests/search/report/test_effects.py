@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
 from search.common.attributes import REPORTS
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.report.effects import LEAST, find_effects, print_effects
 from search.session.session import Session
 from search.study.load import find_study
@@ -103,7 +103,7 @@ def printed(session: Session, **options: int) -> str:
 def session_of(folder: Path, trials: Sequence[FrozenTrial]) -> Session:
     stored = optuna.create_study()
     stored.add_trials(list(trials))
-    return Session(find_study(write_study(folder, "told")), Place(folder, "told"), "", stored)
+    return Session(find_study(write_study(folder, "told")), Folders(folder, "told"), "", stored)
 
 
 def test_what_a_person_reads(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
 from search.report.reproduce import quoted
@@ -53,7 +53,7 @@ def session(tmp_path: Path) -> Session:
     stored.add_trial(trial_of(None, TrialState.PRUNED, broken="run", reason="diverged: train_loss is nan"))
     stored.add_trial(trial_of(None, TrialState.PRUNED))
     stored.add_trial(trial_of(None, TrialState.FAIL))
-    return Session(study, Place(tmp_path, "told"), "", stored)
+    return Session(study, Folders(tmp_path, "told"), "", stored)
 
 
 def printed(show: Any, *arguments: Any) -> str:
@@ -76,7 +76,7 @@ def test_leaderboard_has_units_noise_and_the_way_to_repeat_it(session: Session) 
     )
     assert "xsa, ema!" in text  # on, but changed nothing
     assert "0.005 to 0.010" in text and "not a claim" in text
-    path = session.place.trial(2) / "config.json"
+    path = session.folders.trial(2) / "config.json"
     assert f"python train_gpt.py {quoted(path)}" in text
     assert path.exists()  # written anew: the trial's folder is not on this machine
 
