@@ -15,6 +15,7 @@ from search.report.rows import ranked, snapshot
 from search.report.savings import overhead_of_study, reuse_of_study
 from search.session.session import Session
 from search.study.constraints import has_failed
+from search.study.limits import LIMITS
 
 
 def print_status(console: Console, session: Session) -> None:
@@ -36,7 +37,10 @@ def print_status(console: Console, session: Session) -> None:
     )
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    good, _ = ranked(trials)
+    good, bad = ranked(trials)
+    for limit in LIMITS:
+        if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
+            console.print(f"  over a limit: {count} × {limit.label}", highlight=False)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     for line in (reuse, overhead_of_study(trials), pruning_summary(trials)):
         if line:

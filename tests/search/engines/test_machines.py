@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy
 
 from search import run
-from search.common.attributes import HARDWARE
+from search.common.attributes import CODE_HASH, HARDWARE
 from search.common.options import RunOptions, WorkerSpec
 from search.engines import cluster as engines
 from search.engines.base import Ended, Task

@@ -89,7 +89,9 @@ def test_snapshot_counts_each_kind(session: Session) -> None:
 
 
 def test_status_tells_why_configurations_failed(session: Session) -> None:
-    assert "failed configurations: 1 × diverged" in printed(print_status, session)
+    text = printed(print_status, session)
+    assert "failed configurations: 1 × diverged" in text
+    assert "over a limit: 1 × artifact" in text and text.count("over a limit: ") == 1
 
 
 def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) -> None:
