@@ -37,7 +37,7 @@ def test_the_validation_bytes_are_the_texts_whatever_the_tokenizer(
     export_dataset(target, split, source={"kind": "text", "what": "words"})
     data = dataset.open_dataset(target.folder, vocab_size=vocab_size, seq_len=1)
     text_bytes = sum(len(text.encode()) for text in split.val)
-    assert data.num_val_bytes() == text_bytes
+    assert int(data.target_bytes(data.val_tokens()).sum()) == text_bytes
     assert int(data.val_tokens().max()) > vocab_size // 2
     if vocab_size > 1024:
         whole_run(target, vocab_size)
@@ -58,5 +58,7 @@ def whole_run(target: Target, vocab_size: int) -> None:
     packed, _ = train_gpt.quantize(trained.weights, trainer.model, seams, ())
     artifact = train_gpt.pack(packed, run.identity(), train_gpt.ZlibCodec())
     score = train_gpt.evaluate(artifact, seams, world, data)[0]
-    assert torch.isfinite(torch.tensor(score.val_bpb)) and score.bytes == data.num_val_bytes()
+    assert torch.isfinite(torch.tensor(score.val_bpb)) and score.bytes == int(
+        data.target_bytes(data.val_tokens()).sum()
+    )
     assert score.val_loss < torch.log(torch.tensor(float(vocab_size))) + 1.0
