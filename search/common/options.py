@@ -14,6 +14,9 @@ from search.common.paths import ROOT
 SAMPLERS = ("structured", "tpe")  # kinds, for --sampler and `[sampler] kind`
 
 
+ENVIRONMENT = "CADDIE_STORAGE"
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """Options that every command takes, before or behind its name; None: not given."""

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
 from search.samplers.checkpoints import StageChooser
-from search.samplers.tpe.sampler import GroupedTpe
+from search.samplers.tpe import GroupedTpe
 from search.space.space import Space
 from search.study.model import Study
 from techniques.config import Resolved
