@@ -25,6 +25,7 @@ from search.study.limits import Limits
 from search.study.load import find_study
 from search.study.model import Study, study_hash, study_identity
 from search.trainers.process import Outcome
+from search.trainers.trainer import trainer_of
 from search.workers.record import ended, note
 from tests.search.fake_studies import write_study
 
@@ -61,7 +62,7 @@ def test_off_it_is_nowhere(tmp_path: Path) -> None:
     assert "memory_bytes" not in study_identity(study)["limits"]
     assert study_hash(study) == study_hash(study_of(tmp_path, "memory_bytes = 0"))
     assert tuple(violations(RESULT | {"peak_memory_bytes": 10**15}, study.limits)) == CONSTRAINTS
-    session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study())
+    session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study(), trainer_of(study))
     trial, text = run(session, 10**15)
     assert feasible(trial) and "memory" not in text
     assert not any("memory" in name for name in (*trial.user_attrs, *trial.constraints))
@@ -89,7 +90,7 @@ def test_a_violation_is_relative_and_an_unknown_figure_breaks_nothing() -> None:
 
 def test_a_trial_over_it_is_infeasible_everywhere(tmp_path: Path) -> None:
     study = study_of(tmp_path, "memory_bytes = 2_000_000_000")
-    session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study())
+    session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study(), trainer_of(study))
     good, text = run(session, 1_500_000_000)
     bad, _ = run(session, 3_000_000_000)
     assert feasible(good) and not feasible(bad)
@@ -105,7 +106,7 @@ def test_a_trial_over_it_is_infeasible_everywhere(tmp_path: Path) -> None:
 
 def test_both_samplers_learn_it(tmp_path: Path) -> None:
     study = study_of(tmp_path, "memory_bytes = 2_000_000_000")
-    session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study())
+    session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study(), trainer_of(study))
     trials = [run(session, 1_500_000_000 + 200_000_000 * k)[0] for k in range(8)]
     beliefs = Beliefs(SPACE, {})
     beliefs.learn(trials)
