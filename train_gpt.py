@@ -1120,10 +1120,13 @@ class Run:
 
     def record_stage(self, stage: str, **facts: Any) -> None:
         told = {"key": self.keys[stage], "audit": self.audit.state(), "ledger": self.world.ledger.state()}
+        told["peak_memory_bytes"] = self.world.peak_memory_bytes()
         self.log.write_json(f"stage_{stage}.json", {**told, **facts})
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """What the audit and the ledger of an earlier process saw up to the end of a stage."""
+        """What an earlier process saw up to the end of a stage: its audit, its ledger, its memory."""
+        peaks = (self.world.earlier_peak_bytes, record.get("peak_memory_bytes", 0))
+        self.world.earlier_peak_bytes = max(peaks)
         self.world.ledger.restore(record["ledger"])
         self.audit.restore(record["audit"])
 

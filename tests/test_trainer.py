@@ -284,9 +284,13 @@ def test_finished_stages_are_not_repeated(finished, tmp_path):
     settings, out, _ = finished
     copy = tmp_path / "again"
     shutil.copytree(out, copy)
+    record = json.loads((copy / "stage_pack.json").read_text())
+    assert 0 < record["peak_memory_bytes"] <= result_of(out)["peak_memory_bytes"]
+    (copy / "stage_pack.json").write_text(json.dumps(record | {"peak_memory_bytes": 10**15}))
     done = run_trainer({**settings, "out_dir": str(copy)})
     assert "resume:pack" in done.stdout and "step:1/6" not in done.stdout
     again, before = result_of(copy), result_of(out)
+    assert again["peak_memory_bytes"] == 10**15  # of the whole trial, whichever process needed it
     for key in ("val_bpb", "artifact_bytes", "train_seconds", "steps"):
         assert again[key] == before[key], key
     # another quantiser setting: training is reused, packing is not

@@ -30,6 +30,7 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.ledger = Ledger()
+        self.earlier_peak_bytes = 0  # of the processes whose stages were taken over
         cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
         if cuda and not torch.cuda.is_available():
             raise Unavailable(
@@ -129,10 +130,12 @@ class World:
         }
 
     def peak_memory_bytes(self) -> int:
-        """Of the device, or of this process."""
+        """Of the device, or of this process; of an earlier process where its stages needed more."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            mine = torch.cuda.max_memory_allocated()
+        else:
+            mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return max(mine, self.earlier_peak_bytes)
 
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders
-from search.session import session as baseline
-from search.storage.patient import timing_of
 from search.study.model import Study, study_hash, study_identity
 from search.trainers.trainer import Trainer, trainer_of
 
@@ -61,7 +59,7 @@ def open_session(
     None for the one that the study names."""
     import optuna
 
-    from search.storage.patient import open_storage, open_study, resolve_url
+    from search.storage.patient import open_storage, open_study, resolve_url, timing_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folders = Folders(home, study.name)
@@ -76,7 +74,7 @@ def open_session(
 
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/baseline.py)."""
-    study = baseline.with_measured_limits(session.study, baseline.stored(session.optuna_study))
+    study = with_measured_limits(session.study, stored(session.optuna_study))
     return replace(session, study=study)
 
 
