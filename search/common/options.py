@@ -12,7 +12,7 @@ from pathlib import Path
 
 from search.common.paths import ROOT
 
-SAMPLERS = ("structured", "tpe")  # kinds, for --sampler and `[sampler] kind`
+SAMPLERS = ("structured", "tpe", "gp", "random")  # kinds, for --sampler and `[sampler] kind`
 
 
 @dataclass(frozen=True)
