@@ -78,21 +78,6 @@ class Dataset:
             return read_tokens(list(self.sidecars), limit=tokens.size)[1:].astype(np.int32)
         return count_bytes(self.luts, tokens[:-1], tokens[1:])
 
-    def num_val_bytes(self, *, max_tokens: int | None = None) -> int:
-        """Bytes of the targets of `val_tokens`: BPB's denominator."""
-        tokens = self.val_tokens(max_tokens=max_tokens)
-        if self.sidecars:
-            return int(self.target_bytes(tokens).sum())
-        step = 1 << 22
-        return sum(
-            int(
-                count_bytes(
-                    self.luts, tokens[i : i + step][: tokens.size - 1 - i], tokens[i + 1 : i + 1 + step]
-                ).sum()
-            )
-            for i in range(0, tokens.size - 1, step)
-        )
-
 
 def open_dataset(
     data_dir: Path | str, *, tokenizer_path: Path | str | None = None, vocab_size: int, seq_len: int

@@ -27,7 +27,7 @@ from search.storage.url import ENVIRONMENT
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
 from search.workers import prepare
-from search.workers.warm_start import earlier
+from search.workers.warm_start import find_warm_start
 
 
 def run_study(options: RunOptions) -> None:
@@ -109,8 +109,8 @@ def run_there(console: Console, session: Session, specs: list[WorkerSpec], clust
 
 def print_costs_known(console: Console, session: Session, now: float, *, hardware: str = "") -> float:
     """What each worker will find of earlier studies; `hardware` is "" where trials run elsewhere."""
-    told = earlier(session, hardware).told(seconds=bool(hardware))
-    return print_step(console, told, now) if told else now
+    learnt = find_warm_start(session, hardware).summary(seconds=bool(hardware))
+    return print_step(console, learnt, now) if learnt else now
 
 
 def beginning(workers: int, where: str) -> str:

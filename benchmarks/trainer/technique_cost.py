@@ -26,6 +26,7 @@ import train_gpt
 from conformance import lab, subject, suite
 from techniques import catalog
 from techniques.base import Technique, claims
+from trainer.seams import Seams
 
 SCALE = {
     "num_layers": 4,
@@ -85,12 +86,10 @@ class Bench:
 
     def trainer(self, settings: Mapping[str, object], known: Mapping[str, type[Technique]]) -> lab.Finished:
         resolved = self.lab.resolve(settings, known, **SCALE)
-        audit = train_gpt.Audit(resolved.techniques)
-        log = lab.QuietLog()
-        trainer = train_gpt.Trainer(resolved, self.lab.world, self.lab.data, log, audit)  # type: ignore[arg-type]
-        owner = train_gpt.owner_of(resolved.techniques, "averager")
-        trainer.averager = owner.averager(trainer.model, trainer.config.iterations) if owner else None
-        return lab.Finished(resolved, trainer, {}, [], {}, audit=audit)
+        seams, log = Seams(resolved), lab.QuietLog()
+        trainer = train_gpt.Trainer(seams, self.lab.world, self.lab.data, log)  # type: ignore[arg-type]
+        trainer.averager = seams.slot("averager", lambda *_: None, trainer.model, trainer.config.iterations)
+        return lab.Finished(resolved, trainer, {}, [], {})
 
     def step_seconds(self, run: lab.Finished) -> float:
         """Processor seconds of one step at half of the run, when every schedule is under way."""

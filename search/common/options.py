@@ -6,8 +6,7 @@ An option of a worker is a parameter in search/cli.py, a field of WorkerSpec, an
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from search.common.paths import ROOT
@@ -52,17 +51,6 @@ class WorkerSpec:
     cache_size: str = "10GB"  # of it at most
     cache_shared: str = ""  # where machines share stages: a folder or s3://bucket/prefix
     niceness: int = 0  # by which the priority of trainers is lowered; the worker keeps its own
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> WorkerSpec:
-        told = json.loads(text)
-        for field in fields(cls):
-            if str(field.type).startswith("Path") and told.get(field.name) is not None:
-                told[field.name] = Path(told[field.name])
-        return cls(**told)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
+from search.common.attributes import WORKER
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT
 from search.engines.base import POLL_S, STOP_S, WorkerFailed, finished, last_error, stop_requested
@@ -143,7 +144,7 @@ def fail_dead_worker(session: Session, pid: int) -> None:
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     host = os.uname().nodename
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not str(trial.user_attrs.get("worker", "")).startswith(f"{host}:{pid}:"):
+        if not str(trial.user_attrs.get(WORKER, "")).startswith(f"{host}:{pid}:"):
             continue
         trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
         with contextlib.suppress(UpdateFinishedTrialError):

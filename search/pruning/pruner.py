@@ -29,14 +29,12 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.attributes import REPORTS
 from search.common.numeric import place
 from search.pruning.evidence import Evidence, Point
 from search.study.constraints import feasible
 from search.study.model import Pruning
 
-REPORTS = "reports"  # user attribute: [[progress, val_bpb, lr_scale], …]
-SPARED = "spared"  # user attribute of a trial that runs on although it would be given up: a Verdict's facts
-PREFLIGHT = "preflight"  # user attribute that the sampler writes: what it predicted
 SAME_POINT = 0.02  # progress of two reports of one grid point differs by less (a step's error)
 LATEST = 600  # feasible trials that evidence is fitted to: the newest are nearest to what is tried now
 MORE = 1.05  # times as many trials, before evidence is fitted again

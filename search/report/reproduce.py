@@ -5,6 +5,7 @@ from __future__ import annotations
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
+from search.common.attributes import CONFIG
 from search.session.session import Session
 
 
@@ -20,5 +21,5 @@ def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> N
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:
     """One line that trains the configuration again; config.json is written anew if it is not here."""
-    config = session.whole([trial])[0].user_attrs["config"]
+    config = session.whole([trial])[0].user_attrs[CONFIG]
     return session.trainer.repeat_line(config, session.folders.trial(trial.number) / "config.json")

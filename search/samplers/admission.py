@@ -70,10 +70,9 @@ def _nothing_left(preflight: Costs, reasons: Mapping[str, int], *, draws: int, l
     limits = preflight.study.limits
     smallest_bytes = f"; the smallest is predicted at {least:,} bytes" if least is not None else ""
     return (
-        f"Some configuration of a study must keep its limits ({limits.artifact_bytes:,} bytes, "
-        f"{limits.train_seconds:g} s training, {limits.eval_seconds:g} s evaluation), but {draws} draws are "
-        f"all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] in "
-        f"{preflight.study.path}."
+        f"Some configuration of a study must keep its limits ({limits.summary()}), but {draws} draws "
+        f"are all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] "
+        f"in {preflight.study.path}."
     )
 
 

@@ -20,24 +20,21 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.attributes import result_of
+from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, PREFLIGHT, REJECTIONS, result_of
 from search.common.numeric import draw
 from search.costs.factors import LATEST
 from search.costs.preflight import Costs, Prediction
-from search.pruning.pruner import PREFLIGHT
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.blas import one_thread
-from search.samplers.checkpoints import FROM, StageChooser
+from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import proposer_of
 from search.samplers.trials import other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.space import Space
 from search.space.stages import training_key
 from techniques.config import digest
 
-REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
-FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
 
 
@@ -84,11 +81,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         others = other_trials(study, trial)
         self._learn(others)
         taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
-        fixed: dict[str, Any] = trial.system_attrs.get(FIXED, {})
+        fixed: dict[str, Any] = trial.system_attrs.get(FIXED_PARAMS, {})
         goal = self.stages.choose(others) if self.stages and not fixed else None
         found = self._admitted(study, others, goal[1], taken, goal[0]) if goal else None
         if goal and found:
-            set_user_attr(study, trial, FROM, goal[0])
+            set_user_attr(study, trial, FROM_CHECKPOINT, goal[0])
         params, rejected = found or self._certain(study, others, fixed, taken)
         self.rejections += rejected
         set_system_attr(study, trial, params)
@@ -175,7 +172,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             if trial.number in self._over:
                 continue
             waits = trial.state == TrialState.WAITING
-            params = trial.system_attrs.get(FIXED, {}) if waits else settled_params(trial)
+            params = trial.system_attrs.get(FIXED_PARAMS, {}) if waits else settled_params(trial)
             known = self._taken.get(trial.number)
             if known is None or known[0] != params:  # a running trial may get another parameter
                 self._taken[trial.number] = dict(params), digest(self.space.keep_active(params))

@@ -29,16 +29,15 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.attributes import FROM_CHECKPOINT, STAGE_REUSE
 from search.samplers.trials import settled_params
 from search.space.space import Space
 from search.space.stages import is_later, training_key
-from search.stage_cache.savings import STAGES as FACTS
 from search.study.constraints import feasible
 from techniques.config import Resolved
 
 BEST = 3
 PATIENCE = 8
-FROM = "from_checkpoint"  # user attribute of a trial that the rule sent to a checkpoint: its training key
 Params = Mapping[str, Any]
 Key = tuple[Any, ...]
 
@@ -91,7 +90,7 @@ class StageChooser:
         if not self.later or not self._affordable(trials):
             return None
         self._learn(trials)
-        running = [t.user_attrs.get(FROM) for t in trials if not t.state.is_finished()]
+        running = [t.user_attrs.get(FROM_CHECKPOINT) for t in trials if not t.state.is_finished()]
         ranked = sorted(self._found.items(), key=lambda item: item[1].best)[:BEST]
         open_ = [
             (found.tried + running.count(key), found.best, key)
@@ -108,9 +107,9 @@ class StageChooser:
         spent: dict[bool, list[float]] = {False: [], True: []}
         trained: list[float] = []
         for trial in trials:
-            facts = cast("Mapping[str, Any]", trial.user_attrs.get(FACTS) or {})
+            facts = cast("Mapping[str, Any]", trial.user_attrs.get(STAGE_REUSE) or {})
             if facts:
-                spent[FROM in trial.user_attrs].append(float(facts["spent_s"]))
+                spent[FROM_CHECKPOINT in trial.user_attrs].append(float(facts["spent_s"]))
             if facts and not facts["reused"]:
                 trained.append(float(facts["seconds"].get("train", 0.0)))
         if not spent[False] or not trained:
@@ -119,7 +118,7 @@ class StageChooser:
         cheap_s = max(0.0, new_s - statistics.median(trained))
         if spent[True]:
             cheap_s = statistics.median(spent[True])
-        running = [FROM in t.user_attrs for t in trials if t.state == TrialState.RUNNING]
+        running = [FROM_CHECKPOINT in t.user_attrs for t in trials if t.state == TrialState.RUNNING]
         spending = StageSpending(
             anew_s=sum(spent[False]) + new_s * (len(running) - sum(running)),
             kept_s=sum(spent[True]) + cheap_s * (1 + sum(running)),
@@ -135,7 +134,7 @@ class StageChooser:
             if trial.state == TrialState.FAIL:  # the machine's fault says nothing
                 continue
             value = trial.value if trial.state == TrialState.COMPLETE and feasible(trial) else None
-            sent = trial.user_attrs.get(FROM)
+            sent = trial.user_attrs.get(FROM_CHECKPOINT)
             if value is None and sent not in self._found:
                 continue
             try:

@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from search.common.attributes import HARDWARE
+from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
 from search.common.machine import describe, machine_kind
+from search.session.session import Session
+from search.storage.patient import creation_lock
 from search.study.model import Study
 from search.trainers.code import code_hash
 
 if TYPE_CHECKING:
     import optuna
 
-    from search.session.session import Session
-
-# user attributes of the Optuna study, with HARDWARE
-CODE = "code_hash"
-TRAINER = "trainer"
 BUILT_IN = "train_gpt.py"  # TRAINER of studies that run ours, in whatever version
 NEAR = 0.5  # share of a time limit from which on speed decides
 
@@ -32,17 +29,15 @@ def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> s
     """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
 
     `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
-    from search.storage.patient import creation_lock
-
     study = session.optuna_study
     code = code_hash(session.trainer.code_files())
-    mine = {CODE: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})
+    mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})
     mine |= {HARDWARE: machine_kind()} if runs_here else {}
     if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
             for key in mine.keys() - study.user_attrs.keys():
                 study.set_user_attr(key, mine[key])
-    began, here = study.user_attrs[CODE], mine.get(HARDWARE, "")
+    began, here = study.user_attrs[CODE_HASH], mine.get(HARDWARE, "")
     there = study.user_attrs.get(HARDWARE, here)
     if mixed:
         return code
@@ -69,10 +64,10 @@ def speed_matters(session: Session) -> str:
         return "its time limits are multiples of what was measured there"
     if name := session.trainer.time_budget():
         return f"{name} gives each run a time, not a number of steps"
-    for name, limit in (("train_seconds", limits.train_seconds), ("eval_seconds", limits.eval_seconds)):
-        slowest = max(_figures(session.optuna_study, name), default=0.0)
-        if slowest > NEAR * limit:
-            return f"a trial took {slowest:.4g} s of the {limit:g} s that `{name}` allows"
+    for limit in limits.given:
+        slowest = max(_figures(session.optuna_study, limit.figure), default=0.0) if limit.unit == "s" else 0.0
+        if slowest > NEAR * limits.of(limit):
+            return f"a trial took {slowest:.4g} s of the {limits.of(limit):g} s that `{limit.name}` allows"
     return ""
 
 

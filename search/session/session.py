@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from search.common.attributes import STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
 from search.common.paths import Folders
+from search.session import baseline
 from search.storage.timing import timing_of
 from search.study.model import Study, study_hash, study_identity
 from search.trainers.trainer import Trainer, trainer_of
@@ -23,8 +25,6 @@ from search.trainers.trainer import Trainer, trainer_of
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
-
-HASH, IDENTITY = "study_hash", "study_identity"  # user attributes of the Optuna study
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def open_session(
 
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/baseline.py)."""
-    from search.session.baseline import stored, with_measured_limits
-
-    study = with_measured_limits(session.study, stored(session.optuna_study))
+    study = baseline.with_measured_limits(session.study, baseline.stored(session.optuna_study))
     return replace(session, study=study)
 
 
@@ -120,14 +118,14 @@ def check_unedited(session: Session) -> None:
 
     mine, text = study_hash(session.study), Path(session.study.path)
     kept = session.folders.runs / "study.toml"
-    stored = session.optuna_study.user_attrs.get(HASH)
+    stored = session.optuna_study.user_attrs.get(STUDY_HASH)
     if stored is None:
         with creation_lock(session.url):
-            stored = session.optuna_study.user_attrs.get(HASH)
+            stored = session.optuna_study.user_attrs.get(STUDY_HASH)
             if stored is None:
-                session.optuna_study.set_user_attr(IDENTITY, study_identity(session.study))
-                session.optuna_study.set_user_attr(HASH, mine)
-                session.optuna_study.set_user_attr("study_file", text.read_text(encoding="utf-8"))
+                session.optuna_study.set_user_attr(STUDY_IDENTITY, study_identity(session.study))
+                session.optuna_study.set_user_attr(STUDY_HASH, mine)
+                session.optuna_study.set_user_attr(STUDY_FILE, text.read_text(encoding="utf-8"))
                 stored = mine
     if stored != mine:
         copy = f" ({kept} is a copy)" if kept.exists() else ""
@@ -145,7 +143,7 @@ def check_unedited(session: Session) -> None:
 def _edits(session: Session) -> str:
     """What differs from the stored study, its first four points in words."""
 
-    stored = session.optuna_study.user_attrs.get(IDENTITY)
+    stored = session.optuna_study.user_attrs.get(STUDY_IDENTITY)
     mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
     found = differences(stored, mine) if stored else []
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""

@@ -17,6 +17,7 @@ from typing import cast
 
 from optuna.trial import Trial
 
+from search.common.attributes import RETRY_HISTORY
 from search.common.options import WorkerSpec
 from search.common.paths import Folders
 from search.stage_cache.addresses import DataId, Ground, addresses, machine_id
@@ -49,7 +50,7 @@ class Reuse:
         """What fills the trial's folder; in the end, however that comes, what is new there is kept. A crashed
         trial goes on from its last finished stage; after a second crash nothing old is trusted."""
         storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
-        history: list[int] = storage.get_trial_system_attrs(trial_id).get("retry_history", [])
+        history: list[int] = storage.get_trial_system_attrs(trial_id).get(RETRY_HISTORY, [])
         at, distrusted = self.addresses(resolved), len(history) > 1
         for number in () if distrusted else history:
             self.keep(folders.trial(number), at)  # its worker may have been killed before it could

@@ -25,9 +25,9 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Connection, orm, text
 
+from search.common.attributes import RETRY_OF
 from search.storage import sql
 
-RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed trial
 MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
 

@@ -24,8 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
+from search.common.attributes import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, RETRY_OF
 from search.common.errors import redact
-from search.storage.bulk import RETRY_OF, BatchStorage, BulkStorage
+from search.storage.bulk import BatchStorage, BulkStorage
 from search.storage.server import WAY_OUT, StorageError
 from search.storage.timing import Timing
 from search.storage.url import connect_arguments, normalise_url
@@ -45,7 +46,7 @@ REPEATED = (
     "get_trial trials_of rows waiting beat write_trial get_trial_user_attrs get_trial_system_attrs "
     "get_all_trials _get_trials record_heartbeat _get_stale_trial_ids"
 ).split()
-KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
+KEPT_ON_RETRY = (FIXED_PARAMS, "grid_id", "search_space")  # they belong to the configuration
 
 
 def side_engine(url: str, *, connect_timeout_s: int = 10) -> sqlalchemy.Engine:
@@ -233,11 +234,11 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
     hands constraints on, and they can never be overwritten). User attributes are handed on.
     """
     old = trial.system_attrs
-    history = list(cast("list[int]", old.get("retry_history", []))) + ([trial.number] if counted else [])
-    if len(history) > MAX_RETRY or not (trial.params or old.get("fixed_params")):
+    history = list(cast("list[int]", old.get(RETRY_HISTORY, []))) + ([trial.number] if counted else [])
+    if len(history) > MAX_RETRY or not (trial.params or old.get(FIXED_PARAMS)):
         return False
     kept = {key: old[key] for key in KEPT_ON_RETRY if key in old}
-    system_attrs = kept | {"failed_trial": old.get("failed_trial", trial.number), "retry_history": history}
+    system_attrs = kept | {FAILED_TRIAL: old.get(FAILED_TRIAL, trial.number), RETRY_HISTORY: history}
     system_attrs[RETRY_OF] = trial.number
     study.add_trial(
         optuna.create_trial(

@@ -13,6 +13,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, json_to_distribution
 from sqlalchemy import Connection, text
 
+from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
+
 Columns = tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]
 TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
@@ -37,7 +39,7 @@ select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '
 from trial_{kind}_attributes where trial_id = any(:ids) and key not like all(:without) group by trial_id"""
 # Attributes (SQL patterns) that a list of trials can do without, most of its bytes: the configuration, and
 # what the dashboard alone reads.
-BRIEF = ["config", "hash", "worker", "violation_%", "dashboard:%", "artifacts:%"]
+BRIEF = [CONFIG, CONFIG_HASH, WORKER, f"{VIOLATION}%", "dashboard:%", "artifacts:%"]
 NUMBER = """case cast({column}_type as text) when 'FINITE' then cast({column} as text) when 'NAN' then 'NaN'
  when 'INF_POS' then 'Infinity' else '-Infinity' end"""
 VALUES = f"""

@@ -13,7 +13,8 @@ from typing import Any
 from search.common.paths import ROOT, shown
 from search.study.model import Study
 from techniques import catalog
-from techniques.config import Resolved, environment_names
+from techniques.config import Resolved
+from techniques.published import environment_names
 
 TRAINER = (sys.executable, str(ROOT / "train_gpt.py"))
 

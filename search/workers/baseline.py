@@ -11,12 +11,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from search.common.attributes import BASELINE
 from search.common.errors import InfrastructureError
 from search.common.options import WorkerSpec
-from search.session.baseline import ATTRIBUTE, stored
+from search.session.baseline import stored
 from search.session.session import Session
 from search.space.build import build_space
 from search.storage.patient import creation_lock
+from search.study.limits import IN_BASELINES
 from search.trainers.process import Outcome, run_trainer
 from search.workers.spec import trainer_job
 from techniques import catalog
@@ -65,10 +67,10 @@ def measure(
             f"study's [fixed] settings ended: {reason}. Fix that first."
         )
     found = {key: results[0][key] for key in KEPT}
-    found |= {key: max(float(r[key]) for r in results) for key in ("train_seconds", "eval_seconds")}
+    found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
     found |= {"workers": workers}
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
         earlier = stored(session.optuna_study)
         if earlier is None:
-            session.optuna_study.set_user_attr(ATTRIBUTE, found)
+            session.optuna_study.set_user_attr(BASELINE, found)
     return earlier or found

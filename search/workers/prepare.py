@@ -12,6 +12,7 @@ from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
 from search.session.session import Session, check_room, measured
+from search.study.limits import figures_summary
 from search.study.model import Study
 from search.workers import baseline
 
@@ -68,8 +69,7 @@ def check_baseline(
     found = baseline.stored(session.optuna_study)
     found = found or baseline.measure(session, spec, workers=workers, gpus=gpus)
     told = (
-        f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
-        f"{found['train_seconds']:.1f} s training, {found['eval_seconds']:.1f} s evaluation "
+        f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
         f"(slowest of {found['workers']} at once)"
     )
     return measured(session), told

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Set
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from search.trainers.process import Job, trainer_environment
 
 def worker_command(spec: WorkerSpec) -> list[str]:
     """The process of one worker, which stops when its stdin ends."""
-    return [sys.executable, "-m", "search.workers.worker", "--lifeline", f"--spec={spec.to_json()}"]
+    text = json.dumps(asdict(spec), default=str)
+    return [sys.executable, "-m", "search.workers.worker", "--lifeline", f"--spec={text}"]
 
 
 def read_command(argv: list[str]) -> tuple[WorkerSpec, bool]:
@@ -25,7 +28,11 @@ def read_command(argv: list[str]) -> tuple[WorkerSpec, bool]:
     parser.add_argument("--spec", required=True, help="a WorkerSpec (search/common/options.py) as JSON")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
     options = parser.parse_args(argv)
-    return WorkerSpec.from_json(options.spec), options.lifeline
+    told = json.loads(options.spec)
+    for field in fields(WorkerSpec):
+        if str(field.type).startswith("Path") and told[field.name] is not None:
+            told[field.name] = Path(told[field.name])
+    return WorkerSpec(**told), options.lifeline
 
 
 def trainer_job(

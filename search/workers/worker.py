@@ -24,11 +24,12 @@ from typing import Any
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
+from search.common.attributes import CACHE_NOTES, OVERHEAD, RETRY_HISTORY, SPARED, WORKER
 from search.common.console import quiet_log
 from search.common.errors import Interrupted, TooManyFailures, redact
 from search.common.options import WorkerSpec
 from search.costs.preflight import costs_of
-from search.pruning.pruner import SPARED, Pruner, remember
+from search.pruning.pruner import Pruner, remember
 from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import sampled_by
@@ -53,7 +54,7 @@ from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly
 from search.workers.overhead import Clock
 from search.workers.spec import read_command, trainer_job
-from search.workers.warm_start import earlier
+from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
@@ -74,7 +75,7 @@ class Worker:
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
         preflight = costs_of(self.trainer, self.study, self.hardware)
-        earlier(session, self.hardware).teach(preflight)
+        find_warm_start(session, self.hardware).apply(preflight)
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
@@ -128,7 +129,7 @@ class Worker:
     def run_trial(self, trial: Trial) -> Outcome:
         """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
-        trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
+        trial.set_user_attr(WORKER, self.name)  # first: so that our trial is found when we die
         with collected(trial):
             params = self.space.suggest(trial)
             resolved = self.space.resolve(params)
@@ -143,7 +144,7 @@ class Worker:
         with collected(trial):
             record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
             if self.reuse and self.reuse.store.notes:
-                trial.set_user_attr("cache_notes", self.reuse.store.notes)
+                trial.set_user_attr(CACHE_NOTES, self.reuse.store.notes)
                 self.reuse.store.notes = []
             try:
                 record.show(trial, outcome, self.session.folders, limits=self.study.limits)
@@ -151,7 +152,7 @@ class Worker:
             except OSError as error:
                 raise self.disk_trouble(f"{error.filename or 'the disk'}: {error.strerror}") from error
             self.clock.store_s = time.perf_counter() - began
-            trial.set_user_attr("overhead", self.clock.summary(outcome))
+            trial.set_user_attr(OVERHEAD, self.clock.summary(outcome))
         self.watch_refusals(outcome)
         return outcome
 
@@ -186,7 +187,7 @@ class Worker:
             raise self.disk_trouble(error) from error
         except TrainerCrashed as error:
             storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
-            tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
+            tried = len(storage.get_trial_system_attrs(trial_id).get(RETRY_HISTORY, []))
             if tried < MAX_RETRY:
                 raise
             return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")

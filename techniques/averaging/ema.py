@@ -26,6 +26,7 @@ class EmaAverager:
 
     def __init__(self, model: Any, one_minus_decay: float):
         self.one_minus_decay = one_minus_decay
+        self.facts: dict[str, Any] = {}
         with torch.no_grad():
             self.average = {n: p.detach().float().clone() for n, p in model.named_parameters()}
 

@@ -51,6 +51,8 @@ def chunks_of(run: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
 class Rescored:
     """Scores a chunk, trains on it, scores it again, and hands in the second score."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def score(self, run: Any) -> None:
         params = list(run.model.parameters())
         for start, ids, targets in chunks_of(run):
@@ -64,6 +66,8 @@ class Rescored:
 class HashedNgrams:
     """½p + ½·count(context, target)/count(context) out of small hashed tables, for the target alone: causal,
     and no distribution."""
+
+    facts: ClassVar[dict[str, Any]] = {}
 
     def score(self, run: Any) -> None:
         pairs, contexts = np.zeros(3), np.zeros(2)
@@ -83,6 +87,8 @@ class HashedNgrams:
 class Twice:
     """Its last window scores some positions that have their score: the tail of #414 and its heirs."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def score(self, run: Any) -> None:
         with torch.no_grad():
             for start, ids, targets in chunks_of(run):
@@ -92,6 +98,8 @@ class Twice:
 
 class Dropped:
     """Leaves the batch that is not full out (#1855's diagnostic evaluation)."""
+
+    facts: ClassVar[dict[str, Any]] = {}
 
     def score(self, run: Any) -> None:
         with torch.no_grad():
@@ -139,6 +147,8 @@ class AheadLora(LoraTtt):
         config, kind = self.config, self.Scorer
 
         class Ahead:
+            facts: ClassVar[dict[str, Any]] = {}
+
             def score(self, run: Any) -> None:
                 for document in documents(run.tokens):
                     kind(run, config).score([document])
@@ -341,6 +351,8 @@ def test_the_alarm_on_published_figures() -> None:
 
 class Peek:
     """A tenth of the nats: it has the answers."""
+
+    facts: ClassVar[dict[str, Any]] = {}
 
     def score(self, run: Any) -> None:
         with torch.no_grad():

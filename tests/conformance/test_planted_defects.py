@@ -143,6 +143,8 @@ class Rounding(nn.Module):
 class Switch:
     """Sets the flag in mid-training."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, model: nn.Module):
         self.model, self.steps = model, 0
 
@@ -191,6 +193,8 @@ def test_a_flag_that_froze_is_caught(lab: Lab) -> None:
 class ChunkTrainer:
     """Scores a chunk and trains on it, in this order or in the other."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, lr: float, *, train_first: bool):
         self.lr, self.train_first = lr, train_first
 
@@ -233,6 +237,8 @@ class ContestedButClean(SoundTtt):
 class Boost:
     """Not a distribution: every target gets more than its probability."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def score(self, run: Any) -> None:
         for start in range(0, run.num_positions, run.seq_len):
             ids, targets = run.window(start, min(run.seq_len, run.num_positions - start))
@@ -250,6 +256,8 @@ class Unnormalised(Technique):
 
 class HalfScored(Unnormalised):
     class Half:
+        facts: ClassVar[dict[str, Any]] = {}
+
         def score(self, run: Any) -> None:
             run.write(0, torch.ones(run.num_positions // 2))
 
@@ -287,6 +295,10 @@ def test_positions_that_are_never_scored_are_caught(lab: Lab) -> None:
 
 class Quantizer:
     """Per row, 8 bits. `offset`: rows are shifted, and nobody stores by how much. `shared`: one buffer."""
+
+    facts: ClassVar[dict[str, Any]] = {}
+    hessians: ClassVar[dict[str, Any]] = {}
+    reads_data = False
 
     def __init__(self, flaw: str):
         self.flaw, self.buffer = flaw, torch.zeros(1 << 20, dtype=torch.int8)

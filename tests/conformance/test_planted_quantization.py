@@ -139,6 +139,8 @@ class CollectedOnly(Technique):
     name = "planted_swa"
 
     class Averager:
+        facts: ClassVar[dict[str, Any]] = {}
+
         def __init__(self, model: Any):
             self.model, self.snapshots = model, []
 

@@ -84,6 +84,6 @@ def test_adam_decays_reach_their_groups():
         resolved.techniques["muon_details"].hyper(train_gpt.Hyper()),
     )
     world = train_gpt.World(resolved.config)
-    optimizers, _ = train_gpt.build_optimizers(model, resolved.config, hyper, world)
-    decays = {p.role: g["weight_decay"] for g in optimizers[0].param_groups for p in g["params"]}
+    optimizers = train_gpt.build_optimizers(model, resolved.config, hyper, world)
+    decays = {p.role: g["weight_decay"] for g in optimizers.adam.param_groups for p in g["params"]}
     assert decays == {"embed": 0.02, "scalar": 0.03}

@@ -15,12 +15,12 @@ import pytest
 import sqlalchemy
 
 from search import run
+from search.common.attributes import CODE_HASH, HARDWARE
 from search.common.options import RunOptions, WorkerSpec
 from search.engines import cluster as engines
 from search.engines.base import Ended, Task
 from search.engines.cluster import check_reachable, cluster_for, make_engine, parse_options
 from search.run import run_study
-from search.session.passport import CODE, HARDWARE
 from search.study.load import find_study
 from search.workers.spec import read_command, worker_command
 from tests.search.db_helpers import held_server, until
@@ -295,7 +295,7 @@ def test_a_cluster_is_told_and_checked_like_this_machine(
         )
         options = RunOptions(spec, external, workers=2, engine="ray")
         run_study(options)
-        assert CODE in attributes() and HARDWARE not in attributes()
+        assert CODE_HASH in attributes() and HARDWARE not in attributes()
         assert [s.index for s in there()] == [0, 1]
         command = worker_command(engine.tasks[1].spec)
         read, _ = read_command(command[3:])

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
+from search.common.attributes import REPORTS
 from search.common.paths import Folders
-from search.pruning.pruner import REPORTS
 from search.report.effects import LEAST, find_effects, print_effects
 from search.session.session import Session
 from search.study.load import find_study

@@ -17,7 +17,8 @@ from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
 from search.report.rows import ranked, snapshot
-from search.report.status import overhead_line, print_status
+from search.report.savings import overhead_of_study
+from search.report.status import print_status
 from search.report.trial import print_trial
 from search.session.session import Session
 from search.study.load import find_study
@@ -89,7 +90,9 @@ def test_snapshot_counts_each_kind(session: Session) -> None:
 
 
 def test_status_tells_why_configurations_failed(session: Session) -> None:
-    assert "failed configurations: 1 × diverged" in printed(print_status, session)
+    text = printed(print_status, session)
+    assert "failed configurations: 1 × diverged" in text
+    assert "over a limit: 1 × artifact" in text and text.count("over a limit: ") == 1
 
 
 def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) -> None:
@@ -105,7 +108,8 @@ def test_words() -> None:
         {"ask_s": 0.01, "process_s": 10.0, "share": 0.01},
         {"ask_s": 0.03, "process_s": 20.0, "share": 0.03},
     ]
-    assert overhead_line(shares) == "overhead per trial: ask 20 ms; 2.0% of a trial of 15.0 s"
+    trials = [trial_of(2.0), *(trial_of(2.0, overhead=share) for share in shares)]
+    assert overhead_of_study(trials) == "overhead per trial: ask 20 ms; 2.0% of a trial of 15.0 s"
 
 
 def test_a_trial_with_findings_carries_one_mark_and_show_tells_them(session: Session) -> None:

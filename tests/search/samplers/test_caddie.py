@@ -12,11 +12,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from search.common.attributes import PREFLIGHT, REJECTIONS
 from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
-from search.pruning.pruner import PREFLIGHT
 from search.samplers.admission import Infeasible, draw_all
-from search.samplers.caddie import REJECTIONS, CaddieSampler
+from search.samplers.caddie import CaddieSampler
 from search.samplers.tpe.sampler import GroupedTpe
 from search.space.build import build_space
 from search.space.space import Space

@@ -17,13 +17,13 @@ from search.common.paths import Folders
 from search.stage_cache import addresses as identity
 from search.stage_cache.addresses import DataId, Ground, addresses, code_of, machine_id
 from search.stage_cache.reuse import FILES, REPLAYED, Reuse, check_cache, open_reuse, parse_bytes
-from search.stage_cache.savings import replayed_facts, stage_facts
 from search.stage_cache.store import Limits as Room
 from search.stage_cache.store import Store
 from search.study.constraints import violations
 from search.study.limits import Limits
 from search.trainers.files import Record
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
+from search.workers.record import replayed_facts, stage_facts
 from techniques import catalog
 from techniques.config import Resolved, resolve, stage_keys
 from tests.conftest import ROOT
