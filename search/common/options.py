@@ -11,7 +11,7 @@ from pathlib import Path
 
 from search.common.paths import ROOT
 
-SAMPLERS = ("structured", "tpe")  # kinds, for --sampler and `[sampler] kind`
+SAMPLERS = ("structured", "tpe", "gp", "random")  # kinds, for --sampler and `[sampler] kind`
 
 
 ENVIRONMENT = "CADDIE_STORAGE"

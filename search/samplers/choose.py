@@ -1,8 +1,7 @@
 """proposer_of(space, preflight, seed): what makes the proposals that CaddieSampler checks.
 
-`[sampler] kind` of the study says which: `structured` (the default) or `tpe`. Both learn once a trial
-(`begin`) and propose as often as they are asked (`propose`: a value of every parameter, or {} for a uniform
-draw).
+`[sampler] kind` of the study says which: `structured` (the default), `tpe`, `gp` or `random`. Each learns
+once a trial (`begin`) and proposes as often as it is asked (`propose`).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from optuna.trial import FrozenTrial
 from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
 from search.samplers.checkpoints import StageChooser
+from search.samplers.gp import GaussianProcess
 from search.samplers.tpe import GroupedTpe
 from search.space.space import Space
 from search.study.model import Study
@@ -37,12 +37,25 @@ class Proposer(Protocol):
         ...
 
     def propose(self) -> Mapping[str, Any]:
-        """A value of every parameter, active or not; {} for a uniform draw."""
+        """Values of parameters, active or not; those that are not in it are drawn uniformly."""
         ...
 
     def reseed_rng(self) -> None:
         """Other random numbers than the parent process's."""
         ...
+
+
+class Uniform:
+    """Every proposal is a uniform draw."""
+
+    weighs_stages = False
+
+    def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None: ...
+
+    def propose(self) -> Mapping[str, Any]:
+        return {}
+
+    def reseed_rng(self) -> None: ...
 
 
 def sampled_by(study: Study, kind: str) -> Study:
@@ -67,6 +80,10 @@ def proposer_of(
             n_ei_candidates=settings.candidates,
             seed=seed,
         )
+    if settings.kind == "gp":
+        return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
+    if settings.kind == "random":
+        return Uniform()
     return _structured(space, preflight, seed, stages)
 
 
