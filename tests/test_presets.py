@@ -62,6 +62,7 @@ SMALL: dict[str, Any] = {
     "phased_ttt.lr": 0.01,
     "phased_ttt.prefix_docs": 4,
     "phased_ttt.phases": 2,
+    "phased_ttt.global_chunk_tokens": 64,
     "pre_eval_ttt.epochs": 2,
     "pre_eval_ttt.batch_seqs": 32,
     "pre_eval_ttt.stride": 16,
