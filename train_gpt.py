@@ -47,7 +47,8 @@ from corpus import dataset as corpus_dataset
 from corpus import shards
 from techniques import catalog
 from techniques.base import Batch, Shape, Technique, claims
-from techniques.config import Config, Resolved, batch_at, codes, digest, help_text, settings_from, stage_keys
+from techniques.config import Config, Resolved, batch_at, codes, digest, stage_keys
+from techniques.settings import help_text, settings_from
 from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import Audit, implausible

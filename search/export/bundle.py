@@ -38,7 +38,7 @@ def metadata() -> dict[str, type[Technique]]:
 def runtime() -> dict[str, type[Technique]]:
     return metadata()
 '''
-CONFIG = '''
+SETTINGS = '''
 def settings_from(
     argv: Sequence[str], environ: Mapping[str, str], known: Mapping[str, type[Technique]], *, has_gpu: bool
 ) -> Resolved:
@@ -100,7 +100,7 @@ def bundle(resolved: Resolved) -> str:
     elsewhere = {v for t in known.values() for v in t.env} - own
     replaced = {
         "techniques.catalog": CATALOG.format(imports="; ".join(imports) or "pass", table=table),
-        "techniques.config": CONFIG.format(
+        "techniques.settings": SETTINGS.format(
             literal=dictionary(literal_of(resolved)), elsewhere=repr(" ".join(sorted(elsewhere)))
         ),
         "train_gpt": TRAINER,

@@ -10,7 +10,7 @@ from pathlib import Path
 from search.common.paths import ROOT
 from search.study.model import Study
 from techniques import catalog
-from techniques.config import environment_names
+from techniques.published import environment_names
 
 TRAINER = (sys.executable, str(ROOT / "train_gpt.py"))
 

@@ -11,7 +11,8 @@ from corpus import dataset
 from techniques import catalog
 from techniques.base import Shape
 from techniques.block.untie_mlp import UntieMlp
-from techniques.config import resolve, settings_from
+from techniques.config import resolve
+from techniques.settings import settings_from
 from tests.conftest import TINY_MODEL
 from tests.techniques.model_rig import build, copy_shared, rms, settle, some_ids
 from trainer.audit import Audit
