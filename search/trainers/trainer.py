@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from search.common.paths import ROOT
 from search.study.model import Study
 from techniques import catalog
-from techniques.published import environment_names
+from techniques.unanswered import environment_names
 
 TRAINER = (sys.executable, str(ROOT / "train_gpt.py"))
 
@@ -38,7 +39,7 @@ def command_for(study: Study, trainer: Path | None = None) -> tuple[str, ...]:
 def strip_for(study: Study) -> set[str]:
     """The variables of the shell that no run of the study may see: those that its trainer reads."""
     if study.foreign is None:
-        return environment_names(catalog.metadata())
+        return environment_names(catalog.metadata(), os.environ)
     from search.trainers.foreign.scan import names_read
 
     foreign = study.foreign
