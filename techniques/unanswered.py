@@ -1,5 +1,5 @@
-"""The variables of the challenge's published scripts that no setting and no technique here answers to, and what
-becomes of each: nothing of a published run command is dropped in silence. No torch here.
+"""The variables of the challenge's published scripts that no setting and no technique here answers to, and
+what becomes of each: nothing of a published run command is dropped in silence. No torch here.
 
 FIXED: the values that say what is computed here anyway; any other is refused. INERT: changes no result here.
 REFUSED: what it sets is not here, or has another name; off ("" or 0) it says what is so here anyway. One that

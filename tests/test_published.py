@@ -147,8 +147,8 @@ def test_an_unknown_variable_that_looks_like_the_challenges_is_an_error(name: st
 
 def test_what_belongs_to_the_shell_is_left_alone() -> None:
     shell = """PATH HOME LOG_LEVEL MODEL_PATH BATCH_SIZE LS_COLORS NUM_WORKERS CI GITHUB_ACTIONS
-    OMP_NUM_THREADS CUDA_VISIBLE_DEVICES TORCH_LOGS NCCL_DEBUG PYTHONPATH TERM_PROGRAM DBUS_SESSION_BUS_ADDRESS HF_LORA_X"""
-    environ = dict.fromkeys(shell.split(), "1")
+    OMP_NUM_THREADS CUDA_VISIBLE_DEVICES TORCH_LOGS NCCL_DEBUG PYTHONPATH TERM_PROGRAM HF_LORA_X"""
+    environ: dict[str, str] = {name: "1" for name in shell.split()}
     assert settings("naive", environ).values == settings("naive", {}).values
     assert not environment_names(KNOWN, environ) & {*environ}
     assert not any(looks_published(f"{word}_TTT_LR", ()) for word in SHELL)

@@ -15,25 +15,26 @@ def settings_of(mode: str, start: int = 2, **more) -> dict:
 
 
 def slow_hidden(model, ids: torch.Tensor, mode: str, start: int, final: str = "mean") -> torch.Tensor:
-    """The lanes by hand: `pair` is (lane 0, lane 1), or (the stream,) while there is one."""
+    """The lanes by hand: `pair` is lane 0 and lane 1, or the stream while there is one."""
     x0 = rms(model.tok_emb[ids])
     half = len(model.blocks) // 2
-    pair: tuple[torch.Tensor, ...] = (x0,)
-    kept: list[tuple[torch.Tensor, ...]] = []
+    pair: list[torch.Tensor] = [x0]
+    kept: list[list[torch.Tensor]] = []
     for i, block in enumerate(model.blocks):
-        skips: tuple[torch.Tensor, ...] = ()
+        skips: list[torch.Tensor] = []
         if i >= half and kept:
             left = kept.pop()
-            skips = tuple(model.skip_weights[i - half] * z for z in left)
-        if i >= start and mode == "crossed" and len(pair) == 1:
-            pair = (pair[0], pair[0])  # before the skip
+            skips = [model.skip_weights[i - half] * z for z in left]
+        is_split = len(pair) > 1
+        if i >= start and mode == "crossed" and not is_split:
+            pair = [pair[0], pair[0]]  # before the skip
         if skips:
             both = mode == "routed" and len(pair) == 2
             pair = tuple(
                 z + skips[min(n, len(skips) - 1)] if n == 0 or both else z for n, z in enumerate(pair)
             )
-        if i >= start and mode != "single" and len(pair) == 1:
-            pair = (pair[0], pair[0])  # behind it
+        if i >= start and mode in ("lanes", "routed") and not is_split:
+            pair = [pair[0], pair[0]]  # behind it
 
         def mixed(z, block=block):
             return block.resid_mix[0] * z + block.resid_mix[1] * x0
@@ -46,28 +47,25 @@ def slow_hidden(model, ids: torch.Tensor, mode: str, start: int, final: str = "m
 
         if i < start:
             x = mixed(pair[0]) + attention(mixed(pair[0]))
-            pair = (x + feed_forward(x),)
+            pair = [x + feed_forward(x)]
         elif mode == "single":
             x = mixed(pair[0])
-            pair = (x + attention(x) + feed_forward(x),)
+            pair = [x + attention(x) + feed_forward(x)]
         elif mode == "lanes":
-            pair = (
-                mixed(pair[0]) + attention(mixed(pair[0])),
-                pair[1] + feed_forward(pair[1]),
-            )
+            pair = [mixed(pair[0]) + attention(mixed(pair[0])), pair[1] + feed_forward(pair[1])]
         else:
             routes = block.residual.steps["parallel_residual"]
             a, (keep_a, keep_m) = attention(mixed(pair[0])), routes.keep
             if mode == "crossed":
                 m = feed_forward(pair[1])
-                pair = tuple(
+                pair = [
                     keep * z + routes.post[0, n] * a + routes.post[1, n] * m
                     for n, (keep, z) in enumerate(zip((keep_a, keep_m), pair, strict=True))
-                )
+                ]
             else:
-                pair = tuple(keep_a * z + routes.post[0, n] * a for n, z in enumerate(pair))
+                pair = [keep_a * z + routes.post[0, n] * a for n, z in enumerate(pair)]
                 m = feed_forward(mixed(pair[1]))
-                pair = tuple(keep_m * z + routes.post[1, n] * m for n, z in enumerate(pair))
+                pair = [keep_m * z + routes.post[1, n] * m for n, z in enumerate(pair)]
         if i < half:
             kept.append(pair)
     if len(pair) == 1:
