@@ -12,8 +12,7 @@ from torch import Tensor
 import train_gpt
 from conformance.lab import Finished, Violation
 from conformance.subject import Subject
-from techniques.base import Tensor as Told
-from techniques.base import claims
+from techniques.base import TensorSpec, claims
 from techniques.config import resolve
 
 BYTES_TOLERANCE = 0.10  # of the estimate
@@ -29,7 +28,7 @@ def entropy_bits(symbols: Tensor) -> float:
     return float(-(p * p.log2()).sum())
 
 
-def estimated_bytes(tensors: Iterable[Told], *, bits: dict[str, float], min_numel: int) -> float:
+def estimated_bytes(tensors: Iterable[TensorSpec], *, bits: dict[str, float], min_numel: int) -> float:
     """Parameters × entropy by role: integers with a float16 scale a row, other weights float16, scalars
     float32 (both hardly compress)."""
     total = 0.0

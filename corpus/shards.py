@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-MAGIC = 20240520
+SHARD_MAGIC = 20240520
 VERSION = 1
 HEADER_WORDS = 256
 HEADER_BYTES = 4 * HEADER_WORDS
@@ -52,7 +52,7 @@ def write_shard(path: Path | str, tokens: np.ndarray) -> None:
             "shards."
         )
     header = np.zeros(HEADER_WORDS, dtype="<i4")
-    header[:3] = MAGIC, VERSION, tokens.size
+    header[:3] = SHARD_MAGIC, VERSION, tokens.size
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -81,9 +81,9 @@ def read_header(path: Path | str) -> int:
             "It is truncated or no shard: fetch or build it again."
         )
     magic, version, count = (int(word) for word in np.frombuffer(raw, dtype="<i4", count=3))
-    if magic != MAGIC:
+    if magic != SHARD_MAGIC:
         raise ValueError(
-            f"A shard's first word is {MAGIC}, but {path} has {magic}. It is a foreign file: "
+            f"A shard's first word is {SHARD_MAGIC}, but {path} has {magic}. It is a foreign file: "
             "convert it with `python -m corpus build`, or take it out of the folder."
         )
     if version != VERSION:

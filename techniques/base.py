@@ -149,7 +149,7 @@ def check_value(name: str, value: Any, like: dataclasses.Field[Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorSpec:
     """One parameter tensor: enough to count, to route and to predict its bytes."""
 
     role: str
@@ -208,23 +208,23 @@ class Shape:
         """Of a model that runs each layer once: the baseline's own skip weights."""
         return self.num_layers // 2 if self.unet_skips else 0
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[TensorSpec]:
         """The baseline's parameters (techniques add theirs through `cost`)."""
         d, kv, hidden = self.model_dim, self.kv_dim, self.mlp_dim
-        out = [Tensor("embed", (self.vocab_size, d))]
+        out = [TensorSpec("embed", (self.vocab_size, d))]
         if not self.tie_embeddings:
-            out.append(Tensor("head", (self.vocab_size, d)))
+            out.append(TensorSpec("head", (self.vocab_size, d)))
         for _ in range(self.num_layers):
             out += [
-                Tensor("attn", (d, d)),
-                Tensor("attn", (kv, d)),
-                Tensor("attn", (kv, d)),
-                Tensor("attn", (d, d)),
+                TensorSpec("attn", (d, d)),
+                TensorSpec("attn", (kv, d)),
+                TensorSpec("attn", (kv, d)),
+                TensorSpec("attn", (d, d)),
             ]
-            out += [Tensor("mlp", (hidden, d)), Tensor("mlp", (d, hidden))]
-            out += [Tensor("scalar", (2, d)), Tensor("scalar", (d,)), Tensor("scalar", (d,))]
-            out += [Tensor("scalar", (self.num_heads,))]
-        out.append(Tensor("scalar", (self.num_plain_skips, d)))
+            out += [TensorSpec("mlp", (hidden, d)), TensorSpec("mlp", (d, hidden))]
+            out += [TensorSpec("scalar", (2, d)), TensorSpec("scalar", (d,)), TensorSpec("scalar", (d,))]
+            out += [TensorSpec("scalar", (self.num_heads,))]
+        out.append(TensorSpec("scalar", (self.num_plain_skips, d)))
         return out
 
     def flops_per_token(self) -> float:
@@ -248,7 +248,7 @@ class Batch(NamedTuple):
 class Cost:
     """What a technique adds to a run; every figure is zero unless stated."""
 
-    tensors: tuple[Tensor, ...] = ()  # exact parameters
+    tensors: tuple[TensorSpec, ...] = ()  # exact parameters
     flops_per_token: float = 0.0  # extra forward FLOPs per token
     eval_passes: float = 0.0  # forward passes per validation token that it adds to the plain evaluation's one
     calibration_passes: float = 0.0  # forward passes over one training batch, inside the training budget

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from techniques.base import SLOTS, Technique, claims, nearest
 
-ROOT = Path(__file__).resolve().parent
+TECHNIQUES_FOLDER = Path(__file__).resolve().parent
 HEAVY = ("torch", "triton")
 LIGHT = ("techniques._adapt",)  # shared, and free of torch
 
 
-def shared_files(root: Path = ROOT.parent) -> list[Path]:
+def shared_files(root: Path = TECHNIQUES_FOLDER.parent) -> list[Path]:
     """What a run may execute beside its techniques' own files: trainer, its kernel, contract and corpus."""
     rooms = ("trainer", "techniques", "corpus")
     return [root / "train_gpt.py", *(p for room in rooms for p in sorted(root.glob(f"{room}/*.py")))]
@@ -33,7 +33,7 @@ def shared_files(root: Path = ROOT.parent) -> list[Path]:
 def technique_files() -> dict[str, Path]:
     """name -> file, sorted by name. Files and folders whose name starts with `_` are shared maths, not
     techniques."""
-    files = {p.stem: p for p in sorted(ROOT.glob("*/*.py")) if not p.stem.startswith("_")}
+    files = {p.stem: p for p in sorted(TECHNIQUES_FOLDER.glob("*/*.py")) if not p.stem.startswith("_")}
     return dict(sorted(files.items()))
 
 

@@ -48,7 +48,7 @@ def _seam(kind: str, changes: str, every_step: bool) -> Callable[[Method], Metho
 Torch: TypeAlias = Any  # a torch.Tensor, or the model
 
 
-class Told(Protocol):
+class HasFacts(Protocol):
     """Something that did its work, and can say what it did."""
 
     @property
@@ -57,7 +57,7 @@ class Told(Protocol):
         ...
 
 
-class Averager(Told, Protocol):
+class Averager(HasFacts, Protocol):
     def update(self, model: Torch, lr_scale: float) -> None:
         """After every training step."""
 
@@ -85,7 +85,7 @@ class MatrixOptimizer(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
-class Quantizer(Told, Protocol):
+class Quantizer(HasFacts, Protocol):
     reads_data: bool  # the training budget pays for the calibration
     hessians: dict[str, Torch]  # name -> mean XᵀX [c,c] of the inputs, of tensors where it was collected
 
@@ -105,6 +105,6 @@ class Codec(Protocol):
     def decompress(self, data: bytes) -> bytes: ...
 
 
-class Scorer(Told, Protocol):
+class Scorer(HasFacts, Protocol):
     def score(self, run: Any) -> None:
         """Write the nats of each validation position exactly once (train_gpt.Evaluation)."""

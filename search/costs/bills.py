@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from search.costs.factors import Bill, Ledger, Part
-from techniques.base import Choice, Technique, Tensor
+from search.costs.factors import Bill, CostModel, Part
+from techniques.base import Choice, Technique, TensorSpec
 from techniques.config import Resolved
 
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
@@ -34,7 +34,8 @@ OVERHEAD = {
     "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
     "lzma_xz": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
     "brotli_shuffle": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
-    # one class of rows and columns (more are a gain); brotli, less what sorted rows save: benchmarks.codecs
+    # one class of rows and columns (more are a gain); brotli, less what sorted rows save:
+    # benchmarks.trainer.codecs
     "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
     "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
@@ -57,15 +58,15 @@ SECOND_SDS = {
 SEED_SPREAD = 0.001
 
 
-def byte_ledger() -> Ledger:
-    return Ledger(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
+def byte_model() -> CostModel:
+    return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
 
 
-def second_ledger() -> Ledger:
-    return Ledger(SECOND_SDS, spread=0.1, least_spread=0.01)
+def second_model() -> CostModel:
+    return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01)
 
 
-def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, Tensor]]:
+def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:
     """(technique or "", parameter) of every parameter of the run, exactly."""
     shape = resolved.shape()
     yield from (("", tensor) for tensor in shape.tensors())

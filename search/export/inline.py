@@ -1,18 +1,18 @@
-"""inline(entry, extra modules) -> one module's source: ours merged in import order, each name owned once.
+"""inline(entry, what stands in) -> one module's source: ours merged in import order, each name owned once.
 
-Imports of ours disappear, foreign ones are merged at the top; what nothing reaches from the entry's
-`if __name__ == "__main__"` is left out. Names that two modules define apart get a module's name before them.
+Imports of ours disappear, `module.name` becomes `name`, foreign imports are merged at the top; what nothing
+reaches from the entry's `if __name__ == "__main__"` is left out. Nothing is renamed: ValueError where two
+modules own one name, or where a function's own name would capture a module's.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator, Mapping, Sequence
+import symtable
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from search.export.scopes import Renamer, bound_names, local_names
 
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -33,12 +33,10 @@ class Unit:
     body: list[ast.stmt]  # without imports, docstring and main guard
     main: list[ast.stmt]  # the main guard
     doc: str
-    own: set[str]  # top-level names that it defines
     foreign: dict[str, Foreign] = field(default_factory=dict[str, Foreign])
-    ours: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # -> (module, name)
-    modules: dict[str, str] = field(default_factory=dict[str, str])  # -> our module
+    ours: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (module, name) imported
+    modules: dict[str, str] = field(default_factory=dict[str, str])  # name here -> our module
     dotted: set[str] = field(default_factory=set[str])  # `import a.b`: binds a
-    locals: set[str] = field(default_factory=set[str])
 
 
 class Sources:
@@ -66,7 +64,7 @@ class Sources:
         assert path is not None, module
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
         self.replace(module, tree)
-        unit = Unit(module, [], [], ast.get_docstring(tree, clean=False) or "", set())
+        unit = Unit(module, [], [], ast.get_docstring(tree, clean=False) or "")
         for node in list(ast.walk(tree)):
             if isinstance(node, ast.ImportFrom) and self.is_ours(node.module or ""):
                 self.note_ours(unit, node)
@@ -75,9 +73,7 @@ class Sources:
         tree = WithoutOurs(self).visit(tree)
         for node in tree.body[bool(unit.doc) :]:
             self.sort_in(unit, node)
-        unit.own = bound_names(unit.body)
-        unit.locals = local_names(ast.Module([*unit.body, *unit.main], []))
-        for needed in [*(m for m, _ in unit.ours.values()), *unit.modules.values()]:
+        for needed in [*(m for m, _ in unit.ours), *unit.modules.values()]:
             self.load(needed)
         self.units[module] = unit
         return unit
@@ -91,11 +87,16 @@ class Sources:
 
     def note_ours(self, unit: Unit, node: ast.ImportFrom) -> None:
         for alias in node.names:
-            bound, inner = alias.asname or alias.name, f"{node.module}.{alias.name}"
+            inner = f"{node.module}.{alias.name}"
             if self.path(inner):
-                unit.modules[bound] = inner
+                unit.modules[alias.asname or alias.name] = inner
+            elif alias.asname and alias.asname != alias.name:
+                raise ValueError(
+                    f"{unit.name} imports {alias.name} as {alias.asname}: a bundle keeps names as they are. "
+                    "Rename the definition, or import its module."
+                )
             else:
-                unit.ours[bound] = (node.module or "", alias.name)
+                unit.ours.append((node.module or "", alias.name))
 
     def sort_in(self, unit: Unit, node: ast.stmt) -> None:
         """One top-level statement: an import, the main guard, or part of the body."""
@@ -136,36 +137,60 @@ class WithoutOurs(ast.NodeTransformer):
         return ast.copy_location(ast.Pass(), node) if self.sources.is_ours(node.module or "") else node
 
 
-def name_everything(units: Sequence[Unit]) -> dict[tuple[str, str], str]:
-    """(module, its top-level name) -> the bundle's name; the first of `units` keeps a name that two want."""
-    spoken = {name for u in units for name in (*u.own, *u.locals, *u.foreign, *u.ours)} | set(dir(builtins))
-    taken: dict[str, Foreign | tuple[str, str]] = {}
-    final: dict[tuple[str, str], str] = {}
-
-    def claim(name: str, owner: Foreign | tuple[str, str], prefix: str, free: bool) -> str:
-        if free and taken.setdefault(name, owner) == owner:
-            return name
-        while (name := f"{prefix}_{name}") in spoken or name in taken:
-            pass
-        taken[name] = owner
-        return name
-
-    for unit in units:
-        for bound, what in unit.foreign.items():
-            name = claim(bound, what, unit.name.split(".")[-1].lstrip("_"), True)
-            final[unit.name, bound] = name
-    for unit in units:
-        for own in sorted(unit.own):
-            shadowed = own in dir(builtins) or any(own in u.locals for u in units if renames(u, unit, own))
-            name = claim(own, (unit.name, own), unit.name.split(".")[-1].lstrip("_"), not shadowed)
-            final[unit.name, own] = name
-    return final
+def tables_of(text: str) -> Iterator[symtable.SymbolTable]:
+    """The scopes of some statements, the outermost first."""
+    waiting = [symtable.symtable(text, "<bundle>", "exec")]
+    while waiting:
+        yield waiting[0]
+        waiting += waiting.pop(0).get_children()
 
 
-def renames(user: Unit, owner: Unit, name: str) -> bool:
-    """Whether `user` speaks of the owner's global by another name than its own: `shards.MAGIC`, `as x`."""
-    by_module = owner.name in user.modules.values()
-    return by_module or any(w == (owner.name, name) and n != name for n, w in user.ours.items())
+def names_bound(text: str) -> frozenset[str]:
+    """What some top-level statements bind there."""
+    top = next(tables_of(text))
+    return frozenset(s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported())
+
+
+def names_used(text: str) -> frozenset[str]:
+    """The module's names, and built-ins, of which any scope of some top-level statements speaks."""
+    top, *inner = tables_of(text)
+    read = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
+    return frozenset(read | {s.get_name() for t in inner for s in t.get_symbols() if s.is_global()})
+
+
+def own_names(text: str, modules: Set[str]) -> tuple[set[str], set[str]]:
+    """(names that functions inside bind for themselves, `modules` of which some scope speaks as such). A
+    class's names are seen in its body alone: they count where that body speaks of a module."""
+    bound, spoken = set[str](), set[str]()
+    for table in tables_of(text):
+        symbols = {s.get_name(): s for s in table.get_symbols()}
+        is_top = table.get_type() == "module"
+        here = {n for n in symbols.keys() & modules if symbols[n].is_global() or is_top}
+        spoken |= here
+        if not is_top and (here or table.get_type() != "class"):
+            bound |= {n for n, s in symbols.items() if s.is_local()}
+    return bound, spoken
+
+
+@dataclass
+class PlainNames(ast.NodeTransformer):
+    """`module.name` of a module of ours -> `name`; the names are noted."""
+
+    modules: Mapping[str, frozenset[str]]  # name of the module here -> its top-level names
+    plain: set[str] = field(default_factory=set[str])
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id in self.modules:
+            raise ValueError(f"line {node.lineno}: the module {node.id} is used as a value; name its parts.")
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if not (isinstance(node.value, ast.Name) and node.value.id in self.modules):
+            return self.generic_visit(node)
+        if node.attr not in self.modules[node.value.id]:
+            raise ValueError(f"line {node.lineno}: {node.value.id} has no top-level name {node.attr!r}.")
+        self.plain.add(node.attr)
+        return ast.copy_location(ast.Name(node.attr, node.ctx), node)
 
 
 @dataclass(frozen=True)
@@ -177,23 +202,49 @@ class Piece:
     uses: frozenset[str]
 
 
-def pieces_of(unit: Unit, units: Mapping[str, Unit], final: Mapping[tuple[str, str], str]) -> Iterator[Piece]:
-    """The unit's statements under the bundle's names."""
+def piece_of(node: ast.stmt, modules: Mapping[str, frozenset[str]]) -> Piece:
+    """The statement with plain names. ValueError where a name of its own would capture one of them."""
+    text = ast.unparse(node)
+    bound, spoken = own_names(text, modules.keys())
+    plain = PlainNames({name: modules[name] for name in spoken - bound})
+    if spoken:
+        text = ast.unparse(ast.fix_missing_locations(plain.visit(node)))
+    captured = sorted(bound & (spoken | plain.plain))
+    if captured:
+        raise ValueError(f"line {node.lineno}: a function's own name hides {', '.join(captured)}. Rename it.")
+    defines = names_bound(text)
+    return Piece(text, defines, names_used(text) - defines)
 
-    def names_in(u: Unit) -> dict[str, str]:
-        direct = {n: final[u.name, n] for n in (*u.foreign, *u.own)}
-        return direct | {n: names_in(units[module])[name] for n, (module, name) in u.ours.items()}
 
-    names = names_in(unit)
-    modules = {bound: names_in(units[inner]) for bound, inner in unit.modules.items()}
+def pieces_of(unit: Unit, units: Mapping[str, Unit]) -> Iterator[Piece]:
+    """The unit's statements with plain names."""
+    modules = {bound: top_level_names(units[inner]) for bound, inner in unit.modules.items()}
     for node in [*unit.body, *unit.main]:
-        renamer = Renamer(names, modules)
-        defines = frozenset(names[n] for n in bound_names([node]))
         try:
-            text = ast.unparse(ast.fix_missing_locations(renamer.visit(node)))
+            yield piece_of(node, modules)
         except ValueError as error:
             raise ValueError(f"{unit.name} cannot be bundled: {error}") from None
-        yield Piece(text, defines, frozenset(renamer.used) - defines)
+
+
+def top_level_names(unit: Unit) -> frozenset[str]:
+    """Its own and those that it imports."""
+    own = names_bound(ast.unparse(ast.Module(unit.body, [])))
+    return own | unit.foreign.keys() | {name for _, name in unit.ours}
+
+
+def check_owners(units: Sequence[Unit]) -> None:
+    """ValueError unless each top-level name means one thing in all modules, and no built-in."""
+    owners: dict[str, Foreign | str] = {}
+    for unit in units:
+        own = names_bound(ast.unparse(ast.Module(unit.body, [])))
+        meant: dict[str, Foreign | str] = {**unit.foreign, **dict.fromkeys(own, unit.name)}
+        for name, owner in meant.items():
+            other = owners.setdefault(name, owner)
+            if other != owner or (name in own and name in dir(builtins)):
+                raise ValueError(
+                    f"{unit.name} cannot be bundled: {name!r} is {owner} here and "
+                    f"{'a built-in' if other == owner else other} elsewhere. Rename it."
+                )
 
 
 def reached(pieces: Sequence[Piece]) -> list[Piece]:
@@ -212,12 +263,11 @@ def reached(pieces: Sequence[Piece]) -> list[Piece]:
     return [p for i, p in enumerate(pieces) if i in kept]
 
 
-def import_lines(units: Sequence[Unit], final: Mapping[tuple[str, str], str], used: set[str]) -> list[str]:
+def import_lines(units: Sequence[Unit], used: set[str]) -> list[str]:
     """The foreign imports that are used, one line a module."""
     plain, froms = set[str](), dict[str, set[str]]()
     for unit in units:
-        for bound, what in unit.foreign.items():
-            name = final[unit.name, bound]
+        for name, what in unit.foreign.items():
             if name not in used:
                 continue
             if what.name:
@@ -241,14 +291,14 @@ def inline(root: Path, entry: str, *, replaced: Mapping[str, str]) -> str:
     sources = Sources(root, replaced)
     sources.load(entry)
     units = list(sources.units.values())
-    final = name_everything([sources.units[entry], *(u for u in units if u.name != entry)])
+    check_owners(units)
     pieces: list[Piece] = []
     for unit in units:
         if unit.name != entry:
             unit.main = []
-        pieces += pieces_of(unit, sources.units, final)
+        pieces += pieces_of(unit, sources.units)
     kept = reached(pieces)
     used = {name for p in kept for name in p.uses}
     doc = ast.unparse(ast.Module([ast.Expr(ast.Constant(sources.units[entry].doc))], []))
-    head = [doc, "from __future__ import annotations", *import_lines(units, final, used)]
+    head = [doc, "from __future__ import annotations", *import_lines(units, used)]
     return "\n".join([*head, *(f"\n{p.text}" for p in kept)]) + "\n"

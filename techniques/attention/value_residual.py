@@ -1,12 +1,12 @@
 """v_l ← v_l + σ(α_l)·v_0 for l ≥ 1, v_0 = Wv⁽⁰⁾n_0: every layer's values hold layer 0's (VRL, ResFormer).
 
-`mode` names three published variants (one technique, techniques.md A5), g = σ(α), α_l one scalar a layer:
+`mode` names three published variants (one technique), g = σ(α), α_l one scalar a layer:
 - `add`     v + g·v_0. #569 (α = 0); #1019 has it, off.
 - `lambda`  λ_0·v_0 + λ_1·v, two free scalars a layer that start at (g, 1−g). #413 and #549 (off): (0.5, 0.5).
 - `interp`  (1−g)·v + g·v_0. #1313 and forks of #569 (α = −1.5).
 v_0 is the raw projection, before value_embedding; v is what value_embedding left: xsa removes the mixture.
 Cost: L−1 scalars, or 2(L−1). Identity at init: no (α → −∞ is, but for `lambda`). Forks of #569 saw it raise
-the artifact's bytes. What we saw: studies/LOG.md.
+the artifact's bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques.base import Choice, Cost, Float, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Float, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 VALUE_RESIDUAL_MODES = ("add", "lambda", "interp")
@@ -70,7 +70,7 @@ class ValueResidual(Technique):
 
     def cost(self, shape: Shape) -> Cost:
         sides, layers = ((2,) if self.config.mode == "lambda" else ()), shape.num_layers - 1
-        return Cost((Tensor("scalar", sides),) * layers, flops_per_token=2.0 * layers * shape.kv_dim)
+        return Cost((TensorSpec("scalar", sides),) * layers, flops_per_token=2.0 * layers * shape.kv_dim)
 
     def values(self, shape: Shape, layer: int):
         return ValueResidualMix(self.config.mode, self.config.alpha_init) if layer else keep_first_values

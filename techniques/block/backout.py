@@ -3,7 +3,7 @@
 Source: modded-nanogpt; the code of #569, whose record runs with it off. λ is one scalar, 0.2 at first. With
 depth_recurrence x_mid is the last pass' stream; with parallel_residual it is what the attention lane holds
 there, and the lanes are merged first.
-Cost: 1 parameter. Identity at init: no (λ = 0 is). What we saw: studies/LOG.md.
+Cost: 1 parameter. Identity at init: no (λ = 0 is).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques.base import Cost, Float, Shape, Technique, Tensor, setting
+from techniques.base import Cost, Float, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 
@@ -67,7 +67,7 @@ class Backout(Technique):
             )
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Tensor("scalar", ()),), flops_per_token=2.0 * shape.model_dim)
+        return Cost((TensorSpec("scalar", ()),), flops_per_token=2.0 * shape.model_dim)
 
     def block_out(self, shape: Shape, layer: int):
         if layer == shape.num_layers:

@@ -8,7 +8,7 @@ runs once; then all passes switch on together (`stagger` 0), or one more every `
 model that an artifact is read into run the last phase's order.
 #1204's repeated passes with MLPs of their own: untie_mlp.
 Cost: one skip weight [D] for each skip more; n·(e−s+1) layers' time once on (#1855: 96 -> 141 ms a step).
-Identity at init: no. What we saw: studies/LOG.md.
+Identity at init: no.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from techniques.base import Cost, Float, Int, Shape, Technique, Tensor, setting
+from techniques.base import Cost, Float, Int, Shape, Technique, TensorSpec, setting
 
 
 class DepthRecurrence(Technique):
@@ -82,7 +82,7 @@ class DepthRecurrence(Technique):
     def cost(self, shape: Shape) -> Cost:
         plain, looped = replace(shape, plan=()), replace(shape, plan=self.plan(shape)(1.0))
         more = looped.num_skips - plain.num_skips
-        skips = (Tensor("scalar", (more, shape.model_dim)),) if more else ()
+        skips = (TensorSpec("scalar", (more, shape.model_dim)),) if more else ()
         head = 2.0 * shape.vocab_size * shape.model_dim
         a_layer = (plain.flops_per_token() - head) / shape.num_layers
         return Cost(skips, flops_per_token=a_layer * (len(looped.order) - shape.num_layers))

@@ -1,7 +1,7 @@
 """From layer `start` on, attention and MLP write to the stream side by side, or to two lanes of it.
 
 x: the stream, then lane 0; l: lane 1, which begins as a copy of x; A = attention of mix(x, x0), M = MLP, both
-with their scales. Four published variants (one technique, techniques.md B8):
+with their scales. Four published variants (one technique):
 - `single`  x ← mix(x, x0) + A + M(mix(x, x0)): GPT-J. #1412, #1493 (start 7).
 - `lanes`   x ← mix(x, x0) + A; l ← l + M(l); at the end λ·x + (1−λ)·l, λ = 0.5. #1477 (start 7).
 - `routed`  (x, l) ← ρ_a·(x, l) + p_a·A; then (x, l) ← ρ_m·(x, l) + p_m·M(mix(l, x0)). #1204 (start 7).
@@ -15,7 +15,7 @@ it left itself.
 keeps to lane 0. In #1855 the lanes begin in the second half of the order at the earliest, and a start of 0 is
 off; here they begin where `start` says. `rows` = all also keeps the published code's weights of the layers
 before `start`, which nothing reads (#1855's 66 parameters).
-Cost: 0, 1, or 6 a layer. Identity at init: no. What we saw: studies/LOG.md.
+Cost: 0, 1, or 6 a layer. Identity at init: no.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 PARALLEL_MODES = ("single", "lanes", "routed", "crossed")
@@ -133,11 +133,11 @@ class ParallelResidual(Technique):
 
     def cost(self, shape: Shape) -> Cost:
         layers, unused = shape.num_layers - self.first(shape), self.unused(shape)
-        tensors = (Tensor("scalar", (2, 2)), Tensor("scalar", (2,))) * (layers * self.has_routes())
+        tensors = (TensorSpec("scalar", (2, 2)), TensorSpec("scalar", (2,))) * (layers * self.has_routes())
         if unused:
-            tensors += (Tensor("scalar", (unused, 6)),)
+            tensors += (TensorSpec("scalar", (unused, 6)),)
         if self.config.mode == "lanes":
-            tensors += (Tensor("scalar", ()),)
+            tensors += (TensorSpec("scalar", ()),)
         return Cost(tensors, flops_per_token=0.0 if self.config.mode == "single" else 8.0 * layers)
 
     def residual(self, shape: Shape, layer: int):

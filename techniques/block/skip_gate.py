@@ -3,7 +3,7 @@
 Source: PR #1089, #1218, #1394, #1855. γ_j [D] = 0: half and half at first, so the stream enters the second
 half at half the scale of the plain form x + w_j⊙skip_j. Skips are taken back last in, first out; with
 depth_recurrence there are more of them, and a gate for each. No skips at all: the trainer's `unet_skips` = 0.
-Cost: D parameters a skip. Identity at init: no. What we saw: studies/LOG.md.
+Cost: D parameters a skip. Identity at init: no.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from techniques.base import Cost, Shape, Technique, Tensor
+from techniques.base import Cost, Shape, Technique, TensorSpec
 from trainer.parameters import parameter
 
 
@@ -42,7 +42,7 @@ class SkipGate(Technique):
             )
 
     def cost(self, shape: Shape) -> Cost:
-        gates = Tensor("scalar", (shape.num_skips, shape.model_dim))
+        gates = TensorSpec("scalar", (shape.num_skips, shape.model_dim))
         return Cost((gates,), flops_per_token=3.0 * gates.numel)
 
     def skip(self, shape: Shape):

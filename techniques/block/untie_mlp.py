@@ -9,7 +9,7 @@ theirs together. Unknown: their effect alone; with n > 1 (here each pass has its
 weights takes them in (here it follows the copies).
 Cost: n·(e-s+1) MLPs, in parameters and bytes; no time beside depth_recurrence's. Identity at init: no, but at
 the switch it is depth_recurrence. Needs depth_recurrence. The adapters of lora_ttt and phased_ttt that stand
-beside the MLP stand beside the shared one only. What we saw: studies/LOG.md.
+beside the MLP stand beside the shared one only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from techniques.base import Cost, Shape, Technique, Tensor
+from techniques.base import Cost, Shape, Technique, TensorSpec
 from trainer.parameters import Linear
 
 
@@ -60,7 +60,7 @@ class UntieMlp(Technique):
     def cost(self, shape: Shape) -> Cost:
         count = sum(self.passes(shape, layer) for layer in range(shape.num_layers))
         d, hidden = shape.model_dim, shape.mlp_dim
-        return Cost((Tensor("mlp", (hidden, d)), Tensor("mlp", (d, hidden))) * count)
+        return Cost((TensorSpec("mlp", (hidden, d)), TensorSpec("mlp", (d, hidden))) * count)
 
     def mlp(self, shape: Shape, layer: int):
         passes = self.passes(shape, layer)

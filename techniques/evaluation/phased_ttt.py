@@ -18,7 +18,7 @@ batches from a queue, and which ones are under way when a boundary is reached de
 ends behind the same batch whatever the ranks. There a rank's share of a chunk is one packed row: it may begin
 inside a document, and a later piece of a document takes smear_gate's token from the piece before.
 Cost: lora_ttt's, and 3 passes over the prefix a phase. Legal: a score is fixed before an update that used it.
-Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
+Conflicts: it is the scorer; another one cannot be on.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ c itself is the trainer's `logit_softcap`. `mode`:
 - `asym`  c₊ and c₋ are learned and start at c: equal to the baseline there. AsymLogit, #1923 (≈ −0.001 with
   AWQ-lite in #1945), where they exist on the evaluation path only and learn in global TTT; here the one
   forward has them in training too.
-Cost: 2 scalars (asym). Identity at init: only `asym`, hence declared as no. What we saw: studies/LOG.md.
+Cost: 2 scalars (asym). Identity at init: only `asym`, hence declared as no.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from techniques.base import Choice, Cost, Shape, Technique, Tensor, setting
+from techniques.base import Choice, Cost, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 SOFTCAP_MODES = ("off", "asym")
@@ -51,7 +51,7 @@ class Softcap(Technique):
         mode: str = setting("asym", "which variant", choices=SOFTCAP_MODES)
 
     def cost(self, shape: Shape) -> Cost:
-        scalars = (Tensor("scalar", ()),) * 2 if self.config.mode == "asym" else ()
+        scalars = (TensorSpec("scalar", ()),) * 2 if self.config.mode == "asym" else ()
         return Cost(scalars, flops_per_token=float(shape.vocab_size))
 
     def cap(self, shape: Shape):

@@ -8,7 +8,7 @@ from typing import Any
 
 from search.study.load import load_study
 from search.study.model import Study
-from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Tensor, Verdict, setting
+from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, TensorSpec, Verdict, setting
 
 HEADER = """
 [study]
@@ -53,7 +53,7 @@ class Table(Technique):
         rows: int = setting(64, "rows", low=2)
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost(tensors=(Tensor("embed", (self.config.rows, shape.model_dim)),))
+        return Cost(tensors=(TensorSpec("embed", (self.config.rows, shape.model_dim)),))
 
 
 class FineRound(Technique):

@@ -28,11 +28,10 @@ def slow_hidden(model, ids: torch.Tensor, mode: str, start: int, final: str = "m
         is_split = len(pair) > 1
         if i >= start and mode == "crossed" and not is_split:
             pair = [pair[0], pair[0]]  # before the skip
-        if skips:
-            both = mode == "routed" and len(pair) == 2
-            pair = tuple(
-                z + skips[min(n, len(skips) - 1)] if n == 0 or both else z for n, z in enumerate(pair)
-            )
+        if skips and mode == "routed":
+            pair = [z + skips[min(n, len(skips) - 1)] for n, z in enumerate(pair)]
+        elif skips:
+            pair = [pair[0] + skips[0], *pair[1:]]
         if i >= start and mode in ("lanes", "routed") and not is_split:
             pair = [pair[0], pair[0]]  # behind it
 

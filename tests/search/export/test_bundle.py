@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from search.export.bundle import bundle, compressed, export, literal_of, resolve_source, without_docstrings
-from search.export.inline import inline
-from search.export.scopes import bound_names, local_names
+from search.export.inline import inline, names_bound, names_used
 from techniques import catalog
 from techniques.base import Verdict
 from techniques.config import Resolved, resolve
@@ -101,13 +100,13 @@ def test_a_bundle_takes_overrides_and_refuses_what_it_lacks(tiny: dict[str, str]
 def test_a_bundle_holds_the_techniques_that_are_on_and_nothing_of_the_house(tiny: dict[str, str]) -> None:
     text = bundle(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"}))
     tree = ast.parse(text)
-    names = bound_names(tree.body)
+    names = names_bound(text)
     assert "Xsa" in names and "Ema" not in names and "write_shard" not in names and "train_bpe" not in names
     imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     ours = {"trainer", "techniques", "corpus", "search", "train_gpt"}
     assert not {m.split(".")[0] for m in imported if m} & ours, imported
-    owners = [name for node in tree.body for name in bound_names([node])]
+    owners = [name for node in tree.body for name in names_bound(ast.unparse(node))]
     assert len(owners) == len(set(owners)), "a top-level name has two owners"
 
 
@@ -157,42 +156,72 @@ def test_the_literal_says_the_whole_configuration(tiny: dict[str, str]) -> None:
     assert again.values == resolved.values and again.hash() == resolved.hash()
 
 
-def test_names_that_clash_are_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "house").mkdir()
-    (tmp_path / "house" / "__init__.py").write_text('"""A house."""\n')
-    (tmp_path / "house" / "a.py").write_text(
-        '"""a."""\nfrom fractions import Fraction as number\nSIZE = 2\nfirst = number(1, 2)\n'
-        "def half(SIZE=3):\n    return [SIZE for SIZE in range(SIZE)]\ndef unused():\n    return SIZE\n"
-    )
-    (tmp_path / "house" / "b.py").write_text(
-        '"""b."""\nfrom decimal import Decimal as number\nfrom house import a\nSIZE = 5\n'
-        "def max(half):\n    class Box:\n        SIZE = 7\n        double = SIZE * 2\n"
-        "        def get(self):\n            return SIZE\n"
-        "    return a.half(half), a.SIZE, SIZE, str(a.first), str(number('0.5')), Box.double, Box().get()\n"
-    )
-    (tmp_path / "top.py").write_text(
-        '"""top."""\nfrom house.b import SIZE as five\nfrom house.b import max as most\nSIZE = 11\n'
-        "def main():\n    from house.a import SIZE as two\n    return most(4), five, two, SIZE, max(1, 2)\n"
-        'if __name__ == "__main__":\n    print(main())\n'
-    )
-    text = inline(tmp_path, "top", replaced={})
+HOUSE = {
+    "house/__init__.py": '"""A house."""\n',
+    "house/a.py": '"""a."""\nfrom fractions import Fraction\nSIZE = 2\nfirst = Fraction(1, 2)\n'
+    "def half(SIZE=3):\n    return [SIZE for SIZE in range(SIZE)]\ndef unused():\n    return SIZE\n",
+    "house/b.py": '"""b."""\nfrom decimal import Decimal as number\nfrom house import a\nfive = 5\n'
+    "def most(n):\n    class Box:\n        SIZE = 7\n        double = SIZE * 2\n"
+    "        def get(self):\n            return a.SIZE, five\n"
+    "    return (lambda: a.half(n))(), [a.SIZE for five in 'ab'], str(number('0.5')), "
+    "Box.double, Box().get()\n"
+    "def call(a):\n    return a.least\n",
+    "top.py": '"""top."""\nfrom house.b import call, most\ndef main():\n    from house.a import SIZE\n'
+    "    return most(4), SIZE, max(1, 2), call(range).start if not call else 0\n"
+    'if __name__ == "__main__":\n    print(main())\n',
+}
+
+
+def built(folder: Path, **instead: tuple[str, str]) -> str:
+    """HOUSE as one file, with pieces of its text replaced: file's stem = (old, new)."""
+    for name, text in HOUSE.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        old, new = instead.get(path.stem, ("", ""))
+        assert old in text
+        path.write_text(text.replace(old, new) if old else text)
+    return inline(folder, "top", replaced={})
+
+
+def test_what_is_inlined_runs_alike(tmp_path: Path) -> None:
+    text = built(tmp_path)
     (tmp_path / "alone.py").write_text(text)
     run = [subprocess.run([sys.executable, n], cwd=tmp_path, capture_output=True, text=True, check=True)
            for n in ("top.py", "alone.py")]  # fmt: skip
-    assert run[0].stdout == run[1].stdout and "1/2" in run[0].stdout
-    assert "unused" not in text and "house" not in text.replace("House", "")
+    assert run[0].stdout == run[1].stdout and "[2, 2], '0.5', 14, (2, 5)" in run[0].stdout
+    assert "unused" not in text and "house" not in text.replace("House", "") and "first" not in text
 
 
-def test_scopes_follow_pythons_rule() -> None:
-    tree = ast.parse(
-        "def f(a, *b, c=1, **d):\n    e = [g for g in a]\n    global h\n    h = 1\n"
-        "    try: pass\n    except ValueError as i: pass\n    import j.k\n    if (m := 1): pass\n"
-        "    def n(): o = 1\n    return lambda p: p\n"
+@pytest.mark.parametrize(
+    ("says", "instead"),
+    [
+        ("'five' is house.b here and house.a elsewhere", {"a": ("SIZE = 2", "SIZE = five = 2")}),
+        ("'number' is", {"a": ("Fraction\n", "Fraction as number\nFraction = number\n")}),
+        ("'max' is house.a here and a built-in", {"a": ("def unused", "def max")}),
+        ("hides SIZE", {"b": ("for five", "for SIZE")}),  # a comprehension's own
+        ("hides half", {"b": ("lambda:", "lambda half=4:")}),
+        ("hides half", {"b": ("(lambda: a.half(n))()", "[half := 3] + a.half(n)")}),
+        ("hides SIZE", {"b": ("SIZE * 2", "a.SIZE * 2")}),  # a class body's own
+        ("hides a", {"b": ("lambda: a.half(n)", "lambda a=n: a")}),
+        ("as two", {"top": ("import SIZE", "import SIZE as two")}),
+        ("no top-level name 'least'", {"b": ("return a.SIZE", "return a.least")}),
+    ],
+)
+def test_what_would_change_its_meaning_is_refused(
+    tmp_path: Path, says: str, instead: dict[str, tuple[str, str]]
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        built(tmp_path, **instead)
+
+
+def test_names_follow_pythons_rule() -> None:
+    text = (
+        "def f(a, *b, c=one, **d):\n    e = [g + two for g in a]\n    global h\n    h = 1\n"
+        "    try: pass\n    except ValueError as i: pass\n    import j.k\n    if (m := 1): m.three\n"
+        "    def n(): return a, e\n    return lambda p: p + four\n"
     )
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    assert bound_names(function.body) == {"e", "i", "j", "m", "n"}
-    assert local_names(tree) == {"a", "b", "c", "d", "e", "g", "i", "j", "m", "n", "o", "p"}
+    assert names_bound(text) == {"f"}
+    assert names_used(text) == {"one", "two", "h", "ValueError", "four"}
 
 
 def test_a_module_used_as_a_value_is_refused(tmp_path: Path) -> None:
