@@ -14,7 +14,7 @@ from tests.techniques.evaluation_rig import on_ranks, run_scorer, tiny_model, ti
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
 N = 150
-EVERY = {"k": True, "o": True, "mlp": True}
+EVERY: dict[str, Any] = {"k": True, "o": True, "mlp": True}
 
 
 def scorer(**settings):
