@@ -324,18 +324,12 @@ class GPT(nn.Module):
             delattr(self.loss_terms, name)
         self.loss_terms.steps = {}
 
-    def skip_weight(self, j: int) -> Tensor:
-        """[D] of the j-th skip to be taken back."""
-        plain = self.skip_weights.size(0)
-        return (
-            self.skip_weights[j]
-            if self.loop_skip_weights is None or j < plain
-            else (self.loop_skip_weights[j - plain])
-        )
-
     def join(self, x: Tensor, skip: Tensor, j: int) -> Tensor:
         """x with the j-th skip that is taken back."""
-        return self.skip(x, skip, self.skip_weight(j), j)
+        late = j - self.skip_weights.size(0)
+        more = self.loop_skip_weights
+        weight = self.skip_weights[j] if more is None or late < 0 else more[late]
+        return self.skip(x, skip, weight, j)
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Final-norm hidden states [B,T,D] of ids [B,T]. A block finds in ctx how often its layer has run

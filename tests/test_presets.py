@@ -101,7 +101,7 @@ def test_legality(preset: str) -> None:
     assert max(verdicts, key=SEVERITY.index, default=Verdict.LEGAL) == here
     told = about(preset)
     assert told["legality"].startswith(published) and told.get("verdict", "legal") == here
-    assert told["source"]
+    assert told["source"] and all(told["not_reproduced"])  # what of the published run is not here
 
 
 def small(preset: str, tiny: dict[str, str]) -> dict[str, str]:
