@@ -326,9 +326,8 @@ class GPT(nn.Module):
 
     def join(self, x: Tensor, skip: Tensor, j: int) -> Tensor:
         """x with the j-th skip that is taken back."""
-        late = j - self.skip_weights.size(0)
-        more = self.loop_skip_weights
-        weight = self.skip_weights[j] if more is None or late < 0 else more[late]
+        late = j - self.skip_weights.size(0)  # a plan that repeats layers has more of them
+        weight = self.skip_weights[j] if late < 0 else self.loop_skip_weights[late]  # type: ignore[index]
         return self.skip(x, skip, weight, j)
 
     def hidden(self, ids: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ ORDER = (
     ("techniques.*",),  # the rooms of techniques and techniques._*
     ("trainer",),
     ("techniques.settings",),
+    ("techniques.unanswered",),
     ("techniques.published",),
     ("techniques.config",),
     ("techniques.catalog",),

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.common.paths import ROOT
-from search.trainers.native import TRAINER
+from search.trainers.trainer import TRAINER
 from techniques import catalog
 from techniques.base import claims
 from trainer.artifact import MAGIC, Packed, ZlibCodec, container_streams, pack, read_head

@@ -16,7 +16,7 @@ from pathlib import Path
 from scipy.stats import chi2
 
 from search.common.paths import ROOT
-from search.trainers.native import TRAINER
+from search.trainers.trainer import TRAINER
 
 
 def run(preset: str, seed: int, folder: Path) -> dict:

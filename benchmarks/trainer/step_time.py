@@ -15,8 +15,8 @@ import sys
 import tempfile
 
 from search.common.paths import ROOT
-from search.trainers.native import TRAINER
 from search.trainers.process import ALLOCATOR
+from search.trainers.trainer import TRAINER
 
 
 def cpu_seconds(preset: str, steps: int, environ: dict[str, str]) -> float:

@@ -29,7 +29,7 @@ from search.common.paths import ROOT
 from search.report.progress import Progress
 from search.session.session import Session
 from search.study.model import Study
-from search.workers.spec import worker_command
+from search.workers.prepare import worker_command
 
 POLL_S = 0.2
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again

@@ -28,7 +28,7 @@ from search.report.progress import Progress
 from search.session.session import Session
 from search.storage.patient import requeue
 from search.study.limits import set_all, violations
-from search.workers.spec import worker_command
+from search.workers.prepare import worker_command
 
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
 FULL_BYTES = 100_000  # less than this free is a full disk

@@ -32,7 +32,7 @@ from search.report.rows import short
 from search.samplers.structured.beliefs import LARGEST, Beliefs
 from search.samplers.structured.rows import Array, learn_rules
 from search.samplers.structured.surrogate import Surrogate
-from search.samplers.trials import settled_params
+from search.samplers.tpe import settled_params
 
 if TYPE_CHECKING:
     from search.session.session import Session

@@ -11,8 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.common.attributes import CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
-from search.report.rows import Row, ranked, row_of
-from search.report.savings import reuse_of_study
+from search.report.rows import Row, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
 from search.study.limits import LIMITS, Limit
 

@@ -11,8 +11,7 @@ from rich.markup import escape
 from search.common.attributes import REASON
 from search.report.leaderboard import print_reproduce
 from search.report.pruning import pruning_summary
-from search.report.rows import ranked, snapshot
-from search.report.savings import overhead_of_study, reuse_of_study
+from search.report.rows import overhead_of_study, ranked, reuse_of_study, snapshot
 from search.session.session import Session
 from search.study.limits import LIMITS, has_failed
 

@@ -26,8 +26,7 @@ from search.common.attributes import (
 )
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command
-from search.report.rows import short
-from search.report.savings import reuse_of_trial
+from search.report.rows import reuse_of_trial, short
 from search.session.session import Session
 from search.study.limits import Limits
 

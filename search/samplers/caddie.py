@@ -29,7 +29,7 @@ from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import proposer_of
-from search.samplers.trials import other_trials, set_system_attr, set_user_attr, settled_params
+from search.samplers.tpe import other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.space import Space, training_key
 from techniques.config import digest
 

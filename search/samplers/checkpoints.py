@@ -30,7 +30,7 @@ from typing import Any, cast
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common.attributes import FROM_CHECKPOINT, STAGE_REUSE
-from search.samplers.trials import settled_params
+from search.samplers.tpe import settled_params
 from search.space.space import Space, is_later, training_key
 from search.study.limits import feasible
 from techniques.config import Resolved

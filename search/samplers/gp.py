@@ -20,7 +20,7 @@ from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.common.numeric import value_at
-from search.samplers.trials import settled_params
+from search.samplers.tpe import settled_params
 
 STARTUP = 16  # complete trials before it models anything, where the study does not say
 NEWEST = 300  # complete trials that it models: a fit costs the third power of their number

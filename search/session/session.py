@@ -73,7 +73,7 @@ def open_session(
 
 
 def measured(session: Session) -> Session:
-    """The session with the limits in seconds, once the baseline is measured (search/workers/baseline.py)."""
+    """The session with the limits in seconds, once the baseline is measured (search/workers/prepare.py)."""
     study = with_measured_limits(session.study, stored(session.optuna_study))
     return replace(session, study=study)
 

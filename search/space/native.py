@@ -27,7 +27,7 @@ from search.space.space import (
     Space,
     both,
 )
-from search.study.domains import BASELINE, FREE, ON, excludes
+from search.study.load import BASELINE, FREE, ON, excludes
 from search.study.model import Study
 from techniques import catalog
 from techniques.base import STAGES, Technique

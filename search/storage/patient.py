@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import optuna
 import sqlalchemy
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
@@ -328,3 +329,9 @@ def timing_of(environ: Mapping[str, str]) -> Timing:
             f"grace_s={timing.grace_s} and heartbeat_s={timing.heartbeat_s}. Make grace_s twice that or more."
         )
     return timing
+
+
+def artifact_store(folder: Path) -> FileSystemArtifactStore:
+    """The store of files that trials leave behind; made when it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(str(folder))

@@ -29,7 +29,7 @@ from search.common.errors import InfrastructureError, Interrupted
 from search.common.paths import ROOT
 from search.trainers import guard
 from search.trainers.files import Record, Tail, check_result, last_words, read_result
-from search.trainers.native import TRAINER
+from search.trainers.trainer import TRAINER
 
 POLL_S = 0.2  # how often reports, the deadline and `stop` are looked at; the trainer's end wakes us at once
 LAST_WORDS_S = guard.GRACE_S + 10.0  # after that the guard itself is killed

@@ -1,20 +1,40 @@
 """What must be right before the first trial: room on the disk, a device, the corpus, a space with
-something in it."""
+something in it.
+
+worker_command, read_command, trainer_job: the processes that a WorkerSpec describes, a worker by both ends of
+its command line and its trainers.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
 
 from corpus import embedded
 from corpus.dataset import open_dataset
+from search.common.attributes import BASELINE
+from search.common.errors import InfrastructureError
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
 from search.session.session import Session, check_room, measured, stored
-from search.study.limits import figures_summary
+from search.space.native import build_space
+from search.storage.patient import creation_lock
+from search.study.limits import IN_BASELINES, figures_summary
 from search.study.model import Study
-from search.workers import baseline
+from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
+from techniques import catalog
+
+KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch")
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -67,7 +87,7 @@ def check_baseline(
 ) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
     found = stored(session.optuna_study)
-    found = found or baseline.measure(session, spec, workers=workers, gpus=gpus)
+    found = found or measure(session, spec, workers=workers, gpus=gpus)
     told = (
         f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
         f"(slowest of {found['workers']} at once)"
@@ -86,3 +106,87 @@ def machine(session: Session, spec: WorkerSpec) -> Session:
     if session.trainer.has_baseline:
         session, _ = check_baseline(session, spec, workers=1, gpus=())
     return session
+
+
+def worker_command(spec: WorkerSpec) -> list[str]:
+    """The process of one worker, which stops when its stdin ends."""
+    text = json.dumps(asdict(spec), default=str)
+    return [sys.executable, "-m", "search.workers.worker", "--lifeline", f"--spec={text}"]
+
+
+def read_command(argv: list[str]) -> tuple[WorkerSpec, bool]:
+    """(the spec, whether stdin is a lifeline) of a worker's command line."""
+    parser = argparse.ArgumentParser(prog="python -m search.workers.worker")
+    parser.add_argument("--spec", required=True, help="a WorkerSpec (search/common/options.py) as JSON")
+    parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
+    options = parser.parse_args(argv)
+    told = json.loads(options.spec)
+    for field in fields(WorkerSpec):
+        if str(field.type).startswith("Path") and told[field.name] is not None:
+            told[field.name] = Path(told[field.name])
+    return WorkerSpec(**told), options.lifeline
+
+
+def trainer_job(
+    session: Session, spec: WorkerSpec, *, folder: Path, config: Mapping[str, Any], hidden: Set[str]
+) -> Job:
+    """The trainer of one configuration. `hidden`: variables of the shell that it may not see."""
+    threads = int(config.get("num_threads", 0))
+    lowered = ("nice", "-n", str(spec.niceness)) if spec.niceness else ()
+    return Job(
+        folder=folder,
+        config=config,
+        environment=trainer_environment(os.environ, strip=hidden, num_threads=threads),
+        timeout_s=session.study.timeout_seconds,
+        command=(*lowered, *session.trainer.command()),
+    )
+
+
+def measure(
+    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
+
+    Raises ValueError when the starting point itself does not run: no trial would."""
+    stopping = threading.Event()
+    trainer = session.trainer
+    config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
+    config["num_threads"] = config.get("num_threads") or 1
+    hidden = trainer.hidden()
+
+    def one(i: int) -> Outcome:
+        folder = session.folders.runs / f"baseline-{i}"
+        job = trainer_job(session, spec, folder=folder, config=config, hidden=hidden)
+        if gpus:
+            own = {**job.environment, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}
+            job = dataclasses.replace(job, environment=own)
+        return run_trainer(job, on_report=lambda record, reports: None, stop=stopping.is_set)
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            copies = [pool.submit(one, i) for i in range(workers)]
+            try:
+                outcomes = [copy.result() for copy in copies]
+            finally:  # Ctrl-C, or one that failed: nobody waits for the others to end by themselves
+                stopping.set()
+    except InfrastructureError as error:
+        raise ValueError(
+            f"A study's starting point must run before anything is varied, but its process broke down: "
+            f"{error}. Its last words are in {session.folders.runs}/baseline-*/console.log; run the command "
+            "again."
+        ) from error
+    results = [o.result for o in outcomes if o.kind == "finished" and o.result]
+    if len(results) < workers:
+        reason = next(o.reason for o in outcomes if o.kind != "finished")
+        raise ValueError(
+            f"A study's starting point must run before anything is varied, but {trainer.start} with the "
+            f"study's [fixed] settings ended: {reason}. Fix that first."
+        )
+    found = {key: results[0][key] for key in KEPT}
+    found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
+    found |= {"workers": workers}
+    with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
+        earlier = stored(session.optuna_study)
+        if earlier is None:
+            session.optuna_study.set_user_attr(BASELINE, found)
+    return earlier or found

@@ -51,7 +51,7 @@ from search.trainers.process import (
 from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly
-from search.workers.spec import read_command, trainer_job
+from search.workers.prepare import read_command, trainer_job
 from search.workers.warm_start import find_warm_start
 from techniques import catalog
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from techniques._gptq import gptq_solve, hessian_error
-from techniques._quant import round_rows
+from techniques._quant import gptq_solve, hessian_error, round_rows
 from techniques.base import Cost, Int, Shape, Technique, setting
 from trainer.artifact import Fix
 

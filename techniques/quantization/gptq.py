@@ -27,8 +27,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from techniques._gptq import gptq_solve, hessian_error, self_generated
-from techniques._quant import clip_scales, quantize_lite, round_rows, rows_at_floor
+from techniques._quant import (
+    clip_scales,
+    gptq_solve,
+    hessian_error,
+    quantize_lite,
+    round_rows,
+    rows_at_floor,
+    self_generated,
+)
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
 GPTQ_ROLES = ("attn", "mlp")  # every 2-D weight of these must show its inputs to a hook

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from techniques._gptq import hessian_error
-from techniques._quant import round_rows
+from techniques._quant import hessian_error, round_rows
 from techniques.base import Choice, Float, Shape, Technique, setting
 
 BITS = (3, 4, 5, 6, 7, 8)

@@ -6,8 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from techniques._gptq import gptq_solve, hessian_error, self_generated
-from techniques._quant import clip_scales, quantize_lite, round_rows
+from techniques._quant import (
+    clip_scales,
+    gptq_solve,
+    hessian_error,
+    quantize_lite,
+    round_rows,
+    self_generated,
+)
 from techniques.base import Shape, Verdict
 from techniques.quantization.gptq import Gptq, GptqQuantizer
 from tests.techniques.evaluation_rig import tiny_model, tiny_tokens

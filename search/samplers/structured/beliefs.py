@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.samplers.structured.rows import Array, Rows
 from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
-from search.samplers.trials import settled_params
+from search.samplers.tpe import settled_params
 from search.space.space import Conditions
 
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted

@@ -21,7 +21,7 @@ from search.engines import base as engines
 from search.engines.base import Ended, Task, check_reachable, cluster_for, make_engine, parse_options
 from search.run import run_study
 from search.study.load import find_study
-from search.workers.spec import read_command, worker_command
+from search.workers.prepare import read_command, worker_command
 from tests.search.db_helpers import held_server, until
 from tests.search.engines.test_external import over_tcp
 from tests.search.fake_studies import FAKE, begin, caddie, command, environment, search, write_study

@@ -17,8 +17,8 @@ import optuna
 import pytest
 
 from search.report import dashboard
-from search.session import notes
 from search.storage import patient as storage
+from search.workers import record as notes
 from search.workers.exact import run_exactly
 from tests.search.db_helpers import first_line, held_server, kill, python
 

@@ -16,8 +16,7 @@ from rich.console import Console
 from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
-from search.report.rows import ranked, snapshot
-from search.report.savings import overhead_of_study
+from search.report.rows import overhead_of_study, ranked, snapshot
 from search.report.status import print_status
 from search.report.trial import print_trial
 from search.session.session import Session

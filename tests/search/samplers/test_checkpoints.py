@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from search.common.attributes import FROM_CHECKPOINT, REPORTS, STAGE_REUSE
 from search.costs.preflight import Preflight
-from search.report.savings import reuse_of_study, reuse_of_trial
+from search.report.rows import reuse_of_study, reuse_of_trial
 from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import BEST, PATIENCE, StageChooser
 from search.samplers.choose import sampled_by

@@ -19,8 +19,7 @@ from search.study.load import load_study
 from search.study.model import study_hash
 from search.trainers.files import code_hash
 from search.trainers.foreign.run import ForeignTrainer
-from search.trainers.native import NativeTrainer
-from search.trainers.trainer import trainer_of
+from search.trainers.trainer import NativeTrainer, trainer_of
 from tests.search.foreign_studies import foreign_study, make_theirs, space_of, write_foreign
 
 SPACE = """

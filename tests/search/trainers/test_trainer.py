@@ -10,8 +10,7 @@ import pytest
 from search.common.paths import ROOT
 from search.costs.preflight import NoCosts, Preflight, costs_of
 from search.trainers.foreign.run import ForeignTrainer
-from search.trainers.native import TRAINER, NativeTrainer
-from search.trainers.trainer import Trainer, trainer_of
+from search.trainers.trainer import TRAINER, NativeTrainer, Trainer, trainer_of
 from tests.search.fake_studies import FAKE
 from tests.search.fakes import make_study
 from tests.search.foreign_studies import foreign_study
