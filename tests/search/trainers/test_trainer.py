@@ -38,7 +38,7 @@ def who_asks(files: list[Path]) -> dict[str, set[str]]:
 def test_one_place_outside_the_owners_asks_whether_a_study_is_foreign() -> None:
     files = [p for p in SEARCH.rglob("*.py") if p.relative_to(SEARCH).parts[0] not in OWNERS]
     assert len(files) > 50
-    assert who_asks(files) == {"space/build.py": {"build_space"}}
+    assert who_asks(files) == {"space/native.py": {"build_space"}}
     named = {p.parent.name for p in files for name in CLASSES if name in p.read_text(encoding="utf-8")}
     assert named == {"space", "costs"}, "elsewhere the trainer says what differs; nobody asks for its class"
 
