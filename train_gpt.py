@@ -324,29 +324,31 @@ class GPT(nn.Module):
             delattr(self.loss_terms, name)
         self.loss_terms.steps = {}
 
-    def skip_weight(self, j: int) -> Tensor:
-        """[D] of the j-th skip to be taken back."""
-        plain = self.skip_weights.size(0)
-        return (
-            self.skip_weights[j]
-            if self.loop_skip_weights is None or j < plain
-            else (self.loop_skip_weights[j - plain])
-        )
+    def join(self, x: Tensor, skip: Tensor, j: int) -> Tensor:
+        """x with the j-th skip that is taken back."""
+        late = j - self.skip_weights.size(0)
+        more = self.loop_skip_weights
+        weight = self.skip_weights[j] if more is None or late < 0 else more[late]
+        return self.skip(x, skip, weight, j)
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Final-norm hidden states [B,T,D] of ids [B,T]."""
+        """Final-norm hidden states [B,T,D] of ids [B,T]. A block finds in ctx how often its layer has run
+        ("visit"), the stream before a skip joined it ("before_skip"), and, for a second lane of the stream
+        ("lane", where a technique keeps one), the function by which the lane's own skip joins it ("join")."""
         x = self.embed_in(F.embedding(ids, self.tok_emb).to(self.dtype), ids)
         x = x0 = self.embed_out(rms_norm(x), ids)
         ctx: dict[str, Any] = {name: module(x0, ids) for name, module in self.shared.items()}
-        skips: list[Tensor] = []
+        skips: list[tuple[Tensor, Tensor]] = []  # of the stream, of its second lane
         half = len(self.order) // 2 if self.has_skips else 0
         for i, layer in enumerate(self.order):
+            ctx |= {"visit": self.visits[i], "before_skip": x, "join": None}
             if i >= half and skips:
-                x = self.skip(x, skips.pop(), self.skip_weight(i - half), i - half)
-            ctx["visit"] = self.visits[i]
+                skip, lane_skip = skips.pop()
+                ctx["join"] = functools.partial(self.join, skip=lane_skip, j=i - half)
+                x = self.join(x, skip, i - half)
             x = self.block_out[layer](self.blocks[layer](x, x0, ctx), ctx)
             if i < half:
-                skips.append(x)
+                skips.append((x, ctx.get("lane", x)))
         return rms_norm(self.block_out[-1](x, ctx))
 
     def project(self, h: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from benchmarks.simulator import Instance, Run
 from search.common.attributes import REPORTS
 from search.pruning.pruner import Pruner
-from search.study.constraints import CONSTRAINTS
+from search.study.limits import CONSTRAINTS
 from search.study.model import Pruning
 
 ROOT = Path(__file__).resolve().parent.parent

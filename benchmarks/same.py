@@ -153,6 +153,7 @@ PR1855: dict[str, Any] = {
     "phased_ttt.lr": 0.01,
     "phased_ttt.prefix_docs": 4,
     "phased_ttt.phases": 2,
+    "phased_ttt.global_chunk_tokens": 64,
 }
 
 

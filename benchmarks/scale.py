@@ -36,7 +36,7 @@ from search.costs import bills as costs
 from search.costs.preflight import Preflight
 from search.samplers.admission import draw_all, examine
 from search.session.session import Session, open_session
-from search.space.build import build_space
+from search.space.native import build_space
 from search.space.space import Space
 from search.storage.bulk import Batch
 from search.storage.patient import open_storage, side_engine

@@ -37,7 +37,7 @@ from benchmarks.simulator import CALCULATED, STAGES, Instance, Run, StageCache
 from search.common.numeric import value_at
 from search.samplers.checkpoints import Stages
 from search.samplers.structured.sampler import Prior, StructuredSampler
-from search.samplers.tpe.sampler import GroupedTpe
+from search.samplers.tpe import GroupedTpe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "search_efficiency.md"

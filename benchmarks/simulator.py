@@ -35,7 +35,7 @@ from optuna.distributions import (
 from scipy.special import expit, ndtri
 
 from search.common.numeric import place, value_at
-from search.space.space import INACTIVE, OFF, ON, Conditions
+from search.space.space import INACTIVE_CODE, OFF_CODE, ON_CODE, Conditions
 
 Array = NDArray[np.float64]
 Params = Mapping[str, Any]
@@ -306,7 +306,7 @@ class Instance:
     def conditions(self) -> Conditions:
         """The same as a table: settings while their gate is on, a second gate while the first is off."""
         return {
-            p.name: {p.gate: frozenset((INACTIVE, OFF) if p.is_gate else (ON,))}
+            p.name: {p.gate: frozenset((INACTIVE_CODE, OFF_CODE) if p.is_gate else (ON_CODE,))}
             for p in self.parameters
             if p.gate
         }

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from search.common.console import make_console, print_step, quiet_log
 from search.common.machine import num_cores
-from search.common.options import RunOptions, WorkerSpec
+from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
 from search.common.paths import Folders
-from search.engines import cluster as engines
+from search.engines import base as engines
 from search.engines.local import launch
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress
@@ -23,7 +23,6 @@ from search.samplers.choose import sampled_by
 from search.session.passport import check_joining, hardware_here
 from search.session.session import Session, check_room, measured, open_session
 from search.stage_cache.reuse import check_cache
-from search.storage.url import ENVIRONMENT
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
 from search.workers import prepare

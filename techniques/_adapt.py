@@ -47,6 +47,11 @@ class AdapterConfig:
     context: int = setting(
         0, "tokens of the document before a chunk's end; 0: eval_seq_len", low=0, high=65_536
     )
+    tail: str = setting(
+        "prefix",
+        "where a document's last, partial chunk ends for its context: a whole chunk's end, or the document's",
+        choices=("prefix", "document"),
+    )
     batch_docs: int = setting(64, "documents side by side on a rank", low=1, high=65_536)
     qv: bool = setting(True, "adapters beside Wq and Wv")
     k: bool = setting(False, "adapters beside Wk")

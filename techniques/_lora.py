@@ -3,8 +3,11 @@
 Adapters enter by forward hooks, so that there is one forward: B = 0 is the plain model. R rows (documents of
 a batch), r rank; A [R,r,in] ~ U(±1/√in), the same for every row; B [R,out,r] = 0.
 
-A document runs from a BOS to the next. Its positions are scored in chunks from left to right; after a chunk
-has its scores, one AdamW step on their mean nats moves the document's own adapters, and nothing else.
+A document runs from a BOS to the next. Its positions are scored in chunks from left to right, each within the
+`context` tokens of the document that end where the chunk does. A last chunk that is not full ends there too
+(`tail` = prefix), or where the document does (`document`, published: then more tokens stand before it, but
+how many depends on where the document will end). After a chunk has its scores, one AdamW step on their mean
+nats moves the document's own adapters, and nothing else.
 """
 
 from __future__ import annotations
@@ -108,11 +111,14 @@ class DocumentScorer:
     def __init__(self, run: Any, config: Any):
         self.run, self.config, self.steps = run, config, 0
         self.context = config.context or run.seq_len
-        self.adapters = Adapters(run.model, config, config.batch_docs)
+        self.adapters = self.lasting = Adapters(run.model, config, config.batch_docs)
 
     def score(self, batch: Sequence[Document]) -> None:
-        """At most `batch_docs` documents, their longest first: a row that is done needs no more work."""
-        c, rows = self.config, sorted(batch, key=lambda d: -d[1])
+        """At most `batch_docs` documents, their longest first: a row that is done needs no more work. A batch
+        that is not full has adapters that go with it, so `warm_a` takes nothing from it (#1855)."""
+        c, rows = self.config, sorted(batch, key=lambda d: d[1])[::-1]
+        full = len(rows) == c.batch_docs
+        self.adapters = self.lasting if full else Adapters(self.run.model, c, len(rows))
         self.adapters.reset(warm_a=c.warm_a)
         optimizer = torch.optim.AdamW(
             self.adapters.parameters,
@@ -129,20 +135,25 @@ class DocumentScorer:
 
     def score_chunk(self, rows: Sequence[Document], first: int, optimizer: torch.optim.Optimizer) -> None:
         """Positions first … first + chunk - 1 of each row: their scores, then a step on those that go on."""
-        end = first + self.config.chunk
-        start = max(0, end - self.context)
+        chunk, end = self.config.chunk, first + self.config.chunk
+        width = min(end, self.context)
+        stops = [min(end, length) for _, length in rows]
+        ends = stops if self.config.tail == "document" else [end] * len(rows)
+        starts = [max(0, at - self.context) for at in ends]
         with torch.no_grad():
-            pieces = [(begin + start, min(end, length) - start) for begin, length in rows]
-            ids, targets = padded_windows(self.run, pieces, end - start)
+            pieces = [(d[0] + a, stop - a) for d, a, stop in zip(rows, starts, stops, strict=True)]
+            ids, targets = padded_windows(self.run, pieces, width)
+            places = first - torch.tensor(starts)[:, None] + torch.arange(chunk)
+            places = places.clamp(max=width - 1).to(ids.device)  # [n, chunk]; behind a row's end: any
         goes_on = sum(length > end for _, length in rows)
         with torch.set_grad_enabled(goes_on > 0):
-            h = self.run.model.hidden(ids)[:, first - start :]
-            logits, t = self.adapters.logits(h), targets[:, first - start :]
+            h = torch.take_along_dim(self.run.model.hidden(ids), places[..., None], 1)
+            logits, t = self.adapters.logits(h), targets.gather(1, places)
             nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), t.flatten(), reduction="none")
             nats = nats.view(t.shape)
         told = nats.detach().float().cpu()
-        for (begin, length), row in zip(rows, told, strict=True):
-            self.run.write(begin + first, row[: min(end, length) - first])
+        for (begin, _), stop, row in zip(rows, stops, told, strict=True):
+            self.run.write(begin + first, row[: stop - first])
         if goes_on:
             optimizer.zero_grad(set_to_none=False)
             nats[:goes_on].mean(1).sum().backward(inputs=self.adapters.parameters)

@@ -1,8 +1,5 @@
-"""The environment's layer of settings: the variables that the published trainers read, whether or not we
-answer to them.
-
-One of these that is set, that no setting and no technique here answers to, and whose value is not `off`, is
-an error: a run command from a record must not lose a part of its meaning in silence. No torch here.
+"""The environment's layer of settings: the variables of the published trainers that something here answers to
+(the others: techniques/unanswered.py). No torch here.
 """
 
 from __future__ import annotations
@@ -16,9 +13,20 @@ from techniques.base import SLOTS, Technique, claims
 from techniques.config import TRAINER_FIELDS
 
 # Variables that are a setting of ours under another name.
-ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds", "CASEOPS_ENABLED": "caseops"}
+ALIASES = {
+    "GPTQ_RESERVE_SECONDS": "reserve_seconds",
+    "CASEOPS_ENABLED": "caseops",
+    "VAL_BATCH_TOKENS": "val_batch_size",
+}
 # Variables that only switch a technique whose other variables switch it too.
-GATES = {"EMA_ENABLED": "ema", "SLIDING_WINDOW_ENABLED": "sliding_window"}
+GATES = {
+    "EMA_ENABLED": "ema",
+    "SLIDING_WINDOW_ENABLED": "sliding_window",
+    "USE_GPTQ": "gptq",  # #1060, #1204
+    "POLAR_EXPRESS": "polar_express",
+    "MUON_EQ_R": "muoneq_r",
+    "UNTIE_LOOP_MLPS": "untie_mlp",
+}
 # Variables whose value chooses a variant: value -> settings, `name` alone being a technique's gate.
 MODES: dict[str, dict[str, dict[str, Any]]] = {
     "GATED_ATTENTION": {"1": {"attention_gate": True, "attention_gate.mode": "bias"}},  # #549
@@ -32,6 +40,8 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "MUON_POLAR_EXPRESS": {"1": {"polar_express": True}},
     "LATE_QAT": {"1": {"late_qat": True}},
     "QAT_ENABLED": {"1": {"late_qat": True, "late_qat.threshold": 2.0}},  # from the first step
+    "USE_ZSTD": {"1": {"zstd": True}},
+    "PARALLEL_RESIDUAL": {"1": {"parallel_residual": True, "parallel_residual.mode": "routed"}},  # #1204
     "PARALLEL_FINAL_LANE_MEAN": {"1": {"parallel_residual.final": "mean"}},
     "SLOT_MASK": {mask: {"slot.mask": mask} for mask in ("scored", "context")},
     "COMPRESSOR": {
@@ -48,7 +58,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
 # Variables that set something of a technique that something else turned on; beside one that is off they mean
 # what they meant where they came from: nothing.
 DETAILS: dict[str, tuple[str, ...]] = {
-    "GATE_WINDOW": ("attention_gate.window",),
+    "GATE_WINDOW": ("attention_gate.window", "smear_gate.window"),
     "SPARSE_ATTN_GATE_SCALE": ("attention_gate.kappa",),
     "NEGATIVE_SLOPE": ("leaky_relu2.slope",),
     "ROPE_TRAIN_SEQ_LEN": ("partial_rope.train_len",),
@@ -56,32 +66,10 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "MATRIX_CLIP_SIGMAS": ("sdclip.attn_k", "sdclip.mlp_k"),
     "HESSIAN_CLIP_LAMBDA": ("sdclip.hessian_lambda",),
     "PRUNE_FRAC": ("prune.fraction",),
+    "ZSTD_LEVEL": ("zstd.level",),
 }
 # Of several techniques that read a variable, none of them on, it speaks to one of these.
 SPOKEN_TO = ("score_first_ttt",)
-PUBLISHED = frozenset(
-    """
-    BETA1 BETA2 ADAM_EPS MUON_BETA2 CONTROL_TENSOR_NAME_PATTERNS INT8_KEEP_FLOAT_FP32_NAME_PATTERNS
-    MTP_NUM_HEADS MTP_LOSS_WEIGHT DTG_ENABLED GATED_ATTENTION VALUE_RESIDUAL TRIGRAM NEGATIVE_SLOPE
-    SWA_ENABLED SWA_EVERY SWA_START_FRAC QAT_ENABLED LATE_QAT LATE_QAT_THRESHOLD LAWA_ENABLED LAWA_K LAWA_FREQ
-    VE_LAYERS VE_TYPE BIGRAM_LR_SCALE SMEAR_GATE SMEAR_GATE_ENABLED ROPE_TRAIN_SEQ_LEN ROPE_YARN
-    TTT_OPTIMIZER TTT_WEIGHT_DECAY TTT_WD TTT_COSINE TTT_PERLAYER TTT_BETA1 TTT_BETA2 TTT_MIN_LR
-    TTT_LORA_RANK TTT_LORA_ALPHA TTT_LORA_LR TTT_LORA_WD TTT_CHUNK_SIZE TTT_BATCH_SIZE TTT_EVAL_SEQ_LEN
-    TTT_K_LORA TTT_O_LORA TTT_MLP_LORA TTT_WARM_START_A TTT_FREEZE_EMBED GLOBAL_TTT_LR GLOBAL_TTT_MOMENTUM
-    GLOBAL_TTT_EPOCHS GLOBAL_TTT_CHUNK_TOKENS GLOBAL_TTT_BATCH_SEQS GLOBAL_TTT_GRAD_CLIP
-    PHASED_TTT_ENABLED PHASED_TTT_PREFIX_DOCS PHASED_TTT_NUM_PHASES SLOT_BATCH_SEQS SLOT_MASK
-    VRL VRL_ENABLED BACKOUT_ENABLED BACKOUT_LAMBDA_INIT PRUNE_PCT PRUNE_FRAC TARGET_MB
-    NUM_LOOPS LOOP_START LOOP_END ENABLE_LOOPING_AT RECUR_LAYERS RECUR_START_STEP RECUR_UNTIE_MLP
-    PARALLEL_START_LAYER PARALLEL_RESIDUAL_START PARALLEL_FINAL_LANE PARALLEL_FINAL_LANE_MEAN
-    SKIP_GATES_ENABLED GATED_ATTN_ENABLED GATED_ATTN_QUANT_GATE ATTN_OUT_GATE_ENABLED GATE_WINDOW
-    SPARSE_ATTN_GATE_ENABLED SPARSE_ATTN_GATE_SCALE SPARSE_ATTN_GATE_INIT_STD
-    MUON_ROW_NORMALIZE MUON_POLAR_EXPRESS WD_TAPER_START_FRAC WD_TAPER_FINAL_MULT
-    LQER_ENABLED LQER_RANK LQER_TOP_K LQER_FACTOR_BITS LQER_ASYM_ENABLED LQER_ASYM_GROUP AWQ_LITE_ENABLED
-    MATRIX_BITS MATRIX_CLIP_SIGMAS MLP_CLIP_SIGMAS ATTN_CLIP_SIGMAS EMBED_CLIP_SIGMAS HESSIAN_CLIP_LAMBDA
-    COMPRESSOR CASEOPS_ENABLED FUSED_CE_ENABLED VARLEN_ATTENTION DOC_PACKING SHUFFLE_LOADER COPRIME_LOADER
-    COPRIME_MAX_LOADERS ASYM_LOGIT_RESCALE NGRAM_TILT_ENABLED TOKEN_ORDER TOKEN_BOOST
-    """.split()
-) | {*GATES}
 
 
 def is_off(value: str) -> bool:
@@ -115,24 +103,11 @@ def details(environ: Mapping[str, str], on: Collection[str]) -> dict[str, str]:
     return {name: value for name, value in given.items() if name.split(".")[0] in on}
 
 
-def refuse_unknown(environ: Mapping[str, str], answered: Collection[str]) -> None:
-    """ValueError naming a published variable that is set, not off, and not answered to."""
-    lost = sorted(n for n in PUBLISHED - set(answered) if n in environ and not is_off(environ[n]))
-    if lost:
-        told = ", ".join(f"{n}={environ[n]}" for n in lost)
-        raise ValueError(
-            f"Every published variable must mean something here, but nothing in this trainer answers to: "
-            f"{told}. Unset {'it' if len(lost) == 1 else 'them'}, or use the setting that --help names."
-        )
-
-
 def from_environment(
     environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str] = ()
 ) -> dict[str, Any]:
     """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it
-    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on.
-    ValueError for a published variable that nothing here answers to."""
-    refuse_unknown(environ, answered_names(known))
+    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on."""
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
     layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
     layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
@@ -222,8 +197,3 @@ def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
         | switches
         | {*ALIASES}
     )
-
-
-def environment_names(known: Mapping[str, type[Technique]]) -> set[str]:
-    """Every variable that would change or stop a run: what a worker strips before it starts a trial."""
-    return answered_names(known) | PUBLISHED

@@ -19,6 +19,7 @@ from techniques.config import (
     resolve,
 )
 from techniques.published import from_environment, is_off
+from techniques.unanswered import refuse_unanswered
 
 
 def parse_command_line(
@@ -64,10 +65,10 @@ def settings_from(
     preset = preset or environ.get("PRESET", "") or str(file_layer.get("preset", ""))
     file_layer.pop("preset", None)
     preset_layer = read_preset(preset) if preset else {}
-    heard = set(environ) - (inert_variables(preset) if preset else set())
-    environment = from_environment(
-        {n: environ[n] for n in heard}, known, _turned_on(preset_layer, file_layer, known)
-    )
+    inert = inert_variables(preset) if preset else set[str]()
+    heard = {n: value for n, value in environ.items() if n not in inert}
+    refuse_unanswered(heard, known)
+    environment = from_environment(heard, known, _turned_on(preset_layer, file_layer, known))
     if not (preset or file or command_line or environment or has_gpu):
         preset_layer = read_preset("laptop")
     layers = {

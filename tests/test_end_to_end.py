@@ -19,7 +19,7 @@ import pytest
 
 from corpus.build import build
 from corpus.export import Target
-from search.study.constraints import CONSTRAINTS
+from search.study.limits import CONSTRAINTS
 from tests.search.db_helpers import server_place
 from tests.search.fake_studies import FINISHED, caddie, clear, processes, read_trials, wait_for
 

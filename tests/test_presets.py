@@ -62,6 +62,7 @@ SMALL: dict[str, Any] = {
     "phased_ttt.lr": 0.01,
     "phased_ttt.prefix_docs": 4,
     "phased_ttt.phases": 2,
+    "phased_ttt.global_chunk_tokens": 64,
     "pre_eval_ttt.epochs": 2,
     "pre_eval_ttt.batch_seqs": 32,
     "pre_eval_ttt.stride": 16,
@@ -100,7 +101,7 @@ def test_legality(preset: str) -> None:
     assert max(verdicts, key=SEVERITY.index, default=Verdict.LEGAL) == here
     told = about(preset)
     assert told["legality"].startswith(published) and told.get("verdict", "legal") == here
-    assert told["source"]
+    assert told["source"] and all(told["not_reproduced"])  # what of the published run is not here
 
 
 def small(preset: str, tiny: dict[str, str]) -> dict[str, str]:

@@ -8,10 +8,11 @@ import pytest
 from techniques import catalog
 from tests.conftest import run_trainer
 from tests.test_presets import small
-from tests.test_published import PR549, PR1263, settings, variables
+from tests.test_published import COMMANDS as EVERY
+from tests.test_published import settings, variables
 
-COMMANDS = {"pr518": "TTT_EPOCHS=50 SEED=1337", "pr549": PR549, "pr1263": PR1263}
-PROTOCOLS = {"pr518": "pre_eval_ttt", "pr549": "score_first_ttt", "pr1263": "slot"}
+PROTOCOLS = {"pr518": "pre_eval_ttt", "pr549": "score_first_ttt", "pr1263": "slot", "pr1855": "phased_ttt"}
+COMMANDS = {preset: EVERY[preset] for preset in PROTOCOLS}
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ A configuration is turned away when a limit lies below its prediction moved by t
 lower: for bytes up to the bound (a byte too many voids a run; 1 % of spread costs little), for seconds not
 at all (another program on the machine moves them by a tenth, and half of the space would be lost). Doubt
 beyond the noise counts for the configuration: what was never tried is tried once.
+
+Pair: a prediction and what came of it; errors_of(attrs): measured / predicted − 1 of each limit.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from search.common.attributes import PREFLIGHT
 from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.factors import Bill, CostModel, Estimate
+from search.study.limits import LIMITS
 from search.study.model import Study
 from search.trainers.trainer import Trainer
 from techniques import catalog
@@ -259,3 +263,33 @@ class NoCosts:
 def costs_of(trainer: Trainer, study: Study, hardware: str = "") -> Costs:
     """What predicts and admits for a study of this trainer, on this hardware."""
     return Preflight(study, hardware=hardware) if trainer.predicts_costs else NoCosts(study)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prediction and what came of it, in bytes or seconds."""
+
+    predicted: float
+    upper: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        return self.measured / self.predicted - 1.0
+
+
+def pair_of(attrs: Mapping[str, Any], figure: str) -> Pair | None:
+    """The prediction of a figure and its outcome, if there were both."""
+    prediction = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
+    predicted = prediction.get(figure)
+    upper = prediction.get(f"{figure}_upper")
+    measured = attrs.get(figure)
+    if not (predicted and measured):
+        return None
+    return Pair(float(predicted), float(upper or predicted), float(measured))
+
+
+def errors_of(attrs: Mapping[str, Any]) -> dict[str, float]:
+    """constraint -> relative error, of the figures that were predicted and measured."""
+    pairs = {limit.constraint: pair_of(attrs, limit.figure) for limit in LIMITS}
+    return {name: round(pair.error, 4) for name, pair in pairs.items() if pair}

@@ -21,14 +21,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from search.common.attributes import WORKER
-from search.common.options import WorkerSpec
+from search.common.options import ENVIRONMENT, WorkerSpec
 from search.common.paths import ROOT
 from search.engines.base import POLL_S, STOP_S, WorkerFailed, finished, last_error, stop_requested
 from search.report.progress import Progress
 from search.session.session import Session
 from search.storage.patient import requeue
-from search.storage.url import ENVIRONMENT
-from search.study.constraints import set_all, violations
+from search.study.limits import set_all, violations
 from search.workers.spec import worker_command
 
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common.attributes import REPORTS
 from search.common.numeric import place
 from search.pruning.evidence import Evidence, Point
-from search.study.constraints import feasible
+from search.study.limits import feasible
 from search.study.model import Pruning
 
 SAME_POINT = 0.02  # progress of two reports of one grid point differs by less (a step's error)

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.common.attributes import PREFLIGHT
-from search.costs.accuracy import Pair, pair_of
-from search.costs.preflight import BOUND
+from search.costs.preflight import BOUND, Pair, pair_of
 from search.study.limits import LIMITS
 
 if TYPE_CHECKING:

@@ -23,8 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.session.notes import artifact_store
-from search.storage.patient import StorageError, connect_check
-from search.storage.url import connect_arguments, normalise_url
+from search.storage.patient import StorageError, connect_arguments, connect_check, normalise_url
 
 HOST = "127.0.0.1"
 OLD_KEY = "constraints"  # the system attribute that optuna-dashboard reads: a list without names

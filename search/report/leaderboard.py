@@ -10,12 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_HASH, PASSPORT, TECHNIQUES
-from search.report.reproduce import print_reproduce
+from search.common.attributes import CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
 from search.report.rows import Row, ranked, row_of
 from search.report.savings import reuse_of_study
-from search.session.baseline import stored
-from search.session.session import Session
+from search.session.session import Session, stored
 from search.study.limits import LIMITS, Limit
 
 NOISE = (
@@ -128,3 +126,19 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
         if seen.setdefault(techniques, code) != code:
             return True
     return False
+
+
+def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
+    console.print(
+        f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
+        f"  {reproduce_command(session, trial)}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def reproduce_command(session: Session, trial: FrozenTrial) -> str:
+    """One line that trains the configuration again; config.json is written anew if it is not here."""
+    config = session.whole([trial])[0].user_attrs[CONFIG]
+    return session.trainer.repeat_line(config, session.folders.trial(trial.number) / "config.json")

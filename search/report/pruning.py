@@ -10,7 +10,7 @@ from rich.console import Console
 
 from search.common.attributes import EVAL_SECONDS, PREFLIGHT, SPARED, TRAIN_SECONDS
 from search.pruning.pruner import Pruner, is_evidence, remembered
-from search.study.constraints import has_failed
+from search.study.limits import has_failed
 from search.study.model import Pruning
 
 

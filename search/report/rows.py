@@ -10,8 +10,7 @@ from typing import cast
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common.attributes import FINDINGS, INACTIVE, LEGALITY, REJECTIONS, STEPS, TECHNIQUES
-from search.study.constraints import feasible, has_failed
-from search.study.limits import LIMITS
+from search.study.limits import LIMITS, feasible, has_failed
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from search.common.attributes import REASON
+from search.report.leaderboard import print_reproduce
 from search.report.pruning import pruning_summary
-from search.report.reproduce import print_reproduce
 from search.report.rows import ranked, snapshot
 from search.report.savings import overhead_of_study, reuse_of_study
 from search.session.session import Session
-from search.study.constraints import has_failed
-from search.study.limits import LIMITS
+from search.study.limits import LIMITS, has_failed
 
 
 def print_status(console: Console, session: Session) -> None:

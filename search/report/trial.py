@@ -25,7 +25,7 @@ from search.common.attributes import (
     WORKER,
 )
 from search.report.costs import prediction_summary
-from search.report.reproduce import reproduce_command
+from search.report.leaderboard import reproduce_command
 from search.report.rows import short
 from search.report.savings import reuse_of_trial
 from search.session.session import Session

@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from search.common.numeric import draw
 from search.costs.preflight import Costs, costs_of
-from search.space.build import build_space
+from search.space.native import build_space
 from search.space.space import Space
 from search.study.model import Study
 from search.trainers.trainer import trainer_of

@@ -9,9 +9,10 @@ draws, then an error.
 
 from __future__ import annotations
 
+import functools
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import optuna
@@ -19,23 +20,43 @@ from optuna.distributions import (
     BaseDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import ThreadpoolController  # pyright: ignore[reportMissingTypeStubs]
 
 from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, PREFLIGHT, REJECTIONS, result_of
 from search.common.numeric import draw
 from search.costs.factors import LATEST
 from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
-from search.samplers.blas import one_thread
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import proposer_of
 from search.samplers.trials import other_trials, set_system_attr, set_user_attr, settled_params
-from search.space.space import Space
-from search.space.stages import training_key
+from search.space.space import Space, training_key
 from techniques.config import digest
 
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@functools.cache
+def controller() -> ThreadpoolController:
+    """The libraries that are loaded at the first call: a sampler imports NumPy and SciPy before it."""
+    return ThreadpoolController()
+
+
+def one_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, on one BLAS thread while it runs."""
+
+    @functools.wraps(function)
+    def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+        with controller().limit(limits=1, user_api="blas"):  # pyright: ignore
+            return function(*args, **kwargs)
+
+    return limited
 
 
 class CaddieSampler(optuna.samplers.BaseSampler):

@@ -31,9 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.common.attributes import FROM_CHECKPOINT, STAGE_REUSE
 from search.samplers.trials import settled_params
-from search.space.space import Space
-from search.space.stages import is_later, training_key
-from search.study.constraints import feasible
+from search.space.space import Space, is_later, training_key
+from search.study.limits import feasible
 from techniques.config import Resolved
 
 BEST = 3

@@ -1,8 +1,7 @@
 """proposer_of(space, preflight, seed): what makes the proposals that CaddieSampler checks.
 
-`[sampler] kind` of the study says which: `structured` (the default) or `tpe`. Both learn once a trial
-(`begin`) and propose as often as they are asked (`propose`: a value of every parameter, or {} for a uniform
-draw).
+`[sampler] kind` of the study says which: `structured` (the default), `tpe`, `gp` or `random`. Each learns
+once a trial (`begin`) and proposes as often as it is asked (`propose`).
 """
 
 from __future__ import annotations
@@ -15,11 +14,13 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
+from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
 from search.samplers.checkpoints import StageChooser
-from search.samplers.tpe.sampler import GroupedTpe
+from search.samplers.gp import GaussianProcess
+from search.samplers.tpe import GroupedTpe
 from search.space.space import Space
-from search.study.model import KINDS, Study
+from search.study.model import Study
 from techniques.config import Resolved
 
 TPE_STARTUP = 16  # finished trials before TPE models anything, where the study does not say
@@ -36,7 +37,7 @@ class Proposer(Protocol):
         ...
 
     def propose(self) -> Mapping[str, Any]:
-        """A value of every parameter, active or not; {} for a uniform draw."""
+        """Values of parameters, active or not; those that are not in it are drawn uniformly."""
         ...
 
     def reseed_rng(self) -> None:
@@ -44,10 +45,23 @@ class Proposer(Protocol):
         ...
 
 
+class Uniform:
+    """Every proposal is a uniform draw."""
+
+    weighs_stages = False
+
+    def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None: ...
+
+    def propose(self) -> Mapping[str, Any]:
+        return {}
+
+    def reseed_rng(self) -> None: ...
+
+
 def sampled_by(study: Study, kind: str) -> Study:
     """The study under another sampler; itself for "". What it samples and its hash stay the same."""
-    if kind not in ("", *KINDS):
-        raise ValueError(f"A sampler must be one of {', '.join(KINDS)}, but got {kind!r}.")
+    if kind not in ("", *SAMPLERS):
+        raise ValueError(f"A sampler must be one of {', '.join(SAMPLERS)}, but got {kind!r}.")
     settings = dataclasses.replace(study.sampler, kind=kind or study.sampler.kind)
     return dataclasses.replace(study, sampler=settings)
 
@@ -66,7 +80,16 @@ def proposer_of(
             n_ei_candidates=settings.candidates,
             seed=seed,
         )
-    from search.samplers.structured.sampler import Prior, StructuredSampler  # SciPy: half a second
+    if settings.kind == "gp":
+        return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
+    if settings.kind == "random":
+        return Uniform()
+    return _structured(space, preflight, seed, stages)
+
+
+def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None) -> Proposer:
+    """Ours, with all that space and preflight know before the first trial."""
+    from search.samplers.structured.sampler import Prior, StructuredSampler
 
     def resolved(params: Mapping[str, Any]) -> Resolved:
         return space.resolve(space.repaired(params))
@@ -93,6 +116,7 @@ def proposer_of(
         start=start,
         stages=stages.stages(seconds) if stages else None,
     )
+    settings = preflight.study.sampler
     return StructuredSampler(
         seed=seed,
         prior=prior,

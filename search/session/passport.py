@@ -16,7 +16,7 @@ from search.common.machine import describe, machine_kind
 from search.session.session import Session
 from search.storage.patient import creation_lock
 from search.study.model import Study
-from search.trainers.code import code_hash
+from search.trainers.files import code_hash
 
 if TYPE_CHECKING:
     import optuna

@@ -6,6 +6,7 @@ Under `home`: `.caddie/` (the private database) and `runs/<study>/<trial>/` (wha
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,10 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from search.common.attributes import STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
+from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
+from search.common.options import ENVIRONMENT
 from search.common.paths import Folders
-from search.session import baseline
-from search.storage.timing import timing_of
 from search.study.model import Study, study_hash, study_identity
 from search.trainers.trainer import Trainer, trainer_of
 
@@ -59,8 +59,7 @@ def open_session(
     None for the one that the study names."""
     import optuna
 
-    from search.storage.patient import open_storage, open_study
-    from search.storage.url import resolve_url
+    from search.storage.patient import open_storage, open_study, resolve_url, timing_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folders = Folders(home, study.name)
@@ -75,7 +74,7 @@ def open_session(
 
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/baseline.py)."""
-    study = baseline.with_measured_limits(session.study, baseline.stored(session.optuna_study))
+    study = with_measured_limits(session.study, stored(session.optuna_study))
     return replace(session, study=study)
 
 
@@ -87,8 +86,7 @@ def read_session(
     import optuna
     from sqlalchemy.exc import ProgrammingError
 
-    from search.storage.patient import connect_check, open_storage
-    from search.storage.url import ENVIRONMENT, resolve_url
+    from search.storage.patient import connect_check, open_storage, resolve_url
 
     folders = Folders(home, study.name)
     nothing = ValueError(
@@ -179,3 +177,16 @@ def differences(stored: Any, mine: Any, at: str = "") -> list[str]:
             found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
         return found
     return [] if stored == mine else [f"{at}: {stored!r} -> {mine!r}"]
+
+
+def stored(study: optuna.Study) -> dict[str, Any] | None:
+    """What an earlier session measured."""
+    return study.user_attrs.get(BASELINE)
+
+
+def with_measured_limits(study: Study, baseline: dict[str, Any] | None) -> Study:
+    """The study with its limits in seconds."""
+    if baseline is None or not study.limits.relative:
+        return study
+    limits = study.limits.measured(baseline)
+    return dataclasses.replace(study, limits=limits, timeout_seconds=limits.timeout_seconds())

@@ -12,8 +12,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from search.common.numeric import distribution
 from search.space import space
-from search.space.distributions import distribution
 from search.space.space import Conditions, Params, Pick
 from search.study.foreign import Foreign, as_text
 from techniques.base import STAGES

@@ -13,13 +13,21 @@ from typing import Any, Protocol
 import optuna
 from optuna.distributions import BaseDistribution
 
-from search.space.distributions import contains, suggest_one
+from search.common.numeric import contains, suggest_one
+from techniques.base import STAGES
+from techniques.config import Resolved, stage_keys
 
 Params = Mapping[str, Any]
 Pick = Callable[[str], Any]
-INACTIVE, OFF, ON = -1, 0, 1  # codes: of what means nothing itself, and of a gate's choices
-Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE
+# codes: of what means nothing itself, and of a gate's choices
+INACTIVE_CODE = -1
+OFF_CODE = 0
+ON_CODE = 1
+Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE_CODE
 Conditions = dict[str, Condition]  # parameter -> what must hold, all of it, for it to mean something
+
+
+TRAINED = "average"  # the stage whose result a checkpoint is
 
 
 class Walk(Protocol):
@@ -122,3 +130,14 @@ def inside(space: Walk, name: str, value: Any) -> Any:
             f"{value!r}. Widen the study's space, or leave the configuration out."
         )
     return value
+
+
+def training_key(resolved: Resolved) -> str:
+    """Equal keys train equal weights on one machine with one code and one data."""
+    return stage_keys(resolved, {}, "")[TRAINED]
+
+
+def is_later(space: Space, name: str) -> bool:
+    """Whether a parameter is read only behind the training."""
+    stage = space.stage_of(name)
+    return stage in STAGES and STAGES.index(stage) > STAGES.index(TRAINED)

@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any, cast
 
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.storages._cached_storage import _StudyInfo  # pyright: ignore[reportPrivateUsage]
 from optuna.storages._rdb import models
@@ -30,6 +31,12 @@ from search.storage import sql
 
 MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
+
+
+Columns = tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]
+PARAMS = """
+select param_name, distribution_json, array_agg(param_id), array_agg(trial_id), array_agg(param_value)
+from trial_params where trial_id = any(:ids) group by 1, 2"""
 
 
 @dataclass
@@ -183,12 +190,12 @@ class BulkStorage(RDBStorage):
             )
         return trials
 
-    def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> sql.Columns:
+    def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> Columns:
         """Over a connection of its own if none is given."""
         if connection is None:
             with self.engine.connect() as own:
                 return self._read_params(ids, own)
-        return sql.read_params(connection, ids, self._known)
+        return read_params(connection, ids, self._known)
 
 
 def _local(utc: datetime | None) -> datetime | None:
@@ -292,3 +299,24 @@ def collected(trial: Trial) -> Generator[None]:
         return
     with storage.collect(trial._trial_id):  # pyright: ignore[reportPrivateUsage]
         yield
+
+
+def read_params(connection: Connection, ids: Sequence[int], known: dict[str, BaseDistribution]) -> Columns:
+    """trial -> its parameters, in the order of their suggestions, and their distributions. `known` keeps
+    distributions by their JSON; new ones are added."""
+    params: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
+    distributions: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
+    heads: list[tuple[str, BaseDistribution]] = []
+    keys, owners, kinds, values = list[int](), list[int](), list[int](), list[Any]()
+    for name, written, its_keys, its_owners, its_values in connection.execute(text(PARAMS), {"ids": ids}):
+        if written not in known:
+            known[written] = json_to_distribution(written)
+        keys += its_keys
+        owners += its_owners
+        kinds += repeat(len(heads), len(its_keys))
+        values += map(known[written].to_external_repr, its_values)
+        heads.append((name, known[written]))
+    for k in sorted(range(len(keys)), key=keys.__getitem__):  # as they were suggested
+        name, dist = heads[kinds[k]]
+        params[owners[k]][name], distributions[owners[k]][name] = values[k], dist
+    return params, distributions

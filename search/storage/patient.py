@@ -3,6 +3,10 @@
 Every call is repeated until the database answers again, for at most `patience_s`; then one StorageError.
 Tables and studies are made under an advisory lock, dead workers' trials are retried without their results,
 and no text that leaves this module holds a password.
+
+Timing says how long workers and their storage wait for what; `CADDIE_TIMING="heartbeat_s=1 grace_s=4"`
+changes it: for tests, and for networks that need more patience. All processes of a study should have the
+same.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -26,10 +32,9 @@ from sqlalchemy.pool import NullPool
 
 from search.common.attributes import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, RETRY_OF
 from search.common.errors import redact
+from search.common.options import ENVIRONMENT
 from search.storage.bulk import BatchStorage, BulkStorage
-from search.storage.server import WAY_OUT, StorageError
-from search.storage.timing import Timing
-from search.storage.url import connect_arguments, normalise_url
+from search.storage.server import WAY_OUT, StorageError, url_of
 
 LOCK_CLASS = 0xCADD1E  # first key of our advisory locks; the second is 0 (creation) or a study's id
 CREATION_WAIT = "60s"  # for the others that make tables and studies just now
@@ -47,6 +52,21 @@ REPEATED = (
     "get_all_trials _get_trials record_heartbeat _get_stale_trial_ids"
 ).split()
 KEPT_ON_RETRY = (FIXED_PARAMS, "grid_id", "search_space")  # they belong to the configuration
+
+
+DRIVER = "postgresql+psycopg2"
+SUPPORTED = "postgresql://user:password@host:5432/database"
+VARIABLE = "CADDIE_TIMING"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds, all of them."""
+
+    patience_s: float = 300.0  # an outage of the database that is waited out
+    heartbeat_s: int = 10  # a running trial says that it lives
+    grace_s: int = 120  # silence after which a running trial counts as dead
+    link_s: int = 20  # a TCP link that does not answer for so long is dead
 
 
 def side_engine(url: str, *, connect_timeout_s: int = 10) -> sqlalchemy.Engine:
@@ -250,3 +270,61 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
         )
     )
     return True
+
+
+def normalise_url(url: str) -> str:
+    """The URL for SQLAlchemy and Optuna: psycopg2 named, braces percent-encoded. Raises StorageError."""
+    url = url.strip()
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgres", "postgresql", DRIVER):
+        shown = f"{scheme}://" if separator else "no URL" if not url else "a name without ://"
+        raise StorageError(
+            f"The storage must be a PostgreSQL URL such as {SUPPORTED} (postgres:// and {DRIVER}:// work "
+            f"too), but got {shown}. Leave --storage out for the built-in PostgreSQL."
+        )
+    plain = f"{DRIVER}://{rest}".replace("{", "%7B").replace("}", "%7D")
+    try:
+        sqlalchemy.make_url(plain)
+    except (exc.ArgumentError, ValueError):
+        raise StorageError(
+            f"The storage must be a URL of the form {SUPPORTED}, but this one cannot be read. Percent-encode "
+            "odd characters of the password (@ is %40, / is %2F, : is %3A), and check the port."
+        ) from None
+    return plain
+
+
+def resolve_url(option: str | None, *, home: Path, environ: Mapping[str, str]) -> str:
+    """The URL to use: --storage, else CADDIE_STORAGE, else the private server under `home` (claimed)."""
+    given = option or environ.get(ENVIRONMENT)
+    return normalise_url(given) if given else url_of(home)
+
+
+def connect_arguments(url: str, *, link_s: int = Timing.link_s) -> dict[str, Any]:
+    """psycopg2's arguments: over TCP a dead link is noticed within about `link_s`, twice that when idle."""
+    parts = sqlalchemy.make_url(url)
+    arguments: dict[str, Any] = {"connect_timeout": 10, "application_name": "caddie"}
+    if parts.host:
+        arguments |= {"keepalives_idle": link_s, "keepalives_interval": max(1, link_s // 4)}
+        arguments |= {"keepalives_count": 3, "tcp_user_timeout": 1000 * link_s}
+    return arguments
+
+
+def timing_of(environ: Mapping[str, str]) -> Timing:
+    """The defaults, less what CADDIE_TIMING says. Raises ValueError."""
+    names = [field.name for field in fields(Timing)]
+    given: dict[str, int] = {}
+    for word in environ.get(VARIABLE, "").split():
+        name, _, value = word.partition("=")
+        if name not in names or not value.isdigit() or int(value) == 0:
+            raise ValueError(
+                f"{VARIABLE} is a list of NAME=SECONDS with whole positive seconds and the names "
+                f"{', '.join(names)}, but holds {word!r}. Correct it, or unset it."
+            )
+        given[name] = int(value)
+    timing = Timing(**given)
+    if timing.grace_s < 2 * timing.heartbeat_s:
+        raise ValueError(
+            f"A trial must miss more than one heartbeat before it counts as dead, but {VARIABLE} gives "
+            f"grace_s={timing.grace_s} and heartbeat_s={timing.heartbeat_s}. Make grace_s twice that or more."
+        )
+    return timing

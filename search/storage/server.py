@@ -23,8 +23,7 @@ from typing import Any, cast
 import psycopg2
 import sqlalchemy
 
-from search.storage.places import ServerFailed, owner_of_server, traversable
-from search.storage.postmaster import DB_USER, PORT
+from search.storage.postmaster import DB_USER, PORT, ServerFailed, owner_of_server, traversable
 
 ROOTS_HOME = Path("/var/lib")  # as root, for a project in a folder that the server's user cannot reach
 START_S = 120.0  # recovery after a crash included

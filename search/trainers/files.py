@@ -1,12 +1,18 @@
-"""Reads what a trainer writes in its folder: metrics.jsonl while it grows, result.json, its last words."""
+"""Reads what a trainer writes in its folder: metrics.jsonl while it grows, result.json, its last words.
+code_hash(files): which text runs, equal for equal code wherever it lies.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
+
+from search.common.paths import ROOT
 
 MAX_LINE_BYTES = 1 << 20
 LAST_BYTES = 1 << 14  # of the console
@@ -80,3 +86,26 @@ def last_words(path: Path) -> str:
         lines = []
     told = [line for line in lines if line.startswith("error: ")]
     return (told or lines or ["it printed nothing"])[-1][:500]
+
+
+def code_hash(files: Sequence[Path]) -> str:
+    """Equal for equal code, wherever it lies. Raises OSError when a file is gone."""
+    sums = hashlib.sha256()
+    for path in files:
+        sums.update(f"{path.parent.name}/{path.name}\0".encode() if path.parent != ROOT else b"\0")
+        sums.update(hashlib.sha256(path.read_bytes()).digest())
+    return sums.hexdigest()[:16]
+
+
+def changed(files: Sequence[Path], code: str) -> str:
+    """Why the trainer's files are no longer those of `code`; "" while they are."""
+    try:
+        now = code_hash(files)
+    except OSError as error:
+        return f"The trainer's files must stay, but {error.filename} says: {error.strerror}. Restore it."
+    if now == code:
+        return ""
+    return (
+        f"All trials of a study run the same code, but the trainer's files changed under it ({code} to "
+        f"{now}). Restore them and run the same command to go on, or give the study another `name`."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from search.common.paths import ROOT, shown
 from search.study.model import Study
 from techniques import catalog
 from techniques.config import Resolved
-from techniques.published import environment_names
+from techniques.unanswered import environment_names
 
 TRAINER = (sys.executable, str(ROOT / "train_gpt.py"))
 
@@ -71,7 +72,7 @@ class NativeTrainer:
         return sorted({*catalog.shared_files(ROOT), *catalog.technique_files().values()})
 
     def hidden(self) -> set[str]:
-        return environment_names(catalog.metadata())
+        return environment_names(catalog.metadata(), os.environ)
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)

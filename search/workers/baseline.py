@@ -14,9 +14,8 @@ from typing import Any
 from search.common.attributes import BASELINE
 from search.common.errors import InfrastructureError
 from search.common.options import WorkerSpec
-from search.session.baseline import stored
-from search.session.session import Session
-from search.space.build import build_space
+from search.session.session import Session, stored
+from search.space.native import build_space
 from search.storage.patient import creation_lock
 from search.study.limits import IN_BASELINES
 from search.trainers.process import Outcome, run_trainer

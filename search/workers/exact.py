@@ -27,8 +27,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.common.errors import InfrastructureError, Interrupted, TooManyFailures
 from search.storage.bulk import BatchStorage
-from search.storage.patient import DATABASE_GONE, LOCK_CLASS, StorageError, is_outage, requeue, side_engine
-from search.storage.url import normalise_url
+from search.storage.patient import (
+    DATABASE_GONE,
+    LOCK_CLASS,
+    StorageError,
+    is_outage,
+    normalise_url,
+    requeue,
+    side_engine,
+)
 
 TIMEOUTS = """
 select set_config('lock_timeout', :wait, true),

@@ -11,7 +11,7 @@ from corpus.dataset import open_dataset
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
-from search.session.session import Session, check_room, measured
+from search.session.session import Session, check_room, measured, stored
 from search.study.limits import figures_summary
 from search.study.model import Study
 from search.workers import baseline
@@ -66,7 +66,7 @@ def check_baseline(
     session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
 ) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    found = baseline.stored(session.optuna_study)
+    found = stored(session.optuna_study)
     found = found or baseline.measure(session, spec, workers=workers, gpus=gpus)
     told = (
         f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "

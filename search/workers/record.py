@@ -32,7 +32,7 @@ from search.common.attributes import (
     TECHNIQUES,
 )
 from search.common.paths import Folders
-from search.costs.accuracy import errors_of
+from search.costs.preflight import errors_of
 from search.session.notes import artifact_store, save_curve, save_trial_artifact, save_trial_note
 from search.study.limits import Limit, Limits
 from search.trainers.files import Record

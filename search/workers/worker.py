@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.exceptions import TrialPruned
@@ -35,14 +35,13 @@ from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import sampled_by
 from search.session.passport import check_joining, hardware_here
 from search.session.session import Session, open_session
-from search.space.build import build_space
+from search.space.native import build_space
 from search.stage_cache.reuse import REPLAYED, Fill, Reuse, open_reuse
 from search.storage.bulk import collected
 from search.storage.patient import MAX_RETRY
-from search.study.constraints import set_all, violations
+from search.study.limits import set_all, violations
 from search.study.load import find_study
-from search.trainers.code import changed
-from search.trainers.files import Record
+from search.trainers.files import Record, changed
 from search.trainers.process import (
     DiskTrouble,
     Outcome,
@@ -52,13 +51,41 @@ from search.trainers.process import (
 from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly
-from search.workers.overhead import Clock
 from search.workers.spec import read_command, trainer_job
 from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Clock:
+    """Seconds of one trial that are not the trainer's work."""
+
+    told_at: float = field(default_factory=time.perf_counter)  # when the trial before was done with
+    finished_at: float = 0.0  # when its objective returned
+    tell_s: float = 0.0
+    ask_s: float = 0.0
+    sample_s: float = 0.0
+    store_s: float = 0.0
+
+    def summary(self, outcome: Outcome) -> dict[str, float]:
+        """What is kept as `overhead`; the tell is the one of the trial before: its own is still to come."""
+        true_s = float((outcome.result or {}).get("true_seconds") or 0.0)
+        start_s = max(0.0, outcome.process_s - true_s) if true_s else 0.0
+        parts = {
+            "ask_s": self.ask_s,
+            "sample_s": self.sample_s,
+            "start_s": start_s,
+            "report_s": outcome.report_s,
+            "store_s": self.store_s,
+            "tell_before_s": self.tell_s,
+        }
+        overhead_s = sum(parts.values())
+        whole_s = overhead_s - start_s - outcome.report_s + outcome.process_s
+        shown = {name: round(seconds, 4) for name, seconds in parts.items()}
+        return shown | {"process_s": round(outcome.process_s, 3), "share": round(overhead_s / whole_s, 4)}
 
 
 class Worker:

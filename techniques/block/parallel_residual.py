@@ -1,20 +1,26 @@
 """From layer `start` on, attention and MLP write to the stream side by side, or to two lanes of it.
 
-x: the stream, then lane 0, which skips join; l: lane 1, a copy of x where the lanes begin; A = attention of
-mix(x, x0), M = MLP, both with their scales. Four published variants (one technique):
+x: the stream, then lane 0; l: lane 1, which begins as a copy of x; A = attention of mix(x, x0), M = MLP, both
+with their scales. Four published variants (one technique):
 - `single`  x ← mix(x, x0) + A + M(mix(x, x0)): GPT-J. #1412, #1493 (start 7).
-- `lanes`   x ← mix(x, x0) + A; l ← l + M(l); at the end λ·x + (1−λ)·l, λ = 0.5. #1477.
-- `routed`  (x, l) ← ρ_a·(x, l) + p_a·A; then (x, l) ← ρ_m·(x, l) + p_m·M(l). #1204 (start 7).
+- `lanes`   x ← mix(x, x0) + A; l ← l + M(l); at the end λ·x + (1−λ)·l, λ = 0.5. #1477 (start 7).
+- `routed`  (x, l) ← ρ_a·(x, l) + p_a·A; then (x, l) ← ρ_m·(x, l) + p_m·M(mix(l, x0)). #1204 (start 7).
+  p = 1, ρ = √1.1.
 - `crossed` x ← ρ_a·x + p_a0·A + p_m0·M(l); l ← ρ_m·l + p_a1·A + p_m1·M(l): both read before either writes.
-  #1529, #1855 (start 8). p = 1, ρ = 1.1. (`routed`: p = 1, ρ = 1, not stated by its source.)
+  #1529, #1855 (start 8). p = 1, ρ = 1.1.
+Where a U-Net skip joins: `crossed` takes its copy before the first layer's skip, and skips join x alone;
+`lanes` takes it behind that skip, and later ones join x alone; in `routed` a skip joins both lanes, each what
+it left itself.
 `routed` and `crossed` end in their lanes' mean, or in one of them (`final`). A looped layer before `start`
-keeps to lane 0. `rows` = all also keeps the published code's weights of the layers before `start`, which
-nothing reads (#1855's 66 parameters).
+keeps to lane 0. In #1855 the lanes begin in the second half of the order at the earliest, and a start of 0 is
+off; here they begin where `start` says. `rows` = all also keeps the published code's weights of the layers
+before `start`, which nothing reads (#1855's 66 parameters).
 Cost: 0, 1, or 6 a layer. Identity at init: no.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +32,7 @@ from trainer.parameters import parameter
 
 PARALLEL_MODES = ("single", "lanes", "routed", "crossed")
 PARALLEL_FINALS = ("mean", "attn", "mlp")
-PARALLEL_LANE = "parallel_residual"  # ctx's name of lane 1
+PARALLEL_LANE = "lane"  # ctx's name of lane 1
 
 
 def parallel_single(block: Any, x: torch.Tensor, x0: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
@@ -48,23 +54,29 @@ class ParallelRoutes(nn.Module):
         super().__init__()
         self.crossed = crossed
         self.post = parameter(torch.ones(2, 2), "scalar")
-        self.keep = parameter(torch.full((2,), 1.1 if crossed else 1.0), "scalar")
+        self.keep = parameter(torch.full((2,), 1.1 if crossed else math.sqrt(1.1)), "scalar")
 
     def forward(self, block: Any, x: torch.Tensor, x0: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
-        lane, post, keep = ctx.get(PARALLEL_LANE, x), self.post.to(x.dtype), self.keep.to(x.dtype)
+        post, keep = self.post.to(x.dtype), self.keep.to(x.dtype)
+        lane = self.lane_of(x, ctx)
         a = block.attention(block.mix(x, x0), ctx)
         if self.crossed:
             m = block.feed_forward(lane, ctx)
-            x, lane = (
-                keep[0] * x + post[0, 0] * a + post[1, 0] * m,
-                keep[1] * lane + post[0, 1] * a + post[1, 1] * m,
-            )
-        else:
-            x, lane = keep[0] * x + post[0, 0] * a, keep[0] * lane + post[0, 1] * a
-            m = block.feed_forward(lane, ctx)
-            x, lane = keep[1] * x + post[1, 0] * m, keep[1] * lane + post[1, 1] * m
-        ctx[PARALLEL_LANE] = lane
-        return x
+            x = keep[0] * x + post[0, 0] * a + post[1, 0] * m
+            ctx[PARALLEL_LANE] = keep[1] * lane + post[0, 1] * a + post[1, 1] * m
+            return x
+        x = keep[0] * x + post[0, 0] * a
+        lane = keep[0] * lane + post[0, 1] * a
+        m = block.feed_forward(block.mix(lane, x0), ctx)
+        ctx[PARALLEL_LANE] = keep[1] * lane + post[1, 1] * m
+        return keep[1] * x + post[1, 0] * m
+
+    def lane_of(self, x: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
+        """Lane 1 as this layer finds it; x has its skip already."""
+        lane, join = ctx.get(PARALLEL_LANE), ctx["join"]
+        if lane is None:
+            return ctx["before_skip"] if self.crossed else x
+        return lane if self.crossed or join is None else join(lane)
 
 
 class ParallelMerge(nn.Module):

@@ -3,7 +3,9 @@
 y + (α/r)·B(Ax) beside Wq, Wv of every block and the head (`qv`, `head`), and, where they are on, Wk (`k`),
 the attention and the MLP (`o`, `mlp`: model_dim to model_dim on the normed input). A ~ U(±1/√in), the same
 for every document; B = 0. A document is scored in chunks of `chunk` positions, each behind at most `context`
-tokens of the same document; the step on a chunk follows its scores, so no score has seen a later token.
+tokens of the same document; the step on a chunk follows its scores, so no score has seen a later token. With
+`tail` = document (published) the context of a document's last chunk is counted from the document's end: there
+is more of it, but in documents longer than `context` it looks at where the document will end.
 
 Source: rec:LoRA_TTT (rank 8 on q, v, head; Adam 0.01; -0.003 of its -0.037, the rest from documents alone
 and shorter strides); #1530 (rank 96, lr 1e-4, chunk 32, k, o and mlp too, β 0/0.999, wd 0.5: about -0.008
@@ -66,6 +68,10 @@ class LoraTtt(Technique):
     @property
     def isolates_documents(self) -> bool:
         return not self.config.warm_a
+
+    @property
+    def scores_by_document(self) -> bool:
+        return self.config.tail != "prefix"
 
     def cost(self, shape: Shape) -> Cost:
         return Cost(eval_passes=adapter_passes(self.config, shape))

@@ -1,26 +1,35 @@
 """lora_ttt's adapters by document; after 1/n … n/n of `prefix_docs` documents, SGD on the base with them.
 
-At each of the `phases` boundaries every rank stops; one pass of SGD over the documents that are scored by
-then moves the model's own weights: pieces of at most S tokens of one document, `global_batch_seqs` a step
-over all ranks, lr·½(1 + cos(πc/(C−1))) in the c-th of C chunks of `global_chunk_tokens`; then fresh adapters
-go on. `order = "stream"`: documents come in the split's order. `order = "longest"` (published): longest
-first, which fills batches well; left to right then holds inside documents, and a document's place in the
-queue, so what was trained before it, depends on where documents end. `warm_a` keeps A from the row's last
-document; then scores depend on how documents fall on rows and ranks.
+Documents make batches of `batch_docs`, each scored whole. `order = "stream"`: in the split's order. `order =
+"longest"` (published): sorted by length and cut from the shortest on; the longest batch comes first, and it
+alone may not be full. Left to right then holds inside documents, and a document's place in the queue, so what
+was trained before it, depends on where documents end.
+The first batch behind which `boundary` documents have scores ends a phase (one phase a batch at most): every
+rank stops, and SGD moves the model's own weights. It takes the first `boundary` of all scored documents in
+their sorted order, each with the BOS behind it, as one stream; of the stream's C chunks of
+`global_chunk_tokens` all but the last, of a chunk whole sequences of S tokens, `global_batch_seqs` a step
+over all ranks, `global_epochs` times; lr·½(1 + cos(πc/(C−1))) in chunk c. Attention stays within pieces of
+one document, at most S tokens each. Then fresh adapters go on. Fewer tokens than two chunks train nothing:
+the fact `phases` counts those that did.
+`warm_a` keeps A from the row's last document; then scores depend on how documents fall on rows and ranks.
 
-Source: PR #1610, #1626, #1855 (1.0725 -> 1.0599; three phases 0.0008 better than one). Whether a phase
-trains on all documents so far or on the new ones only is not told in words; here it is all. Cost:
-lora_ttt's, and 3 passes over the prefix a phase. Legal: each score is fixed before an update that used it.
+Source: PR #1610, #1626, #1855 (1.0725 -> 1.0599; three phases 0.0008 better than one). There ranks take
+batches from a queue, and which ones are under way when a boundary is reached depends on time; here a phase
+ends behind the same batch whatever the ranks. There a rank's share of a chunk is one packed row: it may begin
+inside a document, and a later piece of a document takes smear_gate's token from the piece before.
+Cost: lora_ttt's, and 3 passes over the prefix a phase. Legal: a score is fixed before an update that used it.
 Conflicts: it is the scorer; another one cannot be on.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from techniques._adapt import (
     ADAPTER_ENV,
@@ -30,7 +39,7 @@ from techniques._adapt import (
     check_adapters,
     with_defaults,
 )
-from techniques._lora import Document, DocumentScorer, batches_of, documents, padded_windows
+from techniques._lora import LORA_BOS_ID, Document, DocumentScorer, batches_of, documents
 from techniques._ttt import finish_step, parts_of, set_rates
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
@@ -38,7 +47,40 @@ PHASED_SOURCES = {
     "stream": "scores are fixed before any update that used them: #461, merged #1855",
     "longest": "merged #1855; left to right inside documents, whose order looks at their lengths",
 }
-PHASED_NUMBERS = dict(rank=80, alpha=144.0, beta1=0.0, beta2=0.99, eps=1e-8, weight_decay=0.5, chunk=48)
+PHASED_NUMBERS = dict(rank=80, alpha=144.0, beta1=0.0, beta2=0.99, eps=1e-10, weight_decay=0.5, chunk=48)
+
+
+def queue_of(found: Sequence[Document], size: int, order: str) -> list[tuple[int, list[Document]]]:
+    """(number in the sorted order, documents) of each batch, in the order in which they are scored."""
+    if order == "stream":
+        return list(enumerate(batches_of(found, size)))
+    rising = sorted(found, key=lambda d: d[1])  # ties in the stream's order
+    return sorted(enumerate(batches_of(rising, size)), key=lambda batch: -batch[1][-1][1])
+
+
+def phases_of(
+    queue: Sequence[tuple[int, list[Document]]], prefix_docs: int, phases: int
+) -> list[tuple[int, int]]:
+    """(batches scored by then, documents trained on then) of each phase behind which something is scored."""
+    ends: list[tuple[int, int]] = []
+    scored = 0
+    for number, (_, batch) in enumerate(queue[:-1], start=1):
+        scored += len(batch)
+        boundary = prefix_docs * (len(ends) + 1) // phases
+        if len(ends) < phases and scored >= boundary:
+            ends.append((number, boundary))
+    return ends
+
+
+def rows_of(stream: Tensor, begin: int, end: int, longest: int) -> list[tuple[int, int]]:
+    """Positions begin … end - 1 of a stream of documents in pieces (first, length) of one document each."""
+    cuts = (stream[begin:end] == LORA_BOS_ID).nonzero().flatten().tolist()
+    bounds = sorted({begin, *(begin + cut for cut in cuts), end})
+    return [
+        (at, min(longest, stop - at))
+        for start, stop in itertools.pairwise(bounds)
+        for at in range(start, stop, longest)
+    ]
 
 
 class PhasedScorer:
@@ -49,59 +91,62 @@ class PhasedScorer:
         self.facts: dict[str, Any] = {"phases": 0, "global_steps": 0, "adapter_steps": 0}
 
     def score(self, run: Any) -> None:
-        c, queue = self.config, documents(run.tokens)
-        if c.order == "longest":
-            queue.sort(key=lambda d: -d[1])  # ties in the stream's order
-        self.facts["documents"] = len(queue)
+        c, found = self.config, documents(run.tokens)
+        self.facts["documents"] = len(found)
+        queue = queue_of(found, c.batch_docs, c.order)
+        # how many documents there will be is known where their lengths are (published), and not in a stream
+        prefix = c.prefix_docs if c.order == "stream" else min(c.prefix_docs, len(found))
         done = 0
-        cuts = [min(len(queue), c.prefix_docs * (k + 1) // c.phases) for k in range(c.phases)]
-        for cut in [n for n in sorted({*cuts, len(queue)}) if n]:
+        for end, boundary in [*phases_of(queue, prefix, c.phases), (len(queue), 0)]:
             scorer = DocumentScorer(run, c)
-            batches = batches_of(queue[done:cut], c.batch_docs)
-            for batch in batches[run.world.rank :: run.world.size]:
+            for _, batch in queue[done:end][run.world.rank :: run.world.size]:
                 scorer.score(batch)
             self.facts["adapter_steps"] += scorer.steps
-            done = cut
-            if cut in cuts and cut < len(queue):
-                self.train_on(run, queue[:cut])
-                self.facts["phases"] += 1
+            done = end
+            scored = [document for _, batch in sorted(queue[:done]) for document in batch]
+            self.facts["phases"] += self.train_on(run, scored[:boundary])
 
-    def train_on(self, run: Any, found: Sequence[Document]) -> None:
-        """SGD on the base weights, with documents that have their scores."""
-        c, trained = self.config, list(run.model.parameters())
-        pieces = [
-            (begin + at, min(run.seq_len, length - at))
-            for begin, length in found
-            for at in range(0, length, run.seq_len)
-        ]
+    def train_on(self, run: Any, found: Sequence[Document]) -> bool:
+        """SGD on the base weights, with documents that have their scores. Whether there was a step."""
+        c, trained, before = self.config, list(run.model.parameters()), self.facts["global_steps"]
+        stream = stream_of(run, found)
         optimizer = torch.optim.SGD(trained, lr=c.global_lr, momentum=c.global_momentum)
-        steps, chunks, seen = batches_of(pieces, c.global_batch_seqs), [], 0
-        for step in steps:
-            chunks.append(seen // c.global_chunk_tokens)
-            seen += sum(length for _, length in step)
-        for _ in range(c.global_epochs):
-            for step, chunk in zip(steps, chunks, strict=True):
-                set_rates(optimizer, c.global_lr, chunk / max(1, chunks[-1]))
-                self.step(run, step, optimizer, trained)
+        last = (stream.numel() - 2) // c.global_chunk_tokens  # the chunk that is not trained on
+        sequences = c.global_chunk_tokens // run.seq_len
+        for chunk in range(last):
+            set_rates(optimizer, c.global_lr, chunk / last)
+            for at in list(range(0, sequences, c.global_batch_seqs)) * c.global_epochs:
+                many = min(c.global_batch_seqs, sequences - at)
+                begin = chunk * c.global_chunk_tokens + at * run.seq_len
+                self.step(run, stream, (begin, begin + many * run.seq_len), optimizer)
                 self.facts["global_steps"] += 1
         optimizer.zero_grad(set_to_none=True)
+        return self.facts["global_steps"] > before
 
-    def step(
-        self, run: Any, pieces: Sequence[Document], optimizer: torch.optim.Optimizer, trained: list[Any]
-    ) -> None:
-        """Mean nats of all the pieces' tokens; the ranks share the pieces."""
+    def step(self, run: Any, stream: Tensor, span: tuple[int, int], optimizer: torch.optim.Optimizer) -> None:
+        """Mean nats of the stream's positions begin … end - 1; the ranks share the documents' pieces."""
+        pieces = rows_of(stream, *span, run.seq_len)
         mine = run.world.my_range(len(pieces))
-        total = sum(length for _, length in pieces)
         optimizer.zero_grad(set_to_none=True)
         for part in parts_of(mine, run.seq_len):
-            own = [pieces[k] for k in part]
-            ids, targets = padded_windows(run, own, max(length for _, length in own))
-            lengths = torch.tensor([[length] for _, length in own], device=ids.device)
-            inside = torch.arange(ids.size(1), device=ids.device) < lengths
+            own = [stream[first : first + length + 1] for first, length in (pieces[k] for k in part)]
+            width = max(len(piece) for piece in own)
+            rows = torch.stack([torch.nn.functional.pad(piece, (0, width - len(piece))) for piece in own])
+            lengths = torch.tensor([[len(piece) - 1] for piece in own], device=rows.device)
+            inside = torch.arange(width - 1, device=rows.device) < lengths
             with torch.enable_grad():
-                nats = run.nats(run.model.hidden(ids), targets)
-                ((nats * inside).sum() / total).backward()
+                nats = run.nats(run.model.hidden(rows[:, :-1]), rows[:, 1:])
+                ((nats * inside).sum() / (span[1] - span[0])).backward()
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
         finish_step(run.world, optimizer, trained, self.config.global_grad_clip)
+
+
+def stream_of(run: Any, found: Sequence[Document]) -> Tensor:
+    """The documents' tokens, each with the one that its last position predicts, one after the other."""
+    with torch.enable_grad():  # the run notes what is trained on
+        windows = [run.window(*document) for document in found]
+    parts = [torch.cat((ids, targets[-1:])) for ids, targets in windows]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
 
 class PhasedTtt(Technique):
@@ -143,6 +188,7 @@ class PhasedTtt(Technique):
         "prefix_docs": 4,
         "phases": 2,
         "global_lr": 0.02,
+        "global_chunk_tokens": 64,
         "warm_a": False,
     }
 
@@ -155,9 +201,11 @@ class PhasedTtt(Technique):
         phases: int = setting(1, "boundaries within the prefix", low=1, high=64)
         global_lr: float = setting(0.001, "the base weights' SGD rate at the first chunk", low=0.0, high=1.0)
         global_momentum: float = setting(0.9, "SGD momentum", low=0.0, high=0.999)
-        global_epochs: int = setting(1, "passes over the documents at each boundary", low=1, high=100)
-        global_chunk_tokens: int = setting(32_768, "tokens that share a rate", low=1)
-        global_batch_seqs: int = setting(32, "pieces per SGD step, over all ranks", low=1, high=65_536)
+        global_epochs: int = setting(1, "steps on the same sequences of a chunk", low=1, high=100)
+        global_chunk_tokens: int = setting(
+            32_768, "tokens of the prefix that share a rate; the last so many train nothing", low=1
+        )
+        global_batch_seqs: int = setting(32, "sequences per SGD step, over all ranks", low=1, high=65_536)
         global_grad_clip: float = setting(1.0, "global gradient norm at most", low=1e-6)
 
     def check(self, shape: Shape) -> None:
@@ -167,10 +215,15 @@ class PhasedTtt(Technique):
             raise ValueError(
                 f"`phased_ttt.phases` must be at most prefix_docs, but got {c.phases} and {c.prefix_docs}."
             )
+        if c.global_chunk_tokens < shape.eval_seq_len:
+            raise ValueError(
+                f"`phased_ttt.global_chunk_tokens` must hold a sequence of eval_seq_len, but got "
+                f"{c.global_chunk_tokens} and {shape.eval_seq_len}."
+            )
 
     @property
     def scores_by_document(self) -> bool:
-        return self.config.order != "stream"
+        return self.config.order != "stream" or self.config.tail != "prefix"
 
     def verdict(self) -> Legality:
         return Legality(Verdict.LEGAL, PHASED_SOURCES[self.config.order])

@@ -38,6 +38,7 @@ class MuonDetails(Technique):
         "MUON_MOMENTUM_WARMUP_STEPS": "momentum_warmup_steps",
         "MUON_BACKEND_STEPS": "ns_steps",
         "MUON_WD": "weight_decay",
+        "MUON_WEIGHT_DECAY": "weight_decay",
         "ADAM_WD": "adam_weight_decay",
         "EMBED_WD": "embed_weight_decay",
     }

@@ -12,8 +12,8 @@ import alembic.command  # noqa: F401  (once, before the forks)
 import optuna
 
 from search.storage import patient as storage
+from search.storage.patient import resolve_url
 from search.storage.server import url_of
-from search.storage.url import resolve_url
 from search.workers import exact
 
 TIMING = storage.Timing(patience_s=40.0, heartbeat_s=1, grace_s=3)

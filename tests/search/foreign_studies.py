@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from search.space.build import build_space
 from search.space.foreign import ForeignSpace
+from search.space.native import build_space
 from search.study.load import load_study
 from search.study.model import Study
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.costs.accuracy import Pair
-from search.costs.preflight import Prediction, Preflight
+from search.costs.preflight import Pair, Prediction, Preflight
 from search.study.limits import LIMITS
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve

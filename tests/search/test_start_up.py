@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.common.numeric import draw
-from search.space.distributions import distribution
+from search.common.numeric import distribution, draw
 from techniques import catalog
 from techniques.base import Int, Technique, check_value, parse_value
 from techniques.config import LAYERS, TRAINER_FIELDS, Config, Resolved, flatten, resolve

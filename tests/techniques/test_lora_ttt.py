@@ -14,7 +14,7 @@ from tests.techniques.evaluation_rig import on_ranks, run_scorer, tiny_model, ti
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
 N = 150
-EVERY = {"k": True, "o": True, "mlp": True}
+EVERY: dict[str, Any] = {"k": True, "o": True, "mlp": True}
 
 
 def scorer(**settings):
@@ -69,15 +69,17 @@ def by_hand(model, ids, targets, a, b, scale, scored):
     return F.cross_entropy(30 * torch.tanh(z / 30), targets, reduction="none")[-scored:]
 
 
-def test_equals_one_document_at_a_time_written_out():
+@pytest.mark.parametrize("tail", ["prefix", "document"])
+def test_equals_one_document_at_a_time_written_out(tail: str):
     tokens, model = some_documents(), tiny_model().requires_grad_(False)
-    run = run_scorer(scorer(**EVERY), tokens)
+    run = run_scorer(scorer(tail=tail, **EVERY), tokens)
     start = Adapters(model, LoraTtt.Config(rank=3, **EVERY), 1)
     for begin, length in documents(tokens):
         a, b = ([t[0].detach().clone() for t in part] for part in (start.a, start.b))
         moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in (*a, *b)]
         for step, first in enumerate(range(0, length, 8), start=1):
-            end, low = min(first + 8, length), max(0, first + 8 - 32)
+            end = min(first + 8, length)
+            low = max(0, (end if tail == "document" else first + 8) - 32)
             part = tokens[begin + low : begin + end + 1].long()
             for p in (*a, *b):
                 p.requires_grad_()

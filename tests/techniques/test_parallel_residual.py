@@ -15,49 +15,66 @@ def settings_of(mode: str, start: int = 2, **more) -> dict:
 
 
 def slow_hidden(model, ids: torch.Tensor, mode: str, start: int, final: str = "mean") -> torch.Tensor:
-    x = x0 = rms(model.tok_emb[ids])
-    lane, kept = None, []
+    """The lanes by hand: `pair` is lane 0 and lane 1, or the stream while there is one."""
+    x0 = rms(model.tok_emb[ids])
+    half = len(model.blocks) // 2
+    pair: list[torch.Tensor] = [x0]
+    kept: list[list[torch.Tensor]] = []
     for i, block in enumerate(model.blocks):
-        if i >= 2:
-            x = x + model.skip_weights[i - 2] * kept.pop()  # into lane 0 only
-        mixed = block.resid_mix[0] * x + block.resid_mix[1] * x0
-        attention = block.attn_scale * block.attn(rms(mixed), {})
+        skips: list[torch.Tensor] = []
+        if i >= half and kept:
+            left = kept.pop()
+            skips = [model.skip_weights[i - half] * z for z in left]
+        is_split = len(pair) > 1
+        if i >= start and mode == "crossed" and not is_split:
+            pair = [pair[0], pair[0]]  # before the skip
+        if skips and mode == "routed":
+            pair = [z + skips[min(n, len(skips) - 1)] for n, z in enumerate(pair)]
+        elif skips:
+            pair = [pair[0] + skips[0], *pair[1:]]
+        if i >= start and mode in ("lanes", "routed") and not is_split:
+            pair = [pair[0], pair[0]]  # behind it
+
+        def mixed(z, block=block):
+            return block.resid_mix[0] * z + block.resid_mix[1] * x0
+
+        def attention(z, block=block):
+            return block.attn_scale * block.attn(rms(z), {})
 
         def feed_forward(z, block=block):
             return block.mlp_scale * block.mlp(rms(z))
 
         if i < start:
-            x = mixed + attention
-            x = x + feed_forward(x)
+            x = mixed(pair[0]) + attention(mixed(pair[0]))
+            pair = [x + feed_forward(x)]
         elif mode == "single":
-            x = mixed + attention + feed_forward(mixed)
+            x = mixed(pair[0])
+            pair = [x + attention(x) + feed_forward(x)]
+        elif mode == "lanes":
+            pair = [mixed(pair[0]) + attention(mixed(pair[0])), pair[1] + feed_forward(pair[1])]
         else:
-            lane = x if lane is None else lane
-            if mode == "lanes":
-                x, lane = mixed + attention, lane + feed_forward(lane)
+            routes = block.residual.steps["parallel_residual"]
+            a, (keep_a, keep_m) = attention(mixed(pair[0])), routes.keep
+            if mode == "crossed":
+                m = feed_forward(pair[1])
+                pair = [
+                    keep * z + routes.post[0, n] * a + routes.post[1, n] * m
+                    for n, (keep, z) in enumerate(zip((keep_a, keep_m), pair, strict=True))
+                ]
             else:
-                (pa0, pa1), (pm0, pm1) = block.residual.steps["parallel_residual"].post
-                ra, rm = block.residual.steps["parallel_residual"].keep
-                if mode == "routed":
-                    x, lane = ra * x + pa0 * attention, ra * lane + pa1 * attention
-                    mlp = feed_forward(lane)
-                    x, lane = rm * x + pm0 * mlp, rm * lane + pm1 * mlp
-                else:
-                    mlp = feed_forward(lane)
-                    x, lane = (
-                        ra * x + pa0 * attention + pm0 * mlp,
-                        rm * lane + pa1 * attention + pm1 * mlp,
-                    )
-        if i < 2:
-            kept.append(x)
-    if lane is None:
-        return rms(x)
+                pair = [keep_a * z + routes.post[0, n] * a for n, z in enumerate(pair)]
+                m = feed_forward(mixed(pair[1]))
+                pair = [keep_m * z + routes.post[1, n] * m for n, z in enumerate(pair)]
+        if i < half:
+            kept.append(pair)
+    if len(pair) == 1:
+        return rms(pair[0])
     share = {"mean": 0.5, "attn": 1.0, "mlp": 0.0}[final]
     share = model.block_out[-1].steps["parallel_residual"].share if mode == "lanes" else share
-    return rms(share * x + (1 - share) * lane)
+    return rms(share * pair[0] + (1 - share) * pair[1])
 
 
-@pytest.mark.parametrize("start", [1, 3])
+@pytest.mark.parametrize("start", [1, 2, 3])  # in the first half; where the first skip joins; behind it
 @pytest.mark.parametrize("mode", PARALLEL_MODES)
 def test_equals_the_written_out_forward(mode: str, start: int):
     model, ids = build(settings_of(mode, start)), some_ids()
@@ -88,6 +105,22 @@ def test_crossed_lanes_without_cross_writes_are_decoupled():
         assert torch.equal(hidden[final, False], hidden[final, True])
 
 
+def test_which_lanes_a_skip_reaches():
+    """The last layer's skip, made large: `crossed` keeps it out of lane 1 for good, `routed` does not."""
+    ids = some_ids()
+    for mode, reached in (("crossed", False), ("routed", True)):
+        hidden = []
+        for weight in (0.0, 5.0):
+            model = build(settings_of(mode, 3, final="mlp"))
+            with torch.no_grad():
+                model.skip_weights[1].fill_(weight)  # layer 3 takes it back, where the lanes begin
+                model.blocks[3].residual.steps["parallel_residual"].post[
+                    0
+                ].zero_()  # attention writes nothing
+            hidden.append(model.hidden(ids))
+        assert torch.equal(*hidden) is not reached, mode
+
+
 def test_routed_starts_as_the_sequential_block():
     model, plain, ids = build(settings_of("routed")), build(FOUR), some_ids()
     copy_shared(plain, model)
@@ -95,7 +128,6 @@ def test_routed_starts_as_the_sequential_block():
         for m in (model, plain):
             for block in m.blocks:
                 block.resid_mix.copy_(torch.stack((torch.ones(32), torch.zeros(32))))
-            m.skip_weights.zero_()  # a skip joins lane 0 only
         for block in model.blocks[2:]:
             part = block.residual.steps["parallel_residual"]
             part.post.fill_(1.0)
@@ -104,7 +136,7 @@ def test_routed_starts_as_the_sequential_block():
 
 
 def test_first_values():
-    for mode, keep in (("crossed", 1.1), ("routed", 1.0)):
+    for mode, keep in (("crossed", 1.1), ("routed", 1.1**0.5)):
         part = build(settings_of(mode), move=False).blocks[3].residual.steps["parallel_residual"]
         assert torch.equal(part.post, torch.ones(2, 2)) and torch.equal(part.keep, torch.full((2,), keep))
     merge = build(settings_of("lanes"), move=False).block_out[-1].steps["parallel_residual"]

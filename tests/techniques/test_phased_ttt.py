@@ -12,7 +12,7 @@ from techniques._lora import DocumentScorer, documents
 from techniques.base import Shape, Verdict
 from techniques.config import read_preset
 from techniques.evaluation.lora_ttt import LoraTtt
-from techniques.evaluation.phased_ttt import PhasedTtt
+from techniques.evaluation.phased_ttt import PhasedTtt, phases_of, queue_of
 from techniques.settings import settings_from
 from tests.techniques.evaluation_rig import on_ranks, run_scorer, single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
@@ -45,45 +45,100 @@ def some_documents(seed: int = 0) -> torch.Tensor:
     return tokens
 
 
-def sgd_pass(model, tokens, found):
-    """One pass over documents, one piece after the other, momentum written out."""
-    pieces = [(s + at, min(32, n - at)) for s, n in found for at in range(0, n, 32)]
-    seen, chunk_of = 0, []
-    for i in range(0, len(pieces), 2):
-        chunk_of.append(seen // 40)
-        seen += sum(n for _, n in pieces[i : i + 2])
+def sgd_pass(model, tokens, found, batch_seqs=2):
+    """One pass over documents (each with the token behind it) as one stream: chunks of 40, of each but the
+    last the whole sequences of 32, position by position in its document's piece; momentum written out."""
+    stream = [int(t) for s, n in found for t in tokens[s : s + n + 1]]
+    chunks = [range(c, min(c + 40, len(stream) - 1)) for c in range(0, len(stream) - 1, 40)]
     velocity = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    for i, chunk in zip(range(0, len(pieces), 2), chunk_of, strict=True):
-        sums, count = torch.zeros(()), 0
-        for s, n in pieces[i : i + 2]:
-            z = model.logits(model.hidden(tokens[s : s + n].long()[None]))[0]
-            sums = sums + F.cross_entropy(z, tokens[s + 1 : s + n + 1].long(), reduction="sum")
-            count += n
-        model.zero_grad()
-        (sums / count).backward()
-        norm = torch.stack([p.grad.square().sum() for p in model.parameters()]).sum().sqrt()
-        lr = 0.05 * 0.5 * (1 + math.cos(math.pi * chunk / max(1, chunk_of[-1])))
-        for n, p in model.named_parameters():
-            velocity[n] = 0.9 * velocity[n] + p.grad * min(1.0, 1.0 / (norm + 1e-6))
-            p.data -= lr * velocity[n]
+    for c, chunk in enumerate(chunks[:-1]):
+        lr = 0.05 * 0.5 * (1 + math.cos(math.pi * c / (len(chunks) - 1)))
+        whole = chunk[: len(chunk) // 32 * 32]
+        for step in [whole[i : i + 32 * batch_seqs] for i in range(0, len(whole), 32 * batch_seqs)]:
+            pieces: list[list[int]] = []
+            for p in step:
+                if not pieces or stream[p] == 1 or len(pieces[-1]) == 32:
+                    pieces.append([])
+                pieces[-1].append(p)
+            sums = torch.zeros(())
+            for piece in pieces:
+                z = model.logits(model.hidden(torch.tensor([[stream[p] for p in piece]])))[0]
+                sums = sums + F.cross_entropy(
+                    z, torch.tensor([stream[p + 1] for p in piece]), reduction="sum"
+                )
+            model.zero_grad()
+            (sums / len(step)).backward()
+            norm = torch.stack([p.grad.square().sum() for p in model.parameters()]).sum().sqrt()
+            for n, p in model.named_parameters():
+                velocity[n] = 0.9 * velocity[n] + p.grad * min(1.0, 1.0 / (norm + 1e-6))
+                p.data -= lr * velocity[n]
 
 
-@pytest.mark.parametrize("order", ["stream", "longest"])
+# order -> batches of two in the order in which they are scored, each by its documents' first positions, and
+# what is trained on behind it: documents begin at 0, 20, 65, 80, 120, 131, 160 and have 20, 45, 15, 40, 11,
+# 29, 20 positions; boundaries are 2 and 4 documents.
+SCHEDULE = {
+    "stream": [([0, 20], [0, 20]), ([65, 80], [0, 20, 65, 80]), ([120, 131], []), ([160], [])],
+    "longest": [([20], []), ([131, 80], [131, 80]), ([0, 160], [0, 160, 131, 80]), ([120, 65], [])],
+}
+
+
+@pytest.mark.parametrize("order", SCHEDULE)
 def test_equals_the_phases_written_out(order: str):
     tokens, model = some_documents(), tiny_model()
-    run = run_scorer(scorer(order=order), tokens)
+    more: dict[str, Any] = {"order": order, "batch_docs": 2, "tail": "document"}
+    told = scorer(**more)
+    run = run_scorer(told, tokens)
     slow = Evaluation(model, tokens, 32, 4, single())
-    queue = documents(tokens)
-    if order == "longest":
-        queue = sorted(queue, key=lambda d: (-d[1], d[0]))
-    for begin, end in ((0, 2), (2, 4), (4, len(queue))):
-        for document in queue[begin:end]:
-            DocumentScorer(slow, config(order=order)).score([document])
-        if end < len(queue):
-            sgd_pass(model, tokens, queue[:end])
+    length = dict(documents(tokens))
+    for batch, trained in SCHEDULE[order]:
+        DocumentScorer(slow, config(**more)).score([(b, length[b]) for b in batch])
+        sgd_pass(model, tokens, [(b, length[b]) for b in trained])
     torch.testing.assert_close(run.nll, slow.nll, atol=2e-3, rtol=2e-3)
     for n, p in run.model.named_parameters():
         torch.testing.assert_close(p, dict(model.named_parameters())[n], atol=2e-4, rtol=1e-3)
+    assert told.facts["phases"] == 2 and told.facts["global_steps"] > 2
+
+
+def test_a_boundary_waits_for_its_batch_and_one_batch_ends_one_phase():
+    queue = [(k, [(0, 1)] * n) for k, n in enumerate((5, 5, 5, 1))]
+    assert phases_of(queue, 6, 2) == [(1, 3), (2, 6)]  # 3 of 6 are there after the first five documents
+    assert phases_of(queue, 4, 4) == [(1, 1), (2, 2), (3, 3)]  # the fourth would end with the last batch
+    assert phases_of(queue, 100, 1) == [] and phases_of(queue[:1], 1, 1) == []
+    assert phases_of(queue, 15, 1) == [(3, 15)]
+
+
+def test_the_longest_batch_comes_first_and_may_be_short_of_documents():
+    found = [(0, 4), (4, 8), (13, 4), (17, 2), (19, 9)]
+    expected = [(2, [(19, 9)]), (1, [(13, 4), (4, 8)]), (0, [(17, 2), (0, 4)])]
+    assert queue_of(found, 2, "longest") == expected
+    even = queue_of([(k, 3) for k in range(6)], 2, "longest")
+    assert [number for number, _ in even] == [0, 1, 2]  # equal batches in rising order
+    assert queue_of(found, 4, "stream") == [(0, found[:4]), (1, found[4:])]
+
+
+def test_a_prefix_of_less_than_two_chunks_trains_nothing_and_epochs_repeat_a_chunk():
+    tokens, facts = some_documents(), {}
+    for name, settings in {
+        "short": {"global_chunk_tokens": 4000},
+        "once": {},
+        "twice": {"global_epochs": 2},
+    }.items():
+        one = scorer(**settings)
+        run_scorer(one, tokens)
+        facts[name] = one.facts
+    assert facts["short"]["phases"] == facts["short"]["global_steps"] == 0
+    assert facts["twice"]["global_steps"] == 2 * facts["once"]["global_steps"] > 0
+
+
+def test_a_batch_that_is_not_full_leaves_no_a_behind():
+    """Of three documents, two a batch, longest first: the long one is alone, so the others begin cold."""
+    tokens = tiny_tokens(60)
+    tokens[tokens == 1] = 2
+    tokens[torch.tensor([0, 30, 45])] = 1
+    same = {"order": "longest", "batch_docs": 2, "global_lr": 0.0, "prefix_docs": 1, "phases": 1}
+    cold, warm = (run_scorer(scorer(warm_a=w, **same), tokens).nll for w in (False, True))
+    assert torch.equal(cold, warm)
 
 
 def test_without_the_global_rate_it_is_lora_ttt_and_with_it_later_documents_move():
@@ -128,7 +183,7 @@ def test_declares_its_order_limits_and_variables():
     for order in ("stream", "longest"):
         one = PhasedTtt(config(order=order))
         assert one.verdict().verdict is Verdict.LEGAL and one.scores_by_document is (order == "longest")
-    for settings in ({"chunk": 64}, {"phases": 5, "prefix_docs": 4}):
+    for settings in ({"chunk": 64}, {"phases": 5, "prefix_docs": 4}, {"global_chunk_tokens": 31}):
         with pytest.raises(ValueError, match="phased_ttt"):
             PhasedTtt(config(**settings)).check(SHAPE)
     environ = {"TTT_ENABLED": "1", "PHASED_TTT_ENABLED": "1", "TTT_LORA_RANK": "80", "GLOBAL_TTT_LR": "0.002"}

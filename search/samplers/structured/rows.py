@@ -20,7 +20,7 @@ from optuna.distributions import (
 )
 
 from search.common.numeric import place, value_at
-from search.space.space import INACTIVE, Conditions
+from search.space.space import INACTIVE_CODE, Conditions
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -66,7 +66,7 @@ class Rows:
 
     def _table(self, name: str, allowed: frozenset[int]) -> Mask:
         """allowed?[index of the choice + 1]; the first entry is for an inactive parameter."""
-        return np.array([k in allowed for k in range(INACTIVE, int(self.sizes[self.at[name]]))])
+        return np.array([k in allowed for k in range(INACTIVE_CODE, int(self.sizes[self.at[name]]))])
 
     def encode(self, configurations: Iterable[Params]) -> Array:
         """Rows [n, parameters]; what a configuration lacks is 0: off, or the middle of the range."""
@@ -134,7 +134,7 @@ def learn_rules(distributions: Mapping[str, BaseDistribution], examples: Sequenc
     codes: dict[str, Codes] = {}
     for name in kinds:
         dist = distributions[name]
-        codes[name] = np.array([int(place(dist, e[name])) if name in e else INACTIVE for e in examples])
+        codes[name] = np.array([int(place(dist, e[name])) if name in e else INACTIVE_CODE for e in examples])
     counts = present.sum(axis=0)
     order = sorted(range(len(names)), key=lambda k: (-int(counts[k]), k))
     rules: Conditions = {}

@@ -30,7 +30,7 @@ from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows, learn_rules, rules_within
 from search.samplers.structured.surrogate import Function
-from search.samplers.tpe.sampler import GroupedTpe
+from search.samplers.tpe import GroupedTpe
 from search.samplers.trials import other_trials
 from search.space.space import Conditions
 

@@ -14,7 +14,7 @@ from typing import Any
 from search.common.machine import machine_kind
 from search.study.foreign import Foreign
 from search.study.model import Study
-from search.trainers.code import code_hash
+from search.trainers.files import code_hash
 from search.trainers.foreign.log_reader import Rules
 from techniques.config import digest
 

@@ -13,9 +13,8 @@ from optuna.trial import create_trial
 from rich.console import Console
 
 from search.common.paths import Folders
-from search.costs.accuracy import Pair, errors_of
 from search.costs.bills import eval_bill, model_bill, num_params, steps_bill
-from search.costs.preflight import Preflight
+from search.costs.preflight import Pair, Preflight, errors_of
 from search.report.costs import accuracy_of, prediction_summary, print_costs, windows_of
 from search.session.session import Session
 from search.study.load import find_study

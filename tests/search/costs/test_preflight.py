@@ -11,9 +11,9 @@ import pytest
 from search.costs.bills import entropy_bits, eval_bill, model_bill, train_bill
 from search.costs.preflight import Preflight
 from search.samplers.admission import Infeasible, draw_all, require_feasible
-from search.space.build import build_space
+from search.space.native import build_space
 from search.space.space import Space
-from search.study.constraints import CONSTRAINTS, violations
+from search.study.limits import CONSTRAINTS, violations
 from search.study.model import Limits
 from tests.conftest import ROOT
 from tests.search.fakes import HEADER, KNOWN, make_study

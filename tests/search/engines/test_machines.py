@@ -17,9 +17,8 @@ import sqlalchemy
 from search import run
 from search.common.attributes import CODE_HASH, HARDWARE
 from search.common.options import RunOptions, WorkerSpec
-from search.engines import cluster as engines
-from search.engines.base import Ended, Task
-from search.engines.cluster import check_reachable, cluster_for, make_engine, parse_options
+from search.engines import base as engines
+from search.engines.base import Ended, Task, check_reachable, cluster_for, make_engine, parse_options
 from search.run import run_study
 from search.study.load import find_study
 from search.workers.spec import read_command, worker_command

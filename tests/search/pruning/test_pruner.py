@@ -17,7 +17,7 @@ from search.common.attributes import PREFLIGHT, REPORTS, SPARED
 from search.pruning.evidence import Evidence, Point, agreement, ranks
 from search.pruning.pruner import Pruner, is_spared, points, remember
 from search.report.pruning import print_evidence, pruning_summary, seconds_saved, spared_wrongly
-from search.study.constraints import CONSTRAINTS, feasible, set_all
+from search.study.limits import CONSTRAINTS, feasible, set_all
 from search.study.model import Pruning
 from tests.search.fakes import make_study
 

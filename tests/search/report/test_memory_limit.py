@@ -18,10 +18,9 @@ from search.report.leaderboard import print_leaderboard
 from search.report.status import print_status
 from search.report.trial import print_trial
 from search.samplers.structured.beliefs import Beliefs
-from search.samplers.tpe.parzen import ranks_of
+from search.samplers.tpe import ranks_of
 from search.session.session import Session
-from search.study.constraints import CONSTRAINTS, feasible, set_all, violations
-from search.study.limits import Limits
+from search.study.limits import CONSTRAINTS, Limits, feasible, set_all, violations
 from search.study.load import find_study
 from search.study.model import Study, study_hash, study_identity
 from search.trainers.process import Outcome

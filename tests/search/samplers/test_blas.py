@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from search.samplers.blas import one_thread
-from search.samplers.caddie import CaddieSampler
+from search.samplers.caddie import CaddieSampler, one_thread
 
 
 def threads() -> set[int]:

@@ -17,10 +17,10 @@ from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
 from search.samplers.admission import Infeasible, draw_all
 from search.samplers.caddie import CaddieSampler
-from search.samplers.tpe.sampler import GroupedTpe
-from search.space.build import build_space
+from search.samplers.tpe import GroupedTpe
+from search.space.native import build_space
 from search.space.space import Space
-from search.study.constraints import set_all, violations
+from search.study.limits import set_all, violations
 from search.study.model import Study
 from tests.search.fakes import HEADER, KNOWN, make_study
 

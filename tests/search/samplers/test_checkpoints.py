@@ -16,10 +16,9 @@ from search.report.savings import reuse_of_study, reuse_of_trial
 from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import BEST, PATIENCE, StageChooser
 from search.samplers.choose import sampled_by
-from search.space.build import build_space
-from search.space.space import Space
-from search.space.stages import is_later, training_key
-from search.study.constraints import set_all, violations
+from search.space.native import build_space
+from search.space.space import Space, is_later, training_key
+from search.study.limits import set_all, violations
 from search.study.model import Study
 from techniques.base import Technique
 from techniques.config import Resolved

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from search.samplers.structured.rows import Rows, learn_rules, rules_within
-from search.space.build import build_space
+from search.space.native import build_space
 from search.space.space import Space
 from search.study.load import load_study
 from techniques import catalog

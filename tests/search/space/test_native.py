@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from search.samplers.admission import draw_all
-from search.space.build import native_space
+from search.space.native import native_space
 from techniques.base import check_value
 from techniques.config import known_field, resolve
 from tests.search.fakes import KNOWN, make_study

@@ -19,8 +19,7 @@ from search.stage_cache.addresses import DataId, Ground, addresses, code_of, mac
 from search.stage_cache.reuse import FILES, REPLAYED, Reuse, check_cache, open_reuse, parse_bytes
 from search.stage_cache.store import Limits as Room
 from search.stage_cache.store import Store
-from search.study.constraints import violations
-from search.study.limits import Limits
+from search.study.limits import Limits, violations
 from search.trainers.files import Record
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
 from search.workers.record import replayed_facts, stage_facts

@@ -18,8 +18,7 @@ from sqlalchemy import event
 
 from search.common.errors import redact
 from search.storage import patient as storage
-from search.storage.patient import StorageError
-from search.storage.url import normalise_url, resolve_url
+from search.storage.patient import StorageError, normalise_url, resolve_url
 from tests.search.db_helpers import alive, first_line, held_server, server_pids, until, worker
 
 TIMING = storage.Timing(patience_s=30.0, heartbeat_s=1, grace_s=2)

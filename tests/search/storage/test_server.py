@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import exc
 
-from search.storage import places as pgplace
+from search.storage import postmaster as pgplace
 from search.storage import server as postgres
 from tests.search.db_helpers import (
     HOLD,

@@ -17,7 +17,7 @@ from search.session.passport import speed_matters
 from search.session.session import Session, differences
 from search.study.load import load_study
 from search.study.model import study_hash
-from search.trainers.code import code_hash
+from search.trainers.files import code_hash
 from search.trainers.foreign.run import ForeignTrainer
 from search.trainers.native import NativeTrainer
 from search.trainers.trainer import trainer_of

@@ -25,7 +25,7 @@ from search.samplers.admission import Infeasible
 from search.samplers.caddie import CaddieSampler
 from search.session.passport import check_joining
 from search.session.session import Session, open_session
-from search.space.build import build_space
+from search.space.native import build_space
 from search.study.load import find_study
 from search.study.model import Study
 from search.workers.warm_start import WarmStart, find_warm_start

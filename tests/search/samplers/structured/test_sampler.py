@@ -28,8 +28,8 @@ from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.rows import Rows, learn_rules
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.surrogate import Basis, Function, Hyper, Surrogate
-from search.space.build import build_space
-from search.study.constraints import set_all, violations
+from search.space.native import build_space
+from search.study.limits import set_all, violations
 from search.study.model import study_hash
 from tests.search.fakes import KNOWN, make_study
 

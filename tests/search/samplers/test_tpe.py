@@ -1,4 +1,4 @@
-"""The quick ways of search/samplers/tpe/parzen.py against Optuna's own, on studies of every kind of trial."""
+"""The quick ways of search/samplers/tpe.py against Optuna's own, on studies of every kind of trial."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from search.common.numeric import draw
-from search.samplers.tpe.parzen import Numbers, Observed, Parzen, log_mass
-from search.samplers.tpe.sampler import BATCH, GroupedTpe
+from search.samplers.tpe import BATCH, GroupedTpe, Numbers, Observed, Parzen, log_mass
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "gate": CategoricalDistribution((False, True)),

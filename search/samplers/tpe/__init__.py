@@ -1,1 +1,0 @@
-"""TPE over groups of parameters that are active together."""
