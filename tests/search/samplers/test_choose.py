@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from search.space.build import build_space
-from search.study.constraints import set_all, violations
 
 from search.common.options import SAMPLERS
 from search.costs.bills import model_bill
@@ -20,6 +18,8 @@ from search.samplers.admission import examine
 from search.samplers.caddie import CaddieSampler
 from search.samplers.choose import sampled_by
 from search.samplers.gp import GaussianProcess
+from search.space.native import build_space
+from search.study.limits import set_all, violations
 from tests.search.fakes import HEADER, KNOWN, make_study
 
 BYTES = 100_000 + 230_000
