@@ -1126,8 +1126,7 @@ class Run:
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """What an earlier process saw up to the end of a stage: its audit, its ledger, its memory."""
-        peaks = (self.world.earlier_peak_bytes, record.get("peak_memory_bytes", 0))
-        self.world.earlier_peak_bytes = max(peaks)
+        self.world.earlier_peak_bytes = max(self.world.earlier_peak_bytes, record.get("peak_memory_bytes", 0))
         self.world.ledger.restore(record["ledger"])
         self.audit.restore(record["audit"])
 
