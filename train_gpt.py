@@ -6,7 +6,8 @@ per byte.
 
 Read from the top: world, data, model, optimisers, schedule, train, quantise and pack, score, main. Techniques
 enter at seams (techniques/base.py lists them): while the model is built, each gives a module or a function,
-or nothing. At run time there is no flag and no `if` on a technique. With every technique off this is the
+or nothing. At run time there is no flag and no `if` on a technique. `Seams` (trainer/seams.py) gives at each
+seam what stands there, and notes what a technique changed by it. With every technique off this is the
 challenge's naive baseline.
 
 The six stages are data → train → average → quantize → pack → evaluate. Each has a key (a hash of all that its
@@ -22,13 +23,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,17 +45,20 @@ from torch import Tensor, nn
 from corpus import dataset as corpus_dataset
 from corpus import shards
 from techniques import catalog
-from techniques.base import Batch, Shape, Technique, claims
-from techniques.config import Config, Resolved, batch_at, codes, digest, help_text, settings_from, stage_keys
-from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest, unpack
+from techniques.base import Batch, Shape, Technique
+from techniques.config import Config, Resolved, batch_at, codes, digest, stage_keys
+from techniques.parts import Averager, MatrixOptimizer, Quantizer, Scorer
+from techniques.settings import help_text, settings_from
+from trainer.artifact import Packed, RoundToNearest, ZlibCodec, pack, round_to_nearest, unpack
 from trainer.attention import Attend, pick_attention
-from trainer.audit import Audit, implausible
-from trainer.compiled import compile_scoring, maybe_compile
+from trainer.audit import implausible
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
-from trainer.scoring import audit_scorer, nats_of
+from trainer.reporter import Log, Reporter
+from trainer.scoring import compile_scoring, nats_of, score_changed
+from trainer.seams import Seams
 from trainer.stream import TokenStream
-from trainer.world import Clock, Log, World, peak_rss_bytes, write_atomically
+from trainer.world import Clock, World, compute_dtype, maybe_compile, write_atomically
 
 ROOT = Path(__file__).resolve().parent
 
@@ -100,7 +103,7 @@ class Build:
 
     shape: Shape
     config: Config
-    techniques: tuple[Technique, ...]  # in chain order
+    seams: Seams
     dtype: torch.dtype  # of the compute; parameters are float32
     attend: Attend
 
@@ -113,13 +116,12 @@ def enter(build: Build, seam: str, *args: Any) -> dict[str, Any]:
     """name -> what each technique gives at `seam`. A technique's random numbers are its own: switching one on
     or off changes nobody else's initialisation."""
     given: dict[str, Any] = {}
-    for technique in build.techniques:
-        if seam in claims(technique):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seam_seed(build.config.seed, technique.name, seam, *args[1:]))
-                part = getattr(technique, seam)(*args)
-            if part is not None:
-                given[technique.name] = part
+    for technique in build.seams.entering(seam):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seam_seed(build.config.seed, technique.name, seam, *args[1:]))
+            part = getattr(technique, seam)(*args)
+        if part is not None:
+            given[technique.name] = part
     return given
 
 
@@ -365,50 +367,33 @@ class GPT(nn.Module):
         return self.loss_terms(loss, h, targets, self.cross_entropy)
 
 
-def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and on CPUs that have its instructions (elsewhere it is slower than float32)."""
-    if config.compute_dtype != "auto":
-        return getattr(torch, config.compute_dtype)
-    fast = (
-        device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-    return torch.bfloat16 if fast else torch.float32
-
-
 def build_model(
-    resolved: Resolved,
-    device: torch.device | str = "cpu",
-    audit: Audit | None = None,
-    *,
-    init: bool = True,
+    resolved: Resolved, device: torch.device | str = "cpu", seams: Seams | None = None, *, init: bool = True
 ) -> GPT:
     """The model of these settings, initialised from `seed` alone. On device "meta" it costs nothing but
     counting; `init=False` leaves out the techniques' own initialisation, where weights are loaded anyway."""
-    config, device = resolved.config, torch.device(device)
+    config, device, seams = resolved.config, torch.device(device), seams or Seams(resolved)
     dtype = torch.float32 if device.type == "meta" else compute_dtype(config, device)
     _, attend = pick_attention(config.attention if device.type != "meta" else "sdpa", device, dtype)
-    build = Build(resolved.shape(), config, tuple(resolved.techniques.values()), dtype, attend)
+    build = Build(resolved.shape(), config, seams, dtype, attend)
     torch.manual_seed(config.seed)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         model = GPT(build)
     for linear in model.modules():
         if isinstance(linear, Linear) and linear.weight.numel() >= config.quantize_min_numel:
             role = linear.weight.role  # type: ignore[attr-defined]
-            chain = Chain(build, "weight", role, bits_of(resolved.techniques, role))
+            chain = Chain(build, "weight", role, seams.bits(role))
             linear.stored_as = chain if chain.steps else None
     unrouted = [n for n, p in model.named_parameters() if not hasattr(p, "role")]
     assert not unrouted, f"parameters without a role: {unrouted}"
     if device.type != "meta" and init:
-        for technique in build.techniques:
-            if "init" in claims(technique):
-                before = {n: p.detach().clone() for n, p in model.named_parameters()}
-                with torch.random.fork_rng(devices=[]), torch.no_grad():
-                    torch.manual_seed(seam_seed(config.seed, technique.name, "init"))
-                    technique.init(model)
-                touched = sum(int((p != before[n]).sum()) for n, p in model.named_parameters())
-                if audit is not None:
-                    audit.changed(technique.name, "init", touched > 0)
-                    audit.note(technique.name, init_elements=touched)
+        for technique in seams.entering("init"):
+            before = {n: p.detach().clone() for n, p in model.named_parameters()}
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(seam_seed(config.seed, technique.name, "init"))
+                technique.init(model)
+            touched = sum(int((p != before[n]).sum()) for n, p in model.named_parameters())
+            seams.changed(technique, "init", touched > 0, init_elements=touched)
     return model.to(device)
 
 
@@ -478,10 +463,22 @@ ROUTES = {
 }
 
 
+@dataclass(frozen=True)
+class Optimizers:
+    """Adam and the optimiser of the matrices: every parameter in exactly one group."""
+
+    adam: torch.optim.Optimizer
+    matrices: MatrixOptimizer
+    params_by_role: dict[str, int]
+
+    def __iter__(self) -> Iterator[torch.optim.Optimizer | MatrixOptimizer]:
+        yield from (self.adam, self.matrices)
+
+
 def build_optimizers(
-    model: GPT, config: Config, hyper: Hyper, world: World, muon: Callable[..., Any] = Muon
-) -> tuple[list[torch.optim.Optimizer], dict[str, int]]:
-    """Every parameter in exactly one group, by its role; and the parameters' count by role."""
+    model: GPT, config: Config, hyper: Hyper, world: World, muon: Callable[..., MatrixOptimizer] = Muon
+) -> Optimizers:
+    """Every parameter goes by its role."""
     groups: dict[str, list[Tensor]] = {}
     for p in model.parameters():
         groups.setdefault(p.role, []).append(p)  # type: ignore[attr-defined]
@@ -499,27 +496,24 @@ def build_optimizers(
         adam_groups.append({**group, "lr": lr * mult})
     fused = world.device.type == "cuda"
     adam = torch.optim.AdamW(adam_groups, betas=(hyper.beta1, hyper.beta2), eps=hyper.adam_eps, fused=fused)
-    optimizers: list[torch.optim.Optimizer] = [adam]
-    if muon_groups:
-        dtype = compute_dtype(config, world.device)
-        optimizers.append(muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype))
+    dtype = compute_dtype(config, world.device)
+    matrices = muon(list(muon_groups.values()), config.matrix_lr, hyper, world, dtype)
+    by_role = {role: sum(p.numel() for p in params) for role, params in sorted(groups.items())}
+    optimizers = Optimizers(adam, matrices, by_role)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     grouped = sum(len(g["params"]) for o in optimizers for g in o.param_groups)
     assert grouped == sum(1 for _ in model.parameters()), "a parameter is in no optimiser group, or in two"
-    return optimizers, {role: sum(p.numel() for p in params) for role, params in sorted(groups.items())}
+    return optimizers
 
 
-def orthogonalizer(techniques: Mapping[str, Technique], audit: Audit) -> Callable[[Tensor, int], Tensor]:
+def orthogonalizer(seams: Seams) -> Callable[[Tensor, int], Tensor]:
     """Newton–Schulz, or what the techniques make of it; each is tried on a random matrix."""
-    function = newton_schulz
     probe = torch.randn(1, 24, 16, generator=torch.Generator().manual_seed(0))
-    for name, technique in techniques.items():
-        if "orthogonalize" in claims(technique):
-            inner, function = function, technique.orthogonalize(function)
-            audit.changed(name, "updates", not torch.equal(inner(probe, 5), function(probe, 5)))
-    return function
+    return seams.chain(
+        "orthogonalize", newton_schulz, differ=lambda old, new: not torch.equal(old(probe, 5), new(probe, 5))
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -582,73 +576,47 @@ class Trained:
 class Trainer:
     """One training run: model, optimisers, loader, schedule, clock."""
 
-    def __init__(
-        self, resolved: Resolved, world: World, data: corpus_dataset.Dataset, log: Log, audit: Audit
-    ):
-        self.resolved, self.config, self.world, self.data = resolved, resolved.config, world, data
-        self.log, self.audit = log, audit
+    def __init__(self, seams: Seams, world: World, data: corpus_dataset.Dataset, log: Log):
+        self.seams, self.config, self.world, self.data = seams, seams.resolved.config, world, data
+        self.log, self.reporter = log, Reporter(log, self.config)
         world.ledger.at("train", "build", lambda: self.clock.now())
         self.clock, self.step, self.train_loss, self.aux_loss = Clock(world), 0, math.nan, 0.0
-        self.model = build_model(resolved, world.device, audit)
-        self.techniques = resolved.techniques
-        hyper = Hyper()
-        for name, technique in self.techniques.items():
-            if "hyper" in claims(technique):
-                hyper, before = technique.hyper(hyper), hyper
-                audit.changed(name, "optimiser settings", hyper != before)
-        self.hyper = hyper
-        owner = owner_of(self.techniques, "muon")
-        self.optimizers, self.params_by_role = build_optimizers(
-            self.model, self.config, hyper, world, owner.muon if owner else Muon
-        )
-        if owner:
-            audit.changed(owner.name, "the optimiser of matrices", len(self.optimizers) > 1)
-        for optimizer in self.optimizers:
-            if hasattr(optimizer, "orthogonalize"):
-                optimizer.orthogonalize = orthogonalizer(self.techniques, audit)  # type: ignore[attr-defined]
+        self.model = build_model(seams.resolved, world.device, seams)
+        self.hyper = seams.chain("hyper", Hyper())
+        owner = seams.owner("muon")
+        muon = owner.muon if owner else Muon
+        self.optimizers = build_optimizers(self.model, self.config, self.hyper, world, muon)
+        self.optimizers.matrices.orthogonalize = orthogonalizer(seams)
+        seams.filled("muon", True)
         self.loader = self.open_loader()
-        given = [t.stepper(self.model) for t in self.techniques.values() if "stepper" in claims(t)]
+        given = [technique.stepper(self.model) for technique in seams.entering("stepper")]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
-        self.moved: dict[str, bool] = {}  # technique -> a setting of some step was another because of it
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
         self.train_tokens, self.recent = 0, [0.0]  # timed seconds at the last steps' ends
-        self.phases = sorted({0.0, *(p for t in self.techniques.values() for p in t.phases())})
-        self.sizes = {phase: batch_at(self.config, self.techniques, phase) for phase in self.phases}
+        self.phases = sorted({0.0, *(p for t in seams.techniques.values() for p in t.phases())})
+        self.sizes = {phase: batch_at(self.config, seams.techniques, phase) for phase in self.phases}
         full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
-        for name, technique in self.techniques.items():
-            if "batch" in claims(technique):
-                audit.changed(name, "batches", any(technique.batch(full, p) != full for p in self.phases))
-        self.schedule_owner = next((n for n, t in self.techniques.items() if "lr_scale" in claims(t)), None)
-        self.schedule_differs = False
-        self.averager: Any = None
+        for technique in seams.entering("batch"):
+            smaller = any(technique.batch(full, phase) != full for phase in self.phases)
+            seams.changed(technique, "batch", smaller)
+        self.averager: Averager | None = None
 
     def open_loader(self) -> Loader:
         """The training data from its first batch on."""
-        owner, where = owner_of(self.techniques, "loader"), (self.config, self.world, self.data.train_paths)
+        owner, where = self.seams.owner("loader"), (self.config, self.world, self.data.train_paths)
         if owner:
             ours, plain = (next(loader.step())[0] for loader in (Loader(*where, owner), Loader(*where)))
-            self.audit.changed(owner.name, "the first batch", not torch.equal(ours, plain))
+            self.seams.filled("loader", not torch.equal(ours, plain))
         return Loader(*where, owner)
 
     # -- one step ------------------------------------------------------------------------------------------
 
     def lr_scale(self, moment: Moment) -> float:
         baseline = baseline_lr_scale(moment)
-        if self.schedule_owner is None:
-            return baseline
-        scale = self.techniques[self.schedule_owner].lr_scale(moment.progress)
-        assert scale is not None
-        self.schedule_differs |= abs(scale - baseline) > 1e-9
+        scale = self.seams.slot("lr_scale", lambda _progress: baseline, moment.progress)
+        self.seams.filled("lr_scale", abs(scale - baseline) > 1e-9)
         return scale
-
-    def moving(self, seam: str, value: Any, progress: float) -> Any:
-        """`value` of this step, after every technique that moves it while training."""
-        for name, technique in self.techniques.items():
-            if seam in claims(technique):
-                before, value = value, getattr(technique, seam)(value, progress)
-                self.moved[name] = self.moved.get(name, False) or value != before
-        return value
 
     def train_step(self, moment: Moment) -> Tensor:
         """Forward and backward of every micro-batch, then one step of every optimiser. Returns the mean
@@ -664,8 +632,8 @@ class Trainer:
             part = self.compiled(ids, targets) / c.micro_batches
             part.backward()
             loss += part.detach()
-        self.settle_gradients()
-        hyper = self.moving("hyper_at", self.hyper, progress)
+        self.optimizers.matrices.settle_gradients(self.model.parameters(), c.grad_clip_norm)
+        hyper = self.seams.chain("hyper_at", self.hyper, progress)
         warm = min(1.0, moment.step / max(1, hyper.muon_momentum_warmup_steps))
         momentum = (1 - warm) * hyper.muon_momentum_start + warm * hyper.muon_momentum
         for optimizer in self.optimizers:
@@ -678,20 +646,6 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return self.world.sum(loss)
 
-    def settle_gradients(self) -> None:
-        """Sum over ranks, before any clipping: one rank and many take the same step."""
-        muon, most = self.optimizers[-1], self.config.grad_clip_norm
-        if hasattr(muon, "settle_gradients"):
-            muon.settle_gradients(self.model.parameters(), most)  # type: ignore[operator]
-            return
-        if self.world.size > 1:
-            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
-            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-                g.copy_(part.view_as(g))
-        if most:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)
-
     # -- the run -------------------------------------------------------------------------------------------
 
     def enter_phase(self, progress: float) -> None:
@@ -699,8 +653,7 @@ class Trainer:
         phase = max(p for p in self.phases if p <= progress)
         if phase != self.model.phase:
             self.model.enter_phase(phase)
-            if phase:
-                self.log(f"phase:{phase} step:{self.step}")
+            self.reporter.phase(phase, self.step)
 
     def warm_up(self) -> None:
         """Real steps that trigger compilation of every phase's graph, then everything they changed is put
@@ -713,24 +666,22 @@ class Trainer:
             self.enter_phase(phase)
             for i in range(self.config.warmup_steps):
                 self.train_step(Moment(0, 0.0, self.config))
-                if i == 0 or i + 1 == self.config.warmup_steps:
-                    self.log(f"warmup_step:{i + 1}/{self.config.warmup_steps}")
+                self.reporter.warm_up(i + 1)
         self.model.load_state_dict(model_state)
         for optimizer, state in zip(self.optimizers, optimizer_states, strict=True):
             optimizer.load_state_dict(state)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"]
-        self.moved, self.schedule_differs, self.train_tokens = {}, False, 0
+        self.seams.forget_steps()
+        self.train_tokens = 0
         self.loader.stream.load(first)
 
     def run(self) -> Trained:
-        c, log = self.config, self.log
-        true_start = time.perf_counter()
+        c, true_start = self.config, time.perf_counter()
         self.world.ledger.at("train", "warm-up")
         self.warm_up()
         self.world.ledger.at("train", "steps")
-        owner = owner_of(self.techniques, "averager")
-        self.averager = owner.averager(self.model, c.iterations) if owner else None
+        self.averager = self.seams.slot("averager", lambda *_: None, self.model, c.iterations)
         next_report, self.step = 1, 0
         self.clock.start()
         while True:
@@ -749,8 +700,7 @@ class Trainer:
             if self.averager is not None:
                 self.averager.update(self.model, self.scale)
             self.watch(loss)
-        if self.step < c.iterations:
-            log(f"stopping_early: wallclock_cap train_time:{self.ms():.0f}ms step:{self.step}/{c.iterations}")
+        self.reporter.stopped(self.step, self.clock.now())
         train_s = self.clock.stop()
         self.model.enter_phase(1.0)
         self.audit_schedule_and_model()
@@ -775,9 +725,6 @@ class Trainer:
         slowest = max((b - a for a, b in itertools.pairwise(self.recent)), default=0.0)
         return moment, not moment.budget_s or now + (2 + queued) * slowest < moment.budget_s
 
-    def ms(self) -> float:
-        return 1000.0 * self.clock.now()
-
     def watch(self, loss: Tensor) -> None:
         """The log line, and a look at the loss: every step on a CPU, every tenth on a GPU (looking waits for
         it)."""
@@ -789,78 +736,45 @@ class Trainer:
         if not math.isfinite(self.train_loss):
             raise Diverged(f"train_loss is {self.train_loss} at step {self.step}")
         if due:
-            step_avg = self.ms() / self.step
-            self.log(
-                f"step:{self.step}/{c.iterations} train_loss:{self.train_loss:.4f} "
-                f"train_time:{self.ms():.0f}ms step_avg:{step_avg:.2f}ms"
-            )
-            self.log.metrics(
-                kind="train", step=self.step, train_loss=self.train_loss, elapsed_s=self.clock.now()
-            )
+            self.reporter.step(self.step, self.train_loss, self.clock.now())
 
     def validate(self, moment: Moment) -> None:
         """The plain score of the current weights; the training clock stands still."""
         self.clock.stop()
         score = score_plainly(self.model, self.world, self.data, self.config)
-        self.log(
-            f"step:{self.step}/{self.config.iterations} "
-            f"val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
-            f"train_time:{self.ms():.0f}ms step_avg:{self.ms() / max(1, self.step):.2f}ms"
-        )
-        self.log.metrics(
-            kind="validation",
-            step=self.step,
-            progress=moment.progress,
-            val_bpb=score.val_bpb,
-            elapsed_s=self.clock.now(),
-        )
+        self.reporter.validation(self.step, moment.progress, score, self.clock.now())
         self.clock.start()
 
     def report(self, moment: Moment) -> None:
         """An early BPB for whoever may prune this run: same tokens each time, raw and averaged weights."""
         self.clock.stop()
-        scores = {
-            "val_bpb": score_plainly(
-                self.model, self.world, self.data, self.config, self.config.report_tokens
-            )
-        }
+        score = functools.partial(
+            score_plainly, self.model, self.world, self.data, self.config, self.config.report_tokens
+        )
+        scores = {"val_bpb": score().val_bpb}
         if self.averager is not None:
             with swapped(self.model, self.averager.weights()):
-                scores["val_bpb_average"] = score_plainly(
-                    self.model, self.world, self.data, self.config, self.config.report_tokens
-                )
-        self.log.metrics(
-            kind="report",
-            step=self.step,
-            progress=moment.progress,
-            lr_scale=self.lr_scale(moment),
-            train_loss=self.train_loss,
-            elapsed_s=self.clock.now(),
-            **{name: score.val_bpb for name, score in scores.items()},
-        )
+                scores["val_bpb_average"] = score().val_bpb
+        now = {"step": self.step, "train_loss": self.train_loss, "elapsed_s": self.clock.now()}
+        self.reporter.report(scores, progress=moment.progress, lr_scale=self.lr_scale(moment), **now)
         self.clock.start()
 
     def exported_weights(self) -> dict[str, Tensor]:
         weights = {n: p.detach() for n, p in self.model.named_parameters()}
-        owner = owner_of(self.techniques, "averager")
-        if owner is not None:
-            averaged = self.averager.weights()
+        if self.averager is not None:
+            name, averaged = self.seams.name("averager", ""), self.averager.weights()
             touched = sum(int((averaged[n] != w).sum()) for n, w in weights.items())
-            self.audit.changed(owner.name, "exported weights", touched > 0)
-            self.audit.note(owner.name, exported_elements=touched, **getattr(self.averager, "facts", {}))
+            self.seams.filled("averager", touched > 0, exported_elements=touched, **self.averager.facts)
             last = self.probe_loss()
             with swapped(self.model, averaged):
-                self.audit.averaged(owner.name, last, self.probe_loss())
-            self.log(f"{owner.name}:applying averaged weights")
+                self.seams.audit.averaged(name, last, self.probe_loss())
+            self.log(f"{name}:applying averaged weights")
             weights = averaged
         return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
 
     def audit_schedule_and_model(self) -> None:
         """Each technique of the model is taken out of the finished model once: does the loss notice?"""
-        if self.schedule_owner:
-            self.audit.changed(self.schedule_owner, "learning rates", self.schedule_differs)
-        for name, moved in self.moved.items():
-            self.audit.changed(name, "the steps' settings", moved)
+        self.seams.note_steps()
         self.world.ledger.at("train", "audit")
         ids, targets = next(iter(self.loader.step()))
         self.probe = ids, targets = ids[:2], targets[:2]
@@ -872,8 +786,8 @@ class Trainer:
                 with without(self.model, name):
                     changed = float(self.model(ids, targets)) - float(loss)
                 params = sum(p.numel() for n, p in self.model.named_parameters() if f".{name}." in f".{n}")
-                self.audit.changed(name, "loss", changed != 0.0)
-                self.audit.note(name, params=params, places=len(places), train_loss_without=changed)
+                self.seams.audit.changed(name, "loss", changed != 0.0)
+                self.seams.audit.note(name, params=params, places=len(places), train_loss_without=changed)
 
     @torch.no_grad()
     def probe_loss(self) -> float:
@@ -892,16 +806,6 @@ def wait_for(model: GPT) -> None:
         torch.cuda.synchronize(model.tok_emb.device)
 
 
-def owner_of(techniques: Mapping[str, Technique], seam: str) -> Technique | None:
-    return next((t for t in techniques.values() if seam in claims(t)), None)
-
-
-def bits_of(techniques: Mapping[str, Technique], role: str) -> int:
-    """Bits per stored weight of a role: 8, unless a technique says otherwise."""
-    owner = owner_of(techniques, "bits")
-    return (owner.bits(role) if owner else None) or 8
-
-
 @dataclass
 class Export:
     """What a correction of the stored tensors may look at."""
@@ -909,104 +813,76 @@ class Export:
     weights: Mapping[str, Tensor]
     roles: Mapping[str, str]
     hessians: Mapping[str, Tensor]  # mean XᵀX of the inputs, where a quantiser collected them
-    resolved: Resolved
-    facts: dict[str, Any]
+    seams: Seams
 
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
-        owner = owner_of(self.resolved.techniques, "codec")
-        artifact = pack(packed, self.resolved.identity("pack"), owner.codec() if owner else ZlibCodec())
-        return len(artifact) + sum(len(p.read_bytes()) for p in source_files(self.resolved))
+        artifact = pack(packed, self.seams.resolved.identity("pack"), self.seams.codec())
+        return len(artifact) + sum(len(p.read_bytes()) for p in source_files(self.seams.resolved))
 
     def note(self, **facts: Any) -> None:
-        self.facts.update(facts)
+        """Figures of the technique that corrects."""
+        self.seams.note(**facts)
 
 
-def round_tensors(
-    weights: Mapping[str, Tensor],
-    roles: Mapping[str, str],
-    bits: Mapping[str, int],
-    how: tuple[Mapping[str, Technique | None], Any, Audit],
-) -> list[Packed]:
+def round_tensors(export: Export, bits: Mapping[str, int], quantizer: Quantizer) -> list[Packed]:
     """Every tensor as it is stored: integers of `bits` where they say so."""
-    owners, quantizer, audit = how
+    seams = export.seams
+    touched = {"bits": 0, "row_scale": 0, "quantizer": 0}  # slot -> tensors that are others because of it
+    compared = any(seams.owner(slot) for slot in touched)
     packed: list[Packed] = []
-    touched = {"stored bits": 0, "stored scales": 0, "stored integers": 0}
-    for name, weight in weights.items():
+    for name, role in export.roles.items():
+        weight = export.weights[name]
         if name not in bits:
-            packed.append(
-                Packed(name, weight.to(torch.float32 if roles[name] == "scalar" else torch.float16), None)
-            )
+            packed.append(Packed(name, weight.to(torch.float32 if role == "scalar" else torch.float16), None))
             continue
-        ruler = owners["row_scale"]
-        rule = ruler.row_scale(roles[name]) if ruler else None
-        plain_q, plain_scale = round_to_nearest(weight, bits[name])
-        ruled = (
-            round_to_nearest(weight, bits[name], rule) if rule and not quantizer else (plain_q, plain_scale)
-        )
-        q, scale = quantizer.quantize(name, weight, bits[name], rule) if quantizer else ruled
+        rule = seams.slot("row_scale", lambda _role: None, role)
+        q, scale = quantizer.quantize(name, weight, bits[name], rule)
         assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
         packed.append(Packed(name, q, scale))
-        touched["stored bits"] += bits[name] != 8
-        touched["stored scales"] += not torch.equal(scale, plain_scale)
-        touched["stored integers"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
-    for seam, what in zip(owners, touched, strict=True):
-        owner = owners[seam]
-        if owner is not None:
-            audit.changed(owner.name, what, touched[what] > 0)
-            audit.note(owner.name, tensors=touched[what])
+        if compared:
+            plain_q, plain_scale = round_to_nearest(weight, bits[name])
+            touched["bits"] += bits[name] != 8
+            touched["row_scale"] += not torch.equal(scale, plain_scale)
+            touched["quantizer"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
+    for slot, tensors in touched.items():
+        seams.filled(slot, tensors > 0, tensors=tensors)
     return packed
 
 
+def num_changed(before: Sequence[Packed], after: Sequence[Packed]) -> int:
+    """Tensors that reload with other values."""
+    pairs = zip(before, after, strict=True)
+    return sum(not torch.equal(a.dequantized(), b.dequantized()) for a, b in pairs)
+
+
 def quantize(
-    weights: Mapping[str, Tensor],
-    model: GPT,
-    resolved: Resolved,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    audit: Audit,
+    weights: Mapping[str, Tensor], model: GPT, seams: Seams, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[list[Packed], dict[str, Any]]:
     """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
     float16. Techniques choose the bits, the scales, the rounding, and then correct what is stored; `batches`
     are training data, inside the budget."""
-    techniques, calibrate_s = resolved.techniques, 0.0
-    owners = {s: owner_of(techniques, s) for s in ("bits", "row_scale", "quantizer")}
-    quantizer = owners["quantizer"].quantizer() if owners["quantizer"] else None
     load_weights(model, weights)
-    if quantizer is not None:
-        start = time.perf_counter()
-        quantizer.calibrate(model, batches)
-        wait_for(model)
-        calibrate_s = time.perf_counter() - start
-    hessians: dict[str, Tensor] = getattr(quantizer, "hessians", {})
+    quantizer: Quantizer = seams.slot("quantizer", RoundToNearest)
+    start = time.perf_counter()
+    quantizer.calibrate(model, batches)
+    wait_for(model)
+    calibrate_s = time.perf_counter() - start
     roles: dict[str, str] = {n: p.role for n, p in model.named_parameters() if p.role != "aux"}  # type: ignore[attr-defined]
-    stored = [
-        n
+    bits = {
+        n: seams.bits(role)
         for n, role in roles.items()
         if role != "scalar"
         and (w := weights[n]).ndim == 2
-        and w.numel() >= resolved.config.quantize_min_numel
-    ]
-    bits = {n: bits_of(techniques, roles[n]) for n in stored}
-    allots = owner_of(techniques, "tensor_bits")
-    if allots is not None:
-        by_role, notes = bits, audit.facts[allots.name]
-        bits = allots.tensor_bits(by_role, Export(weights, roles, hessians, resolved, notes))
-        audit.changed(allots.name, "bits by tensor", bits != by_role)
-    packed = round_tensors({n: weights[n] for n in roles}, roles, bits, (owners, quantizer, audit))
-    if owners["quantizer"]:
-        facts = getattr(quantizer, "facts", {})
-        audit.note(owners["quantizer"].name, calibrate_s=calibrate_s, **facts)
-    for name, technique in techniques.items():
-        if "correct" in claims(technique):
-            export = Export(weights, roles, hessians, resolved, audit.facts[name])
-            before, packed = packed, technique.correct(packed, export)
-            changed = sum(
-                not torch.equal(a.dequantized(), b.dequantized()) for a, b in zip(before, packed, strict=True)
-            )
-            audit.changed(name, "stored tensors", changed > 0)
-            audit.note(name, tensors=changed)
+        and w.numel() >= seams.resolved.config.quantize_min_numel
+    }
+    export = Export(weights, roles, quantizer.hessians, seams)
+    bits = seams.chain("tensor_bits", bits, export)
+    packed = round_tensors(export, bits, quantizer)
+    seams.note_of("quantizer", calibrate_s=calibrate_s, **quantizer.facts)
+    packed = seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
     elements = sum(weights[n].numel() for n in bits)
-    timed_s = calibrate_s if getattr(quantizer, "reads_data", True) else 0.0  # the budget pays for data read
+    timed_s = calibrate_s if quantizer.reads_data else 0.0  # the budget pays for data read
     return packed, {"calibrate_s": timed_s, "quantized_elements": elements}
 
 
@@ -1091,17 +967,23 @@ class Evaluation:
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
 
 
-def score_windows(run: Evaluation) -> None:
+class PlainScorer:
     """The baseline's protocol: sequences side by side, every position of each scored."""
-    t = run.seq_len
-    mine = run.world.my_range(math.ceil(run.num_positions / t))
-    for first in range(mine.start, mine.stop, run.batch_seqs):
-        starts = [s * t for s in range(first, min(first + run.batch_seqs, mine.stop))]
-        whole = [s for s in starts if s + t <= run.num_positions]
-        for group in ([whole] if whole else []) + [[s] for s in starts if s not in whole]:
-            ids, targets = run.windows(group, min(t, run.num_positions - group[0]))
-            for s, nll in zip(group, run.nats(run.hidden(ids), targets).cpu(), strict=True):
-                run.write(s, nll)
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def score(self, run: Evaluation) -> None:
+        t = run.seq_len
+        mine = run.world.my_range(math.ceil(run.num_positions / t))
+        for first in range(mine.start, mine.stop, run.batch_seqs):
+            starts = [s * t for s in range(first, min(first + run.batch_seqs, mine.stop))]
+            whole = [s for s in starts if s + t <= run.num_positions]
+            for group in ([whole] if whole else []) + [[s] for s in starts if s not in whole]:
+                ids, targets = run.windows(group, min(t, run.num_positions - group[0]))
+                for s, nll in zip(group, run.nats(run.hidden(ids), targets).cpu(), strict=True):
+                    run.write(s, nll)
 
 
 def validation_tokens(data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Tensor:
@@ -1126,45 +1008,33 @@ def score_plainly(
     model.eval()
     with torch.no_grad(), world.ledger.report(model):
         run = open_evaluation(model, world, data, config, limit)
-        score_windows(run)
+        PlainScorer().score(run)
     model.train(was_training)
     return run.result(data)
 
 
-def evaluate(
-    artifact: bytes, resolved: Resolved, world: World, data: Any, audit: Audit
-) -> tuple[Score, str, dict[str, float]]:
+def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Score, str, dict[str, float]]:
     """(score, protocol, seconds timed and true) of the artifact's bytes under the active scorer."""
-    codecs = {
-        c.name: c
-        for c in (ZlibCodec(), *(t.codec() for t in resolved.techniques.values() if "codec" in claims(t)))
-    }
-    start, owner = time.perf_counter(), owner_of(resolved.techniques, "scorer")
-    world.ledger.at("evaluate", owner.name if owner else "plain")
-    _, weights = unpack(artifact, codecs)
-    model = build_model(resolved, world.device, init=False)
+    start, protocol = time.perf_counter(), seams.name("scorer", "plain")
+    world.ledger.at("evaluate", protocol)
+    _, weights = unpack(artifact, {codec.name: codec for codec in (ZlibCodec(), seams.codec())})
+    model = build_model(seams.resolved, world.device, init=False)
     model.drop_aux()
     load_weights(model, weights)
     model.eval()
-    run = open_evaluation(model, world, data, resolved.config)
-    compile_s = compile_scoring(run, resolved, owner.name if owner else None)
-    if owner is None:
-        with torch.no_grad():
-            score_windows(run)
-    else:
-        scorer = owner.scorer()
-        scorer.score(run)
-        audit.note(owner.name, **getattr(scorer, "facts", {}))
+    run = open_evaluation(model, world, data, seams.resolved.config)
+    compile_s = compile_scoring(run, seams.resolved, protocol)
+    scorer: Scorer = seams.slot("scorer", PlainScorer)
+    scorer.score(run)
     world.synchronize()
     true_s = time.perf_counter() - start
     seconds = {"timed": world.max(true_s - compile_s), "true": true_s}
     early = (run.early & run.written.bool()).sum().to(world.device, torch.float64)
     world.ledger.trained_early(int(world.sum(early)))
     score = run.result(data)
-    if owner is not None:
-        audit_scorer(owner.name, weights, run, audit)
-        audit.note(owner.name, eval_s=seconds["timed"])
-    return score, owner.name if owner else "plain", seconds
+    if seams.owner("scorer"):
+        seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)
+    return score, protocol, seconds
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1191,7 +1061,9 @@ class Run:
         run_id = self.config.run_id or resolved.hash()
         self.out_dir = Path(self.config.out_dir or ROOT / "runs" / run_id)
         self.log = Log(self.out_dir, self.world.rank)
-        self.audit = Audit(resolved.techniques)
+        self.reporter = Reporter(self.log, self.config)
+        self.seams = Seams(resolved)
+        self.audit = self.seams.audit
         self.code = {p: p.read_text(encoding="utf-8") for p in source_files(resolved)}
         self.result: dict[str, Any] = {
             "status": "running",
@@ -1202,7 +1074,7 @@ class Run:
         }
         self.stage_seconds: dict[str, dict[str, float]] = {}
 
-    # -- what is told before training ----------------------------------------------------------------------
+    # -- before training -----------------------------------------------------------------------------------
 
     def open_data(self) -> None:
         c, start = self.config, time.perf_counter()
@@ -1226,56 +1098,15 @@ class Run:
         code_hash = digest(sorted(hashes.values()))
         self.result |= {"code_hash": code_hash, "data_id": self.data.data_id, "stage_keys": self.keys}
 
-    def say_settings(self) -> None:
-        c, log, dtype = self.config, self.log, compute_dtype(self.config, self.world.device)
-        for text in self.code.values():
-            log(text, screen=False)
-        log("=" * 100, screen=False)
-        log(f"Running Python {platform.python_version()}, PyTorch {torch.__version__}", screen=False)
-        if self.world.device.type == "cuda" and self.log.loud:
-            smi = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False)
-            log(smi.stdout, screen=False)
-        device = (
-            torch.cuda.get_device_name()
-            if self.world.device.type == "cuda"
-            else platform.processor() or "cpu"
-        )
-        self.result |= {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": device,
-            "device_type": self.world.device.type,
-            "world_size": self.world.size,
-            "attention": self.attention,
-            "compute_dtype": str(dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        }
+    def describe(self) -> None:
+        """The settings and the machine: in the result, in resolved.json and in the log."""
+        facts = self.world.facts(self.attention, compute_dtype(self.config, self.world.device))
+        self.result |= facts
         head = {k: v for k, v in self.result.items() if k not in ("status", "reason")}
-        log.write_json(
-            "resolved.json", {"values": self.resolved.values, "origins": self.resolved.origins, **head}
-        )
-        on = ", ".join(self.resolved.techniques) or "none"
-        log(f"val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path={c.tokenizer_path}")
-        log(f"train_loader:dataset:{Path(c.data_path).name} train_shards:{len(self.data.train_paths)}")
-        pattern = f"{c.data_path}/fineweb_val_*.bin"
-        log(f"val_loader:shards pattern={pattern} tokens:{self.data.num_scored_tokens}")
-        log(
-            f"techniques:{on} (chain order) attention:{self.attention} compute:{self.result['compute_dtype']}"
-        )
-        log(f"world_size:{self.world.size} grad_accum_steps:{c.micro_batches // self.world.size}")
-        log(f"attention_mode:gqa num_heads:{c.num_heads} num_kv_heads:{c.num_kv_heads}")
-        embed_lr = c.tied_embed_lr if c.tie_embeddings else c.embed_lr
-        head_lr = 0.0 if c.tie_embeddings else c.head_lr
-        log(
-            f"tie_embeddings:{c.tie_embeddings} embed_lr:{embed_lr} head_lr:{head_lr} "
-            f"matrix_lr:{c.matrix_lr} scalar_lr:{c.scalar_lr}"
-        )
-        log(
-            f"train_batch_tokens:{c.train_batch_tokens} train_seq_len:{c.train_seq_len} "
-            f"iterations:{c.iterations} warmup_steps:{c.warmup_steps} "
-            f"max_wallclock_seconds:{c.max_wallclock_seconds:.3f}"
-        )
-        log(f"seed:{c.seed}")
+        told = {"values": self.resolved.values, "origins": self.resolved.origins}
+        self.log.write_json("resolved.json", {**told, **head})
+        self.reporter.code(self.code.values(), self.world.device)
+        self.reporter.settings(self.resolved, self.data, facts)
 
     # -- stages --------------------------------------------------------------------------------------------
 
@@ -1288,15 +1119,13 @@ class Run:
         return record if record.get("key") == self.keys[stage] else None
 
     def record_stage(self, stage: str, **facts: Any) -> None:
-        audit = {"facts": self.audit.facts, "changes": self.audit.changes}
-        told = {"key": self.keys[stage], "audit": audit, "ledger": self.world.ledger.state()}
+        told = {"key": self.keys[stage], "audit": self.audit.state(), "ledger": self.world.ledger.state()}
         self.log.write_json(f"stage_{stage}.json", {**told, **facts})
 
-    def restore_audit(self, record: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """What the audit and the ledger of an earlier process saw up to the end of a stage."""
         self.world.ledger.restore(record["ledger"])
-        for name in self.audit.facts:
-            self.audit.facts[name] |= record["audit"]["facts"].get(name, {})
-            self.audit.changes[name] |= record["audit"]["changes"].get(name, {})
+        self.audit.restore(record["audit"])
 
     def train_and_pack(self) -> bytes:
         """Stages train, average, quantize and pack, or what an earlier process left of them."""
@@ -1305,19 +1134,21 @@ class Run:
         if record and artifact_path.exists():
             artifact = artifact_path.read_bytes()
             if hashlib.sha256(artifact).hexdigest() == record["sha256"]:
-                self.log(f"resume:pack key:{record['key']} (training and packing are not repeated)")
-                self.restore_audit(record)
+                self.reporter.reused("pack", record["key"], "training and packing are")
+                self.restore(record)
                 self.stage_seconds |= record["stage_seconds"]
                 self.result |= record["result"]
                 self.result["reused"] = ["train", "quantize", "pack"]
-                self.say_sizes(artifact)
+                self.weigh(artifact)
                 return artifact
-        trainer = Trainer(self.resolved, self.world, self.data, self.log, self.audit)
-        self.say_parameters(trainer)
+        trainer = Trainer(self.seams, self.world, self.data, self.log)
+        by_role = trainer.optimizers.params_by_role
+        self.result |= {"params": sum(by_role.values()), "params_by_role": by_role}
+        self.reporter.parameters(self.resolved, by_role)
         record = self.finished("average")
         if record and weights_path.exists():
-            self.log(f"resume:train key:{record['key']} (training is not repeated)")
-            self.restore_audit(record)
+            self.reporter.reused("train", record["key"], "training is")
+            self.restore(record)
             trained = Trained(torch.load(weights_path, weights_only=True), record["facts"])
             self.stage_seconds |= record["stage_seconds"]
             self.result["reused"] = ["train"]
@@ -1339,20 +1170,18 @@ class Run:
         torch.manual_seed(self.config.seed)  # of this stage, whoever ran the one before
         self.world.ledger.at("quantize", "rounding")
         batches = calibration(trainer, trained.facts["timed_s"])
-        packed, facts = quantize(trained.weights, trainer.model, self.resolved, batches, self.audit)
+        packed, facts = quantize(trained.weights, trainer.model, self.seams, batches)
         quantize_s = time.perf_counter() - start
         self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
-        owner, start = owner_of(self.resolved.techniques, "codec"), time.perf_counter()
-        codec = owner.codec() if owner else ZlibCodec()
+        start, replaced = time.perf_counter(), self.seams.owner("codec") is not None
         with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
             head = self.resolved.identity("pack")
-            plain = beside.submit(pack, packed, head, ZlibCodec()) if owner else None
-            artifact = self.world.from_first(pack(packed, head, codec))
+            plain = beside.submit(pack, packed, head, ZlibCodec()) if replaced else None
+            artifact = self.world.from_first(pack(packed, head, self.seams.codec()))
             self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
-        if owner and plain:
-            baseline = len(plain.result())
-            self.audit.changed(owner.name, "bytes", baseline != len(artifact))
-            self.audit.note(owner.name, bytes_over_zlib=len(artifact) - baseline)
+        if plain:
+            saved = len(plain.result()) - len(artifact)
+            self.seams.filled("codec", saved != 0, bytes_over_zlib=-saved)
         sha256, elements = hashlib.sha256(artifact).hexdigest(), facts["quantized_elements"]
         self.result |= {"sha256": sha256, "quantized_elements": elements}
         if self.log.loud:
@@ -1360,48 +1189,34 @@ class Run:
             kept = {k: self.result[k] for k in (*TRAIN_FACTS, "params", "params_by_role", "sha256")}
             kept |= {"quantized_elements": elements}
             self.record_stage("pack", sha256=sha256, stage_seconds=self.stage_seconds, result=kept)
-        self.say_sizes(artifact)
+        self.weigh(artifact)
         return artifact
 
-    def say_sizes(self, artifact: bytes) -> None:
+    def weigh(self, artifact: bytes) -> None:
         """Bytes of the model and of the code that runs now (a scorer's code is none of the pack stage's)."""
-        owner = owner_of(self.resolved.techniques, "codec")
-        name = owner.codec().name if owner else ZlibCodec().name
         code_bytes = sum(len(text.encode()) for text in self.code.values())
-        total = len(artifact) + code_bytes
-        self.result |= {"artifact_bytes": total, "model_bytes": len(artifact), "code_bytes": code_bytes}
-        self.log(f"Serialized model {name}: {len(artifact)} bytes")
-        self.log(f"Code size: {code_bytes} bytes")
-        self.log(f"Total submission size {name}: {total} bytes")
-
-    def say_parameters(self, trainer: Trainer) -> None:
-        params = sum(trainer.params_by_role.values())
-        self.result |= {"params": params, "params_by_role": trainer.params_by_role}
-        shape = self.resolved.shape()
-        predicted = sum(t.numel for t in shape.tensors())
-        predicted += sum(t.cost(shape).params for t in self.resolved.techniques.values())
-        self.log(f"model_params:{params} predicted:{predicted} by_role:{json.dumps(trainer.params_by_role)}")
+        self.result |= {
+            "artifact_bytes": len(artifact) + code_bytes,
+            "model_bytes": len(artifact),
+            "code_bytes": code_bytes,
+        }
+        self.reporter.sizes(self.seams.codec().name, len(artifact), code_bytes)
 
     def evaluate(self, artifact: bytes) -> None:
         """Stage evaluate, or what an earlier process found for the same artifact."""
         record, sha256 = self.finished("evaluate"), hashlib.sha256(artifact).hexdigest()
         if record and record["sha256"] == sha256:
-            self.log(f"resume:evaluate key:{record['key']} (scoring is not repeated)")
-            self.restore_audit(record)
+            self.reporter.reused("evaluate", record["key"], "scoring is")
+            self.restore(record)
             self.stage_seconds["evaluate"] = record["stage_seconds"]
             self.result |= record["result"]
             self.result["reused"] += ["evaluate"]
             return
-        score, protocol, seconds = evaluate(artifact, self.resolved, self.world, self.data, self.audit)
+        score, protocol, seconds = evaluate(artifact, self.seams, self.world, self.data)
         if not math.isfinite(score.val_loss):
             raise Diverged(f"val_loss of the packed model is {score.val_loss}")
         self.stage_seconds["evaluate"] = seconds
-        owner = owner_of(self.resolved.techniques, "codec")
-        name = f"final_int8_{owner.codec().name if owner else 'zlib'}_roundtrip"
-        eval_time = f"eval_time:{1000 * seconds['timed']:.0f}ms"
-        self.log(f"{name} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} {eval_time}")
-        self.log(f"{name}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
-        self.log(f"protocol:{protocol} tokens:{score.tokens} bytes:{score.bytes}")
+        self.reporter.score(self.seams.codec().name, protocol, score, seconds["timed"])
         found = {
             "val_bpb": score.val_bpb,
             "val_loss": score.val_loss,
@@ -1420,7 +1235,6 @@ class Run:
     def finish(self, status: str, reason: str = "") -> None:
         stages = self.stage_seconds
         timed_train = sum(stages.get(s, {}).get("timed", 0.0) for s in ("train", "quantize"))
-        peak = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else peak_rss_bytes()
         verdicts = [t.verdict() for t in self.resolved.techniques.values()]
         forbidden = self.world.ledger.findings(self.config.max_wallclock_seconds)
         batch = self.config.train_batch_tokens
@@ -1431,25 +1245,20 @@ class Run:
             "train_seconds": timed_train,
             "eval_seconds": stages.get("evaluate", {}).get("timed"),
             "true_seconds": time.perf_counter() - self.true_start,
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": self.world.peak_memory_bytes(),
             "activity": self.audit.report(),
             "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},
             "record_legal": all(v.admitted("record") for v in verdicts) and not forbidden,
             "reads": self.world.ledger.summary(),
             "findings": [*forbidden, *self.audit.findings(), *implausible(self.result, batch)],
         }
-        self.log(f"peak memory allocated: {peak // 2**20} MiB")
-        for name, facts in self.result["activity"].items():
-            self.log(f"activity:{name} {facts['verdict']}")
-        for finding in self.result["findings"]:
-            self.log(f"finding:{finding}")
-        self.log.write_json("result.json", self.result)
+        self.reporter.result(self.result)
 
     def go(self) -> int:
         """Exit status: 0 finished; 3 the configuration failed (result.json says why)."""
         try:
             self.open_data()
-            self.say_settings()
+            self.describe()
             artifact = self.train_and_pack()
             self.evaluate(artifact)
             self.finish("finished")

@@ -26,7 +26,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from benchmarks.simulator import Instance, Run
-from search.pruning.pruner import REPORTS, Pruner
+from search.common.attributes import REPORTS
+from search.pruning.pruner import Pruner
 from search.study.constraints import CONSTRAINTS
 from search.study.model import Pruning
 

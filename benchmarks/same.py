@@ -47,6 +47,8 @@ MISSING = "(not there)"
 # What a run has that no refactoring owes anybody: clocks, code, memory, places.
 UNEQUAL = {
     "artifact_bytes",
+    "bytes_after",  # of `prune`, with the code
+    "bytes_before",
     "code_bytes",
     "code_hash",
     "out_dir",

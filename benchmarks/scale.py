@@ -37,7 +37,7 @@ from search.costs.preflight import Preflight
 from search.samplers.admission import draw_all, examine
 from search.session.session import Session, open_session
 from search.space.build import build_space
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.storage.bulk import Batch
 from search.storage.patient import open_storage, side_engine
 from search.study.load import find_study
@@ -77,7 +77,7 @@ def result_of(resolved: Resolved, rng: np.random.Generator) -> Record:
     rate = math.log(float(resolved.values["matrix_lr"]) / 0.04)
     bpb = 2.5 + 0.05 * abs(rate) + float(rng.normal(0.0, 0.01))
     figures = {
-        "artifact_bytes": 210_000 + int(costs.byte_ledger().estimate(costs.model_bill(resolved)).value),
+        "artifact_bytes": 210_000 + int(costs.byte_model().estimate(costs.model_bill(resolved)).value),
         "code_bytes": 210_000,
         "steps": 100,
     }
@@ -89,7 +89,7 @@ def result_of(resolved: Resolved, rng: np.random.Generator) -> Record:
     return {**whole, **figures, **seconds, **passport}
 
 
-def attributes_of(space: SearchSpace, params: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
+def attributes_of(space: Space, params: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
     """What a worker, the sampler, the pruner and the record keep of a trial, whatever its result."""
     overhead = dict.fromkeys(("ask_s", "sample_s", "start_s", "report_s", "store_s", "tell_before_s"), 0.1)
     return {
@@ -134,7 +134,7 @@ def add(
     connection: Connection,
     study: int,
     number: int,
-    space: SearchSpace,
+    space: Space,
     params: dict[str, Any],
     told: dict[str, Any],
     result: Record,
@@ -208,7 +208,7 @@ def simulate(worker: Timed, seconds: float) -> Callable[..., Outcome]:
         job.folder.mkdir(parents=True, exist_ok=True)
         began, reports, pruned, report_s = time.perf_counter(), [], None, 0.0
         config = {k: v for k, v in job.config.items() if k != "preset"}
-        result = result_of(resolve({"preset": worker.study.base, "file": config}, worker.space.known), rng)
+        result = result_of(resolve({"preset": worker.study.base, "file": config}, catalog.metadata()), rng)
         (job.folder / "result.json").write_text(json.dumps(result))
         for k in (1, 2, 3, 4):
             while time.perf_counter() - began < seconds * k / 4 and not stop():

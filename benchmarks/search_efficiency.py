@@ -33,8 +33,10 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t as student
 
 from benchmarks.efficiency_table import write_table
-from benchmarks.simulator import CALCULATED, STAGES, Instance, Run, StageCache, unscaled
-from search.samplers.structured.sampler import Knowledge, StructuredSampler
+from benchmarks.simulator import CALCULATED, STAGES, Instance, Run, StageCache
+from search.common.numeric import value_at
+from search.samplers.checkpoints import Stages
+from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.tpe.sampler import GroupedTpe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +101,7 @@ class Filtered(optuna.samplers.BaseSampler):
         return params
 
     def _decoded(self, row: Mapping[str, float]) -> dict[str, Any]:
-        return {n: unscaled(self.instance.space[n], v) for n, v in row.items()}
+        return {n: value_at(self.instance.space[n], v) for n, v in row.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         raise AssertionError("every parameter is sampled at once")
@@ -125,7 +127,7 @@ class Keeper(optuna.samplers.BaseSampler):
         moved = self.rng.random(len(row)) < 3.0 / alive.sum()
         moved[self.rng.choice(np.flatnonzero(alive))] = True
         row = np.where(moved, drawn, row)
-        return {n: unscaled(one.space[n], float(v)) for n, v in zip(one.names, row, strict=True)}
+        return {n: value_at(one.space[n], float(v)) for n, v in zip(one.names, row, strict=True)}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         raise AssertionError("every parameter is sampled at once")
@@ -155,15 +157,22 @@ def sampler_of(
         return Filtered(one, calculators, seed)
     if method == "keep":
         return Keeper(one, seed)
-    stages: dict[str, Any] = {}
+    stages: Stages | None = None
     if method == "staged":
 
         def seconds(params: Params) -> dict[str, float]:
             return dict(zip(STAGES, one.predicted_seconds(one.rows([params]))[0].tolist(), strict=True))
 
-        stages = {"stage_of": one.stage_of, "stages": STAGES, "seconds": seconds}
-    knowledge = Knowledge(one.space, one.keep_active, calculators, one.published, **stages)
-    return StructuredSampler(seed=seed, knowledge=knowledge)
+        stages = Stages(STAGES, one.stage_of, seconds)
+    prior = Prior(
+        one.space,
+        conditions=one.conditions(),
+        keep_active=one.keep_active,
+        admits=calculators,
+        start=one.published,
+        stages=stages,
+    )
+    return StructuredSampler(seed=seed, prior=prior)
 
 
 class Search:

@@ -34,6 +34,9 @@ from optuna.distributions import (
 )
 from scipy.special import expit, ndtri
 
+from search.common.numeric import place, value_at
+from search.space.space import INACTIVE, OFF, ON, Conditions
+
 Array = NDArray[np.float64]
 Params = Mapping[str, Any]
 VARIANTS = ("base", "three_way", "non_quadratic", "wrong_calculator", "rank_flip", "null")
@@ -148,31 +151,6 @@ def parameters(rng: np.random.Generator) -> list[Parameter]:
             number = sum(p.gate == gate for p in settings)
             settings.append(Parameter(f"{gate}.s{number}", dist, stage, gate))
     return found + gates + settings
-
-
-def scaled(dist: BaseDistribution, value: Any) -> float:
-    """A value as a row holds it."""
-    if isinstance(dist, CategoricalDistribution):
-        return float(dist.choices.index(value))
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    low, high, at = float(dist.low), float(dist.high), float(value)
-    if dist.log:
-        low, high, at = math.log(low), math.log(high), math.log(at)
-    return 2.0 * (at - low) / (high - low) - 1.0
-
-
-def unscaled(dist: BaseDistribution, at: float) -> Any:
-    """The nearest value of the distribution."""
-    if isinstance(dist, CategoricalDistribution):
-        return dist.choices[round(at)]
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    share = (min(1.0, max(-1.0, at)) + 1.0) / 2.0
-    value = (
-        dist.low * (dist.high / dist.low) ** share if dist.log else dist.low + share * (dist.high - dist.low)
-    )
-    if isinstance(dist, IntDistribution):
-        return int(dist.low + round((value - dist.low) / dist.step) * dist.step)
-    return float(min(max(value, dist.low), dist.high))
 
 
 def respond(u: Array, shape: Array, kind: NDArray[np.int64]) -> Array:
@@ -325,6 +303,14 @@ class Instance:
         """`params` without what means nothing under its gates."""
         return self.walk(lambda name: params[name])
 
+    def conditions(self) -> Conditions:
+        """The same as a table: settings while their gate is on, a second gate while the first is off."""
+        return {
+            p.name: {p.gate: frozenset((INACTIVE, OFF) if p.is_gate else (ON,))}
+            for p in self.parameters
+            if p.gate
+        }
+
     def uniform_rows(self, rng: np.random.Generator, count: int) -> Array:
         """Uniform draws of every parameter; inactive ones are there and count for nothing. [count, 62]"""
         rows = rng.uniform(-1.0, 1.0, (count, len(self.names)))
@@ -336,14 +322,14 @@ class Instance:
         """Configurations as rows; a missing parameter is 0 (off, the middle of its range)."""
         return np.array(
             [
-                [scaled(p.dist, c[p.name]) if p.name in c else 0.0 for p in self.parameters]
+                [place(p.dist, c[p.name]) if p.name in c else 0.0 for p in self.parameters]
                 for c in configurations
             ]
         )
 
     def params(self, row: Array) -> dict[str, Any]:
         """The active parameters of a row; numbers rounded to what the distribution holds."""
-        values = {p.name: unscaled(p.dist, float(v)) for p, v in zip(self.parameters, row, strict=True)}
+        values = {p.name: value_at(p.dist, float(v)) for p, v in zip(self.parameters, row, strict=True)}
         return self.keep_active(values)
 
     def active(self, rows: Array) -> NDArray[np.bool_]:

@@ -61,7 +61,8 @@ startup_trials = 6
 READ = """
 import json, sys
 from pathlib import Path
-from search.session import find_study, read_session
+from search.session.session import read_session
+from search.study.load import find_study
 session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
 trials = session.optuna_study.get_trials(deepcopy=False)
 print(json.dumps([{"value": t.value, "attrs": t.user_attrs, "ok": all(v <= 0 for v in t.constraints.values())}

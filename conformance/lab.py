@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 import train_gpt
 from corpus import dataset, export
-from corpus.documents import Split
+from corpus.text.documents import Split
 from techniques.base import Technique
 from techniques.config import Resolved, resolve
 from trainer.audit import Audit
+from trainer.seams import Seams
 
 VOCAB_SIZE = 260  # bytes and four specials: no tokenizer to train
 SEQ_LEN = 64
@@ -98,8 +99,15 @@ class Finished:
     packed: list[train_gpt.Packed] = field(default_factory=list)
     artifact: bytes = b""
     score: train_gpt.Score | None = None
-    audit: Audit = field(default_factory=lambda: Audit(()))
     findings: list[str] = field(default_factory=list)  # of the ledger: reads that the rules forbid
+
+    @property
+    def seams(self) -> Seams:
+        return self.trainer.seams
+
+    @property
+    def audit(self) -> Audit:
+        return self.seams.audit
 
 
 def write_corpus(root: Path) -> Path:
@@ -169,25 +177,23 @@ class Lab:
 
     def train(self, resolved: Resolved, backend: Callable[..., Any] | str | None = None) -> Finished:
         """The train stage (and average), its gradients watched; `backend` compiles the training graph."""
-        log, audit = QuietLog(), Audit(resolved.techniques)
+        log, seams = QuietLog(), Seams(resolved)
         self.world.ledger.forget()
-        trainer = train_gpt.Trainer(resolved, self.world, self.data, log, audit)  # type: ignore[arg-type]
+        trainer = train_gpt.Trainer(seams, self.world, self.data, log)  # type: ignore[arg-type]
         gradients = watch_gradients(trainer.model)
         if backend is not None:
             torch._dynamo.reset()
             compiled = torch.compile(trainer.model, backend=backend, fullgraph=True, dynamic=False)
             trainer.compiled = compiled  # type: ignore[assignment]
         trained = trainer.run()
-        return Finished(resolved, trainer, trained.weights, log.losses, gradients(), audit=audit)
+        return Finished(resolved, trainer, trained.weights, log.losses, gradients())
 
     def finish(self, run: Finished) -> Finished:
         """Stages quantize, pack and evaluate."""
         run.packed, run.artifact = self.export(run)
-        owner = train_gpt.owner_of(run.resolved.techniques, "codec")
-        if owner is not None:
-            plain = train_gpt.pack(run.packed, run.resolved.identity(), train_gpt.ZlibCodec())
-            run.audit.changed(owner.name, "bytes", len(plain) != len(run.artifact))
-        run.score = self.evaluate(run, run.audit)
+        plain = train_gpt.pack(run.packed, run.resolved.identity(), train_gpt.ZlibCodec())
+        run.seams.filled("codec", len(plain) != len(run.artifact))
+        run.score = self.evaluate(run, run.seams)
         run.findings = self.world.ledger.findings()
         return run
 
@@ -195,14 +201,13 @@ class Lab:
         """Quantise and pack the trained weights; calibration batches start at the same token every time."""
         run.trainer.loader = run.trainer.open_loader()
         batches = train_gpt.calibration(run.trainer)
-        packed, _ = train_gpt.quantize(run.weights, run.trainer.model, run.resolved, batches, run.audit)
-        owner = train_gpt.owner_of(run.resolved.techniques, "codec")
-        codec = owner.codec() if owner else train_gpt.ZlibCodec()
-        return packed, self.world.from_first(train_gpt.pack(packed, run.resolved.identity(), codec))
+        packed, _ = train_gpt.quantize(run.weights, run.trainer.model, run.seams, batches)
+        artifact = train_gpt.pack(packed, run.resolved.identity(), run.seams.codec())
+        return packed, self.world.from_first(artifact)
 
-    def evaluate(self, run: Finished, audit: Audit | None = None) -> train_gpt.Score:
-        audit = audit or Audit(run.resolved.techniques)
-        return train_gpt.evaluate(run.artifact, run.resolved, self.world, self.data, audit)[0]
+    def evaluate(self, run: Finished, seams: Seams | None = None) -> train_gpt.Score:
+        seams = seams or Seams(run.resolved)
+        return train_gpt.evaluate(run.artifact, seams, self.world, self.data)[0]
 
     def step_time_ratio(self, run: Finished) -> float:
         """A training step's time over the baseline's, in turns; on a CPU in processor seconds, so that the
@@ -215,7 +220,7 @@ class Lab:
                 start = clock()
                 trainer.train_step(train_gpt.Moment(0, 0.0, trainer.config))
                 if trainer.averager is not None:
-                    trainer.averager.update(trainer.model)
+                    trainer.averager.update(trainer.model, trainer.scale)
                 self.world.synchronize()
                 seconds[which].append(clock() - start)
         return min(seconds[1]) / min(seconds[0])

@@ -1,7 +1,8 @@
 """docs/techniques.md from the catalogue: `python -m conformance.reference` writes it, `--check` finds it
 stale.
 
-Everything comes from the technique files themselves: their docstrings, settings, spaces, costs and rulings.
+It comes from the technique files themselves: their docstrings, settings, spaces, costs and rulings; what was
+measured comes from docs/technique_cost.md and studies/LOG.md.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from techniques.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "techniques.md"
 LOG = ROOT / "studies" / "LOG.md"
+MEASURED = ROOT / "docs" / "technique_cost.md"
+POINTER = re.compile(r"\s*What we saw: studies/LOG\.md, ([^\n]+)\.$")  # the end of a file's docstring
 # The shape that costs are told for: the 11-layer stack of the records.
 FULL = dataclasses.replace(
     Config(), num_layers=11, mlp_mult=3.0, train_seq_len=2048, train_batch_tokens=786_432
@@ -32,6 +36,10 @@ default; `--name` turns it on, `--name.setting value` sets it, and the variable 
 Costs are those of the default settings on the 11-layer stack (11 layers, width 512, vocabulary 1024,
 sequences of 2048, 3-fold MLP); parameters are exact, the rest are the estimates of the search's pre-flight.
 Track `record` admits `legal` and `legal-if-timed`; track `open` admits everything, labelled.
+
+**Measured** is the row of [what a technique costs](technique_cost.md), at a proxy's scale and with the noise
+that is told there, then the entries of [the log](../studies/LOG.md) that tell what a technique did. Where no
+entry stands, this repository has not measured what the technique does to val_bpb.
 
 """
 
@@ -52,8 +60,14 @@ class Page:
     @property
     def rest(self) -> list[str]:
         """The other paragraphs, less the pointer to the log, which the page gives itself."""
-        kept = [re.sub(r"\s*What we saw:\s*studies/LOG\.md\.", "", p) for p in paragraphs(self.prose)[1:]]
+        kept = [POINTER.sub("", p) for p in paragraphs(self.prose)[1:]]
         return [p for p in kept if p]
+
+    @property
+    def entries(self) -> list[str]:
+        """The titles of the log's entries that the file points to."""
+        found = POINTER.search(paragraphs(self.prose)[-1])
+        return re.findall(r'"([^"]+)"', found[1]) if found else []
 
 
 def paragraphs(prose: str) -> list[str]:
@@ -164,11 +178,31 @@ def relations(page: Page, every: Sequence[Page]) -> Iterator[str]:
         yield f"stands behind {', '.join(page.cls.after)}"
 
 
-def seen(page: Page) -> str:
+@cache
+def measured_rows() -> Mapping[str, list[str]]:
+    """The cells of docs/technique_cost.md by technique."""
+    rows = [
+        line.split("|")[1:-1] for line in MEASURED.read_text(encoding="utf-8").splitlines() if "|" in line
+    ]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def log_entries() -> Mapping[str, str]:
+    """The log's entries, whole, by title (without its date)."""
     text = LOG.read_text(encoding="utf-8")
-    if re.search(rf"\b{re.escape(page.name)}\b", text):
-        return "[studies/LOG.md](../studies/LOG.md)"
-    return "nothing measured by us yet ([studies/LOG.md](../studies/LOG.md))"
+    entries = [block.partition("\n") for block in text.split("\n## ")[1:]]
+    return {head.partition(" · ")[2]: body for head, _, body in entries}
+
+
+def measured(page: Page) -> str:
+    """What this repository has seen of a technique."""
+    said: list[str] = []
+    if page.name in measured_rows():
+        _, parameters, model_bytes, step, spread = measured_rows()[page.name]
+        time = "not part of a step" if step == "–" else f"{step} a step ({spread})"
+        said.append(f"{parameters} parameters, {model_bytes} model bytes, {time}")
+    said += [f"log: {title}" for title in page.entries]
+    return "; ".join(said) or "nothing yet"
 
 
 def page_lines(page: Page, every: Sequence[Page]) -> Iterator[str]:
@@ -188,7 +222,7 @@ def page_lines(page: Page, every: Sequence[Page]) -> Iterator[str]:
     yield f"- **Identity at the start.** {'yes' if page.cls.identity_at_init else 'no'}"
     yield f"- **Legality.** {rule.verdict}: {rule.source}. Track record: {admitted}; track open: admitted"
     yield f"- **Company.** {'; '.join(relations(page, every)) or 'goes with every other technique'}"
-    yield f"- **What we saw.** {seen(page)}\n"
+    yield f"- **Measured.** {measured(page)}\n"
 
 
 def reference() -> str:

@@ -1,6 +1,5 @@
 """BPB = (sum nll / ln 2) / sum bytes; bytes(y after p) = base[y] + (lead[y] and not boundary[p])."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,20 +59,6 @@ def count_bytes(luts: ByteLuts, prev_tokens: np.ndarray, target_tokens: np.ndarr
     return luts.base_bytes[target_tokens].astype(np.int32) + space
 
 
-def bits_per_byte(sum_nll: float, *, num_bytes: int) -> float:
-    """BPB of `sum_nll` nats over `num_bytes` bytes: sums over all scored tokens, no mean of ratios."""
-    if num_bytes <= 0:
-        raise ValueError(
-            f"BPB divides by the bytes scored, but got {num_bytes}. Score at least one token with text."
-        )
-    return sum_nll / math.log(2) / num_bytes
-
-
-def implied_bytes(val_loss: float, *, num_tokens: int, val_bpb: float) -> float:
-    """The bytes that a (nats per token, bits per byte) pair stands for; print it beside the true count."""
-    return val_loss / math.log(2) * num_tokens / val_bpb
-
-
 def usable_tokens(num_tokens: int, *, seq_len: int) -> int:
     """Tokens scored at this evaluation length, floor((N - 1) / S) * S; the input needs one more.
 
@@ -86,18 +71,6 @@ def usable_tokens(num_tokens: int, *, seq_len: int) -> int:
             f"{num_tokens}. Use a shorter seq_len or a larger corpus."
         )
     return usable
-
-
-def verify_scored_once(times_scored: np.ndarray) -> None:
-    """Raises ValueError unless every position of (N,) was scored once: no tail re-scored, none dropped."""
-    times_scored = np.asarray(times_scored)
-    wrong = np.flatnonzero(times_scored != 1)
-    if wrong.size:
-        raise ValueError(
-            f"Each token is scored exactly once, but {int((times_scored == 0).sum()):,} were dropped and "
-            f"{int((times_scored > 1).sum()):,} scored more than once (first at {int(wrong[0]):,}). "
-            "Score a window's last stride tokens only, and stop when every position has its score."
-        )
 
 
 def verify_bos(tokens: np.ndarray, *, num_documents: int | None = None) -> int:

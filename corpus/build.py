@@ -12,9 +12,16 @@ from typing import Any
 
 import zstandard
 
-from corpus.documents import MAX_DOCUMENT_BYTES, Split, cut_documents, paragraphs, shuffled, unique_documents
 from corpus.export import Target, export_dataset
 from corpus.manifest import Manifest, is_complete, is_unfinished, locked, read_manifest
+from corpus.text.documents import (
+    MAX_DOCUMENT_BYTES,
+    Split,
+    cut_documents,
+    paragraphs,
+    shuffled,
+    unique_documents,
+)
 
 PLAIN_SUFFIXES = (".txt", ".md")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".jsonl.zst")

@@ -17,7 +17,6 @@ from corpus.bpb import (
     verify_bos,
     verify_bytes,
 )
-from corpus.documents import document_hashes
 from corpus.manifest import Manifest, check_sizes, manifest_path, read_manifest, root_of, sha256_file
 from corpus.shards import (
     HEADER_BYTES,
@@ -28,6 +27,7 @@ from corpus.shards import (
     shard_paths,
     sidecar_paths,
 )
+from corpus.text.documents import document_hashes
 from corpus.tokenizer import BOS_ID, Tokenizer, load_tokenizer
 
 OPEN_TOKENS = 1 << 23  # tokens of a split looked at when a run opens it; `corpus check` looks at all
@@ -77,21 +77,6 @@ class Dataset:
         if self.sidecars:
             return read_tokens(list(self.sidecars), limit=tokens.size)[1:].astype(np.int32)
         return count_bytes(self.luts, tokens[:-1], tokens[1:])
-
-    def num_val_bytes(self, *, max_tokens: int | None = None) -> int:
-        """Bytes of the targets of `val_tokens`: BPB's denominator."""
-        tokens = self.val_tokens(max_tokens=max_tokens)
-        if self.sidecars:
-            return int(self.target_bytes(tokens).sum())
-        step = 1 << 22
-        return sum(
-            int(
-                count_bytes(
-                    self.luts, tokens[i : i + step][: tokens.size - 1 - i], tokens[i + 1 : i + 1 + step]
-                ).sum()
-            )
-            for i in range(0, tokens.size - 1, step)
-        )
 
 
 def open_dataset(

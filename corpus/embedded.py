@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from corpus.documents import Split, cut_documents, paragraphs, shuffled, unique_documents
 from corpus.export import Target, export_dataset, vocab_size_of
 from corpus.manifest import check_sizes, is_complete, locked, read_manifest
-from corpus.sources import (
+from corpus.text.documents import Split, cut_documents, paragraphs, shuffled, unique_documents
+from corpus.text.sources import (
     Package,
     find_package,
     is_prose,

@@ -9,7 +9,6 @@ import numpy as np
 
 from corpus import caseops
 from corpus.bpb import byte_luts, count_bytes, verify_bytes
-from corpus.documents import Split, check_disjoint
 from corpus.manifest import (
     Manifest,
     ShardEntry,
@@ -21,6 +20,7 @@ from corpus.manifest import (
     write_manifest,
 )
 from corpus.shards import SHARD_TOKENS, shard_name, sidecar_name, write_shard
+from corpus.text.documents import Split, check_disjoint
 from corpus.tokenizer import (
     BYTE260_VOCAB_SIZE,
     Tokenizer,

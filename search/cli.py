@@ -9,14 +9,14 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from search.common.console import clear_errors, make_console
-from search.common.options import Common, home_of
+from search.common.options import RunOptions, StudyOptions, WorkerSpec
+from search.common.paths import DEFAULT_STUDY
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +34,7 @@ StorageOption = Annotated[
 HomeOption = Annotated[
     Path | None, typer.Option(help="Folder of the private database and of runs/. [default: the project]")
 ]
+# Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -67,25 +68,38 @@ def run(
     cache_shared: Annotated[
         str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
     ] = "",
+    niceness: Annotated[
+        int,
+        typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine."),
+    ] = 0,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
-    common = Common(study, storage, home)
-    context.obj = common
-    if context.invoked_subcommand is None:
-        with clear_errors():
-            from search.stage_cache.reuse import worker_options
+    options = StudyOptions(study, storage, home)
+    context.obj = options
+    if context.invoked_subcommand is not None:
+        return
+    folder = Path(cache) if cache else options.home_folder / "runs" / ".cache"
+    worker = WorkerSpec(
+        study=study or DEFAULT_STUDY,
+        home=options.home_folder,
+        target=trials,
+        trainer=trainer,
+        sampler=sampler,
+        mixed=mixed,
+        cache=None if trainer or cache == "off" else folder.absolute(),
+        cache_size=cache_size,
+        cache_shared=cache_shared,
+        niceness=niceness,
+    )
+    with clear_errors():
+        from search.run import run_study
 
-            place = "off" if trainer else cache or str(home_of(common) / "runs" / ".cache")
-            common = replace(common, cache=worker_options(place, cache_size, cache_shared))
-            from search.run import Wish, run_study
-
-            options = tuple(engine_option or ())
-            run_study(common, Wish(trials, workers, trainer, mixed, sampler, engine, options))
+        run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
 
 
 def read(
     context: typer.Context,
-    options: tuple[Path | None, str | None, Path | None],
+    options: StudyOptions,
     then: Callable[[Console, Session], None],
 ) -> None:
     """Opens a study that was begun, and only reads it. Nothing that it reads becomes garbage before its end:
@@ -95,9 +109,14 @@ def read(
         from search.session.session import read_session
         from search.study.load import find_study
 
-        common: Common = context.obj.behind(*options)
-        study, home = find_study(common.study), home_of(common)
-        session = read_session(study, home=home, storage=common.storage, environ=os.environ, brief=True)
+        given = options.over(context.obj)
+        session = read_session(
+            find_study(given.study),
+            home=given.home_folder,
+            storage=given.storage,
+            environ=os.environ,
+            brief=True,
+        )
         then(make_console(), session)
 
 
@@ -111,7 +130,7 @@ def status(
     """How far the study is, what failed and why, what a trial costs beside its work."""
     from search.report.status import print_status
 
-    read(context, (study, storage, home), print_status)
+    read(context, StudyOptions(study, storage, home), print_status)
 
 
 @app.command()
@@ -126,7 +145,9 @@ def best(
     from search.report.leaderboard import print_leaderboard
 
     read(
-        context, (study, storage, home), lambda console, session: print_leaderboard(console, session, top=top)
+        context,
+        StudyOptions(study, storage, home),
+        lambda console, session: print_leaderboard(console, session, top=top),
     )
 
 
@@ -141,7 +162,11 @@ def show(
     """Everything about trial N."""
     from search.report.trial import print_trial
 
-    read(context, (study, storage, home), lambda console, session: print_trial(console, session, number))
+    read(
+        context,
+        StudyOptions(study, storage, home),
+        lambda console, session: print_trial(console, session, number),
+    )
 
 
 @app.command()
@@ -154,7 +179,7 @@ def costs(
     """Predicted bytes and seconds against measured ones: errors, bias, how often the bound held."""
     from search.report.costs import print_costs
 
-    read(context, (study, storage, home), print_costs)
+    read(context, StudyOptions(study, storage, home), print_costs)
 
 
 @app.command()
@@ -168,7 +193,11 @@ def effects(
     """By how much each technique and setting moves val_bpb, with what confidence, and which pairs clash."""
     from search.report.effects import print_effects
 
-    read(context, (study, storage, home), lambda console, session: print_effects(console, session, top=top))
+    read(
+        context,
+        StudyOptions(study, storage, home),
+        lambda console, session: print_effects(console, session, top=top),
+    )
 
 
 @app.command()
@@ -185,9 +214,9 @@ def dashboard(
         from search.report.dashboard import serve
 
         gc.enable()
-        serve(session.url, session.study.name, port=port, artifact_dir=session.place.artifacts)
+        serve(session.url, session.study.name, port=port, artifact_dir=session.folders.artifacts)
 
-    read(context, (study, storage, home), serve_it)
+    read(context, StudyOptions(study, storage, home), serve_it)
 
 
 @app.command()
@@ -235,7 +264,11 @@ def export(
         with clear_errors():
             write(bundle.resolve_source(preset=preset, file=config))
     else:
-        read(context, (study, storage, home), lambda _, session: write(bundle.of_trial(session, trial)))
+        read(
+            context,
+            StudyOptions(study, storage, home),
+            lambda _, session: write(bundle.of_trial(session, trial)),
+        )
 
 
 def main() -> None:

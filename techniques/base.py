@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+from techniques.parts import Averager, Codec, MatrixOptimizer, Quantizer, Scorer, Seam, chain, slot
+
 # Every parameter carries exactly one role, given where it is created; a table in train_gpt.py maps a role to
 # its optimiser, learning rate, weight decay and quantiser. `attn` and `mlp` are the trunk's matrices,
 # `matrix` is any other 2-D weight that Muon drives, `scalar` is everything that Adam drives at scalar_lr.
@@ -259,47 +261,6 @@ class Cost:
 
 # ---- the technique ---------------------------------------------------------------------------------------
 
-# Chains take any number of techniques (order: topological on `after`, ties by name); slots take at most one.
-CHAINS = (
-    "embed_in",
-    "embed_out",
-    "shared",
-    "values",
-    "norm",
-    "attn_out",
-    "block_out",
-    "loss_terms",
-    "batch",
-    "init",
-    "hyper",
-    "hyper_at",
-    "orthogonalize",
-    "weight",
-    "stepper",
-    "correct",
-)
-SLOTS = (
-    "loader",
-    "muon",
-    "rope",
-    "attend",
-    "activation",
-    "mlp",
-    "residual",
-    "skip",
-    "plan",
-    "cap",
-    "cross_entropy",
-    "lr_scale",
-    "averager",
-    "bits",
-    "tensor_bits",
-    "row_scale",
-    "quantizer",
-    "codec",
-    "scorer",
-)
-
 
 class Technique:
     """One technique = one subclass in one file; file, class attribute `name`, flag and study share the name.
@@ -363,141 +324,188 @@ class Technique:
 
     # -- data seams ----------------------------------------------------------------------------------------
 
+    @slot("the first batch")
     def loader(self, shards: Any, seed: int, longest: int) -> Any:
-        """slot · the training shards (uint16 arrays) and the longest sequence -> a stream of batches, as
+        """The training shards (uint16 arrays) and the longest sequence -> a stream of batches, as
         trainer/stream.py says. coprime_loader; shuffled_loader; shard_order."""
 
+    @chain("batches")
     def batch(self, batch: Batch, phase: float) -> Batch:
-        """chain · a step's size from progress `phase` on, one of those that `phases` declares, or 0. Needs no
+        """A step's size from progress `phase` on, one of those that `phases` declares, or 0. Needs no
         torch. batch_schedule; seq_schedule."""
         return batch
 
     # -- model seams: called once while building; the trainer registers the modules they return ------------
 
+    @chain("loss")
     def embed_in(self, shape: Shape) -> Any:
-        """chain · module(x [B,T,D], ids [B,T]) -> x, before the embedding's RMS norm."""
+        """module(x [B,T,D], ids [B,T]) -> x, before the embedding's RMS norm."""
 
+    @chain("loss")
     def embed_out(self, shape: Shape) -> Any:
-        """chain · module(x [B,T,D], ids [B,T]) -> x, after the embedding's RMS norm; its result is also
+        """module(x [B,T,D], ids [B,T]) -> x, after the embedding's RMS norm; its result is also
         x0."""
 
+    @chain("loss")
     def shared(self, shape: Shape) -> Any:
-        """chain · module(x0 [B,T,D], ids [B,T]) -> tensor, once a forward; layers find it as
+        """module(x0 [B,T,D], ids [B,T]) -> tensor, once a forward; layers find it as
         ctx[self.name]."""
 
+    @chain("loss")
     def values(self, shape: Shape, layer: int) -> Any:
-        """chain · module(v [B,T,K,Dh], ctx) -> v, before attention; ctx["values"] is this layer's v before
+        """module(v [B,T,K,Dh], ctx) -> v, before attention; ctx["values"] is this layer's v before
         the chain."""
 
+    @chain("loss")
     def norm(self, shape: Shape, layer: int) -> Any:
-        """chain · module(n [B,T,D]) -> n, on both normed inputs of a block."""
+        """module(n [B,T,D]) -> n, on both normed inputs of a block."""
 
+    @slot("loss")
     def rope(self, shape: Shape) -> Any:
-        """slot · module(q [B,T,H,Dh], k [B,T,K,Dh]) -> (q, k)."""
+        """module(q [B,T,H,Dh], k [B,T,K,Dh]) -> (q, k)."""
 
+    @slot("loss")
     def attend(self, shape: Shape) -> Any:
-        """slot · module(q [B,T,H,Dh], k and v [B,T,K,Dh], ctx) -> y [B,T,H,Dh], causal. varlen_attention;
+        """module(q [B,T,H,Dh], k and v [B,T,K,Dh], ctx) -> y [B,T,H,Dh], causal. varlen_attention;
         windowed attention."""
 
+    @chain("loss")
     def attn_out(self, shape: Shape, layer: int) -> Any:
-        """chain · module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D]) -> y, before the output projection."""
+        """module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D]) -> y, before the output projection."""
 
+    @slot("loss")
     def activation(self, shape: Shape, layer: int) -> Any:
-        """slot · function(z [B,T,mlp_dim]) -> same shape."""
+        """function(z [B,T,mlp_dim]) -> same shape."""
 
+    @slot("loss")
     def mlp(self, shape: Shape, layer: int) -> Any:
-        """slot · module(mlp, n [B,T,D], ctx) -> [B,T,D]: what runs where the layer's MLP stands; ctx["visit"]
+        """module(mlp, n [B,T,D], ctx) -> [B,T,D]: what runs where the layer's MLP stands; ctx["visit"]
         counts this layer's earlier passes in this forward. untie_mlp; a mixture of experts."""
 
+    @slot("loss")
     def residual(self, shape: Shape, layer: int) -> Any:
-        """slot · module(block, x [B,T,D], x0 [B,T,D], ctx) -> x: how a block's two branches meet the stream
+        """module(block, x [B,T,D], x0 [B,T,D], ctx) -> x: how a block's two branches meet the stream
         (block.mix, block.attention, block.feed_forward). parallel_residual; the DTG gate of #549."""
 
+    @chain("loss")
     def block_out(self, shape: Shape, layer: int) -> Any:
-        """chain · module(x [B,T,D], ctx) -> x behind block `layer`; `layer` = num_layers: once, before the
+        """module(x [B,T,D], ctx) -> x behind block `layer`; `layer` = num_layers: once, before the
         final norm. backout; parallel_residual merges its lanes there."""
 
+    @slot("loss")
     def skip(self, shape: Shape) -> Any:
-        """slot · module(x [B,T,D], skip [B,T,D], weight [D], j) -> x: how the j-th skip joins the stream.
+        """module(x [B,T,D], skip [B,T,D], weight [D], j) -> x: how the j-th skip joins the stream.
         skip_gate; skips through a projection."""
 
+    @slot("loss")
     def plan(self, shape: Shape) -> Any:
-        """slot · function(progress) -> the layers in the order of the forward. Needs no torch: Shape.plan is
+        """function(progress) -> the layers in the order of the forward. Needs no torch: Shape.plan is
         plan(1.0). depth_recurrence; progressive growth (fewer layers at first)."""
 
+    @slot("loss")
     def cap(self, shape: Shape) -> Any:
-        """slot · module(z [..,V]) -> logits, float32, of training and evaluation. softcap; a learned
+        """module(z [..,V]) -> logits, float32, of training and evaluation. softcap; a learned
         temperature."""
 
+    @slot("loss")
     def cross_entropy(self, shape: Shape) -> Any:
-        """slot · module(z [N,V] before the cap, targets [N]) -> mean nats, of training only. fused_ce; z-loss
+        """module(z [N,V] before the cap, targets [N]) -> mean nats, of training only. fused_ce; z-loss
         or label smoothing."""
 
+    @chain("loss")
     def loss_terms(self, shape: Shape) -> Any:
-        """chain · module(loss, h [B,T,D], targets [B,T], nats) -> loss, of training only; nats(z, targets) is
+        """module(loss, h [B,T,D], targets [B,T], nats) -> loss, of training only; nats(z, targets) is
         the slot above. Parameters here have role `aux`. mtp; auxiliary losses of middle layers."""
 
+    @chain("init")
     def init(self, model: Any) -> None:
-        """chain · change parameters in place, once, after every module is built and before anything reads
+        """Change parameters in place, once, after every module is built and before anything reads
         them."""
 
     # -- run seams: outside the compiled graph -------------------------------------------------------------
 
+    @chain("optimiser settings")
     def hyper(self, hyper: Any) -> Any:
-        """chain · train_gpt.Hyper (frozen optimiser settings) -> Hyper."""
+        """train_gpt.Hyper (frozen optimiser settings) -> Hyper."""
 
+    @chain("the steps' settings", every_step=True)
     def hyper_at(self, hyper: Any, progress: float) -> Any:
-        """chain · Hyper -> Hyper of one step, at the share `progress` of the budget: what moves while
+        """Hyper -> Hyper of one step, at the share `progress` of the budget: what moves while
         training."""
 
-    def muon(self, params: Any, lr: float, hyper: Any, world: Any, dtype: Any) -> Any:
-        """slot · an optimiser for Muon's parameter groups, like trainer/muon.py's. With settle_gradients
-        (params, clip norm) it also sums every gradient over the ranks. parallel_muon; NorMuon."""
+    @slot("the optimiser of matrices")
+    def muon(self, params: Any, lr: float, hyper: Any, world: Any, dtype: Any) -> MatrixOptimizer:
+        """What stands in Muon's place (trainer/muon.py): the same parameter groups, another way through
+        them. parallel_muon; NorMuon."""
+        raise NotImplementedError
 
+    @chain("updates")
     def orthogonalize(self, inner: Any) -> Any:
-        """chain · function(g [N,r,c], steps) -> same shape, around or instead of `inner`, the one so far
+        """function(g [N,r,c], steps) -> same shape, around or instead of `inner`, the one so far
         (Muon's Newton–Schulz)."""
 
+    @chain("loss")
     def weight(self, shape: Shape, role: str, bits: int) -> Any:
-        """chain · module(w [out,in]) -> w, before a Linear's product; `bits` is what the export stores."""
+        """module(w [out,in]) -> w, before a Linear's product; `bits` is what the export stores."""
 
+    @chain("loss")
     def stepper(self, model: Any) -> Any:
-        """chain · function(progress, lr_scale), run before every training step: fills the 0-D buffers through
+        """function(progress, lr_scale), run before every training step: fills the 0-D buffers through
         which a compiled graph changes."""
 
+    @slot("learning rates", every_step=True)
     def lr_scale(self, progress: float) -> float | None:
-        """slot · multiplier of every learning rate at `progress` in [0, 1] of the training budget."""
+        """Multiplier of every learning rate at `progress` in [0, 1] of the training budget."""
 
-    def averager(self, model: Any, num_steps: int) -> Any:
-        """slot · object with update(model, lr_scale) after every step and weights() -> {name: fp32 tensor}
-        to export."""
+    @slot("exported weights")
+    def averager(self, model: Any, num_steps: int) -> Averager:
+        """Its weights are exported in place of the last ones."""
+        raise NotImplementedError
 
+    @slot("stored bits")
     def bits(self, role: str) -> int | None:
-        """slot · bits per weight of a quantised tensor of this role."""
+        """Bits per weight of a quantised tensor of this role."""
 
+    @slot("bits by tensor")
     def tensor_bits(self, bits: dict[str, int], export: Any) -> dict[str, int]:
-        """slot · bits per weight of every tensor to quantise -> the same, chosen anew; `export` as for
+        """Bits per weight of every tensor to quantise -> the same, chosen anew; `export` as for
         `correct`. sensitivity_bits; more bits for looped layers (#1204)."""
         return bits
 
+    @slot("stored scales")
     def row_scale(self, role: str) -> Any:
-        """slot · function(weight [r,c], bits, hessian [c,c] or None) -> scales float16 [r] for tensors of
+        """function(weight [r,c], bits, hessian [c,c] or None) -> scales float16 [r] for tensors of
         this role, in place of the quantiser's own choice; None: its own."""
 
-    def quantizer(self) -> Any:
-        """slot · object with calibrate(model, batches) and quantize(name, weight [r,c], bits, rule) -> (q
-        int8, scale [r]); `rule` is what `row_scale` gave, or None."""
+    @slot("stored integers")
+    def quantizer(self) -> Quantizer:
+        """Rounds the matrices to integers, in place of round to nearest (trainer/artifact.py)."""
+        raise NotImplementedError
 
+    @chain("stored tensors")
     def correct(self, packed: Any, export: Any) -> Any:
-        """chain · list of Packed -> list of Packed, before packing. `export` has weights {name: float32},
+        """list of Packed -> list of Packed, before packing. `export` has weights {name: float32},
         roles {name: role}, hessians {name: [c,c]}, bytes(packed): the whole submission's size, and
         note(**facts)."""
 
-    def codec(self) -> Any:
-        """slot · object with name, compress(bytes) -> bytes, decompress(bytes) -> bytes."""
+    @slot("bytes")
+    def codec(self) -> Codec:
+        """Compresses the artifact's container, in place of zlib."""
+        raise NotImplementedError
 
-    def scorer(self) -> Any:
-        """slot · object with score(run) that writes every validation position's nats exactly once."""
+    @slot("score")
+    def scorer(self) -> Scorer:
+        """Scores the validation tokens, in place of sequences side by side."""
+        raise NotImplementedError
+
+
+SEAMS: dict[str, Seam] = {
+    seam.name: seam
+    for kind in ("chain", "slot")
+    for method in vars(Technique).values()
+    if (seam := getattr(method, "seam", None)) is not None and seam.kind == kind
+}
+SLOTS = tuple(name for name, seam in SEAMS.items() if seam.kind == "slot")
 
 
 def claims(technique: type[Technique] | Technique) -> tuple[str, ...]:
@@ -507,4 +515,4 @@ def claims(technique: type[Technique] | Technique) -> tuple[str, ...]:
 
 @functools.cache
 def _claims(cls: type[Technique]) -> tuple[str, ...]:
-    return tuple(s for s in (*CHAINS, *SLOTS) if getattr(cls, s) is not getattr(Technique, s))
+    return tuple(s for s in SEAMS if getattr(cls, s) is not getattr(Technique, s))

@@ -1,4 +1,4 @@
-"""The trainer's settings and how they are resolved: command line > environment > file > preset > default.
+"""The trainer's settings, and how layers of them become every value of a run.
 
 Flat names everywhere: `num_layers` is a trainer setting, `xsa` is a technique's gate (0 or 1, off by
 default), `xsa.last_n` is a technique's setting. Files may nest (`[xsa] last_n = 4` means gate on). No torch
@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -21,27 +21,17 @@ from typing import Any
 from techniques import catalog
 from techniques.base import (
     ROLES,
+    SLOTS,
     STAGES,
     Batch,
     Cost,
     Shape,
     Technique,
     check_value,
+    claims,
     nearest,
     parse_value,
     setting,
-)
-from techniques.published import (
-    ALIASES,
-    DETAILS,
-    GATES,
-    MODES,
-    PUBLISHED,
-    SPOKEN_TO,
-    chosen,
-    details,
-    is_off,
-    refuse_unknown,
 )
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
@@ -191,6 +181,11 @@ class Resolved:
         """technique -> what it adds to this run."""
         return {name: technique.cost(self._shape) for name, technique in self.techniques.items()}
 
+    def owner(self, slot: str) -> Technique | None:
+        """The technique that fills a slot in this configuration."""
+        assert slot in SLOTS, slot
+        return next((t for t in self.techniques.values() if slot in claims(t)), None)
+
     def identity(self, last: str = STAGES[-1]) -> dict[str, Any]:
         """The values that results up to the stage `last` depend on; gates that are off are left out."""
         read = STAGES[: STAGES.index(last) + 1]
@@ -206,7 +201,7 @@ class Resolved:
 def _shape_of(config: Config, techniques: Mapping[str, Technique]) -> Shape:
     shape = config.shape()
     for technique in techniques.values():
-        if "plan" in catalog.claims(technique):
+        if "plan" in claims(technique):
             technique.check(shape)
             shape = dataclasses.replace(shape, plan=tuple(technique.plan(shape)(1.0)))
     return shape
@@ -257,142 +252,6 @@ def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.
             return settings[inner]
         raise ValueError(f"{owner} has no setting {inner!r}. {nearest(inner, settings)}")
     raise ValueError(f"Unknown setting or technique {name!r}. {nearest(owner, [*TRAINER_FIELDS, *known])}")
-
-
-def from_environment(
-    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str] = ()
-) -> dict[str, Any]:
-    """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it
-    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on.
-    ValueError for a published variable that nothing here answers to."""
-    refuse_unknown(environ, answered_names(known))
-    layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
-    layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
-    layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
-    modes = chosen(environ, known)
-    layer |= modes
-    on = {*on, *(n for n, value in modes.items() if n in known and value)}
-    switched = _switched(environ, known, on)
-    off = {
-        n
-        for n in known
-        if layer.get(n) is False or any(is_off(environ.get(v, "1")) for v in _gates(known[n]))
-    }
-    live = (set(on) | switched) - off
-    for name, technique in known.items():
-        heard = {v: {*on, *switched} if field == "on" else live for v, field in technique.env.items()}
-        ours = [v for v in technique.env if v in environ and name in _readers(v, known, heard[v])]
-        given = {technique.env[v]: environ[v] for v in ours}
-        if not given:
-            continue
-        rival = _rival(name, known, live)
-        if rival:  # EVAL_STRIDE beside TTT_ENABLED=1 is the stride of that scorer
-            inner = {f.name for f in fields(known[rival].Config)}
-            layer.update({f"{rival}.{field}": v for field, v in given.items() if field in inner})
-            continue
-        gate = given.pop("on", None)
-        inner = {f.name: f for f in fields(technique.Config)}
-        if gate is None and not _gates(technique):  # the value itself is the gate: XSA_LAST_N=0 is off
-            gate = "0" if any(_means_off(v, inner[field]) for field, v in given.items()) else "1"
-        if gate is not None:
-            layer[name] = layer.get(name, True) and not is_off(gate)
-        if layer.get(name, True):  # without a gate, the settings of a technique that a preset turned on
-            layer.update({f"{name}.{field}": v for field, v in given.items()})
-    live = {*live, *(n for n in known if layer.get(n))} - {n for n in known if layer.get(n) is False}
-    return details(environ, live) | layer
-
-
-def _gates(technique: type[Technique]) -> list[str]:
-    """Its variables that only switch it."""
-    return [v for v, field in technique.env.items() if field == "on"]
-
-
-def _switched(
-    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str]
-) -> set[str]:
-    """What the environment turns on: first by variables that one technique reads, then by shared ones."""
-    given = [v for v in {v for t in known.values() for v in _gates(t)} if not is_off(environ.get(v, "0"))]
-    found: set[str] = set()
-    for variable in sorted(given, key=lambda v: sum(v in t.env for t in known.values())):
-        found |= {*_readers(variable, known, {*on, *found})}
-    return found
-
-
-def _readers(variable: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> list[str]:
-    """The techniques that `variable` speaks to: those that are on, where several read it, or else one."""
-    readers = [n for n, t in known.items() if variable in t.env]
-    if len(readers) < 2:
-        return readers
-    return [n for n in readers if n in live] or [n for n in SPOKEN_TO if n in readers] or readers[:1]
-
-
-def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:
-    """Whether 0 says `off` here: it does where it is no legal value of the setting."""
-    low = like.metadata["low"]
-    return value.strip() in ("0", "0.0", "") and low is not None and low > 0
-
-
-def _rival(name: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> str | None:
-    """The technique that is on in a slot that `name` claims, if `name` is off and has no gate variable."""
-    slots = set(catalog.claims(known[name])) & set(catalog.SLOTS)
-    if name in live or _gates(known[name]):
-        return None
-    return next((n for n in known if n in live and slots & set(catalog.claims(known[n]))), None)
-
-
-def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
-    """Every variable that means something here."""
-    switches = {v for v, name in GATES.items() if name in known}
-    switches |= {v for v, names in DETAILS.items() if all(n.split(".")[0] in known for n in names)}
-    switches |= {
-        v
-        for v, options in MODES.items()
-        if any(n.split(".")[0] in known for s in options.values() for n in s)
-    }
-    return (
-        {n.upper() for n in TRAINER_FIELDS}
-        | {v for t in known.values() for v in t.env}
-        | switches
-        | {*ALIASES}
-    )
-
-
-def environment_names(known: Mapping[str, type[Technique]]) -> set[str]:
-    """Every variable that would change or stop a run: what a worker strips before it starts a trial."""
-    return answered_names(known) | PUBLISHED
-
-
-def parse_command_line(
-    argv: Sequence[str], known: Mapping[str, type[Technique]]
-) -> tuple[str, str, dict[str, Any]]:
-    """(file, preset, layer) from `[FILE] [--preset NAME] [--name VALUE | --name=VALUE | --gate]…`."""
-    file, preset, rest = "", "", list(argv)
-    layer: dict[str, Any] = {}
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            if file:
-                raise ValueError(f"One configuration file at most, but got {file!r} and {word!r}.")
-            file = word
-            continue
-        name, equals, value = word[2:].partition("=")
-        name = name.replace("-", "_")
-        like = None if name == "preset" else known_field(name, known)
-        is_switch = name != "preset" and (
-            like is None or (like.default in (True, False) and type(like.default) is bool)
-        )
-        if not equals:
-            if rest and not (is_switch and rest[0].lower() not in ("0", "1", "true", "false")):
-                value = rest.pop(0)
-            elif is_switch:
-                value = "1"
-            else:
-                raise ValueError(f"--{name} takes a value, but the command line ends there.")
-        if name == "preset":
-            preset = value
-        else:
-            layer[name] = value
-    return file, preset, layer
 
 
 def read_layer(path: Path) -> dict[str, Any]:
@@ -487,51 +346,6 @@ def _build_techniques(
     return {t.name: t for t in catalog.order(on)}
 
 
-def settings_from(
-    argv: Sequence[str], environ: Mapping[str, str], known: Mapping[str, type[Technique]], *, has_gpu: bool
-) -> Resolved:
-    """A process' settings: command line > environment > file > preset > default. With nothing given on a
-    machine without a GPU, the preset is `laptop`: the challenge's baseline would need hours there."""
-    file, preset, command_line = parse_command_line(argv, known)
-    file_layer = read_layer(Path(file)) if file else {}
-    preset = preset or environ.get("PRESET", "") or str(file_layer.get("preset", ""))
-    file_layer.pop("preset", None)
-    preset_layer = read_preset(preset) if preset else {}
-    heard = set(environ) - (inert_variables(preset) if preset else set())
-    environment = from_environment(
-        {n: environ[n] for n in heard}, known, _turned_on(preset_layer, file_layer, known)
-    )
-    if not (preset or file or command_line or environment or has_gpu):
-        preset_layer = read_preset("laptop")
-    layers = {
-        "preset": preset_layer,
-        "file": file_layer,
-        "environment": environment,
-        "command line": command_line,
-    }
-    return resolve(layers, known)
-
-
-def _turned_on(
-    low: Mapping[str, Any], high: Mapping[str, Any], known: Mapping[str, type[Technique]]
-) -> set[str]:
-    """The techniques that two layers, the second above the first, leave on."""
-    given = {**flatten(low), **flatten(high)}
-    return {n for n, v in given.items() if n in known and not is_off(str(v))}
-
-
-def help_text(intro: str, known: Mapping[str, type[Technique]]) -> str:
-    """Every setting and technique with its default and its sentence."""
-    lines = [intro, "Settings (default):"]
-    for f in fields(Config):
-        lines.append(f"  --{f.name} ({f.default!r}): {f.metadata['doc']}")
-    for name, technique in known.items():
-        lines.append(f"\n  --{name}: {(technique.__doc__ or '').strip().splitlines()[0]}")
-        for f in fields(technique.Config):
-            lines.append(f"    --{name}.{f.name} ({f.default!r}): {f.metadata['doc']}")
-    return "\n".join(lines)
-
-
 def codes(hashes: Mapping[Path, str], resolved: Resolved) -> dict[str, str]:
     """technique -> hash of its file, "" -> hash of all other files: what a technique of a late stage says is
     no part of the stages before it."""
@@ -563,9 +377,9 @@ def stage_keys(
 def _read_early(resolved: Resolved, code: Mapping[str, str], stage: str) -> dict[str, Any]:
     """What a stage reads of later ones all the same: a technique at the seam `weight` trains on the bits that
     the export will store, one at `correct` may weigh the whole submission, code and all."""
-    seams = {seam for t in resolved.techniques.values() for seam in catalog.claims(t)}
+    seams = {seam for t in resolved.techniques.values() for seam in claims(t)}
     if stage == "train" and "weight" in seams:
-        owner = next((t for t in resolved.techniques.values() if "bits" in catalog.claims(t)), None)
+        owner = resolved.owner("bits")
         bits = [{role: owner.bits(role) for role in ROLES}, code.get(owner.name, "")] if owner else []
         return {"stored_bits": bits, "stored_from_numel": resolved.config.quantize_min_numel}
     if stage == "quantize" and "correct" in seams:

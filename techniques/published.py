@@ -1,4 +1,5 @@
-"""The variables that the published trainers read, whether or not we answer to them.
+"""The environment's layer of settings: the variables that the published trainers read, whether or not we
+answer to them.
 
 One of these that is set, that no setting and no technique here answers to, and whose value is not `off`, is
 an error: a run command from a record must not lose a part of its meaning in silence. No torch here.
@@ -6,8 +7,13 @@ an error: a run command from a record must not lose a part of its meaning in sil
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
+
+from techniques.base import SLOTS, Technique, claims
+from techniques.config import TRAINER_FIELDS
 
 # Variables that are a setting of ours under another name.
 ALIASES = {"GPTQ_RESERVE_SECONDS": "reserve_seconds", "CASEOPS_ENABLED": "caseops"}
@@ -118,3 +124,106 @@ def refuse_unknown(environ: Mapping[str, str], answered: Collection[str]) -> Non
             f"Every published variable must mean something here, but nothing in this trainer answers to: "
             f"{told}. Unset {'it' if len(lost) == 1 else 'them'}, or use the setting that --help names."
         )
+
+
+def from_environment(
+    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str] = ()
+) -> dict[str, Any]:
+    """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it
+    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on.
+    ValueError for a published variable that nothing here answers to."""
+    refuse_unknown(environ, answered_names(known))
+    layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
+    layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
+    layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
+    modes = chosen(environ, known)
+    layer |= modes
+    on = {*on, *(n for n, value in modes.items() if n in known and value)}
+    switched = _switched(environ, known, on)
+    off = {
+        n
+        for n in known
+        if layer.get(n) is False or any(is_off(environ.get(v, "1")) for v in _gates(known[n]))
+    }
+    live = (set(on) | switched) - off
+    for name, technique in known.items():
+        heard = {v: {*on, *switched} if field == "on" else live for v, field in technique.env.items()}
+        ours = [v for v in technique.env if v in environ and name in _readers(v, known, heard[v])]
+        given = {technique.env[v]: environ[v] for v in ours}
+        if not given:
+            continue
+        rival = _rival(name, known, live)
+        if rival:  # EVAL_STRIDE beside TTT_ENABLED=1 is the stride of that scorer
+            inner = {f.name for f in fields(known[rival].Config)}
+            layer.update({f"{rival}.{field}": v for field, v in given.items() if field in inner})
+            continue
+        gate = given.pop("on", None)
+        inner = {f.name: f for f in fields(technique.Config)}
+        if gate is None and not _gates(technique):  # the value itself is the gate: XSA_LAST_N=0 is off
+            gate = "0" if any(_means_off(v, inner[field]) for field, v in given.items()) else "1"
+        if gate is not None:
+            layer[name] = layer.get(name, True) and not is_off(gate)
+        if layer.get(name, True):  # without a gate, the settings of a technique that a preset turned on
+            layer.update({f"{name}.{field}": v for field, v in given.items()})
+    live = {*live, *(n for n in known if layer.get(n))} - {n for n in known if layer.get(n) is False}
+    return details(environ, live) | layer
+
+
+def _gates(technique: type[Technique]) -> list[str]:
+    """Its variables that only switch it."""
+    return [v for v, field in technique.env.items() if field == "on"]
+
+
+def _switched(
+    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str]
+) -> set[str]:
+    """What the environment turns on: first by variables that one technique reads, then by shared ones."""
+    given = [v for v in {v for t in known.values() for v in _gates(t)} if not is_off(environ.get(v, "0"))]
+    found: set[str] = set()
+    for variable in sorted(given, key=lambda v: sum(v in t.env for t in known.values())):
+        found |= {*_readers(variable, known, {*on, *found})}
+    return found
+
+
+def _readers(variable: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> list[str]:
+    """The techniques that `variable` speaks to: those that are on, where several read it, or else one."""
+    readers = [n for n, t in known.items() if variable in t.env]
+    if len(readers) < 2:
+        return readers
+    return [n for n in readers if n in live] or [n for n in SPOKEN_TO if n in readers] or readers[:1]
+
+
+def _means_off(value: str, like: dataclasses.Field[Any]) -> bool:
+    """Whether 0 says `off` here: it does where it is no legal value of the setting."""
+    low = like.metadata["low"]
+    return value.strip() in ("0", "0.0", "") and low is not None and low > 0
+
+
+def _rival(name: str, known: Mapping[str, type[Technique]], live: Collection[str]) -> str | None:
+    """The technique that is on in a slot that `name` claims, if `name` is off and has no gate variable."""
+    slots = set(claims(known[name])) & set(SLOTS)
+    if name in live or _gates(known[name]):
+        return None
+    return next((n for n in known if n in live and slots & set(claims(known[n]))), None)
+
+
+def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
+    """Every variable that means something here."""
+    switches = {v for v, name in GATES.items() if name in known}
+    switches |= {v for v, names in DETAILS.items() if all(n.split(".")[0] in known for n in names)}
+    switches |= {
+        v
+        for v, options in MODES.items()
+        if any(n.split(".")[0] in known for s in options.values() for n in s)
+    }
+    return (
+        {n.upper() for n in TRAINER_FIELDS}
+        | {v for t in known.values() for v in t.env}
+        | switches
+        | {*ALIASES}
+    )
+
+
+def environment_names(known: Mapping[str, type[Technique]]) -> set[str]:
+    """Every variable that would change or stop a run: what a worker strips before it starts a trial."""
+    return answered_names(known) | PUBLISHED

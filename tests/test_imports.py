@@ -47,7 +47,17 @@ MAY: dict[str, tuple[list[Path], set[str]]] = {
 NEVER: dict[str, tuple[list[Path], set[str]]] = {
     "search": (SEARCH, {"train_gpt", "torch", "validate", "conformance", "tests"}),
 }
-TORCH_FREE = ("base.py", "catalog.py", "config.py", "audit.py", "machine.py", "_adapt.py")
+TORCH_FREE = (
+    "base.py",
+    "parts.py",
+    "catalog.py",
+    "config.py",
+    "published.py",
+    "settings.py",
+    "audit.py",
+    "machine.py",
+    "_adapt.py",
+)
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -150,7 +160,7 @@ def test_metadata_of_every_technique_loads_without_torch() -> None:
 LIMITS = [
     *((p, 250) for p in TECHNIQUES),
     *((p, 600) for p in (*SEARCH, *SUITE, *KERNEL)),
-    *((p, 1500) for p in TRAINER),
+    *((p, 1300) for p in TRAINER),
 ]
 
 
@@ -158,7 +168,7 @@ def test_files_are_no_longer_than_the_house_allows() -> None:
     long = {
         name_of(p): n for p, most in LIMITS if (n := len(p.read_text(encoding="utf-8").splitlines())) > most
     }
-    assert not long, f"technique 250 lines, any other module 600, train_gpt.py 1,500; longer: {long}"
+    assert not long, f"technique 250 lines, any other module 600, train_gpt.py 1,300; longer: {long}"
 
 
 def test_functions_are_at_most_60_lines_and_6_parameters() -> None:

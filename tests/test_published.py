@@ -4,8 +4,9 @@ import pytest
 
 from techniques import catalog
 from techniques.base import Technique
-from techniques.config import Resolved, answered_names, environment_names, settings_from
-from techniques.published import ALIASES, DETAILS, GATES, MODES, PUBLISHED
+from techniques.config import Resolved
+from techniques.published import ALIASES, DETAILS, GATES, MODES, PUBLISHED, answered_names, environment_names
+from techniques.settings import settings_from
 
 KNOWN = catalog.metadata()
 

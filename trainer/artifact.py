@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from techniques.parts import Codec
 
 MAGIC = b"GOLF1\n"
 KINDS = ("int8", "scale", "float16", "float32", "fix", "fix_scale")  # in the container's order
@@ -70,6 +72,22 @@ def round_to_nearest(weight: Tensor, bits: int, rule: Any = None) -> tuple[Tenso
     return torch.clamp(torch.round(w / scale.float()[:, None]), -qmax, qmax).to(torch.int8), scale
 
 
+class RoundToNearest:
+    """The baseline's quantiser. It looks at no data."""
+
+    reads_data = False
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.hessians: dict[str, Tensor] = {}
+
+    def calibrate(self, model: Any, batches: Iterable[Any]) -> None:
+        """Nothing: no batch is read."""
+
+    def quantize(self, name: str, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:
+        return round_to_nearest(weight, bits, rule)
+
+
 class ZlibCodec:
     """The baseline's codec: zlib, level 9."""
 
@@ -82,7 +100,7 @@ class ZlibCodec:
         return zlib.decompress(data)
 
 
-def pack(packed: Sequence[Packed], values: Mapping[str, Any], codec: Any) -> bytes:
+def pack(packed: Sequence[Packed], values: Mapping[str, Any], codec: Codec) -> bytes:
     """The artifact's bytes."""
     head: dict[str, Any] = {"values": values, "tensors": []}
     streams: dict[str, list[bytes]] = {kind: [] for kind in KINDS}
@@ -148,7 +166,7 @@ def container_streams(container: bytes) -> list[tuple[str, str, np.ndarray]]:
     return out
 
 
-def unpack(artifact: bytes, codecs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def unpack(artifact: bytes, codecs: Mapping[str, Codec]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(resolved values, dequantised float32 weights). ValueError for anything that is not a whole
     artifact."""
     magic, rest = artifact[: len(MAGIC)], artifact[len(MAGIC) :]

@@ -33,7 +33,8 @@ def pick_attention(requested: str, device: torch.device, dtype: torch.dtype) -> 
             from flash_attn_interface import flash_attn_func as fa3  # type: ignore[import-not-found]
 
             found["fa3"] = lambda q, k, v: fa3(q, k, v, causal=True)
-    found["sdpa"] = sdpa  # PyTorch's own choice: as fast as cudnn or faster (benchmarks/gpu.py, docs/gpu.md)
+    # PyTorch's own choice is as fast as cudnn or faster (benchmarks/trainer/gpu.py, docs/gpu.md)
+    found["sdpa"] = sdpa
     if half_on_gpu and torch.backends.cuda.cudnn_sdp_enabled() and hopper:
 
         def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -69,6 +69,16 @@ class Audit:
                 found.append(f"{name}: a tensor's output error is {ratio:.3f} times that of plain rounding")
         return found
 
+    def state(self) -> dict[str, Any]:
+        """For `restore`."""
+        return {"facts": self.facts, "changes": self.changes}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """What an earlier process noted of the stages that it finished."""
+        for name in self.facts:
+            self.facts[name] |= state["facts"].get(name, {})
+            self.changes[name] |= state["changes"].get(name, {})
+
     def report(self) -> dict[str, dict[str, Any]]:
         """name -> {verdict: "active" | "inactive: reason", **facts}."""
         out: dict[str, dict[str, Any]] = {}

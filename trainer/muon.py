@@ -5,7 +5,7 @@ Techniques wrap or replace the iteration through `Muon.orthogonalize` (seam `ort
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -34,6 +34,18 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": hyper.muon_momentum, "weight_decay": decay})
         self.hyper, self.world, self.dtype = hyper, world, dtype
         self.orthogonalize: Callable[[Tensor, int], Tensor] = newton_schulz
+
+    def settle_gradients(self, params: Iterable[Tensor], most: float) -> None:
+        """Sum every gradient over the ranks, before any clipping: one rank and many take the same step. Then
+        clip the norm of all to `most` (0: no clipping)."""
+        params = list(params)
+        if self.world.size > 1:
+            grads = [p.grad for p in params if p.grad is not None]
+            flat = self.world.sum(torch.cat([g.reshape(-1) for g in grads]))
+            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                g.copy_(part.view_as(g))
+        if most:
+            torch.nn.utils.clip_grad_norm_(params, most)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -1,7 +1,13 @@
-"""What every scorer shares: nats of hidden states, and whether a scorer changed the score at all."""
+"""What every scorer shares: nats of hidden states, one compiled forward, and whether the score is another.
+
+Evaluation is forwards without gradient, mostly of full batches: one graph of one size, compiled on random
+tokens before the clock that counts starts. Smaller batches are padded to it (behind a row's tokens and below
+its last row, where nothing can see it) and cut again.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.parameters import load_weights
+from trainer.world import compiles
 
 NATS_AT_ONCE = 1 << 28  # logits that exist at a time, float32: 1 GiB
+COMPILE_FROM_TOKENS = 1 << 25  # forward tokens of a rank's evaluation from which on compiling it pays
 
 
 def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:
@@ -25,8 +33,43 @@ def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(targets.shape)
 
 
+class CompiledHidden:
+    """ids [b,t] -> hidden [b,t,D] for b ≤ rows and t ≤ length. `seconds` went into compiling."""
+
+    def __init__(self, model: Any, rows: int, length: int):
+        self.model, self.rows, self.length = model, rows, length
+        self.graph: Any = torch.compile(model.hidden, dynamic=False, fullgraph=True)
+
+    @torch.no_grad()
+    def warm_up(self, vocab_size: int) -> None:
+        """Compile, on tokens that come from no data."""
+        device = self.model.tok_emb.device
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocab_size, (self.rows, self.length), generator=generator)
+        self(ids.to(device)).sum().item()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        rows, length = ids.shape
+        if torch.is_grad_enabled() or rows > self.rows or length > self.length:
+            return self.model.hidden(ids)
+        padded = F.pad(ids, (0, self.length - length, 0, self.rows - rows))
+        return self.graph(padded)[:rows, :length]
+
+
+def compile_scoring(run: Any, resolved: Any, scorer: str | None) -> float:
+    """Compile the forward of an evaluation that is long enough; the seconds it took. Like the warm-up of the
+    training it reads no data, and is no part of the timed seconds."""
+    start, c = time.perf_counter(), resolved.config
+    passes = 1.0 + (resolved.costs[scorer].eval_passes if scorer in resolved.costs else 0.0)
+    if not compiles(c, run.world) or passes * run.num_positions < COMPILE_FROM_TOKENS * run.world.size:
+        return 0.0
+    run.hidden = graph = CompiledHidden(run.model, run.batch_seqs, run.seq_len)
+    graph.warm_up(c.vocab_size)
+    return time.perf_counter() - start
+
+
 @torch.no_grad()
-def audit_scorer(name: str, weights: Mapping[str, Tensor], run: Any, audit: Any) -> None:
+def score_changed(weights: Mapping[str, Tensor], run: Any) -> bool:
     """Does the scorer's result differ from the plain protocol's over the last sequences of this rank's
     share?"""
     load_weights(run.model, weights)
@@ -40,4 +83,4 @@ def audit_scorer(name: str, weights: Mapping[str, Tensor], run: Any, audit: Any)
             noise = 8 * float((beside - plain).abs().max())
         mine = run.written[start : start + len(plain)].bool()
         changed += int((run.nll[start : start + len(plain)] - plain)[mine].abs().gt(1e-6 + noise).sum())
-    audit.changed(name, "score", run.world.max(float(changed)) > 0)
+    return run.world.max(float(changed)) > 0

@@ -1,11 +1,12 @@
-"""The ground a run stands on: its ranks and device, its clocks, its log and its files."""
+"""The ground a run stands on: ranks and device, clocks, files, and whether its graphs are compiled."""
 
 from __future__ import annotations
 
-import json
 import os
+import platform
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from techniques.base import Unavailable
 from techniques.config import Config
 from trainer.ledger import Ledger
 from trainer.machine import cpu_name
+
+GRAPHS = 64  # compiled ones at most: one for each phase and each size of batch
 
 
 class World:
@@ -111,6 +114,26 @@ class World:
         kernels = torch.backends.cpu.get_cpu_capability()
         return facts | {"device": cpu_name(), "kernels": kernels, "threads": torch.get_num_threads()}
 
+    def facts(self, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+        """The same ground as people read it, in the result."""
+        cuda = self.device.type == "cuda"
+        return {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+            "device_type": self.device.type,
+            "world_size": self.size,
+            "attention": attention,
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+
+    def peak_memory_bytes(self) -> int:
+        """Of the device, or of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
@@ -137,31 +160,6 @@ class Clock:
         return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
 
-class Log:
-    """Rank 0's voice: people read stdout and train.log, machines read metrics.jsonl and result.json."""
-
-    def __init__(self, out_dir: Path, rank: int):
-        self.out_dir, self.loud = out_dir, rank == 0
-        if self.loud:
-            out_dir.mkdir(parents=True, exist_ok=True)
-            self._text = open(out_dir / "train.log", "w", encoding="utf-8", buffering=1)
-            self._metrics = open(out_dir / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
-
-    def __call__(self, line: str, *, screen: bool = True) -> None:
-        if self.loud:
-            print(line, file=self._text)
-            if screen:
-                print(line, flush=True)
-
-    def metrics(self, **values: Any) -> None:
-        if self.loud:
-            print(json.dumps(values), file=self._metrics, flush=True)
-
-    def write_json(self, name: str, value: Any) -> None:
-        if self.loud:
-            write_atomically(self.out_dir / name, json.dumps(value, indent=1, sort_keys=True).encode())
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """The file is either whole or not there: written beside its place, synced, then renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -175,5 +173,24 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def compiles(config: Config, world: World) -> bool:
+    """Whether the settings want compiled graphs here."""
+    return config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
+
+
+def maybe_compile(model: Any, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
+    """The training's loss(ids [B,T], targets [B,T]), compiled where the settings want it."""
+    if not compiles(config, world):
+        return model
+    torch._dynamo.config.recompile_limit = GRAPHS  # type: ignore[attr-defined]
+    return torch.compile(model, dynamic=False, fullgraph=True)  # type: ignore[return-value]
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and on CPUs that have its instructions (elsewhere it is slower than float32)."""
+    if config.compute_dtype != "auto":
+        return getattr(torch, config.compute_dtype)
+    fast = (
+        device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return torch.bfloat16 if fast else torch.float32

@@ -7,24 +7,26 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from search.common.errors import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def quiet_log(path: Path | None) -> None:
-    """Warnings go to a file (or stderr), with passwords taken out."""
-    from search.storage.patient import redact
+class Redacted(logging.Formatter):
+    """Lines of a log with passwords taken out."""
 
-    class Redacted(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return redact(super().format(record))
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
-    handler = logging.FileHandler(path) if path else logging.StreamHandler()
+
+def quiet_log() -> None:
+    """Warnings go to stderr, and nothing less."""
+    handler = logging.StreamHandler()
     handler.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
@@ -35,8 +37,6 @@ def clear_errors() -> Generator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        from search.storage.patient import redact
-
         text = (
             str(error)
             if isinstance(error, ValueError)
@@ -51,12 +51,12 @@ def clear_errors() -> Generator[None]:
 
 def make_console() -> Console:
     """A terminal's width; 160 columns in a file or a pipe."""
-    from rich.console import Console
+    from rich.console import Console  # a third of the time that --help takes
 
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
-def say(console: Console, step: str, since: float) -> float:
+def print_step(console: Console, step: str, since: float) -> float:
     """One step of the start and its seconds; returns now."""
     now = time.monotonic()
     console.print(f"{step}  [{now - since:.1f} s]", highlight=False, markup=False, soft_wrap=True)

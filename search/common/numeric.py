@@ -26,7 +26,8 @@ def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
 
 
 def place(dist: BaseDistribution, value: Any) -> float:
-    """A value as a row holds it."""
+    """A number's place in its range, from -1 to 1 (in the logarithm where the distribution says so); of a
+    categorical the index of its choice."""
     if isinstance(dist, CategoricalDistribution):
         return float(dist.to_internal_repr(value))
     assert isinstance(dist, FloatDistribution | IntDistribution)
@@ -39,7 +40,7 @@ def place(dist: BaseDistribution, value: Any) -> float:
 
 
 def value_at(dist: BaseDistribution, at: float) -> Any:
-    """The value of the distribution that is nearest to a place in a row."""
+    """The value of the distribution that is nearest to a place: the inverse of `place`."""
     if isinstance(dist, CategoricalDistribution):
         return dist.choices[round(at)]
     assert isinstance(dist, FloatDistribution | IntDistribution)

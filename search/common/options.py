@@ -1,26 +1,62 @@
-"""What the command line was asked for."""
+"""What the command line was asked for: StudyOptions of every command, RunOptions of the default one, and
+WorkerSpec, the part of it that travels on to every worker.
+
+An option of a worker is a parameter in search/cli.py, a field of WorkerSpec, and the place where it acts.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from search.common.paths import ROOT
+
 
 @dataclass(frozen=True)
-class Common:
-    """Options that every command takes, before or behind its name."""
+class StudyOptions:
+    """Options that every command takes, before or behind its name; None: not given."""
 
-    study: Path | None
-    storage: str | None
-    home: Path | None
-    cache: tuple[str, ...] = ()  # the workers' options of the stage cache; (): none
+    study: Path | None = None
+    storage: str | None = None
+    home: Path | None = None
 
-    def behind(self, study: Path | None, storage: str | None, home: Path | None) -> Common:
-        """These, where the command itself was not given others."""
-        return Common(study or self.study, storage or self.storage, home or self.home)
+    def over(self, before: StudyOptions) -> StudyOptions:
+        """These, and where they were not given, those from before the command's name."""
+        return StudyOptions(
+            self.study or before.study, self.storage or before.storage, self.home or before.home
+        )
+
+    @property
+    def home_folder(self) -> Path:
+        return (self.home or ROOT).absolute()
 
 
-def home_of(common: Common) -> Path:
-    from search.common.paths import ROOT
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker is told: the same for all of a session, but for `index`. It crosses the process border as
+    JSON (search/workers/spec.py). The database's URL is no part of it: process lists show command lines."""
 
-    return (common.home or ROOT).absolute()
+    study: Path
+    home: Path
+    target: int  # finished trials in the whole study
+    index: int = 0  # which of the session's workers
+    threads: int = 1  # of a trainer whose study does not say
+    prepare: bool = False  # corpus and baseline first: on a machine that nobody looked at before
+    trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
+    sampler: str = ""  # tpe or structured; empty: as the study says
+    mixed: bool = False  # other code and other hardware may join
+    cache: Path | None = None  # folder of the stage cache; None: there is none
+    cache_size: str = "10GB"  # of it at most
+    cache_shared: str = ""  # where machines share stages: a folder or s3://bucket/prefix
+    niceness: int = 0  # by which the priority of trainers is lowered; the worker keeps its own
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of the default command."""
+
+    worker: WorkerSpec  # as the user gives it; run_study completes it
+    storage: str | None = None
+    workers: int | None = None  # None: one for each trial's GPUs, else for each core
+    engine: str = "local"
+    engine_options: tuple[str, ...] = ()  # KEY=VALUE

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # the project
+DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
+
+
+def shown(path: Path) -> Path:
+    """The path as people read it: from the project on, where it lies in there."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where things are."""
+class Folders:
+    """Of one study, under its home."""
 
     home: Path
     study: str

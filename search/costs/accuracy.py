@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from search.pruning.pruner import PREFLIGHT
-
-FIGURES = {"bytes": "artifact_bytes", "train": "train_seconds", "eval": "eval_seconds"}
+from search.common.attributes import PREFLIGHT
+from search.study.limits import LIMITS
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,10 @@ class Pair:
 
 def pair_of(attrs: Mapping[str, Any], figure: str) -> Pair | None:
     """The prediction of a figure and its outcome, if there were both."""
-    told = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
-    predicted, upper, measured = told.get(figure), told.get(f"{figure}_upper"), attrs.get(figure)
+    prediction = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
+    predicted = prediction.get(figure)
+    upper = prediction.get(f"{figure}_upper")
+    measured = attrs.get(figure)
     if not (predicted and measured):
         return None
     return Pair(float(predicted), float(upper or predicted), float(measured))
@@ -35,5 +36,5 @@ def pair_of(attrs: Mapping[str, Any], figure: str) -> Pair | None:
 
 def errors_of(attrs: Mapping[str, Any]) -> dict[str, float]:
     """constraint -> relative error, of the figures that were predicted and measured."""
-    pairs = {name: pair_of(attrs, figure) for name, figure in FIGURES.items()}
+    pairs = {limit.constraint: pair_of(attrs, limit.figure) for limit in LIMITS}
     return {name: round(pair.error, 4) for name, pair in pairs.items() if pair}

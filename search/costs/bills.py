@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from search.costs.factors import Bill, Ledger, Part
-from techniques.base import SLOTS, Choice, Technique, TensorSpec, claims
+from search.costs.factors import Bill, CostModel, Part
+from techniques.base import Choice, Technique, TensorSpec
 from techniques.config import Resolved
 
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
@@ -26,14 +26,16 @@ LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
 SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
 ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
-# bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then codec
+# bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then by the technique
+# that gives the codec ("": zlib, and what stands for one that is not measured)
 ENTROPIES = (2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
 OVERHEAD = {
-    "zlib": (1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
+    "": (1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
     "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
-    "lzma": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
-    "brotli": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
-    # one class of rows and columns (more are a gain); brotli, less what sorted rows save: benchmarks.codecs
+    "lzma_xz": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
+    "brotli_shuffle": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
+    # one class of rows and columns (more are a gain); brotli, less what sorted rows save:
+    # benchmarks.trainer.codecs
     "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
     "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
@@ -56,18 +58,12 @@ SECOND_SDS = {
 SEED_SPREAD = 0.001
 
 
-def byte_ledger() -> Ledger:
-    return Ledger(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
+def byte_model() -> CostModel:
+    return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
 
 
-def second_ledger() -> Ledger:
-    return Ledger(SECOND_SDS, spread=0.1, least_spread=0.01)
-
-
-def owner_of(resolved: Resolved, slot: str) -> Technique | None:
-    """The technique that fills a slot in this configuration."""
-    assert slot in SLOTS
-    return next((t for t in resolved.techniques.values() if slot in claims(t)), None)
+def second_model() -> CostModel:
+    return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01)
 
 
 def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:
@@ -109,8 +105,8 @@ def words_of(technique: Technique | None) -> str:
 
 def model_bill(resolved: Resolved) -> Bill:
     """Bytes of the packed weights."""
-    owners = {slot: owner_of(resolved, slot) for slot in ("bits", "quantizer", "row_scale", "codec")}
-    codec = next((c for c in OVERHEAD if owners["codec"] and c in owners["codec"].name), "zlib")
+    owners = {slot: resolved.owner(slot) for slot in ("bits", "quantizer", "row_scale", "codec")}
+    overheads = OVERHEAD.get(owners["codec"].name if owners["codec"] else "", OVERHEAD[""])
     words = {slot: words_of(owner) for slot, owner in owners.items()}
     amounts: dict[tuple[str, str, int], float] = {}
     plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
@@ -124,7 +120,7 @@ def model_bill(resolved: Resolved) -> Bill:
         else:
             bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
             entropy = entropy_bits(bits, tensor.shape[1])
-            overhead = float(np.interp(entropy, ENTROPIES, OVERHEAD[codec]))
+            overhead = float(np.interp(entropy, ENTROPIES, overheads))
             key = (source, tensor.role, bits)
             stored = tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
             amounts[key] = amounts.get(key, 0.0) + stored

@@ -1,4 +1,4 @@
-"""Ledger: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise, the factors learnt from finished
+"""CostModel: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise, the factors learnt from finished
 trials.
 
 A bill says what a run should cost as the sum of its parts: an exact amount each (bits of a kind of tensor,
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-LATEST = 300  # finished trials that a ledger remembers: machines change their speed
+LATEST = 300  # finished trials that a model remembers: machines change their speed
 RENEWED = 0.05  # share of new rows from which the fit is made again
 CARRIED = 100  # trials of other studies that it begins with; each of its own displaces one
 STUDENT = 4.0  # degrees of freedom of the likelihood
@@ -143,7 +143,7 @@ class _Fit:
     dof: float
 
 
-class Ledger:
+class CostModel:
     """The factors of one kind of bill. `sds`: prior standard deviation of a factor's logarithm, by the part
     of its name before the colon. Exponents of `log …` factors count from those of the first trial."""
 

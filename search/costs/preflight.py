@@ -17,12 +17,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 from search.common.paths import ROOT
 from search.costs import bills as costs
-from search.costs.factors import Bill, Estimate, Ledger
+from search.costs.factors import Bill, CostModel, Estimate
 from search.study.model import Study
+from search.trainers.trainer import Trainer
 from techniques import catalog
 from techniques.config import Resolved
 
@@ -46,11 +47,35 @@ class Prediction:
     eval_seconds_upper: float | None
 
 
+class Costs(Protocol):
+    """What says of a study's runs what they will cost and which of them are worth a trial. A run is whatever
+    the study's space resolves to."""
+
+    @property
+    def study(self) -> Study: ...
+
+    def predict(self, resolved: Any) -> Prediction | None:
+        """None where nothing is known of costs."""
+        ...
+
+    def rejection(self, resolved: Any) -> str | None:
+        """Why a run is not worth a trial, `what: facts`; None when it is."""
+        ...
+
+    def learn(self, results: Iterable[tuple[Any, Mapping[str, Any]]], *, study: str = "") -> None:
+        """From finished trials; `study` names another study that they come from."""
+        ...
+
+    def forget_carried(self) -> bool:
+        """Drops what other studies taught; False when there is nothing of it."""
+        ...
+
+
 class Seconds:
     """What one machine takes."""
 
     def __init__(self):
-        self.train, self.evaluate = costs.second_ledger(), costs.second_ledger()
+        self.train, self.evaluate = costs.second_model(), costs.second_model()
 
 
 class Preflight:
@@ -59,7 +84,7 @@ class Preflight:
 
     def __init__(self, study: Study, *, root: Path = ROOT, hardware: str = ""):
         self.study, self.root, self.hardware = study, root, hardware
-        self.model_bytes = costs.byte_ledger()
+        self.model_bytes = costs.byte_model()
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
@@ -121,11 +146,9 @@ class Preflight:
 
     def forget_carried(self) -> bool:
         """Drops what other studies taught; False when there is nothing of it."""
-        ledgers = [self.model_bytes]
-        ledgers += [
-            ledger for machine in self.machines.values() for ledger in (machine.train, machine.evaluate)
-        ]
-        return any([ledger.forget_carried() for ledger in ledgers])
+        models = [self.model_bytes]
+        models += [model for machine in self.machines.values() for model in (machine.train, machine.evaluate)]
+        return any([model.forget_carried() for model in models])
 
     def _told_by(self, bill: Bill, study: str = "") -> Bill:
         return costs.from_study(bill, study or self.factor)
@@ -159,11 +182,11 @@ class Preflight:
         return self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
 
     def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
-        config, ledger = resolved.config, self.seconds().train
+        config, model = resolved.config, self.seconds().train
         if not config.max_wallclock_seconds:
-            return self._known(ledger, costs.train_bill(resolved, config.iterations), to_judge)
+            return self._known(model, costs.train_bill(resolved, config.iterations), to_judge)
         budget, calibration = config.max_wallclock_seconds, costs.calibration_bill(resolved)
-        more = self._known(ledger, calibration, to_judge) if calibration else None
+        more = self._known(model, calibration, to_judge) if calibration else None
         if more is None:  # the budget is the prediction
             return Estimate(math.log(budget), 0.0, 0.0)
         total = budget - config.reserve_seconds + more.value
@@ -173,11 +196,11 @@ class Preflight:
     def _eval(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
         return self._known(self.seconds().evaluate, costs.eval_bill(resolved), to_judge)
 
-    def _known(self, ledger: Ledger, bill: Bill, to_judge: bool) -> Estimate | None:
+    def _known(self, model: CostModel, bill: Bill, to_judge: bool) -> Estimate | None:
         """The estimate, once a trial tells how fast the machine is; to judge by, of this study."""
-        own, carried = len(ledger.rows), len(ledger.carried)
+        own, carried = len(model.rows), len(model.carried)
         enough = own >= (OWN if carried else 1) if to_judge else own + carried > 0
-        return ledger.estimate(self._told_by(bill)) if enough else None
+        return model.estimate(self._told_by(bill)) if enough else None
 
     def code_bytes(self, resolved: Resolved) -> int:
         """Bytes of code that the artifact counts: told by a like result, else those of the files."""
@@ -214,19 +237,25 @@ def _positive(result: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, int | float) and 0 < value < math.inf else 0.0
 
 
-class ForeignPreflight(Preflight):
+@dataclass(frozen=True)
+class NoCosts:
     """Knows no costs: whatever the space gives is tried, and the limits judge it afterwards."""
 
-    def predict(self, resolved: Resolved) -> Prediction:
-        return cast("Prediction", None)  # the sampler keeps a prediction where there is one
+    study: Study
 
-    def rejection(self, resolved: Resolved) -> str | None:
+    def predict(self, resolved: object) -> None:
         return None
 
-    def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]], *, study: str = "") -> None:
+    def rejection(self, resolved: object) -> None:
+        return None
+
+    def learn(self, results: Iterable[tuple[object, Mapping[str, Any]]], *, study: str = "") -> None:
         """Nothing to calibrate."""
 
+    def forget_carried(self) -> bool:
+        return False
 
-def preflight_for(study: Study, hardware: str = "") -> Preflight:
-    """What predicts and admits for this study, on this hardware."""
-    return (Preflight if study.foreign is None else ForeignPreflight)(study, hardware=hardware)
+
+def costs_of(trainer: Trainer, study: Study, hardware: str = "") -> Costs:
+    """What predicts and admits for a study of this trainer, on this hardware."""
+    return Preflight(study, hardware=hardware) if trainer.predicts_costs else NoCosts(study)

@@ -14,24 +14,24 @@ from typing import Protocol
 
 from optuna.trial import TrialState
 
+from search.common.options import WorkerSpec
 from search.common.paths import ROOT
 from search.session.session import Session
-from search.storage.patient import ENVIRONMENT
-from search.workers.spec import Order
+from search.storage.url import ENVIRONMENT
+from search.workers.spec import worker_command
+
+POLL_S = 0.2
+STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
 
 
 @dataclass(frozen=True)
 class Task:
     """All that a machine needs to run one worker. It holds the database's URL: never on a command line."""
 
-    order: Order
+    spec: WorkerSpec
     url: str = field(repr=False)
-    index: int
     gpus: int  # per trial; 0 on CPUs
     root: Path = ROOT
-
-    def command(self) -> list[str]:
-        return self.order.command(self.index, prepare=True)
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
 
     Raises ValueError when this machine lacks the project at the same path."""
     host = os.uname().nodename
-    if not (task.root / "search" / "worker.py").exists():
+    if not (task.root / "search" / "workers" / "worker.py").exists():
         raise ValueError(
             f"Every machine of the cluster needs the project at {task.root}, but {host} has none there. Put "
             "it on a shared folder, or clone and install it at that path."
         )
-    order = task.order
-    log = order.home / "runs" / "workers" / f"{order.study.stem}-{host}-{task.index}-{os.getpid()}.log"
+    spec = task.spec
+    log = spec.home / "runs" / "workers" / f"{spec.study.stem}-{host}-{spec.index}-{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ if environ is None else environ) | {ENVIRONMENT: task.url}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            task.command(),
+            worker_command(spec),
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
@@ -91,9 +91,6 @@ class Engine(Protocol):
     def cancel(self) -> None: ...  # asks every task to stop
 
 
-POLL_S = 0.2
-
-
 class WorkerFailed(ValueError):
     """A worker said what a person must solve; the text is the worker's."""
 
@@ -123,6 +120,3 @@ def last_error(log: Path) -> str:
     """The last `error: ` line of a worker's log, else its last line."""
     lines = [s for s in log.read_text(encoding="utf-8", errors="replace").splitlines() if s.strip()]
     return ([s for s in lines if s.startswith("error: ")] or lines or ["it said nothing"])[-1][:1000]
-
-
-STOP_S = 20.0  # for a worker to put its configuration back

@@ -30,7 +30,6 @@ from search.engines.base import (
 from search.report.progress import Progress
 from search.session.session import Session
 from search.study.model import Study
-from search.workers import prepare
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -69,7 +68,7 @@ def cluster_for(study: Study, engine: str, words: Sequence[str], *, url: str) ->
             )
         return None
     check_reachable(url, engine)
-    cuda = prepare.settled(study, "device") == "cuda"
+    cuda = study.settled("device") == "cuda"
     gpus = int(options.pop("gpus", study.gpus_per_trial if cuda else 0))
     return Cluster(engine, options, gpus)
 
@@ -88,9 +87,9 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def work(engine: Engine, tasks: Sequence[Task], session: Session, progress: Progress) -> None:
+def run_tasks(engine: Engine, tasks: Sequence[Task], session: Session, progress: Progress) -> None:
     """Submits the tasks and watches until all have ended. Raises WorkerFailed, and KeyboardInterrupt."""
-    target = tasks[0].order.target
+    target = tasks[0].spec.target
     with stop_requested() as stopping:
         engine.submit(tasks)
         try:
@@ -117,7 +116,7 @@ def work(engine: Engine, tasks: Sequence[Task], session: Session, progress: Prog
 
 def make_engine(name: str, options: Mapping[str, Any], *, folder: Path) -> Engine:
     """The engine of a name. Raises ValueError when its library is not installed or refuses an option."""
-    module = {"ray": "search.engines.ray", "slurm": "search.engines.cluster.slurm"}.get(name)
+    module = {"ray": "search.engines.ray", "slurm": "search.engines.slurm"}.get(name)
     if module is None:
         raise ValueError(f"An engine is one of {', '.join(ENGINES)}, but got {name!r}.")
     try:

@@ -13,56 +13,65 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
+from search.common.attributes import WORKER
+from search.common.options import WorkerSpec
 from search.common.paths import ROOT
-from search.engines.base import POLL_S, WorkerFailed, finished, last_error, stop_requested
+from search.engines.base import POLL_S, STOP_S, WorkerFailed, finished, last_error, stop_requested
 from search.report.progress import Progress
 from search.session.session import Session
-from search.storage.patient import ENVIRONMENT, requeue
+from search.storage.patient import requeue
+from search.storage.url import ENVIRONMENT
 from search.study.constraints import set_all, violations
-from search.workers.spec import Order
+from search.workers.spec import worker_command
 
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
-STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
 FULL_BYTES = 100_000  # less than this free is a full disk
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a session is worked on."""
-
-    order: Order
-    workers: int
-    external: bool  # the database is the user's, not the private one of `home`
-    gpus: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES, dealt to the workers in turn
 
 
 @dataclass
 class Slot:
-    """One worker's place: the process that fills it now."""
+    """One worker of the session: the process that it is now."""
 
-    index: int
+    spec: WorkerSpec
+    environment: dict[str, str] = field(repr=False)  # it may hold the database's URL
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     finished_then: int = 0  # finished trials of the study when it was last started
     log: Path = field(default_factory=Path)
 
 
-def launch(session: Session, plan: Plan, progress: Progress) -> None:
-    """Runs the workers until the target. Raises WorkerFailed, and KeyboardInterrupt once all have stopped."""
-    slots = [Slot(index) for index in range(plan.workers)]
+def launch(
+    session: Session,
+    specs: Sequence[WorkerSpec],
+    progress: Progress,
+    *,
+    external: bool,
+    gpus: tuple[str, ...] = (),
+) -> None:
+    """Runs a worker for each spec until the target. Raises WorkerFailed, and KeyboardInterrupt once all have
+    stopped. `external`: the database is the user's, not the private one of the home. `gpus`: values for
+    CUDA_VISIBLE_DEVICES, dealt to the workers in turn."""
+    shared = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
+    if external:
+        shared[ENVIRONMENT] = session.url
+    slots: list[Slot] = []
+    for spec in specs:
+        own = {"CUDA_VISIBLE_DEVICES": gpus[spec.index % len(gpus)]} if gpus else {}
+        slots.append(Slot(spec, shared | own))
     with stop_requested() as stopping:
         try:
             for slot in slots:
-                start(slot, session, plan)
+                start(slot, session)
             while not stopping.is_set() and any(slot.process is not None for slot in slots):
                 for slot in slots:
-                    attend(slot, session, plan)
+                    poll_worker(slot, session)
                 progress.look()
                 stopping.wait(POLL_S)
         finally:
@@ -72,35 +81,31 @@ def launch(session: Session, plan: Plan, progress: Progress) -> None:
         raise KeyboardInterrupt
 
 
-def start(slot: Slot, session: Session, plan: Plan) -> None:
+def start(slot: Slot, session: Session) -> None:
     """A fresh worker process in the slot."""
-    environment = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
-    if plan.external:
-        environment[ENVIRONMENT] = session.url
-    if plan.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[slot.index % len(plan.gpus)]
-    slot.log = session.place.runs / "workers" / f"{slot.index}.log"
+    slot.log = session.folders.runs / "workers" / f"{slot.spec.index}.log"
     slot.log.parent.mkdir(parents=True, exist_ok=True)
     slot.finished_then = finished(session)
     with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(
-            plan.order.command(slot.index),
+            worker_command(slot.spec),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             cwd=ROOT,
-            env=environment,
+            env=slot.environment,
             start_new_session=True,
         )
 
 
-def attend(slot: Slot, session: Session, plan: Plan) -> None:
+def poll_worker(slot: Slot, session: Session) -> None:
     """Looks after one worker: over when it says so, started again when it died."""
     if slot.process is None or (status := slot.process.poll()) is None:
         return
-    dead, slot.process = slot.process, None
-    hang_up(dead)
-    bury(session, dead.pid)
+    ended = slot.process
+    slot.process = None
+    close_lifeline(ended)
+    fail_dead_worker(session, ended.pid)
     if status == 0:
         return
     said = last_error(slot.log)
@@ -113,33 +118,33 @@ def attend(slot: Slot, session: Session, plan: Plan) -> None:
             "run the same command to go on; nothing stored is lost."
         )
     done = finished(session)
-    if done >= plan.order.target:
+    if done >= slot.spec.target:
         return
     slot.restarts = 1 if done > slot.finished_then else slot.restarts + 1
     if slot.restarts > MAX_RESTARTS:
         raise WorkerFailed(
-            f"A worker must live, but worker {slot.index} died {slot.restarts} times without "
+            f"A worker must live, but worker {slot.spec.index} died {slot.restarts} times without "
             f"finishing a trial (last: exit status {status}, {said}). Its log is {slot.log}. Every finished "
             "trial is stored."
         )
     time.sleep(min(2.0, 0.2 * 2**slot.restarts) if slot.restarts > 1 else 0.0)
-    start(slot, session, plan)
+    start(slot, session)
 
 
-def hang_up(process: subprocess.Popen[bytes]) -> None:
+def close_lifeline(process: subprocess.Popen[bytes]) -> None:
     """Closes our end of the lifeline."""
     with contextlib.suppress(OSError):
         if process.stdin is not None:
             process.stdin.close()
 
 
-def bury(session: Session, pid: int) -> None:
+def fail_dead_worker(session: Session, pid: int) -> None:
     """Fails what a dead worker of this machine left running, and queues it again."""
     study = session.optuna_study
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     host = os.uname().nodename
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not str(trial.user_attrs.get("worker", "")).startswith(f"{host}:{pid}:"):
+        if not str(trial.user_attrs.get(WORKER, "")).startswith(f"{host}:{pid}:"):
             continue
         trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
         with contextlib.suppress(UpdateFinishedTrialError):
@@ -155,7 +160,7 @@ def stop_all(slots: list[Slot], session: Session) -> None:
     for process in alive:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        hang_up(process)
+        close_lifeline(process)
     until = time.monotonic() + STOP_S
     for process in alive:
         try:
@@ -163,6 +168,6 @@ def stop_all(slots: list[Slot], session: Session) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        bury(session, process.pid)
+        fail_dead_worker(session, process.pid)
     for slot in slots:
         slot.process = None

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.common import attributes
 from search.common.paths import ROOT
 from search.export.inline import inline
 from techniques import catalog
@@ -38,7 +39,7 @@ def metadata() -> dict[str, type[Technique]]:
 def runtime() -> dict[str, type[Technique]]:
     return metadata()
 '''
-CONFIG = '''
+SETTINGS = '''
 def settings_from(
     argv: Sequence[str], environ: Mapping[str, str], known: Mapping[str, type[Technique]], *, has_gpu: bool
 ) -> Resolved:
@@ -100,7 +101,7 @@ def bundle(resolved: Resolved) -> str:
     elsewhere = {v for t in known.values() for v in t.env} - own
     replaced = {
         "techniques.catalog": CATALOG.format(imports="; ".join(imports) or "pass", table=table),
-        "techniques.config": CONFIG.format(
+        "techniques.settings": SETTINGS.format(
             literal=dictionary(literal_of(resolved)), elsewhere=repr(" ".join(sorted(elsewhere)))
         ),
         "train_gpt": TRAINER,
@@ -139,16 +140,13 @@ def resolve_source(*, preset: str, file: Path | None) -> Resolved:
 
 def of_trial(session: Session, number: int) -> Resolved:
     """The configuration of a stored trial. ValueError for one that there is not, or that never began."""
-    if session.study.foreign is not None:
-        raise ValueError(
-            "A bundle is made of this trainer's files, but the study drives another script. That script and "
-            f"the environment of `search.py show {number}` are the submission."
-        )
+    if reason := session.trainer.no_bundle(number):
+        raise ValueError(reason)
     trials = session.optuna_study.get_trials(deepcopy=False)
     found = session.whole([t for t in trials if t.number == number])
-    if not found or "config" not in found[0].user_attrs:
+    if not found or attributes.CONFIG not in found[0].user_attrs:
         raise ValueError(f"{session.study.name} has no trial {number} with a configuration. See `status`.")
-    layer = {k: v for k, v in found[0].user_attrs["config"].items() if k not in OF_A_PLACE}
+    layer = {k: v for k, v in found[0].user_attrs[attributes.CONFIG].items() if k not in OF_A_PLACE}
     preset = str(layer.pop("preset", ""))
     return resolve({"preset": read_preset(preset) if preset else {}, "file": layer}, catalog.metadata())
 

@@ -26,21 +26,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.attributes import REPORTS
+from search.common.numeric import place
 from search.pruning.evidence import Evidence, Point
 from search.study.constraints import feasible
 from search.study.model import Pruning
 
-REPORTS = "reports"  # user attribute: [[progress, val_bpb, lr_scale], …]
-SPARED = "spared"  # user attribute of a trial that runs on although it would be given up: a Verdict's facts
-PREFLIGHT = "preflight"  # user attribute that the sampler writes: what it predicted
 SAME_POINT = 0.02  # progress of two reports of one grid point differs by less (a step's error)
 LATEST = 600  # feasible trials that evidence is fitted to: the newest are nearest to what is tried now
 MORE = 1.05  # times as many trials, before evidence is fitted again
@@ -92,44 +86,19 @@ def is_evidence(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and trial.value is not None and feasible(trial)
 
 
-Span = tuple[float, float, bool]  # a range's ends, in the logarithm where the last is true
-
-
-class Scales:
-    """How parameters become numbers, by distribution. A storage shares those between its trials: each is
-    looked at once."""
-
-    def __init__(self):
-        self._known: dict[int, tuple[BaseDistribution, Span | str]] = {}
-
-    def of(self, dist: BaseDistribution) -> Span | str:
-        """A number's range; `choice`; or "" where there is nothing to choose."""
-        known = self._known.get(id(dist))
-        if known is None:
-            known = self._known[id(dist)] = dist, self._look(dist)
-        return known[1]
-
-    @staticmethod
-    def _look(dist: BaseDistribution) -> Span | str:
+def features_of(trial: FrozenTrial) -> dict[str, float]:
+    """Of its parameters: choices (0 or 1), numbers (-1 to 1 over their range); not where nothing varies."""
+    found: dict[str, float] = {}
+    distributions = trial.distributions
+    for name, value in trial.params.items():
+        dist = distributions[name]
         if dist.single():
-            return ""
-        if not isinstance(dist, FloatDistribution | IntDistribution):
-            return "choice" if isinstance(dist, CategoricalDistribution) else ""
-        low, high = float(dist.low), float(dist.high)
-        return (math.log(low), math.log(high), True) if dist.log else (low, high, False)
-
-    def features_of(self, trial: FrozenTrial) -> dict[str, float]:
-        """Of its parameters: choices (0 or 1), numbers (-1 to 1 over their range)."""
-        found: dict[str, float] = {}
-        distributions = trial.distributions
-        for name, value in trial.params.items():
-            span = self.of(distributions[name])
-            if span == "choice":
-                found[f"{name}={value}"] = 1.0
-            elif not isinstance(span, str):
-                low, high, log = span
-                found[name] = 2.0 * ((math.log(value) if log else float(value)) - low) / (high - low) - 1.0
-        return found
+            continue
+        if isinstance(dist, CategoricalDistribution):
+            found[f"{name}={value}"] = 1.0
+        else:
+            found[name] = place(dist, value)
+    return found
 
 
 def with_rates(
@@ -164,7 +133,6 @@ class Pruner:
 
     def __init__(self, settings: Pruning):
         self.settings = settings
-        self._scales = Scales()
         self._finished: dict[int, FrozenTrial] = {}  # what is evidence, by number
         self._features: dict[int, dict[str, float]] = {}  # of their configurations
         self._seen: set[int] = set()
@@ -196,7 +164,7 @@ class Pruner:
     def _point_at(self, number: int, progress: float) -> Point | None:
         trial = self._finished[number]
         if number not in self._features:
-            self._features[number] = self._scales.features_of(trial)
+            self._features[number] = features_of(trial)
         return point_at(trial, self._features[number], progress)
 
     def standard(self) -> float:
@@ -222,7 +190,7 @@ class Pruner:
             return None
         if bpb <= evidence.best_early:
             return None
-        features = with_rates(self._scales.features_of(trial), curve, progress)
+        features = with_rates(features_of(trial), curve, progress)
         point, standard = Point(bpb, features), self.standard()
         probability = evidence.probability_worse(point, standard)
         if probability < rule.confidence:

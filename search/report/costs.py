@@ -14,9 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from search.costs.accuracy import FIGURES, Pair, pair_of
+from search.common.attributes import PREFLIGHT
+from search.costs.accuracy import Pair, pair_of
 from search.costs.preflight import BOUND
-from search.pruning.pruner import PREFLIGHT
+from search.study.limits import LIMITS
 
 if TYPE_CHECKING:
     from search.session.session import Session
@@ -58,14 +59,14 @@ def table_of(pairs: Mapping[str, Sequence[Pair]], title: str) -> Table:
         table.add_column(name, justify="left" if name in ("limit on", "trials") else "right")
     for constraint, found in pairs.items():
         for window, part in windows_of(found).items():
-            told = accuracy_of(part)
+            accuracy = accuracy_of(part)
             table.add_row(
                 constraint,
                 window,
-                str(told.count),
-                f"{told.mean_absolute:.1%}",
-                f"{told.bias:+.1%}",
-                f"{told.coverage:.1%}",
+                str(accuracy.count),
+                f"{accuracy.mean_absolute:.1%}",
+                f"{accuracy.bias:+.1%}",
+                f"{accuracy.coverage:.1%}",
             )
     return table
 
@@ -75,8 +76,8 @@ def print_costs(console: Console, session: Session) -> None:
     trials: list[FrozenTrial] = session.optuna_study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     pairs = {
-        name: [pair for t in complete if (pair := pair_of(t.user_attrs, figure))]
-        for name, figure in FIGURES.items()
+        limit.constraint: [pair for t in complete if (pair := pair_of(t.user_attrs, limit.figure))]
+        for limit in LIMITS
     }
     if not any(pairs.values()):
         console.print("No trial with a prediction has finished yet. Start some with `python search.py`.")
@@ -92,13 +93,13 @@ def print_costs(console: Console, session: Session) -> None:
     )
 
 
-def told_before(attrs: Mapping[str, Any], figure: str) -> str:
+def prediction_summary(attrs: Mapping[str, Any], figure: str) -> str:
     """ ", predicted 9.4, at most 9.9, error +1.2 %" for `show`; "" without a prediction."""
-    told = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
-    if told.get(figure) is None:
+    predicted = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
+    if predicted.get(figure) is None:
         return ""
-    text = f", predicted {told[figure]:,.6g}"
-    if told.get(f"{figure}_upper") is not None:
-        text += f", at most {told[f'{figure}_upper']:,.6g}"
+    text = f", predicted {predicted[figure]:,.6g}"
+    if predicted.get(f"{figure}_upper") is not None:
+        text += f", at most {predicted[f'{figure}_upper']:,.6g}"
     pair = pair_of(attrs, figure)
     return text + (f", error {pair.error:+.1%}" if pair else "")

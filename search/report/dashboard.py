@@ -1,4 +1,4 @@
-"""serve(url, study_name): optuna-dashboard for one study on 127.0.0.1; the save_... functions fill its pages.
+"""serve(url, study_name): optuna-dashboard for one study on 127.0.0.1.
 
 optuna-dashboard 0.21 knows neither Optuna 5's named constraints nor feasibility when it picks the best trial:
 the storage handed to it here translates the first and decides the second. It has no log-in and its delete
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Container
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
@@ -23,10 +23,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.session.notes import artifact_store
-from search.storage.patient import StorageError, connect_arguments, connect_check, normalise_url
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure  # pyright: ignore[reportMissingTypeStubs]
+from search.storage.patient import StorageError, connect_check
+from search.storage.url import connect_arguments, normalise_url
 
 HOST = "127.0.0.1"
 OLD_KEY = "constraints"  # the system attribute that optuna-dashboard reads: a list without names
@@ -121,8 +119,3 @@ def _free_port(first: int) -> int:
                 continue
             return port
     return 0  # any: the system chooses
-
-
-def save_figure(study: optuna.Study, figure: Figure, *, name: str) -> None:
-    """Shows a Plotly figure on the study's page; a later one of the same name replaces it."""
-    optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)

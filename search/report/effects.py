@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -28,6 +28,7 @@ from rich.table import Table
 from search.common.numeric import value_at
 from search.pruning.pruner import LATEST, is_evidence
 from search.report.pruning import print_evidence
+from search.report.rows import short
 from search.samplers.structured.beliefs import LARGEST, Beliefs
 from search.samplers.structured.rows import Array, learn_rules
 from search.samplers.structured.surrogate import Surrogate
@@ -114,12 +115,12 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     if not contrasts:
         raise ValueError("Effects are told of what varies, but in this study's trials nothing does.")
     mean, sd, together, apart = _drawn(model, contrasts, rng)
-    told = [_effect(c.name, m, d, c.trials) for c, m, d in zip(contrasts, mean, sd, strict=True)]
+    effects = [_effect(c.name, m, d, c.trials) for c, m, d in zip(contrasts, mean, sd, strict=True)]
     return Findings(
         len(complete),
         model.noise_sd(),
-        _surest(told[: len(switches)]),
-        _surest(told[len(switches) :]),
+        _surest(effects[: len(switches)]),
+        _surest(effects[len(switches) :]),
         _surest(_clashes(beliefs, together, apart)),
     )
 
@@ -199,7 +200,7 @@ def _numbers(beliefs: Beliefs) -> Iterator[_Contrast]:
         for after, place in zip(moved, places.tolist(), strict=True):
             after[:, k] = place
         best = int(np.argmin([mean(beliefs.columns_of(after)).mean() for after in moved]))
-        old, new = (_short(value_at(dist, at)) for at in (float(before[0, k]), float(places[best])))
+        old, new = (short(value_at(dist, at), digits=4) for at in (float(before[0, k]), float(places[best])))
         yield _contrast(beliefs, f"{name} {old} → {new}", moved[best], before, len(tried))
 
 
@@ -228,10 +229,6 @@ def _label(name: str, dist: BaseDistribution, choice: int) -> str:
     return name if set(dist.choices) <= {False, True} else f"{name} = {dist.choices[choice]}"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 # -- what a person reads
 
 
@@ -249,12 +246,12 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    told: Mapping[str, Sequence[Effect]] = {
+    tables: Mapping[str, Sequence[Effect]] = {
         "technique on, against off (a choice: against the first)": found.techniques,
         "number at its best, against the median tried": found.numbers,
         "pair, beyond the sum of both": found.pairs,
     }
-    for title, effects in told.items():
+    for title, effects in tables.items():
         if effects:
             console.print()
             console.print(_table(title, effects[:top]))

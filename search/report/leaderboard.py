@@ -10,54 +10,67 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search.common.attributes import CODE_HASH, PASSPORT, TECHNIQUES
 from search.report.reproduce import print_reproduce
 from search.report.rows import Row, ranked, row_of
+from search.report.savings import reuse_of_study
 from search.session.baseline import stored
 from search.session.session import Session
-from search.stage_cache.savings import summary
+from search.study.limits import LIMITS, Limit
 
 NOISE = (
     "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
-WIDE = 120  # columns that the table with its words needs
+WIDE = 120  # columns that the table with its techniques needs
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
 
 
 def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
-    """A table; in a narrow terminal the words of each row stand below it."""
+    """A table; in a narrow terminal the techniques of each row stand below it."""
     wide = console.width >= WIDE
-    console.print(table_of(rows, title, words=wide))
+    console.print(table_of(rows, title, techniques=wide))
     for row in () if wide else rows:
-        console.print(f"#{row.number}: {row.legality}; {words_of(row)}", highlight=False, markup=False)
+        console.print(f"#{row.number}: {row.legality}; {techniques_of(row)}", highlight=False, markup=False)
 
 
-def words_of(row: Row) -> str:
+def techniques_of(row: Row) -> str:
     """The techniques that were on; ! marks one that changed nothing."""
     return ", ".join(f"{t}!" if t in row.inactive else t for t in row.techniques) or "no technique"
 
 
-def table_of(rows: Sequence[Row], title: str, *, words: bool) -> Table:
+def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
     if any(row.findings for row in rows):
         title += "; ? = has findings, see `show N`"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for name in ("trial", "BPB", "bytes", "slack, bytes", "train, s", "eval, s", "steps"):
+    limits = [limit for limit in LIMITS if any(limit.figure in row.figures for row in rows)]
+    figures = [name for limit in limits for name in columns_of(limit)]
+    for name in ("trial", "BPB", *figures, "steps"):
         table.add_column(name, justify="right", no_wrap=True)
-    if words:
+    if techniques:
         table.add_column("legality")
         table.add_column("techniques on (! = changed nothing)", overflow="fold")
     for row in rows:
         table.add_row(
             f"#{row.number}",
             f"{row.bpb:.4f}{'?' if row.findings else ''}",
-            f"{row.artifact_bytes:,}",
-            f"{row.slack_bytes:,}",
-            f"{row.train_s:.1f}",
-            f"{row.eval_s:.1f}",
+            *(cell for limit in limits for cell in cells_of(row, limit)),
             f"{row.steps:,}",
-            *((escape(row.legality), escape(words_of(row))) if words else ()),
+            *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
         )
     return table
+
+
+def columns_of(limit: Limit) -> list[str]:
+    """Heads of a limit's columns."""
+    return [limit.column, f"slack, {limit.unit}"] if limit.slack else [limit.column]
+
+
+def cells_of(row: Row, limit: Limit) -> list[str]:
+    """A row's figure and, where it is kept, what is left below the limit."""
+    figure = row.figures.get(limit.figure)
+    cells = ["" if figure is None else limit.measured(figure)]
+    return [*cells, limit.measured(row.slack[limit.figure])] if limit.slack else cells
 
 
 def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
@@ -65,8 +78,7 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     found = stored(session.optuna_study)
     if found is None:
         return ""
-    start = "the script as it is" if session.study.foreign else f"preset {session.study.preset}"
-    text = f"Baseline ({start}): {found['val_bpb']:.4f} val_bpb"
+    text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
     if good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]
         text += f"; trial #{good[0].number} stands {gain:+.4f} from it"
@@ -77,10 +89,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
     good, bad = ranked(trials)
-    limits = session.study.limits
     title = (
-        f"{session.study.name}: {len(good)} feasible trials; limits {limits.artifact_bytes:,} bytes, "
-        f"{limits.train_seconds:g} s training, {limits.eval_seconds:g} s evaluation; "
+        f"{session.study.name}: {len(good)} feasible trials; limits {session.study.limits.summary()}; "
         f"track {session.study.track}"
     )
     if not good and not bad:
@@ -90,8 +100,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in good[:top]], title)
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
-    told = against_baseline(session, good)
-    for line in (told, summary(trials, gpus=session.study.gpus_per_trial)):
+    reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
+    for line in (against_baseline(session, good), reuse):
         if line:
             console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
@@ -103,7 +113,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             "The code changed while this study ran: compare only trials of the same passport (`show N`).",
             soft_wrap=True,
         )
-    if len(devices := {str(t.user_attrs.get("passport", {}).get("device")) for t in [*good, *bad]}) > 1:
+    if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])
@@ -113,8 +123,8 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
     """Whether trials with the same techniques ran different code (each technique is code of its own)."""
     seen: dict[tuple[str, ...], str] = {}
     for trial in trials:
-        techniques = tuple(sorted(cast("list[str]", trial.user_attrs.get("techniques", []))))
-        code = str(trial.user_attrs.get("passport", {}).get("code_hash"))
+        techniques = tuple(sorted(cast("list[str]", trial.user_attrs.get(TECHNIQUES, []))))
+        code = str(trial.user_attrs.get(PASSPORT, {}).get(CODE_HASH))
         if seen.setdefault(techniques, code) != code:
             return True
     return False

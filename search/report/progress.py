@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from search.report.rows import Snapshot, snapshot
+from search.study.limits import figures_summary
 
 INTERVAL_S = 2.0
 QUIET_S = 30.0  # without a terminal: a line at least this often
@@ -32,7 +33,7 @@ class Progress:
     def __init__(self, study: optuna.Study, target: int, console: Console):
         self.study, self.target, self.console = study, target, console
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self.began = self.looked = self.said = time.monotonic()
+        self.began = self.looked = self.printed = time.monotonic()
         self.at_start: int | None = None
         self.last: tuple[int, int] = (-1, -1)
 
@@ -59,8 +60,9 @@ class Progress:
             return
         changed = self.last != (seen.finished, seen.failed)
         first_runs = seen.running > 0 and self.last == (-1, -1)
-        if first_runs or (changed and (now or self.last != (-1, -1))) or self.looked - self.said > QUIET_S:
-            self.said, self.last = self.looked, (seen.finished, seen.failed)
+        if first_runs or (changed and (now or self.last != (-1, -1))) or self.looked - self.printed > QUIET_S:
+            self.printed = self.looked
+            self.last = (seen.finished, seen.failed)
             self.console.print(" · ".join(self.lines(seen)), highlight=False, soft_wrap=True)
 
     def lines(self, seen: Snapshot) -> list[str]:
@@ -74,10 +76,7 @@ class Progress:
         out = [counts]
         if seen.best is not None:
             best = seen.best
-            out.append(
-                f"best #{best.number}: {best.bpb:.4f} bits/byte, {best.artifact_bytes:,} bytes, "
-                f"{best.train_s:.1f} s training, {best.eval_s:.1f} s evaluation"
-            )
+            out.append(f"best #{best.number}: {best.bpb:.4f} bits/byte, {figures_summary(best.figures)}")
         else:
             out.append("no feasible trial yet")
         done = seen.finished - (self.at_start or 0)

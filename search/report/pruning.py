@@ -8,23 +8,25 @@ from typing import Any, cast
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from search.pruning.pruner import PREFLIGHT, SPARED, Pruner, is_evidence, remembered
+from search.common.attributes import EVAL_SECONDS, PREFLIGHT, SPARED, TRAIN_SECONDS
+from search.pruning.pruner import Pruner, is_evidence, remembered
+from search.study.constraints import has_failed
 from search.study.model import Pruning
 
 
 def given_up(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Trials that were pruned, and not because the configuration failed."""
-    return [t for t in trials if t.state == TrialState.PRUNED and t.constraints.get("run", 0.0) <= 0.0]
+    return [t for t in trials if t.state == TrialState.PRUNED and not has_failed(t)]
 
 
 def seconds_saved(trials: Sequence[FrozenTrial]) -> float:
     """Predicted seconds that given-up trials did not run: the rest of the training, the evaluation."""
     total = 0.0
     for trial in given_up(trials):
-        told = cast("Mapping[str, float]", trial.user_attrs.get(PREFLIGHT) or {})
+        predicted = cast("Mapping[str, float]", trial.user_attrs.get(PREFLIGHT) or {})
         curve = remembered(trial)
         left = 1.0 - curve[-1][0] if curve else 0.0
-        total += left * told.get("train_seconds", 0.0) + told.get("eval_seconds", 0.0)
+        total += left * predicted.get(TRAIN_SECONDS, 0.0) + predicted.get(EVAL_SECONDS, 0.0)
     return total
 
 
@@ -38,7 +40,7 @@ def spared_wrongly(trials: Sequence[FrozenTrial]) -> tuple[int, int]:
     return len(ended), reached
 
 
-def pruning_line(trials: Sequence[FrozenTrial]) -> str:
+def pruning_summary(trials: Sequence[FrozenTrial]) -> str:
     """For `status`; "" while nothing was or would have been given up."""
     pruned, (spared, reached) = given_up(trials), spared_wrongly(trials)
     if not pruned and not spared:
@@ -56,16 +58,16 @@ def print_evidence(console: Console, trials: Sequence[FrozenTrial], settings: Pr
         evidence = pruner.evidence(progress)
         if not evidence.usable:
             continue
-        told = "used" if evidence.tells(settings.agreement) and progress >= settings.start else "not used"
+        use = "used" if evidence.tells(settings.agreement) and progress >= settings.start else "not used"
         console.print(
             f"BPB at {progress:.0%} of {evidence.count} trials: rank agreement with the final one "
             f"{evidence.raw.rank:.2f}, with offsets {evidence.shown.rank:.2f} (at least "
-            f"{evidence.shown.lower:.2f}); {told} for pruning",
+            f"{evidence.shown.lower:.2f}); {use} for pruning",
             highlight=False,
             soft_wrap=True,
         )
         sure = [row for row in evidence.offsets()[:4] if abs(row[1]) > 2.0 * row[2]]
         if sure:
-            words = ", ".join(f"{name} {shift:+.4f} ± {sd:.4f}" for name, shift, sd in sure)
-            text = f"  in the end, beyond what was to be seen there: {words}"
+            offsets = ", ".join(f"{name} {shift:+.4f} ± {sd:.4f}" for name, shift, sd in sure)
+            text = f"  in the end, beyond what was to be seen there: {offsets}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,9 @@ from typing import cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study.constraints import feasible
+from search.common.attributes import FINDINGS, INACTIVE, LEGALITY, REJECTIONS, STEPS, TECHNIQUES
+from search.study.constraints import feasible, has_failed
+from search.study.limits import LIMITS
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,8 @@ class Row:
 
     number: int
     bpb: float  # bits per byte
-    artifact_bytes: int
-    slack_bytes: int  # below the limit; negative: over it
-    train_s: float
-    eval_s: float
+    figures: Mapping[str, float]  # that a limit is on, by name
+    slack: Mapping[str, float]  # figure -> what is left below its limit; negative: over it
     steps: int
     legality: str
     techniques: tuple[str, ...]
@@ -35,15 +35,17 @@ def row_of(trial: FrozenTrial) -> Row:
     return Row(
         number=trial.number,
         bpb=cast("float", trial.value),
-        artifact_bytes=int(attrs.get("artifact_bytes", 0)),
-        slack_bytes=int(attrs.get("slack_bytes", 0)),
-        train_s=float(attrs.get("train_seconds", 0.0)),
-        eval_s=float(attrs.get("eval_seconds", 0.0)),
-        steps=int(attrs.get("steps", 0)),
-        legality=str(attrs.get("legality", "not known")),
-        techniques=tuple(cast("list[str]", attrs.get("techniques", []))),
-        inactive=tuple(cast("dict[str, str]", attrs.get("inactive", {}))),
-        findings=tuple(cast("list[str]", attrs.get("findings", []))),
+        figures={
+            limit.figure: float(attrs.get(limit.figure, 0.0))
+            for limit in LIMITS
+            if limit.figure in attrs or not limit.optional
+        },
+        slack={limit.figure: float(attrs.get(limit.slack, 0.0)) for limit in LIMITS if limit.slack},
+        steps=int(attrs.get(STEPS, 0)),
+        legality=str(attrs.get(LEGALITY, "not known")),
+        techniques=tuple(cast("list[str]", attrs.get(TECHNIQUES, []))),
+        inactive=tuple(cast("dict[str, str]", attrs.get(INACTIVE, {}))),
+        findings=tuple(cast("list[str]", attrs.get(FINDINGS, []))),
     )
 
 
@@ -55,6 +57,11 @@ def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[Froze
     )
     kept = [feasible(t) for t in complete]
     return list(compress(complete, kept)), [t for t, k in zip(complete, kept, strict=True) if not k]
+
+
+def short(value: object, *, digits: int = 5) -> str:
+    """A value in a list: floats with so many digits."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,10 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
     """Counts over all trials of a study."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     given_up = [t for t in trials if t.state == TrialState.PRUNED]
-    rejected = sum(t.constraints.get("run", 0.0) > 0.0 for t in given_up)
+    rejected = sum(map(has_failed, given_up))
     good = [t for t in complete if feasible(t)]
     best = min(good, key=lambda t: cast("float", t.value), default=None)
-    drawn = [cast("Mapping[str, int]", t.user_attrs.get("rejections", {})) for t in trials]
+    drawn = [cast("Mapping[str, int]", t.user_attrs.get(REJECTIONS, {})) for t in trials]
     return Snapshot(
         target=target,
         complete=len(complete),

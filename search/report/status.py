@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.markup import escape
 
-from search.report.pruning import pruning_line
+from search.common.attributes import REASON
+from search.report.pruning import pruning_summary
 from search.report.reproduce import print_reproduce
-from search.report.rows import ranked
+from search.report.rows import ranked, snapshot
+from search.report.savings import overhead_of_study, reuse_of_study
 from search.session.session import Session
-from search.stage_cache.savings import summary
-
-
-def overhead_line(shares: Sequence[Mapping[str, float]]) -> str:
-    """Means over trials of what is not the trainer's work."""
-    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
-    parts = ", ".join(
-        f"{name.removesuffix('_s').replace('_before', '')} {1000 * seconds:.0f} ms"
-        for name, seconds in mean.items()
-        if name.endswith("_s") and name != "process_s"
-    )
-    return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"
+from search.study.constraints import has_failed
+from search.study.limits import LIMITS
 
 
 def print_status(console: Console, session: Session) -> None:
     """Counts, why configurations failed, the best, and what a trial costs beside its work."""
-    from search.report.rows import snapshot
-
     trials = session.optuna_study.get_trials(deepcopy=False)
     seen = snapshot(trials, 0)
     console.print(
@@ -42,18 +31,19 @@ def print_status(console: Console, session: Session) -> None:
         highlight=False,
     )
     reasons = Counter(
-        str(t.user_attrs.get("reason", "not told")).partition(":")[0]
+        str(t.user_attrs.get(REASON, "not told")).partition(":")[0]
         for t in trials
-        if t.state == TrialState.PRUNED and t.constraints.get("run", 0.0) > 0.0
+        if t.state == TrialState.PRUNED and has_failed(t)
     )
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    good, _ = ranked(trials)
-    if saved := summary(trials, gpus=session.study.gpus_per_trial):
-        console.print(f"  {saved}", highlight=False, soft_wrap=True)
-    if shares := [t.user_attrs["overhead"] for t in trials if "overhead" in t.user_attrs]:
-        console.print(f"  {overhead_line(shares)}", highlight=False, soft_wrap=True)
-    if told := pruning_line(trials):
-        console.print(f"  {told}", highlight=False, soft_wrap=True)
+    good, bad = ranked(trials)
+    for limit in LIMITS:
+        if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
+            console.print(f"  over a limit: {count} × {limit.label}", highlight=False)
+    reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
+    for line in (reuse, overhead_of_study(trials), pruning_summary(trials)):
+        if line:
+            console.print(f"  {line}", highlight=False, soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])

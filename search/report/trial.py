@@ -7,11 +7,29 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.report.costs import told_before
+from search.common.attributes import (
+    CACHE_NOTES,
+    CODE_BYTES,
+    CONFIG,
+    FINDINGS,
+    INACTIVE,
+    LEGALITY,
+    OVERHEAD,
+    PARAMS,
+    PASSPORT,
+    REASON,
+    REJECTIONS,
+    STAGE_REUSE,
+    STEPS,
+    TECHNIQUES,
+    WORKER,
+)
+from search.report.costs import prediction_summary
 from search.report.reproduce import reproduce_command
+from search.report.rows import short
+from search.report.savings import reuse_of_trial
 from search.session.session import Session
-from search.stage_cache.savings import STAGES, words
-from search.study.model import Limits
+from search.study.limits import Limits
 
 
 def print_trial(console: Console, session: Session, number: int) -> None:
@@ -31,7 +49,7 @@ def print_trial(console: Console, session: Session, number: int) -> None:
     for name, text in facts_of(trial, session.study.limits).items():
         table.add_row(name, escape(text))
     console.print(table)
-    if "config" in trial.user_attrs:
+    if CONFIG in trial.user_attrs:
         command = reproduce_command(session, trial)
         console.print(f"To run it again:\n  {command}", soft_wrap=True, highlight=False, markup=False)
 
@@ -40,38 +58,32 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     """What `show` lists."""
     attrs = trial.user_attrs
     out: dict[str, str] = {}
-    for key in ("reason", "legality", "worker"):
+    for key in (REASON, LEGALITY, WORKER):
         if key in attrs:
             out[key] = str(attrs[key])
-    out["techniques on"] = ", ".join(attrs.get("techniques", [])) or "none"
-    for name, verdict in attrs.get("inactive", {}).items():
+    out["techniques on"] = ", ".join(attrs.get(TECHNIQUES, [])) or "none"
+    for name, verdict in attrs.get(INACTIVE, {}).items():
         out[f"! {name}"] = str(verdict)
-    for i, text in enumerate(attrs.get("findings", ()), start=1):
+    for i, text in enumerate(attrs.get(FINDINGS, ()), start=1):
         out[f"? finding {i}"] = str(text)
-    for key, unit, limit in (
-        ("artifact_bytes", "bytes", limits.artifact_bytes),
-        ("train_seconds", "s", limits.train_seconds),
-        ("eval_seconds", "s", limits.eval_seconds),
-    ):
+    for limit in limits.given:
+        key = limit.figure
         if key in attrs:
-            out[key] = f"{attrs[key]:,.6g} {unit} (limit {limit:,g}{told_before(attrs, key)})"
-    for key in ("code_bytes", "steps", "params"):
+            law = f"limit {limits.of(limit):,g}{prediction_summary(attrs, key)}"
+            out[key] = f"{attrs[key]:,.6g} {limit.unit} ({law})"
+    for key in (CODE_BYTES, STEPS, PARAMS):
         if key in attrs:
             out[key] = f"{attrs[key]:,}"
     out["constraints"] = ", ".join(f"{k} {v:+.3f}" for k, v in trial.constraints.items()) or "not set"
-    out["parameters"] = ", ".join(f"{k}={_short(v)}" for k, v in trial.params.items())
+    out["parameters"] = ", ".join(f"{k}={short(v)}" for k, v in trial.params.items())
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
-    if STAGES in attrs:
-        out["stages"] = words(attrs[STAGES])
-    if "cache_notes" in attrs:
-        out["stage cache"] = "; ".join(attrs["cache_notes"])
-    for key in ("rejections", "overhead", "passport"):
+    if STAGE_REUSE in attrs:
+        out["stages"] = reuse_of_trial(attrs[STAGE_REUSE])
+    if CACHE_NOTES in attrs:
+        out["stage cache"] = "; ".join(attrs[CACHE_NOTES])
+    for key in (REJECTIONS, OVERHEAD, PASSPORT):
         if attrs.get(key):
-            out[key] = ", ".join(f"{k} {_short(v)}" for k, v in attrs[key].items())
+            out[key] = ", ".join(f"{k} {short(v)}" for k, v in attrs[key].items())
     return out
-
-
-def _short(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -10,22 +10,24 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.common.numeric import draw
-from search.costs.preflight import Preflight
-from search.space.native import SearchSpace
+from search.costs.preflight import Costs, costs_of
+from search.space.build import build_space
+from search.space.space import Space
 from search.study.model import Study
-from techniques.config import Resolved
+from search.trainers.trainer import trainer_of
+from techniques import catalog
 
 
 class Infeasible(ValueError):
     """No configuration of the study can be tried."""
 
 
-def draw_all(space: SearchSpace, rng: np.random.Generator) -> dict[str, Any]:
+def draw_all(space: Space, rng: np.random.Generator) -> dict[str, Any]:
     """A uniform draw of every parameter."""
     return {name: draw(dist, rng) for name, dist in space.distributions.items()}
 
 
-def smallest(space: SearchSpace) -> dict[str, Any]:
+def smallest(space: Space) -> dict[str, Any]:
     """Every gate off, every slot at its first choice, every number at its lowest."""
     return {
         name: dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low
@@ -34,9 +36,7 @@ def smallest(space: SearchSpace) -> dict[str, Any]:
     }
 
 
-def examine(
-    space: SearchSpace, preflight: Preflight, params: Mapping[str, Any]
-) -> tuple[Resolved | None, str | None]:
+def examine(space: Space, preflight: Costs, params: Mapping[str, Any]) -> tuple[Any | None, str | None]:
     """(the run, why it cannot be tried): `contradiction: …`, or the preflight's reason, or None."""
     try:
         resolved = space.resolve(params)
@@ -45,7 +45,7 @@ def examine(
     return resolved, preflight.rejection(resolved)
 
 
-def require_feasible(space: SearchSpace, preflight: Preflight, *, draws: int = 500, seed: int = 0) -> None:
+def require_feasible(space: Space, preflight: Costs, *, draws: int = 500, seed: int = 0) -> None:
     """Infeasible (a ValueError) unless some of many draws can be tried: before the first trial of a study."""
     rng = np.random.default_rng(seed)
     reasons, least, closest = Counter[str](), None, ""
@@ -56,33 +56,28 @@ def require_feasible(space: SearchSpace, preflight: Preflight, *, draws: int = 5
             return
         kind = reason.partition(":")[0]
         reasons[kind] += 1
-        if resolved is not None:
-            bytes_ = preflight.predict(resolved).artifact_bytes
+        said = None if resolved is None else preflight.predict(resolved)
+        if said is not None:
+            bytes_ = said.artifact_bytes
             least = bytes_ if least is None else min(least, bytes_)
         if kind == "contradiction" and not closest:
             closest = f" For example: {reason.partition(': ')[2]}"
     raise Infeasible(_nothing_left(preflight, reasons, draws=draws, least=least) + closest)
 
 
-def _nothing_left(preflight: Preflight, reasons: Mapping[str, int], *, draws: int, least: int | None) -> str:
+def _nothing_left(preflight: Costs, reasons: Mapping[str, int], *, draws: int, least: int | None) -> str:
     counts = ", ".join(f"{kind} {count}" for kind, count in Counter(reasons).most_common())
     limits = preflight.study.limits
     smallest_bytes = f"; the smallest is predicted at {least:,} bytes" if least is not None else ""
     return (
-        f"Some configuration of a study must keep its limits ({limits.artifact_bytes:,} bytes, "
-        f"{limits.train_seconds:g} s training, {limits.eval_seconds:g} s evaluation), but {draws} draws are "
-        f"all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] in "
-        f"{preflight.study.path}."
+        f"Some configuration of a study must keep its limits ({limits.summary()}), but {draws} draws "
+        f"are all rejected ({counts}){smallest_bytes}. Raise the limit that rejects most, or widen [space] "
+        f"in {preflight.study.path}."
     )
 
 
 def check_space(study: Study) -> str:
     """ValueError unless something of the space can be tried. Returns its size in words."""
-    from search.costs.preflight import preflight_for
-    from search.space.build import build_space
-    from techniques import catalog
-
     space = build_space(study, catalog.metadata())
-    require_feasible(space, preflight_for(study))
-    techniques = len(space.switches) + sum(len(choices) - 1 for choices in space.slots.values())
-    return f"{len(space.distributions)} parameters, {techniques} techniques to switch"
+    require_feasible(space, costs_of(trainer_of(study), study))
+    return f"{len(space.distributions)} parameters, {len(space.switchable())} techniques to switch"

@@ -20,24 +20,21 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.attributes import result_of
+from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, PREFLIGHT, REJECTIONS, result_of
 from search.common.numeric import draw
 from search.costs.factors import LATEST
-from search.costs.preflight import Prediction, Preflight
-from search.pruning.pruner import PREFLIGHT
+from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.blas import one_thread
-from search.samplers.checkpoints import FROM, StageChooser
-from search.samplers.choose import inner_sampler
+from search.samplers.checkpoints import StageChooser
+from search.samplers.choose import proposer_of
 from search.samplers.trials import other_trials, set_system_attr, set_user_attr, settled_params
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.space.stages import training_key
 from techniques.config import digest
 
-REJECTIONS = "rejections"  # user attribute: reason -> how many proposals of this trial it rejected
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
-FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
 
 
@@ -46,8 +43,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
 
     def __init__(
         self,
-        space: SearchSpace,
-        preflight: Preflight,
+        space: Space,
+        preflight: Costs,
         *,
         seed: int | None = None,
         max_resamples: int | None = None,
@@ -60,15 +57,15 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._inner = inner_sampler(space, preflight, seed, staged=stages is not None)
-        self.stages = None if self._inner.weighs_stages else stages
+        self._proposer = proposer_of(space, preflight, seed, stages=stages)
+        self.stages = None if self._proposer.weighs_stages else stages
         self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
         self._over: set[int] = set()  # finished trials among them
         self._taught: set[int] = set()
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
-        self._inner.reseed_rng()
+        self._proposer.reseed_rng()
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -84,11 +81,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         others = other_trials(study, trial)
         self._learn(others)
         taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
-        fixed: dict[str, Any] = trial.system_attrs.get(FIXED, {})
+        fixed: dict[str, Any] = trial.system_attrs.get(FIXED_PARAMS, {})
         goal = self.stages.choose(others) if self.stages and not fixed else None
         found = self._admitted(study, others, goal[1], taken, goal[0]) if goal else None
         if goal and found:
-            set_user_attr(study, trial, FROM, goal[0])
+            set_user_attr(study, trial, FROM_CHECKPOINT, goal[0])
         params, rejected = found or self._certain(study, others, fixed, taken)
         self.rejections += rejected
         set_system_attr(study, trial, params)
@@ -124,11 +121,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         ):  # enqueued whole: somebody wants exactly this
             self._predict(given)
             return given, rejected
-        self._inner.begin(study, others)
+        self._proposer.begin(study, others)
         for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
             proposal = [dict(fixed), draw_all(self.space, self._rng)]
             if attempt < self.max_resamples:
-                proposal.insert(1, cast("dict[str, Any]", self._inner.propose()))
+                proposal.insert(1, cast("dict[str, Any]", self._proposer.propose()))
             params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
             reason = self._reason(params, taken, training)
             if reason is None:
@@ -175,7 +172,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             if trial.number in self._over:
                 continue
             waits = trial.state == TrialState.WAITING
-            params = trial.system_attrs.get(FIXED, {}) if waits else settled_params(trial)
+            params = trial.system_attrs.get(FIXED_PARAMS, {}) if waits else settled_params(trial)
             known = self._taken.get(trial.number)
             if known is None or known[0] != params:  # a running trial may get another parameter
                 self._taken[trial.number] = dict(params), digest(self.space.keep_active(params))

@@ -1,39 +1,60 @@
-"""StageChooser: whether the next trial trains something new or goes on from weights that are in the cache.
+"""New training or finished weights: what trials spent on either, which finished stages are worth another
+trial, and whether the next one goes on from them.
 
 A trial that only changes a quantiser, a codec or a scorer costs a fraction of one that trains. Such trials
-are worth their seconds as long as they stay few: without new weights there is nothing to refine. The rule:
+are worth their seconds as long as they stay few: without new weights there is nothing to refine. Hence, for
+every sampler: of the seconds that the study spends, at most the share `reuse` goes to trials on finished
+weights (StageSpending). The share is of seconds and not of trials, so the cheaper the later stages are, the
+more of them are tried. Parameters belong to the stage of their technique in the catalogue, or of the
+trainer's setting. Who decides depends on what the sampler can tell:
 
-1. Of the trainer seconds that the study spends, at most the share `reuse` goes to trials on cached weights.
-   Seconds are those measured in this study (medians, for trials that still run); the share is of seconds and
-   not of trials, so the cheaper the later stages are, the more of them are tried.
-2. A checkpoint qualifies when a trial that kept every limit was scored from it, it is one of the BEST
-   checkpoints by their best val_bpb, its weights are in the cache for the code, data and machine of now, and
-   fewer than PATIENCE trials in a row failed to better it. Of those the least tried is taken, then the best.
-3. Its parameters up to the training are fixed, the later ones are the sampler's (what Optuna's
-   PartialFixedSampler does). A proposal counts only if its training has the checkpoint's key; limits,
-   contradictions and duplicates are examined as always. Is nothing new left there, the trial trains.
-
-Parameters belong to the stage of their technique in the catalogue, or of the trainer's setting.
+- StageChooser, before a proposal, for a sampler that only proposes. Seconds are those measured in this study
+  (medians, for trials that still run). A checkpoint qualifies when a trial that kept every limit was scored
+  from it, it is one of the BEST by their best val_bpb, its weights are in the cache for the code, data and
+  machine of now, and fewer than PATIENCE trials in a row failed to better it. Of those the least tried is
+  taken, then the best. Its parameters up to the training are fixed, the later ones are the sampler's (what
+  Optuna's PartialFixedSampler does). A proposal counts only if its training has the checkpoint's key; limits,
+  contradictions and duplicates are examined as always. Is nothing new left there, the trial trains.
+- StageWeigher, after the proposals, for a sampler that tells what each one gains: the largest gain for each
+  predicted second of the stages that it would run anew.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.space.native import SearchSpace
+from search.common.attributes import FROM_CHECKPOINT, STAGE_REUSE
+from search.samplers.trials import settled_params
+from search.space.space import Space
 from search.space.stages import is_later, training_key
-from search.stage_cache.savings import STAGES as FACTS
 from search.study.constraints import feasible
 from techniques.config import Resolved
 
 BEST = 3
 PATIENCE = 8
-FROM = "from_checkpoint"  # user attribute of a trial that the rule sent to a checkpoint: its training key
+Params = Mapping[str, Any]
+Key = tuple[Any, ...]
+
+
+@dataclass
+class StageSpending:
+    """Seconds of trials that trained anew, and of those that went on from finished weights."""
+
+    anew_s: float = 0.0
+    kept_s: float = 0.0
+
+    def allows(self, share: float) -> bool:
+        """Whether at most this share of all went to finished weights."""
+        return self.kept_s <= share * (self.anew_s + self.kept_s)
+
+
+# -- before a proposal
 
 
 @dataclass
@@ -51,7 +72,7 @@ class Checkpoint:
 class StageChooser:
     """See the head of this file. `cached` says whether a configuration's weights are at hand."""
 
-    space: SearchSpace
+    space: Space
     share: float
     cached: Callable[[Resolved], bool]
     _seen: set[int] = field(default_factory=set[int])
@@ -60,12 +81,16 @@ class StageChooser:
     def __post_init__(self) -> None:
         self.later = {name for name in self.space.distributions if is_later(self.space, name)}
 
+    def stages(self, seconds: Callable[[Params], Mapping[str, float]]) -> Stages:
+        """The same for a sampler that weighs by itself; `seconds` predicts those of `train` and `score`."""
+        return Stages(("train", "score"), dict.fromkeys(self.later, "score"), seconds, self.share)
+
     def choose(self, trials: Sequence[FrozenTrial]) -> tuple[str, dict[str, Any]] | None:
         """(training key, parameters to fix) of the checkpoint to go on from; None: train something new."""
         if not self.later or not self._affordable(trials):
             return None
         self._learn(trials)
-        running = [t.user_attrs.get(FROM) for t in trials if not t.state.is_finished()]
+        running = [t.user_attrs.get(FROM_CHECKPOINT) for t in trials if not t.state.is_finished()]
         ranked = sorted(self._found.items(), key=lambda item: item[1].best)[:BEST]
         open_ = [
             (found.tried + running.count(key), found.best, key)
@@ -78,13 +103,13 @@ class StageChooser:
         return key, dict(self._found[key].params)
 
     def _affordable(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Rule 1, with one more trial on cached weights and with what runs now."""
+        """Whether one more trial on finished weights keeps the share, counting what runs now."""
         spent: dict[bool, list[float]] = {False: [], True: []}
         trained: list[float] = []
         for trial in trials:
-            facts = cast("Mapping[str, Any]", trial.user_attrs.get(FACTS) or {})
+            facts = cast("Mapping[str, Any]", trial.user_attrs.get(STAGE_REUSE) or {})
             if facts:
-                spent[FROM in trial.user_attrs].append(float(facts["spent_s"]))
+                spent[FROM_CHECKPOINT in trial.user_attrs].append(float(facts["spent_s"]))
             if facts and not facts["reused"]:
                 trained.append(float(facts["seconds"].get("train", 0.0)))
         if not spent[False] or not trained:
@@ -93,10 +118,12 @@ class StageChooser:
         cheap_s = max(0.0, new_s - statistics.median(trained))
         if spent[True]:
             cheap_s = statistics.median(spent[True])
-        running = [FROM in t.user_attrs for t in trials if t.state == TrialState.RUNNING]
-        on_cached = sum(spent[True]) + cheap_s * (1 + sum(running))
-        whole = sum(spent[False]) + new_s * (len(running) - sum(running)) + on_cached
-        return cheap_s < new_s and on_cached <= self.share * whole
+        running = [FROM_CHECKPOINT in t.user_attrs for t in trials if t.state == TrialState.RUNNING]
+        spending = StageSpending(
+            anew_s=sum(spent[False]) + new_s * (len(running) - sum(running)),
+            kept_s=sum(spent[True]) + cheap_s * (1 + sum(running)),
+        )
+        return cheap_s < new_s and spending.allows(self.share)
 
     def _learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes in what finished since the last look, in the order of the trials' numbers."""
@@ -107,7 +134,7 @@ class StageChooser:
             if trial.state == TrialState.FAIL:  # the machine's fault says nothing
                 continue
             value = trial.value if trial.state == TrialState.COMPLETE and feasible(trial) else None
-            sent = trial.user_attrs.get(FROM)
+            sent = trial.user_attrs.get(FROM_CHECKPOINT)
             if value is None and sent not in self._found:
                 continue
             try:
@@ -120,3 +147,65 @@ class StageChooser:
             found.best = value if better and value is not None else found.best
             found.tried += sent is not None
             found.in_vain = 0 if better else found.in_vain + (sent is not None)
+
+
+# -- after the proposals
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a run, for a sampler that weighs them."""
+
+    names: tuple[str, ...]  # upstream first
+    stage_of: Mapping[str, str]  # parameter -> stage; absent: the first
+    seconds: Callable[[Params], Mapping[str, float]]  # predicted, of each stage
+    share: float = 0.25  # of the seconds, for trials whose first stage is finished already
+
+    def level(self, name: str) -> int:
+        """The place of a parameter's stage."""
+        return self.names.index(self.stage_of.get(name, self.names[0]))
+
+    def keys(self, params: Params, among: AbstractSet[str]) -> list[Key]:
+        """Identity of the result of every stage: the active parameters, of these, up to it."""
+        items = sorted((self.level(n), n, v) for n, v in params.items() if n in among)
+        return [(k, *((n, v) for level, n, v in items if level <= k)) for k in range(len(self.names))]
+
+
+class StageWeigher:
+    """See the head of this file. `among`: the parameters that make a stage what it is."""
+
+    def __init__(self, stages: Stages, among: AbstractSet[str]):
+        self.stages, self.among = stages, among
+        self.spending = StageSpending()
+        self._finished: set[Key] = set()  # stages
+        self._seen: set[int] = set()
+
+    def affordable(self, trials: Iterable[FrozenTrial]) -> bool:
+        """Whether what these finished trials were predicted to spend keeps the share."""
+        for trial in trials:
+            if trial.number not in self._seen:
+                self._seen.add(trial.number)
+                self._learn(settled_params(trial))
+        return self.spending.allows(self.stages.share)
+
+    def _learn(self, params: Params) -> None:
+        keys, seconds = self.stages.keys(params, self.among), self.seconds(params)
+        if keys[0] in self._finished:
+            self.spending.kept_s += seconds
+        else:
+            self.spending.anew_s += seconds
+        self._finished.update(keys)
+
+    def seconds(self, params: Params) -> float:
+        """Predicted seconds of the stages that are not finished; at least 1."""
+        predicted, keys = self.stages.seconds(params), self.stages.keys(params, self.among)
+        named = zip(self.stages.names, keys, strict=True)
+        return max(sum(predicted.get(name, 0.0) for name, key in named if key not in self._finished), 1.0)
+
+    def best(self, gains: Sequence[float], options: Sequence[Params]) -> int:
+        """The option with the largest gain per second; the first where nothing gains."""
+        rates = [
+            gain / self.seconds(option) if gain > 0 else -float("inf")
+            for gain, option in zip(gains, options, strict=True)
+        ]
+        return rates.index(max(rates))

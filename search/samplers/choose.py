@@ -1,4 +1,4 @@
-"""inner_sampler(space, preflight, seed): what makes the proposals that CaddieSampler checks.
+"""proposer_of(space, preflight, seed): what makes the proposals that CaddieSampler checks.
 
 `[sampler] kind` of the study says which: `structured` (the default) or `tpe`. Both learn once a trial
 (`begin`) and propose as often as they are asked (`propose`: a value of every parameter, or {} for a uniform
@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
-from search.costs.preflight import Preflight
+from search.costs.preflight import Costs
+from search.samplers.checkpoints import StageChooser
 from search.samplers.tpe.sampler import GroupedTpe
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.study.model import KINDS, Study
 from techniques.config import Resolved
 
@@ -25,10 +26,10 @@ TPE_STARTUP = 16  # finished trials before TPE models anything, where the study 
 START_S = 4.0  # PyTorch's start and the export, which no trial is spared: 3 to 5 s measured on two cores
 
 
-class Inner(Protocol):
+class Proposer(Protocol):
     """What CaddieSampler needs of a sampler."""
 
-    weighs_stages: bool  # whether it chooses by itself between new and finished training
+    weighs_stages: bool  # whether it tells gains, and so weighs new training against finished weights
 
     def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         """Learn from all trials but the one that is sampled."""
@@ -51,10 +52,10 @@ def sampled_by(study: Study, kind: str) -> Study:
     return dataclasses.replace(study, sampler=settings)
 
 
-def inner_sampler(
-    space: SearchSpace, preflight: Preflight, seed: int | None, *, staged: bool = False
-) -> Inner:
-    """The sampler that the study asks for. `staged`: finished training is kept, so `structured` weighs what a
+def proposer_of(
+    space: Space, preflight: Costs, seed: int | None, *, stages: StageChooser | None = None
+) -> Proposer:
+    """The sampler that the study asks for. `stages`: finished training is kept, so `structured` weighs what a
     proposal gains against the seconds of the stages that it would run anew."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
@@ -65,9 +66,7 @@ def inner_sampler(
             n_ei_candidates=settings.candidates,
             seed=seed,
         )
-
-    from search.samplers.structured.sampler import Knowledge, StructuredSampler
-    from search.space.stages import is_later
+    from search.samplers.structured.sampler import Prior, StructuredSampler  # SciPy: half a second
 
     def resolved(params: Mapping[str, Any]) -> Resolved:
         return space.resolve(space.repaired(params))
@@ -80,20 +79,23 @@ def inner_sampler(
 
     def seconds(params: Mapping[str, Any]) -> dict[str, float]:
         said = preflight.predict(resolved(params))
+        assert said is not None  # what keeps its stages predicts its costs
         return {"train": said.train_seconds or 0.0, "score": START_S + (said.eval_seconds or 0.0)}
 
     start: Mapping[str, Any] | None = None
     with contextlib.suppress(ValueError):  # a study that cannot express its own preset begins anywhere
         start = space.params_of({"preset": preflight.study.preset})
-    knowledge = Knowledge(space.distributions, space.keep_active, admits, start)
-    if staged:
-        stage_of = {name: "score" for name in space.distributions if is_later(space, name)}
-        knowledge = dataclasses.replace(
-            knowledge, stages=("train", "score"), stage_of=stage_of, seconds=seconds, reuse=settings.reuse
-        )
+    prior = Prior(
+        space.distributions,
+        conditions=space.conditions(),
+        keep_active=space.keep_active,
+        admits=admits,
+        start=start,
+        stages=stages.stages(seconds) if stages else None,
+    )
     return StructuredSampler(
         seed=seed,
-        knowledge=knowledge,
+        prior=prior,
         startup_trials=settings.startup_trials or None,
         candidates=settings.candidates,
     )

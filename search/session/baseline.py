@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from search.common.attributes import BASELINE
+
 if TYPE_CHECKING:
     import optuna
 
     from search.study.model import Study
 
 
-ATTRIBUTE = "baseline"  # user attribute of the Optuna study
-
-
 def stored(study: optuna.Study) -> dict[str, Any] | None:
     """What an earlier session measured."""
-    return study.user_attrs.get(ATTRIBUTE)
+    return study.user_attrs.get(BASELINE)
 
 
 def with_measured_limits(study: Study, baseline: dict[str, Any] | None) -> Study:

@@ -9,38 +9,36 @@ training budget in seconds, or trials that came near a time limit. Where none of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
 from search.common.machine import describe, machine_kind
+from search.session.session import Session
 from search.study.model import Study
 from search.trainers.code import code_hash
 
 if TYPE_CHECKING:
     import optuna
 
-    from search.session.session import Session
-
-CODE, HARDWARE, TRAINER = "code_hash", "hardware", "trainer"  # user attributes of the Optuna study
 BUILT_IN = "train_gpt.py"  # TRAINER of studies that run ours, in whatever version
 NEAR = 0.5  # share of a time limit from which on speed decides
 
 
-def check_joining(session: Session, trainer: Path | None, *, mixed: bool, runs_here: bool = True) -> str:
+def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> str:
     """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
 
     `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
     from search.storage.patient import creation_lock
 
-    study, code = session.optuna_study, code_hash(session.study, trainer)
-    built_in = session.study.foreign is None and trainer is None
-    mine = {CODE: code} | ({TRAINER: BUILT_IN} if built_in else {})
+    study = session.optuna_study
+    code = code_hash(session.trainer.code_files())
+    mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})
     mine |= {HARDWARE: machine_kind()} if runs_here else {}
     if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
             for key in mine.keys() - study.user_attrs.keys():
                 study.set_user_attr(key, mine[key])
-    began, here = study.user_attrs[CODE], mine.get(HARDWARE, "")
+    began, here = study.user_attrs[CODE_HASH], mine.get(HARDWARE, "")
     there = study.user_attrs.get(HARDWARE, here)
     if mixed:
         return code
@@ -62,22 +60,15 @@ def check_joining(session: Session, trainer: Path | None, *, mixed: bool, runs_h
 
 def speed_matters(session: Session) -> str:
     """Why another machine would give other results under this study; "" when it would not."""
-    study, limits = session.study, session.study.limits
+    limits = session.study.limits
     if limits.relative:
         return "its time limits are multiples of what was measured there"
-    if study.foreign is not None:
-        name = study.foreign.wallclock
-        if name and (name in study.foreign.variables or float(study.foreign.fixed.get(name, 0) or 0) > 0):
-            return f"{name} gives each run a time, not a number of steps"
-    else:
-        from search.study.model import settled
-
-        if float(settled(study, "max_wallclock_seconds") or 0.0) > 0.0:
-            return "max_wallclock_seconds gives each run a time, not a number of steps"
-    for name, limit in (("train_seconds", limits.train_seconds), ("eval_seconds", limits.eval_seconds)):
-        slowest = max(_figures(session.optuna_study, name), default=0.0)
-        if slowest > NEAR * limit:
-            return f"a trial took {slowest:.4g} s of the {limit:g} s that `{name}` allows"
+    if name := session.trainer.time_budget():
+        return f"{name} gives each run a time, not a number of steps"
+    for limit in limits.given:
+        slowest = max(_figures(session.optuna_study, limit.figure), default=0.0) if limit.unit == "s" else 0.0
+        if slowest > NEAR * limits.of(limit):
+            return f"a trial took {slowest:.4g} s of the {limits.of(limit):g} s that `{limit.name}` allows"
     return ""
 
 

@@ -15,15 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from search.common.paths import Place
+from search.common.attributes import STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
+from search.common.paths import Folders
 from search.storage.timing import timing_of
 from search.study.model import Study, study_hash, study_identity
+from search.trainers.trainer import Trainer, trainer_of
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
-
-HASH, IDENTITY = "study_hash", "study_identity"  # user attributes of the Optuna study
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class Session:
     """An opened study."""
 
     study: Study
-    place: Place
+    folders: Folders
     url: str
     optuna_study: optuna.Study
+    trainer: Trainer  # what the trials run
 
     def whole(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Trials of a session that was opened `brief`, with their parameters and configurations."""
@@ -45,20 +46,28 @@ class Session:
 
 
 def open_session(
-    study: Study, *, home: Path, storage: str | None, environ: Mapping[str, str], worker: bool = False
+    study: Study,
+    *,
+    home: Path,
+    storage: str | None,
+    environ: Mapping[str, str],
+    worker: bool = False,
+    trainer: Trainer | None = None,
 ) -> Session:
-    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited."""
+    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited. `trainer`:
+    None for the one that the study names."""
     import optuna
 
-    from search.storage.patient import open_storage, open_study, resolve_url
+    from search.storage.patient import open_storage, open_study
+    from search.storage.url import resolve_url
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = Place(home, study.name)
-    url = resolve_url(storage, home=place.database, environ=environ)
-    revive: Callable[[], object] = partial(resolve_url, storage, home=place.database, environ=environ)
+    folders = Folders(home, study.name)
+    url = resolve_url(storage, home=folders.database, environ=environ)
+    revive: Callable[[], object] = partial(resolve_url, storage, home=folders.database, environ=environ)
     storage_ = open_storage(url, worker=worker, timing=timing_of(environ), revive=revive)
     opened = open_study(storage_, study.name, url=url)
-    session = Session(study, place, url, opened)
+    session = Session(study, folders, url, opened, trainer or trainer_of(study))
     check_unedited(session)
     return measured(session)
 
@@ -79,18 +88,19 @@ def read_session(
     import optuna
     from sqlalchemy.exc import ProgrammingError
 
-    from search.storage.patient import connect_check, open_storage, resolve_url
+    from search.storage.patient import connect_check, open_storage
+    from search.storage.url import ENVIRONMENT, resolve_url
 
-    place = Place(home, study.name)
+    folders = Folders(home, study.name)
     nothing = ValueError(
         f"Only a study that was begun can be read, but there is no {study.name!r} in this database (home "
         f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was "
         "started with."
     )
-    external = storage or environ.get("CADDIE_STORAGE")
-    if not external and not place.database.exists():
+    external = storage or environ.get(ENVIRONMENT)
+    if not external and not folders.database.exists():
         raise nothing
-    url = resolve_url(storage, home=place.database, environ=environ)
+    url = resolve_url(storage, home=folders.database, environ=environ)
     connect_check(url)
     try:
         opened = open_storage(url, worker=True)
@@ -98,7 +108,7 @@ def read_session(
         stored = optuna.load_study(study_name=study.name, storage=opened)
     except (KeyError, ProgrammingError):
         raise nothing from None
-    session = Session(study, place, url, stored)
+    session = Session(study, folders, url, stored, trainer_of(study))
     check_unedited(session)
     return measured(session)
 
@@ -108,15 +118,15 @@ def check_unedited(session: Session) -> None:
     from search.storage.patient import creation_lock
 
     mine, text = study_hash(session.study), Path(session.study.path)
-    kept = session.place.runs / "study.toml"
-    stored = session.optuna_study.user_attrs.get(HASH)
+    kept = session.folders.runs / "study.toml"
+    stored = session.optuna_study.user_attrs.get(STUDY_HASH)
     if stored is None:
         with creation_lock(session.url):
-            stored = session.optuna_study.user_attrs.get(HASH)
+            stored = session.optuna_study.user_attrs.get(STUDY_HASH)
             if stored is None:
-                session.optuna_study.set_user_attr(IDENTITY, study_identity(session.study))
-                session.optuna_study.set_user_attr(HASH, mine)
-                session.optuna_study.set_user_attr("study_file", text.read_text(encoding="utf-8"))
+                session.optuna_study.set_user_attr(STUDY_IDENTITY, study_identity(session.study))
+                session.optuna_study.set_user_attr(STUDY_HASH, mine)
+                session.optuna_study.set_user_attr(STUDY_FILE, text.read_text(encoding="utf-8"))
                 stored = mine
     if stored != mine:
         copy = f" ({kept} is a copy)" if kept.exists() else ""
@@ -134,30 +144,30 @@ def check_unedited(session: Session) -> None:
 def _edits(session: Session) -> str:
     """What differs from the stored study, its first four points in words."""
 
-    stored = session.optuna_study.user_attrs.get(IDENTITY)
+    stored = session.optuna_study.user_attrs.get(STUDY_IDENTITY)
     mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
     found = differences(stored, mine) if stored else []
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return f"; {'; '.join(found[:4])}{more}" if found else ""
 
 
-def check_room(place: Place, *, min_free_bytes: int = 200_000_000) -> None:
+def check_room(folders: Folders, *, min_free_bytes: int = 200_000_000) -> None:
     """ValueError unless trials can write their results."""
-    probe = place.runs / f".probe-{os.getpid()}"
+    probe = folders.runs / f".probe-{os.getpid()}"
     try:
-        place.runs.mkdir(parents=True, exist_ok=True)
+        folders.runs.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"0" * 4096)
         probe.unlink()
-        free = shutil.disk_usage(place.runs).free
+        free = shutil.disk_usage(folders.runs).free
     except OSError as error:
         raise ValueError(
-            f"Trials write their results under {place.runs}, but that says: {error.strerror}. Free some "
+            f"Trials write their results under {folders.runs}, but that says: {error.strerror}. Free some "
             "space, fix the permissions, or use another --home. Nothing stored is lost."
         ) from None
     if free < min_free_bytes:
         raise ValueError(
-            f"Trials need room for their results under {place.runs}, at least {min_free_bytes:,} bytes, but "
-            f"{free:,} are free. Free some space, or use another --home. Nothing stored is lost."
+            f"Trials need room for their results under {folders.runs}, at least {min_free_bytes:,} bytes, "
+            f"but {free:,} are free. Free some space, or use another --home. Nothing stored is lost."
         )
 
 

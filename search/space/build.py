@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from search.space.distributions import distribution
-from search.space.native import SearchSpace
+from search.space.foreign import foreign_space
+from search.space.native import NativeSpace
+from search.space.space import Space
 from search.study.domains import BASELINE, FREE, ON, excludes
 from search.study.model import Study
 from techniques import catalog
@@ -15,12 +17,15 @@ from techniques.base import Technique
 from techniques.config import TRAINER_FIELDS
 
 
-def build_space(study: Study, known: Mapping[str, type[Technique]]) -> SearchSpace:
+def build_space(study: Study, known: Mapping[str, type[Technique]]) -> Space:
     """The search space of a checked study. ValueError when nothing at all is free."""
     if study.foreign is not None:
-        from search.space.foreign import foreign_space
+        return foreign_space(study.foreign, study.path)
+    return native_space(study, known)
 
-        return foreign_space(study)
+
+def native_space(study: Study, known: Mapping[str, type[Technique]]) -> NativeSpace:
+    """The space of a study of our trainer."""
     forced = frozenset(n for n, state in study.gates.items() if state == ON)
     free = [n for n, state in study.gates.items() if state == FREE]
     slots: dict[str, tuple[str, ...]] = {}
@@ -50,7 +55,7 @@ def build_space(study: Study, known: Mapping[str, type[Technique]]) -> SearchSpa
             f"[techniques] or give a range in [space]."
         )
     rivals = {a: frozenset(b for b in known if a != b and excludes(a, b, known)) for a in known}
-    return SearchSpace(study, known, distributions, slots, switches, forced, rivals)
+    return NativeSpace(study, known, distributions, slots, switches, forced, rivals)
 
 
 def _needs_first(names: list[str], known: Mapping[str, type[Technique]]) -> list[str]:

@@ -1,35 +1,30 @@
-"""build_space(study, known) -> SearchSpace: the study's parameters, which of them mean something when, and
-their way to a trainer configuration and back.
+"""NativeSpace: what a study varies of our trainer, and its way to a configuration and back.
 
-One walk decides everything: slots first (one categorical each, `baseline` or a technique that fills it),
-then the other gates (a gate is asked only while nothing excludes its technique and everything that it needs
-is on), then the settings of what is on. What the walk does not ask for is inactive and absent from a trial.
+Its walk: slots first (one categorical each, `baseline` or a technique that fills it), then the other gates
+(a gate is asked only while nothing excludes its technique and everything that it needs is on), then the
+settings of what is on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, IntDistribution
 
-from search.space.distributions import contains, suggest_one
+from search.space import space
+from search.space.space import INACTIVE, OFF, ON, Condition, Conditions, Params, Pick, both
 from search.study.domains import BASELINE, FREE
 from search.study.model import Study
-from techniques.base import Technique
+from techniques.base import STAGES, Technique
 from techniques.config import TRAINER_FIELDS, Resolved, read_preset, resolve
-
-Params = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class SearchSpace:
-    """The parameters of one study. Names are flat: a setting, a technique's gate, or a slot."""
+class NativeSpace:
+    """The parameters of one study. Names are flat: a setting, a technique's gate, or a slot.
+    search/space/space.py says what each method means."""
 
     study: Study
     known: Mapping[str, type[Technique]]
@@ -39,8 +34,12 @@ class SearchSpace:
     forced: frozenset[str]  # techniques that are on in every configuration
     rivals: Mapping[str, frozenset[str]]  # technique -> those that cannot be on with it
 
-    def walk(self, pick: Callable[[str], Any]) -> tuple[dict[str, Any], frozenset[str]]:
-        """(active parameters with their values, techniques that are on); `pick(name)` gives a value."""
+    active = space.active
+    keep_active = space.keep_active
+    suggest = space.suggest
+    groups = space.groups
+
+    def walk(self, pick: Pick) -> tuple[dict[str, Any], frozenset[str]]:
         picked: dict[str, Any] = {}
         on = set(self.forced)
         for slot in self.slots:
@@ -80,21 +79,13 @@ class SearchSpace:
                 waiting += self.known[one].requires
         return found
 
-    def _lookup(self, params: Params) -> Callable[[str], Any]:
+    def lookup(self, params: Params) -> Pick:
         def pick(name: str) -> Any:
             if name in params:
                 return params[name]
             return BASELINE if name in self.slots else False
 
         return pick
-
-    def active(self, params: Params) -> set[str]:
-        """The names that mean something under these gates (a gate that is missing counts as off)."""
-        return set(self.walk(self._lookup(params))[0])
-
-    def keep_active(self, params: Params) -> dict[str, Any]:
-        """`params` without the inactive, in the order of the walk."""
-        return {k: v for k, v in self.walk(self._lookup(params))[0].items() if k in params}
 
     def repaired(self, params: Params) -> dict[str, Any]:
         """`params` with counts that exceed a sampled size (xsa.last_n over num_layers) lowered to it, so that
@@ -108,8 +99,8 @@ class SearchSpace:
         return found
 
     def config(self, params: Params) -> dict[str, Any]:
-        """The flat layer of config.json: preset, what is fixed, what was sampled and is active."""
-        picked, on = self.walk(self._lookup(params))
+        """The flat layer: preset, what is fixed, what was sampled and is active."""
+        picked, on = self.walk(self.lookup(params))
         layer: dict[str, Any] = {"preset": self.study.preset} if self.study.preset else {}
         layer["num_reports"] = self.study.num_reports
         unread = self._unread(on)
@@ -138,10 +129,6 @@ class SearchSpace:
                 )
         return resolved
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """The active parameters, taken from `trial` one after the other."""
-        return self.walk(lambda name: suggest_one(trial, name, self.distributions[name]))[0]
-
     def params_of(self, config: Params) -> dict[str, Any]:
         """The parameters that give a known flat configuration (a preset: {"preset": name}), for a warm start.
         What this study fixes is not looked at. ValueError when the space cannot express it."""
@@ -165,27 +152,14 @@ class SearchSpace:
                 f"This study cannot express the configuration: it fixes {', '.join(odd)} otherwise."
             )
         for name, value in picked.items():
-            if not contains(self.distributions[name], value):
-                raise ValueError(
-                    f"`{name}` must lie in this study's {self.distributions[name]}, but the configuration "
-                    f"has {value!r}. Widen the study's space, or leave the configuration out."
-                )
+            space.inside(self, name, value)
         return picked
 
-    def groups(self) -> list[list[str]]:
-        """Parameters that are active together: what one joint model may cover. The first is always active."""
-        found: dict[tuple[str, ...], list[str]] = {}
-        for name in self.distributions:
-            found.setdefault(self._condition(name), []).append(name)
-        found.setdefault((), [])
-        return [sorted(names) for _, names in sorted(found.items()) if names]
-
-    def _condition(self, name: str) -> tuple[str, ...]:
-        """What decides whether `name` is active; () when it always is."""
+    def condition(self, name: str) -> tuple[str, ...]:
         if name in self.slots:
             return ()
         if name in self.known:
-            excluded = self.rivals[name] & self.may_be_on()
+            excluded = self.rivals[name] & (self.switchable() | self.forced)
             return ("gate", name) if excluded or self.known[name].requires or self._is_needed(name) else ()
         if name in TRAINER_FIELDS:
             rivals = [
@@ -200,9 +174,72 @@ class SearchSpace:
     def _is_needed(self, name: str) -> bool:
         return any(name in self._with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)
 
-    def may_be_on(self) -> set[str]:
-        """The techniques that some configuration has on."""
-        return {*self.switches, *self.forced, *(t for s in self.slots.values() for t in s if t != BASELINE)}
+    def conditions(self) -> Conditions:
+        """What two slots may each bring along is no table: the settings of such a technique count as active
+        throughout."""
+        found = {name: self._asked(name) for name in self.switches}
+        found |= {name: self._read(name) for name in self.study.free if name in self.distributions}
+        return {name: condition for name, condition in found.items() if condition}
+
+    def _asked(self, name: str) -> Condition:
+        """When a gate is asked for: no slot took it, what it needs is on, nothing excludes it so far."""
+        found = self._not_taken(name)
+        for need in self.known[name].requires:
+            found = both(found, self._on(need))
+        earlier = self.switches[: self.switches.index(name)]
+        for rival in sorted(self.rivals[name]):
+            found = both(found, self._not_taken(rival))
+            if rival in earlier:
+                found = both(found, {rival: frozenset((INACTIVE, OFF))})
+        return found
+
+    def _read(self, name: str) -> Condition:
+        """When a setting means something: its technique is on, as is what it needs; nothing overrides it."""
+        found: Condition = {}
+        if name not in TRAINER_FIELDS:
+            owner, _, field = name.partition(".")
+            other = self.known[owner].setting_requires.get(field)
+            found = both(self._on(owner), self._on(other) if other else {})
+        for technique in self.known:
+            if name in self.known[technique].overrides:
+                found = both(found, self._not_taken(technique))
+                if technique in self.switches:
+                    found = both(found, {technique: frozenset((INACTIVE, OFF))})
+        return found
+
+    def _on(self, technique: str) -> Condition:
+        """When a technique is on."""
+        taken = self._taken(technique)
+        if technique in self.forced:
+            return {}
+        if technique in self.switches:
+            if not taken:
+                return {technique: frozenset((ON,))}
+            here = {name: codes for name, codes in self._asked(technique).items() if name not in taken}
+            return both(here, {technique: frozenset((INACTIVE, ON))})
+        return taken if len(taken) == 1 else {}
+
+    def _taken(self, technique: str) -> Condition:
+        """The choices of slots that bring a technique along."""
+        found: Condition = {}
+        for slot, choices in self.slots.items():
+            brings = [k for k, c in enumerate(choices) if c != BASELINE and technique in self._with_needs(c)]
+            if brings:
+                found[slot] = frozenset(brings)
+        return found
+
+    def _not_taken(self, technique: str) -> Condition:
+        taken = self._taken(technique)
+        return {slot: frozenset(range(len(self.slots[slot]))) - brings for slot, brings in taken.items()}
+
+    def switchable(self) -> set[str]:
+        return {*self.switches, *(t for s in self.slots.values() for t in s if t != BASELINE)}
+
+    def stage_of(self, name: str) -> str:
+        if name in TRAINER_FIELDS:
+            return TRAINER_FIELDS[name].metadata["stage"]
+        readers = [t for t in self.slots.get(name, (name.partition(".")[0],)) if t != BASELINE]
+        return min((self.known[t].stage for t in readers), key=STAGES.index, default=STAGES[-1])
 
 
 def _fields(known: Mapping[str, type[Technique]], owner: str) -> dict[str, Any]:

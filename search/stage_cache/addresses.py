@@ -25,7 +25,7 @@ from techniques.config import Resolved, codes, digest, stage_keys
 from trainer.machine import cpu_name
 
 FORMAT = 1  # of an entry; another number is another address
-STAGES = ("average", "pack", "evaluate")  # that leave files; `average` ends the training
+CACHED_STAGES = ("average", "pack", "evaluate")  # that leave files; `average` ends the training
 CHUNK_BYTES = 1 << 20
 
 
@@ -33,7 +33,7 @@ def addresses(resolved: Resolved, *, data: str, machine: Mapping[str, Any]) -> d
     """stage -> 16 hexadecimal digits, for the stages that leave files."""
     reports = [resolved.config.num_reports, resolved.config.report_tokens]
     keys = stage_keys(resolved, code_of(resolved), data, {**machine, "reports": reports, "format": FORMAT})
-    return {stage: keys[stage] for stage in STAGES}
+    return {stage: keys[stage] for stage in CACHED_STAGES}
 
 
 def code_of(resolved: Resolved, root: Path = ROOT) -> dict[str, str]:

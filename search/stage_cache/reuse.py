@@ -9,7 +9,6 @@ not, like any other.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,10 +17,12 @@ from typing import cast
 
 from optuna.trial import Trial
 
-from search.common.paths import Place
+from search.common.attributes import RETRY_HISTORY
+from search.common.options import WorkerSpec
+from search.common.paths import Folders
 from search.stage_cache.addresses import DataId, Ground, addresses, machine_id
 from search.stage_cache.remote import Remote, open_remote
-from search.stage_cache.store import DEFAULT_BYTES, Limits, Store
+from search.stage_cache.store import Limits, Store
 from search.trainers.files import Record, Tail, as_object
 from techniques.config import Resolved
 
@@ -45,18 +46,18 @@ class Reuse:
         self.data = DataId(store.root / "data.json")
 
     @contextmanager
-    def around(self, trial: Trial, resolved: Resolved, place: Place) -> Generator[Fill]:
+    def around(self, trial: Trial, resolved: Resolved, folders: Folders) -> Generator[Fill]:
         """What fills the trial's folder; in the end, however that comes, what is new there is kept. A crashed
         trial goes on from its last finished stage; after a second crash nothing old is trusted."""
         storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
-        history: list[int] = storage.get_trial_system_attrs(trial_id).get("retry_history", [])
+        history: list[int] = storage.get_trial_system_attrs(trial_id).get(RETRY_HISTORY, [])
         at, distrusted = self.addresses(resolved), len(history) > 1
         for number in () if distrusted else history:
-            self.keep(place.trial(number), at)  # its worker may have been killed before it could
+            self.keep(folders.trial(number), at)  # its worker may have been killed before it could
         try:
             yield partial(self.fill, at={} if distrusted else at)
         finally:
-            self.keep(place.trial(trial.number), at, replace=distrusted)
+            self.keep(folders.trial(trial.number), at, replace=distrusted)
 
     def addresses(self, resolved: Resolved) -> Addresses:
         """Where the stages of this run would lie; {} when its data or code cannot be read: no cache then."""
@@ -111,34 +112,22 @@ class Reuse:
             self.remote.push(name)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The worker's options of the cache."""
-    parser.add_argument("--cache", type=Path, help="folder of the stage cache; without it there is none")
-    parser.add_argument("--cache-bytes", type=int, default=DEFAULT_BYTES)
-    parser.add_argument("--cache-shared", default="", help="a folder or s3://bucket/prefix")
+def check_cache(spec: WorkerSpec) -> None:
+    """ValueError, before any worker starts, for what would stop every worker."""
+    parse_bytes(spec.cache_size)
+    if spec.cache_shared and spec.cache is None:
+        raise ValueError("A shared stage cache needs a local folder, but --cache is off. Leave one out.")
+    if spec.cache_shared and spec.cache is not None:
+        open_remote(spec.cache_shared, Store(spec.cache))
 
 
-def worker_options(place: str, size: str, shared: str) -> tuple[str, ...]:
-    """The same as a user gives them, checked, for every worker's command line. `place` may be `off`."""
-    max_bytes = parse_bytes(size)
-    if place == "off":
-        if shared:
-            raise ValueError("A shared stage cache needs a local folder, but --cache is off. Leave one out.")
-        return ()
-    root = Path(place).absolute()
-    if shared:
-        open_remote(shared, Store(root))  # says now what would stop every worker
-    options = (f"--cache={root}", f"--cache-bytes={max_bytes}")
-    return (*options, f"--cache-shared={shared}") if shared else options
-
-
-def open_reuse(options: argparse.Namespace, *, ranks: int, environ: Mapping[str, str]) -> Reuse | None:
-    """The cache that these options name, or None. ValueError when a shared store cannot be used at all."""
-    if options.cache is None:
+def open_reuse(spec: WorkerSpec, *, ranks: int, environ: Mapping[str, str]) -> Reuse | None:
+    """The cache that the spec names, or None. ValueError when a shared store cannot be used at all."""
+    if spec.cache is None:
         return None
-    store = Store(options.cache, Limits(options.cache_bytes))
-    remote = open_remote(options.cache_shared, store) if options.cache_shared else None
-    return Reuse(store, Ground(ranks, options.threads, environ), remote=remote)
+    store = Store(spec.cache, Limits(parse_bytes(spec.cache_size)))
+    remote = open_remote(spec.cache_shared, store) if spec.cache_shared else None
+    return Reuse(store, Ground(ranks, spec.threads, environ), remote=remote)
 
 
 def parse_bytes(text: str) -> int:

@@ -50,13 +50,13 @@ class Limits:
 
 
 class Store:
-    """See the head of this file. `notes` are what a person should know; each kind is told once."""
+    """See the head of this file. `notes` are what a person should know; each kind is noted once."""
 
     def __init__(self, root: Path, limits: Limits | None = None):
         self.root, self.limits = root, limits or Limits()
         self.entries, self.tmp = root / "entries", root / "tmp"
         self.notes: list[str] = []
-        self._told: set[str] = set()
+        self._noted: set[str] = set()
         self._count = 0
         self._sweep()
 
@@ -83,9 +83,9 @@ class Store:
             with self._held(name) as held:
                 if held is None:
                     return None
-                for file, told in held["files"].items():
+                for file, facts in held["files"].items():
                     copied.append(folder / file)
-                    _copy(self.entries / name / file, folder / file, told["sha256"])
+                    _copy(self.entries / name / file, folder / file, facts["sha256"])
                 os.utime(self.entries / name / MANIFEST)
                 return cast("dict[str, Any]", held["facts"])
         except (Corrupt, FileNotFoundError) as error:
@@ -178,9 +178,6 @@ class Store:
 
     # -- room
 
-    def used_bytes(self) -> int:
-        return sum(size for _, _, size in self._listing())
-
     def _listing(self) -> list[tuple[float, Path, int]]:
         """(last use, entry, bytes), the least recently used first."""
         found: list[tuple[float, Path, int]] = []
@@ -238,8 +235,8 @@ class Store:
 
     def note(self, kind: str, text: str) -> None:
         """Once for each kind: a worker may meet the same trouble in every trial."""
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._noted:
+            self._noted.add(kind)
             self.notes.append(f"stage cache: {text}")
             log.warning("stage cache: %s", text)
 
@@ -258,8 +255,8 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 def check(folder: Path) -> None:
     """Corrupt unless every file of the manifest is there as it was."""
     try:
-        told = _manifest((folder / MANIFEST).read_bytes())
-        for file, facts in told["files"].items():
+        manifest = _manifest((folder / MANIFEST).read_bytes())
+        for file, facts in manifest["files"].items():
             if sha256_of(folder / file) != facts["sha256"]:
                 raise Corrupt(f"{file} has other content")
     except FileNotFoundError as error:

@@ -25,10 +25,9 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Connection, orm, text
 
-from search.storage import queries
-from search.storage.columns import Columns, read_params
+from search.common.attributes import RETRY_OF
+from search.storage import sql
 
-RETRY_OF = "retry_of"  # system attribute of a retry: the number of the failed trial
 MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
 
@@ -48,16 +47,16 @@ class Batch:
             rest = [distribution_to_json(d) for _, d in self.params.values()]
             _write(
                 connection,
-                queries.WRITE_PARAMS,
+                sql.WRITE_PARAMS,
                 trial_id,
                 {n: v for n, (v, _) in self.params.items()},
                 rest=rest,
             )
         for kind, attributes in (("user", self.user), ("system", self.system)):
             if attributes:
-                _write(connection, queries.WRITE_ATTRIBUTES.format(kind=kind), trial_id, attributes)
+                _write(connection, sql.WRITE_ATTRIBUTES.format(kind=kind), trial_id, attributes)
         if self.steps:
-            _write(connection, queries.WRITE_STEPS, trial_id, self.steps)
+            _write(connection, sql.WRITE_STEPS, trial_id, self.steps)
 
 
 def _write(
@@ -71,7 +70,7 @@ class BulkStorage(RDBStorage):
     """RDBStorage on PostgreSQL that reads trials, and writes a trial's batch, without ORM objects.
 
     While `brief` is set, the trials of a study come without parameters and without BRIEF
-    (search/storage/queries.py); `trials_of` has them whole."""
+    (search/storage/sql.py); `trials_of` has them whole."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.brief = False
@@ -88,7 +87,7 @@ class BulkStorage(RDBStorage):
     def trials_of(self, ids: Sequence[int]) -> list[FrozenTrial]:
         """The trials of these ids, of any study, by id."""
         with self.engine.connect() as connection:
-            rows = connection.execute(text(queries.THESE_TRIALS), {"ids": list(ids)}).all()
+            rows = connection.execute(text(sql.THESE_TRIALS), {"ids": list(ids)}).all()
             return self._build(connection, cast("Sequence[Head]", rows))
 
     def rows(self, query: str, values: dict[str, Any]) -> list[Any]:
@@ -106,8 +105,8 @@ class BulkStorage(RDBStorage):
         """Trials with a larger id, and the included ones, by id. KeyError when there is no such study."""
         which = {"study": study_id, "after": trial_id_greater_than, "also": list(included_trial_ids)}
         with self.engine.connect() as connection:
-            rows = cast("Sequence[Head]", connection.execute(text(queries.TRIALS), which).all())
-            if not rows and not connection.execute(text(queries.STUDY), which).all():
+            rows = cast("Sequence[Head]", connection.execute(text(sql.TRIALS), which).all())
+            if not rows and not connection.execute(text(sql.STUDY), which).all():
                 raise KeyError(f"No study has the id {study_id}.")
             if states is not None:
                 rows = [row for row in rows if TrialState[row[2]] in states]
@@ -116,13 +115,13 @@ class BulkStorage(RDBStorage):
     def waiting(self, study_id: int) -> list[FrozenTrial]:
         """The study's trials that wait to be run, by id."""
         with self.engine.connect() as connection:
-            rows = connection.execute(text(queries.WAITING), {"study": study_id}).all()
+            rows = connection.execute(text(sql.WAITING), {"study": study_id}).all()
             return self._build(connection, cast("Sequence[Head]", rows))
 
     def beat(self, trial_id: int) -> TrialState:
         """Writes a heartbeat; the trial's state. KeyError when there is no such trial."""
         with self.engine.begin() as connection:
-            state = connection.execute(text(queries.BEAT), {"trial": trial_id}).scalar_one_or_none()
+            state = connection.execute(text(sql.BEAT), {"trial": trial_id}).scalar_one_or_none()
         if state is None:
             raise KeyError(f"No trial has the id {trial_id}.")
         return TrialState[state]
@@ -134,7 +133,7 @@ class BulkStorage(RDBStorage):
         number = template_trial.system_attrs.get(RETRY_OF) if template_trial else None
         if number is not None:
             which = {"study": study_id, "key": RETRY_OF, "number": str(number)}
-            found = session.execute(text(queries.RETRY), which).scalar_one_or_none()
+            found = session.execute(text(sql.RETRY), which).scalar_one_or_none()
             if found is not None:
                 return session.get_one(models.TrialModel, found)
         return super()._get_prepared_new_trial(study_id, template_trial, session)
@@ -155,15 +154,15 @@ class BulkStorage(RDBStorage):
         if not ids:
             return []
 
-        own, which = [] if brief else ids, {"ids": ids, "without": queries.BRIEF if brief else []}
-        facts: dict[str, dict[int, Any]] = {kind: {} for kind in queries.FACTS}
+        own, which = [] if brief else ids, {"ids": ids, "without": sql.BRIEF if brief else []}
+        facts: dict[str, dict[int, Any]] = {kind: {} for kind in sql.FACTS}
         with ThreadPoolExecutor(1) as beside:  # PostgreSQL puts the next answer together while we read one
             rest = beside.submit(self._read_params, own) if len(own) > MANY else None
-            for query in [queries.ALL_FACTS] if len(ids) <= MANY else queries.FACTS.values():
+            for query in [sql.ALL_FACTS] if len(ids) <= MANY else sql.FACTS.values():
                 for kind, trial_id, value in connection.execute(text(query), which):
                     facts[kind][trial_id] = json.loads(value)
             params, distributions = rest.result() if rest else self._read_params(own, connection)
-        values, steps, user, system = (facts[kind] for kind in queries.FACTS)
+        values, steps, user, system = (facts[kind] for kind in sql.FACTS)
         trials: list[FrozenTrial] = []
         for trial_id, number, state, start, end in rows:
             trials.append(
@@ -184,12 +183,12 @@ class BulkStorage(RDBStorage):
             )
         return trials
 
-    def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> Columns:
+    def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> sql.Columns:
         """Over a connection of its own if none is given."""
         if connection is None:
             with self.engine.connect() as own:
                 return self._read_params(ids, own)
-        return read_params(connection, ids, self._known)
+        return sql.read_params(connection, ids, self._known)
 
 
 def _local(utc: datetime | None) -> datetime | None:

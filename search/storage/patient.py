@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -26,17 +24,17 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
-from search.storage.bulk import RETRY_OF, BatchStorage, BulkStorage
-from search.storage.server import WAY_OUT, StorageError, url_of
+from search.common.attributes import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, RETRY_OF
+from search.common.errors import redact
+from search.storage.bulk import BatchStorage, BulkStorage
+from search.storage.server import WAY_OUT, StorageError
 from search.storage.timing import Timing
+from search.storage.url import connect_arguments, normalise_url
 
-ENVIRONMENT = "CADDIE_STORAGE"
 LOCK_CLASS = 0xCADD1E  # first key of our advisory locks; the second is 0 (creation) or a study's id
 CREATION_WAIT = "60s"  # for the others that make tables and studies just now
 CHECK_S = 9.0  # a database that does not answer by then is unreachable
 MAX_RETRY = 3  # times that one configuration is tried again after dead workers or broken infrastructure
-DRIVER = "postgresql+psycopg2"
-SUPPORTED = "postgresql://user:password@host:5432/database"
 OUTAGES = (exc.PendingRollbackError, exc.DisconnectionError, exc.TimeoutError)
 DATABASE_GONE = (exc.DBAPIError, StorageInternalError, *OUTAGES)
 REPEATED = (
@@ -48,50 +46,7 @@ REPEATED = (
     "get_trial trials_of rows waiting beat write_trial get_trial_user_attrs get_trial_system_attrs "
     "get_all_trials _get_trials record_heartbeat _get_stale_trial_ids"
 ).split()
-KEPT_ON_RETRY = ("fixed_params", "grid_id", "search_space")  # they belong to the configuration
-
-
-def redact(text: object) -> str:
-    """The text with every password in URLs and connection strings replaced by ***."""
-    clean = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S*@", r"\1:***@", str(text))
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^&\s'\"]+)", r"\1***", clean, flags=re.IGNORECASE)
-
-
-def normalise_url(url: str) -> str:
-    """The URL for SQLAlchemy and Optuna: psycopg2 named, braces percent-encoded. Raises StorageError."""
-    url = url.strip()
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in ("postgres", "postgresql", DRIVER):
-        shown = f"{scheme}://" if separator else "no URL" if not url else "a name without ://"
-        raise StorageError(
-            f"The storage must be a PostgreSQL URL such as {SUPPORTED} (postgres:// and {DRIVER}:// work "
-            f"too), but got {shown}. Leave --storage out for the built-in PostgreSQL."
-        )
-    plain = f"{DRIVER}://{rest}".replace("{", "%7B").replace("}", "%7D")
-    try:
-        sqlalchemy.make_url(plain)
-    except (exc.ArgumentError, ValueError):
-        raise StorageError(
-            f"The storage must be a URL of the form {SUPPORTED}, but this one cannot be read. Percent-encode "
-            "odd characters of the password (@ is %40, / is %2F, : is %3A), and check the port."
-        ) from None
-    return plain
-
-
-def resolve_url(option: str | None, *, home: Path, environ: Mapping[str, str]) -> str:
-    """The URL to use: --storage, else CADDIE_STORAGE, else the private server under `home` (claimed)."""
-    given = option or environ.get(ENVIRONMENT)
-    return normalise_url(given) if given else url_of(home)
-
-
-def connect_arguments(url: str, *, link_s: int = Timing.link_s) -> dict[str, Any]:
-    """psycopg2's arguments: over TCP a dead link is noticed within about `link_s`, twice that when idle."""
-    parts = sqlalchemy.make_url(url)
-    arguments: dict[str, Any] = {"connect_timeout": 10, "application_name": "caddie"}
-    if parts.host:
-        arguments |= {"keepalives_idle": link_s, "keepalives_interval": max(1, link_s // 4)}
-        arguments |= {"keepalives_count": 3, "tcp_user_timeout": 1000 * link_s}
-    return arguments
+KEPT_ON_RETRY = (FIXED_PARAMS, "grid_id", "search_space")  # they belong to the configuration
 
 
 def side_engine(url: str, *, connect_timeout_s: int = 10) -> sqlalchemy.Engine:
@@ -279,11 +234,11 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
     hands constraints on, and they can never be overwritten). User attributes are handed on.
     """
     old = trial.system_attrs
-    history = list(cast("list[int]", old.get("retry_history", []))) + ([trial.number] if counted else [])
-    if len(history) > MAX_RETRY or not (trial.params or old.get("fixed_params")):
+    history = list(cast("list[int]", old.get(RETRY_HISTORY, []))) + ([trial.number] if counted else [])
+    if len(history) > MAX_RETRY or not (trial.params or old.get(FIXED_PARAMS)):
         return False
     kept = {key: old[key] for key in KEPT_ON_RETRY if key in old}
-    system_attrs = kept | {"failed_trial": old.get("failed_trial", trial.number), "retry_history": history}
+    system_attrs = kept | {FAILED_TRIAL: old.get(FAILED_TRIAL, trial.number), RETRY_HISTORY: history}
     system_attrs[RETRY_OF] = trial.number
     study.add_trial(
         optuna.create_trial(

@@ -1,6 +1,6 @@
 """The supervisor of a private PostgreSQL: makes the cluster, owns the postmaster, restarts and stops it.
 
-Started by `search.storage.patient.server` as a process of its own (standard library only):
+Started by `search.storage.server` as a process of its own (standard library only):
 
     run(PLACE, TOKEN)
 

@@ -30,6 +30,7 @@ PLACES = ("python", "script", "gpus", "work")  # what a command may name in brac
 PLACE = re.compile(r"\{(\w*)\}")
 KEYS = ("low", "high", "log", "step", "type", "choices", "gate", "on", "off", "when")
 TYPES = ("int", "float")
+OCCURRENCES = ("only", "first", "last")
 Value = str | int | float | bool
 
 
@@ -81,10 +82,36 @@ class Foreign:
             kept["variables"][name]["domain"]["kind"] = type(variable.domain).__name__
         return kept
 
+    def found(self, script: Path | None) -> Foreign:
+        """The same with its paths: `script` (`--trainer`) or its own, and the folder that it runs in."""
+        own = str(script.resolve()) if script is not None else self.script
+        folder = self.folder or (str(Path(own).parent) if own else "")
+        return dataclasses.replace(self, script=own, folder=folder)
+
 
 def as_text(value: Any) -> str:
     """A value as an environment variable: booleans are 1 and 0."""
     return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def refuse_twice(fixed: Mapping[str, Any], space: Mapping[str, Any]) -> None:
+    """ValueError for a name that stands in both tables."""
+    for twice in fixed.keys() & space.keys():
+        raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
+
+
+def refuse_native(tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """ValueError for what only a study of our trainer can say."""
+    if tables["techniques"]:
+        raise ValueError(
+            "[techniques] switches techniques of this trainer, but [trainer] drives a script of its own. "
+            "Write its switches in [space]: NAME = { gate = true }."
+        )
+    if tables["study"].get("preset") or "track" in tables["study"]:
+        raise ValueError(
+            "`study.preset` and `study.track` say something about this trainer's techniques, but [trainer] "
+            "drives another script. Drop them; what is fixed stands in [fixed]."
+        )
 
 
 def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreign:
@@ -107,8 +134,7 @@ def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreig
     space = tables["space"]
     variables = {n: _variable(n, cast("Any", s)) for n, s in space.items() if isinstance(s, Mapping)}
     plain = {n: v for n, v in space.items() if not isinstance(v, Mapping)}
-    for twice in tables["fixed"].keys() & space.keys():
-        raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
+    refuse_twice(tables["fixed"], space)
     fixed = {name: _fixed(name, value) for name, value in {**tables["fixed"], **plain}.items()}
     foreign = Foreign(**given, fixed=fixed, variables=_parents_first(variables, fixed))
     for key in ("wallclock", "warmdown", "warmdown_frac"):
@@ -259,6 +285,3 @@ def _parents_first(variables: Mapping[str, Variable], fixed: Mapping[str, Value]
     for name in variables:
         place(name, ())
     return out
-
-
-OCCURRENCES = ("only", "first", "last")

@@ -1,5 +1,6 @@
 """Limits: what a configuration may cost, in bytes and seconds, or in baseline runs of this machine.
 
+LIMITS is the one table of them: the study file, the constraints, the notes and every report iterate over it.
 One laptop is not another: `train_baselines = 1.5` allows one and a half times the seconds that the study's
 own starting point takes here, measured once before the first trial and kept with the study. The challenge's
 limits are seconds on its own machine: `train_seconds = 600`.
@@ -13,9 +14,68 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from search.common.attributes import SLACK_BYTES
 from techniques.base import setting
 
-PAIRS = {"train_seconds": "train_baselines", "eval_seconds": "eval_baselines"}
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit, and how it is shown."""
+
+    constraint: str  # its name among a trial's constraints
+    name: str  # in [limits]
+    figure: str  # of result.json, and the user attribute that keeps it
+    label: str  # of its row in a trial's note
+    unit: str  # "bytes" (whole) or "s"
+    column: str  # its head in the leaderboard
+    phrase: str  # a figure in a sentence
+    baselines: str = ""  # in [limits]: the same in baseline runs of this machine
+    slack: str = ""  # user attribute that keeps what is left below it; "" where nobody asks
+    optional: bool = False  # 0, the default, is no limit
+
+    def measured(self, figure: float) -> str:
+        """A figure as tables show it."""
+        return f"{figure:.1f}" if self.unit == "s" else f"{int(figure):,}"
+
+    def allowed(self, most: float) -> str:
+        """The limit itself as tables show it."""
+        return f"{most:g}" if self.unit == "s" else f"{int(most):,}"
+
+
+LIMITS = (
+    Limit(
+        constraint="bytes",
+        name="artifact_bytes",
+        figure="artifact_bytes",
+        label="artifact",
+        unit="bytes",
+        column="bytes",
+        phrase="{} bytes",
+        slack=SLACK_BYTES,
+    ),
+    Limit(
+        constraint="train",
+        name="train_seconds",
+        figure="train_seconds",
+        label="training",
+        unit="s",
+        column="train, s",
+        phrase="{} s training",
+        baselines="train_baselines",
+    ),
+    Limit(
+        constraint="eval",
+        name="eval_seconds",
+        figure="eval_seconds",
+        label="evaluation",
+        unit="s",
+        column="eval, s",
+        phrase="{} s evaluation",
+        baselines="eval_baselines",
+    ),
+)
+REQUIRED = tuple(limit for limit in LIMITS if not limit.optional)
+IN_BASELINES = tuple(limit for limit in LIMITS if limit.baselines)
 
 
 @dataclass(frozen=True)
@@ -28,20 +88,36 @@ class Limits:
     train_baselines: float = setting(0.0, "timed training, in baseline runs of this machine", low=0.0)
     eval_baselines: float = setting(0.0, "timed evaluation, in baseline runs of this machine", low=0.0)
 
+    def of(self, limit: Limit) -> float:
+        """How much is allowed."""
+        return getattr(self, limit.name)
+
+    @property
+    def given(self) -> tuple[Limit, ...]:
+        """The limits that hold in this study."""
+        return tuple(limit for limit in LIMITS if not limit.optional or self.of(limit))
+
     @property
     def relative(self) -> bool:
-        return bool(self.train_baselines or self.eval_baselines)
+        return any(getattr(self, limit.baselines) for limit in IN_BASELINES)
 
     def declared(self) -> dict[str, float]:
         """What the study's file says, measured or not: part of the study's identity."""
         kept = dataclasses.asdict(self)
-        for seconds, baselines in PAIRS.items():
-            kept.pop(seconds if kept[baselines] else baselines)
+        for limit in IN_BASELINES:
+            kept.pop(limit.name if kept[limit.baselines] else limit.baselines)
+        for limit in LIMITS:
+            if limit not in self.given:
+                kept.pop(limit.name)
         return kept
 
     def measured(self, baseline: Mapping[str, Any]) -> Limits:
         """These limits in seconds, given the baseline's result (train_seconds, eval_seconds)."""
-        seconds = {s: getattr(self, b) * float(baseline[s]) for s, b in PAIRS.items() if getattr(self, b)}
+        seconds = {
+            limit.name: getattr(self, limit.baselines) * float(baseline[limit.figure])
+            for limit in IN_BASELINES
+            if getattr(self, limit.baselines)
+        }
         return dataclasses.replace(self, **seconds)
 
     def timeout_seconds(self) -> float:
@@ -49,16 +125,29 @@ class Limits:
         both = self.train_seconds + self.eval_seconds
         return 3.0 * both + 120.0 if math.isfinite(both) else 3600.0
 
+    def summary(self) -> str:
+        """400,000 bytes, 12 s training, 8 s evaluation."""
+        return ", ".join(limit.phrase.format(limit.allowed(self.of(limit))) for limit in self.given)
+
+
+def figures_summary(figures: Mapping[str, float]) -> str:
+    """Of a result, those that a limit is on: 312,000 bytes, 9.8 s training, 5.1 s evaluation."""
+    return ", ".join(
+        limit.phrase.format(limit.measured(figures[limit.figure]))
+        for limit in LIMITS
+        if limit.figure in figures
+    )
+
 
 def check_given(table: Mapping[str, Any]) -> None:
     """ValueError unless [limits] gives each of the three limits once."""
-    if "artifact_bytes" not in table:
-        raise ValueError("[limits] must give all three limits, but `artifact_bytes` is missing. Add it.")
-    for seconds, baselines in PAIRS.items():
-        given = [key for key in (seconds, baselines) if key in table]
-        if len(given) != 1:
-            found = "both are there. Keep one" if given else f"`{seconds}` is missing. Add one of the two"
-            raise ValueError(
-                f"[limits] must give all three limits: `{seconds}`, or `{baselines}` (in baseline runs of "
-                f"this machine), but {found}."
-            )
+    for limit in REQUIRED:
+        given = [name for name in (limit.name, limit.baselines) if name in table]
+        if len(given) == 1:
+            continue
+        either = f": `{limit.name}`, or `{limit.baselines}` (in baseline runs of this machine)"
+        missing = f"`{limit.name}` is missing. {'Add one of the two' if limit.baselines else 'Add it'}"
+        raise ValueError(
+            f"[limits] must give all three limits{either if limit.baselines else ''}, but "
+            f"{'both are there. Keep one' if given else missing}."
+        )

@@ -1,4 +1,18 @@
-"""load_study(path, known): a study from its TOML file, read in one pass."""
+"""load_study(path, known) -> Study: one TOML file that says what a search may vary, under which limits.
+
+    [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds,
+                  gpus_per_trial
+    [limits]      artifact_bytes, train_seconds | train_baselines, eval_seconds | eval_baselines
+    [fixed]       flat settings over the preset
+    [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
+    [space]       name = {low, high, log, step} | {choices} | a value that fixes it
+    [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
+    [sampler]     kind, startup_trials, max_resamples, candidates, reuse
+    [trainer]     somebody else's script (search/study/foreign.py)
+
+Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
+typo.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +22,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search.common.paths import ROOT
-from search.study import build_foreign
+from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study.build import build
 from search.study.model import Study
 from techniques import catalog
 from techniques.base import Technique, nearest
 
+NAME = re.compile(r"\w[\w.+-]*")
 TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
 
 
 def load_study(path: Path, known: Mapping[str, type[Technique]]) -> Study:
     """The study in the TOML file `path`, over the catalogue `known`. ValueError for anything wrong in it."""
     try:
-        tables = _read(path)
-        if tables["trainer"]:
-            return build_foreign.build(tables, path)
-        return build(tables, path, known)
+        return build(_read(path), path, known)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -62,9 +73,3 @@ def find_study(path: Path | None) -> Study:
             f"{study.name!r}. Rename it."
         )
     return study
-
-
-DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
-
-
-NAME = re.compile(r"\w[\w.+-]*")

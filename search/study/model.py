@@ -1,18 +1,4 @@
-"""load_study(path, known) -> Study: one TOML file that says what a search may vary, under which limits.
-
-    [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds,
-                  gpus_per_trial
-    [limits]      artifact_bytes, train_seconds | train_baselines, eval_seconds | eval_baselines
-    [fixed]       flat settings over the preset
-    [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
-    [space]       name = {low, high, log, step} | {choices} | a value that fixes it
-    [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
-    [sampler]     kind, startup_trials, max_resamples, candidates, reuse
-    [trainer]     somebody else's script (search/study/foreign.py)
-
-Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
-typo.
-"""
+"""Study: a study file, checked; study_identity and study_hash: what it samples and measures."""
 
 from __future__ import annotations
 
@@ -93,10 +79,13 @@ class Study:
     timeout_seconds: float  # wall seconds after which a trial's processes are killed
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
-    @property
-    def prune_from(self) -> float:
-        """Share of the budget before which nothing is pruned."""
-        return self.pruning.start
+    def settled(self, name: str) -> Any:
+        """A trainer setting's value as the study fixes it, the largest one where it is free."""
+        domain = self.free.get(name)
+        if domain is not None:
+            return max(domain.options) if isinstance(domain, Choice) else domain.high
+        default = TRAINER_FIELDS[name].default
+        return self.fixed.get(name, self.base.get(name, default))
 
 
 def study_identity(study: Study) -> dict[str, Any]:
@@ -122,12 +111,3 @@ def study_identity(study: Study) -> dict[str, Any]:
 def study_hash(study: Study) -> str:
     """The identity in 16 letters."""
     return digest(study_identity(study))
-
-
-def settled(study: Study, name: str) -> Any:
-    """A trainer setting's value as the study fixes it, the largest one where it is free."""
-    domain = study.free.get(name)
-    if domain is not None:
-        return max(domain.options) if isinstance(domain, Choice) else domain.high
-    default = TRAINER_FIELDS[name].default
-    return study.fixed.get(name, study.base.get(name, default))

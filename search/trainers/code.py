@@ -1,39 +1,27 @@
-"""code_hash(study): which text runs, equal for equal code wherever it lies."""
+"""code_hash(files): which text runs, equal for equal code wherever it lies."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from search.common.paths import ROOT
-from search.study.model import Study
-from techniques import catalog
 
 
-def code_files(study: Study, trainer: Path | None = None) -> list[Path]:
-    """The files whose text is the objective: a foreign script and its neighbours, or our trainer and its
-    techniques."""
-    if study.foreign is not None:
-        script = Path(study.foreign.script)
-        return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
-    if trainer is not None:
-        return [trainer]
-    return sorted({*catalog.shared_files(ROOT), *catalog.technique_files().values()})
-
-
-def code_hash(study: Study, trainer: Path | None = None) -> str:
+def code_hash(files: Sequence[Path]) -> str:
     """Equal for equal code, wherever it lies. Raises OSError when a file is gone."""
     sums = hashlib.sha256()
-    for path in code_files(study, trainer):
+    for path in files:
         sums.update(f"{path.parent.name}/{path.name}\0".encode() if path.parent != ROOT else b"\0")
         sums.update(hashlib.sha256(path.read_bytes()).digest())
     return sums.hexdigest()[:16]
 
 
-def changed(study: Study, trainer: Path | None, code: str) -> str:
+def changed(files: Sequence[Path], code: str) -> str:
     """Why the trainer's files are no longer those of `code`; "" while they are."""
     try:
-        now = code_hash(study, trainer)
+        now = code_hash(files)
     except OSError as error:
         return f"The trainer's files must stay, but {error.filename} says: {error.strerror}. Restore it."
     if now == code:

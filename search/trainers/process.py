@@ -29,14 +29,14 @@ from search.common.errors import InfrastructureError, Interrupted
 from search.common.paths import ROOT
 from search.trainers import guard
 from search.trainers.files import Record, Tail, check_result, last_words, read_result
-from search.trainers.trainer import TRAINER
+from search.trainers.native import TRAINER
 
 POLL_S = 0.2  # how often reports, the deadline and `stop` are looked at; the trainer's end wakes us at once
 LAST_WORDS_S = guard.GRACE_S + 10.0  # after that the guard itself is killed
 BAD_INPUT, CONFIG_FAILED = 2, 3  # the trainer's exit statuses (docs/contracts.md)
 MACHINE_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 # glibc gives large blocks back to the kernel at every free, and a CPU step pays page faults for them again:
-# kept, a step of the laptop preset takes 0.87 of the CPU time (one pair of benchmarks/step_time.py).
+# kept, a step of the laptop preset takes 0.87 of the CPU time (one pair of benchmarks/trainer/step_time.py).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 WORLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PRESET")
 CREDENTIAL = re.compile(r"^(CADDIE_|PG)|TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_KEY")

@@ -1,82 +1,87 @@
-"""The trainer of a study: ours, or somebody else's script; its command, its code, its variables."""
+"""trainer_of(study, script) -> Trainer: what a study runs, and all that differs between our trainer, another
+script of its contract (`--trainer`) and somebody else's script ([trainer] of the study).
+
+Chosen here and nowhere else; a session keeps it (search/session/session.py).
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
-from search.common.paths import ROOT
 from search.study.model import Study
-from techniques import catalog
-from techniques.config import environment_names
-
-TRAINER = (sys.executable, str(ROOT / "train_gpt.py"))
+from search.trainers.foreign.run import ForeignTrainer
+from search.trainers.native import NativeTrainer
 
 
-def trainer_command(num_ranks: int) -> tuple[str, ...]:
-    """The trainer as one process, or as `num_ranks` of them under torchrun."""
-    if num_ranks == 1:
-        return TRAINER
-    run = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}")
-    return (TRAINER[0], *run, *TRAINER[1:])
+class Trainer(Protocol):
+    """A study's trainer, and what a search of it needs to know."""
+
+    @property
+    def built_in(self) -> bool:
+        """Our own train_gpt.py: it reads our corpus, and studies of it share what costs taught."""
+        ...
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the study's starting point is measured before the first trial."""
+        ...
+
+    @property
+    def start(self) -> str:
+        """The starting point in words."""
+        ...
+
+    @property
+    def predicts_costs(self) -> bool:
+        """Whether bytes and seconds of a configuration can be told before it runs."""
+        ...
+
+    @property
+    def keeps_stages(self) -> bool:
+        """Whether finished stages of one run can serve another."""
+        ...
+
+    def check(self) -> None:
+        """ValueError when it cannot be started."""
+        ...
+
+    def command(self) -> tuple[str, ...]:
+        """The process that a worker starts; config.json and --out_dir come behind it."""
+        ...
+
+    def code_files(self) -> list[Path]:
+        """The files whose text is the objective."""
+        ...
+
+    def hidden(self) -> set[str]:
+        """The variables of the shell that no run may see: those that it reads."""
+        ...
+
+    def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json, from what the space says of it."""
+        ...
+
+    def time_budget(self) -> str:
+        """The setting that gives each run a time, not a number of steps; "" when none does."""
+        ...
+
+    def legality(self, resolved: Any) -> str:
+        """What the rules say of a run of it."""
+        ...
+
+    def repeat_line(self, config: Mapping[str, Any], path: Path) -> str:
+        """A shell line that runs a stored configuration again; `path` is where its config.json belongs."""
+        ...
+
+    def no_bundle(self, number: int) -> str:
+        """Why trial `number` is not exported as one file of ours; "" when it can be."""
+        ...
 
 
-ADAPTER = (sys.executable, "-m", "search.trainers.foreign.adapter")
-
-
-def command_for(study: Study, trainer: Path | None = None) -> tuple[str, ...]:
-    """The process that a worker starts; config.json and --out_dir come behind it."""
-    if study.foreign is not None:
-        return ADAPTER
-    if trainer is not None:
-        return (TRAINER[0], str(trainer.resolve()))
-    return trainer_command(study.gpus_per_trial)
-
-
-def strip_for(study: Study) -> set[str]:
-    """The variables of the shell that no run of the study may see: those that its trainer reads."""
+def trainer_of(study: Study, script: Path | None = None) -> Trainer:
+    """The trainer of a study; `script` (`--trainer`) is run instead of the one that it names."""
     if study.foreign is None:
-        return environment_names(catalog.metadata())
-    from search.trainers.foreign.scan import names_read
-
-    foreign = study.foreign
-    read = names_read(Path(foreign.script)) if foreign.script else set[str]()
-    return (read | {*foreign.fixed, *foreign.variables}) - {*foreign.passed, "PATH", "HOME", "USER", "TMPDIR"}
-
-
-def with_trainer(study: Study, trainer: Path | None) -> Study:
-    """The study with its script found. ValueError when there is none, or its command cannot be started."""
-    foreign = study.foreign
-    if foreign is None:
-        return study
-    script = trainer.resolve() if trainer is not None else Path(foreign.script) if foreign.script else None
-    if script is None:
-        raise ValueError(
-            f"{study.path} drives a script, but names none. Add `script` to [trainer], or give --trainer."
-        )
-    if not script.is_file():
-        raise ValueError(f"{study.path} drives {script}, but there is no such file. Correct the path.")
-    first = foreign.command[0]
-    if "{" not in first and shutil.which(first) is None:
-        raise ValueError(
-            f"`trainer.command` starts {first!r}, but there is no such program here. Install it, or write "
-            f"{{python}} for the interpreter that runs the search ({sys.executable})."
-        )
-    folder = foreign.folder or str(script.parent)
-    if not Path(folder).is_dir():
-        raise ValueError(f"`trainer.folder` must be a folder, but {folder} is none. Correct the path.")
-    return dataclasses.replace(study, foreign=dataclasses.replace(foreign, script=str(script), folder=folder))
-
-
-def refuse_native_table(study: Study, trainer: Path | None) -> None:
-    """ValueError when --trainer names a script that cannot keep the native contract."""
-    if study.foreign is not None or trainer is None or not trainer.is_file():
-        return
-    if "result.json" not in trainer.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(
-            f"A trainer under {study.path} takes config.json and writes result.json (docs/contracts.md), but "
-            f"{trainer} never mentions it. If it takes environment variables, draft a study for it: python "
-            f"search.py scan {trainer} --out theirs.toml, and give that as --study."
-        )
+        return NativeTrainer(study, script)
+    return ForeignTrainer(study, study.foreign.found(script))

@@ -1,4 +1,4 @@
-"""measure(session, workers) -> the study's own starting point, run before the first trial and kept with it.
+"""measure(session, spec, workers) -> the study's own starting point, run before the first trial and kept.
 
 It runs as many copies at once as there will be workers: seconds are those that trials will see. Limits given
 in `…_baselines` are multiples of the slowest copy's; the leaderboard shows by how much a trial beats it.
@@ -6,40 +6,44 @@ in `…_baselines` are multiples of the slowest copy's; the leaderboard shows by
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from search.common.attributes import BASELINE
 from search.common.errors import InfrastructureError
-from search.session.baseline import ATTRIBUTE, stored
+from search.common.options import WorkerSpec
+from search.session.baseline import stored
+from search.session.session import Session
 from search.space.build import build_space
 from search.storage.patient import creation_lock
-from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
-from search.trainers.trainer import command_for, strip_for
+from search.study.limits import IN_BASELINES
+from search.trainers.process import Outcome, run_trainer
+from search.workers.spec import trainer_job
 from techniques import catalog
-
-if TYPE_CHECKING:
-    from search.session.session import Session
 
 KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch")
 
 
-def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> dict[str, Any]:
+def measure(
+    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
 
     Raises ValueError when the starting point itself does not run: no trial would."""
-    space, stopping = build_space(session.study, catalog.metadata()), threading.Event()
-    config, command = space.config({}), command_for(session.study)
+    stopping = threading.Event()
+    trainer = session.trainer
+    config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
-    environ = trainer_environment(
-        os.environ, strip=strip_for(session.study), num_threads=int(config["num_threads"])
-    )
+    hidden = trainer.hidden()
 
     def one(i: int) -> Outcome:
-        own = environ | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
-        folder = session.place.runs / f"baseline-{i}"
-        job = Job(folder, config, own, timeout_s=session.study.timeout_seconds, command=command)
+        folder = session.folders.runs / f"baseline-{i}"
+        job = trainer_job(session, spec, folder=folder, config=config, hidden=hidden)
+        if gpus:
+            own = {**job.environment, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}
+            job = dataclasses.replace(job, environment=own)
         return run_trainer(job, on_report=lambda record, reports: None, stop=stopping.is_set)
 
     try:
@@ -52,22 +56,21 @@ def measure(session: Session, *, workers: int, gpus: tuple[str, ...] = ()) -> di
     except InfrastructureError as error:
         raise ValueError(
             f"A study's starting point must run before anything is varied, but its process broke down: "
-            f"{error}. Its last words are in {session.place.runs}/baseline-*/console.log; run the command "
+            f"{error}. Its last words are in {session.folders.runs}/baseline-*/console.log; run the command "
             "again."
         ) from error
     results = [o.result for o in outcomes if o.kind == "finished" and o.result]
     if len(results) < workers:
         reason = next(o.reason for o in outcomes if o.kind != "finished")
-        start = f"preset {session.study.preset!r}" if session.study.foreign is None else "the script"
         raise ValueError(
-            f"A study's starting point must run before anything is varied, but {start} with the study's "
-            f"[fixed] settings ended: {reason}. Fix that first."
+            f"A study's starting point must run before anything is varied, but {trainer.start} with the "
+            f"study's [fixed] settings ended: {reason}. Fix that first."
         )
     found = {key: results[0][key] for key in KEPT}
-    found |= {key: max(float(r[key]) for r in results) for key in ("train_seconds", "eval_seconds")}
+    found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
     found |= {"workers": workers}
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
         earlier = stored(session.optuna_study)
         if earlier is None:
-            session.optuna_study.set_user_attr(ATTRIBUTE, found)
+            session.optuna_study.set_user_attr(BASELINE, found)
     return earlier or found

@@ -15,7 +15,8 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import optuna
@@ -26,16 +27,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.common.errors import InfrastructureError, Interrupted, TooManyFailures
 from search.storage.bulk import BatchStorage
-from search.storage.patient import (
-    DATABASE_GONE,
-    LOCK_CLASS,
-    StorageError,
-    is_outage,
-    normalise_url,
-    requeue,
-    side_engine,
-)
-from search.workers.heartbeat import beat, heartbeat
+from search.storage.patient import DATABASE_GONE, LOCK_CLASS, StorageError, is_outage, requeue, side_engine
+from search.storage.url import normalise_url
 
 TIMEOUTS = """
 select set_config('lock_timeout', :wait, true),
@@ -171,7 +164,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
             connection.execute(sqlalchemy.text(TIMEOUTS), {"wait": LOCK_WAIT, "frozen": f"{gate.frozen_s}s"})
             keys = {"c": LOCK_CLASS, "s": gate.study_id}
             connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, :s)"), keys)
-            _bury(gate, connection)
+            _fail_dead(gate, connection)
             tally = _count(gate, connection)
             if tally.finished + tally.running >= target:
                 return tally, None
@@ -196,7 +189,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
         return None, None
 
 
-def _bury(gate: _Gate, connection: sqlalchemy.Connection) -> None:
+def _fail_dead(gate: _Gate, connection: sqlalchemy.Connection) -> None:
     """Fails trials whose worker died: between ask and first heartbeat (under this lock), or later."""
     running = connection.execute(sqlalchemy.text(SILENCES), {"s": gate.study_id}).all()
     for trial_id in [trial_id for trial_id, silent_s, _ in running if silent_s is None]:
@@ -228,6 +221,45 @@ def _count(gate: _Gate, connection: sqlalchemy.Connection) -> Tally:
     )
 
 
+def beat(storage: BaseStorage, trial_id: int) -> TrialState:
+    """One heartbeat; the trial's state."""
+    if isinstance(storage, BatchStorage):
+        return storage.bulk.beat(trial_id)
+    write: Callable[[int], None] = getattr(storage, "record_heartbeat")  # noqa: B009 (not in BaseStorage)
+    write(trial_id)
+    return storage.get_trial(trial_id).state
+
+
+@contextmanager
+def heartbeat(
+    storage: BaseStorage, trial_id: int, *, every_s: float, lost: threading.Event
+) -> Generator[None]:
+    """Writes a heartbeat on a thread until the block ends; an outage does not end the thread.
+
+    `lost` is set as soon as the trial is found finished by somebody else: after a silence beyond the grace.
+    """
+    over = threading.Event()
+    lost.clear()
+
+    def work() -> None:
+        while not over.wait(every_s):
+            try:
+                if beat(storage, trial_id) != TrialState.RUNNING and not over.is_set():
+                    lost.set()
+                    break
+            except StorageError as error:
+                log.warning("heartbeat: %s", error)
+        storage.remove_session()
+
+    thread = threading.Thread(target=work, name=f"heartbeat-{trial_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=every_s)
+
+
 def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> FrozenTrial | None:
     """Runs the objective and tells: the trial as it ended; None when somebody declared it dead meanwhile (a
     long freeze), or it was interrupted."""
@@ -247,7 +279,7 @@ def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> Froz
         _fail(gate, trial, again=True)
         return None
     except (KeyboardInterrupt, StorageError):
-        raise  # the caller fails the trial; or the database is away, and it is buried once that is back
+        raise  # the caller fails the trial; or the database is away, and it is failed once that is back
     except BaseException:
         _fail(gate, trial, again=False)
         raise

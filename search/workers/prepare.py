@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
+from corpus import embedded
+from corpus.dataset import open_dataset
 from search.common.machine import num_cores, visible_gpus
-from search.common.paths import ROOT
-from search.session.session import Session, measured
-from search.study.model import Study, settled
+from search.common.options import WorkerSpec
+from search.common.paths import ROOT, shown
+from search.session.session import Session, check_room, measured
+from search.study.limits import figures_summary
+from search.study.model import Study
+from search.workers import baseline
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
     """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
     demanded, but not here."""
-    device = settled(study, "device")
+    device = study.settled("device")
     found = () if device == "cpu" else visible_gpus(environ)
     if device == "cuda" and not found:
         raise ValueError(
@@ -41,11 +45,9 @@ def check_corpus(study: Study) -> str:
     """Builds the embedded corpus if the study's is that one and is missing; checks any.
 
     Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
-    from corpus import embedded
-    from corpus.dataset import open_dataset
-
-    folder, tokenizer = ROOT / str(settled(study, "data_path")), ROOT / str(settled(study, "tokenizer_path"))
-    vocab_size = int(settled(study, "vocab_size"))
+    folder = ROOT / str(study.settled("data_path"))
+    tokenizer = ROOT / str(study.settled("tokenizer_path"))
+    vocab_size = int(study.settled("vocab_size"))
     data = ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
         try:
@@ -55,39 +57,32 @@ def check_corpus(study: Study) -> str:
                 f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. "
                 "Free some space or fix the permissions."
             ) from error
-    seq_len = max(int(settled(study, "train_seq_len")), int(settled(study, "eval_seq_len")))
+    seq_len = max(int(study.settled("train_seq_len")), int(study.settled("eval_seq_len")))
     opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
-    return f"{_shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
+    return f"{shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
 
 
-def check_baseline(session: Session, *, workers: int, gpus: tuple[str, ...]) -> tuple[Session, str]:
+def check_baseline(
+    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
+) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    from search.workers import baseline
-
-    found = baseline.stored(session.optuna_study) or baseline.measure(session, workers=workers, gpus=gpus)
+    found = baseline.stored(session.optuna_study)
+    found = found or baseline.measure(session, spec, workers=workers, gpus=gpus)
     told = (
-        f"baseline: val_bpb {found['val_bpb']:.4f}, {found['artifact_bytes']:,} bytes, "
-        f"{found['train_seconds']:.1f} s training, {found['eval_seconds']:.1f} s evaluation "
+        f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
         f"(slowest of {found['workers']} at once)"
     )
     return measured(session), told
 
 
-def machine(session: Session, *, native: bool = True) -> Session:
+def machine(session: Session, spec: WorkerSpec) -> Session:
     """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
 
     Raises ValueError as those checks do."""
-    from search.session.session import check_room
-
-    check_room(session.place)
+    check_room(session.folders)
     gpus_for(session.study, os.environ)
-    foreign = session.study.foreign is not None
-    if native and not foreign:
+    if session.trainer.built_in:
         check_corpus(session.study)
-    if native or foreign:
-        session, _ = check_baseline(session, workers=1, gpus=())
+    if session.trainer.has_baseline:
+        session, _ = check_baseline(session, spec, workers=1, gpus=())
     return session
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -9,25 +9,45 @@ it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial
 
-from search.common.attributes import HARDWARE
-from search.common.paths import Place
+from search.common.attributes import (
+    CONFIG,
+    CONFIG_HASH,
+    COST_ERRORS,
+    FIGURES,
+    FINDINGS,
+    HARDWARE,
+    INACTIVE,
+    LEGALITY,
+    OUTCOME,
+    PASSPORT,
+    REASON,
+    STAGE_REUSE,
+    STAGE_SECONDS,
+    TECHNIQUES,
+)
+from search.common.paths import Folders
 from search.costs.accuracy import errors_of
 from search.session.notes import artifact_store, save_curve, save_trial_artifact, save_trial_note
-from search.space.foreign import ForeignRun
-from search.stage_cache.savings import STAGES, replayed_facts, stage_facts
-from search.study.model import Limits
+from search.study.limits import Limit, Limits
 from search.trainers.files import Record
 from search.trainers.process import Outcome
-from techniques.config import Resolved
 
-FIGURES = ("artifact_bytes", "code_bytes", "train_seconds", "eval_seconds", "true_seconds", "steps", "params")
-PASSPORT = ("code_hash", "data_id", "torch", "device", "attention", "compute_dtype", "world_size", "sha256")
+PASSPORT_FIELDS = (
+    "code_hash",
+    "data_id",
+    "torch",
+    "device",
+    "attention",
+    "compute_dtype",
+    "world_size",
+    "sha256",
+)
 FILES = ("config.json", "result.json", "train.tail.log")
 TAIL_BYTES = 16_384  # train.log begins with the code that ran; its end is what is read
 
@@ -37,46 +57,60 @@ def worker_name(index: int) -> str:
     return f"{os.uname().nodename}:{os.getpid()}:{index}"
 
 
-def started(trial: Trial, *, config: Mapping[str, Any], resolved: Resolved) -> None:
+def started(trial: Trial, *, config: Mapping[str, Any], resolved: Any, legality: str) -> None:
     """What is known before the run, for whoever must clean up behind us too."""
-    trial.set_user_attr("config", dict(config))
-    trial.set_user_attr("hash", resolved.hash())
-    trial.set_user_attr("techniques", list(resolved.techniques))
-    verdicts = {name: technique.verdict().verdict.value for name, technique in resolved.techniques.items()}
-    odd = {name: verdict for name, verdict in verdicts.items() if verdict != "legal"}
-    told = ", ".join(f"{n}: {v}" for n, v in odd.items()) or "legal"
-    trial.set_user_attr("legality", resolved.legality if isinstance(resolved, ForeignRun) else told)
+    trial.set_user_attr(CONFIG, dict(config))
+    trial.set_user_attr(CONFIG_HASH, resolved.hash())
+    trial.set_user_attr(TECHNIQUES, list(resolved.techniques))
+    trial.set_user_attr(LEGALITY, legality)
 
 
 def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> None:
     """What the run gave; `hardware` is where."""
     result = outcome.result or {}
-    trial.set_user_attr("outcome", outcome.kind)
+    trial.set_user_attr(OUTCOME, outcome.kind)
     if outcome.reason:
-        trial.set_user_attr("reason", outcome.reason)
-    for name in FIGURES:
+        trial.set_user_attr(REASON, outcome.reason)
+    for name in dict.fromkeys((*FIGURES, *(limit.figure for limit in limits.given))):
         if result.get(name) is not None:
             trial.set_user_attr(name, result[name])
-    if result.get("artifact_bytes") is not None:
-        trial.set_user_attr("slack_bytes", limits.artifact_bytes - int(result["artifact_bytes"]))
+    for limit in limits.given:
+        if limit.slack and result.get(limit.figure) is not None:
+            trial.set_user_attr(limit.slack, limits.of(limit) - int(result[limit.figure]))
     inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
     if inactive:
-        trial.set_user_attr("inactive", inactive)
+        trial.set_user_attr(INACTIVE, inactive)
     if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
-        trial.set_user_attr(STAGES, replayed_facts(outcome.reports))
+        trial.set_user_attr(STAGE_REUSE, replayed_facts(outcome.reports))
     elif result.get("stage_seconds"):
-        trial.set_user_attr(STAGES, stage_facts(result, spent_s=outcome.process_s))
+        trial.set_user_attr(STAGE_REUSE, stage_facts(result, spent_s=outcome.process_s))
     stages: Mapping[str, Record] = result.get("stage_seconds") or {}
     if stages:
-        trial.set_user_attr("stage_seconds", {s: seconds.get("timed") for s, seconds in stages.items()})
+        trial.set_user_attr(STAGE_SECONDS, {s: seconds.get("timed") for s, seconds in stages.items()})
     if result.get("findings"):
-        trial.set_user_attr("findings", list(result["findings"]))
+        trial.set_user_attr(FINDINGS, list(result["findings"]))
     if result:
-        passport = {name: result.get(name) for name in PASSPORT}
-        trial.set_user_attr("passport", {**passport, HARDWARE: hardware})
+        passport = {name: result.get(name) for name in PASSPORT_FIELDS}
+        trial.set_user_attr(PASSPORT, {**passport, HARDWARE: hardware})
     errors = errors_of({**trial.user_attrs, **result})
     if errors:
-        trial.set_user_attr("cost_errors", errors)
+        trial.set_user_attr(COST_ERRORS, errors)
+
+
+def stage_facts(result: Mapping[str, Any], *, spent_s: float) -> dict[str, Any]:
+    """Of a trial with a result: the recorded true seconds of each stage, the stages that were taken over, the
+    seconds that its process took now, and the seconds that taking over saved."""
+    stages: Mapping[str, Mapping[str, float]] = result.get("stage_seconds") or {}
+    seconds = {name: round(float(clocks["true"]), 3) for name, clocks in stages.items()}
+    reused = [str(name) for name in result.get("reused") or ()]
+    saved_s = sum(seconds.get(name, 0.0) for name in reused)
+    return {"seconds": seconds, "reused": reused, "spent_s": round(spent_s, 3), "saved_s": round(saved_s, 3)}
+
+
+def replayed_facts(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of a trial that recorded reports pruned before any trainer started."""
+    saved_s = round(float(reports[-1].get("elapsed_s") or 0.0), 3)
+    return {"seconds": {}, "reused": ["train"], "spent_s": 0.0, "saved_s": saved_s}
 
 
 def verdicts_of(result: Record) -> dict[str, str]:
@@ -85,11 +119,11 @@ def verdicts_of(result: Record) -> dict[str, str]:
     return {name: str(facts.get("verdict")) for name, facts in activity.items()}
 
 
-def show(trial: Trial, outcome: Outcome, place: Place, *, limits: Limits) -> None:
+def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) -> None:
     """The trial's page in the dashboard: note, files, loss curve."""
-    folder = place.trial(trial.number)
+    folder = folders.trial(trial.number)
     save_trial_note(trial, note(trial, outcome, limits))
-    store = artifact_store(place.artifacts)
+    store = artifact_store(folders.artifacts)
     tail_of(folder / "train.log", folder / "train.tail.log")
     for name in FILES:
         if (folder / name).exists():
@@ -110,17 +144,20 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
             "| | measured | limit |",
             "|---|---|---|",
             f"| val_bpb, bits per byte | {result['val_bpb']:.4f} | |",
-            f"| artifact, bytes | {result['artifact_bytes']:,} | {limits.artifact_bytes:,} |",
-            f"| training, s | {result['train_seconds']:.1f} | {limits.train_seconds:g} |",
-            f"| evaluation, s | {result['eval_seconds']:.1f} | {limits.eval_seconds:g} |",
+            *(_row(limit, result.get(limit.figure), limits.of(limit)) for limit in limits.given),
             "",
         ]
     verdicts = verdicts_of(result)
-    for name in trial.user_attrs.get("techniques", []):
+    for name in trial.user_attrs.get(TECHNIQUES, []):
         lines.append(f"- {name}: {verdicts.get(name, 'no verdict')}")
     lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
-    lines += ["", f"legality: {trial.user_attrs.get('legality', 'not known')}"]
+    lines += ["", f"legality: {trial.user_attrs.get(LEGALITY, 'not known')}"]
     return "\n".join(lines)
+
+
+def _row(limit: Limit, figure: float | None, most: float) -> str:
+    found = "not known" if figure is None else limit.measured(figure)
+    return f"| {limit.label}, {limit.unit} | {found} | {limit.allowed(most)} |"
 
 
 def tail_of(source: Path, target: Path) -> None:

@@ -1,64 +1,50 @@
-"""Order: what every worker of a session is told, wherever it runs; both ends of a worker's command line.
-
-`Order(...).command(index)` writes it, for the processes of this machine (search/engines/local.py) and for
-those of a cluster (search/engines/cluster.py) alike; `parse(argv)` reads it in the worker. The database's
-URL is never part of it: process lists show command lines.
-"""
+"""The processes that a WorkerSpec describes: a worker, by both ends of its command line, and its trainers."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-from search.stage_cache.reuse import add_arguments
-
-
-@dataclass(frozen=True)
-class Order:
-    """The same for all workers of a session. Paths are absolute."""
-
-    study: Path
-    home: Path
-    target: int  # finished trials in the whole study
-    threads: int = 1  # of a trainer whose study does not say
-    trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
-    sampler: str = ""  # tpe or structured; empty: as the study says
-    mixed: bool = False  # other code and other hardware may join
-    cache: tuple[
-        str, ...
-    ] = ()  # options of the stage cache, `worker_options` of search/stage_cache/reuse.py; (): none
-
-    def command(self, index: int, *, prepare: bool = False) -> list[str]:
-        """The process of one worker. `prepare`: on a machine that nobody looked at before."""
-        words = [
-            sys.executable,
-            "-m",
-            "search.workers.worker",
-            "--lifeline",
-            *(["--prepare"] if prepare else []),
-        ]
-        words += [f"--study={self.study}", f"--home={self.home}", f"--target={self.target}"]
-        words += [f"--index={index}", f"--threads={self.threads}"]
-        words += [f"--trainer={self.trainer}"] if self.trainer else []
-        words += [f"--sampler={self.sampler}"] if self.sampler else []
-        words += ["--mixed"] if self.mixed else []
-        return [*words, *self.cache]
+from search.common.options import WorkerSpec
+from search.session.session import Session
+from search.trainers.process import Job, trainer_environment
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """A worker's options."""
+def worker_command(spec: WorkerSpec) -> list[str]:
+    """The process of one worker, which stops when its stdin ends."""
+    text = json.dumps(asdict(spec), default=str)
+    return [sys.executable, "-m", "search.workers.worker", "--lifeline", f"--spec={text}"]
+
+
+def read_command(argv: list[str]) -> tuple[WorkerSpec, bool]:
+    """(the spec, whether stdin is a lifeline) of a worker's command line."""
     parser = argparse.ArgumentParser(prog="python -m search.workers.worker")
-    parser.add_argument("--study", type=Path, required=True)
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--target", type=int, required=True)
-    parser.add_argument("--index", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--trainer", type=Path)
-    parser.add_argument("--sampler", default="", help="tpe or structured; empty: as the study says")
-    parser.add_argument("--mixed", action="store_true", help="other code and hardware may join")
-    add_arguments(parser)
-    parser.add_argument("--prepare", action="store_true", help="corpus and baseline first, if missing")
+    parser.add_argument("--spec", required=True, help="a WorkerSpec (search/common/options.py) as JSON")
     parser.add_argument("--lifeline", action="store_true", help="stop when stdin ends")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    told = json.loads(options.spec)
+    for field in fields(WorkerSpec):
+        if str(field.type).startswith("Path") and told[field.name] is not None:
+            told[field.name] = Path(told[field.name])
+    return WorkerSpec(**told), options.lifeline
+
+
+def trainer_job(
+    session: Session, spec: WorkerSpec, *, folder: Path, config: Mapping[str, Any], hidden: Set[str]
+) -> Job:
+    """The trainer of one configuration. `hidden`: variables of the shell that it may not see."""
+    threads = int(config.get("num_threads", 0))
+    lowered = ("nice", "-n", str(spec.niceness)) if spec.niceness else ()
+    return Job(
+        folder=folder,
+        config=config,
+        environment=trainer_environment(os.environ, strip=hidden, num_threads=threads),
+        timeout_s=session.study.timeout_seconds,
+        command=(*lowered, *session.trainer.command()),
+    )

@@ -1,4 +1,4 @@
-"""earlier(session, hardware) -> Lessons: a new study's costs begin with what others in its database paid.
+"""find_warm_start(session, hardware) -> WarmStart: costs begin with what others in the database paid.
 
 Bytes: trials of the same trainer, whatever their sizes, data and machine: the bills hold what differs.
 Seconds: only those of the same hardware, ranks and kernels; of an evaluation of all validation tokens,
@@ -17,14 +17,26 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.attributes import result_of
+from search.common.attributes import (
+    CODE_HASH,
+    CONFIG,
+    EVAL_SECONDS,
+    HARDWARE,
+    PARAMS,
+    PASSPORT,
+    STAGE_SECONDS,
+    STUDY_IDENTITY,
+    TRAIN_SECONDS,
+    TRAINER,
+    result_of,
+)
 from search.costs.bills import num_params
 from search.costs.factors import CARRIED
-from search.costs.preflight import Preflight
-from search.session.passport import BUILT_IN, CODE, HARDWARE, TRAINER
-from search.session.session import IDENTITY, Session
+from search.costs.preflight import Costs
+from search.session.passport import BUILT_IN
+from search.session.session import Session
 from search.storage.bulk import BatchStorage
-from search.study.model import Study, settled
+from search.study.model import Study
 from techniques import catalog
 from techniques.base import Choice
 from techniques.config import Resolved, resolve
@@ -36,12 +48,12 @@ NEWEST = """
 select trial_id, study_id from trials where study_id = any(:ids) and cast(state as text) = 'COMPLETE'
 order by study_id = any(:near) desc, datetime_complete desc limit :most"""
 KERNELS = ("compute_dtype", "compile", "attention")  # settings that move seconds and stand in no bill
-SECONDS = ("train_seconds", "eval_seconds", "stage_seconds")
+SECONDS = (TRAIN_SECONDS, EVAL_SECONDS, STAGE_SECONDS)
 NAMED = 3  # studies that are named at the start
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EarlierTrial:
     """One finished trial of another study."""
 
     study: str
@@ -50,73 +62,76 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class WarmStart:
     """What is carried over, the most telling last."""
 
-    found: tuple[Lesson, ...] = ()
+    trials: tuple[EarlierTrial, ...] = ()
 
-    def teach(self, preflight: Preflight) -> None:
-        """Before the first trial of its own study."""
-        for lesson in self.found:
-            preflight.learn([(lesson.resolved, lesson.result)], study=lesson.study)
+    def apply(self, preflight: Costs) -> None:
+        """Teaches the preflight, before the first trial of its own study."""
+        for trial in self.trials:
+            preflight.learn([(trial.resolved, trial.result)], study=trial.study)
 
-    def told(self, *, seconds: bool = True) -> str:
+    def summary(self, *, seconds: bool = True) -> str:
         """One line; "" when there are none. `seconds`: the trials will run here."""
-        count, names = len(self.found), list(dict.fromkeys(lesson.study for lesson in reversed(self.found)))
+        count = len(self.trials)
+        names = list(dict.fromkeys(trial.study for trial in reversed(self.trials)))
         if not count:
             return ""
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         of = f"{'studies' if len(names) > 1 else 'study'} {', '.join(names[:NAMED])}{more}"
-        timed = sum("train_seconds" in lesson.result for lesson in self.found)
+        timed = sum(TRAIN_SECONDS in trial.result for trial in self.trials)
         some = f", seconds of this machine from {timed or 'none'}" if seconds and timed < count else ""
         return f"costs: learnt from {count} trial{'s' if count > 1 else ''} of {of}{some}"
 
 
-def earlier(session: Session, hardware: str) -> Lessons:
+def find_warm_start(session: Session, hardware: str) -> WarmStart:
     """For a study whose trials run on this hardware; none once its own would push all of them out again."""
     storage = session.optuna_study._storage  # pyright: ignore[reportPrivateUsage]
-    if session.study.foreign is not None or not isinstance(storage, BatchStorage):
-        return Lessons()
+    if not session.trainer.predicts_costs or not isinstance(storage, BatchStorage):
+        return WarmStart()
     own = session.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    studies = like_ours(session, storage) if len(own) < CARRIED else {}
+    studies = related_studies(session, storage) if len(own) < CARRIED else {}
     if not studies:
-        return Lessons()
+        return WarmStart()
     here = session.optuna_study.user_attrs.get(HARDWARE)
-    near = [key for key, told in studies.items() if told.get(HARDWARE) == here]
+    near = [key for key, facts in studies.items() if facts.get(HARDWARE) == here]
     which = {"ids": list(studies), "near": near, "most": CARRIED}
     owners: dict[int, int] = dict(map(tuple, storage.bulk.rows(NEWEST, which)))
     trials = {t._trial_id: t for t in storage.bulk.trials_of(list(owners))}  # pyright: ignore[reportPrivateUsage]
-    found: list[Lesson] = []
+    found: list[EarlierTrial] = []
     for trial_id, owner in reversed(owners.items()):
-        trial, told = trials[trial_id], studies[owner]
-        resolved, result = understood(trial, told[IDENTITY]), result_of(trial)
+        trial = trials[trial_id]
+        facts = studies[owner]
+        resolved = resolved_run(trial, facts[STUDY_IDENTITY])
+        result = result_of(trial)
         if resolved is not None and result is not None:
             kept = comparable(session.study, hardware, resolved, trial, result)
-            found.append(Lesson(told["name"], resolved, kept))
-    return Lessons(tuple(found))
+            found.append(EarlierTrial(facts["name"], resolved, kept))
+    return WarmStart(tuple(found))
 
 
-def like_ours(session: Session, storage: BatchStorage) -> dict[int, dict[str, Any]]:
+def related_studies(session: Session, storage: BatchStorage) -> dict[int, dict[str, Any]]:
     """id -> name and attributes of the other studies of this trainer: this very code, or any of ours."""
     studies: dict[int, dict[str, Any]] = {}
     for study_id, name, key, value in storage.bulk.rows(
-        STUDIES, {"keys": [CODE, TRAINER, HARDWARE, IDENTITY]}
+        STUDIES, {"keys": [CODE_HASH, TRAINER, HARDWARE, STUDY_IDENTITY]}
     ):
         studies.setdefault(study_id, {"name": name})[key] = json.loads(value)
     mine = session.optuna_study.user_attrs
     ours = mine.get(TRAINER) == BUILT_IN
 
-    def fits(told: Mapping[str, Any]) -> bool:
-        same = CODE in told and told[CODE] == mine.get(CODE)
-        same = same or (ours and told.get(TRAINER) == BUILT_IN)
-        return same and told["name"] != session.study.name and IDENTITY in told
+    def fits(facts: Mapping[str, Any]) -> bool:
+        same = CODE_HASH in facts and facts[CODE_HASH] == mine.get(CODE_HASH)
+        same = same or (ours and facts.get(TRAINER) == BUILT_IN)
+        return same and facts["name"] != session.study.name and STUDY_IDENTITY in facts
 
-    return {key: told for key, told in studies.items() if fits(told)}
+    return {key: facts for key, facts in studies.items() if fits(facts)}
 
 
-def understood(trial: FrozenTrial, identity: Mapping[str, Any]) -> Resolved | None:
+def resolved_run(trial: FrozenTrial, identity: Mapping[str, Any]) -> Resolved | None:
     """The run of a stored trial; None where this version no longer reads it as the model that was trained."""
-    config: object = trial.user_attrs.get("config")
+    config: object = trial.user_attrs.get(CONFIG)
     if not isinstance(config, dict):
         return None
     layer = {k: v for k, v in cast("dict[str, Any]", config).items() if k != "preset"}
@@ -124,25 +139,25 @@ def understood(trial: FrozenTrial, identity: Mapping[str, Any]) -> Resolved | No
         resolved = resolve({"preset": identity["base"], "file": layer}, catalog.metadata())
     except (KeyError, ValueError):
         return None
-    return resolved if num_params(resolved) == trial.user_attrs.get("params") else None
+    return resolved if num_params(resolved) == trial.user_attrs.get(PARAMS) else None
 
 
 def comparable(
     study: Study, hardware: str, resolved: Resolved, trial: FrozenTrial, result: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The result without the seconds that say nothing here."""
-    passport = cast("Mapping[str, Any]", trial.user_attrs.get("passport") or {})
+    passport = cast("Mapping[str, Any]", trial.user_attrs.get(PASSPORT) or {})
     alike = passport.get(HARDWARE) == hardware and passport.get("world_size") == study.gpus_per_trial
     alike = alike and all(_may_be(study, name, getattr(resolved.config, name)) for name in KERNELS)
     dropped: Sequence[str] = () if alike else SECONDS
     if alike and not _same_evaluation(study, resolved):
-        dropped = ("eval_seconds",)
+        dropped = (EVAL_SECONDS,)
     return {key: value for key, value in result.items() if key not in dropped}
 
 
 def _same_evaluation(study: Study, resolved: Resolved) -> bool:
     """Whether both score a known number of tokens, or both all of one data set."""
-    every = not settled(study, "val_tokens")
+    every = not study.settled("val_tokens")
     if every != (not resolved.config.val_tokens):
         return False
     names = ("data_path", "tokenizer_path", "vocab_size") if every else ()
@@ -151,4 +166,4 @@ def _same_evaluation(study: Study, resolved: Resolved) -> bool:
 
 def _may_be(study: Study, name: str, value: Any) -> bool:
     domain = study.free.get(name)
-    return value in domain.options if isinstance(domain, Choice) else value == settled(study, name)
+    return value in domain.options if isinstance(domain, Choice) else value == study.settled(name)

@@ -18,15 +18,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
+from search.common.attributes import CACHE_NOTES, OVERHEAD, RETRY_HISTORY, SPARED, WORKER
 from search.common.console import quiet_log
-from search.common.errors import Interrupted, TooManyFailures
-from search.costs.preflight import preflight_for
-from search.pruning.pruner import SPARED, Pruner, remember
+from search.common.errors import Interrupted, TooManyFailures, redact
+from search.common.options import WorkerSpec
+from search.costs.preflight import costs_of
+from search.pruning.pruner import Pruner, remember
 from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import sampled_by
@@ -35,28 +38,25 @@ from search.session.session import Session, open_session
 from search.space.build import build_space
 from search.stage_cache.reuse import REPLAYED, Fill, Reuse, open_reuse
 from search.storage.bulk import collected
-from search.storage.patient import MAX_RETRY, redact
+from search.storage.patient import MAX_RETRY
 from search.study.constraints import set_all, violations
 from search.study.load import find_study
 from search.trainers.code import changed
 from search.trainers.files import Record
 from search.trainers.process import (
     DiskTrouble,
-    Job,
     Outcome,
     TrainerCrashed,
     run_trainer,
-    trainer_environment,
 )
-from search.trainers.trainer import command_for, strip_for, with_trainer
+from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly
 from search.workers.overhead import Clock
-from search.workers.spec import parse
-from search.workers.warm_start import earlier
+from search.workers.spec import read_command, trainer_job
+from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
-Command = tuple[str, ...]
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
 log = logging.getLogger(__name__)
 
@@ -64,31 +64,23 @@ log = logging.getLogger(__name__)
 class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
-    def __init__(
-        self,
-        session: Session,
-        *,
-        target: int,
-        index: int,
-        num_threads: int = 1,
-        command: Command = (),
-        reuse: Reuse | None = None,
-    ):
-        self.session, self.target, self.reuse = session, target, reuse
-        self.command = command or command_for(session.study)
-        self.num_threads = num_threads  # of a trainer, when the study does not say
-        self.study, known = session.study, catalog.metadata()
-        self.space = build_space(self.study, known)
-        self.hardware = hardware_here(self.study, num_threads=num_threads, environ=os.environ)
+    def __init__(self, session: Session, spec: WorkerSpec, *, reuse: Reuse | None = None):
+        self.session = session
+        self.spec = spec
+        self.reuse = reuse
+        self.trainer = session.trainer
+        self.study = session.study
+        self.space = build_space(self.study, catalog.metadata())
+        self.hardware = hardware_here(self.study, num_threads=spec.threads, environ=os.environ)
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
-        preflight = preflight_for(self.study, self.hardware)
-        earlier(session, self.hardware).teach(preflight)
+        preflight = costs_of(self.trainer, self.study, self.hardware)
+        find_warm_start(session, self.hardware).apply(preflight)
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
-        self.strip = strip_for(self.study)
+        self.hidden = self.trainer.hidden()
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
-        self.name = record.worker_name(index)
+        self.name = record.worker_name(spec.index)
         self.stopping = threading.Event()
         self.lost = threading.Event()  # the running trial was given to somebody else
         self.fatal = ""
@@ -101,7 +93,7 @@ class Worker:
         run_exactly(
             self.session.optuna_study,
             self.objective,
-            target=self.target,
+            target=self.spec.target,
             url=self.session.url,
             stop=self.should_stop,
             hooks=Hooks(self.after_trial, self.lost),
@@ -137,53 +129,46 @@ class Worker:
     def run_trial(self, trial: Trial) -> Outcome:
         """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
-        trial.set_user_attr("worker", self.name)  # first: so that our trial is found when we die
+        trial.set_user_attr(WORKER, self.name)  # first: so that our trial is found when we die
         with collected(trial):
             params = self.space.suggest(trial)
             resolved = self.space.resolve(params)
             config = self.config_of(params, resolved.values)
-            record.started(trial, config=config, resolved=resolved)
+            legality = self.trainer.legality(resolved)
+            record.started(trial, config=config, resolved=resolved, legality=legality)
         self.clock.sample_s = time.perf_counter() - began
-        reused = self.reuse.around(trial, resolved, self.session.place) if self.reuse else nullcontext()
+        reused = self.reuse.around(trial, resolved, self.session.folders) if self.reuse else nullcontext()
         with reused as fill:
             outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
         with collected(trial):
             record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
             if self.reuse and self.reuse.store.notes:
-                trial.set_user_attr("cache_notes", self.reuse.store.notes)
+                trial.set_user_attr(CACHE_NOTES, self.reuse.store.notes)
                 self.reuse.store.notes = []
             try:
-                record.show(trial, outcome, self.session.place, limits=self.study.limits)
-                self.session.place.forget_weights(trial.number)
+                record.show(trial, outcome, self.session.folders, limits=self.study.limits)
+                self.session.folders.forget_weights(trial.number)
             except OSError as error:
                 raise self.disk_trouble(f"{error.filename or 'the disk'}: {error.strerror}") from error
             self.clock.store_s = time.perf_counter() - began
-            trial.set_user_attr("overhead", self.clock.summary(outcome))
+            trial.set_user_attr(OVERHEAD, self.clock.summary(outcome))
         self.watch_refusals(outcome)
         return outcome
 
     def config_of(self, params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """config.json: with a thread for each worker's share of the cores when the study does not say."""
-        config = self.space.config(params)
+        config = self.trainer.complete(self.space.config(params))
         if not values.get("num_threads"):
-            config["num_threads"] = self.num_threads
+            config["num_threads"] = self.spec.threads
         return config
 
     def run_process(self, trial: Trial, config: Mapping[str, Any], fill: Fill | None) -> Outcome:
         if problem := self.code_check():
             self.fatal = problem
             raise Interrupted(problem)
-        job = Job(
-            fill=fill,
-            folder=self.session.place.trial(trial.number),
-            config=config,
-            environment=trainer_environment(
-                os.environ, strip=self.strip, num_threads=int(config.get("num_threads", 0))
-            ),
-            timeout_s=self.study.timeout_seconds,
-            command=self.command,
-        )
+        folder = self.session.folders.trial(trial.number)
+        job = trainer_job(self.session, self.spec, folder=folder, config=config, hidden=self.hidden)
 
         def on_report(point: Record, reports: tuple[Record, ...]) -> str | None:
             step = int(float(point["progress"]) * self.study.num_reports + 0.05)
@@ -197,12 +182,12 @@ class Worker:
             return None if verdict is None or verdict.spared else verdict.reason
 
         try:
-            return run_trainer(job, on_report=on_report, stop=self.should_leave)
+            return run_trainer(replace(job, fill=fill), on_report=on_report, stop=self.should_leave)
         except DiskTrouble as error:
             raise self.disk_trouble(error) from error
         except TrainerCrashed as error:
             storage, trial_id = trial.storage, trial._trial_id  # pyright: ignore[reportPrivateUsage]
-            tried = len(storage.get_trial_system_attrs(trial_id).get("retry_history", []))
+            tried = len(storage.get_trial_system_attrs(trial_id).get(RETRY_HISTORY, []))
             if tried < MAX_RETRY:
                 raise
             return Outcome("failed", reason=f"crashed {tried + 1} times: {error}")
@@ -227,15 +212,15 @@ class Worker:
             )
 
 
-def hold(stopping: threading.Event) -> None:
-    """The lifeline: sets `stopping` when whoever holds the other end of stdin is gone."""
+def watch_lifeline(stopping: threading.Event) -> None:
+    """Sets `stopping` when whoever holds the other end of stdin is gone."""
     while os.read(0, 1024):
         continue
     stopping.set()
 
 
 def main(argv: list[str]) -> int:
-    options = parse(argv)
+    spec, lifeline = read_command(argv)
     stopping = threading.Event()
 
     def stop(number: int, frame: object) -> None:
@@ -243,27 +228,24 @@ def main(argv: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    if options.lifeline:
-        threading.Thread(target=hold, args=(stopping,), daemon=True).start()
-    quiet_log(None)
+    if lifeline:
+        threading.Thread(target=watch_lifeline, args=(stopping,), daemon=True).start()
+    quiet_log()
     try:
-        study = sampled_by(with_trainer(find_study(options.study), options.trainer), options.sampler)
-        session = open_session(study, home=options.home, storage=None, environ=os.environ, worker=True)
-        code = check_joining(session, options.trainer, mixed=options.mixed)
-        reuse = None
-        if study.foreign is None:
-            reuse = open_reuse(options, ranks=study.gpus_per_trial, environ=os.environ)
-        if options.prepare:  # on a machine that nobody looked at before
-            session = prepare.machine(session, native=options.trainer is None)
-        worker = Worker(
-            session,
-            target=options.target,
-            index=options.index,
-            num_threads=options.threads,
-            command=command_for(study, options.trainer),
-            reuse=reuse,
+        study = sampled_by(find_study(spec.study), spec.sampler)
+        trainer = trainer_of(study, spec.trainer)
+        trainer.check()
+        session = open_session(
+            study, home=spec.home, storage=None, environ=os.environ, worker=True, trainer=trainer
         )
-        worker.code_check = lambda: "" if options.mixed else changed(study, options.trainer, code)
+        code = check_joining(session, mixed=spec.mixed)
+        reuse = None
+        if trainer.keeps_stages:
+            reuse = open_reuse(spec, ranks=study.gpus_per_trial, environ=os.environ)
+        if spec.prepare:
+            session = prepare.machine(session, spec)
+        worker = Worker(session, spec, reuse=reuse)
+        worker.code_check = lambda: "" if spec.mixed else changed(trainer.code_files(), code)
         worker.stopping = stopping
         worker.run()
     except TooManyFailures as error:

@@ -1,6 +1,6 @@
 """y_h ← g_h(n)·y_h, one gate a head and token, from the block's normed input n, before the output projection.
 
-`mode` names four published variants (one technique, techniques.md A7):
+`mode` names four published variants (one technique):
 - `bias`    σ(w_h·n + b_h), w [H,D] = 0, b = 4: 0.982 at first. #549 (flag, off).
 - `out`     2σ(w_h·n[:window]), w [H,window] = 0: exactly 1 at first. AttnOutGate, #1667.
 - `gated`   σ(w_h·n), w [H,D] ~ N(0, 0.005²): about 0.5 at first. #1736.
@@ -8,7 +8,7 @@
 The weights have role `gate`: Adam at scalar_lr, stored as float16 unless a technique quantises them.
 Cost: H·window or H·D weights a layer, and H biases (11 layers, 8 heads, window 12: 1,056). Identity at init:
 only `out`, hence declared as no. Skipping the gate in a second forward path once cost 0.8 bpb (#1787); here
-there is one forward. What we saw: studies/LOG.md.
+there is one forward.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ RoPE training length of 1024, so at T > 1024 its base is base·(T/1024)^(r/(r−
 T is train_seq_len for every sequence up to that length, and eval_seq_len for longer ones: what was trained
 keeps its frequencies in shorter windows (the published code rescales to each call's length; equal where the
 two lengths are).
-Cost: none. Identity at init: no. What we saw: studies/LOG.md.
+Cost: none. Identity at init: no.
 """
 
 from __future__ import annotations

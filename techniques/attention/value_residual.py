@@ -1,12 +1,12 @@
 """v_l ← v_l + σ(α_l)·v_0 for l ≥ 1, v_0 = Wv⁽⁰⁾n_0: every layer's values hold layer 0's (VRL, ResFormer).
 
-`mode` names three published variants (one technique, techniques.md A5), g = σ(α), α_l one scalar a layer:
+`mode` names three published variants (one technique), g = σ(α), α_l one scalar a layer:
 - `add`     v + g·v_0. #569 (α = 0); #1019 has it, off.
 - `lambda`  λ_0·v_0 + λ_1·v, two free scalars a layer that start at (g, 1−g). #413 and #549 (off): (0.5, 0.5).
 - `interp`  (1−g)·v + g·v_0. #1313 and forks of #569 (α = −1.5).
 v_0 is the raw projection, before value_embedding; v is what value_embedding left: xsa removes the mixture.
 Cost: L−1 scalars, or 2(L−1). Identity at init: no (α → −∞ is, but for `lambda`). Forks of #569 saw it raise
-the artifact's bytes. What we saw: studies/LOG.md.
+the artifact's bytes.
 """
 
 from __future__ import annotations

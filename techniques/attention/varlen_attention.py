@@ -7,7 +7,7 @@ reaches, in compiled graphs, and is `mask` outside of them; `mask` gives SDPA a 
 `auto` takes flash where it is installed, else flex on a GPU. The bounds have a fixed length, `max_documents`
 a micro-batch, so that one graph serves all; more documents than that stop the run.
 With smear_gate choose `input_gate`: its other modes carry a document's last token into the next one.
-Cost: none. Identity at init: no. What we saw: studies/LOG.md.
+Cost: none. Identity at init: no.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 (XSA).
 
 Source: exclusive self attention, arXiv:2603.09078; last 3 layers in PR #265, last 4 in #414/#549, all in
-#1019/#1263. Cost: no parameters; one dot product and one axpy per head and token. Identity at init: no. What
-we saw: studies/LOG.md.
+#1019/#1263. Cost: no parameters; one dot product and one axpy per head and token. Identity at init: no.
+What we saw: studies/LOG.md, "own_text, 200 trials on twelve public-domain books" and "laptop, 200 trials on
+the embedded corpus".
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from #1493.
 Cost: a float32 copy of the parameters and one fused pass over them a step. The horizon 1/(1−β), 333 steps at
 0.997, must be well below the run's steps, else the first weights survive in ē: short runs need a larger 1−β.
 Set `one_minus_decay` (what a search samples, on a log scale) or `decay` (what EMA_DECAY says); the resolved
-settings hold the former only, so that both ways of saying it are one run. What we saw: studies/LOG.md.
+settings hold the former only, so that both ways of saying it are one run. What we saw: studies/LOG.md,
+"own_text, 200 trials on twelve public-domain books".
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class EmaAverager:
 
     def __init__(self, model: Any, one_minus_decay: float):
         self.one_minus_decay = one_minus_decay
+        self.facts: dict[str, Any] = {}
         with torch.no_grad():
             self.average = {n: p.detach().float().clone() for n, p in model.named_parameters()}
 

@@ -6,7 +6,7 @@ Source: "tight" SWA, every 50 steps below 0.2, stands in PR #414, #518, #549, #5
 the snapshots and then export the EMA alone: there the flag does nothing, and their presets leave it off. A
 used SWA gave -0.0006 BPB (10-layer int5 record, start_frac 0.4), blended into EMA +0.0003 (#2049). Cost: a
 float64 sum of the parameters, with "blend" a float32 average too. SWA spoils late QAT's alignment with the
-grid (#989). Conflicts: ema is the same slot. What we saw: studies/LOG.md.
+grid (#989). Conflicts: ema is the same slot.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Source: modded-nanogpt; the code of #569, whose record runs with it off. λ is one scalar, 0.2 at first. With
 depth_recurrence x_mid is the last pass' stream; with parallel_residual it is what the attention lane holds
 there, and the lanes are merged first.
-Cost: 1 parameter. Identity at init: no (λ = 0 is). What we saw: studies/LOG.md.
+Cost: 1 parameter. Identity at init: no (λ = 0 is).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ runs once; then all passes switch on together (`stagger` 0), or one more every `
 model that an artifact is read into run the last phase's order.
 #1204's repeated passes with MLPs of their own: untie_mlp.
 Cost: one skip weight [D] for each skip more; n·(e−s+1) layers' time once on (#1855: 96 -> 141 ms a step).
-Identity at init: no. What we saw: studies/LOG.md.
+Identity at init: no.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Source: PR #493 (a = 0.5, −0.003 bpb), #518/#549/#569/#1019/#1855; a = 0 is the baseline's relu². #1970: 0.3 ≈
 0.5.
 Cost: no parameters. Identity at init: no. Changes the statistics that the down-projection is quantised with.
-What we saw: studies/LOG.md.
+What we saw: studies/LOG.md, "laptop, 200 trials on the embedded corpus".
 """
 
 from __future__ import annotations

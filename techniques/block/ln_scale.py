@@ -2,7 +2,8 @@
 
 Source: PR #315 (−0.0023 bpb together with partial RoPE), #414 and all 11-layer records since; fixed, never
 learned.
-Cost: no parameters. Identity at init: no. What we saw: studies/LOG.md.
+Cost: no parameters. Identity at init: no. What we saw: studies/LOG.md, "own_text, 200 trials on twelve
+public-domain books" and "laptop, 200 trials on the embedded corpus".
 """
 
 from __future__ import annotations

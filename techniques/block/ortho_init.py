@@ -6,7 +6,8 @@ factor on ".proj" names: all of those but the techniques' own projections (role 
 value_embedding) start at zero.
 Each matrix draws from a generator of its own, so that another technique's matrices change nobody's first
 weights.
-Cost: none; some seconds of QR before training at 11×512. Identity at init: no. What we saw: studies/LOG.md.
+Cost: none; some seconds of QR before training at 11×512. Identity at init: no. What we saw: studies/LOG.md,
+"own_text, 200 trials on twelve public-domain books" and "laptop, 200 trials on the embedded corpus".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From layer `start` on, attention and MLP write to the stream side by side, or to two lanes of it.
 
 x: the stream, then lane 0, which skips join; l: lane 1, a copy of x where the lanes begin; A = attention of
-mix(x, x0), M = MLP, both with their scales. Four published variants (one technique, techniques.md B8):
+mix(x, x0), M = MLP, both with their scales. Four published variants (one technique):
 - `single`  x ← mix(x, x0) + A + M(mix(x, x0)): GPT-J. #1412, #1493 (start 7).
 - `lanes`   x ← mix(x, x0) + A; l ← l + M(l); at the end λ·x + (1−λ)·l, λ = 0.5. #1477.
 - `routed`  (x, l) ← ρ_a·(x, l) + p_a·A; then (x, l) ← ρ_m·(x, l) + p_m·M(l). #1204 (start 7).
@@ -10,7 +10,7 @@ mix(x, x0), M = MLP, both with their scales. Four published variants (one techni
 `routed` and `crossed` end in their lanes' mean, or in one of them (`final`). A looped layer before `start`
 keeps to lane 0. `rows` = all also keeps the published code's weights of the layers before `start`, which
 nothing reads (#1855's 66 parameters).
-Cost: 0, 1, or 6 a layer. Identity at init: no. What we saw: studies/LOG.md.
+Cost: 0, 1, or 6 a layer. Identity at init: no.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A block first forms a⊙x + b⊙x0; the baseline starts at a = 1, b = 0. With s = 3 it is 0.18/0.82 in layer 0 and
 0.82/0.18 in the last.
 Source: rec:2026-03-19_…OvertoneInit; the code of #569, whose README does not mention it. Cost: none.
-Identity at init: no. What we saw: studies/LOG.md.
+Identity at init: no.
 """
 
 from __future__ import annotations

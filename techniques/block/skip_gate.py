@@ -3,7 +3,7 @@
 Source: PR #1089, #1218, #1394, #1855. γ_j [D] = 0: half and half at first, so the stream enters the second
 half at half the scale of the plain form x + w_j⊙skip_j. Skips are taken back last in, first out; with
 depth_recurrence there are more of them, and a gate for each. No skips at all: the trainer's `unet_skips` = 0.
-Cost: D parameters a skip. Identity at init: no. What we saw: studies/LOG.md.
+Cost: D parameters a skip. Identity at init: no.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ theirs together. Unknown: their effect alone; with n > 1 (here each pass has its
 weights takes them in (here it follows the copies).
 Cost: n·(e-s+1) MLPs, in parameters and bytes; no time beside depth_recurrence's. Identity at init: no, but at
 the switch it is depth_recurrence. Needs depth_recurrence. The adapters of lora_ttt and phased_ttt that stand
-beside the MLP stand beside the shared one only. What we saw: studies/LOG.md.
+beside the MLP stand beside the shared one only.
 """
 
 from __future__ import annotations

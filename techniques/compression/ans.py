@@ -7,8 +7,9 @@ save against those that their histograms take: small tensors keep one. One class
 entropy of a tensor; more go below it where rows or columns differ in spread.
 
 Source: none of the published stacks that we read has it; the coder is the library `constriction`. Figures
-against the entropy and the other codecs: `python -m benchmarks.codecs`. Cost: seconds of packing and reading.
-Data that is no container of this trainer goes to brotli whole. What we saw: studies/LOG.md.
+against the entropy and the other codecs: `python -m benchmarks.trainer.codecs`. Cost: seconds of packing and
+reading. Data that is no container of this trainer goes to brotli whole. What we saw: studies/LOG.md,
+"codecs on one trained export".
 """
 
 from __future__ import annotations

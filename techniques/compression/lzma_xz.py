@@ -2,7 +2,7 @@
 
 Source: preset 6 in PR #549, preset 9 in #1019 (its 64 MiB window holds the whole model). Worse than zlib-9
 was reported for int8, better for int6. Cost: about as slow as zstd-22 when packing. What we saw:
-studies/LOG.md.
+studies/LOG.md, "codecs on one trained export".
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Source: PR #1855, which gives each group to `lrzip -z` (ZPAQ) and sorts the toke
 input rows: 280 KB under brotli of a 16 MB artifact, 100 s to write, 20 s to read. ZPAQ is a program of its
 own; here a group goes to brotli or to xz, which find less (figures: studies/LOG.md). Cost: with "auto" each
 group is compressed twice; sorting R rows of C columns takes R²·C operations. Data that is no container of
-this trainer goes to brotli whole. What we saw: studies/LOG.md.
+this trainer goes to brotli whole. What we saw: studies/LOG.md, "codecs on one trained export".
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ and α falls from `alpha_start` to `alpha_end` over the first `grow_batches` bat
 Source: PR #726, #1060 (8 → 64 shards on 8 GPUs, α 0.9 → 0.5, 1800 batches). Published: the random numbers
 come from the shards' path strings, and ranks take every world-th sequence. Here they come from `seed`, and
 the global batch is the same for any number of ranks. Cost: none a step. Conflicts: one order at a time; with
-seq_schedule, every length must divide the longest. What we saw: studies/LOG.md.
+seq_schedule, every length must divide the longest.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the seed; `list`: the numbers in `order` first ("3,0,7"), then the rest. Within 
 is. No token is read twice before all were.
 Source: a fork of #549 reports -0.0033 BPB for "hardest first" over 3 seeds, its measure of hardness unknown;
 its author's later study (#772) finds selection and curriculum not helpful. Only training shards are looked
-at, before the clock starts, a sample of each. Conflicts: one order at a time. What we saw: studies/LOG.md.
+at, before the clock starts, a sample of each. Conflicts: one order at a time.
 """
 
 from __future__ import annotations

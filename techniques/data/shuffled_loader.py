@@ -6,7 +6,7 @@ of the epoch. No token is a target twice in an epoch; phases and orders are new 
 Source: PR #1394, #1855. Published: each rank owns every world-th shard and draws with the rank in its seed,
 so that another number of GPUs trains on other batches. Here the global batch depends on `seed` alone, and
 rank r takes its parts of it. Cost: none a step; scattered reads of the shards. Conflicts: one order at a
-time; with seq_schedule, every length must divide the longest. What we saw: studies/LOG.md.
+time; with seq_schedule, every length must divide the longest.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Source: rec:LoRA_TTT (rank 8 on q, v, head; Adam 0.01; -0.003 of its -0.037, the
 and shorter strides); #1530 (rank 96, lr 1e-4, chunk 32, k, o and mlp too, β 0/0.999, wd 0.5: about -0.008
 nats over strided evaluation). Forms that count the last of several epochs (#525, #713) are illegal and not
 built. Cost: a forward and a backward pass of up to `context` tokens per chunk. Legal: score-first within a
-document. Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
+document. Conflicts: it is the scorer; another one cannot be on.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ document; then scores depend on how documents fall on rows and ranks.
 Source: PR #1610, #1626, #1855 (1.0725 -> 1.0599; three phases 0.0008 better than one). Whether a phase
 trains on all documents so far or on the new ones only is not told in words; here it is all. Cost:
 lora_ttt's, and 3 passes over the prefix a phase. Legal: each score is fixed before an update that used it.
-Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
+Conflicts: it is the scorer; another one cannot be on.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ of 8 ranks' own eighth); gradients are summed, then clipped: any world takes the
 Source: PR #518 (1.1271 claimed without it -> 1.0814 with 30 epochs, 1.0622 with 50). Illegal: it has been
 trained on what it scores, the whole split, several times (issue #402; README FAQ). It is here so that such a
 record can be run, labelled. Cost: 3·epochs passes a token beside the sliding windows'. Conflicts: it is
-the scorer; another one cannot be on. What we saw: studies/LOG.md.
+the scorer; another one cannot be on.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ same step.
 
 Source: test-time training, PR #461 and #549 (about -0.0025 BPB; nothing on #1019). Cost: the sliding windows
 plus 3·epochs passes a token. Legal: no score depends on a later token (#461, merged #549; issue #1017,
-condition 3). Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
+condition 3). Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md, "own_text,
+200 trials on twelve public-domain books" and "laptop, 200 trials on the embedded corpus".
 """
 
 from __future__ import annotations

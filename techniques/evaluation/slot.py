@@ -9,8 +9,7 @@ All in float32.
 
 Source: PR #1263 (1.1264 -> 0.9354, mask = scored), arXiv:2505.12392 (fits the prompt only). Cost: the sliding
 windows plus `steps` passes over the logits of the mask; hEᵀ is computed once. Contested for both masks: no
-maintainer ruling (#1240, #1336). Conflicts: it is the scorer; another one cannot be on. What we saw:
-studies/LOG.md.
+maintainer ruling (#1240, #1336). Conflicts: it is the scorer; another one cannot be on.
 """
 
 from __future__ import annotations

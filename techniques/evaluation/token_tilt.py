@@ -9,7 +9,7 @@ Source: PR #1514 (β = 2.0, +0.1 on agreement; its experts for word starts looke
 #2135 uses such a tilt. Not the banned caches, which score the target alone out of hashed counts and sum to
 far more than 1 (#677, #886): this is a distribution over the whole vocabulary, and contexts are compared, not
 hashed away (two 64-bit keys that collide would share a hint, still causal). Cost: the sliding windows and one
-sort of the split. Conflicts: it is the scorer; another one cannot be on. What we saw: studies/LOG.md.
+sort of the split. Conflicts: it is the scorer; another one cannot be on.
 """
 
 from __future__ import annotations

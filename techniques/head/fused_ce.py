@@ -6,7 +6,7 @@ row; backward recomputes p = exp(A·σ(2z/c) − lse) and gives (p − 1[y])·4�
 computes the plain form.
 Source: PR #1787 ("at worst neutral"), #1855. Cost: none; less memory, a second pass over the logits going
 back. Conflicts: softcap (another formula). Not here: a hand-written Triton kernel; on a GPU Inductor fuses
-each chunk. What we saw: studies/LOG.md.
+each chunk.
 """
 
 from __future__ import annotations

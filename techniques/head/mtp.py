@@ -5,7 +5,7 @@ and #549, off in all records; in #549 the heads are in no optimiser group, so tu
 Here U_k [V,D] = 0 has role `aux`: Adam at head_lr while training, never stored, absent from the model that
 scores. A target may lie in the next document, as published; the last k positions of a sequence have none.
 Cost: n·V·D parameters in training, none in the artifact; n more heads a step. Identity at init: the hidden
-states and the scores are, and the loss grows by w·ln V. What we saw: studies/LOG.md.
+states and the scores are, and the loss grows by w·ln V.
 """
 
 from __future__ import annotations

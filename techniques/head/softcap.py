@@ -5,7 +5,7 @@ c itself is the trainer's `logit_softcap`. `mode`:
 - `asym`  c₊ and c₋ are learned and start at c: equal to the baseline there. AsymLogit, #1923 (≈ −0.001 with
   AWQ-lite in #1945), where they exist on the evaluation path only and learn in global TTT; here the one
   forward has them in training too.
-Cost: 2 scalars (asym). Identity at init: only `asym`, hence declared as no. What we saw: studies/LOG.md.
+Cost: 2 scalars (asym). Identity at init: only `asym`, hence declared as no.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Source: (0.9, 0.95) in the baseline and the 11-layer records, β₂ 0.99 in PR #
 matrix rates apart in all of them. The base rates are the trainer's `tied_embed_lr`, `embed_lr`, `head_lr`,
 `scalar_lr`, `matrix_lr`; the factors let a role leave its base: attention and MLP matrices, say, which share
 matrix_lr. Cost: none. The defaults are the baseline's; with no setting at all it does nothing, and the
-activity audit says so. What we saw: studies/LOG.md.
+activity audit says so.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Source: arXiv:2603.28254; PR #1285 (about -0.001 BPB), #1855. A positive factor on a row of the gradient
 leaves the update as it was (at momentum 0). Works around whatever orthogonalisation is on. Cost: one pass
-over the update. What we saw: studies/LOG.md.
+over the update.
 """
 
 from __future__ import annotations

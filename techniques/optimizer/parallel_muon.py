@@ -10,7 +10,7 @@ A bank is a matter of the optimiser alone: the model keeps its named matrices, s
 see every one of them (in #549 they skip the banks in silence).
 Source: "Parallel Muon" and parameter banks of PR #549, #1019, #1855 (83.4 against 84.5 to 85 ms a step; ±0
 BPB). Published: gradients travel as bfloat16 (`comm`), clipped on each rank before the sum. Cost: none on one
-rank. Conflicts: another Muon. What we saw: studies/LOG.md.
+rank. Conflicts: another Muon.
 """
 
 from __future__ import annotations

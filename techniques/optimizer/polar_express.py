@@ -3,7 +3,7 @@
 Source: arXiv:2505.16932 (N. Amsel et al.); the five triples of PR #1344, #1787, #1855. Where Muon's one
 triple leaves the singular values of a random update in [0.68, 1.13], these leave them in [0.86, 1.14]. More
 iterations than five repeat the last triple; `muon_details.ns_steps` says how many. Cost: none. Its gain was
-never isolated. What we saw: studies/LOG.md.
+never isolated.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ counted.
 Source: PR #1908 (top group of 64, -0.0002 BPB alone in #1918), which gives the group its 8 bits inside of
 GPTQ's solve; here the group is solved behind it, so that it takes the whole error of the others up. Needs
 gptq's Hessians. Cost: per matrix rows · group bytes at 8 bits in place of the stored ones, and two bytes a
-row. What we saw: studies/LOG.md.
+row. What we saw: studies/LOG.md, "quantisers on one trained model".
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Scales: `clip = "quantile"`, the row's 0.9995 quantile (PR #569), or "max", the 
 share. Source: late QAT from 0.15 in #315, #414, #549, frozen by torch.compile or attached to a class that
 the model no longer used: it never ran there, and the name means here that it runs (the audit takes it out
 and compares the loss). Soft rounding: #606. Cost: a few passes over the matrices a step, on or not. Against
-swa: it leaves the grid (#989). What we saw: studies/LOG.md.
+swa: it leaves the grid (#989).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ r·cols). A correction that would not bring
 Source: LQER, arXiv:2402.02446; asymmetric form of PR #1797 and #1855 (r 4, 3 tensors, groups of 64), #2060
 (r 2, 4 tensors, groups of 32). In #1855 the three are the int7 embedding and MLP up-projections. The gain
 was never isolated. Cost: rows·r/4 + cols·r/2 bytes a tensor before the codec, a small SVD. What we saw:
-studies/LOG.md.
+studies/LOG.md, "quantisers on one trained model".
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Source: mixed int5/int6/int8 of the 10- and 11-layer records (PR #414, #549, #60
 embedding are their default. Cost: none at run time; integers stay in int8 containers, the codec takes the
 unused bits back (about 0.58 bytes per parameter at int6, 0.46 at int5). The field's MATRIX_BITS means
 attention and MLP together and is not answered to: `matrix_bits` here is the matrices that techniques add.
-What we saw: studies/LOG.md.
+What we saw: studies/LOG.md, "own_text, 200 trials on twelve public-domain books".
 """
 
 from __future__ import annotations

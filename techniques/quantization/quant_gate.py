@@ -2,8 +2,7 @@
 
 Which tensors: those of role `gate` (the attention gates), 2-D, of 32 to 8192 elements. Source: PR #1736,
 #1855 (QuantGate): a few kilobytes with sparse gates, 15 to 40 with dense ones. Relative error below 1 % of
-the row's maximum. Without a gate on it changes nothing, and the activity audit says so. Cost: none. What we
-saw: studies/LOG.md.
+the row's maximum. Without a gate on it changes nothing, and the activity audit says so. Cost: none.
 """
 
 from __future__ import annotations

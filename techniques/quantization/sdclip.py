@@ -8,7 +8,7 @@ nothing is clipped.
 Source: PR #1394 (k 12.85 at int6, 20 for the int8 embedding), #1412 (λ 0.175; 0.30 was worse), #1626 and
 #1855 (MLP 12.0 and 11.5, attention 13.0, embedding 14 or 15 at int7). Cost: none. λ > 0 needs gptq, which
 collects H; tensors that it has none for (the embedding, unless `gptq.embedding`) keep λ = 0. Conflicts:
-gptq_lite searches the clip itself. What we saw: studies/LOG.md.
+gptq_lite searches the clip itself.
 """
 
 from __future__ import annotations

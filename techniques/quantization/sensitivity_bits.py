@@ -11,7 +11,7 @@ bytes that these matrices take at their role's bits, so that 1 moves bits and ad
 Source: PR #1204 (32 of 66 matrices at int6), #1285 (66 of 66). Needs gptq, whose Hessians it measures with.
 The embedding, and what has no Hessian, keeps its role's bits (mixed_bits says them, or 8). Cost:
 a rounding a matrix for each number of bits. Conflicts: late_qat trains for the role's bits. What we saw:
-studies/LOG.md.
+studies/LOG.md, "quantisers on one trained model".
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ multiplies every learning rate by (B(p)/B)^q: 0 leaves them, 0.5 is the square-r
 Source: McCandlish et al., arXiv:1812.06162 (noise scale); D7 of the field: 786k tokens beat 524k by 0.004
 (#375); small batches gained on 2 GPUs (-0.020) and lost on 8 (+0.012, #2005), so judge it at the full world
 size. Cost: more steps a second early on; under a step budget it trains on fewer tokens, which `train_tokens`
-of the result counts. What we saw: studies/LOG.md.
+of the result counts.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ the full T, throughout.
 Source: progressive context growth up to 3k, #2014 and #1953 (a part of -0.001 to -0.003 BPB); before them
 sequence-length warm-up, arXiv:2108.06084. Cost: less attention early on, so more steps a second. With
 shuffled_loader and coprime_loader every length must divide T: short sequences are pieces of their long ones.
-What we saw: studies/LOG.md.
 """
 
 from __future__ import annotations

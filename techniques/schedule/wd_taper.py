@@ -2,7 +2,7 @@
 
 Source: PR #1729 (full until 0.70 of the budget, then linear to half). f is steps or timed seconds, whichever
 is further. It needs a weight decay: without one (`muon_details.weight_decay`) it changes nothing, and the
-activity audit says so. Cost: none. What we saw: studies/LOG.md.
+activity audit says so. Cost: none.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import conformance
 import train_gpt
+from conformance import suite
 from conformance.lab import Lab, smoke_settings, write_corpus
 from conformance.scoring_checks import LENGTH, detect, score
 from conformance.subject import Subject
@@ -51,6 +51,8 @@ def chunks_of(run: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
 class Rescored:
     """Scores a chunk, trains on it, scores it again, and hands in the second score."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def score(self, run: Any) -> None:
         params = list(run.model.parameters())
         for start, ids, targets in chunks_of(run):
@@ -64,6 +66,8 @@ class Rescored:
 class HashedNgrams:
     """½p + ½·count(context, target)/count(context) out of small hashed tables, for the target alone: causal,
     and no distribution."""
+
+    facts: ClassVar[dict[str, Any]] = {}
 
     def score(self, run: Any) -> None:
         pairs, contexts = np.zeros(3), np.zeros(2)
@@ -83,6 +87,8 @@ class HashedNgrams:
 class Twice:
     """Its last window scores some positions that have their score: the tail of #414 and its heirs."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def score(self, run: Any) -> None:
         with torch.no_grad():
             for start, ids, targets in chunks_of(run):
@@ -92,6 +98,8 @@ class Twice:
 
 class Dropped:
     """Leaves the batch that is not full out (#1855's diagnostic evaluation)."""
+
+    facts: ClassVar[dict[str, Any]] = {}
 
     def score(self, run: Any) -> None:
         with torch.no_grad():
@@ -139,6 +147,8 @@ class AheadLora(LoraTtt):
         config, kind = self.config, self.Scorer
 
         class Ahead:
+            facts: ClassVar[dict[str, Any]] = {}
+
             def score(self, run: Any) -> None:
                 for document in documents(run.tokens):
                     kind(run, config).score([document])
@@ -201,7 +211,7 @@ def test_the_detectors_tokens_are_enough_for_every_adaptation_to_happen(
 
 @pytest.mark.parametrize(("cls", "told"), [(PlantedTwice, "scored twice"), (PlantedDropped, "never scored")])
 def test_trap_10_double_and_dropped_scores_are_caught(lab: Lab, cls: type[Technique], told: str) -> None:
-    report = conformance.run(cls, lab=lab, only=("coverage",))
+    report = suite.run(cls, lab=lab, only=("coverage",))
     assert told in "".join(report.failures)
 
 
@@ -209,7 +219,7 @@ def test_a_scorer_that_claims_to_isolate_documents_and_does_not_is_caught(lab: L
     class Leaky(SoundTtt):
         isolates_documents = True  # pyright: ignore[reportAssignmentType]
 
-    report = conformance.run(Leaky, lab=lab, only=("isolated scores",))
+    report = suite.run(Leaky, lab=lab, only=("isolated scores",))
     assert "changed and the score of token" in "".join(report.failures)
 
 
@@ -237,18 +247,18 @@ def test_a_technique_that_opens_validation_shards_while_training_is_caught(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Thief, "folder", lab.folder)
-    report = conformance.run(ReadsValidation, lab=lab, only=("reads",))
+    report = suite.run(ReadsValidation, lab=lab, only=("reads",))
     (told,) = report.failures
     assert "train: steps read a validation shard that it may not read there" in told
     monkeypatch.setattr(Thief, "folder", None)
-    assert conformance.run(ReadsValidation, lab=lab, only=("reads",)).failures == []
+    assert suite.run(ReadsValidation, lab=lab, only=("reads",)).failures == []
 
 
 def test_training_on_unscored_tokens_stands_on_the_ledger(lab: Lab) -> None:
-    report = conformance.run(PreEvalTtt, lab=lab, only=("reads",))
+    report = suite.run(PreEvalTtt, lab=lab, only=("reads",))
     assert report.failures == [] and "validation tokens before they were scored" in report.outcomes[0].reason
     assert "before they were scored" in "".join(
-        conformance.run(PlantedRescoring, lab=lab, only=("reads",)).failures
+        suite.run(PlantedRescoring, lab=lab, only=("reads",)).failures
     )
 
 
@@ -342,6 +352,8 @@ def test_the_alarm_on_published_figures() -> None:
 class Peek:
     """A tenth of the nats: it has the answers."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def score(self, run: Any) -> None:
         with torch.no_grad():
             for start, ids, targets in chunks_of(run):
@@ -406,7 +418,7 @@ class PrunesNothing(Technique):
 
 
 def test_trap_20_pruning_that_prunes_nothing_is_inactive(lab: Lab) -> None:
-    report = conformance.run(PrunesNothing, lab=lab, only=("activity",))
+    report = suite.run(PrunesNothing, lab=lab, only=("activity",))
     assert report.failures == ["activity: the activity audit says inactive: stored tensors did not change"]
 
 
@@ -432,6 +444,6 @@ class KeepsMomentum(Technique):
 
 
 def test_trap_21_a_warm_up_that_leaves_a_trace_is_caught(lab: Lab) -> None:
-    report = conformance.run(KeepsMomentum, lab=lab, only=("warm-up",))
+    report = suite.run(KeepsMomentum, lab=lab, only=("warm-up",))
     assert "after two warm-up steps" in "".join(report.failures)
-    assert conformance.run(SoundTtt, lab=lab, only=("warm-up",)).failures == []
+    assert suite.run(SoundTtt, lab=lab, only=("warm-up",)).failures == []

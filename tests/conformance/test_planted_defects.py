@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import conformance
 import train_gpt
+from conformance import suite
 from conformance.lab import Lab, write_corpus
 from techniques.base import Cost, Legality, Shape, Technique, TensorSpec, Verdict, setting
 from trainer.parameters import parameter
@@ -27,7 +27,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def failures(lab: Lab, cls: type[Technique], *only: str) -> dict[str, str]:
     """check -> reason of what failed."""
-    report = conformance.run(cls, lab=lab, only=only)
+    report = suite.run(cls, lab=lab, only=only)
     return {o.check: o.reason for o in report.outcomes if o.status == "failed"}
 
 
@@ -143,6 +143,8 @@ class Rounding(nn.Module):
 class Switch:
     """Sets the flag in mid-training."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, model: nn.Module):
         self.model, self.steps = model, 0
 
@@ -191,6 +193,8 @@ def test_a_flag_that_froze_is_caught(lab: Lab) -> None:
 class ChunkTrainer:
     """Scores a chunk and trains on it, in this order or in the other."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, lr: float, *, train_first: bool):
         self.lr, self.train_first = lr, train_first
 
@@ -233,6 +237,8 @@ class ContestedButClean(SoundTtt):
 class Boost:
     """Not a distribution: every target gets more than its probability."""
 
+    facts: ClassVar[dict[str, Any]] = {}
+
     def score(self, run: Any) -> None:
         for start in range(0, run.num_positions, run.seq_len):
             ids, targets = run.window(start, min(run.seq_len, run.num_positions - start))
@@ -250,6 +256,8 @@ class Unnormalised(Technique):
 
 class HalfScored(Unnormalised):
     class Half:
+        facts: ClassVar[dict[str, Any]] = {}
+
         def score(self, run: Any) -> None:
             run.write(0, torch.ones(run.num_positions // 2))
 
@@ -287,6 +295,10 @@ def test_positions_that_are_never_scored_are_caught(lab: Lab) -> None:
 
 class Quantizer:
     """Per row, 8 bits. `offset`: rows are shifted, and nobody stores by how much. `shared`: one buffer."""
+
+    facts: ClassVar[dict[str, Any]] = {}
+    hessians: ClassVar[dict[str, Any]] = {}
+    reads_data = False
 
     def __init__(self, flaw: str):
         self.flaw, self.buffer = flaw, torch.zeros(1 << 20, dtype=torch.int8)
@@ -351,7 +363,7 @@ def test_a_sound_quantiser_passes(lab: Lab) -> None:
     [("offset", "reload"), ("shared", "reload"), ("wide scale", "reload"), ("random", "same file")],
 )
 def test_a_quantiser_whose_reload_differs_is_caught(lab: Lab, flaw: str, check: str) -> None:
-    report = conformance.run(PlantedQuantizer, {"flaw": flaw}, lab=lab, only=STORAGE)
+    report = suite.run(PlantedQuantizer, {"flaw": flaw}, lab=lab, only=STORAGE)
     failed = {o.check: o.reason for o in report.outcomes if o.status != "passed"}
     assert report.status == "failed" and check in failed
 

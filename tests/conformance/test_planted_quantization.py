@@ -1,4 +1,4 @@
-"""The published defects of averaging and quantisation, planted: techniques.md calls them traps; each is
+"""The published defects of averaging and quantisation, planted: each is
 caught by a check or told by the audit. Sound techniques of the shelf pass the same checks."""
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import conformance
+from conformance import suite
 from conformance.lab import SHORT, Finished, Lab, write_corpus
 from techniques.averaging.ema import Ema
 from techniques.averaging.swa import Swa
@@ -34,7 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def failures(lab: Lab, cls: type[Technique], *only: str, **settings: Any) -> dict[str, str]:
     """check -> reason of what failed."""
-    report = conformance.run(cls, settings, lab=lab, only=only)
+    report = suite.run(cls, settings, lab=lab, only=only)
     return {o.check: o.reason for o in report.outcomes if o.status == "failed"}
 
 
@@ -139,6 +139,8 @@ class CollectedOnly(Technique):
     name = "planted_swa"
 
     class Averager:
+        facts: ClassVar[dict[str, Any]] = {}
+
         def __init__(self, model: Any):
             self.model, self.snapshots = model, []
 
@@ -224,7 +226,7 @@ class PublishedPrune(Technique):
 
 
 def test_a_pruning_below_its_threshold_is_inactive(lab: Lab) -> None:
-    report = conformance.run(PublishedPrune, lab=lab, known=KNOWN, only=("activity",))
+    report = suite.run(PublishedPrune, lab=lab, known=KNOWN, only=("activity",))
     assert any("stored tensors did not change" in reason for reason in report.failures)
 
 

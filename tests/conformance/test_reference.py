@@ -1,6 +1,7 @@
 """docs/techniques.md is what the catalogue says, for every technique and every setting."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -45,4 +46,21 @@ def test_every_technique_has_all_of_its_facts(name: str) -> None:
         assert f"`{variable}`" in page
     for other in (*cls.conflicts, *cls.requires, *cls.overrides, *cls.setting_requires.values()):
         assert other in page
-    assert "LOG.md" in page
+    assert "**Measured.** " in page
+
+
+@pytest.mark.parametrize("page", reference.pages(), ids=lambda page: page.name)
+def test_what_we_saw_is_an_entry_that_names_the_technique(page: reference.Page) -> None:
+    assert bool(page.entries) == ("What we saw" in page.prose), (
+        "the pointer ends the docstring and quotes titles"
+    )
+    known = reference.log_entries()
+    for title in page.entries:
+        assert title in known, f"{page.name}: studies/LOG.md has no entry {title!r}"
+        assert re.search(rf"\b{page.name}\b", known[title]), f"the entry {title!r} does not name {page.name}"
+
+
+def test_every_technique_has_a_measured_cost() -> None:
+    assert not KNOWN.keys() - reference.measured_rows().keys(), (
+        "python -m benchmarks.trainer.technique_cost --write"
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from corpus.build import BuildOptions, build
 from corpus.export import Target
-from corpus.sources import Package
+from corpus.text.sources import Package
 from corpus.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 WORDS = (

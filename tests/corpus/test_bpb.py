@@ -1,7 +1,6 @@
 """Bytes counted = bytes decoded, exactly; and each published way of counting them wrong is caught."""
 
 import dataclasses
-import math
 import random
 from typing import Any
 
@@ -10,15 +9,12 @@ import pytest
 
 from corpus.bpb import (
     ByteLuts,
-    bits_per_byte,
     byte_luts,
     count_bytes,
-    implied_bytes,
     usable_tokens,
     verify_bos,
     verify_bytes,
     verify_luts,
-    verify_scored_once,
 )
 from corpus.tokenizer import ByteTokenizer, Tokenizer, encode_documents
 from tests.corpus.conftest import sentences
@@ -231,28 +227,6 @@ def test_tokens_scored_depend_on_the_sequence_length():
     assert [usable_tokens(1001, seq_len=s) for s in (1, 10, 256, 1000)] == [1000, 1000, 768, 1000]
     with pytest.raises(ValueError, match="at least one window of seq_len"):
         usable_tokens(1000, seq_len=1000)
-
-
-def test_scored_twice_or_never_is_caught():
-    # Trap 10, with the windows of the published rule: the tail is scored again and again.
-    length, seq_len, stride = 100, 16, 4
-    times = np.zeros(length, dtype=int)
-    for start in range(0, length, stride):
-        end = min(start + seq_len, length)
-        times[start if start == 0 else max(end - stride, start) : end] += 1
-    with pytest.raises(ValueError, match="0 were dropped and 4 scored more than once"):
-        verify_scored_once(times)
-    verify_scored_once(np.minimum(times, 1))
-    with pytest.raises(ValueError, match="1 were dropped"):
-        verify_scored_once(np.array([1, 0, 1]))
-
-
-def test_bpb_and_its_inverse():
-    bpb = bits_per_byte(math.log(2) * 300, num_bytes=100)
-    assert bpb == pytest.approx(3.0)
-    assert implied_bytes(math.log(2) * 300 / 50, num_tokens=50, val_bpb=bpb) == pytest.approx(100)
-    with pytest.raises(ValueError, match="divides by the bytes"):
-        bits_per_byte(1.0, num_bytes=0)
 
 
 def test_shapes_must_agree(tokenizer: Tokenizer):

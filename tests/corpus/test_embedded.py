@@ -9,12 +9,12 @@ import pytest
 
 from corpus import embedded
 from corpus.dataset import check_dataset
-from corpus.documents import document_hashes
 from corpus.embedded import EmbeddedPlan, build_embedded, ensure, extract_documents
 from corpus.export import Target
 from corpus.manifest import manifest_path, read_manifest
 from corpus.shards import read_tokens, shard_paths
-from corpus.sources import Package
+from corpus.text.documents import document_hashes
+from corpus.text.sources import Package
 from tests.corpus.conftest import write_package
 
 PLAN = EmbeddedPlan(max_text_bytes=200_000, val_bytes=20_000, min_text_bytes=50_000)

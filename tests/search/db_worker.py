@@ -13,6 +13,7 @@ import optuna
 
 from search.storage import patient as storage
 from search.storage.server import url_of
+from search.storage.url import resolve_url
 from search.workers import exact
 
 TIMING = storage.Timing(patience_s=40.0, heartbeat_s=1, grace_s=3)
@@ -47,7 +48,7 @@ def opened_by_many(home: Path, number: int) -> int:
     for _ in range(number):
         pid = os.fork()
         if pid == 0:
-            url = storage.resolve_url(None, home=home, environ=os.environ)
+            url = resolve_url(None, home=home, environ=os.environ)
             os.write(1, f"study {len(study_of(url, home).trials)}\n".encode())
             os._exit(0)
         children.append(pid)
@@ -60,7 +61,7 @@ def main(command: str, home: Path, number: int) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if command == "open":
         return opened_by_many(home, number)
-    url = storage.resolve_url(None, home=home, environ=os.environ)
+    url = resolve_url(None, home=home, environ=os.environ)
     tally = exact.run_exactly(study_of(url, home), objective, target=number, url=url)
     print("done", tally.finished, tally.running, flush=True)
     return 0

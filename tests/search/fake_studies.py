@@ -41,7 +41,8 @@ scalar_lr = {{ low = 0.01, high = 0.1, log = true }}
 READ = """
 import json, os, sys
 from pathlib import Path
-from search.session import find_study, read_session
+from search.session.session import read_session
+from search.study.load import find_study
 study, home = find_study(Path(sys.argv[1])), Path(sys.argv[2])
 session = read_session(study, home=home, storage=None, environ=os.environ)
 print(json.dumps([

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from search.space.foreign import ForeignSpace, foreign_space
+from search.space.build import build_space
+from search.space.foreign import ForeignSpace
 from search.study.load import load_study
 from search.study.model import Study
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
-from search.trainers.trainer import ADAPTER, strip_for, with_trainer
+from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import ROOT
 
 SCRIPT = Path(__file__).with_name("foreign_train.py")
@@ -32,7 +33,8 @@ SCORE = 'score = ["legal_ttt_exact", "final_int8_zlib_roundtrip_exact"]\n'
 ENQUEUE = """
 import json, sys
 from pathlib import Path
-from search.session import find_study, read_session
+from search.session.session import read_session
+from search.study.load import find_study
 session = read_session(find_study(Path(sys.argv[1])), home=Path(sys.argv[2]), storage=None, environ={})
 for params in json.loads(sys.argv[3]):
     session.optuna_study.enqueue_trial(params)
@@ -58,20 +60,29 @@ def write_foreign(home: Path, name: str, text: str, limit: int = 16_000_000) -> 
 
 
 def foreign_study(home: Path, text: str, limit: int = 16_000_000) -> Study:
-    """The study of these tables, its script found."""
+    """The study of these tables, its script there."""
     if not (home / "theirs").exists():
         make_theirs(home)
-    return with_trainer(load_study(write_foreign(home, "unit", text, limit), {}), None)
+    study = load_study(write_foreign(home, "unit", text, limit), {})
+    trainer_of(study).check()
+    return study
+
+
+def space_of(study: Study) -> ForeignSpace:
+    """Its space."""
+    space = build_space(study, {})
+    assert isinstance(space, ForeignSpace)
+    return space
 
 
 def run_one(
     study: Study, params: dict[str, Any], folder: Path, timeout_s: float = 60.0, **more: Any
 ) -> Outcome:
     """One configuration through the adapter, as a worker runs it, without a database."""
-    space = foreign_space(study)
-    assert isinstance(space, ForeignSpace)
-    environment = trainer_environment(dict(more.pop("shell", {})), strip=strip_for(study), num_threads=1)
-    job = Job(folder, space.config(params), environment, timeout_s=timeout_s, command=ADAPTER)
+    trainer, shell = trainer_of(study), dict(more.pop("shell", {}))
+    environment = trainer_environment(shell, strip=trainer.hidden(), num_threads=1)
+    config = trainer.complete(space_of(study).config(params))
+    job = Job(folder, config, environment, timeout_s=timeout_s, command=trainer.command())
     return run_trainer(job, on_report=more.pop("on_report", lambda record, reports: None), **more)
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.costs.accuracy import FIGURES, Pair
+from search.costs.accuracy import Pair
 from search.costs.preflight import Prediction, Preflight
+from search.study.limits import LIMITS
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
 
@@ -47,15 +48,16 @@ def read_trials() -> list[Measured]:
 
 def replay(preflight: Preflight, trials: Sequence[Measured]) -> dict[str, list[Pair]]:
     """constraint -> prediction and outcome: each trial predicted before it is learnt from."""
-    found: dict[str, list[Pair]] = {name: [] for name in FIGURES}
+    found: dict[str, list[Pair]] = {}
     for trial in trials:
         if trial.result is None:
             continue
         said: Prediction = preflight.predict(trial.resolved)
-        for name, figure in FIGURES.items():
-            predicted = getattr(said, figure)
+        for limit in LIMITS:
+            figure = limit.figure
+            predicted = getattr(said, figure, None)
             if predicted is not None:
                 pair = Pair(predicted, getattr(said, f"{figure}_upper"), float(trial.result[figure]))
-                found[name].append(pair)
+                found.setdefault(limit.constraint, []).append(pair)
         preflight.learn([(trial.resolved, trial.result)])
     return found

@@ -13,7 +13,7 @@ HYPER = train_gpt.Hyper()
 
 def optimizers(hyper: train_gpt.Hyper):
     config = resolve({"file": TINY}, {}).config
-    return train_gpt.build_optimizers(tiny_model(), config, hyper, train_gpt.World(config))[0]
+    return train_gpt.build_optimizers(tiny_model(), config, hyper, train_gpt.World(config))
 
 
 def test_the_defaults_are_the_baselines():
@@ -28,7 +28,7 @@ def test_constants_and_rates_reach_their_groups():
     assert rates == {"embed": 0.05, "scalar": pytest.approx(0.12)}
     by_role = {p.role: g["base_lr"] for g in muon.param_groups for p in g["params"]}
     assert by_role == {"attn": 0.04, "mlp": 0.02} and len(muon.param_groups) == 2
-    assert len(optimizers(HYPER)[1].param_groups) == 1
+    assert len(optimizers(HYPER).matrices.param_groups) == 1
 
 
 @pytest.mark.parametrize("role", MULT_ROLES)
@@ -42,13 +42,13 @@ def test_one_step_equals_adam_written_out():
     hyper = AdamGroups(config).hyper(HYPER)
     model = tiny_model()
     resolved = resolve({"file": TINY}, {}).config
-    found, _ = train_gpt.build_optimizers(model, resolved, hyper, train_gpt.World(Config(device="cpu")))
+    found = train_gpt.build_optimizers(model, resolved, hyper, train_gpt.World(Config(device="cpu")))
     p = model.tok_emb
     start, g = p.detach().double().clone(), torch.randn_like(p)
     m = v = torch.zeros_like(start)
     for t in (1, 2):
         p.grad = g.clone() * t
-        found[0].step()
+        found.adam.step()
         m, v = 0.5 * m + 0.5 * g * t, 0.7 * v + 0.3 * (g * t) ** 2
         start -= 0.05 * (m / (1 - 0.5**t)) / ((v / (1 - 0.7**t)).sqrt() + 1e-3)
     torch.testing.assert_close(p.detach().double(), start, atol=1e-5, rtol=1e-5)

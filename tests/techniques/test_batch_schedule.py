@@ -1,14 +1,18 @@
 """The batch of each stage, its learning rate, the tokens that a run counts; the same steps as by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
 import train_gpt
+from conformance.lab import QuietLog
 from techniques.base import Batch
 from techniques.config import batch_at
 from techniques.schedule.batch_schedule import BatchSchedule
 from techniques.schedule.seq_schedule import SeqSchedule
 from tests.techniques.model_rig import settle
+from trainer.seams import Seams
 
 FULL = Batch(4096, 64)
 
@@ -75,8 +79,8 @@ class Steps:
         write_shard(path, tokens)
         self.run = settle({"micro_batches": 2, "iterations": 10, "max_wallclock_seconds": 0, **settings})
         world, data = train_gpt.World(self.run.config), type("Data", (), {"train_paths": (path,)})
-        quiet, audit = (lambda line, **_: None), train_gpt.Audit(self.run.techniques)
-        self.trainer = train_gpt.Trainer(self.run, world, data, quiet, audit)  # type: ignore[arg-type]
+        quiet: Any = QuietLog()
+        self.trainer = train_gpt.Trainer(Seams(self.run), world, data, quiet)  # type: ignore[arg-type]
 
     def take(self, progress: float) -> list[tuple[int, ...]]:
         """The shapes of one step's micro-batches."""
@@ -102,7 +106,7 @@ def test_the_trainer_takes_the_batches_and_counts_their_tokens(tmp_path):
     assert steps.take(0.2) == [(2, 16), (2, 16)]
     assert steps.take(0.4) == [(4, 16), (4, 16)]
     assert steps.trainer.train_tokens == 64 + 64 + 128
-    changes = steps.trainer.audit.changes
+    changes = steps.trainer.seams.audit.changes
     assert changes["batch_schedule"]["batches"] and changes["seq_schedule"]["batches"]
 
 

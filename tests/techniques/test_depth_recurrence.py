@@ -13,7 +13,7 @@ from techniques.block.depth_recurrence import DepthRecurrence
 from techniques.config import resolve
 from tests.conftest import TINY_MODEL
 from tests.techniques.model_rig import build, copy_shared, rms, settle, some_ids
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 ELEVEN = Shape(8192, 11, 512, 8, 4, 4.0, 2048, 2048)
 FIVE = {"num_layers": 5}
@@ -124,19 +124,19 @@ def test_a_run_warms_both_graphs_up_switches_once_and_scores_looped(tiny_data: d
     run = resolve({"file": settings}, catalog.runtime())
     world = train_gpt.World(run.config)
     data = dataset.open_dataset(Path(run.config.data_path), vocab_size=run.config.vocab_size, seq_len=32)
-    audit, orders = Audit(run.techniques), []
-    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(Path(), 1), audit)
+    seams, orders = Seams(run), []
+    trainer = train_gpt.Trainer(seams, world, data, train_gpt.Log(Path(), 1))
     step = trainer.train_step
     trainer.train_step = lambda moment: orders.append(len(trainer.model.order)) or step(moment)
     trained = trainer.run()
     assert orders == [3, 5] + [3] * 3 + [5] * 3  # two warm-up steps, then the switch at half of six
     assert len(trainer.model.order) == 5  # calibration and the last reports run looped
-    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), audit)
+    packed, _ = train_gpt.quantize(trained.weights, trainer.model, seams, ())
     artifact = train_gpt.pack(packed, run.identity(), train_gpt.ZlibCodec())
-    score = train_gpt.evaluate(artifact, run, world, data, audit)[0]
+    score = train_gpt.evaluate(artifact, seams, world, data)[0]
     plain = trainer.model
     train_gpt.load_weights(plain, train_gpt.unpack(artifact, {"zlib": train_gpt.ZlibCodec()})[1])
     assert train_gpt.score_plainly(plain, world, data, run.config).val_loss == score.val_loss
     plain.enter_phase(0.0)  # looping forgotten: another model
     assert abs(train_gpt.score_plainly(plain, world, data, run.config).val_loss - score.val_loss) > 1e-3
-    assert audit.report()["depth_recurrence"]["verdict"] == "active"
+    assert seams.audit.report()["depth_recurrence"]["verdict"] == "active"

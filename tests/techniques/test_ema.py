@@ -6,6 +6,7 @@ from torch import nn
 
 from techniques import config
 from techniques.averaging.ema import Ema
+from techniques.published import from_environment
 
 
 class Pair(nn.Module):
@@ -72,7 +73,7 @@ def test_bfloat16_parameters_are_averaged_in_float32():
 
 def test_decay_and_its_complement_are_one_run():
     known = {"ema": Ema}
-    by_decay = config.from_environment({"EMA_DECAY": "0.9965"}, known)
+    by_decay = from_environment({"EMA_DECAY": "0.9965"}, known)
     said, searched = (
         config.resolve({"environment": layer}, known)
         for layer in (by_decay, {"ema": True, "ema.one_minus_decay": 0.0035})

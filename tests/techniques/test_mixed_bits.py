@@ -18,7 +18,7 @@ def test_every_role_has_its_own_bits():
 
 def test_stored_integers_use_them_and_reload_exactly():
     from train_gpt import ZlibCodec, pack, quantize, unpack
-    from trainer.audit import Audit
+    from trainer.seams import Seams
 
     known = {"mixed_bits": MixedBits}
     settings = {
@@ -28,8 +28,8 @@ def test_stored_integers_use_them_and_reload_exactly():
         "quantize_min_numel": 1,
     }
     resolved, model = resolve({"file": TINY | settings}, known), tiny_model()
-    weights, audit = {n: p.detach().clone() for n, p in model.named_parameters()}, Audit(known)
-    packed, _ = quantize(weights, model, resolved, iter(()), audit)
+    weights, seams = {n: p.detach().clone() for n, p in model.named_parameters()}, Seams(resolved)
+    packed, _ = quantize(weights, model, seams, iter(()))
     bits = {"attn": 4, "mlp": 5, "embed": 8}
     for item, p in zip(packed, model.parameters(), strict=True):
         if item.scale is not None:
@@ -40,7 +40,7 @@ def test_stored_integers_use_them_and_reload_exactly():
             assert (error <= s / 2 * (1 + 1e-5))[inside].all()
     _, loaded = unpack(pack(packed, resolved.values, ZlibCodec()), {"zlib": ZlibCodec()})
     assert all(torch.equal(loaded[item.name], item.dequantized()) for item in packed)
-    assert audit.report()["mixed_bits"]["verdict"] == "active"
+    assert seams.audit.report()["mixed_bits"]["verdict"] == "active"
 
 
 def test_bits_outside_the_choices_are_refused():

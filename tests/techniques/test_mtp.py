@@ -12,7 +12,7 @@ from techniques import catalog
 from techniques.config import resolve
 from tests.conftest import TINY_MODEL
 from tests.techniques.model_rig import build, copy_shared, settle, some_ids
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 ON = {"mtp": True, "mtp.num_tokens": 3, "mtp.weight": 0.3}
 
@@ -43,10 +43,8 @@ def test_fresh_heads_add_a_uniform_guess():
 def test_heads_are_in_an_optimiser_group_and_move_in_one_step():
     run = settle(ON)
     model = build(ON, move=False)
-    optimizers, by_role = train_gpt.build_optimizers(
-        model, run.config, train_gpt.Hyper(), train_gpt.World(run.config)
-    )
-    assert by_role["aux"] == 3 * 64 * 32 == run.techniques["mtp"].cost(run.shape()).params
+    optimizers = train_gpt.build_optimizers(model, run.config, train_gpt.Hyper(), train_gpt.World(run.config))
+    assert optimizers.params_by_role["aux"] == 3 * 64 * 32 == run.techniques["mtp"].cost(run.shape()).params
     ids = some_ids()
     model(ids, ids.roll(-1, 1)).backward()
     for optimizer in optimizers:
@@ -57,18 +55,18 @@ def test_heads_are_in_an_optimiser_group_and_move_in_one_step():
 
 def test_the_artifact_and_the_scored_model_hold_no_head(tiny_data: dict[str, str]):
     run = resolve({"file": {**TINY_MODEL, **tiny_data, **ON}}, catalog.runtime())
-    world, audit = train_gpt.World(run.config), Audit(run.techniques)
+    world, seams = train_gpt.World(run.config), Seams(run)
     data = dataset.open_dataset(Path(run.config.data_path), vocab_size=320, seq_len=32)
-    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(Path(), 1), audit)
+    trainer = train_gpt.Trainer(seams, world, data, train_gpt.Log(Path(), 1))
     trained = trainer.run()
     heads = [n for n in trained.weights if "mtp" in n]
     assert len(heads) == 3 and all(bool(trained.weights[n].any()) for n in heads)
-    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), audit)
+    packed, _ = train_gpt.quantize(trained.weights, trainer.model, seams, ())
     artifact = train_gpt.pack(packed, run.identity(), train_gpt.ZlibCodec())
     assert not [item.name for item in packed if "mtp" in item.name]
-    score = train_gpt.evaluate(artifact, run, world, data, audit)[0]
+    score = train_gpt.evaluate(artifact, seams, world, data)[0]
     plain = resolve({"file": {**TINY_MODEL, **tiny_data}}, catalog.runtime())
-    alone = train_gpt.evaluate(artifact, plain, world, data, Audit(()))[0]  # a model without mtp reads it
+    alone = train_gpt.evaluate(artifact, Seams(plain), world, data)[0]  # a model without mtp reads it
     assert score == alone
     model = train_gpt.build_model(run)
     model.drop_aux()

@@ -4,9 +4,10 @@ import torch
 
 import train_gpt
 from techniques.base import Technique
-from techniques.config import Config
+from techniques.config import Config, resolve
 from techniques.optimizer.muoneq_r import MuonEqR
 from techniques.optimizer.polar_express import PolarExpress, polar_express
+from trainer.seams import Seams
 
 
 def step(grad: torch.Tensor, momentum: float = 0.0) -> torch.Tensor:
@@ -39,9 +40,9 @@ def test_equals_newton_schulz_of_the_normed_rows():
 
 
 def test_it_wraps_polar_express():
-    techniques: dict[str, Technique] = {"polar_express": PolarExpress(), "muoneq_r": MuonEqR()}
-    audit = train_gpt.Audit(techniques)
-    both = train_gpt.orthogonalizer(techniques, audit)
+    known: dict[str, type[Technique]] = {"polar_express": PolarExpress, "muoneq_r": MuonEqR}
+    seams = Seams(resolve({"file": dict.fromkeys(known, True)}, known))
+    both = train_gpt.orthogonalizer(seams)
     g = torch.randn(1, 8, 12)
     torch.testing.assert_close(both(g, 5), polar_express(g / g.norm(dim=-1, keepdim=True), 5))
-    assert all(found["verdict"] == "active" for found in audit.report().values())
+    assert all(found["verdict"] == "active" for found in seams.audit.report().values())

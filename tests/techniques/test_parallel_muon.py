@@ -38,10 +38,7 @@ def take_steps(kind: Any, world: Any, *, clip: float, share: float = 1.0, idle: 
     for step in range(3):
         for i, (p, g) in enumerate(zip(params, parameters(step + 1), strict=True)):
             p.grad = None if i == idle and step == 0 else share * g.detach().clone()
-        if hasattr(optimizer, "settle_gradients"):
-            optimizer.settle_gradients(params, clip)
-        elif clip:
-            torch.nn.utils.clip_grad_norm_(params, clip)
+        optimizer.settle_gradients(params, clip)
         optimizer.step()
         with torch.no_grad():
             params[6].sub_(0.1 * params[6].grad)  # as the other optimiser would

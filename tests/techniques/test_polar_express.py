@@ -3,8 +3,9 @@
 import torch
 
 import train_gpt
-from techniques.base import Technique
+from techniques.config import resolve
 from techniques.optimizer.polar_express import POLAR_TRIPLES, PolarExpress, polar_express
+from trainer.seams import Seams
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -35,8 +36,8 @@ def test_tall_and_wide_agree_and_a_batch_is_one_by_one():
 
 
 def test_it_stands_in_muons_place():
-    techniques: dict[str, Technique] = {"polar_express": PolarExpress()}
-    audit = train_gpt.Audit(techniques)
-    assert train_gpt.orthogonalizer(techniques, audit) is polar_express
-    assert train_gpt.orthogonalizer({}, audit) is train_gpt.newton_schulz
-    assert audit.report()["polar_express"]["verdict"] == "active"
+    known = {"polar_express": PolarExpress}
+    seams = Seams(resolve({"file": {"polar_express": True}}, known))
+    assert train_gpt.orthogonalizer(seams) is polar_express
+    assert train_gpt.orthogonalizer(Seams(resolve({}, known))) is train_gpt.newton_schulz
+    assert seams.audit.report()["polar_express"]["verdict"] == "active"

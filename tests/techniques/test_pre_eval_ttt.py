@@ -7,9 +7,10 @@ import torch
 
 from techniques import catalog
 from techniques.base import Shape, Verdict
-from techniques.config import read_preset, settings_from
+from techniques.config import read_preset
 from techniques.evaluation.pre_eval_ttt import PreEvalTtt
 from techniques.evaluation.sliding_window import SlidingWindow
+from techniques.settings import settings_from
 from tests.techniques.evaluation_rig import on_ranks, run_scorer, tiny_model, tiny_tokens
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)

@@ -14,7 +14,7 @@ from techniques.quantization.sdclip import SdClip, sd_scales
 from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated
 from trainer.artifact import round_to_nearest
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 
 def weights(rows: int = 40, columns: int = 256) -> torch.Tensor:
@@ -96,8 +96,8 @@ def test_the_exports_scales_are_the_hessian_aware_ones():
     settings = {"gptq": True, "gptq.calib_batches": 2, "sdclip": True, "sdclip.hessian_lambda": 0.175}
     resolved = resolve({"file": TINY | settings | {"gptq.embedding": True, "quantize_min_numel": 1}}, known)
     tokens = tiny_tokens(64)[:64].view(2, 32).long()
-    trained, audit = {n: p.detach().clone() for n, p in model.named_parameters()}, Audit(known)
-    packed, _ = train_gpt.quantize(trained, model, resolved, iter([(tokens, tokens)] * 2), audit)
+    trained, seams = {n: p.detach().clone() for n, p in model.named_parameters()}, Seams(resolved)
+    packed, _ = train_gpt.quantize(trained, model, seams, iter([(tokens, tokens)] * 2))
     quantizer = Gptq(Gptq.Config(calib_batches=2, embedding=True)).quantizer()
     quantizer.calibrate(model, iter([(tokens, tokens)] * 2))
     assert len(quantizer.hessians) == 13
@@ -108,4 +108,4 @@ def test_the_exports_scales_are_the_hessian_aware_ones():
             wide = sd_scales(trained[item.name], 8, k, quantizer.hessians[item.name], 0.175)
             assert torch.equal(item.scale, wide)
             assert not torch.equal(wide, sd_scales(trained[item.name], 8, k, None, 0.0))
-    assert audit.report()["sdclip"]["verdict"] == "active"
+    assert seams.audit.report()["sdclip"]["verdict"] == "active"

@@ -18,7 +18,7 @@ from techniques.quantization.mixed_bits import MixedBits
 from techniques.quantization.sensitivity_bits import SensitivityBits, by_trace, entropy_bytes, spend
 from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated, weights
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 KNOWN = {t.name: t for t in (Gptq, MixedBits, SensitivityBits, LateQat)}
 
@@ -98,9 +98,9 @@ def test_the_export_stores_what_was_chosen():
     settings |= {"quantize_min_numel": 1, "mixed_bits": True, "gptq.block_size": 16}
     resolved, model = resolve({"file": TINY | settings}, KNOWN), tiny_model()
     tokens = tiny_tokens(64)[:64].view(2, 32).long()
-    trained, audit = {n: p.detach().clone() for n, p in model.named_parameters()}, Audit(KNOWN)
-    packed, _ = train_gpt.quantize(trained, model, resolved, iter([(tokens, tokens)] * 2), audit)
-    facts = audit.report()["sensitivity_bits"]
+    trained, seams = {n: p.detach().clone() for n, p in model.named_parameters()}, Seams(resolved)
+    packed, _ = train_gpt.quantize(trained, model, seams, iter([(tokens, tokens)] * 2))
+    facts = seams.audit.report()["sensitivity_bits"]
     assert facts["verdict"] == "active" and len(facts["matrices_by_bits"]) > 1
     used = {
         p.name: int(p.q.abs().max()) for p in packed if p.scale is not None and p.name.startswith("blocks")

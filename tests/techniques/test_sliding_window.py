@@ -62,8 +62,7 @@ def test_a_stride_of_the_sequence_is_the_plain_protocol():
 
     tokens = tiny_tokens(128)
     plain = train_gpt.Evaluation(tiny_model(), tokens, 32, 1, single())
-    with torch.no_grad():
-        train_gpt.score_windows(plain)
+    train_gpt.PlainScorer().score(plain)
     assert torch.equal(run_scorer(scorer(32), tokens, batch_seqs=1).nll, plain.nll)
 
 

@@ -11,10 +11,11 @@ from corpus import dataset
 from techniques import catalog
 from techniques.base import Shape
 from techniques.block.untie_mlp import UntieMlp
-from techniques.config import resolve, settings_from
+from techniques.config import resolve
+from techniques.settings import settings_from
 from tests.conftest import TINY_MODEL
 from tests.techniques.model_rig import build, copy_shared, rms, settle, some_ids
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 LOOPED = {
     "num_layers": 4,
@@ -111,8 +112,8 @@ def test_a_run_copies_at_the_switch_and_learns_from_there(tiny_data: dict[str, s
     run = resolve({"file": settings | {"depth_recurrence.num_loops": 1}}, catalog.runtime())
     world = train_gpt.World(run.config)
     data = dataset.open_dataset(Path(run.config.data_path), vocab_size=run.config.vocab_size, seq_len=32)
-    audit = Audit(run.techniques)
-    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(Path(), 1), audit)
+    seams = Seams(run)
+    trainer = train_gpt.Trainer(seams, world, data, train_gpt.Log(Path(), 1))
     block: Any = trainer.model.blocks[1]
     equal: list[bool] = []
     inner, (follow,) = trainer.compiled, trainer.steppers
@@ -126,7 +127,7 @@ def test_a_run_copies_at_the_switch_and_learns_from_there(tiny_data: dict[str, s
     trainer.run()
     parts = run.config.micro_batches  # warm-up: both graphs; then six steps, the switch at the fourth
     assert equal[::parts][2:] == [False, True, True, True, False, False]
-    assert audit.report()["untie_mlp"]["verdict"] == "active" and follow is not None
+    assert seams.audit.report()["untie_mlp"]["verdict"] == "active" and follow is not None
 
 
 def test_exact_parameters():

@@ -8,12 +8,12 @@ import torch
 
 import train_gpt
 from corpus import dataset
-from corpus.documents import Split
 from corpus.export import Target, export_dataset
+from corpus.text.documents import Split
 from techniques import catalog
 from techniques.config import resolve
 from tests.conftest import TINY_MODEL
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 
 def texts(count: int) -> list[str]:
@@ -37,7 +37,7 @@ def test_the_validation_bytes_are_the_texts_whatever_the_tokenizer(
     export_dataset(target, split, source={"kind": "text", "what": "words"})
     data = dataset.open_dataset(target.folder, vocab_size=vocab_size, seq_len=1)
     text_bytes = sum(len(text.encode()) for text in split.val)
-    assert data.num_val_bytes() == text_bytes
+    assert int(data.target_bytes(data.val_tokens()).sum()) == text_bytes
     assert int(data.val_tokens().max()) > vocab_size // 2
     if vocab_size > 1024:
         whole_run(target, vocab_size)
@@ -47,16 +47,18 @@ def whole_run(target: Target, vocab_size: int) -> None:
     """Train, quantise, pack and score; rows of rare pieces learn too."""
     own = {"data_path": str(target.folder), "tokenizer_path": str(target.tokenizer_path)}
     run = resolve({"file": {**TINY_MODEL, **own, "vocab_size": vocab_size}}, catalog.runtime())
-    world, audit = train_gpt.World(run.config), Audit(run.techniques)
+    world, seams = train_gpt.World(run.config), Seams(run)
     data = dataset.open_dataset(target.folder, vocab_size=vocab_size, seq_len=32)
-    trainer = train_gpt.Trainer(run, world, data, train_gpt.Log(Path(), 1), audit)
+    trainer = train_gpt.Trainer(seams, world, data, train_gpt.Log(Path(), 1))
     before = trainer.model.tok_emb.detach().clone()
     assert before.shape == (vocab_size, 32)
     trained = trainer.run()
     moved = (trained.weights["tok_emb"] != before).any(1)
     assert bool(moved[vocab_size // 2 :].any())
-    packed, _ = train_gpt.quantize(trained.weights, trainer.model, run, (), audit)
+    packed, _ = train_gpt.quantize(trained.weights, trainer.model, seams, ())
     artifact = train_gpt.pack(packed, run.identity(), train_gpt.ZlibCodec())
-    score = train_gpt.evaluate(artifact, run, world, data, audit)[0]
-    assert torch.isfinite(torch.tensor(score.val_bpb)) and score.bytes == data.num_val_bytes()
+    score = train_gpt.evaluate(artifact, seams, world, data)[0]
+    assert torch.isfinite(torch.tensor(score.val_bpb)) and score.bytes == int(
+        data.target_bytes(data.val_tokens()).sum()
+    )
     assert score.val_loss < torch.log(torch.tensor(float(vocab_size))) + 1.0

@@ -7,7 +7,7 @@ import train_gpt
 from techniques.config import Config, resolve
 from techniques.optimizer.muon_details import MuonDetails
 
-SINGULAR = (0.68, 1.13)  # of 5 steps on a full-rank random 256 × 512 matrix, to two digits (techniques.md D1)
+SINGULAR = (0.68, 1.13)  # of 5 steps on a full-rank random 256 × 512 matrix, to two digits
 
 
 def muon_step(weight: torch.Tensor, grads: list[torch.Tensor], **settings) -> torch.Tensor:
@@ -84,6 +84,6 @@ def test_adam_decays_reach_their_groups():
         resolved.techniques["muon_details"].hyper(train_gpt.Hyper()),
     )
     world = train_gpt.World(resolved.config)
-    optimizers, _ = train_gpt.build_optimizers(model, resolved.config, hyper, world)
-    decays = {p.role: g["weight_decay"] for g in optimizers[0].param_groups for p in g["params"]}
+    optimizers = train_gpt.build_optimizers(model, resolved.config, hyper, world)
+    decays = {p.role: g["weight_decay"] for g in optimizers.adam.param_groups for p in g["params"]}
     assert decays == {"embed": 0.02, "scalar": 0.03}

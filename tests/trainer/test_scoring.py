@@ -8,10 +8,8 @@ import torch
 from techniques._windows import score_sliding, windows
 from tests.techniques.evaluation_rig import single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
-from trainer import compiled as _compiled
 from trainer import scoring as _scoring
-from trainer.compiled import CompiledHidden, compile_scoring
-from trainer.scoring import nats_of
+from trainer.scoring import CompiledHidden, compile_scoring, nats_of
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def test_nats_of_a_large_batch_are_taken_in_parts(monkeypatch):
     [("on", "many", 900, True), ("on", None, 900, False), ("on", None, 90, True), ("off", "many", 1, False)],
 )
 def test_only_a_long_evaluation_is_compiled(monkeypatch, mode, scorer, from_tokens, compiles):
-    monkeypatch.setattr(_compiled, "COMPILE_FROM_TOKENS", from_tokens)
+    monkeypatch.setattr(_scoring, "COMPILE_FROM_TOKENS", from_tokens)
     run = Evaluation(tiny_model(), tiny_tokens(90), 32, 4, single())
     costs = {"many": SimpleNamespace(eval_passes=9.0)}  # ten passes of 90 positions
     resolved = SimpleNamespace(config=SimpleNamespace(compile=mode, vocab_size=64), costs=costs)

@@ -13,7 +13,7 @@ from conformance.lab import Lab, QuietLog, smoke_settings, write_corpus
 from techniques import catalog
 from techniques.base import STAGES
 from techniques.config import Resolved, stage_keys
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 KNOWN = catalog.runtime()
 FAST: dict[str, Any] = {
@@ -46,8 +46,7 @@ def resolved_with(lab: Lab, *names: str) -> Resolved:
 
 
 def trainer_of(lab: Lab, resolved: Resolved) -> train_gpt.Trainer:
-    audit = Audit(resolved.techniques)
-    return train_gpt.Trainer(resolved, lab.world, lab.data, QuietLog(), audit)  # type: ignore[arg-type]
+    return train_gpt.Trainer(Seams(resolved), lab.world, lab.data, QuietLog())  # type: ignore[arg-type]
 
 
 def key(resolved: Resolved, stage: str = "average") -> str:
@@ -82,7 +81,7 @@ def straight_and_resumed(lab: Lab, resolved: Resolved) -> list[bytes]:
             trainer.loader.stream.load(trained.facts["stream"])
         torch.manual_seed(resolved.config.seed)
         batches = train_gpt.calibration(trainer, 0.0)
-        packed, _ = train_gpt.quantize(trained.weights, trainer.model, resolved, batches, trainer.audit)
+        packed, _ = train_gpt.quantize(trained.weights, trainer.model, trainer.seams, batches)
         out.append(train_gpt.pack(packed, resolved.identity("pack"), train_gpt.ZlibCodec()))
     return out
 

@@ -17,9 +17,10 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from search.samplers.structured.rows import Array, Rows, Rules
+from search.samplers.structured.rows import Array, Rows
 from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
 from search.samplers.trials import settled_params
+from search.space.space import Conditions
 
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
 GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on
@@ -69,7 +70,9 @@ class Learned:
 class Beliefs:
     """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Rules, *, sign: float = 1.0):
+    def __init__(
+        self, distributions: Mapping[str, BaseDistribution], rules: Conditions, *, sign: float = 1.0
+    ):
         self.rows = Rows(distributions, rules)
         self.basis, self.sign = Basis(distributions), sign
         self.objective = Learned(Surrogate(self.basis))
@@ -99,7 +102,7 @@ class Beliefs:
         self.seen = self._rows_of(self.complete)
         self.columns = self.columns_of(self.seen)
         y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
-        pruned, at, scatter = self._short(done)
+        pruned, at, scatter = self._expected_finals(done)
         self.tried = self._tried_by(trials)
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
@@ -174,7 +177,7 @@ class Beliefs:
         """The surrogates' columns of rows. [n, m]"""
         return self.basis.columns(rows, self.rows.active(rows))
 
-    def _short(self, done: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Array, Array]:
+    def _expected_finals(self, done: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Array, Array]:
         """(pruned trials that predict something, their predicted final values, the scatter of that)."""
         found: list[tuple[FrozenTrial, float, float]] = []
         for trial in done:

@@ -1,9 +1,10 @@
-"""Rows: configurations as arrays, and the rules, learned from examples, of which parameter is active when.
+"""Rows: configurations as arrays, and the rules of which parameter is active when.
 
 A row holds one number for each parameter of the union space, active or not: a categorical the index of its
 choice, a number its place in [-1, 1] (in the logarithm where the range is logarithmic). A rule says: `p` is
-active where every one of these categoricals is active with one of these choices (or is itself inactive).
-`learn_rules` finds the fewest conditions that all examples with `p` share and no example without `p` meets.
+active where every one of these categoricals is active with one of these choices (or is itself inactive). A
+study's own space declares them (search/space/space.py). For somebody else's study `learn_rules` finds
+the fewest conditions that all examples with `p` share and no example without `p` meets.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from optuna.distributions import (
 )
 
 from search.common.numeric import place, value_at
+from search.space.space import INACTIVE, Conditions
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int64]
 Params = Mapping[str, Any]
-Rules = dict[str, dict[str, frozenset[int]]]  # parameter -> categorical -> indices of choices; -1: inactive
 
 
 class Rows:
     """The union space and its rules."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Rules):
+    def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Conditions):
         self.distributions = dict(distributions)
         self.names = list(distributions)
         self.at = {name: k for k, name in enumerate(self.names)}
@@ -48,7 +49,7 @@ class Rows:
         looks only at earlier ones, and changes a parameter once."""
         depth = dict.fromkeys(self.names, 0)
         layers: dict[tuple[int, int], list[tuple[int, int, Mask]]] = {}
-        for name, conditions in self.rules.items():  # `learn_rules` orders them, conditions first
+        for name, conditions in self.rules.items():  # ordered: conditions first
             depth[name] = 1 + max((depth[q] for q in conditions), default=0)
             for j, (q, allowed) in enumerate(conditions.items()):
                 one = (self.at[name], int(np.searchsorted(self._kinds, self.at[q])), self._table(q, allowed))
@@ -65,7 +66,7 @@ class Rows:
 
     def _table(self, name: str, allowed: frozenset[int]) -> Mask:
         """allowed?[index of the choice + 1]; the first entry is for an inactive parameter."""
-        return np.array([k in allowed for k in range(-1, int(self.sizes[self.at[name]]))])
+        return np.array([k in allowed for k in range(INACTIVE, int(self.sizes[self.at[name]]))])
 
     def encode(self, configurations: Iterable[Params]) -> Array:
         """Rows [n, parameters]; what a configuration lacks is 0: off, or the middle of the range."""
@@ -115,7 +116,17 @@ class Rows:
         return [names for names in found.values() if names]
 
 
-def learn_rules(distributions: Mapping[str, BaseDistribution], examples: Sequence[Params]) -> Rules:
+def rules_within(distributions: Mapping[str, BaseDistribution], conditions: Conditions) -> Conditions:
+    """The declared conditions on and of the parameters that vary."""
+    found = {
+        name: {q: allowed for q, allowed in each.items() if q in distributions}
+        for name, each in conditions.items()
+        if name in distributions
+    }
+    return {name: each for name, each in found.items() if each}
+
+
+def learn_rules(distributions: Mapping[str, BaseDistribution], examples: Sequence[Params]) -> Conditions:
     """Rules that every example meets, ordered so that no condition depends on a later parameter."""
     names = list(distributions)
     kinds = [n for n, d in distributions.items() if isinstance(d, CategoricalDistribution)]
@@ -123,10 +134,10 @@ def learn_rules(distributions: Mapping[str, BaseDistribution], examples: Sequenc
     codes: dict[str, Codes] = {}
     for name in kinds:
         dist = distributions[name]
-        codes[name] = np.array([int(place(dist, e[name])) if name in e else -1 for e in examples])
+        codes[name] = np.array([int(place(dist, e[name])) if name in e else INACTIVE for e in examples])
     counts = present.sum(axis=0)
     order = sorted(range(len(names)), key=lambda k: (-int(counts[k]), k))
-    rules: Rules = {}
+    rules: Conditions = {}
     for rank, k in enumerate(order):
         has = present[:, k]
         if has.all() or not has.any():

@@ -5,17 +5,18 @@
 The surrogate (search/samplers/structured/surrogate.py) has a term for each gate, a curve for each number
 while its gate is on, and shrunken pairs; constraints that trials recorded with `set_constraint` are learned
 too. A proposal minimises one draw, by local search, among what is expected to be feasible and what
-`Knowledge.admits` lets pass; mostly in a random subspace around the best trial, a small one while trials
-are fewer than parameters: so early a draw over all of them is a jump into the unknown. Conditional
-parameters need no declaration: which are active when is learned from the trials, or from
-`Knowledge.keep_active`. With stages, a proposal may instead keep the finished stages of a good trial and
-change what lies downstream: the larger expected gain per second wins. A share of proposals is TPE's, for
-responses that this model cannot see.
+`Prior.admits` lets pass; mostly in a random subspace around the best trial, a small one while trials
+are fewer than parameters: so early a draw over all of them is a jump into the unknown. Which parameters are
+active when, the caller's space says (`Prior.conditions`); in somebody else's study, where nothing is
+declared, it is learned from the trials. With stages, a proposal may instead keep the finished stages of a
+good trial and change what lies downstream: the larger expected gain per second wins. A share of proposals is
+TPE's, for responses that this model cannot see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.samplers.checkpoints import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
-from search.samplers.structured.prior import Knowledge, Spent
-from search.samplers.structured.rows import Array, Mask, Rows, learn_rules
+from search.samplers.structured.rows import Array, Mask, Rows, learn_rules, rules_within
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe.sampler import GroupedTpe
 from search.samplers.trials import other_trials
+from search.space.space import Conditions
 
 TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials
@@ -40,7 +42,6 @@ STEPS = 10  # of a local search
 # move: while complete trials are fewer than parameters, and later.
 NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
 SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
-EXAMPLES = 400  # draws that show `keep_active`'s rules
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
 PENALTY = 4.0  # sds of the objective for each sd of a constraint's expected excess
@@ -51,6 +52,18 @@ Params = Mapping[str, Any]
 Score = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
 
 
+@dataclass(frozen=True)
+class Prior:
+    """What the caller knows before and beyond the trials. All of it is optional."""
+
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
+    conditions: Conditions | None = None  # when each parameter means something; None: the trials show it
+    keep_active: Callable[[Params], Params] | None = None  # drops what means nothing; None: by the conditions
+    admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
+    start: Params | None = None  # a configuration to begin with, and to stay near until one is feasible
+    stages: Stages | None = None  # what may be kept from run to run; None: every run costs the same
+
+
 class StructuredSampler(optuna.samplers.BaseSampler):
     """See the head of this file. `seed=None` in real studies, so that no two workers agree."""
 
@@ -58,7 +71,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self,
         *,
         seed: int | None = None,
-        knowledge: Knowledge | None = None,
+        prior: Prior | None = None,
         tpe_share: float = TPE_SHARE,
         boldness: float = BOLDNESS,
         startup_trials: int | None = None,  # the first, drawn anywhere; None: one for every SPREAD parameters
@@ -66,16 +79,17 @@ class StructuredSampler(optuna.samplers.BaseSampler):
     ):
         if not 0.0 <= tpe_share <= 1.0:
             raise ValueError(f"tpe_share must be from 0 to 1, but got {tpe_share}. 0.1 is the default.")
-        self.knowledge = knowledge or Knowledge()
-        self.weighs_stages = self.knowledge.seconds is not None
+        self.prior = prior or Prior()
+        self.weighs_stages = self.prior.stages is not None
         self.tpe_share, self.boldness = tpe_share, boldness
         self.startup_trials, self.candidates = startup_trials, candidates
         self._rng = np.random.default_rng(seed)
         self._beliefs: Beliefs | None = None
-        self._space: dict[str, BaseDistribution] = dict(self.knowledge.distributions)
+        self._space: dict[str, BaseDistribution] = dict(self.prior.distributions)
         self._read = 0  # trials whose distributions are in the space
         self._tpe: GroupedTpe | None = None
-        self._asked_tpe, self._spent = False, Spent()
+        self._asked_tpe = False
+        self._weigher: StageWeigher | None = None
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -86,7 +100,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Every parameter that any trial had, active or not: a proposal is made at once."""
-        if not self.knowledge.distributions:
+        if not self.prior.distributions:
             trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
             for t in trials:
                 self._space |= t.distributions
@@ -145,7 +159,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         ValueError when no feasible trial is complete."""
         trials = study.get_trials(deepcopy=False)
         for t in trials:
-            self._space |= {} if self.knowledge.distributions else t.distributions
+            self._space |= {} if self.prior.distributions else t.distributions
         self.begin(study, trials)
         assert self._beliefs is not None
         best = self._beliefs.incumbents(1)
@@ -159,20 +173,20 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], sign: float
     ) -> Beliefs:
         """The beliefs, begun anew when the space changed or a trial contradicts the rules."""
-        keep = self.knowledge.keep_active
-        old = self._beliefs
-        over = [] if keep else [t for t in trials if t.state.is_finished()]
+        known, old = self.prior.conditions, self._beliefs
+        over = [] if known is not None else [t for t in trials if t.state.is_finished()]
         if old is not None and old.rows.distributions == dict(space):
             fresh = [self._own(t, space) for t in over if t.number >= self._read]
             if all(set(old.rows.keep_active(p)) == set(p) for p in fresh):
                 self._read = max((t.number + 1 for t in over), default=0)
                 return old
-        if keep is not None:
-            plain, rng = Rows(space, {}), np.random.default_rng(0)
-            examples = [keep(plain.decode(row)) for row in plain.uniform(rng, EXAMPLES)]
+        if known is not None:
+            rules = rules_within(space, known)
         else:
             examples = [self._own(t, space) for t in trials if t.state == TrialState.COMPLETE]
-        self._beliefs, self._spent = Beliefs(space, learn_rules(space, examples), sign=sign), Spent()
+            rules = learn_rules(space, examples)
+        self._beliefs = Beliefs(space, rules, sign=sign)
+        self._weigher = StageWeigher(self.prior.stages, set(self._space)) if self.prior.stages else None
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
         self._read = max((t.number + 1 for t in over), default=0)
@@ -189,11 +203,11 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return {n: v for n, v in trial.params.items() if n in space}
 
     def _admitted(self, params: Params) -> bool:
-        return self.knowledge.admits is None or self.knowledge.admits(self._active_of(params))
+        return self.prior.admits is None or self.prior.admits(self._active_of(params))
 
     def _active_of(self, params: Params) -> Params:
-        if self.knowledge.keep_active is not None:
-            return self.knowledge.keep_active(params)
+        if self.prior.keep_active is not None:
+            return self.prior.keep_active(params)
         assert self._beliefs is not None
         return self._beliefs.rows.keep_active(params)
 
@@ -215,9 +229,9 @@ class StructuredSampler(optuna.samplers.BaseSampler):
 
         best = beliefs.incumbents(BASES)
         base = beliefs.seen[best[:1]]
-        if not best and self.knowledge.start:
-            base = beliefs.rows.encode([self.knowledge.start])
-            if beliefs.first and self._admitted(self.knowledge.start):
+        if not best and self.prior.start:
+            base = beliefs.rows.encode([self.prior.start])
+            if beliefs.first and self._admitted(self.prior.start):
                 return base[0]
             beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
         first = len(beliefs.rows.names) // SPREAD if self.startup_trials is None else self.startup_trials
@@ -229,9 +243,9 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             starts, free = base, self._rng.random(len(free)) < FREE[late]
         row = self._climbed(beliefs, starts, score, free)
         row = self._any(beliefs, score) if row is None else self._renewed(beliefs, row, score)
-        if self.knowledge.seconds is None or len(self.knowledge.stages) < 2 or not best:
+        if self._weigher is None or not best or not self._weigher.affordable(beliefs.complete):
             return row
-        return self._cheapest_gain(beliefs, row, best, score)
+        return self._cheapest_gain(self._weigher, row, best, score)
 
     def _climbed(self, beliefs: Beliefs, starts: Array, score: Score, free: Mask) -> Array | None:
         """The best admitted end of the starts. While all are refused, the constraints are tightened, so that
@@ -279,24 +293,16 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         rows = rows[np.argsort(score(rows))]
         return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
 
-    def _cheapest_gain(self, beliefs: Beliefs, row: Array, best: Sequence[int], score: Score) -> Array:
+    def _cheapest_gain(self, weigher: StageWeigher, row: Array, best: Sequence[int], score: Score) -> Array:
         """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
-        knowledge, names = self.knowledge, set(self._space)
-        spent = self._spent
-        spent.learn(beliefs.complete, knowledge, names)
-        if spent.on_finished > knowledge.reuse * (spent.on_finished + spent.anew):
-            return row
+        beliefs, stages = self._beliefs, weigher.stages
+        assert beliefs is not None
         reference = float(score(beliefs.seen[best[:1]])[0])
         options = [row]
-        for level in range(len(self.knowledge.stages) - 1):
-            free = np.array([knowledge.level(name) > level for name in beliefs.rows.names])
+        for level in range(len(stages.names) - 1):
+            free = np.array([stages.level(name) > level for name in beliefs.rows.names])
             found = [self._climbed(beliefs, beliefs.seen[[k]], score, free) for k in best if free.any()]
             options += [r for r in found if r is not None and not self._tried(beliefs, r)]
         gains = reference - score(np.array(options))
-        rates = [
-            gain / knowledge.cost(self._active_of(beliefs.rows.decode(option)), names, spent.known)
-            if gain > 0
-            else -np.inf
-            for gain, option in zip(gains, options, strict=True)
-        ]
-        return options[int(np.argmax(rates))] if max(rates) > 0 else row
+        active = [self._active_of(beliefs.rows.decode(option)) for option in options]
+        return options[weigher.best(gains.tolist(), active)]

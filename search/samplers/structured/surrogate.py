@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from scipy.linalg import cho_solve  # pyright: ignore
 from scipy.optimize import minimize  # pyright: ignore
-
-from search.samplers.structured.cholesky import solved, triangle
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -292,3 +291,16 @@ def settled(values: Array) -> Array:
         return values
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.75])
     return np.minimum(values, high + 2.0 * max(high - low, middle - low, 1e-12))
+
+
+def triangle(kernel: Array, noise: Array) -> Array:
+    """L [n, n] of kernel + noise = L Lᵀ: the kernel [n, n], which stays as it is, and the noise's variances
+    [n]."""
+    system = kernel.copy()
+    np.fill_diagonal(system, kernel.diagonal() + noise)
+    return np.asarray(np.linalg.cholesky(system), dtype=np.float64)
+
+
+def solved(factor: Array, right: Array) -> Array:
+    """x of L Lᵀ x = right, for the lower triangle `factor` = L."""
+    return np.asarray(cho_solve((factor, True), right), dtype=np.float64)

@@ -77,12 +77,13 @@ def write(script: Path, out: Path | None) -> str:
     if out.exists():
         raise ValueError(f"A draft overwrites nothing, but {out} exists. Give another --out, or remove it.")
     out.write_text(text, encoding="utf-8")
-    study = load_study(out, {})
-    variables = study.foreign.variables if study.foreign else {}
+    foreign = load_study(out, {}).foreign
+    assert foreign is not None  # a draft has a [trainer]
+    variables = foreign.variables
     gates = sum(v.gate for v in variables.values())
     told = [
         f"{out}: {len(found.reads)} variables of {script.name}; {len(variables)} to search ({gates} gates), "
-        f"{len(study.foreign.fixed) if study.foreign else 0} fixed",
+        f"{len(foreign.fixed)} fixed",
         *(f"  not understood: {odd}" for odd in found.odd),
         f"  score rule: {', '.join(score_rule(found)) or 'no score line found; name one in [trainer] score'}",
     ]

@@ -12,13 +12,14 @@ import pytest
 from optuna.trial import create_trial
 from rich.console import Console
 
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.costs.accuracy import Pair, errors_of
 from search.costs.bills import eval_bill, model_bill, num_params, steps_bill
 from search.costs.preflight import Preflight
-from search.report.costs import accuracy_of, print_costs, told_before, windows_of
+from search.report.costs import accuracy_of, prediction_summary, print_costs, windows_of
 from search.session.session import Session
 from search.study.load import find_study
+from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import write_study
 from tests.search.fakes import make_study
 from tests.search.replay import Measured, read_trials, replay
@@ -92,13 +93,14 @@ def test_accuracy_is_of_relative_errors():
     assert counts == {"first 20": 20, "last 20": 20, "all": 45}
     attrs = {"preflight": {"artifact_bytes": 100.0, "artifact_bytes_upper": 110.0}, "artifact_bytes": 104}
     assert errors_of(attrs) == {"bytes": 0.04}
-    assert told_before(attrs, "artifact_bytes") == ", predicted 100, at most 110, error +4.0%"
-    assert told_before(attrs, "eval_seconds") == ""
+    assert prediction_summary(attrs, "artifact_bytes") == ", predicted 100, at most 110, error +4.0%"
+    assert prediction_summary(attrs, "eval_seconds") == ""
 
 
 def test_costs_prints_every_limit(tmp_path: Path):
     stored, console = optuna.create_study(), Console(file=io.StringIO(), width=160)
-    session = Session(find_study(write_study(tmp_path, "told")), Place(tmp_path, "told"), "", stored)
+    study = find_study(write_study(tmp_path, "told"))
+    session = Session(study, Folders(tmp_path, "told"), "", stored, trainer_of(study))
     print_costs(console, session)
     assert "No trial with a prediction" in console.file.getvalue()  # type: ignore[attr-defined]
     for k in range(25):

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
-from search.costs.factors import LATEST, Bill, Ledger, Part, student_quantile
+from search.costs.factors import LATEST, Bill, CostModel, Part, student_quantile
 
 SDS = {"all": 0.2, "kind": 0.15, "technique": 0.05, "log size": 0.1}
 TRUE = {
@@ -23,8 +23,8 @@ TRUE = {
 }
 
 
-def ledger() -> Ledger:
-    return Ledger(SDS, spread=0.02, least_spread=0.001)
+def cost_model() -> CostModel:
+    return CostModel(SDS, spread=0.02, least_spread=0.001)
 
 
 def draw(rng: np.random.Generator) -> Bill:
@@ -48,7 +48,7 @@ def moved(name: str, exponent: float) -> float:
 
 
 def test_known_factors_are_recovered():
-    rng, learnt = np.random.default_rng(0), ledger()
+    rng, learnt = np.random.default_rng(0), cost_model()
     for _ in range(150):
         bill = draw(rng)
         learnt.add(bill, truth(bill, noise=rng.normal(0, 0.01)))
@@ -65,7 +65,7 @@ def test_known_factors_are_recovered():
 
 def test_the_fit_is_the_posterior_mode():
     """The obvious slow version: minimise the sum of squares and prior by a general optimiser."""
-    rng, learnt = np.random.default_rng(1), ledger()
+    rng, learnt = np.random.default_rng(1), cost_model()
     bills = [draw(rng) for _ in range(12)]
     measured = [truth(b, noise=rng.uniform(-0.01, 0.01)) for b in bills]
     for bill, value in zip(bills, measured, strict=True):
@@ -88,7 +88,7 @@ def test_the_fit_is_the_posterior_mode():
 
 
 def test_no_trial_is_the_calculator_and_a_few_misleading_ones_are_bounded():
-    learnt, rng = ledger(), np.random.default_rng(2)
+    learnt, rng = cost_model(), np.random.default_rng(2)
     bill = draw(rng)
     assert learnt.estimate(bill).value == pytest.approx(bill.total)
     learnt.add(bill, 1.5 * bill.total)  # one odd trial of one kind
@@ -110,7 +110,7 @@ def test_the_bound_holds_as_often_as_it_says():
     """Held-out trials below their 80 % and 97.5 % bounds, from the first trials to the hundredth."""
     kept: dict[float, list[bool]] = {0.8: [], 0.975: []}
     for seed in range(8):
-        rng, learnt = np.random.default_rng(seed), ledger()
+        rng, learnt = np.random.default_rng(seed), cost_model()
         effects = {n: rng.normal(0, SDS[n.partition(":")[0]]) for n in TRUE}
         for k in range(45):
             bill = draw(rng)
@@ -130,7 +130,7 @@ def test_the_bound_holds_as_often_as_it_says():
 
 def test_equal_measurements_do_not_make_it_sure():
     """Seeds differ even where a hundred trials did not."""
-    learnt = ledger()
+    learnt = cost_model()
     bill = Bill((Part(1e6, {"kind:a": 1.0}),), {"all": 1.0})
     for _ in range(LATEST + 20):
         learnt.add(bill, 9e5)
@@ -143,7 +143,7 @@ def test_equal_measurements_do_not_make_it_sure():
 def test_it_costs_milliseconds():
     rng, learnt = (
         np.random.default_rng(3),
-        Ledger({**SDS, "technique": 0.05}, spread=0.02, least_spread=0.001),
+        CostModel({**SDS, "technique": 0.05}, spread=0.02, least_spread=0.001),
     )
     for _ in range(200):
         bill = draw(rng)
@@ -158,7 +158,7 @@ def test_it_costs_milliseconds():
 
 def test_a_fit_of_many_rows_waits_for_a_share_of_new_ones() -> None:
     """Fitted again when 5 % of the rows are new, or at once for a factor that it does not know."""
-    rng, learnt = np.random.default_rng(0), Ledger(SDS, spread=0.1, least_spread=0.01)
+    rng, learnt = np.random.default_rng(0), CostModel(SDS, spread=0.1, least_spread=0.01)
     bills = [Bill((Part(float(a), {"kind:a": 1.0}),), {}) for a in rng.uniform(1.0, 9.0, 112)]
     for bill in bills[:100]:
         learnt.add(bill, bill.total)

@@ -12,7 +12,7 @@ from search.costs.bills import entropy_bits, eval_bill, model_bill, train_bill
 from search.costs.preflight import Preflight
 from search.samplers.admission import Infeasible, draw_all, require_feasible
 from search.space.build import build_space
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.study.constraints import CONSTRAINTS, violations
 from search.study.model import Limits
 from tests.conftest import ROOT
@@ -25,12 +25,12 @@ matrix_lr = {low = 0.01, high = 0.1, log = true}
 """
 
 
-def rig(folder: Path, *, header: str = HEADER, text: str = SPACE) -> tuple[SearchSpace, Preflight]:
+def rig(folder: Path, *, header: str = HEADER, text: str = SPACE) -> tuple[Space, Preflight]:
     study = make_study(folder, text, header=header)
     return build_space(study, KNOWN), Preflight(study)
 
 
-def truth(space: SearchSpace, resolved: object, rng: np.random.Generator) -> dict[str, float]:
+def truth(space: Space, resolved: object, rng: np.random.Generator) -> dict[str, float]:
     """What a machine would measure: the prediction, off by factors that it does not know."""
     on = resolved.techniques  # type: ignore[attr-defined]
     size = model_bill(resolved).total * 0.8 * (0.9 if "fine_round" in on else 1.0)  # type: ignore[arg-type]

@@ -15,14 +15,14 @@ import pytest
 import sqlalchemy
 
 from search import run
-from search.common.options import Common
+from search.common.attributes import CODE_HASH, HARDWARE
+from search.common.options import RunOptions, WorkerSpec
 from search.engines import cluster as engines
 from search.engines.base import Ended, Task
 from search.engines.cluster import check_reachable, cluster_for, make_engine, parse_options
-from search.run import Wish, run_study
-from search.session.passport import CODE, HARDWARE
+from search.run import run_study
 from search.study.load import find_study
-from search.workers.spec import Order, parse
+from search.workers.spec import read_command, worker_command
 from tests.search.db_helpers import held_server, until
 from tests.search.engines.test_external import over_tcp
 from tests.search.fake_studies import FAKE, begin, caddie, command, environment, search, write_study
@@ -215,20 +215,30 @@ def test_an_engine_and_its_options_are_checked_before_anything_is_begun(tmp_path
 
 
 def test_a_worker_reads_all_that_it_is_told(tmp_path: Path) -> None:
-    cache = (f"--cache={tmp_path}", "--cache-bytes=7", "--cache-shared=s3://b/p")
-    order = Order(tmp_path / "s.toml", tmp_path, 9, 3, tmp_path / "t.py", "structured", True, cache)
-    for field in dataclasses.fields(Order):
+    spec = WorkerSpec(
+        study=tmp_path / "s.toml",
+        home=tmp_path,
+        target=9,
+        index=5,
+        threads=3,
+        prepare=True,
+        trainer=tmp_path / "t.py",
+        sampler="structured",
+        mixed=True,
+        cache=tmp_path / "c",
+        cache_size="7GB",
+        cache_shared="s3://b/p",
+        niceness=4,
+    )
+    for field in dataclasses.fields(WorkerSpec):
         default = None if field.default is dataclasses.MISSING else field.default
-        assert getattr(order, field.name) != default, f"{field.name} would not be seen to be lost"
-    for prepare in (False, True):
-        read = vars(parse(order.command(5, prepare=prepare)[3:]))
-        told = {f.name: getattr(order, f.name) for f in dataclasses.fields(Order) if f.name != "cache"}
-        assert read == told | {
-            **{"index": 5, "lifeline": True, "prepare": prepare},
-            **{"cache": tmp_path, "cache_bytes": 7, "cache_shared": "s3://b/p"},
-        }
-    plain = parse(Order(tmp_path / "s.toml", tmp_path, 9).command(0)[3:])
-    assert (plain.trainer, plain.sampler, plain.mixed, plain.cache) == (None, "", False, None)
+        assert getattr(spec, field.name) != default, f"{field.name} would not be seen to be lost"
+    command = worker_command(spec)
+    assert command[1:3] == ["-m", "search.workers.worker"] and "/s.toml" in " ".join(command)
+    assert read_command(command[3:]) == (spec, True)
+    plain = WorkerSpec(tmp_path / "s.toml", tmp_path, 9)
+    assert read_command(worker_command(plain)[3:]) == (plain, True)
+    assert read_command(worker_command(plain)[4:]) == (plain, False)
 
 
 class Recorder:
@@ -252,16 +262,20 @@ class Recorder:
 def test_a_cluster_is_told_and_checked_like_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same order to every worker, the same refusals; only who says on what hardware is another."""
-    study, engine, plans = write_study(tmp_path, "told"), Recorder(), list[run.Plan]()
+    """The same spec to every worker, the same refusals; only who says on what hardware is another."""
+    study, engine, here = write_study(tmp_path, "told"), Recorder(), list[list[WorkerSpec]]()
     other, foreign = tmp_path / "other.py", tmp_path / "foreign.py"
     other.write_text(FAKE.read_text() + "\n# another version\n")
     foreign.write_text("print('nothing of the contract')\n")
+
+    def launch(session: object, specs: list[WorkerSpec], progress: object, *, external: bool, gpus: object):
+        assert external
+        here.append(specs)
+
     monkeypatch.setattr(engines, "make_engine", lambda name, options, folder: engine)
-    monkeypatch.setattr(run, "launch", lambda session, plan, progress: plans.append(plan))
-    monkeypatch.setattr(run, "quiet_log", lambda path: None)  # this process's log is pytest's
+    monkeypatch.setattr(run, "launch", launch)
+    monkeypatch.setattr(run, "quiet_log", lambda: None)  # this process's log is pytest's
     with held_server() as (_, url), over_tcp(url) as external:
-        common = Common(study, external, tmp_path, cache=(f"--cache={tmp_path}",))
 
         def attributes() -> dict[str, object]:
             import optuna
@@ -272,26 +286,38 @@ def test_a_cluster_is_told_and_checked_like_this_machine(
                 study_name="told", storage=open_storage(external, worker=True)
             ).user_attrs
 
-        wish = Wish(4, 2, Path(os.path.relpath(FAKE)), sampler="structured", engine="ray")
-        run_study(common, wish)
-        assert CODE in attributes() and HARDWARE not in attributes()
-        assert [task.index for task in engine.tasks] == [0, 1]
-        read = parse(engine.tasks[1].command()[3:])
+        def there() -> list[WorkerSpec]:
+            assert all(task.spec.prepare for task in engine.tasks)
+            return [dataclasses.replace(task.spec, prepare=False) for task in engine.tasks]
+
+        spec = WorkerSpec(
+            study, tmp_path, 4, trainer=Path(os.path.relpath(FAKE)), sampler="structured", cache=tmp_path
+        )
+        options = RunOptions(spec, external, workers=2, engine="ray")
+        run_study(options)
+        assert CODE_HASH in attributes() and HARDWARE not in attributes()
+        assert [s.index for s in there()] == [0, 1]
+        command = worker_command(engine.tasks[1].spec)
+        read, _ = read_command(command[3:])
         assert (read.sampler, read.mixed, read.trainer, read.prepare) == ("structured", False, FAKE, True)
-        assert external not in " ".join(engine.tasks[1].command())
-        run_study(common, dataclasses.replace(wish, engine="local"))
-        assert plans[0].order == engine.tasks[0].order and plans[0].external
+        assert external not in " ".join(command)
+        run_study(dataclasses.replace(options, engine="local"))
+        assert here[0] == there()
         assert HARDWARE in attributes()
         for name in ("ray", "local"):
-            wish = dataclasses.replace(wish, engine=name, trainer=other)
+
+            def run_with(name: str = name, **more: object) -> None:
+                worker = dataclasses.replace(spec, **{"trainer": other, **more})  # type: ignore[arg-type]
+                run_study(dataclasses.replace(options, engine=name, worker=worker))
+
             with pytest.raises(ValueError, match="run the same code"):
-                run_study(common, wish)
+                run_with()
             with pytest.raises(ValueError, match="takes config"):
-                run_study(common, dataclasses.replace(wish, trainer=foreign))
+                run_with(trainer=foreign)
             with pytest.raises(ValueError, match="sampler must be one of"):
-                run_study(common, dataclasses.replace(wish, sampler="tpo"))
-            run_study(common, dataclasses.replace(wish, mixed=True))
-        assert engine.tasks[0].order == plans[-1].order and engine.tasks[0].order.mixed
+                run_with(sampler="tpo")
+            run_with(mixed=True)
+        assert there() == here[-1] and here[-1][0].mixed
 
 
 @pytest.mark.long

@@ -13,9 +13,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
+from search.common.attributes import PREFLIGHT, REPORTS, SPARED
 from search.pruning.evidence import Evidence, Point, agreement, ranks
-from search.pruning.pruner import PREFLIGHT, REPORTS, SPARED, Pruner, is_spared, points, remember
-from search.report.pruning import print_evidence, pruning_line, seconds_saved, spared_wrongly
+from search.pruning.pruner import Pruner, is_spared, points, remember
+from search.report.pruning import print_evidence, pruning_summary, seconds_saved, spared_wrongly
 from search.study.constraints import CONSTRAINTS, feasible, set_all
 from search.study.model import Pruning
 from tests.search.fakes import make_study
@@ -151,10 +152,10 @@ def test_some_run_on_and_tell_how_often_it_was_wrong():
     ]
     assert spared_wrongly(trials) == (3, 1)
     assert seconds_saved(trials) == pytest.approx(60.0)
-    assert pruning_line(trials).startswith(
+    assert pruning_summary(trials).startswith(
         "pruning: 1 trials given up, about 60 s saved; 3 more were spared, 1"
     )
-    assert pruning_line([]) == ""
+    assert pruning_summary([]) == ""
 
 
 def test_the_evidence_is_told():

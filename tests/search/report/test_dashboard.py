@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import plotly.graph_objects as go
 import pytest
 
 from search.report import dashboard
@@ -63,7 +62,6 @@ def page(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for x in range(6):
         study.enqueue_trial({"x": float(x)})
     run_exactly(study, objective, target=6, url=url)
-    dashboard.save_figure(study, go.Figure(go.Scatter(x=[1, 2], y=[3, 4])), name="contrast")
 
     process = python("-c", SERVE, "0", str(folder), stdin=-1)
     assert process.stdin is not None
@@ -123,7 +121,6 @@ def test_the_pages_programming_interface_knows_what_is_feasible(page: str):
     constraints = {trial["number"]: trial["constraints"] for trial in answer["trials"]}
     assert constraints[0] == [2.5, -1.0] and constraints[3] == [-0.5, -1.0]
     assert [trial["number"] for trial in answer["best_trials"]] == [3]
-    assert len(answer["plotly_graph_objects"]) == 1
     assert len(answer["trials"][0]["artifacts"]) == 2
 
 

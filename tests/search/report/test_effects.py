@@ -17,11 +17,12 @@ from rich.console import Console
 
 from benchmarks.effects import check, random_trials, true_pairs
 from benchmarks.simulator import Instance
-from search.common.paths import Place
-from search.pruning.pruner import REPORTS
+from search.common.attributes import REPORTS
+from search.common.paths import Folders
 from search.report.effects import LEAST, find_effects, print_effects
 from search.session.session import Session
 from search.study.load import find_study
+from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import ROOT, clear, write_study
 
 BASE = Instance(1)
@@ -103,7 +104,8 @@ def printed(session: Session, **options: int) -> str:
 def session_of(folder: Path, trials: Sequence[FrozenTrial]) -> Session:
     stored = optuna.create_study()
     stored.add_trials(list(trials))
-    return Session(find_study(write_study(folder, "told")), Place(folder, "told"), "", stored)
+    study = find_study(write_study(folder, "told"))
+    return Session(study, Folders(folder, "told"), "", stored, trainer_of(study))
 
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
@@ -158,8 +160,9 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from benchmarks.scale import fill, study_file
-from search.effects import print_effects
-from search.session import find_study, open_session, read_session
+from search.report.effects import print_effects
+from search.session.session import open_session, read_session
+from search.study.load import find_study
 home = Path(sys.argv[1])
 study = find_study(study_file(home))
 fill(open_session(study, home=home, storage=None, environ={}), 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.common.paths import Place
+from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
-from search.report.reproduce import quoted
 from search.report.rows import ranked, snapshot
-from search.report.status import overhead_line, print_status
+from search.report.savings import overhead_of_study
+from search.report.status import print_status
 from search.report.trial import print_trial
 from search.session.session import Session
 from search.study.load import find_study
+from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import write_study
 
 GOOD = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}
@@ -52,7 +54,7 @@ def session(tmp_path: Path) -> Session:
     stored.add_trial(trial_of(None, TrialState.PRUNED, broken="run", reason="diverged: train_loss is nan"))
     stored.add_trial(trial_of(None, TrialState.PRUNED))
     stored.add_trial(trial_of(None, TrialState.FAIL))
-    return Session(study, Place(tmp_path, "told"), "", stored)
+    return Session(study, Folders(tmp_path, "told"), "", stored, trainer_of(study))
 
 
 def printed(show: Any, *arguments: Any) -> str:
@@ -75,8 +77,8 @@ def test_leaderboard_has_units_noise_and_the_way_to_repeat_it(session: Session) 
     )
     assert "xsa, ema!" in text  # on, but changed nothing
     assert "0.005 to 0.010" in text and "not a claim" in text
-    path = session.place.trial(2) / "config.json"
-    assert f"python train_gpt.py {quoted(path)}" in text
+    path = session.folders.trial(2) / "config.json"
+    assert f"python train_gpt.py {shlex.quote(str(path))}" in text
     assert path.exists()  # written anew: the trial's folder is not on this machine
 
 
@@ -88,7 +90,9 @@ def test_snapshot_counts_each_kind(session: Session) -> None:
 
 
 def test_status_tells_why_configurations_failed(session: Session) -> None:
-    assert "failed configurations: 1 × diverged" in printed(print_status, session)
+    text = printed(print_status, session)
+    assert "failed configurations: 1 × diverged" in text
+    assert "over a limit: 1 × artifact" in text and text.count("over a limit: ") == 1
 
 
 def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) -> None:
@@ -100,12 +104,12 @@ def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) ->
 
 def test_words() -> None:
     assert [duration(s) for s in (40, 720, 3900)] == ["40 s", "12 min", "1 h 05 min"]
-    assert quoted(Path("runs/a/1")) == "runs/a/1" and quoted(Path("a b")) == "'a b'"
     shares = [
         {"ask_s": 0.01, "process_s": 10.0, "share": 0.01},
         {"ask_s": 0.03, "process_s": 20.0, "share": 0.03},
     ]
-    assert overhead_line(shares) == "overhead per trial: ask 20 ms; 2.0% of a trial of 15.0 s"
+    trials = [trial_of(2.0), *(trial_of(2.0, overhead=share) for share in shares)]
+    assert overhead_of_study(trials) == "overhead per trial: ask 20 ms; 2.0% of a trial of 15.0 s"
 
 
 def test_a_trial_with_findings_carries_one_mark_and_show_tells_them(session: Session) -> None:

@@ -12,14 +12,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from search.common.attributes import PREFLIGHT, REJECTIONS
 from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
-from search.pruning.pruner import PREFLIGHT
 from search.samplers.admission import Infeasible, draw_all
-from search.samplers.caddie import REJECTIONS, CaddieSampler
+from search.samplers.caddie import CaddieSampler
 from search.samplers.tpe.sampler import GroupedTpe
 from search.space.build import build_space
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.study.constraints import set_all, violations
 from search.study.model import Study
 from tests.search.fakes import HEADER, KNOWN, make_study
@@ -45,7 +45,7 @@ TIGHT = HEADER.replace("100_000_000", str(BYTES))
 
 def rig(
     folder: Path, *, header: str = TIGHT, text: str = SPACE, seed: int | None = 0
-) -> tuple[Study, SearchSpace, CaddieSampler]:
+) -> tuple[Study, Space, CaddieSampler]:
     study = make_study(folder, text, header=header)
     space = build_space(study, KNOWN)
     preflight = Preflight(study, root=folder)  # no code there: code bytes come from the results
@@ -65,7 +65,7 @@ def bpb(params: dict[str, Any]) -> float:
     return value + (0.1 if params.get("rival") else 0.0)
 
 
-def run(study: Study, space: SearchSpace, optimizer: optuna.Study, trials: int) -> None:
+def run(study: Study, space: Space, optimizer: optuna.Study, trials: int) -> None:
     """Ask, measure, set constraints, tell."""
     for _ in range(trials):
         trial = optimizer.ask()

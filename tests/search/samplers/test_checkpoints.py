@@ -10,15 +10,15 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
+from search.common.attributes import FROM_CHECKPOINT, REPORTS, STAGE_REUSE
 from search.costs.preflight import Preflight
-from search.pruning.pruner import REPORTS
+from search.report.savings import reuse_of_study, reuse_of_trial
 from search.samplers.caddie import CaddieSampler
-from search.samplers.checkpoints import BEST, FROM, PATIENCE, StageChooser
+from search.samplers.checkpoints import BEST, PATIENCE, StageChooser
 from search.samplers.choose import sampled_by
 from search.space.build import build_space
-from search.space.native import SearchSpace
+from search.space.space import Space
 from search.space.stages import is_later, training_key
-from search.stage_cache.savings import STAGES, summary, words
 from search.study.constraints import set_all, violations
 from search.study.model import Study
 from techniques.base import Technique
@@ -70,7 +70,7 @@ class Rig:
     ):
         monkeypatch.setattr("tests.search.fakes.KNOWN", STAGED)
         self.study: Study = sampled_by(make_study(folder, SPACE, header=header), kind)
-        self.space: SearchSpace = build_space(self.study, STAGED)
+        self.space: Space = build_space(self.study, STAGED)
         preflight = Preflight(self.study, root=folder)
         preflight._file_sizes = {"": 1000}  # type: ignore[reportPrivateUsage]
         self.trained: set[str] = set()
@@ -94,7 +94,7 @@ class Rig:
             spent_s = REST_S if hit else TRAIN_S + REST_S
             reused = ["train"] if hit else []
             facts = {"seconds": seconds, "reused": reused, "spent_s": spent_s, "saved_s": TRAIN_S * hit}
-            trial.set_user_attr(STAGES, facts)
+            trial.set_user_attr(STAGE_REUSE, facts)
             result = {
                 "artifact_bytes": 10**9 if self.over else 1000,
                 "train_seconds": TRAIN_S,
@@ -118,7 +118,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 
 def sent(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    return [t for t in trials if FROM in t.user_attrs]
+    return [t for t in trials if FROM_CHECKPOINT in t.user_attrs]
 
 
 def test_parameters_belong_to_the_stage_that_first_reads_them(rig: Rig) -> None:
@@ -130,9 +130,9 @@ def test_the_share_of_seconds_is_kept_and_what_is_sent_is_a_hit(rig: Rig) -> Non
     trials = rig.run(50)
     on_cached = sent(trials)
     assert len(on_cached) > 15  # 5 s against 25 s: a quarter of the seconds is many trials
-    assert all(t.user_attrs[STAGES]["reused"] == ["train"] for t in on_cached)
-    spent = [t.user_attrs[STAGES]["spent_s"] for t in trials]
-    assert sum(t.user_attrs[STAGES]["spent_s"] for t in on_cached) <= 0.25 * sum(spent) + 1e-9
+    assert all(t.user_attrs[STAGE_REUSE]["reused"] == ["train"] for t in on_cached)
+    spent = [t.user_attrs[STAGE_REUSE]["spent_s"] for t in trials]
+    assert sum(t.user_attrs[STAGE_REUSE]["spent_s"] for t in on_cached) <= 0.25 * sum(spent) + 1e-9
     keys = {rig.space.resolve(t.params).hash() for t in trials}
     assert len(keys) == len(trials)  # no configuration twice
 
@@ -140,7 +140,7 @@ def test_the_share_of_seconds_is_kept_and_what_is_sent_is_a_hit(rig: Rig) -> Non
 def test_only_later_parameters_move_on_cached_weights(rig: Rig) -> None:
     trials = rig.run(40)
     for trial in sent(trials):
-        key = trial.user_attrs[FROM]
+        key = trial.user_attrs[FROM_CHECKPOINT]
         assert training_key(rig.space.resolve(trial.params)) == key
         first = next(t for t in trials if training_key(rig.space.resolve(t.params)) == key)
         same = [n for n in trial.params if not is_later(rig.space, n)]
@@ -155,7 +155,7 @@ def test_the_best_checkpoints_are_taken_and_left_when_nothing_comes_of_them(rig:
         for other in before:
             key = training_key(rig.space.resolve(other.params))
             values[key] = min(values.get(key, 9.0), other.value or 9.0)
-        assert trial.user_attrs[FROM] in sorted(values, key=lambda k: values[k])[:BEST]
+        assert trial.user_attrs[FROM_CHECKPOINT] in sorted(values, key=lambda k: values[k])[:BEST]
     by_key: dict[str, int] = {}
     best: dict[str, float] = {}
     for trial in trials:
@@ -163,7 +163,7 @@ def test_the_best_checkpoints_are_taken_and_left_when_nothing_comes_of_them(rig:
         value = trial.value or 9.0
         better = value < best.get(key, 9.0)
         best[key] = min(value, best.get(key, 9.0))
-        if FROM in trial.user_attrs:
+        if FROM_CHECKPOINT in trial.user_attrs:
             by_key[key] = 0 if better else by_key.get(key, 0) + 1
             assert by_key[key] <= PATIENCE
 
@@ -198,9 +198,13 @@ def test_running_trials_count_against_the_share(rig: Rig) -> None:
     for trial in asked:
         rig.space.suggest(trial)
     running = [t for t in rig.optuna.get_trials() if not t.state.is_finished()]
-    whole = sum(t.user_attrs[STAGES]["spent_s"] for t in rig.optuna.get_trials() if STAGES in t.user_attrs)
+    whole = sum(
+        t.user_attrs[STAGE_REUSE]["spent_s"] for t in rig.optuna.get_trials() if STAGE_REUSE in t.user_attrs
+    )
     on_cached = sum(
-        t.user_attrs[STAGES]["spent_s"] for t in sent(rig.optuna.get_trials()) if STAGES in t.user_attrs
+        t.user_attrs[STAGE_REUSE]["spent_s"]
+        for t in sent(rig.optuna.get_trials())
+        if STAGE_REUSE in t.user_attrs
     )
     on_cached += REST_S * len(sent(running))
     whole += REST_S * len(sent(running)) + (TRAIN_S + REST_S) * (len(running) - len(sent(running)))
@@ -209,11 +213,13 @@ def test_running_trials_count_against_the_share(rig: Rig) -> None:
 
 def test_what_was_saved_is_told(rig: Rig) -> None:
     trials = rig.run(30)
-    saved = sum(t.user_attrs[STAGES]["saved_s"] for t in trials)
-    told = summary(trials)
+    saved = sum(t.user_attrs[STAGE_REUSE]["saved_s"] for t in trials)
+    told = reuse_of_study(trials)
     assert f"{len(sent(trials))} of 30 trials" in told and f"{saved:,.1f} s saved" in told
-    assert summary([t for t in trials if FROM not in t.user_attrs]) == ""
-    assert "taken over: train (saved 20.0 s, spent 5.0 s)" in words(sent(trials)[0].user_attrs[STAGES])
+    assert reuse_of_study([t for t in trials if FROM_CHECKPOINT not in t.user_attrs]) == ""
+    assert "taken over: train (saved 20.0 s, spent 5.0 s)" in reuse_of_trial(
+        sent(trials)[0].user_attrs[STAGE_REUSE]
+    )
     assert REPORTS not in trials[0].user_attrs
 
 
@@ -227,7 +233,7 @@ def test_the_structured_sampler_keeps_finished_training_by_itself(
         rig = Rig(tmp_path, monkeypatch, kind="structured", cached=cached, seed=seed)
         assert rig.sampler.stages is None
         trials = rig.run(40)
-        hit = sum(bool(t.user_attrs[STAGES]["reused"]) for t in trials)
+        hit = sum(bool(t.user_attrs[STAGE_REUSE]["reused"]) for t in trials)
         assert not sent(trials) and len({rig.space.resolve(t.params).hash() for t in trials}) == len(trials)
         if cached:
             spent_s = hit * REST_S

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from search.samplers.admission import draw_all
-from search.space.build import build_space
+from search.space.build import native_space
 from techniques.base import check_value
 from techniques.config import known_field, resolve
 from tests.search.fakes import KNOWN, make_study
@@ -19,7 +19,7 @@ OFF = {"quantizer": "baseline"}
 
 
 def space_of(folder: Path, text: str = ""):
-    return build_space(make_study(folder, text), KNOWN)
+    return native_space(make_study(folder, text), KNOWN)
 
 
 def test_rivals_for_a_slot_are_one_choice(tmp_path: Path):
@@ -62,12 +62,12 @@ def test_a_setting_that_needs_another_technique_is_asked_only_beside_it(tmp_path
 
     known, header = KNOWN | {"plain": Rival}, {"plain": True}
     study = make_study(tmp_path)
-    space = build_space(study, known)
+    space = native_space(study, known)
     assert "plain.gain" in space.active(header | {"table": True}) and "plain.gain" not in space.active(header)
     assert any({"plain.gain"} == set(group) & {"plain.gain", "plain.mode"} for group in space.groups())
     gain = {"plain.gain": 2.5}
     assert "plain.gain" not in space.config(header | gain)
-    started = build_space(dataclasses.replace(study, base=study.base | header | gain), known)
+    started = native_space(dataclasses.replace(study, base=study.base | header | gain), known)
     default = vars(Rival.Config())["gain"]
     assert started.resolve(header).values["plain.gain"] == default  # the preset's 2.5 went with `table`
     assert started.resolve(header | {"table": True}).values["plain.gain"] == 2.5

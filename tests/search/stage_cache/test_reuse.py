@@ -12,17 +12,18 @@ from typing import Any
 import optuna
 import pytest
 
-from search.common.paths import Place
+from search.common.options import WorkerSpec
+from search.common.paths import Folders
 from search.stage_cache import addresses as identity
 from search.stage_cache.addresses import DataId, Ground, addresses, code_of, machine_id
-from search.stage_cache.reuse import FILES, REPLAYED, Reuse, parse_bytes, worker_options
-from search.stage_cache.savings import replayed_facts, stage_facts
+from search.stage_cache.reuse import FILES, REPLAYED, Reuse, check_cache, open_reuse, parse_bytes
 from search.stage_cache.store import Limits as Room
 from search.stage_cache.store import Store
 from search.study.constraints import violations
 from search.study.limits import Limits
 from search.trainers.files import Record
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
+from search.workers.record import replayed_facts, stage_facts
 from techniques import catalog
 from techniques.config import Resolved, resolve, stage_keys
 from tests.conftest import ROOT
@@ -203,18 +204,18 @@ def test_a_crashed_trial_goes_on_and_after_a_second_crash_starts_anew(
     small: Reuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trial 0 was killed with its worker; 1 takes its weights over and crashes; 2 trusts nothing old."""
-    place, study = Place(tmp_path, "s"), optuna.create_study()
+    folders, study = Folders(tmp_path, "s"), optuna.create_study()
     monkeypatch.setattr(small, "addresses", lambda _: AT)
     resolved = resolve({}, catalog.metadata())
-    left_by(place.trial(0), keys=KEYS)
+    left_by(folders.trial(0), keys=KEYS)
     study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
     for number, history in ((1, [0]), (2, [0, 1])):
         attrs: dict[str, Any] = {"retry_history": history}
         study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attrs))
         trial = study.ask()
         assert trial.number == number
-        folder = place.trial(number)
-        with small.around(trial, resolved, place) as fill:
+        folder = folders.trial(number)
+        with small.around(trial, resolved, folders) as fill:
             folder.mkdir()
             assert bool(fill(folder)) == (number == 1) == (folder / "weights.pt").exists()
             shutil.rmtree(folder)
@@ -359,8 +360,15 @@ def test_options(tmp_path: Path) -> None:
     for bad in ("", "GB", "-1GB", "10GiB", "ten"):
         with pytest.raises(ValueError, match="A size is a positive number"):
             parse_bytes(bad)
-    assert worker_options("off", "1GB", "") == ()
+    spec = WorkerSpec(tmp_path / "s.toml", tmp_path, 1, cache_size="1GB", cache_shared=str(tmp_path / "s"))
     with pytest.raises(ValueError, match="--cache is off"):
-        worker_options("off", "1GB", "s3://b")
-    words = worker_options(str(tmp_path / "c"), "1GB", str(tmp_path / "s"))
-    assert words[1] == "--cache-bytes=1000000000" and not (tmp_path / "c").exists()
+        check_cache(spec)
+    with pytest.raises(ValueError, match="A size is a positive number"):
+        check_cache(dataclasses.replace(spec, cache_shared="", cache_size="10GiB"))
+    on = dataclasses.replace(spec, cache=tmp_path / "c")
+    check_cache(on)
+    assert not (tmp_path / "c").exists()
+    assert open_reuse(dataclasses.replace(spec, cache_shared=""), ranks=1, environ={}) is None
+    reuse = open_reuse(on, ranks=1, environ={})
+    assert reuse is not None and reuse.remote is not None
+    assert reuse.store.root == tmp_path / "c" and reuse.store.limits.max_bytes == 10**9

@@ -74,7 +74,7 @@ def test_a_brief_reading_leaves_out_parameters_and_configurations_alone(study: o
     opened = storage.open_storage(url, worker=True)
     opened.bulk.brief = True
     brief = optuna.load_study(study_name=study.study_name, storage=opened)
-    session = Session(cast("Any", None), cast("Any", None), url, brief)
+    session = Session(cast("Any", None), cast("Any", None), url, brief, cast("Any", None))
     found = brief.get_trials(deepcopy=False)
     assert not any(t.params or t.distributions or "config" in t.user_attrs for t in found)
     assert session.whole(found) == expected and session.whole(found[3:5]) == expected[3:5]

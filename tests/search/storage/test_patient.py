@@ -16,8 +16,10 @@ import sqlalchemy
 from optuna.trial import TrialState
 from sqlalchemy import event
 
+from search.common.errors import redact
 from search.storage import patient as storage
 from search.storage.patient import StorageError
+from search.storage.url import normalise_url, resolve_url
 from tests.search.db_helpers import alive, first_line, held_server, server_pids, until, worker
 
 TIMING = storage.Timing(patience_s=30.0, heartbeat_s=1, grace_s=2)
@@ -38,7 +40,7 @@ def study(server: tuple[Path, str], request: pytest.FixtureRequest) -> optuna.St
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
 def test_urls_of_postgres_are_understood(scheme: str):
-    url = storage.normalise_url(f" {scheme}://me:p{{w}}@host:5433/db?sslmode=require\n")
+    url = normalise_url(f" {scheme}://me:p{{w}}@host:5433/db?sslmode=require\n")
     assert url == "postgresql+psycopg2://me:p%7Bw%7D@host:5433/db?sslmode=require"
     assert url.format(SCHEMA_VERSION=1) == url  # what Optuna does to it
     assert sqlalchemy.make_url(url).password == "p{w}"
@@ -57,13 +59,13 @@ def test_urls_of_postgres_are_understood(scheme: str):
 )
 def test_other_urls_are_refused(url: str):
     with pytest.raises(StorageError, match="must be a PostgreSQL URL such as postgresql://") as caught:
-        storage.normalise_url(url)
+        normalise_url(url)
     assert "hush" not in str(caught.value)
 
 
 def test_a_url_that_cannot_be_read_is_not_repeated():
     with pytest.raises(StorageError, match="%40") as caught:
-        storage.normalise_url("postgresql://me:hush@host:port/db")
+        normalise_url("postgresql://me:hush@host:port/db")
     assert "hush" not in str(caught.value) and caught.value.__cause__ is None
 
 
@@ -78,14 +80,14 @@ def test_a_url_that_cannot_be_read_is_not_repeated():
     ],
 )
 def test_passwords_are_redacted(text: str):
-    clean = storage.redact(text)
+    clean = redact(text)
     assert "hush" not in clean and "***" in clean
 
 
 def test_the_url_comes_from_the_option_then_the_environment(tmp_path: Path):
     environ = {"CADDIE_STORAGE": "postgres://b/c"}
-    assert storage.resolve_url("postgres://a/c", home=tmp_path, environ=environ).endswith("://a/c")
-    assert storage.resolve_url(None, home=tmp_path, environ=environ) == "postgresql+psycopg2://b/c"
+    assert resolve_url("postgres://a/c", home=tmp_path, environ=environ).endswith("://a/c")
+    assert resolve_url(None, home=tmp_path, environ=environ) == "postgresql+psycopg2://b/c"
     assert not list(tmp_path.iterdir())
 
 

@@ -130,7 +130,7 @@ def test_root_leaves_the_modes_of_closed_folders_alone():
     with fresh_home() as home:
         closed = home.parent / "closed"
         closed.mkdir(mode=0o700)
-        code = "import sys; from pathlib import Path; from search import postgres; "
+        code = "import sys; from pathlib import Path; from search.storage import server as postgres; "
         code += "postgres.ROOTS_HOME = Path(sys.argv[2]); print(postgres.url_of(Path(sys.argv[1])))"
         process = python("-c", code, str(closed / "postgres"), str(home.parent / "lib"))
         url = first_line(process)

@@ -11,18 +11,17 @@ from typing import Any, cast
 import optuna
 import pytest
 
-from search.costs.preflight import ForeignPreflight
+from search.costs.preflight import NoCosts, costs_of
 from search.samplers.caddie import CaddieSampler
 from search.session.passport import speed_matters
 from search.session.session import Session, differences
-from search.space.foreign import foreign_space
 from search.study.load import load_study
 from search.study.model import study_hash
-from search.trainers import code
 from search.trainers.code import code_hash
-from search.trainers.foreign.run import command_words, reproduce_line, rules_for
-from search.trainers.trainer import strip_for, with_trainer
-from tests.search.foreign_studies import foreign_study, make_theirs, write_foreign
+from search.trainers.foreign.run import ForeignTrainer
+from search.trainers.native import NativeTrainer
+from search.trainers.trainer import trainer_of
+from tests.search.foreign_studies import foreign_study, make_theirs, space_of, write_foreign
 
 SPACE = """
 [fixed]
@@ -41,7 +40,7 @@ PLAIN = 7
 
 
 def test_conditions_and_texts(tmp_path: Path):
-    space = foreign_space(foreign_study(tmp_path, SPACE))
+    space = space_of(foreign_study(tmp_path, SPACE))
     on = {"LR": 0.02, "LAYERS": 4, "MODE": "zstd", "A": True, "B": True, "C": 1.5, "LEVEL": 3}
     fixed = {"SEED": "1337", "FLAG": "1", "PLAIN": "7"}
     assert space.environment(on) == fixed | {"LR": "0.02", "LAYERS": "4", "MODE": "zstd", "A": "1"} | {
@@ -53,7 +52,7 @@ def test_conditions_and_texts(tmp_path: Path):
     assert off == fixed | {"LR": "0.02", "LAYERS": "4", "MODE": "zlib", "A": "0"}
     assert space.environment({}) == fixed
     assert space.resolve(on).hash() != space.resolve(on | {"C": 1.6}).hash()
-    assert sorted(space.resolve(on).techniques) == ["A", "B"] and space.switches == ("A", "B")
+    assert sorted(space.resolve(on).techniques) == ["A", "B"] and space.switchable() == {"A", "B"}
     assert space.params_of(on | {"A": False}) == {k: on[k] for k in ("LR", "LAYERS", "MODE", "LEVEL")} | {
         "A": False
     }
@@ -65,8 +64,10 @@ def test_conditions_and_texts(tmp_path: Path):
 
 def test_the_sampler_draws_only_what_is_active(tmp_path: Path):
     study = foreign_study(tmp_path, SPACE + "[sampler]\nstartup_trials = 4\n")
-    space, rng = foreign_space(study), random.Random(3)
-    opened = optuna.create_study(sampler=CaddieSampler(space, ForeignPreflight(study), seed=1))
+    space, rng = space_of(study), random.Random(3)
+    costs = costs_of(trainer_of(study), study)
+    assert isinstance(costs, NoCosts)
+    opened = optuna.create_study(sampler=CaddieSampler(space, costs, seed=1))
     for _ in range(30):
         trial = opened.ask()
         params = space.suggest(trial)
@@ -122,28 +123,32 @@ def test_a_native_study_is_told_apart(tmp_path: Path):
 def test_the_script_must_be_there(tmp_path: Path):
     study = load_study(write_foreign(tmp_path, "s", SPACE), {})
     with pytest.raises(ValueError, match="no such file"):
-        with_trainer(study, None)
+        trainer_of(study).check()
     script = make_theirs(tmp_path)
     assert study.foreign is not None
     nothing = dataclasses.replace(study, foreign=dataclasses.replace(study.foreign, script=""))
     with pytest.raises(ValueError, match="or give --trainer"):
-        with_trainer(nothing, None)
-    found = with_trainer(nothing, script).foreign
-    assert found is not None and found.script == str(script) and found.folder == str(script.parent)
+        trainer_of(nothing).check()
+    found = trainer_of(nothing, script)
+    found.check()
+    assert isinstance(found, ForeignTrainer)
+    assert found.foreign.script == str(script) and found.foreign.folder == str(script.parent)
     path = write_foreign(tmp_path, "t", 'command = "no_such_launcher {script}"\n' + SPACE)
     with pytest.raises(ValueError, match="no such program"):
-        with_trainer(load_study(path, {}), None)
+        trainer_of(load_study(path, {})).check()
 
 
 def test_commands_rules_and_the_way_to_repeat(tmp_path: Path):
     text = 'command = "{python} -u {script} --x={gpus}"\nwarmdown = "WD"\nfolder = "."\n[fixed]\nWD = 12\n'
     study = foreign_study(tmp_path, text + "[space]\nT = { choices = ['a b'] }\n")
-    assert command_words(study)[1:] == ("-u", "theirs/train_gpt.py", "--x=1")
-    space = foreign_space(study)
-    assert rules_for(study, space.environment({})).warmdown_iters == 12.0
-    line = reproduce_line(space.config({"T": "a b"}))
+    space, trainer = space_of(study), trainer_of(study)
+    assert isinstance(trainer, ForeignTrainer)
+    assert trainer.words()[1:] == ("-u", "theirs/train_gpt.py", "--x=1")
+    assert trainer.rules(space.environment({})).warmdown_iters == 12.0
+    config = trainer.complete(space.config({"T": "a b"}))
+    line = trainer.repeat_line(config, tmp_path / "none" / "config.json")
     assert line.startswith(f"cd {tmp_path} && T='a b' WD=12 ") and line.endswith("theirs/train_gpt.py --x=1")
-    assert {"T", "WD", "MATRIX_LR", "FAULT"} <= strip_for(study) and "PATH" not in strip_for(study)
+    assert {"T", "WD", "MATRIX_LR", "FAULT"} <= trainer.hidden() and "PATH" not in trainer.hidden()
 
 
 def test_what_is_part_of_a_study_and_what_may_change(tmp_path: Path):
@@ -163,25 +168,25 @@ def test_what_is_part_of_a_study_and_what_may_change(tmp_path: Path):
 
 def test_code_is_what_runs_wherever_it_lies(tmp_path: Path):
     study = foreign_study(tmp_path, SPACE)
-    first = code_hash(study)
+    first = code_hash(trainer_of(study).code_files())
     (tmp_path / "elsewhere").mkdir()
     make_theirs(tmp_path / "elsewhere")
     assert study.foreign is not None
     moved = str(tmp_path / "elsewhere" / "theirs" / "train_gpt.py")
     there = dataclasses.replace(study, foreign=dataclasses.replace(study.foreign, script=moved))
-    assert code_hash(there) == first
+    assert code_hash(trainer_of(there).code_files()) == first
     (tmp_path / "theirs" / "model.py").write_text("x = 1\n")
-    assert code_hash(study) != first
-    assert len(code.code_files(cast("Any", SimpleNamespace(foreign=None)))) > 20
+    assert code_hash(trainer_of(study).code_files()) != first
+    assert len(NativeTrainer(cast("Any", None)).code_files()) > 20
 
 
 def test_when_speed_matters(tmp_path: Path):
     def why(text: str, *seconds: float) -> str:
         trials = [SimpleNamespace(user_attrs={"train_seconds": s}) for s in seconds]
         opened = SimpleNamespace(get_trials=lambda deepcopy: trials)
-        return speed_matters(
-            Session(foreign_study(tmp_path, text), cast("Any", None), "", cast("Any", opened))
-        )
+        study = foreign_study(tmp_path, text)
+        nowhere = cast("Any", None)
+        return speed_matters(Session(study, nowhere, "", cast("Any", opened), trainer_of(study)))
 
     assert why(SPACE) == why(SPACE, 10.0, 299.0) == ""
     assert "a trial took 301 s of the 600 s" in why(SPACE, 10.0, 301.0)

@@ -44,7 +44,7 @@ from = 0.6
         and "slide.stride" not in study.free
         and "cooling.frac" not in study.free
     )
-    assert study.prune_from == 0.6
+    assert study.pruning.start == 0.6
 
 
 def test_the_record_track_leaves_out_what_is_not_admitted(tmp_path: Path):

@@ -195,7 +195,7 @@ def test_environment_has_no_settings_and_no_credentials() -> None:
 
 
 def test_a_trial_of_several_ranks_runs_under_torchrun():
-    from search.trainers.trainer import TRAINER, trainer_command
+    from search.trainers.native import TRAINER, trainer_command
 
     assert trainer_command(1) == TRAINER
     command = trainer_command(8)

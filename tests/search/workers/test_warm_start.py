@@ -16,19 +16,19 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState, create_trial
 
-from search.common.attributes import FIGURES
+from search.common.attributes import CODE_HASH, FIGURES, STAGE_SECONDS, TRAINER
 from search.common.paths import ROOT
 from search.costs.bills import model_bill, num_params
 from search.costs.factors import CARRIED
 from search.costs.preflight import OWN, Preflight
 from search.samplers.admission import Infeasible
 from search.samplers.caddie import CaddieSampler
-from search.session.passport import CODE, TRAINER, check_joining
+from search.session.passport import check_joining
 from search.session.session import Session, open_session
 from search.space.build import build_space
 from search.study.load import find_study
 from search.study.model import Study
-from search.workers.warm_start import Lessons, earlier
+from search.workers.warm_start import WarmStart, find_warm_start
 from techniques import catalog
 from tests.search.db_helpers import held_server
 from tests.search.fake_studies import FAKE, caddie, clear, search, write_study
@@ -39,7 +39,7 @@ from tests.search.replay import FILE, read_trials
 pytestmark = pytest.mark.slow
 HERE = "Cray-1, 2 cores, 1 thread"
 NUM = 20  # trials of the older study
-TOLD = (*FIGURES[1:], "params")  # of a result; its status aside
+TOLD = (*FIGURES, STAGE_SECONDS)  # of a result
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def begin(url: str, home: Path, name: str, *, code: str = "", **changes: Any) ->
     study = dataclasses.replace(find_study(ROOT / "studies" / "own_text.toml"), name=name, **changes)
     session = open_session(study, home=home, storage=url, environ=os.environ)
     if code:
-        session.optuna_study.set_user_attr(CODE, code)
+        session.optuna_study.set_user_attr(CODE_HASH, code)
     else:
-        check_joining(session, None, mixed=False)
+        check_joining(session, mixed=False)
     return session
 
 
@@ -86,10 +86,11 @@ def fill_by_copies(session: Session, url: str, copies: int) -> None:
         database.execute(sqlalchemy.text(CLONES), which)
 
 
-def learnt(session: Session) -> tuple[Lessons, Preflight]:
-    lessons, preflight = earlier(session, HERE), Preflight(session.study, hardware=HERE)
-    lessons.teach(preflight)
-    return lessons, preflight
+def learnt(session: Session) -> tuple[WarmStart, Preflight]:
+    found = find_warm_start(session, HERE)
+    preflight = Preflight(session.study, hardware=HERE)
+    found.apply(preflight)
+    return found, preflight
 
 
 def test_a_new_study_begins_where_another_ended(url: str, tmp_path: Path) -> None:
@@ -97,18 +98,18 @@ def test_a_new_study_begins_where_another_ended(url: str, tmp_path: Path) -> Non
     fill(older, NUM)
     older.optuna_study.add_trial(create_trial(state=TrialState.FAIL))
     fresh = begin(url, tmp_path, "fresh")
-    lessons, taught = learnt(fresh)
-    assert lessons.told() == f"costs: learnt from {NUM} trials of study older"
+    found, taught = learnt(fresh)
+    assert found.summary() == f"costs: learnt from {NUM} trials of study older"
     cold, errors = Preflight(fresh.study, hardware=HERE), dict[str, list[float]]()
     for trial in read_trials()[-40:]:
         if trial.result is None:
             continue
         said, guess = taught.predict(trial.resolved), cold.predict(trial.resolved)
         assert guess.train_seconds is None and said.train_seconds and said.eval_seconds
-        for name, found in (("taught", said), ("cold", guess)):
+        for name, predicted in (("taught", said), ("cold", guess)):
             code = cold.code_bytes(trial.resolved)  # today's: the trials' own is not carried over
             packed = trial.result["artifact_bytes"] - trial.result["code_bytes"]
-            error = abs(packed / (found.artifact_bytes - code) - 1.0)
+            error = abs(packed / (predicted.artifact_bytes - code) - 1.0)
             errors.setdefault(name, []).append(error)
         seconds = abs(np.log(trial.result["train_seconds"] / said.train_seconds))
         errors.setdefault("seconds", []).append(seconds)
@@ -116,9 +117,9 @@ def test_a_new_study_begins_where_another_ended(url: str, tmp_path: Path) -> Non
     assert np.mean(errors["seconds"]) < 0.4
     fill(fresh, NUM)
     fill_by_copies(fresh, url, CARRIED // NUM)
-    assert earlier(fresh, HERE).told() == ""  # its own would push out all of it
+    assert find_warm_start(fresh, HERE).summary() == ""  # its own would push out all of it
     assert (
-        earlier(begin(url, tmp_path, "older"), HERE).told()
+        find_warm_start(begin(url, tmp_path, "older"), HERE).summary()
         == f"costs: learnt from {CARRIED} trials of study fresh"
     )
     for name in ("older", "fresh"):
@@ -133,21 +134,21 @@ def test_what_does_not_compare_is_left(url: str, tmp_path: Path) -> None:
     fill(begin(url, tmp_path, "whole"), 7, val_tokens=0)
     fill(begin(url, tmp_path, "alike"), 2)
     found, preflight = learnt(begin(url, tmp_path, "now"))
-    told = {lesson.study: lesson.result for lesson in found.found}
+    told = {trial.study: trial.result for trial in found.trials}
     assert set(told) == {"elsewhere", "kernels", "whole", "alike"}
     assert not {"train_seconds", "eval_seconds", "stage_seconds"} & {*told["elsewhere"], *told["kernels"]}
     assert "train_seconds" in told["whole"] and "eval_seconds" not in told["whole"]
-    assert found.told().startswith(
+    assert found.summary().startswith(
         "costs: learnt from 20 trials of studies alike, whole, kernels and 1 more, "
     )
-    assert found.told().endswith("seconds of this machine from 9")
-    assert found.told(seconds=False).endswith("and 1 more")
+    assert found.summary().endswith("seconds of this machine from 9")
+    assert found.summary(seconds=False).endswith("and 1 more")
     assert [len(ledger.carried) for ledger in (preflight.model_bytes, preflight.seconds().evaluate)] == [
         20,
         2,
     ]
     theirs = begin(url, tmp_path, "theirs too", code="0123")  # another trainer, the same version of it
-    assert {lesson.study for lesson in earlier(theirs, HERE).found} == {"theirs"}
+    assert {trial.study for trial in find_warm_start(theirs, HERE).trials} == {"theirs"}
     assert TRAINER not in theirs.optuna_study.user_attrs
 
 
@@ -160,7 +161,7 @@ def test_two_thousand_trials_do_not_hold_up_the_start(url: str, tmp_path: Path) 
         began = time.process_time()
         lessons, _ = learnt(fresh)
         took.append(time.process_time() - began)
-    assert len(lessons.found) == CARRIED
+    assert len(lessons.trials) == CARRIED
     assert min(took) < 0.6, took  # 0.3 measured, of this process: wall time is the machine's
 
 

@@ -90,6 +90,19 @@ def test_ctrl_c_stops_cleanly_and_the_next_session_goes_on(home: Path) -> None:
     assert left < {t["attrs"]["hash"] for t in after if t["state"] == "COMPLETE"}  # what was stopped was run
 
 
+def test_niceness_lowers_the_priority_of_trainers_alone(home: Path) -> None:
+    study = write_study(home, "nice")
+    running = begin(*search(study, home, 1, 1), "--niceness=7", FAKE_SECONDS="6")
+    wait_for(lambda: pids(home, "nice") or running.poll() is not None)
+    (trainer,), (worker,) = pids(home, "nice"), workers_of("nice")
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, trainer) == min(19, mine + 7)
+    assert os.getpriority(os.PRIO_PROCESS, worker) == mine
+    out, err = running.communicate(timeout=100)
+    assert running.returncode == 0, out + err
+    assert states(read_trials(study, home)) == {"COMPLETE": 1}
+
+
 def test_kill_9_of_a_worker_and_of_a_trainer_loses_no_trial(home: Path) -> None:
     study = write_study(home, "killed")
     running = begin(*search(study, home, 4, 2), FAKE_SECONDS="6")

@@ -21,11 +21,12 @@ from search.common.numeric import place, value_at
 from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
 from search.samplers.caddie import CaddieSampler
+from search.samplers.checkpoints import Stages
 from search.samplers.choose import sampled_by
 from search.samplers.structured import beliefs as beliefs_module
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.rows import Rows, learn_rules
-from search.samplers.structured.sampler import Knowledge, StructuredSampler
+from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.surrogate import Basis, Function, Hyper, Surrogate
 from search.space.build import build_space
 from search.study.constraints import set_all, violations
@@ -216,8 +217,8 @@ def test_equal_seeds_give_equal_studies() -> None:
 
 
 def test_what_the_filter_refuses_is_not_proposed() -> None:
-    knowledge = Knowledge(admits=lambda p: p.get("layers", 0) <= 4)
-    study = search(StructuredSampler(seed=0, knowledge=knowledge, tpe_share=0.3), 30)
+    prior = Prior(admits=lambda p: p.get("layers", 0) <= 4)
+    study = search(StructuredSampler(seed=0, prior=prior, tpe_share=0.3), 30)
     assert all(t.params["layers"] <= 4 for t in study.trials[2:])  # the first is uniform: nothing is known
 
 
@@ -263,7 +264,7 @@ def test_pruned_trials_teach_as_much_as_early_order_has_shown() -> None:
             study.add_trial(trial)
         beliefs = Beliefs({"x": FloatDistribution(0, 1)}, {})
         beliefs.learn(study.trials)
-        pruned, at, scatter = beliefs._short(study.trials)
+        pruned, at, scatter = beliefs._expected_finals(study.trials)
         assert len(pruned) == 10
         if orderly:
             assert np.allclose(at, [t.params["x"] for t in pruned], atol=0.03) and (scatter < 0.02).all()
@@ -285,10 +286,9 @@ def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
     trained = {t.params["lr"] for t in study.trials}
     for dear, reuses in ((1000.0, True), (0.0, False)):
         seconds = {"train": dear, "score": 1.0}
-        knowledge = Knowledge(
-            stage_of={"score.stride": "score"}, stages=("train", "score"), seconds=lambda _, s=seconds: s
-        )
-        sampler = StructuredSampler(seed=0, knowledge=knowledge, tpe_share=0.0)
+        stages = Stages(("train", "score"), {"score.stride": "score"}, lambda _, s=seconds: s)
+        prior = Prior(stages=stages)
+        sampler = StructuredSampler(seed=0, prior=prior, tpe_share=0.0)
         sampler.begin(study, study.trials, dists)
         asked = [sampler.propose() for _ in range(6)]
         kept = [any(abs(p["lr"] - lr) < 1e-9 for lr in trained) for p in asked]
@@ -331,7 +331,7 @@ def test_the_studys_settings_reach_it(tmp_path: Path) -> None:
     moved: dict[int, list[int]] = {}
     for first in (1, 6):
         sampler = StructuredSampler(
-            seed=0, knowledge=Knowledge(dists, start=start), startup_trials=first, candidates=7
+            seed=0, prior=Prior(dists, start=start), startup_trials=first, candidates=7
         )
         study, moved[first] = optuna.create_study(sampler=sampler), []
         for _ in range(9):
@@ -341,8 +341,9 @@ def test_the_studys_settings_reach_it(tmp_path: Path) -> None:
     assert [m > 15 for m in moved[1][1:]] == [True] + [False] * 7, moved
     assert [m > 15 for m in moved[6][1:]] == [True] * 6 + [False] * 2, moved
     study_file = make_study(tmp_path, '[sampler]\nkind = "structured"\nstartup_trials = 6\ncandidates = 7\n')
-    inner = CaddieSampler(build_space(study_file, KNOWN), Preflight(study_file, root=tmp_path))._inner
-    assert isinstance(inner, StructuredSampler) and (inner.startup_trials, inner.candidates) == (6, 7)
+    proposer = CaddieSampler(build_space(study_file, KNOWN), Preflight(study_file, root=tmp_path))._proposer
+    assert isinstance(proposer, StructuredSampler)
+    assert (proposer.startup_trials, proposer.candidates) == (6, 7)
 
 
 def test_workers_that_begin_at_once_do_not_all_try_the_start(tmp_path: Path) -> None:

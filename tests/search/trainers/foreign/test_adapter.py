@@ -173,9 +173,8 @@ MATRIX_LR = {{ low = 0.01, high = 0.1, log = true }}
     head += 'files = ["out/artifact.bin", "train_gpt.py"]\nprivate = ["out"]\n'
     path.write_text(head + text)
     from search.study.load import load_study
-    from search.trainers.trainer import with_trainer
 
-    study = with_trainer(load_study(path, {}), None)
+    study = load_study(path, {})
     outcome = run_one(study, {"MATRIX_LR": 0.03}, tmp_path / "run", timeout_s=200.0, shell=dict(os.environ))
     result = result_of(outcome)
     assert result["protocol"] == "final_int8_zlib_roundtrip_exact" and result["steps"] == 6

@@ -1,5 +1,5 @@
 """Bytes of one trained export under every codec, and how far that is from its entropy: `python -m
-benchmarks.codecs [--preset laptop] [--json FILE] [--artifact FILE] [name=value …]`.
+benchmarks.trainer.codecs [--preset laptop] [--json FILE] [--artifact FILE] [name=value …]`.
 
 Trains the preset once with the given settings (int6 matrices and an int8 embedding unless they say otherwise)
 and packs the very same tensors again and again. `bound` is the order-0 entropy of each tensor's integers plus
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.common.paths import ROOT
-from search.trainers.trainer import TRAINER
+from search.trainers.native import TRAINER
 from techniques import catalog
 from techniques.base import claims
 from trainer.artifact import MAGIC, Packed, ZlibCodec, container_streams, pack, read_head

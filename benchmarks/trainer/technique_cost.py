@@ -1,4 +1,4 @@
-"""What each technique costs: `python -m benchmarks.technique_cost [NAMES] [--pairs N] [--write]`.
+"""What each technique costs: `python -m benchmarks.trainer.technique_cost [NAMES] [--pairs N] [--write]`.
 
 At proxy scale (4 layers of 192, vocabulary 260, sequences of 256, 2,048 tokens a step), with the settings of
 the smoke test, against the same trainer without it (what it needs is on in both). Step time: pairs
@@ -26,6 +26,7 @@ import train_gpt
 from conformance import lab, subject, suite
 from techniques import catalog
 from techniques.base import Technique, claims
+from trainer.seams import Seams
 
 SCALE = {
     "num_layers": 4,
@@ -51,7 +52,7 @@ RUN_SEAMS = (
     "batch",
 )
 IN_TRAINING = {*subject.MODEL_SEAMS, *RUN_SEAMS, "muon"}
-DOC = Path(__file__).resolve().parent.parent / "docs" / "technique_cost.md"
+DOC = Path(__file__).resolve().parents[2] / "docs" / "technique_cost.md"
 
 
 @dataclass
@@ -85,12 +86,10 @@ class Bench:
 
     def trainer(self, settings: Mapping[str, object], known: Mapping[str, type[Technique]]) -> lab.Finished:
         resolved = self.lab.resolve(settings, known, **SCALE)
-        audit = train_gpt.Audit(resolved.techniques)
-        log = lab.QuietLog()
-        trainer = train_gpt.Trainer(resolved, self.lab.world, self.lab.data, log, audit)  # type: ignore[arg-type]
-        owner = train_gpt.owner_of(resolved.techniques, "averager")
-        trainer.averager = owner.averager(trainer.model, trainer.config.iterations) if owner else None
-        return lab.Finished(resolved, trainer, {}, [], {}, audit=audit)
+        seams, log = Seams(resolved), lab.QuietLog()
+        trainer = train_gpt.Trainer(seams, self.lab.world, self.lab.data, log)  # type: ignore[arg-type]
+        trainer.averager = seams.slot("averager", lambda *_: None, trainer.model, trainer.config.iterations)
+        return lab.Finished(resolved, trainer, {}, [], {})
 
     def step_seconds(self, run: lab.Finished) -> float:
         """Processor seconds of one step at half of the run, when every schedule is under way."""
@@ -173,7 +172,7 @@ def heading(idle: list[float], pairs: int) -> str:
     """`idle`: the step-time ratios of what does no work in a step."""
     return (
         "# What a technique costs\n\n"
-        "Written by `python -m benchmarks.technique_cost --write`. "
+        "Written by `python -m benchmarks.trainer.technique_cost --write`. "
         f"{' '.join((__doc__ or '').split(chr(10) + chr(10))[1].split())}\n\n"
         f"{pairs} pairs a row; 2 shared virtual cores, one thread, float32. `nothing` is the plain trainer "
         f"against itself. It, {', '.join(does_nothing())} do no work in a step that could be measured, and "

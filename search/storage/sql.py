@@ -1,7 +1,21 @@
-"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read."""
+"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read.
+
+`read_params` reads the parameters of many trials, a row for each parameter and not for each trial: its name
+and its distribution go over the wire once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any
+
+from optuna.distributions import BaseDistribution, json_to_distribution
+from sqlalchemy import Connection, text
+
+from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
+
+Columns = tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]
 TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where study_id = :study and (trial_id > :after or trial_id = any(:also)) order by trial_id"""
@@ -25,7 +39,7 @@ select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '
 from trial_{kind}_attributes where trial_id = any(:ids) and key not like all(:without) group by trial_id"""
 # Attributes (SQL patterns) that a list of trials can do without, most of its bytes: the configuration, and
 # what the dashboard alone reads.
-BRIEF = ["config", "hash", "worker", "violation_%", "dashboard:%", "artifacts:%"]
+BRIEF = [CONFIG, CONFIG_HASH, WORKER, f"{VIOLATION}%", "dashboard:%", "artifacts:%"]
 NUMBER = """case cast({column}_type as text) when 'FINITE' then cast({column} as text) when 'NAN' then 'NaN'
  when 'INF_POS' then 'Infinity' else '-Infinity' end"""
 VALUES = f"""
@@ -46,6 +60,9 @@ FACTS = {
 }
 # For a few trials one statement costs less than four.
 ALL_FACTS = " union all ".join(FACTS.values())
+PARAMS = """
+select param_name, distribution_json, array_agg(param_id), array_agg(trial_id), array_agg(param_value)
+from trial_params where trial_id = any(:ids) group by 1, 2"""
 WRITE_PARAMS = """
 insert into trial_params (trial_id, param_name, param_value, distribution_json)
 select :trial, n, v, d from unnest(cast(:names as text[]), cast(:values as float8[]), cast(:rest as text[]))
@@ -59,3 +76,24 @@ insert into trial_intermediate_values (trial_id, step, intermediate_value, inter
 select :trial, n, v, 'FINITE' from unnest(cast(:names as int[]), cast(:values as float8[])) as rows (n, v)
 on conflict (trial_id, step) do update
 set intermediate_value = excluded.intermediate_value, intermediate_value_type = 'FINITE'"""
+
+
+def read_params(connection: Connection, ids: Sequence[int], known: dict[str, BaseDistribution]) -> Columns:
+    """trial -> its parameters, in the order of their suggestions, and their distributions. `known` keeps
+    distributions by their JSON; new ones are added."""
+    params: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
+    distributions: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
+    heads: list[tuple[str, BaseDistribution]] = []
+    keys, owners, kinds, values = list[int](), list[int](), list[int](), list[Any]()
+    for name, written, its_keys, its_owners, its_values in connection.execute(text(PARAMS), {"ids": ids}):
+        if written not in known:
+            known[written] = json_to_distribution(written)
+        keys += its_keys
+        owners += its_owners
+        kinds += repeat(len(heads), len(its_keys))
+        values += map(known[written].to_external_repr, its_values)
+        heads.append((name, known[written]))
+    for k in sorted(range(len(keys)), key=keys.__getitem__):  # as they were suggested
+        name, dist = heads[kinds[k]]
+        params[owners[k]][name], distributions[owners[k]][name] = values[k], dist
+    return params, distributions

@@ -1,4 +1,4 @@
-"""Every preset, small: `python -m benchmarks.presets [NAMES...]` prints a table and writes docs/presets.md.
+"""Every preset, small: `python -m benchmarks.trainer.presets [NAMES...]`, a table, kept in docs/presets.md.
 
 The parameters are those of the preset at full size, counted on the meta device. The rest comes from one run
 of a few steps on a CPU under tests/test_presets.py's overrides, on a corpus of a few thousand tokens: its BPB
@@ -21,7 +21,7 @@ from tests.conftest import TINY_MODEL, build_tiny, run_trainer
 from tests.search.export.test_bundle import alone, facts
 from tests.test_presets import RECORDS, resolved, small
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "presets.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "presets.md"
 HEAD = (
     *("preset", "parameters", "legality", "techniques", "model bytes", "smoke BPB", "not active"),
     *("bundle, bytes", "equal"),

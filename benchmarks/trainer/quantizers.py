@@ -1,5 +1,5 @@
-"""Bytes and BPB of one trained model under every quantiser: `python -m benchmarks.quantizers [--preset
-laptop] [--json FILE] [name=value …]`.
+"""Bytes and BPB of one trained model under every quantiser: `python -m benchmarks.trainer.quantizers
+[--preset laptop] [--json FILE] [name=value …]`.
 
 Trains once; every row then quantises, packs and scores the very same weights. Differences between rows are
 the quantisers', without the noise of seeds; that they hold for another model is not said by them. Five bits
@@ -25,7 +25,7 @@ from conformance.lab import QuietLog
 from corpus import dataset
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
-from trainer.audit import Audit
+from trainer.seams import Seams
 
 BITS = {"mixed_bits": 1, "mixed_bits.attn_bits": 5, "mixed_bits.mlp_bits": 5, "mixed_bits.embed_bits": 6}
 GPTQ = {"gptq": 1, "gptq.calib_batches": 16}
@@ -55,7 +55,7 @@ class Bench:
         self.data: Any = dataset.open_dataset(
             c.data_path, tokenizer_path=c.tokenizer_path, vocab_size=c.vocab_size, seq_len=shape.eval_seq_len
         )
-        self.trainer = train_gpt.Trainer(plain, self.world, self.data, QuietLog(), Audit(()))  # type: ignore[arg-type]
+        self.trainer = train_gpt.Trainer(Seams(plain), self.world, self.data, QuietLog())  # type: ignore[arg-type]
         self.weights = self.trainer.run().weights
 
     def resolved(self, settings: dict[str, Any]) -> Resolved:
@@ -65,14 +65,14 @@ class Bench:
 
     def row(self, settings: dict[str, Any]) -> dict[str, Any]:
         resolved, start = self.resolved(settings), time.process_time()
-        audit = Audit(resolved.techniques)
+        seams = Seams(resolved)
         self.trainer.loader = train_gpt.Loader(resolved.config, self.world, self.data.train_paths)
         batches = train_gpt.calibration(self.trainer)
-        packed, _ = train_gpt.quantize(self.weights, self.trainer.model, resolved, batches, audit)
+        packed, _ = train_gpt.quantize(self.weights, self.trainer.model, seams, batches)
         seconds = time.process_time() - start
         artifact = train_gpt.pack(packed, resolved.identity(), train_gpt.ZlibCodec())
-        score, _, _ = train_gpt.evaluate(artifact, resolved, self.world, self.data, audit)
-        told = {name: facts["verdict"] for name, facts in audit.report().items()}
+        score, _, _ = train_gpt.evaluate(artifact, seams, self.world, self.data)
+        told = {name: facts["verdict"] for name, facts in seams.audit.report().items()}
         return {"bytes": len(artifact), "val_bpb": score.val_bpb, "cpu_s": seconds, "activity": told}
 
 

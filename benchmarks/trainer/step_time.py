@@ -1,4 +1,4 @@
-"""CPU seconds of a training step, and what the allocator's settings save: `python -m benchmarks.step_time`.
+"""CPU seconds of a step, and what the allocator's settings save: `python -m benchmarks.trainer.step_time`.
 
 Times the steps of short runs of a preset in turns (A B A B …), with glibc's defaults and with the settings
 that search/trainers/process.py gives its trainers; prints the medians and the median ratio of neighbours.
@@ -15,8 +15,8 @@ import sys
 import tempfile
 
 from search.common.paths import ROOT
+from search.trainers.native import TRAINER
 from search.trainers.process import ALLOCATOR
-from search.trainers.trainer import TRAINER
 
 
 def cpu_seconds(preset: str, steps: int, environ: dict[str, str]) -> float:

@@ -1,4 +1,4 @@
-"""How far two runs differ that differ in the seed alone: `python -m benchmarks.seed_noise --seeds 8`.
+"""How far two runs differ that differ in the seed alone: `python -m benchmarks.trainer.seed_noise --seeds 8`.
 
 Prints each seed's val_bpb, their standard deviation with a 95 % interval (chi-square), and a run's seconds.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from scipy.stats import chi2
 
 from search.common.paths import ROOT
-from search.trainers.trainer import TRAINER
+from search.trainers.native import TRAINER
 
 
 def run(preset: str, seed: int, folder: Path) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus.sources import (
+from corpus.text.sources import (
     Package,
     find_package,
     is_prose,

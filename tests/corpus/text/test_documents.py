@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from corpus.documents import (
+from corpus.text.documents import (
     Split,
     check_disjoint,
     cut_documents,

@@ -1,4 +1,4 @@
-"""What this trainer does on a GPU: `python -m benchmarks.gpu --data data/datasets/NAME_sp1024 [PRESETS...]`.
+"""The trainer on a GPU: `python -m benchmarks.trainer.gpu --data data/datasets/NAME_sp1024 [PRESETS...]`.
 
 First the kernels alone: causal attention by each kernel, forward and backward, at the records' sizes; an
 optimiser step. Then the presets at full size, as processes: `--jobs` of them at a time fill the compiler's
@@ -32,7 +32,7 @@ from trainer.attention import pick_attention
 from trainer.muon import Muon
 from trainer.parameters import parameter
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PEAK = 989e12  # operations a second
 PUBLISHED_MS = {  # a step on 8 H100, from the records' logs (#1855 mixes its two phases)
     "naive": 43.54,

@@ -1,0 +1,1 @@
+"""Measurements of the trainer: steps, bytes, seeds, presets, a GPU."""

@@ -1,0 +1,124 @@
+"""Space: the parameters of a study, and which of them mean something when; of our trainer or another script.
+
+One walk decides everything: it asks for the parameters that mean something, one after the other, and what it
+does not ask for is inactive and absent from a trial. `active`, `keep_active`, `suggest` and `groups` are
+that walk, whatever the space; both classes take them from here as their methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution
+
+from search.space.distributions import contains, suggest_one
+
+Params = Mapping[str, Any]
+Pick = Callable[[str], Any]
+INACTIVE, OFF, ON = -1, 0, 1  # codes: of what means nothing itself, and of a gate's choices
+Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE
+Conditions = dict[str, Condition]  # parameter -> what must hold, all of it, for it to mean something
+
+
+class Walk(Protocol):
+    """The part of a space that decides what is active."""
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Every parameter that any configuration may have."""
+        ...
+
+    def walk(self, pick: Pick) -> tuple[dict[str, Any], frozenset[str]]:
+        """(active parameters with their values, techniques or gates that are on); `pick(name)` is a value."""
+        ...
+
+    def lookup(self, params: Params) -> Pick:
+        """The values of `params`; a gate that is missing counts as off."""
+        ...
+
+    def condition(self, name: str) -> tuple[str, ...]:
+        """What decides whether `name` is active; () when it always is."""
+        ...
+
+
+class Space(Walk, Protocol):
+    """What samplers and workers need of a study's parameters."""
+
+    def active(self, params: Params) -> set[str]: ...
+    def keep_active(self, params: Params) -> dict[str, Any]: ...
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]: ...
+    def groups(self) -> list[list[str]]: ...
+
+    def repaired(self, params: Params) -> dict[str, Any]:
+        """`params` with what contradicts each other only by a count lowered, so that a draw can be tried."""
+        ...
+
+    def config(self, params: Params) -> dict[str, Any]:
+        """What config.json says of a configuration."""
+        ...
+
+    def resolve(self, params: Params) -> Any:
+        """The run in full, as costs and caches of its trainer know it; `hash()`, `values` and `techniques`
+        are there for everybody. ValueError when the parameters contradict each other."""
+        ...
+
+    def params_of(self, config: Params) -> dict[str, Any]:
+        """The parameters of a known configuration, for a warm start. ValueError outside the space."""
+        ...
+
+    def conditions(self) -> Conditions:
+        """The walk as a table, for models that look at thousands of configurations at once. Conditions stand
+        before what depends on them; what always means something is not in it, nor what no table can say."""
+        ...
+
+    def switchable(self) -> set[str]:
+        """Techniques or gates that are on in some configurations only."""
+        ...
+
+    def stage_of(self, name: str) -> str:
+        """The first stage of a run that reads a parameter."""
+        ...
+
+
+def active(space: Walk, params: Params) -> set[str]:
+    """The names that mean something under these gates."""
+    return set(space.walk(space.lookup(params))[0])
+
+
+def keep_active(space: Walk, params: Params) -> dict[str, Any]:
+    """`params` without the inactive, in the order of the walk."""
+    return {k: v for k, v in space.walk(space.lookup(params))[0].items() if k in params}
+
+
+def suggest(space: Walk, trial: optuna.Trial) -> dict[str, Any]:
+    """The active parameters, taken from `trial` one after the other."""
+    return space.walk(lambda name: suggest_one(trial, name, space.distributions[name]))[0]
+
+
+def groups(space: Walk) -> list[list[str]]:
+    """Parameters that are active together: what one joint model may cover. The first is always active."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in space.distributions:
+        found.setdefault(space.condition(name), []).append(name)
+    found.setdefault((), [])
+    return [sorted(names) for _, names in sorted(found.items()) if names]
+
+
+def both(one: Condition, other: Condition) -> Condition:
+    """What holds where both hold."""
+    merged = dict(one)
+    for name, allowed in other.items():
+        merged[name] = merged[name] & allowed if name in merged else allowed
+    return merged
+
+
+def inside(space: Walk, name: str, value: Any) -> Any:
+    """`value` when the study could have sampled it, else ValueError."""
+    if not contains(space.distributions[name], value):
+        raise ValueError(
+            f"`{name}` must lie in this study's {space.distributions[name]}, but the configuration has "
+            f"{value!r}. Widen the study's space, or leave the configuration out."
+        )
+    return value
