@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.common.console import clear_errors, make_console
-from search.common.options import RunOptions, StudyOptions, WorkerSpec
+from search.common.options import SAMPLERS, RunOptions, StudyOptions, WorkerSpec
 from search.common.paths import DEFAULT_STUDY
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def run(
         bool, typer.Option("--mixed", help="Go on with other code or hardware than the study began with.")
     ] = False,
     sampler: Annotated[
-        str, typer.Option(help="structured or tpe (docs/search_efficiency.md). [default: as the study says]")
+        str,
+        typer.Option(help=f"{', '.join(SAMPLERS)} (docs/search_efficiency.md). [default: as the study says]"),
     ] = "",
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[

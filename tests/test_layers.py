@@ -85,6 +85,10 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "the structured sampler loads SciPy, 1.1 s of CPU that other studies do not pay",
         ("search.samplers.structured.sampler",),
     ),
+    "search.trainers.foreign.run": (
+        "every command knows its study's trainer, only a worker's start reads the script: 0.01 s of CPU",
+        ("search.trainers.foreign.scan",),
+    ),
     "corpus.__main__": (
         "each command loads its own part, `--help` none",
         ("corpus.build", "corpus.download", "corpus.embedded"),

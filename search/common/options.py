@@ -11,6 +11,8 @@ from pathlib import Path
 
 from search.common.paths import ROOT
 
+SAMPLERS = ("structured", "tpe")  # kinds, for --sampler and `[sampler] kind`
+
 
 @dataclass(frozen=True)
 class StudyOptions:
@@ -43,7 +45,7 @@ class WorkerSpec:
     threads: int = 1  # of a trainer whose study does not say
     prepare: bool = False  # corpus and baseline first: on a machine that nobody looked at before
     trainer: Path | None = None  # another trainer of the same contract, or a foreign study's script
-    sampler: str = ""  # tpe or structured; empty: as the study says
+    sampler: str = ""  # one of SAMPLERS; empty: as the study says
     mixed: bool = False  # other code and other hardware may join
     cache: Path | None = None  # folder of the stage cache; None: there is none
     cache_size: str = "10GB"  # of it at most

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial
 
+from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
 from search.samplers.checkpoints import StageChooser
 from search.samplers.tpe.sampler import GroupedTpe
 from search.space.space import Space
-from search.study.model import KINDS, Study
+from search.study.model import Study
 from techniques.config import Resolved
 
 TPE_STARTUP = 16  # finished trials before TPE models anything, where the study does not say
@@ -46,8 +47,8 @@ class Proposer(Protocol):
 
 def sampled_by(study: Study, kind: str) -> Study:
     """The study under another sampler; itself for "". What it samples and its hash stay the same."""
-    if kind not in ("", *KINDS):
-        raise ValueError(f"A sampler must be one of {', '.join(KINDS)}, but got {kind!r}.")
+    if kind not in ("", *SAMPLERS):
+        raise ValueError(f"A sampler must be one of {', '.join(SAMPLERS)}, but got {kind!r}.")
     settings = dataclasses.replace(study.sampler, kind=kind or study.sampler.kind)
     return dataclasses.replace(study, sampler=settings)
 
@@ -66,7 +67,12 @@ def proposer_of(
             n_ei_candidates=settings.candidates,
             seed=seed,
         )
-    from search.samplers.structured.sampler import Prior, StructuredSampler  # SciPy: half a second
+    return _structured(space, preflight, seed, stages)
+
+
+def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None) -> Proposer:
+    """Ours, with all that space and preflight know before the first trial."""
+    from search.samplers.structured.sampler import Prior, StructuredSampler
 
     def resolved(params: Mapping[str, Any]) -> Resolved:
         return space.resolve(space.repaired(params))
@@ -93,6 +99,7 @@ def proposer_of(
         start=start,
         stages=stages.stages(seconds) if stages else None,
     )
+    settings = preflight.study.sampler
     return StructuredSampler(
         seed=seed,
         prior=prior,

@@ -6,11 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from search.common.attributes import BASELINE
+from search.study.model import Study
 
 if TYPE_CHECKING:
     import optuna
-
-    from search.study.model import Study
 
 
 def stored(study: optuna.Study) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
 from search.common.machine import describe, machine_kind
 from search.session.session import Session
+from search.storage.patient import creation_lock
 from search.study.model import Study
 from search.trainers.code import code_hash
 
@@ -28,8 +29,6 @@ def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> s
     """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
 
     `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
-    from search.storage.patient import creation_lock
-
     study = session.optuna_study
     code = code_hash(session.trainer.code_files())
     mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})

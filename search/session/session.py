@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from search.common.attributes import STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
 from search.common.paths import Folders
+from search.session import baseline
 from search.storage.timing import timing_of
 from search.study.model import Study, study_hash, study_identity
 from search.trainers.trainer import Trainer, trainer_of
@@ -74,9 +75,7 @@ def open_session(
 
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/baseline.py)."""
-    from search.session.baseline import stored, with_measured_limits
-
-    study = with_measured_limits(session.study, stored(session.optuna_study))
+    study = baseline.with_measured_limits(session.study, baseline.stored(session.optuna_study))
     return replace(session, study=study)
 
 

@@ -73,6 +73,16 @@ LIMITS = (
         phrase="{} s evaluation",
         baselines="eval_baselines",
     ),
+    Limit(
+        constraint="memory",
+        name="memory_bytes",
+        figure="peak_memory_bytes",
+        label="peak memory",
+        unit="bytes",
+        column="memory, bytes",
+        phrase="{} bytes of memory",
+        optional=True,
+    ),
 )
 REQUIRED = tuple(limit for limit in LIMITS if not limit.optional)
 IN_BASELINES = tuple(limit for limit in LIMITS if limit.baselines)
@@ -87,6 +97,9 @@ class Limits:
     eval_seconds: float = setting(math.inf, "timed evaluation, s", low=1e-3)
     train_baselines: float = setting(0.0, "timed training, in baseline runs of this machine", low=0.0)
     eval_baselines: float = setting(0.0, "timed evaluation, in baseline runs of this machine", low=0.0)
+    memory_bytes: int = setting(
+        0, "peak memory of a trial's first process, its GPU's or the host's, bytes; 0: no limit", low=0
+    )
 
     def of(self, limit: Limit) -> float:
         """How much is allowed."""

@@ -2,7 +2,8 @@
 
     [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds,
                   gpus_per_trial
-    [limits]      artifact_bytes, train_seconds | train_baselines, eval_seconds | eval_baselines
+    [limits]      artifact_bytes, train_seconds | train_baselines, eval_seconds | eval_baselines;
+                  memory_bytes (no limit where it is left out)
     [fixed]       flat settings over the preset
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it

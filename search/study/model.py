@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from search.common.options import SAMPLERS
 from search.study.foreign import Foreign
 from search.study.limits import Limits
 from techniques.base import Choice, Float, Int, setting
 from techniques.config import TRAINER_FIELDS, digest
 
 TRACKS = ("record", "open")
-KINDS = ("structured", "tpe")  # of samplers
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pruning:
 class SamplerSettings:
     """How proposals are made; search/samplers/caddie.py has the rules."""
 
-    kind: str = setting("structured", "what makes the proposals", choices=KINDS)
+    kind: str = setting("structured", "what makes the proposals", choices=SAMPLERS)
     startup_trials: int = setting(0, "first trials, drawn anywhere; 0: the sampler's own number", low=0)
     max_resamples: int = setting(100, "rejected proposals before random draws", low=1)
     candidates: int = setting(24, "draws that a proposal of TPE is the best of", low=1)

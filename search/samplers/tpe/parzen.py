@@ -5,6 +5,18 @@ Fitting and sampling are Optuna's own code, hence equal random numbers give equa
 a mixture over every observed trial of products over the group's parameters; as (x - m)²/2σ² is linear in
 (x², x), the continuous and categorical parts of all candidates and kernels are one product of two matrices.
 Together with search/samplers/tpe/sampler.py the only files that touch what Optuna keeps private.
+
+What that saves, CPU of one ask in ms, on random trials of studies/laptop.toml with four running, BLAS on one
+thread: ours against TPESampler(multivariate=True, group=True, constant_liar=True), for one proposal and for
+five, as the preflight's rejections ask for more.
+
+    trials   one: ours  Optuna's   five: ours  Optuna's
+        50          34       142          110       630
+       200          42       225          107     1,122
+       500          46       550          180     2,621
+
+The structured sampler takes TPE's proposal in one trial of ten: there it is 18 ms a trial at 200 trials for
+one proposal, 101 ms for five.
 """
 
 from __future__ import annotations
