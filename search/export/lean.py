@@ -14,17 +14,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from search.export import passes
+from search.export import names, passes
 from search.export.bundle import OF_A_PLACE, bundle, dictionary
+from search.export.inline import DEFINITIONS
 from techniques import catalog
+from techniques.base import SLOTS, claims
 from techniques.config import TRAINER_FIELDS, Resolved
 
-# Receivers and calls that serve the audit, the ledger and machine-read files
-LAB = {"audit", "ledger"}
-LAB_CALLS = {"metrics", "write_json", "audit_scorer"}
+# Receivers, keywords and calls that serve the audit, the ledger and machine-read files
+LAB = {"audit", "ledger", "differ", "noun"}
+LAB_CALLS = set("metrics write_json filled changed note note_of note_steps forget_steps averaged".split())
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
 UNDECIDED = (*HEARD, "device", "attention", "compile", "compute_dtype")
-ASKED = ("averager", "codec", "scorer", "loader", "muon", "bits", "row_scale", "quantizer", "tensor_bits")
 
 STAND_INS = """
 class Technique:
@@ -45,6 +46,8 @@ class Resolved:
         self.costs = {costs}
     def shape(self):
         return Shape{planned}
+    def owner(self, slot):
+        return next((t for t in self.techniques.values() if slot in claims(t)), None)
     def identity(self, last):
         return {{k: v for k, v in self.values.items() if k not in {late}}}
 def settings_from():
@@ -92,61 +95,66 @@ class Run:
         world = World(c)
         torch.set_float32_matmul_precision("high")
         log = Log(world.rank)
+        reporter, seams = Reporter(log, c), Seams(resolved)
         data = Dataset(c.data_path, c.tokenizer_path, c.vocab_size, c.shape().eval_seq_len)
-        code = Path(__file__).read_bytes()
-        log(code.decode("latin1"), screen=False)
-        log("=" * 100, screen=False)
-        log(f"Running Python {{sys.version}}, PyTorch {{torch.__version__}}", screen=False)
-        if world.device.type == "cuda" and log.loud:
-            log(subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout, screen=False)
-        log(f"val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path={{c.tokenizer_path}}")
-        log(f"train_loader:dataset:{{Path(c.data_path).name}} train_shards:{{len(data.train_paths)}}")
-        log(f"val_loader:shards pattern={{c.data_path}}/fineweb_val_*.bin tokens:{{data.num_scored_tokens}}")
-        log(f"settings:{{resolved.values}}")
-        log(f"world_size:{{world.size}} grad_accum_steps:{{c.micro_batches // world.size}}")
-        log(f"seed:{{c.seed}}")
-        trainer = Trainer(resolved, world, data, log)
-        log(f"model_params:{{sum(trainer.params_by_role.values())}}")
+        code, dtype = Path(__file__).read_bytes(), compute_dtype(c, world.device)
+        kernel, _ = pick_attention(c.attention, world.device, dtype)
+        reporter.code([code.decode("latin1")], world.device)
+        facts = {{"attention": kernel, "compute_dtype": dtype, "world_size": world.size}}
+        reporter.settings(resolved, data, facts)
+        trainer = Trainer(seams, world, data, log)
+        log(f"model_params:{{sum(trainer.optimizers.params_by_role.values())}}")
         trained = trainer.run()
         torch.manual_seed(c.seed)
-        packed, _ = quantize(trained.weights, trainer.model, resolved, calibration(trainer))
-        owner = owner_of(resolved.techniques, "codec")
-        codec = owner.codec() if owner else ZlibCodec()
+        packed, _ = quantize(trained.weights, trainer.model, seams, calibration(trainer))
+        codec = seams.codec()
         artifact = world.from_first(pack(packed, resolved.identity("pack"), codec))
         if log.loud:
             Path("artifact.bin").write_bytes(artifact)
-        log(f"Serialized model {{codec.name}}: {{len(artifact)}} bytes")
-        log(f"Code size: {{len(code)}} bytes")
-        log(f"Total submission size {{codec.name}}: {{len(artifact) + len(code)}} bytes")
-        score, protocol, seconds = evaluate(artifact, resolved, world, data)
-        name = f"final_int8_{{codec.name}}_roundtrip"
-        took = f"eval_time:{{1000 * seconds['timed']:.0f}}ms"
-        log(f"{{name}} val_loss:{{score.val_loss:.4f}} val_bpb:{{score.val_bpb:.4f}} {{took}}")
-        log(f"{{name}}_exact val_loss:{{score.val_loss:.8f}} val_bpb:{{score.val_bpb:.8f}}")
-        log(f"protocol:{{protocol}} tokens:{{score.tokens}} bytes:{{score.bytes}}")
+        reporter.sizes(codec.name, len(artifact), len(code))
+        score, protocol, seconds = evaluate(artifact, seams, world, data)
+        reporter.score(codec.name, protocol, score, seconds["timed"])
         log(f"peak memory allocated: {{torch.cuda.max_memory_allocated() // 2**20}} MiB")
         world.close()
         return 0
 def main(argv):
     return Run(settings_from()).go()
 """
+# Methods that take the place of a class's own
+METHODS = """
+class Seams:
+    def __init__(self, resolved):
+        self.resolved, self.techniques = resolved, resolved.techniques
+    def chain(self, seam, value, *rest):
+        for technique in self.entering(seam):
+            value = getattr(technique, seam)(value, *rest)
+        return value
+class Trainer:
+    def audit_schedule_and_model(self):
+        next(self.loader.step())  # the audit's batch: what calibrates comes behind it
+    def exported_weights(self):
+        weights = {n: p.detach() for n, p in self.model.named_parameters()}
+        if self.averager is not None:
+            weights = self.averager.weights()
+        return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
+"""
 HEAD = "import os\nimport subprocess\nimport sys\nfrom pathlib import Path\nfrom types import SimpleNamespace"
 
 # Names of ours that an object of Python, torch, numpy or sentencepiece has as well (test_lean.py looks)
 FOREIGN = set(
     """
-Block Config Linear anchor angle args argv array attention audit average backward base beta bias block
+Block Config Linear Value anchor angle args argv array attention audit average backward base beta bias block
 block_size bos_id buffers byte bytes chain choose chunk classes clip close codecs compile compress config
 copy cos count cross_entropy cuda cudnn data decode decompress defaults device diagonal digest digest_size
 dim done dot dtype e embedding encode encoding end environ error errors escape export f field fields fix
 flags flat flatten floor flush format forward frac full gather grad graph group groups half hub id_to_piece
 identity index indices info init inner is_byte is_control is_unknown is_unused item items keys kind layout
-linear load log lower m machine match max mean metadata mode modules name names node norm num number numel
-open overrides owner package parameter parameters parents parts path pattern permute place prefix processor
-put read record replace requires_grad resolve result rms_norm root run seed sha256 shape sign sin size sort
-span special split square squeeze stack start state step stop stream streams stride suffix sum synchronize t
-take temperature tensor threshold to token train update upper values version vocab_size weight where windows
-write
+linear load load_state_dict log lower m machine match max mean metadata mode modules name names new node
+norm num number numel open overrides owner package param_groups parameter parameters parents parts path
+pattern permute place prefix processor put read record replace requires_grad resolve result rms_norm root
+run seed sha256 shape sign sin size sort span special split square squeeze stack start state state_dict step
+stop stream streams stride suffix sum synchronize t take temperature tensor threshold to token train update
+upper values version vocab_size weight where windows write zero_grad
 """.split()
 )
 
@@ -155,7 +163,7 @@ def stand_ins(resolved: Resolved) -> str:
     """Definitions that take the place of the bundle's own of the same names."""
     known, values = catalog.metadata(), resolved.values
     whole, stored = resolved.identity(), resolved.identity("pack")
-    scorer = next((n for n, t in resolved.techniques.items() if "scorer" in catalog.claims(t)), "")
+    scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
     passes_of = f"SimpleNamespace(eval_passes={resolved.costs[scorer].eval_passes!r})" if scorer else ""
     made = ", ".join(f"{n!r}: {known[n].__name__}(own({n + '.'!r}))" for n in resolved.techniques)
     outside = {n: values[n] for n in TRAINER_FIELDS if n not in whole and n not in (*OF_A_PLACE, "resume")}
@@ -179,11 +187,16 @@ class WithoutOurImports(ast.NodeTransformer):
 
 
 def with_stand_ins(tree: ast.Module, text: str) -> ast.Module:
-    """The tree with the text's definitions in their places."""
-    new = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    """The tree with the text's definitions, and METHODS, in their places."""
+    new = {n.name: n for n in ast.parse(text).body if isinstance(n, DEFINITIONS)}
     heads = ast.parse(HEAD).body
     body = [new.pop(getattr(n, "name", ""), n) for n in tree.body if ast.dump(n) not in map(ast.dump, heads)]
     assert not new, f"the trainer no longer defines {sorted(new)}"
+    for part in ast.parse(METHODS).body:
+        owner = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == getattr(part, "name", ""))
+        methods = {n.name: n for n in getattr(part, "body", []) if isinstance(n, DEFINITIONS)}
+        owner.body = [methods.pop(getattr(n, "name", ""), n) for n in owner.body]
+        assert not methods, f"{owner.name} no longer has {sorted(methods)}"
     return WithoutOurImports().visit(ast.Module([*heads, *body], []))
 
 
@@ -204,10 +217,8 @@ def own_settings(resolved: Resolved) -> dict[str, dict[str, Any]]:
 
 def empty_slots(resolved: Resolved) -> dict[str, None]:
     """The text of each question for a slot's owner that has none."""
-    claimed = {seam for t in resolved.techniques.values() for seam in catalog.claims(t)}
-    free = [slot for slot in ASKED if slot not in claimed]
-    holders = ("self.techniques", "resolved.techniques", "techniques")
-    return {f"owner_of({holder}, {slot!r})": None for holder in holders for slot in free}
+    free = [slot for slot in SLOTS if resolved.owner(slot) is None]
+    return {f"{seams}.owner({slot!r})": None for seams in ("seams", "self.seams") for slot in free}
 
 
 def lean_tree(resolved: Resolved) -> ast.Module:
@@ -221,7 +232,7 @@ def lean_tree(resolved: Resolved) -> ast.Module:
 
 def lean(resolved: Resolved) -> bytes:
     """The file that is submitted."""
-    return self_unpacking(passes.tight(passes.renamed(lean_tree(resolved), FOREIGN)))
+    return self_unpacking(names.tight(names.renamed(lean_tree(resolved), FOREIGN)))
 
 
 def self_unpacking(source: str) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from search.export import passes
+from search.export import names
 from search.export.bundle import resolve_source
 from search.export.lean import FOREIGN, lean, lean_tree
 from techniques import catalog
@@ -71,11 +71,11 @@ def test_bytes(preset: str) -> None:
 
 def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:
     tree = lean_tree(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"}))
-    names = passes.names_of(tree)
-    assert {"Xsa", "Trainer", "Muon"} <= names.bound
+    found = names.names_of(tree)
+    assert {"Xsa", "Trainer", "Muon"} <= found.bound
     lab = {"audit", "ledger", "Ledger", "verify_bytes", "from_environment", "help_text"}
-    assert not lab & set(names.count)
-    text = passes.tight(tree)
+    assert not lab & set(found.count)
+    text = names.tight(tree)
     assert ast.dump(ast.parse(text)) == ast.dump(ast.parse(ast.unparse(tree)))
     (tmp_path / "lean.py").write_text(ast.unparse(tree))
     check = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F822,F823,F811"]
@@ -108,5 +108,5 @@ def test_names_are_ours_alone() -> None:
         root / "train_gpt.py",
         *(p for room in ("trainer", "techniques", "corpus") for p in (root / room).rglob("*.py")),
     ]
-    ours = {n for p in files for n in passes.names_of(ast.parse(p.read_text(encoding="utf-8"))).bound}
+    ours = {n for p in files for n in names.names_of(ast.parse(p.read_text(encoding="utf-8"))).bound}
     assert not (ours & theirs) - FOREIGN
