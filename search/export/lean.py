@@ -1,0 +1,253 @@
+"""A configuration as the smallest one-file script that trains, packs and scores it: what is submitted.
+
+The one file of bundle.py with stand-ins for what only the lab needs (parsing, stages that resume, audit,
+ledger, checks of data), then the passes of passes.py. It takes no command line; DATA_PATH, TOKENIZER_PATH
+and SEED of the environment are heard. Packed, it is a Python source in latin-1 that unpacks and runs itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import lzma
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from search.export import names, passes
+from search.export.bundle import OF_A_PLACE, bundle, dictionary
+from search.export.inline import DEFINITIONS
+from techniques import catalog
+from techniques.base import SLOTS, claims
+from techniques.config import TRAINER_FIELDS, Resolved
+
+# Receivers, keywords and calls that serve the audit, the ledger and machine-read files
+LAB = {"audit", "ledger", "differ", "noun"}
+LAB_CALLS = set("metrics write_json filled changed note note_of note_steps forget_steps averaged".split())
+HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
+UNDECIDED = (*HEARD, "device", "attention", "compile", "compute_dtype")
+
+STAND_INS = """
+class Technique:
+    def __init__(self, config):
+        self.config = config
+    def phases(self):
+        return ()
+    def batch(self, batch, phase):
+        return batch
+def claims(technique):
+    return dir(technique)
+class Config(SimpleNamespace):
+    def shape(self):
+        return Shape{shape}
+class Resolved:
+    def __init__(self, config, techniques, values):
+        self.config, self.techniques, self.values = config, techniques, values
+        self.costs = {costs}
+    def shape(self):
+        return Shape{planned}
+    def owner(self, slot):
+        return next((t for t in self.techniques.values() if slot in claims(t)), None)
+    def identity(self, last):
+        return {{k: v for k, v in self.values.items() if k not in {late}}}
+def settings_from():
+    values = {literal}
+    for name in {heard}:
+        values[name] = type(values[name])(os.environ.get(name.upper(), values[name]))
+    def own(name):
+        return SimpleNamespace(**{{k[len(name):]: v for k, v in values.items() if k.startswith(name)}})
+    return Resolved(Config(**values, **{quiet}), {made}, values)
+class Dataset:
+    def __init__(self, folder, tokenizer_path, vocab_size, seq_len):
+        self.seq_len = seq_len
+        self.train_paths, self.val_paths = shard_paths(folder, "train"), shard_paths(folder, "val")
+        self.num_val_tokens = sum(read_header(path) for path in self.val_paths)
+        tokenizer = load_tokenizer(tokenizer_path, vocab_size=vocab_size)
+        self.luts = byte_luts(tokenizer)
+        self.sidecars = sidecar_paths(folder) if is_caseops(tokenizer) else ()
+    @property
+    def num_scored_tokens(self):
+        return usable_tokens(self.num_val_tokens, seq_len=self.seq_len)
+    def val_tokens(self, *, max_tokens=None):
+        total = self.num_val_tokens if max_tokens is None else min(self.num_val_tokens, max_tokens)
+        return read_tokens(self.val_paths, limit=usable_tokens(total, seq_len=self.seq_len) + 1)
+    def target_bytes(self, tokens):
+        if self.sidecars:
+            return read_tokens(self.sidecars, limit=tokens.size)[1:].astype(np.int32)
+        return count_bytes(self.luts, tokens[:-1], tokens[1:])
+class Log:
+    def __init__(self, rank):
+        self.loud = rank == 0
+        if self.loud:
+            self._text = open("train.log", "w", buffering=1)
+    def __call__(self, line, *, screen=True):
+        if self.loud:
+            print(line, file=self._text)
+            if screen:
+                print(line, flush=True)
+class Run:
+    def __init__(self, resolved):
+        self.resolved = resolved
+    def go(self):
+        resolved, c = self.resolved, self.resolved.config
+        if c.num_threads:
+            torch.set_num_threads(c.num_threads)
+        world = World(c)
+        torch.set_float32_matmul_precision("high")
+        log = Log(world.rank)
+        reporter, seams = Reporter(log, c), Seams(resolved)
+        data = Dataset(c.data_path, c.tokenizer_path, c.vocab_size, c.shape().eval_seq_len)
+        code, dtype = Path(__file__).read_bytes(), compute_dtype(c, world.device)
+        kernel, _ = pick_attention(c.attention, world.device, dtype)
+        reporter.code([code.decode("latin1")], world.device)
+        facts = {{"attention": kernel, "compute_dtype": dtype, "world_size": world.size}}
+        reporter.settings(resolved, data, facts)
+        trainer = Trainer(seams, world, data, log)
+        log(f"model_params:{{sum(trainer.optimizers.params_by_role.values())}}")
+        trained = trainer.run()
+        torch.manual_seed(c.seed)
+        packed, _ = quantize(trained.weights, trainer.model, seams, calibration(trainer))
+        codec = seams.codec()
+        artifact = world.from_first(pack(packed, resolved.identity("pack"), codec))
+        if log.loud:
+            Path("artifact.bin").write_bytes(artifact)
+        reporter.sizes(codec.name, len(artifact), len(code))
+        score, protocol, seconds = evaluate(artifact, seams, world, data)
+        reporter.score(codec.name, protocol, score, seconds["timed"])
+        log(f"peak memory allocated: {{torch.cuda.max_memory_allocated() // 2**20}} MiB")
+        world.close()
+        return 0
+def main(argv):
+    return Run(settings_from()).go()
+"""
+# Methods that take the place of a class's own
+METHODS = """
+class Seams:
+    def __init__(self, resolved):
+        self.resolved, self.techniques = resolved, resolved.techniques
+    def chain(self, seam, value, *rest):
+        for technique in self.entering(seam):
+            value = getattr(technique, seam)(value, *rest)
+        return value
+class Trainer:
+    def audit_schedule_and_model(self):
+        next(self.loader.step())  # the audit's batch: what calibrates comes behind it
+    def exported_weights(self):
+        weights = {n: p.detach() for n, p in self.model.named_parameters()}
+        if self.averager is not None:
+            weights = self.averager.weights()
+        return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
+"""
+HEAD = "import os\nimport subprocess\nimport sys\nfrom pathlib import Path\nfrom types import SimpleNamespace"
+
+# Names of ours that an object of Python, torch, numpy or sentencepiece has as well (test_lean.py looks)
+FOREIGN = set(
+    """
+Block Config Linear Value anchor angle args argv array attention audit average backward base beta bias block
+block_size bos_id buffers byte bytes chain choose chunk classes clip close codecs compile compress config
+copy cos count cross_entropy cuda cudnn data decode decompress defaults device diagonal digest digest_size
+dim done dot dtype e embedding encode encoding end environ error errors escape export f field fields fix
+flags flat flatten floor flush format forward frac full gather grad graph group groups half hub id_to_piece
+identity index indices info init inner is_byte is_control is_unknown is_unused item items keys kind layout
+linear load load_state_dict log lower m machine match max mean metadata mode modules name names new node
+norm num number numel open overrides owner package param_groups parameter parameters parents parts path
+pattern permute place prefix processor put read record replace requires_grad resolve result rms_norm root
+run seed sha256 shape sign sin size sort span special split square squeeze stack start state state_dict step
+stop stream streams stride suffix sum synchronize t take temperature tensor threshold to token train update
+upper values version vocab_size weight where windows write zero_grad
+""".split()
+)
+
+
+def stand_ins(resolved: Resolved) -> str:
+    """Definitions that take the place of the bundle's own of the same names."""
+    known, values = catalog.metadata(), resolved.values
+    whole, stored = resolved.identity(), resolved.identity("pack")
+    scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
+    passes_of = f"SimpleNamespace(eval_passes={resolved.costs[scorer].eval_passes!r})" if scorer else ""
+    made = ", ".join(f"{n!r}: {known[n].__name__}(own({n + '.'!r}))" for n in resolved.techniques)
+    outside = {n: values[n] for n in TRAINER_FIELDS if n not in whole and n not in (*OF_A_PLACE, "resume")}
+    return STAND_INS.format(
+        shape=dataclasses.astuple(resolved.config.shape()),
+        planned=dataclasses.astuple(resolved.shape()),
+        costs=f"{{{scorer!r}: {passes_of}}}" if scorer else "{}",
+        late=tuple(n for n in whole if n not in stored),
+        literal=dictionary(whole),
+        heard=HEARD,
+        quiet=dictionary({**outside, "num_reports": 0}),
+        made=f"{{{made}}}",
+    )
+
+
+class WithoutOurImports(ast.NodeTransformer):
+    """What the bundle has in its own text is not imported."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        return ast.Pass() if node.module == "__future__" else node
+
+
+def with_stand_ins(tree: ast.Module, text: str) -> ast.Module:
+    """The tree with the text's definitions, and METHODS, in their places."""
+    new = {n.name: n for n in ast.parse(text).body if isinstance(n, DEFINITIONS)}
+    heads = ast.parse(HEAD).body
+    body = [new.pop(getattr(n, "name", ""), n) for n in tree.body if ast.dump(n) not in map(ast.dump, heads)]
+    assert not new, f"the trainer no longer defines {sorted(new)}"
+    for part in ast.parse(METHODS).body:
+        owner = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == getattr(part, "name", ""))
+        methods = {n.name: n for n in getattr(part, "body", []) if isinstance(n, DEFINITIONS)}
+        owner.body = [methods.pop(getattr(n, "name", ""), n) for n in owner.body]
+        assert not methods, f"{owner.name} no longer has {sorted(methods)}"
+    return WithoutOurImports().visit(ast.Module([*heads, *body], []))
+
+
+def settings_alike(resolved: Resolved) -> dict[str, Any]:
+    """Settings on which the trainer's and every technique's agree that have one of the name."""
+    found: dict[str, Any] = {n: resolved.values[n] for n in TRAINER_FIELDS} | {"num_reports": 0}
+    clash = {*UNDECIDED, *OF_A_PLACE}
+    for own in own_settings(resolved).values():
+        clash |= {n for n, value in own.items() if found.setdefault(n, value) != value}
+    return {n: value for n, value in found.items() if n not in clash}
+
+
+def own_settings(resolved: Resolved) -> dict[str, dict[str, Any]]:
+    """class of each technique -> its settings."""
+    configs = {type(t).__name__: t.config for t in resolved.techniques.values()}
+    return {name: {f.name: getattr(c, f.name) for f in dataclasses.fields(c)} for name, c in configs.items()}
+
+
+def empty_slots(resolved: Resolved) -> dict[str, None]:
+    """The text of each question for a slot's owner that has none."""
+    free = [slot for slot in SLOTS if resolved.owner(slot) is None]
+    return {f"{seams}.owner({slot!r})": None for seams in ("seams", "self.seams") for slot in free}
+
+
+def lean_tree(resolved: Resolved) -> ast.Module:
+    """The program with its names as they are: to be read."""
+    tree = with_stand_ins(passes.bare(ast.parse(bundle(resolved))), stand_ins(resolved))
+    tree = passes.reachable(passes.bare(tree))
+    tree = passes.reachable(passes.without(tree, LAB, LAB_CALLS))
+    tree = passes.decided(tree, own_settings(resolved), settings_alike(resolved), empty_slots(resolved))
+    return passes.reachable(passes.short(tree))
+
+
+def lean(resolved: Resolved) -> bytes:
+    """The file that is submitted."""
+    return self_unpacking(names.tight(names.renamed(lean_tree(resolved), FOREIGN)))
+
+
+def self_unpacking(source: str) -> bytes:
+    """A Python source in latin-1 that unpacks `source` and runs it. A traceback shows no packed line."""
+    packed = {lc: lzma.compress(source.encode(), lzma.FORMAT_RAW, filters=[filter_of(lc)]) for lc in range(5)}
+    lc, data = min(packed.items(), key=lambda item: len(item[1]))
+    quote = min((b"'", b'"'), key=data.count)
+    for raw, told in ((b"\\", b"\\\\"), (quote, b"\\" + quote), (b"\n", b"\\n"), (b"\r", b"\\r")):
+        data = data.replace(raw, told)
+    data = re.sub(rb"\0(?=[0-7])", rb"\\x00", data).replace(b"\0", b"\\0")
+    numbers = f"{{'id':{lzma.FILTER_LZMA1},'dict_size':1<<20,'lc':{lc},'lp':0,'pb':0}}"
+    last = f"exec(lzma.decompress(s.encode('L1'),{lzma.FORMAT_RAW},None,[{numbers}]))\n"
+    return b"#coding:L1\nimport lzma\ns=" + quote + data + quote + b"\n" + last.encode()
+
+
+def filter_of(lc: int) -> Mapping[str, int]:
+    best = 9 | lzma.PRESET_EXTREME
+    return {"id": lzma.FILTER_LZMA1, "preset": best, "dict_size": 1 << 20, "lc": lc, "lp": 0, "pb": 0}

@@ -1,0 +1,112 @@
+"""The lean script: its bytes, and that it gives the whole trainer's losses, artifact and BPB bit for bit."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.export import names
+from search.export.bundle import resolve_source
+from search.export.lean import FOREIGN, lean, lean_tree
+from techniques import catalog
+from techniques.config import Resolved, read_preset, resolve
+from tests.conftest import run_trainer
+from tests.search.export.test_bundle import alone, crowd, resolved_of
+from tests.test_presets import small
+
+# preset -> bytes at most: what its published script takes when compressed the same way, times 1.2
+BYTES = {"naive": 15_600, "pr414": 21_600, "pr549": 26_280, "pr1019": 28_920, "pr1855": 38_400}
+LOSS = re.compile(r"step:(\d+)/\d+ train_loss:(\S+)")
+
+
+def check_same_bits(settings: dict[str, str], resolved: Resolved, folder: Path, *extra: str) -> None:
+    """Runs the trainer and the lean script and compares all that a run leaves."""
+    ran = run_trainer({**settings, "out_dir": str(folder / "whole")}, *extra)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    whole = json.loads((folder / "whole" / "result.json").read_text())
+    script = folder / "alone" / "train_gpt.py"
+    script.parent.mkdir()
+    script.write_bytes(lean(resolved))
+    lone = alone(script)
+    assert lone.returncode == 0, lone.stderr[-2000:]
+    artifact = (script.parent / "artifact.bin").read_bytes()
+    assert hashlib.sha256(artifact).hexdigest() == whole["sha256"]
+    said = ran.stdout.rpartition("seed:")[2]
+    assert LOSS.findall(lone.stdout) == LOSS.findall(said) != []
+    exact = f"_exact val_loss:{whole['val_loss']:.8f} val_bpb:{whole['val_bpb']:.8f}\n"
+    assert exact in lone.stdout
+    assert f"Code size: {script.stat().st_size} bytes" in lone.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.long)], ids=["naive", "many"])
+def test_the_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path, many: bool) -> None:
+    settings = crowd(tiny) if many else tiny
+    check_same_bits(settings, resolved_of(settings), tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("preset", ["pr414", "pr518", "pr549", "pr569", "pr1263", "pr1019", "pr1855"])
+def test_a_presets_lean_script_gives_the_same_bits(preset: str, tiny: dict[str, str], tmp_path: Path) -> None:
+    settings = small(preset, tiny)
+    layers = {"preset": read_preset(preset), "command line": settings}
+    check_same_bits(settings, resolve(layers, catalog.metadata()), tmp_path, f"--preset={preset}")
+
+
+@pytest.mark.parametrize(
+    "preset", ["naive", *(pytest.param(p, marks=pytest.mark.long) for p in BYTES if p != "naive")]
+)
+def test_bytes(preset: str) -> None:
+    assert len(lean(resolve_source(preset=preset, file=None))) <= BYTES[preset]
+
+
+def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:
+    tree = lean_tree(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"}))
+    found = names.names_of(tree)
+    assert {"Xsa", "Trainer", "Muon"} <= found.bound
+    lab = {"audit", "ledger", "Ledger", "verify_bytes", "from_environment", "help_text"}
+    assert not lab & set(found.count)
+    text = names.tight(tree)
+    assert ast.dump(ast.parse(text)) == ast.dump(ast.parse(ast.unparse(tree)))
+    (tmp_path / "lean.py").write_text(ast.unparse(tree))
+    check = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F822,F823,F811"]
+    ran = subprocess.run([*check, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_names_are_ours_alone() -> None:
+    """What `renamed` may rename, no library calls by the same name."""
+    import numpy as np
+    import sentencepiece
+    import torch
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    objects = [torch, torch.nn, torch.nn.functional, torch.Tensor, torch.optim.AdamW([parameter])]
+    objects += [torch.nn.Linear(1, 1), torch.distributed, torch.cuda, torch.linalg, torch.autograd.Function]
+    objects += [
+        np,
+        np.ndarray,
+        np.random.Generator,
+        sentencepiece.SentencePieceProcessor,
+        Path,
+        str,
+        bytes,
+        dict,
+    ]
+    theirs = {name for thing in objects for name in dir(thing) if not name.startswith("__")}
+    root = Path(__file__).parents[3]
+    files = [
+        root / "train_gpt.py",
+        *(p for room in ("trainer", "techniques", "corpus") for p in (root / room).rglob("*.py")),
+    ]
+    ours = {n for p in files for n in names.names_of(ast.parse(p.read_text(encoding="utf-8"))).bound}
+    assert not (ours & theirs) - FOREIGN
