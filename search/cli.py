@@ -239,7 +239,13 @@ def export(
     trial: Annotated[int | None, typer.Option(help="A trial of the study.")] = None,
     preset: Annotated[str, typer.Option(help="A preset of studies/presets.")] = "",
     config: Annotated[Path | None, typer.Option(help="A configuration file, JSON or TOML.")] = None,
-    format: Annotated[str, typer.Option(help="script: one self-contained train_gpt.py.")] = "script",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="script: one self-contained train_gpt.py. lean: the smallest that trains, packs and scores it; "
+            "of the environment it hears DATA_PATH, TOKENIZER_PATH and SEED."
+        ),
+    ] = "script",
     compressed: Annotated[
         bool, typer.Option("--compressed", help="Two lines that unpack themselves.")
     ] = False,
@@ -249,15 +255,21 @@ def export(
 ) -> None:
     """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
     with clear_errors():
-        from search.export import bundle
+        from search.export import bundle, lean
 
-        if format != "script" or sum(x is not None for x in (trial, preset or None, config)) != 1:
+        if sum(x is not None for x in (trial, preset or None, config)) != 1:
+            raise ValueError("An export names one of --trial N, --preset NAME and --config FILE.")
+        if format not in ("script", "lean") or (compressed and format == "lean"):
             raise ValueError(
-                "An export names one of --trial N, --preset NAME and --config FILE, and --format script."
+                f"An export has --format script, with --compressed or without, or --format lean, which is "
+                f"compressed already, but got {format!r}{' and --compressed' if compressed else ''}."
             )
 
     def write(resolved: bundle.Resolved) -> None:
-        path = bundle.export(resolved, to, compress=compressed)
+        if format == "lean":
+            path = lean.export_lean(resolved, to)
+        else:
+            path = bundle.export(resolved, to, compress=compressed)
         on = ", ".join(resolved.techniques) or "no technique"
         print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
 

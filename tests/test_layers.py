@@ -66,6 +66,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "`--help` answers without Optuna, and each command loads its own page",
         (
             "search.export.bundle",
+            "search.export.lean",
             "search.report.costs",
             "search.report.dashboard",
             "search.report.effects",

@@ -153,10 +153,20 @@ def of_trial(session: Session, number: int) -> Resolved:
 
 def export(resolved: Resolved, folder: Path, *, compress: bool) -> Path:
     """Writes folder/train_gpt.py. ValueError when there is one already."""
-    path = folder / FILE
-    if path.exists():
-        raise ValueError(f"{path} exists. Give an empty folder with --to, or move that file away.")
+    check_free(folder)
     text = bundle(resolved)
+    return write(folder, (compressed(text) if compress else text).encode())
+
+
+def check_free(folder: Path) -> None:
+    """ValueError when the folder has a script already."""
+    if (folder / FILE).exists():
+        raise ValueError(f"{folder / FILE} exists. Give an empty folder with --to, or move that file away.")
+
+
+def write(folder: Path, script: bytes) -> Path:
+    """folder/train_gpt.py, made."""
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(compressed(text) if compress else text, encoding="utf-8")
+    path = folder / FILE
+    path.write_bytes(script)
     return path

@@ -12,10 +12,11 @@ import dataclasses
 import lzma
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from search.export import names, passes
-from search.export.bundle import OF_A_PLACE, bundle, dictionary
+from search.export.bundle import OF_A_PLACE, bundle, check_free, dictionary, write
 from search.export.inline import DEFINITIONS
 from techniques import catalog
 from techniques.base import SLOTS, claims
@@ -233,6 +234,12 @@ def lean_tree(resolved: Resolved) -> ast.Module:
 def lean(resolved: Resolved) -> bytes:
     """The file that is submitted."""
     return self_unpacking(names.tight(names.renamed(lean_tree(resolved), FOREIGN)))
+
+
+def export_lean(resolved: Resolved, folder: Path) -> Path:
+    """Writes folder/train_gpt.py. ValueError when there is one already."""
+    check_free(folder)
+    return write(folder, lean(resolved))
 
 
 def self_unpacking(source: str) -> bytes:
