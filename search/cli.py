@@ -242,8 +242,8 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="script: one self-contained train_gpt.py. lean: the smallest that trains, packs and scores it; "
-            "of the environment it hears DATA_PATH, TOKENIZER_PATH and SEED."
+            help="script: one self-contained train_gpt.py. lean: the smallest that trains, packs and scores "
+            "it; of the environment it hears DATA_PATH, TOKENIZER_PATH and SEED."
         ),
     ] = "script",
     compressed: Annotated[
