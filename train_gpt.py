@@ -324,7 +324,7 @@ class GPT(nn.Module):
             delattr(self.loss_terms, name)
         self.loss_terms.steps = {}
 
-    def join(self, x: Tensor, skip: Tensor, j: int) -> Tensor:
+    def join_skip(self, x: Tensor, skip: Tensor, j: int) -> Tensor:
         """x with the j-th skip that is taken back."""
         late = j - self.skip_weights.size(0)  # a plan that repeats layers has more of them
         weight = self.skip_weights[j] if late < 0 else self.loop_skip_weights[late]  # type: ignore[index]
@@ -343,8 +343,8 @@ class GPT(nn.Module):
             ctx |= {"visit": self.visits[i], "before_skip": x, "join": None}
             if i >= half and skips:
                 skip, lane_skip = skips.pop()
-                ctx["join"] = functools.partial(self.join, skip=lane_skip, j=i - half)
-                x = self.join(x, skip, i - half)
+                ctx["join"] = functools.partial(self.join_skip, skip=lane_skip, j=i - half)
+                x = self.join_skip(x, skip, i - half)
             x = self.block_out[layer](self.blocks[layer](x, x0, ctx), ctx)
             if i < half:
                 skips.append((x, ctx.get("lane", x)))

@@ -73,10 +73,10 @@ class ParallelRoutes(nn.Module):
 
     def lane_of(self, x: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
         """Lane 1 as this layer finds it; x has its skip already."""
-        lane, join = ctx.get(PARALLEL_LANE), ctx["join"]
+        lane, join_lane = ctx.get(PARALLEL_LANE), ctx["join"]
         if lane is None:
             return ctx["before_skip"] if self.crossed else x
-        return lane if self.crossed or join is None else join(lane)
+        return lane if self.crossed or join_lane is None else join_lane(lane)
 
 
 class ParallelMerge(nn.Module):
