@@ -185,7 +185,7 @@ class PhasedTtt(Technique):
         "lr": 0.01,
         "chunk": 16,
         "batch_docs": 1,
-        "prefix_docs": 4,
+        "prefix_docs": 20,
         "phases": 2,
         "global_lr": 0.02,
         "global_chunk_tokens": 64,

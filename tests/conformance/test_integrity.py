@@ -161,8 +161,8 @@ class AheadPhased(PhasedTtt):
 
     def scorer(self) -> Any:
         class Ahead(PhasedScorer):
-            def train_on(self, run: Any, found: Any) -> None:
-                super().train_on(run, documents(run.tokens)[: len(found) + 1])
+            def train_on(self, run: Any, found: Any) -> bool:
+                return super().train_on(run, documents(run.tokens)[: len(found) + 1])
 
         return Ahead(self.config)
 
