@@ -10,7 +10,7 @@ from rich.console import Console
 
 from search.common.paths import ROOT
 from search.costs.preflight import Preflight
-from search.report.costs import table_of
+from search.report.costs import accuracy_table
 from search.study.load import find_study
 from tests.search.replay import read_trials, replay
 
@@ -18,7 +18,9 @@ from tests.search.replay import read_trials, replay
 def main() -> None:
     study = find_study(ROOT / "studies" / "own_text.toml")
     pairs = replay(Preflight(study), read_trials())
-    Console(width=120).print(table_of(pairs, "own_text, 196 trials, each predicted from those before it"))
+    Console(width=120).print(
+        accuracy_table(pairs, "own_text, 196 trials, each predicted from those before it")
+    )
 
 
 if __name__ == "__main__":

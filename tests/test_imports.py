@@ -136,6 +136,25 @@ def test_top_level_names_are_unique_in_what_a_bundle_merges() -> None:
     assert not twice, f"a bundle needs one owner for each name: {twice}"
 
 
+def definitions(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, what it is) of a file's own top-level names; an alias and a logger are what they are everywhere."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, name_of(path)
+        elif isinstance(node, ast.Assign):
+            yield from ((t.id, ast.unparse(node.value)) for t in node.targets if isinstance(t, ast.Name))
+
+
+def test_no_name_stands_for_two_things_in_one_package() -> None:
+    """Except `make` of search/engines/: the same thing, for each cluster."""
+    found: dict[tuple[Path, str], set[str]] = collections.defaultdict(set)
+    for path in [*SEARCH, *KERNEL]:
+        for name, what in definitions(path):
+            found[path.parent, name].add(what)
+    twice = {f"{folder.name}.{name}" for (folder, name), kinds in found.items() if len(kinds) > 1}
+    assert twice <= {"engines.make"}, f"one name, two things in one package: {sorted(twice)}"
+
+
 def test_metadata_of_every_technique_loads_without_torch() -> None:
     code = (
         "import sys\n"

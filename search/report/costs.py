@@ -51,7 +51,7 @@ def windows_of(pairs: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
     return {name: part for name, part in found.items() if part}
 
 
-def table_of(pairs: Mapping[str, Sequence[Pair]], title: str) -> Table:
+def accuracy_table(pairs: Mapping[str, Sequence[Pair]], title: str) -> Table:
     """A row for each constraint and window."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in ("limit on", "trials", "number", "mean |error|", "bias", f"below the {BOUND:.1%} bound"):
@@ -82,7 +82,7 @@ def print_costs(console: Console, session: Session) -> None:
         console.print("No trial with a prediction has finished yet. Start some with `python search.py`.")
         return
     title = f"{session.study.name}: predicted before the trial against measured"
-    console.print(table_of(pairs, title))
+    console.print(accuracy_table(pairs, title))
     console.print(
         "Each prediction was made with what had finished by then; an error is measured / predicted - 1. "
         "Seconds are predicted for the worker's own machine, from the first trial on that finished there, in "

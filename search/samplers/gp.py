@@ -23,7 +23,7 @@ from search.common.numeric import value_at
 from search.samplers.tpe import settled_params
 
 STARTUP = 16  # complete trials before it models anything, where the study does not say
-NEWEST = 300  # complete trials that it models: a fit costs the third power of their number
+MODELLED_MOST = 300  # complete trials that it models: a fit costs the third power of their number
 AWAY = 0.04  # share of a refused proposal that each next one draws anew
 
 
@@ -53,7 +53,7 @@ class GaussianProcess:
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         if len(complete) < self._startup_trials or not self._space:
             return
-        newest = sorted(complete, key=lambda t: t.number)[-NEWEST:]
+        newest = sorted(complete, key=lambda t: t.number)[-MODELLED_MOST:]
         told = [t.constraints for t in newest]
         shared = {name for name in told[0] if all(name in one for one in told)}
         broken = {name for name in shared if any(one[name] > 0.0 for one in told)}

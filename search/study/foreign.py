@@ -25,7 +25,7 @@ from typing import Any, cast
 
 from techniques.base import Choice, Float, Int, nearest
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PLACES = ("python", "script", "gpus", "work")  # what a command may name in braces
 PLACE = re.compile(r"\{(\w*)\}")
 KEYS = ("low", "high", "log", "step", "type", "choices", "gate", "on", "off", "when")
@@ -135,7 +135,7 @@ def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreig
     variables = {n: _variable(n, cast("Any", s)) for n, s in space.items() if isinstance(s, Mapping)}
     plain = {n: v for n, v in space.items() if not isinstance(v, Mapping)}
     refuse_twice(tables["fixed"], space)
-    fixed = {name: _fixed(name, value) for name, value in {**tables["fixed"], **plain}.items()}
+    fixed = {name: _fixed_value(name, value) for name, value in {**tables["fixed"], **plain}.items()}
     foreign = Foreign(**given, fixed=fixed, variables=_parents_first(variables, fixed))
     for key in ("wallclock", "warmdown", "warmdown_frac"):
         name = getattr(foreign, key)
@@ -186,7 +186,7 @@ def _command(value: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _fixed(name: str, value: Any) -> Value:
+def _fixed_value(name: str, value: Any) -> Value:
     _check_name(name)
     if not isinstance(value, str | int | float | bool):
         raise ValueError(f"`{name}` is an environment variable: a text or a number, but got {value!r}.")
@@ -194,7 +194,7 @@ def _fixed(name: str, value: Any) -> Value:
 
 
 def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
+    if not VARIABLE.fullmatch(name):
         raise ValueError(f"An environment variable has letters, digits and _, but got {name!r}. Rename it.")
 
 
@@ -219,7 +219,7 @@ def _domain(name: str, spec: Mapping[str, Any]) -> Float | Int | Choice:
         options = spec["choices"]
         if set(spec) != {"choices"} or not isinstance(options, list) or not options:
             raise ValueError(f"`{name}` takes either choices = [...] or low and high, but got {dict(spec)}.")
-        values = [_fixed(name, option) for option in cast("list[Any]", options)]
+        values = [_fixed_value(name, option) for option in cast("list[Any]", options)]
         return Choice(tuple({as_text(v): v for v in values}.values()))
     low, high, log = spec.get("low"), spec.get("high"), spec.get("log", False)
     both = [n for n in (low, high) if isinstance(n, int | float) and not isinstance(n, bool)]

@@ -48,7 +48,7 @@ SHAKEN = 0.15  # share of coordinates that a shaken start has redrawn
 
 NARROWEST, WIDEST = 0.03, 1.0  # sds by which constraints are tightened, first and last
 Params = Mapping[str, Any]
-Score = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
+MarginScore = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             return row
         return self._cheapest_gain(self._weigher, row, best, score)
 
-    def _climbed(self, beliefs: Beliefs, starts: Array, score: Score, free: Mask) -> Array | None:
+    def _climbed(self, beliefs: Beliefs, starts: Array, score: MarginScore, free: Mask) -> Array | None:
         """The best admitted end of the starts. While all are refused, the constraints are tightened, so that
         the search walks away from the border that `admits` draws."""
         margin, moves = 0.0, Moves(beliefs.rows, free)
@@ -259,7 +259,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             starts, margin = starts[order[:1]], 2.0 * margin + NARROWEST
         return None
 
-    def _renewed(self, beliefs: Beliefs, row: Array, score: Score) -> Array:
+    def _renewed(self, beliefs: Beliefs, row: Array, score: MarginScore) -> Array:
         """`row`, or the best admitted row beside it when it was tried: noise alone is no reason to repeat."""
         if not self._tried(beliefs, row):
             return row
@@ -276,7 +276,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
     def _key(self, beliefs: Beliefs, row: Array) -> frozenset[tuple[str, Any]]:
         return frozenset(self._active_of(beliefs.rows.decode(row)).items())
 
-    def _starts(self, beliefs: Beliefs, best: Sequence[int], score: Score) -> Array:
+    def _starts(self, beliefs: Beliefs, best: Sequence[int], score: MarginScore) -> Array:
         """The best trial, the best trial by the draw, and a good one shaken."""
         uniform = beliefs.rows.uniform(self._rng, 3)
         if not best:
@@ -286,13 +286,15 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         shaken = np.where(self._rng.random(uniform[:1].shape) < SHAKEN, uniform[:1], seen[-1:])
         return np.concatenate([seen[:1], by_draw[None, :], shaken])
 
-    def _any(self, beliefs: Beliefs, score: Score) -> Array:
+    def _any(self, beliefs: Beliefs, score: MarginScore) -> Array:
         """The best admitted of uniform draws; the best of all where none is."""
         rows = beliefs.rows.uniform(self._rng, REFUSALS)
         rows = rows[np.argsort(score(rows))]
         return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
 
-    def _cheapest_gain(self, weigher: StageWeigher, row: Array, best: Sequence[int], score: Score) -> Array:
+    def _cheapest_gain(
+        self, weigher: StageWeigher, row: Array, best: Sequence[int], score: MarginScore
+    ) -> Array:
         """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
         beliefs, stages = self._beliefs, weigher.stages
         assert beliefs is not None
