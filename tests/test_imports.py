@@ -137,7 +137,7 @@ def test_top_level_names_are_unique_in_what_a_bundle_merges() -> None:
 
 
 def definitions(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, what it is) of a file's own top-level names; an alias and a logger are what they are everywhere."""
+    """(name, what it is) of a file's top-level names; an alias or a logger is what it is assigned."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, name_of(path)
