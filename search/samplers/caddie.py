@@ -108,8 +108,16 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         if goal and found:
             set_user_attr(study, trial, FROM_CHECKPOINT, goal[0])
         params, rejected = found or self._certain(study, others, fixed, taken)
-        self.rejections += rejected
         set_system_attr(study, trial, params)
+        while not fixed and not self.preflight.study.allow_duplicates:
+            others = other_trials(study, trial)
+            taken = self._keys(others)
+            if digest(params) not in taken:
+                break  # who stores the same after this sees ours, and takes another
+            params, more = self._certain(study, others, fixed, taken)
+            rejected += more + Counter(duplicate=1)
+            set_system_attr(study, trial, params)
+        self.rejections += rejected
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
         if self.last_prediction is not None:
             set_user_attr(study, trial, PREFLIGHT, _rounded(self.last_prediction))

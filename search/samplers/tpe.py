@@ -368,9 +368,12 @@ def set_system_attr(study: optuna.Study, trial: FrozenTrial, params: Mapping[str
     """Shares a proposal with the other workers, the way TPE's constant liar reads it."""
     number = trial._trial_id  # pyright: ignore[reportPrivateUsage]
     text, storage = json.dumps(params), study._storage  # pyright: ignore[reportPrivateUsage]
+    k = 0
     for k, start in enumerate(range(0, len(text), _SYSTEM_ATTR_MAX_LENGTH)):
         part = text[start : start + _SYSTEM_ATTR_MAX_LENGTH]
         storage.set_trial_system_attr(number, f"{_RELATIVE_PARAMS_KEY}:{k}", part)
+    if f"{_RELATIVE_PARAMS_KEY}:{k + 1}" in storage.get_trial_system_attrs(number):  # of a longer one before
+        storage.set_trial_system_attr(number, f"{_RELATIVE_PARAMS_KEY}:{k + 1}", "")
 
 
 def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:

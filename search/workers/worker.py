@@ -157,6 +157,7 @@ class Worker:
         """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
         trial.set_user_attr(WORKER, self.name)  # first: so that our trial is found when we die
+        _ = trial.relative_params  # sampled and stored at once: no other worker takes the same
         with collected(trial):
             params = self.space.suggest(trial)
             resolved = self.space.resolve(params)

@@ -153,6 +153,29 @@ def test_running_and_waiting_configurations_are_taken(tmp_path: Path):
     assert len(keys) == 7
 
 
+def test_two_workers_that_propose_the_same_at_once_run_two_configurations(tmp_path: Path) -> None:
+    """Both read the study before either has stored its proposal: whoever stores last takes another."""
+    _, space, first = rig(tmp_path, seed=3)
+    _, _, second = rig(tmp_path, seed=3)
+    optimizer = optuna.create_study(sampler=first)
+    ours, theirs = optimizer.ask(), optimizer.ask()
+    found: list[dict[str, Any]] = []
+    certain = first._certain  # type: ignore[reportPrivateUsage]
+
+    def late(*args: Any) -> Any:
+        proposed = certain(*args)
+        if not found:  # the other worker asks and stores between our reading and our storing
+            optimizer.sampler = second
+            found.append(space.suggest(theirs))
+        return proposed
+
+    first._certain = late  # type: ignore[reportPrivateUsage]
+    optimizer.sampler = first
+    params = space.suggest(ours)
+    assert params != found[0]
+    assert optimizer.get_trials()[0].user_attrs[REJECTIONS]["duplicate"] == 1
+
+
 def test_an_enqueued_configuration_is_run_as_it_is(tmp_path: Path):
     study, space, sampler = rig(tmp_path)
     optimizer = optuna.create_study(sampler=sampler)
