@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, cast
 
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
-LEAVES = ast.Return | ast.Raise | ast.Continue | ast.Break
 # Methods that a library calls by name
 HOOKS = {"forward", "backward", "setup_context", "step", "state_dict", "load_state_dict", "train", "eval"}
 # Calls without an effect of their own: whole texts, and methods of whatever object
