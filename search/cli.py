@@ -255,7 +255,8 @@ def export(
 ) -> None:
     """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
     with clear_errors():
-        from search.export import bundle, lean
+        from bundle import lean, one_file
+        from search.exported import of_trial
 
         if sum(x is not None for x in (trial, preset or None, config)) != 1:
             raise ValueError("An export names one of --trial N, --preset NAME and --config FILE.")
@@ -265,22 +266,22 @@ def export(
                 f"compressed already, but got {format!r}{' and --compressed' if compressed else ''}."
             )
 
-    def write(resolved: bundle.Resolved) -> None:
+    def write(resolved: one_file.Resolved) -> None:
         if format == "lean":
             path = lean.export_lean(resolved, to)
         else:
-            path = bundle.export(resolved, to, compress=compressed)
+            path = one_file.export(resolved, to, compress=compressed)
         on = ", ".join(resolved.techniques) or "no technique"
         print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
 
     if trial is None:
         with clear_errors():
-            write(bundle.resolve_source(preset=preset, file=config))
+            write(one_file.resolve_source(preset=preset, file=config))
     else:
         read(
             context,
             StudyOptions(study, storage, home),
-            lambda _, session: write(bundle.of_trial(session, trial)),
+            lambda _, session: write(of_trial(session, trial)),
         )
 
 

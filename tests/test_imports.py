@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from search.export.inline import names_bound
+from bundle.inline import names_bound
 
 ROOT = Path(__file__).resolve().parent.parent
 TECHNIQUES = sorted(p for p in (ROOT / "techniques").glob("*/*.py") if p.name != "__init__.py")

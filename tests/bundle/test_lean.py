@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from search.export import names
-from search.export.bundle import resolve_source
-from search.export.lean import FOREIGN, lean, lean_tree
+from bundle import names
+from bundle.lean import FOREIGN, lean, lean_tree
+from bundle.one_file import resolve_source
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
+from tests.bundle.test_bundle import alone, crowd, resolved_of
 from tests.conftest import ROOT, run_trainer
-from tests.search.export.test_bundle import alone, crowd, resolved_of
 from tests.test_presets import small
 
 # preset -> bytes at most: 1.2 times what its published script takes when compressed the same way, naive 1.27

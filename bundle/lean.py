@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search.export import names, passes
-from search.export.bundle import OF_A_PLACE, bundle, check_free, dictionary, write
-from search.export.inline import DEFINITIONS
+from bundle import names, passes
+from bundle.inline import DEFINITIONS
+from bundle.one_file import OF_A_PLACE, bundle, check_free, dictionary, write
 from techniques import catalog
 from techniques.base import SLOTS, claims
 from techniques.config import TRAINER_FIELDS, Resolved

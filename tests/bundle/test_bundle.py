@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from search.export.bundle import bundle, compressed, export, literal_of, resolve_source, without_docstrings
-from search.export.inline import inline, names_bound, names_used
+from bundle.inline import inline, names_bound, names_used
+from bundle.one_file import bundle, compressed, export, literal_of, resolve_source, without_docstrings
 from techniques import catalog
 from techniques.base import Verdict
 from techniques.config import Resolved, resolve
