@@ -228,7 +228,7 @@ def lean_tree(resolved: Resolved) -> ast.Module:
     tree = passes.reachable(passes.bare(tree))
     tree = passes.reachable(passes.without(tree, LAB, LAB_CALLS))
     tree = passes.decided(tree, own_settings(resolved), settings_alike(resolved), empty_slots(resolved))
-    return passes.reachable(passes.short(tree))
+    return ast.fix_missing_locations(passes.reachable(passes.short(tree)))
 
 
 def lean(resolved: Resolved) -> bytes:
