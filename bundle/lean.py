@@ -1,23 +1,33 @@
 """A configuration as the smallest one-file script that trains, packs and scores it: what is submitted.
 
-The one file of bundle.py with stand-ins for what only the lab needs (parsing, stages that resume, audit,
+The one file of one_file.py with stand-ins for what only the lab needs (parsing, stages that resume, audit,
 ledger, checks of data), then the passes of passes.py. It takes no command line; DATA_PATH, TOKENIZER_PATH
 and SEED of the environment are heard. Packed, it is a Python source in latin-1 that unpacks and runs itself.
+
+The passes take seconds and see no value, only what tests of values decide: a template is made once for all
+configurations of the same techniques and decisions, kept in a folder, and filled in (0.1 s).
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import lzma
+import os
 import re
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bundle import names, passes
 from bundle.inline import DEFINITIONS
-from bundle.one_file import OF_A_PLACE, bundle, check_free, dictionary, write
+from bundle.one_file import OF_A_PLACE, ROOT, bundle, dictionary
 from techniques import catalog
 from techniques.base import SLOTS, claims
 from techniques.config import TRAINER_FIELDS, Resolved
@@ -26,6 +36,7 @@ from techniques.config import TRAINER_FIELDS, Resolved
 LAB = {"audit", "ledger", "differ", "noun"}
 LAB_CALLS = set("metrics write_json filled changed note note_of note_steps forget_steps averaged".split())
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
+TEMPLATES = ROOT / "runs" / ".templates"
 UNDECIDED = (*HEARD, "device", "attention", "compile", "compute_dtype")
 
 STAND_INS = """
@@ -160,22 +171,41 @@ upper values version vocab_size weight where windows write zero_grad
 )
 
 
-def stand_ins(resolved: Resolved) -> str:
-    """Definitions that take the place of the bundle's own of the same names."""
+@dataclasses.dataclass
+class Blanks:
+    """Values that a template leaves open; `leave(value)` gives what stands for one, a string `@n@`."""
+
+    values: list[Any] = dataclasses.field(default_factory=list[Any])
+
+    def leave(self, value: Any) -> str:
+        self.values.append(value)
+        return f"@{len(self.values) - 1}@"
+
+    def leave_all(self, values: Mapping[str, Any]) -> dict[str, str]:
+        return {name: self.leave(value) for name, value in values.items()}
+
+    def fill(self, template: str) -> str:
+        """The template's text with the values in it."""
+        return re.sub(r"'@(\d+)@'", lambda m: names.without_blanks(repr(self.values[int(m[1])])), template)
+
+
+def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
+    """Definitions that take the place of the bundle's own of the same names; values are left open."""
     known, values = catalog.metadata(), resolved.values
     whole, stored = resolved.identity(), resolved.identity("pack")
     scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
-    passes_of = f"SimpleNamespace(eval_passes={resolved.costs[scorer].eval_passes!r})" if scorer else ""
+    passes_of = resolved.costs[scorer].eval_passes if scorer else 0
+    costs = f"{{{scorer!r}: SimpleNamespace(eval_passes={blanks.leave(passes_of)!r})}}" if scorer else "{}"
     made = ", ".join(f"{n!r}: {known[n].__name__}(own({n + '.'!r}))" for n in resolved.techniques)
     outside = {n: values[n] for n in TRAINER_FIELDS if n not in whole and n not in (*OF_A_PLACE, "resume")}
     return STAND_INS.format(
-        shape=dataclasses.astuple(resolved.config.shape()),
-        planned=dataclasses.astuple(resolved.shape()),
-        costs=f"{{{scorer!r}: {passes_of}}}" if scorer else "{}",
+        shape=tuple(map(blanks.leave, dataclasses.astuple(resolved.config.shape()))),
+        planned=tuple(map(blanks.leave, dataclasses.astuple(resolved.shape()))),
+        costs=costs,
         late=tuple(n for n in whole if n not in stored),
-        literal=dictionary(whole),
+        literal=dictionary(blanks.leave_all(whole)),
         heard=HEARD,
-        quiet=dictionary({**outside, "num_reports": 0}),
+        quiet=dictionary(blanks.leave_all({**outside, "num_reports": 0})),
         made=f"{{{made}}}",
     )
 
@@ -222,24 +252,73 @@ def empty_slots(resolved: Resolved) -> dict[str, None]:
     return {f"{seams}.owner({slot!r})": None for seams in ("seams", "self.seams") for slot in free}
 
 
-def lean_tree(resolved: Resolved) -> ast.Module:
+def decided_by(resolved: Resolved) -> passes.Decided:
+    """What the settings decide."""
+    return passes.Decided(own_settings(resolved), settings_alike(resolved), empty_slots(resolved))
+
+
+def lean_tree(resolved: Resolved, stand_in: str, decided: passes.Decided) -> ast.Module:
     """The program with its names as they are: to be read."""
-    tree = with_stand_ins(passes.bare(ast.parse(bundle(resolved))), stand_ins(resolved))
+    tree = with_stand_ins(passes.bare(ast.parse(bundle(resolved))), stand_in)
     tree = passes.reachable(passes.bare(tree))
     tree = passes.reachable(passes.without(tree, LAB, LAB_CALLS))
-    tree = passes.decided(tree, own_settings(resolved), settings_alike(resolved), empty_slots(resolved))
-    return ast.fix_missing_locations(passes.reachable(passes.short(tree)))
+    tree = passes.reachable(passes.short(passes.decided(tree, decided)))
+    return ast.fix_missing_locations(tree)
 
 
-def lean(resolved: Resolved) -> bytes:
-    """The file that is submitted."""
-    return self_unpacking(names.tight(names.renamed(lean_tree(resolved), FOREIGN)))
+def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
+    """The file that is submitted. `folder`: where templates are kept; None: nowhere."""
+    blanks = Blanks()
+    stand_in, decided = stand_ins(resolved, blanks), decided_by(resolved)
+    kept = Kept(folder, stand_in) if folder else None
+    template = kept.find(decided) if kept else None
+    if template is None:
+        template = names.tight(names.renamed(lean_tree(resolved, stand_in, decided), FOREIGN))
+        if kept:
+            kept.keep(decided, template)
+    return self_unpacking(blanks.fill(template))
 
 
-def export_lean(resolved: Resolved, folder: Path) -> Path:
-    """Writes folder/train_gpt.py. ValueError when there is one already."""
-    check_free(folder)
-    return write(folder, lean(resolved))
+class Kept:
+    """The templates in a folder, of one text of the stand-ins (it names the techniques and every setting).
+    Those of another source are gone."""
+
+    def __init__(self, folder: Path, stand_in: str):
+        self.folder = folder / source_digest()
+        self.key = hashlib.sha256(stand_in.encode()).hexdigest()[:16]
+
+    def find(self, decided: passes.Decided) -> str | None:
+        """The template under which every test comes out as it does now."""
+        for path in sorted(self.folder.glob(f"{self.key}-*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                told = json.loads(path.read_text(encoding="utf-8"))
+                if all(decided.again(owner, test) == outcome for owner, test, outcome in told["tests"]):
+                    return str(told["template"])
+        return None
+
+    def keep(self, decided: passes.Decided, template: str) -> None:
+        """For the next configuration. A folder that cannot be written keeps nothing."""
+        tests = [[owner, test, outcome] for (owner, test), outcome in decided.outcomes.items()]
+        name = f"{self.key}-{hashlib.sha256(repr(tests).encode()).hexdigest()[:8]}.json"
+        with contextlib.suppress(OSError):
+            if not self.folder.is_dir():
+                for old in self.folder.parent.glob("*"):
+                    shutil.rmtree(old, ignore_errors=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
+            beside = self.folder / f".{name}.{os.getpid()}"
+            beside.write_text(json.dumps({"tests": tests, "template": template}), encoding="utf-8")
+            beside.replace(self.folder / name)
+
+
+@functools.cache
+def source_digest() -> str:
+    """Of all that a template is made from: our sources and this Python's way to print one."""
+    rooms = ("bundle", "corpus", "techniques", "trainer")
+    files = [ROOT / "train_gpt.py", *sorted(p for room in rooms for p in (ROOT / room).rglob("*.py"))]
+    hashed = hashlib.sha256(sys.version.encode())
+    for path in files:
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()[:16]
 
 
 def self_unpacking(source: str) -> bytes:

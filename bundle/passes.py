@@ -264,6 +264,7 @@ class Decided(ast.NodeTransformer):
         self, own: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any], texts: Mapping[str, Any]
     ):
         self.own, self.common, self.texts, self.owner = own, common, texts, ""
+        self.outcomes: dict[tuple[str, str], bool | None] = {}  # (class, test) -> what it gives, None: open
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         outer = self.owner
@@ -307,10 +308,18 @@ class Decided(ast.NodeTransformer):
                 raise Undecided
 
     def test(self, node: ast.expr) -> bool | None:
+        """What the settings say of it, None: nothing. It is noted."""
         try:
-            return bool(self.value(node))
+            outcome = bool(self.value(node))
         except Undecided:
-            return None
+            outcome = None
+        self.outcomes[self.owner, ast.unparse(node)] = outcome
+        return outcome
+
+    def again(self, owner: str, test: str) -> bool | None:
+        """What a test that was noted in some class gives under these settings."""
+        self.owner = owner
+        return self.test(ast.parse(test, mode="eval").body)
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
@@ -342,13 +351,10 @@ class Decided(ast.NodeTransformer):
         return node
 
 
-def decided(
-    tree: ast.Module,
-    own: Mapping[str, Mapping[str, Any]],
-    common: Mapping[str, Any],
-    texts: Mapping[str, Any],
-) -> ast.Module:
-    return tidied(Decided(own, common, texts).visit(tree))
+def decided(tree: ast.Module, pass_over: Decided) -> ast.Module:
+    pass_over.visit(tree)
+    tidied(tree)
+    return tree
 
 
 # ---- what nothing reaches --------------------------------------------------------------------------------
