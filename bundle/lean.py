@@ -21,13 +21,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundle import names, passes
-from bundle.inline import DEFINITIONS
-from bundle.one_file import OF_A_PLACE, ROOT, bundle, dictionary
+from bundle.inline import DEFINITIONS, Piece, import_lines, piece_of, program, reached
+from bundle.one_file import CATALOG, OF_A_PLACE, ROOT, check_free, dictionary, write
 from techniques import catalog
 from techniques.base import SLOTS, claims
 from techniques.config import TRAINER_FIELDS, Resolved
@@ -210,25 +211,43 @@ def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
     )
 
 
-class WithoutOurImports(ast.NodeTransformer):
-    """What the bundle has in its own text is not imported."""
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        return ast.Pass() if node.module == "__future__" else node
+def statements(tree: ast.Module) -> list[ast.stmt]:
+    """Those of the tree, less what only a reader or the lab needs."""
+    return ast.fix_missing_locations(passes.without(passes.bare(tree), LAB, LAB_CALLS)).body
 
 
-def with_stand_ins(tree: ast.Module, text: str) -> ast.Module:
-    """The tree with the text's definitions, and METHODS, in their places."""
-    new = {n.name: n for n in ast.parse(text).body if isinstance(n, DEFINITIONS)}
-    heads = ast.parse(HEAD).body
-    body = [new.pop(getattr(n, "name", ""), n) for n in tree.body if ast.dump(n) not in map(ast.dump, heads)]
+def with_methods(node: ast.stmt, methods: Mapping[str, ast.ClassDef]) -> ast.stmt:
+    """The statement; a class with its methods of METHODS in their places."""
+    if isinstance(node, ast.ClassDef) and node.name in methods:
+        new = {n.name: n for n in methods[node.name].body if isinstance(n, DEFINITIONS)}
+        node.body = [new.pop(getattr(n, "name", ""), n) for n in node.body]
+        assert not new, f"{node.name} no longer has {sorted(new)}"
+    return node
+
+
+def whole_shelf() -> list[Piece]:
+    """Every statement of the trainer and of all techniques, the imports first."""
+    known, files = catalog.metadata(), catalog.technique_files()
+    classes = {name: cls.__name__ for name, cls in known.items()}
+    froms = (f"from techniques.{files[n].parent.name}.{n} import {c}" for n, c in classes.items())
+    catalog_of = CATALOG.format(imports="; ".join(froms), table="")
+    whole = program(ROOT, "train_gpt", replaced={"techniques.catalog": catalog_of})
+    lines = [line for line in import_lines(whole, whole.imports.keys()) if line not in HEAD.splitlines()]
+    methods = {n.name: n for n in ast.parse(METHODS).body if isinstance(n, ast.ClassDef)}
+    nodes = [n for piece in whole.pieces for n in ast.parse(piece.text).body]
+    ours = statements(ast.Module([with_methods(n, methods) for n in nodes], []))
+    return [piece_of(n, {}) for n in (*ast.parse("\n".join([HEAD, *lines])).body, *ours)]
+
+
+def lean_tree(stand_in: str, decided: passes.Decided, shelf: Sequence[Piece]) -> ast.Module:
+    """The program with its names as they are: to be read."""
+    new = {n.name: piece_of(n, {}) for n in statements(ast.parse(stand_in)) if isinstance(n, DEFINITIONS)}
+    pieces = [new.pop("".join(piece.defines), piece) for piece in shelf]
     assert not new, f"the trainer no longer defines {sorted(new)}"
-    for part in ast.parse(METHODS).body:
-        owner = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == getattr(part, "name", ""))
-        methods = {n.name: n for n in getattr(part, "body", []) if isinstance(n, DEFINITIONS)}
-        owner.body = [methods.pop(getattr(n, "name", ""), n) for n in owner.body]
-        assert not methods, f"{owner.name} no longer has {sorted(methods)}"
-    return WithoutOurImports().visit(ast.Module([*heads, *body], []))
+    imports = [p.text for p in pieces if p.text.startswith(("import ", "from "))]
+    tree = ast.parse("\n".join([*imports, *(p.text for p in reached(pieces) if p.text not in imports)]))
+    tree = passes.reachable(passes.short(passes.decided(passes.reachable(tree), decided)))
+    return ast.fix_missing_locations(tree)
 
 
 def settings_alike(resolved: Resolved) -> dict[str, Any]:
@@ -257,15 +276,6 @@ def decided_by(resolved: Resolved) -> passes.Decided:
     return passes.Decided(own_settings(resolved), settings_alike(resolved), empty_slots(resolved))
 
 
-def lean_tree(resolved: Resolved, stand_in: str, decided: passes.Decided) -> ast.Module:
-    """The program with its names as they are: to be read."""
-    tree = with_stand_ins(passes.bare(ast.parse(bundle(resolved))), stand_in)
-    tree = passes.reachable(passes.bare(tree))
-    tree = passes.reachable(passes.without(tree, LAB, LAB_CALLS))
-    tree = passes.reachable(passes.short(passes.decided(tree, decided)))
-    return ast.fix_missing_locations(tree)
-
-
 def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
     """The file that is submitted. `folder`: where templates are kept; None: nowhere."""
     blanks = Blanks()
@@ -273,41 +283,66 @@ def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
     kept = Kept(folder, stand_in) if folder else None
     template = kept.find(decided) if kept else None
     if template is None:
-        template = names.tight(names.renamed(lean_tree(resolved, stand_in, decided), FOREIGN))
+        shelf = kept.shelf() if kept else whole_shelf()
+        template = names.tight(names.renamed(lean_tree(stand_in, decided, shelf), FOREIGN))
         if kept:
             kept.keep(decided, template)
     return self_unpacking(blanks.fill(template))
 
 
+def export_lean(resolved: Resolved, folder: Path) -> Path:
+    """Writes folder/train_gpt.py. ValueError when there is one already."""
+    check_free(folder)
+    return write(folder, lean(resolved))
+
+
 class Kept:
-    """The templates in a folder, of one text of the stand-ins (it names the techniques and every setting).
-    Those of another source are gone."""
+    """What is kept in a folder: the shelf, and the templates of one text of the stand-ins (it names the
+    techniques and every setting). What was made from other sources is gone."""
 
     def __init__(self, folder: Path, stand_in: str):
         self.folder = folder / source_digest()
         self.key = hashlib.sha256(stand_in.encode()).hexdigest()[:16]
 
-    def find(self, decided: passes.Decided) -> str | None:
-        """The template under which every test comes out as it does now."""
-        for path in sorted(self.folder.glob(f"{self.key}-*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                told = json.loads(path.read_text(encoding="utf-8"))
-                if all(decided.again(owner, test) == outcome for owner, test, outcome in told["tests"]):
-                    return str(told["template"])
-        return None
+    def read(self, path: Path) -> Any:
+        """What is kept there; None when that is nothing whole."""
+        try:
+            return json.loads(zlib.decompress(path.read_bytes()))
+        except (OSError, ValueError, zlib.error):
+            return None
 
-    def keep(self, decided: passes.Decided, template: str) -> None:
-        """For the next configuration. A folder that cannot be written keeps nothing."""
-        tests = [[owner, test, outcome] for (owner, test), outcome in decided.outcomes.items()]
-        name = f"{self.key}-{hashlib.sha256(repr(tests).encode()).hexdigest()[:8]}.json"
+    def write(self, path: Path, told: Any) -> None:
+        """A folder that cannot be written keeps nothing."""
         with contextlib.suppress(OSError):
             if not self.folder.is_dir():
                 for old in self.folder.parent.glob("*"):
                     shutil.rmtree(old, ignore_errors=True)
                 self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self.folder / f".{name}.{os.getpid()}"
-            beside.write_text(json.dumps({"tests": tests, "template": template}), encoding="utf-8")
-            beside.replace(self.folder / name)
+            beside = path.with_suffix(f".{os.getpid()}")
+            beside.write_bytes(zlib.compress(json.dumps(told).encode(), 1))
+            beside.replace(path)
+
+    def shelf(self) -> list[Piece]:
+        path = self.folder / "shelf"
+        told = self.read(path)
+        if told is not None:
+            return [Piece(text, frozenset(defines), frozenset(uses)) for text, defines, uses in told]
+        pieces = whole_shelf()
+        self.write(path, [[p.text, sorted(p.defines), sorted(p.uses)] for p in pieces])
+        return pieces
+
+    def find(self, decided: passes.Decided) -> str | None:
+        """The template under which every test comes out as it does now."""
+        for path in sorted(self.folder.glob(f"{self.key}-*")):
+            told = self.read(path)
+            if told and all(decided.again(owner, test) == outcome for owner, test, outcome in told["tests"]):
+                return str(told["template"])
+        return None
+
+    def keep(self, decided: passes.Decided, template: str) -> None:
+        tests = [[owner, test, outcome] for (owner, test), outcome in decided.outcomes.items()]
+        name = f"{self.key}-{hashlib.sha256(repr(tests).encode()).hexdigest()[:8]}"
+        self.write(self.folder / name, {"tests": tests, "template": template})
 
 
 @functools.cache

@@ -139,7 +139,9 @@ class Bare(ast.NodeTransformer):
 
 
 def bare(tree: ast.Module) -> ast.Module:
-    return tidied(Bare().visit(tree))
+    Bare().visit(tree)
+    tidied(tree)
+    return tree
 
 
 class Short(ast.NodeTransformer):
@@ -154,7 +156,8 @@ class Short(ast.NodeTransformer):
 
 
 def short(tree: ast.Module) -> ast.Module:
-    return Short().visit(tree)
+    Short().visit(tree)
+    return tree
 
 
 # ---- what only the lab needs -----------------------------------------------------------------------------
@@ -235,7 +238,9 @@ class Without(ast.NodeTransformer):
 
 
 def without(tree: ast.Module, receivers: Set[str], calls: Set[str]) -> ast.Module:
-    return tidied(Without(receivers, calls).visit(tree))
+    Without(receivers, calls).visit(tree)
+    tidied(tree)
+    return tree
 
 
 # ---- what settings decide --------------------------------------------------------------------------------
@@ -558,4 +563,5 @@ def reachable(tree: ast.Module) -> ast.Module:
                 tree.body[i] = tidied(unread.visit(node))
                 fresh |= {tree.body[i]} if unread.changed else set()
         if not fresh and not lost:
-            return tidied(tree)
+            tidied(tree)
+            return tree

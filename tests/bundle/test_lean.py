@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bundle import names
-from bundle.lean import FOREIGN, lean, lean_tree
+from bundle.lean import FOREIGN, Blanks, decided_by, lean, lean_tree, stand_ins, whole_shelf
 from bundle.one_file import resolve_source
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
@@ -70,7 +70,8 @@ def test_bytes(preset: str) -> None:
 
 
 def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:
-    tree = lean_tree(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"}))
+    resolved = resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"})
+    tree = lean_tree(stand_ins(resolved, Blanks()), decided_by(resolved), whole_shelf())
     found = names.names_of(tree)
     assert {"Xsa", "Trainer", "Muon"} <= found.bound
     lab = {"audit", "ledger", "Ledger", "verify_bytes", "from_environment", "help_text"}
