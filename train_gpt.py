@@ -52,6 +52,7 @@ from techniques.settings import help_text, settings_from
 from trainer.artifact import Packed, RoundToNearest, ZlibCodec, pack, round_to_nearest, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
+from trainer.machine import source_files
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
@@ -816,10 +817,14 @@ class Export:
     hessians: Mapping[str, Tensor]  # mean XᵀX of the inputs, where a quantiser collected them
     seams: Seams
 
+    @functools.cached_property
+    def code_bytes(self) -> int:
+        return len(submitted_script(self.seams.resolved))
+
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
         artifact = pack(packed, self.seams.resolved.identity("pack"), self.seams.codec())
-        return len(artifact) + sum(len(p.read_bytes()) for p in source_files(self.seams.resolved))
+        return len(artifact) + self.code_bytes
 
     def note(self, **facts: Any) -> None:
         """Figures of the technique that corrects."""
@@ -887,15 +892,11 @@ def quantize(
     return packed, {"calibrate_s": timed_s, "quantized_elements": elements}
 
 
-def source_files(resolved: Resolved) -> list[Path]:
-    """The files whose code this run executes: every loaded module of the trainer, less the techniques that
-    are off. It is what the challenge counts as code, until a bundle makes them one file."""
-    rooms = ("trainer", "techniques", "corpus")
-    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
-    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
-    ours = {p for p in loaded if p.is_relative_to(ROOT)}
-    off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
-    return sorted((ours - off) | {ROOT / "train_gpt.py"})
+def submitted_script(resolved: Resolved) -> bytes:
+    """The one file that `search.py export` writes: what the challenge counts as code (bundle/lean.py)."""
+    from bundle.lean import lean
+
+    return lean(resolved)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1196,8 +1197,8 @@ class Run:
         return artifact
 
     def weigh(self, artifact: bytes) -> None:
-        """Bytes of the model and of the code that runs now (a scorer's code is none of the pack stage's)."""
-        code_bytes = sum(len(text.encode()) for text in self.code.values())
+        """Bytes of the submission: the packed model and the script that trains and scores it."""
+        code_bytes = len(submitted_script(self.resolved))
         self.result |= {
             "artifact_bytes": len(artifact) + code_bytes,
             "model_bytes": len(artifact),

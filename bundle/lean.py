@@ -28,7 +28,7 @@ from typing import Any
 
 from bundle import names, passes
 from bundle.inline import DEFINITIONS, Piece, import_lines, piece_of, program, reached
-from bundle.one_file import CATALOG, OF_A_PLACE, ROOT, check_free, dictionary, write
+from bundle.one_file import CATALOG, OF_A_PLACE, ROOT, SCRIPT, check_free, dictionary, write
 from techniques import catalog
 from techniques.base import SLOTS, claims
 from techniques.config import TRAINER_FIELDS, Resolved
@@ -231,7 +231,7 @@ def whole_shelf() -> list[Piece]:
     classes = {name: cls.__name__ for name, cls in known.items()}
     froms = (f"from techniques.{files[n].parent.name}.{n} import {c}" for n, c in classes.items())
     catalog_of = CATALOG.format(imports="; ".join(froms), table="")
-    whole = program(ROOT, "train_gpt", replaced={"techniques.catalog": catalog_of})
+    whole = program(ROOT, "train_gpt", replaced={"techniques.catalog": catalog_of, "train_gpt": SCRIPT})
     lines = [line for line in import_lines(whole, whole.imports.keys()) if line not in HEAD.splitlines()]
     methods = {n.name: n for n in ast.parse(METHODS).body if isinstance(n, ast.ClassDef)}
     nodes = [n for piece in whole.pieces for n in ast.parse(piece.text).body]

@@ -25,7 +25,7 @@ FILE = "train_gpt.py"
 OF_A_PLACE = ("out_dir", "run_id")  # settings of one run on one machine, no part of a configuration
 
 # What a single file answers otherwise than the project: which techniques there are, where settings come from,
-# which files are the code.
+# which files are the code, what is submitted.
 CATALOG = '''
 def metadata() -> dict[str, type[Technique]]:
     """name -> Technique class: those that this file was made with."""
@@ -57,10 +57,15 @@ def settings_from(
     }}
     return resolve(layers, known)
 '''
-TRAINER = '''
+SOURCES = '''
 def source_files(resolved: Resolved) -> list[Path]:
     """This file: all the code that there is."""
     return [Path(__file__).resolve()]
+'''
+SCRIPT = '''
+def submitted_script(resolved: Resolved) -> bytes:
+    """This file."""
+    return Path(__file__).read_bytes()
 '''
 UNPACK = (
     "import base64,linecache,lzma\n"
@@ -100,7 +105,8 @@ def bundle(resolved: Resolved) -> str:
         "techniques.settings": SETTINGS.format(
             literal=dictionary(literal_of(resolved)), elsewhere=repr(" ".join(sorted(elsewhere)))
         ),
-        "train_gpt": TRAINER,
+        "trainer.machine": SOURCES,
+        "train_gpt": SCRIPT,
     }
     return inline(ROOT, "train_gpt", replaced=replaced)
 

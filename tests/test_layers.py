@@ -93,6 +93,10 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "every command knows its study's trainer, only a worker's start reads the script: 0.01 s of CPU",
         ("search.trainers.foreign.scan",),
     ),
+    "train_gpt": (
+        "a file made by the bundle holds no bundler, and it loads once the model is packed",
+        ("bundle.lean",),
+    ),
     "corpus.__main__": (
         "each command loads its own part, `--help` none",
         ("corpus.build", "corpus.download", "corpus.embedded"),

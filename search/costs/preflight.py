@@ -3,7 +3,8 @@ admitted.
 
 Bytes and seconds are the bills of search/costs/bills.py under the factors that finished trials taught
 (search/costs/factors.py); seconds are learnt for each machine apart. Every prediction has a bound that holds
-with probability BOUND: doubt of the factors, what they do not explain, and seeds. The code's bytes are known.
+with probability BOUND: doubt of the factors, what they do not explain, and seeds. The submitted script's
+bytes are expected by its techniques (bundle/sizes.py) until a trial with the same ones told them.
 
 A configuration is turned away when a limit lies below its prediction moved by the noise that no trial can
 lower: for bytes up to the bound (a byte too many voids a run; 1 % of spread costs little), for seconds not
@@ -18,17 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
+from bundle.sizes import expected_bytes
 from search.common.attributes import PREFLIGHT
-from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.factors import Bill, CostModel, Estimate
 from search.study.limits import LIMITS
 from search.study.model import Study
 from search.trainers.trainer import Trainer
-from techniques import catalog
 from techniques.config import Resolved
 
 BOUND = 0.975  # probability that a measurement stays below its bound
@@ -86,13 +85,12 @@ class Preflight:
     """Predicts and admits; one a worker, taught by `learn` with the trials that finish anywhere. `hardware`:
     the machine that the next trial runs on."""
 
-    def __init__(self, study: Study, *, root: Path = ROOT, hardware: str = ""):
-        self.study, self.root, self.hardware = study, root, hardware
+    def __init__(self, study: Study, *, hardware: str = ""):
+        self.study, self.hardware = study, hardware
         self.model_bytes = costs.byte_model()
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
-        self._file_sizes: dict[str, int] = {}
         self._learnt: set[tuple[str, Any]] = set()
 
     # -- what it says
@@ -207,24 +205,9 @@ class Preflight:
         return model.estimate(self._told_by(bill)) if enough else None
 
     def code_bytes(self, resolved: Resolved) -> int:
-        """Bytes of code that the artifact counts: told by a like result, else those of the files."""
-        names = tuple(sorted(resolved.techniques))
-        if names in self._known_code:
-            return self._known_code[names]
-        if not self._file_sizes:
-            self._file_sizes = self._measure_files()
-        sizes = self._file_sizes
-        own = sizes[""] + sum(sizes.get(name, 0) for name in names)
-        if not self._known_code:
-            return own
-        known, told = next(iter(self._known_code.items()))
-        return max(0, own + told - sizes[""] - sum(sizes.get(name, 0) for name in known))
-
-    def _measure_files(self) -> dict[str, int]:
-        """technique -> bytes of its file; "" -> bytes of what every run executes."""
-        shared = catalog.shared_files(self.root)
-        sizes = {name: path.stat().st_size for name, path in catalog.technique_files().items()}
-        return {**sizes, "": sum(path.stat().st_size for path in shared if path.is_file())}
+        """Bytes of the submitted script: told by a result with the same techniques, else expected."""
+        known = self._known_code.get(tuple(sorted(resolved.techniques)))
+        return expected_bytes(resolved.techniques) if known is None else known
 
 
 def admitted_at(estimate: Estimate, what: str) -> float:

@@ -147,7 +147,8 @@ class NativeTrainer:
     def code_files(self) -> list[Path]:
         if self.script is not None:
             return [self.script]
-        return sorted({*catalog.shared_files(ROOT), *catalog.technique_files().values()})
+        shared = {*catalog.shared_files(ROOT), *ROOT.glob("bundle/*.py")}
+        return sorted(shared | {*catalog.technique_files().values()})
 
     def hidden(self) -> set[str]:
         return environment_names(catalog.metadata(), os.environ)
