@@ -250,10 +250,20 @@ def lean_tree(stand_in: str, decided: passes.Decided, shelf: Sequence[Piece]) ->
     return ast.fix_missing_locations(tree)
 
 
-def settings_alike(resolved: Resolved) -> dict[str, Any]:
-    """Settings on which the trainer's and every technique's agree that have one of the name."""
+def other_fields(shelf: Sequence[Piece]) -> set[str]:
+    """Fields of records beside the settings and Shape, which holds the settings' own values: what is called
+    `config` somewhere may be one of them (awq_lite solves under settings of its own)."""
+    nodes = [n for piece in shelf if piece.text.startswith("@dataclass") for n in ast.parse(piece.text).body]
+    records = [n for n in nodes if isinstance(n, ast.ClassDef) and n.name not in ("Config", "Shape")]
+    fields = [n.target for record in records for n in record.body if isinstance(n, ast.AnnAssign)]
+    return {n.id for n in fields if isinstance(n, ast.Name)}
+
+
+def settings_alike(resolved: Resolved, shelf: Sequence[Piece]) -> dict[str, Any]:
+    """Settings on which the trainer's, every technique's and all other records agree that have one of the
+    name."""
     found: dict[str, Any] = {n: resolved.values[n] for n in TRAINER_FIELDS} | {"num_reports": 0}
-    clash = {*UNDECIDED, *OF_A_PLACE}
+    clash = {*UNDECIDED, *OF_A_PLACE, *other_fields(shelf)}
     for own in own_settings(resolved).values():
         clash |= {n for n, value in own.items() if found.setdefault(n, value) != value}
     return {n: value for n, value in found.items() if n not in clash}
@@ -271,19 +281,20 @@ def empty_slots(resolved: Resolved) -> dict[str, None]:
     return {f"{seams}.owner({slot!r})": None for seams in ("seams", "self.seams") for slot in free}
 
 
-def decided_by(resolved: Resolved) -> passes.Decided:
+def decided_by(resolved: Resolved, shelf: Sequence[Piece]) -> passes.Decided:
     """What the settings decide."""
-    return passes.Decided(own_settings(resolved), settings_alike(resolved), empty_slots(resolved))
+    return passes.Decided(own_settings(resolved), settings_alike(resolved, shelf), empty_slots(resolved))
 
 
 def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
     """The file that is submitted. `folder`: where templates are kept; None: nowhere."""
     blanks = Blanks()
-    stand_in, decided = stand_ins(resolved, blanks), decided_by(resolved)
+    stand_in = stand_ins(resolved, blanks)
     kept = Kept(folder, stand_in) if folder else None
+    shelf = kept.shelf() if kept else whole_shelf()
+    decided = decided_by(resolved, shelf)
     template = kept.find(decided) if kept else None
     if template is None:
-        shelf = kept.shelf() if kept else whole_shelf()
         template = names.tight(names.renamed(lean_tree(stand_in, decided, shelf), FOREIGN))
         if kept:
             kept.keep(decided, template)

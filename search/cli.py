@@ -242,12 +242,13 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="script: one self-contained train_gpt.py. lean: the smallest that trains, packs and scores "
-            "it; of the environment it hears DATA_PATH, TOKENIZER_PATH and SEED."
+            help="lean: what is submitted and what a study counts, the smallest file that trains, packs and "
+            "scores it; of the environment it hears DATA_PATH, TOKENIZER_PATH and SEED. script: one to read "
+            "and to change, with every setting on its command line."
         ),
-    ] = "script",
+    ] = "lean",
     compressed: Annotated[
-        bool, typer.Option("--compressed", help="Two lines that unpack themselves.")
+        bool, typer.Option("--compressed", help="Of a script: two lines that unpack it.")
     ] = False,
     study: StudyOption = None,
     storage: StorageOption = None,
