@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
+from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
 from search.report.rows import Row, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
 from search.study.limits import LIMITS, Limit
@@ -20,6 +20,7 @@ NOISE = (
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
 WIDE = 120  # columns that the table with its techniques needs
+UNBUNDLED = 100_000  # bytes of code: no script that is submitted has as many
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
 
 
@@ -82,6 +83,17 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     return text + "."
 
 
+def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
+    """What a study of an earlier version counted as code; "" for one that counts what is submitted."""
+    old = [int(n) for t in trials if (n := t.user_attrs.get(CODE_BYTES) or 0) > UNBUNDLED]
+    if not (session.trainer.built_in and old):
+        return ""
+    return (
+        f"The bytes of {len(old)} trials were counted otherwise: all source files as they lie, {min(old):,} bytes "
+        "and more, where the script that is submitted takes 15,000 to 40,000. A new study counts that."
+    )
+
+
 def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
@@ -98,7 +110,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
-    for line in (against_baseline(session, good), reuse):
+    for line in (against_baseline(session, good), reuse, old_bytes(session, trials)):
         if line:
             console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:

@@ -130,3 +130,12 @@ def test_trials_too_quick_to_be_seen_running_are_told_at_the_end() -> None:
         progress.look(now=True)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("3 of 3 trials done") == 1
+
+
+@pytest.mark.parametrize("show", [print_status, print_leaderboard])
+def test_a_study_of_an_earlier_version_says_how_its_bytes_were_counted(session: Session, show: Any) -> None:
+    assert "counted otherwise" not in printed(show, session)
+    session.optuna_study.add_trial(trial_of(2.2, code_bytes=18_000))
+    assert "counted otherwise" not in printed(show, session)
+    session.optuna_study.add_trial(trial_of(2.2, code_bytes=291_000))
+    assert "The bytes of 1 trials were counted otherwise" in printed(show, session)
