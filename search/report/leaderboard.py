@@ -89,8 +89,8 @@ def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
     if not (session.trainer.built_in and old):
         return ""
     return (
-        f"The bytes of {len(old)} trials were counted otherwise: all source files as they lie, {min(old):,} bytes "
-        "and more, where the script that is submitted takes 15,000 to 40,000. A new study counts that."
+        f"The bytes of {len(old)} trials were counted otherwise: all source files as they lie, {min(old):,} "
+        "bytes and more, where the script that is submitted takes 15,000 to 40,000. A new study counts that."
     )
 
 
