@@ -12,8 +12,6 @@ from pathlib import Path
 from search.common.paths import ROOT
 
 SAMPLERS = ("structured", "tpe", "gp", "random")  # kinds, for --sampler and `[sampler] kind`
-
-
 ENVIRONMENT = "CADDIE_STORAGE"
 
 

@@ -1,14 +1,11 @@
-"""CostModel: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise, the factors learnt from finished
-trials.
+"""CostModel: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise; the factors are learnt.
 
-A bill says what a run should cost as the sum of its parts: an exact amount each (bits of a kind of tensor,
-FLOPs of a kind of work), and the names of the factors that correct it. Factors that all parts share stand in
-`common`. Every factor's logarithm has a normal prior of mean 0, so that no trial means no correction and few
-trials mean a small one. The posterior's mode comes from a few Gauss-Newton steps, with the weights of a
-Student likelihood (4 degrees of freedom): one stalled trial does not move the rest.
-
-The doubt of an estimate is the posterior's, plus the prior's for factors never seen; its spread is what
-remains between the fit and the measurements, never less than what two seeds of one configuration differ by.
+A part of a bill is an exact amount (bits of a kind of tensor, FLOPs of a kind of work) and the names of the
+factors that correct it. Every factor's logarithm has a normal prior of mean 0: no trial means no correction,
+few mean a small one. The posterior's mode comes from a few Gauss-Newton steps under a Student likelihood (4
+degrees of freedom): one stalled trial does not move the rest. The doubt of an estimate is the posterior's,
+plus the prior's for factors never seen; its spread is what remains between the fit and the measurements,
+never less than what two seeds of one configuration differ by.
 """
 
 from __future__ import annotations
@@ -57,8 +54,8 @@ class Bill:
 
 @functools.cache
 def student_quantile(dof: float, probability: float) -> float:
-    """Quantile of Student's t; of the normal, which it has become, from ten million degrees on: a study that
-    has learned nothing yet starts without SciPy, whose import takes half a second."""
+    """Quantile of Student's t; of the normal from MANY degrees on: so a study that has learned nothing yet
+    starts without SciPy, whose import takes half a second."""
     if dof >= MANY:
         return NormalDist().inv_cdf(probability)
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
@@ -111,8 +108,7 @@ class _Rows:
             own[row.common] = row.exponents
 
     def totals(self, theta: Array) -> tuple[Array, Array]:
-        """(log total of each trial, its gradient [trials, factors]). Most exponents are 0: sums go over the
-        others."""
+        """(log total of each trial, its gradient [trials, factors]); zero exponents are left out."""
         corrections = np.bincount(self.parts, self.values * theta[self.columns], len(self.logs))
         parts = np.exp(self.logs + corrections)
         totals = np.add.reduceat(parts, self.starts)
@@ -204,9 +200,7 @@ class CostModel:
         return sum((w * self.prior_sd(n)) ** 2 for n, w in weight.items() if not n.startswith("log "))
 
     def _flat(self, bill: Bill) -> _Row:
-        parts: list[int] = []
-        columns: list[int] = []
-        values: list[float] = []
+        parts, columns, values = list[int](), list[int](), list[float]()
         shared = {n: e - self.centre[n] for n, e in bill.common.items() if n in self.columns}
         for i, part in enumerate(bill.parts):
             for name, exponent in part.factors.items():
@@ -237,7 +231,8 @@ class CostModel:
         if not known:
             return _Fit(np.zeros(width), np.linalg.inv(precision), self.prior_spread, PRIOR_TRIALS)
         rows, spread, dof = _Rows(known, width), self.prior_spread, PRIOR_TRIALS
-        theta, weights, covariance = self._start(width), np.ones(len(known)), precision
+        theta = np.pad(self._last, (0, width - len(self._last)))  # new factors at their prior's mean
+        weights, covariance = np.ones(len(known)), precision
         logs, gradient = rows.totals(theta)
         for step in range(STEPS):
             weighted = gradient.T * (weights / spread**2)
@@ -254,9 +249,3 @@ class CostModel:
             weights = np.minimum(1.0, (STUDENT + 1.0) / (STUDENT + (residuals / spread) ** 2))
         self._last = theta
         return _Fit(theta, covariance, spread, dof)
-
-    def _start(self, width: int) -> Array:
-        """The last fit, new factors at their prior's mean."""
-        theta = np.zeros(width)
-        theta[: len(self._last)] = self._last
-        return theta

@@ -1,5 +1,4 @@
-"""Preflight: what a configuration will cost, before a second is spent on it, and whether it can be
-admitted.
+"""Preflight: what a configuration will cost, before a second is spent on it, and whether it is admitted.
 
 Bytes and seconds are the bills of search/costs/bills.py under the factors that finished trials taught
 (search/costs/factors.py); seconds are learnt for each machine apart. Every prediction has a bound that holds
@@ -9,8 +8,6 @@ A configuration is turned away when a limit lies below its prediction moved by t
 lower: for bytes up to the bound (a byte too many voids a run; 1 % of spread costs little), for seconds not
 at all (another program on the machine moves them by a tenth, and half of the space would be lost). Doubt
 beyond the noise counts for the configuration: what was never tried is tried once.
-
-Pair: a prediction and what came of it; errors_of(attrs): measured / predicted − 1 of each limit.
 """
 
 from __future__ import annotations
@@ -32,9 +29,7 @@ from techniques import catalog
 from techniques.config import Resolved
 
 BOUND = 0.975  # probability that a measurement stays below its bound
-OWN = (
-    3  # trials of this study before seconds carried over from others turn anything away: one may have stalled
-)
+OWN = 3  # own trials before seconds carried over from others turn anything away: one may have stalled
 ADMITTED = {"bytes": BOUND, "train": 0.5, "eval": 0.5}  # noise that a configuration must leave room for
 
 
@@ -57,22 +52,11 @@ class Costs(Protocol):
 
     @property
     def study(self) -> Study: ...
-
-    def predict(self, resolved: Any) -> Prediction | None:
-        """None where nothing is known of costs."""
-        ...
-
-    def rejection(self, resolved: Any) -> str | None:
-        """Why a run is not worth a trial, `what: facts`; None when it is."""
-        ...
-
-    def learn(self, results: Iterable[tuple[Any, Mapping[str, Any]]], *, study: str = "") -> None:
-        """From finished trials; `study` names another study that they come from."""
-        ...
-
-    def forget_carried(self) -> bool:
-        """Drops what other studies taught; False when there is nothing of it."""
-        ...
+    def predict(self, resolved: Any) -> Prediction | None: ...  # None where nothing is known of costs
+    def rejection(self, resolved: Any) -> str | None: ...  # `what: facts`; None when it is worth a trial
+    # from finished trials; `study` names another study that they come from
+    def learn(self, results: Iterable[tuple[Any, Mapping[str, Any]]], *, study: str = "") -> None: ...
+    def forget_carried(self) -> bool: ...  # drops what other studies taught; False: there was nothing
 
 
 class Seconds:
@@ -92,10 +76,10 @@ class Preflight:
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
-        self._file_sizes: dict[str, int] = {}
+        self._file_sizes: dict[
+            str, int
+        ] = {}  # technique -> bytes of its file; "": of what every run executes
         self._learnt: set[tuple[str, Any]] = set()
-
-    # -- what it says
 
     def predict(self, resolved: Resolved) -> Prediction:
         """The cost of a configuration, seconds only once a trial has finished on this machine."""
@@ -159,24 +143,19 @@ class Preflight:
 
     def _learn_seconds(self, resolved: Resolved, result: Mapping[str, Any], study: str) -> None:
         machine = self.machines.setdefault(str(result.get("hardware") or self.hardware), Seconds())
-        carried = bool(study)
-        if seconds := _positive(result, "eval_seconds"):
-            machine.evaluate.add(self._told_by(costs.eval_bill(resolved), study), seconds, carried=carried)
+
+        def add(model: CostModel, bill: Bill | None, seconds: float) -> None:
+            if bill and seconds:
+                model.add(self._told_by(bill, study), seconds, carried=bool(study))
+
+        add(machine.evaluate, costs.eval_bill(resolved), _positive(result, "eval_seconds"))
         steps = _positive(result, "steps") or float(resolved.config.iterations)
         stages: Mapping[str, Any] = result.get("stage_seconds") or {}
         if trained := _positive(stages, "train"):
-            machine.train.add(
-                self._told_by(costs.steps_bill(resolved, steps), study), trained, carried=carried
-            )
-            calibration, took = costs.calibration_bill(resolved), _positive(stages, "quantize")
-            if calibration and took:
-                machine.train.add(self._told_by(calibration, study), took, carried=carried)
-        elif seconds := _positive(result, "train_seconds"):
-            machine.train.add(
-                self._told_by(costs.train_bill(resolved, steps), study), seconds, carried=carried
-            )
-
-    # -- how it knows
+            add(machine.train, costs.steps_bill(resolved, steps), trained)
+            add(machine.train, costs.calibration_bill(resolved), _positive(stages, "quantize"))
+        else:
+            add(machine.train, costs.train_bill(resolved, steps), _positive(result, "train_seconds"))
 
     def seconds(self) -> Seconds:
         """What is known of this machine."""
@@ -187,9 +166,10 @@ class Preflight:
 
     def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
         config, model = resolved.config, self.seconds().train
-        if not config.max_wallclock_seconds:
+        budget = config.max_wallclock_seconds
+        if not budget:
             return self._known(model, costs.train_bill(resolved, config.iterations), to_judge)
-        budget, calibration = config.max_wallclock_seconds, costs.calibration_bill(resolved)
+        calibration = costs.calibration_bill(resolved)
         more = self._known(model, calibration, to_judge) if calibration else None
         if more is None:  # the budget is the prediction
             return Estimate(math.log(budget), 0.0, 0.0)
@@ -212,19 +192,15 @@ class Preflight:
         if names in self._known_code:
             return self._known_code[names]
         if not self._file_sizes:
-            self._file_sizes = self._measure_files()
+            shared = [path for path in catalog.shared_files(self.root) if path.is_file()]
+            files = {name: path.stat().st_size for name, path in catalog.technique_files().items()}
+            self._file_sizes = {**files, "": sum(path.stat().st_size for path in shared)}
         sizes = self._file_sizes
         own = sizes[""] + sum(sizes.get(name, 0) for name in names)
         if not self._known_code:
             return own
         known, told = next(iter(self._known_code.items()))
         return max(0, own + told - sizes[""] - sum(sizes.get(name, 0) for name in known))
-
-    def _measure_files(self) -> dict[str, int]:
-        """technique -> bytes of its file; "" -> bytes of what every run executes."""
-        shared = catalog.shared_files(self.root)
-        sizes = {name: path.stat().st_size for name, path in catalog.technique_files().items()}
-        return {**sizes, "": sum(path.stat().st_size for path in shared if path.is_file())}
 
 
 def admitted_at(estimate: Estimate, what: str) -> float:
@@ -247,14 +223,9 @@ class NoCosts:
 
     study: Study
 
-    def predict(self, resolved: object) -> None:
-        return None
-
-    def rejection(self, resolved: object) -> None:
-        return None
-
-    def learn(self, results: Iterable[tuple[object, Mapping[str, Any]]], *, study: str = "") -> None:
-        """Nothing to calibrate."""
+    def predict(self, resolved: object) -> None: ...
+    def rejection(self, resolved: object) -> None: ...
+    def learn(self, results: Iterable[tuple[object, Mapping[str, Any]]], *, study: str = "") -> None: ...
 
     def forget_carried(self) -> bool:
         return False

@@ -33,8 +33,6 @@ from search.workers.prepare import worker_command
 
 POLL_S = 0.2
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
-
-
 ENGINES = ("local", "ray", "slurm")
 
 

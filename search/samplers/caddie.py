@@ -16,9 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # pyright: ignore[reportMissingTypeStubs]
 
@@ -36,8 +34,6 @@ from techniques.config import digest
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -124,11 +120,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         return params
 
     def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Only for parameters that the space does not know: uniform."""
         return draw(param_distribution, self._rng)

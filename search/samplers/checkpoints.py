@@ -54,8 +54,6 @@ class StageSpending:
 
 
 # -- before a proposal
-
-
 @dataclass
 class Checkpoint:
     """Weights that some trials were scored from."""
@@ -149,8 +147,6 @@ class StageChooser:
 
 
 # -- after the proposals
-
-
 @dataclass(frozen=True)
 class Stages:
     """The stages of a run, for a sampler that weighs them."""

@@ -118,8 +118,5 @@ def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageC
     )
     settings = preflight.study.sampler
     return StructuredSampler(
-        seed=seed,
-        prior=prior,
-        startup_trials=settings.startup_trials or None,
-        candidates=settings.candidates,
+        seed=seed, prior=prior, startup_trials=settings.startup_trials or None, candidates=settings.candidates
     )

@@ -52,8 +52,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 BATCH = 4  # proposals at once, after the first of a trial was rejected
-
-
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 MODELLED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -25,8 +25,6 @@ OFF_CODE = 0
 ON_CODE = 1
 Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE_CODE
 Conditions = dict[str, Condition]  # parameter -> what must hold, all of it, for it to mean something
-
-
 TRAINED = "average"  # the stage whose result a checkpoint is
 
 

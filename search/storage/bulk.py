@@ -31,8 +31,6 @@ from search.storage import sql
 
 MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
-
-
 Columns = tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]
 PARAMS = """
 select param_name, distribution_json, array_agg(param_id), array_agg(trial_id), array_agg(param_value)
@@ -53,11 +51,7 @@ class Batch:
         if self.params:
             rest = [distribution_to_json(d) for _, d in self.params.values()]
             _write(
-                connection,
-                sql.WRITE_PARAMS,
-                trial_id,
-                {n: v for n, (v, _) in self.params.items()},
-                rest=rest,
+                connection, sql.WRITE_PARAMS, trial_id, {n: v for n, (v, _) in self.params.items()}, rest=rest
             )
         for kind, attributes in (("user", self.user), ("system", self.system)):
             if attributes:

@@ -53,8 +53,6 @@ REPEATED = (
     "get_all_trials _get_trials record_heartbeat _get_stale_trial_ids"
 ).split()
 KEPT_ON_RETRY = (FIXED_PARAMS, "grid_id", "search_space")  # they belong to the configuration
-
-
 DRIVER = "postgresql+psycopg2"
 SUPPORTED = "postgresql://user:password@host:5432/database"
 VARIABLE = "CADDIE_TIMING"

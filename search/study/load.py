@@ -50,11 +50,7 @@ from techniques.config import TRAINER_FIELDS, Config, flatten, known_field, read
 
 NAME = re.compile(r"\w[\w.+-]*")
 TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
-
-
 Table = TypeVar("Table")
-
-
 FREE, ON, OFF = "free", "on", "off"
 BASELINE = "baseline"  # the choice of a slot that no technique fills
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
@@ -286,11 +282,7 @@ def excludes(a: str, b: str, known: Mapping[str, type[Technique]]) -> str:
 
 
 def settle_gates(
-    asked: Mapping[str, str],
-    known: Mapping[str, type[Technique]],
-    *,
-    base: Mapping[str, Any],
-    track: str,
+    asked: Mapping[str, str], known: Mapping[str, type[Technique]], *, base: Mapping[str, Any], track: str
 ) -> Gates:
     """Every technique's state. A technique that the study names must be able to take the state it was given
     (ValueError otherwise); one that only `others` frees is off, with the reason kept, where it cannot."""

@@ -53,8 +53,6 @@ PASSPORT_FIELDS = (
 )
 FILES = ("config.json", "result.json", "train.tail.log")
 TAIL_BYTES = 16_384  # train.log begins with the code that ran; its end is what is read
-
-
 CURVE_SIZE = (640, 320)  # pixels
 
 

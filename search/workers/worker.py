@@ -42,12 +42,7 @@ from search.storage.patient import MAX_RETRY
 from search.study.limits import set_all, violations
 from search.study.load import find_study
 from search.trainers.files import Record, changed
-from search.trainers.process import (
-    DiskTrouble,
-    Outcome,
-    TrainerCrashed,
-    run_trainer,
-)
+from search.trainers.process import DiskTrouble, Outcome, TrainerCrashed, run_trainer
 from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly

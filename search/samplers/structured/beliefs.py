@@ -219,7 +219,6 @@ class Beliefs:
         self._stack_constraints()
 
     # -- what rows are worth
-
     def excess(self, columns: Array, margin: float = 0.0) -> Array:
         """By how much the constraints, tightened by `margin`, are expected to be broken; in sds of each over
         the trials. [n]"""

@@ -14,10 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from search.common.numeric import place, value_at
 from search.space.space import INACTIVE_CODE, Conditions

@@ -115,18 +115,13 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return dict(self.propose())
 
     def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Uniform: a parameter that no trial had so far."""
         rows = Rows({param_name: param_distribution}, {})
         return rows.decode(rows.uniform(self._rng, 1)[0])[param_name]
 
     # -- proposals
-
     def begin(
         self,
         study: optuna.Study,
@@ -211,7 +206,6 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return self._beliefs.rows.keep_active(params)
 
     # -- the search over one draw
-
     def _best_of_a_draw(self, beliefs: Beliefs) -> Array:
         mean, draw, share = beliefs.objective.mean, beliefs.objective.model.draw(self._rng), self.boldness
         assert mean is not None

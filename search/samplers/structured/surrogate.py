@@ -173,7 +173,6 @@ class Surrogate:
         self.extra = (noise_sd / self.scale) ** 2
 
     # -- the kernel
-
     def _scales(self, hyper: Hyper) -> tuple[Array, Array]:
         """Prior variances of the main columns [m] and of the factors of pairs [factors]."""
         relevance = np.exp(hyper.relevance)[self.basis.owner]
@@ -219,7 +218,6 @@ class Surrogate:
         return float(value), -0.5 * gradient + away / Hyper.widths(count)
 
     # -- what it says
-
     def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
         """A function from the prior, corrected by what the data say otherwise: `wrong` [n] is y less the
         function and a draw of the noise (Matheron's rule)."""

@@ -199,7 +199,6 @@ class LogReader:
         return reports
 
     # -- at the end
-
     def score(self) -> tuple[str, Score]:
         """(label, its lines) of the score by the rule. Raises LogError that lists what was printed."""
         label = self._label()
