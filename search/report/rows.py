@@ -11,16 +11,7 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.attributes import (
-    FINDINGS,
-    INACTIVE,
-    LEGALITY,
-    OVERHEAD,
-    REJECTIONS,
-    STAGE_REUSE,
-    STEPS,
-    TECHNIQUES,
-)
+from search.common import attributes
 from search.study.limits import LIMITS, feasible, has_failed
 
 
@@ -51,11 +42,11 @@ def row_of(trial: FrozenTrial) -> Row:
             if limit.figure in attrs or not limit.optional
         },
         slack={limit.figure: float(attrs.get(limit.slack, 0.0)) for limit in LIMITS if limit.slack},
-        steps=int(attrs.get(STEPS, 0)),
-        legality=str(attrs.get(LEGALITY, "not known")),
-        techniques=tuple(cast("list[str]", attrs.get(TECHNIQUES, []))),
-        inactive=tuple(cast("dict[str, str]", attrs.get(INACTIVE, {}))),
-        findings=tuple(cast("list[str]", attrs.get(FINDINGS, []))),
+        steps=int(attrs.get(attributes.STEPS, 0)),
+        legality=str(attrs.get(attributes.LEGALITY, "not known")),
+        techniques=tuple(cast("list[str]", attrs.get(attributes.TECHNIQUES, []))),
+        inactive=tuple(cast("dict[str, str]", attrs.get(attributes.INACTIVE, {}))),
+        findings=tuple(cast("list[str]", attrs.get(attributes.FINDINGS, []))),
     )
 
 
@@ -101,7 +92,7 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
     rejected = sum(map(has_failed, given_up))
     good = [t for t in complete if feasible(t)]
     best = min(good, key=lambda t: cast("float", t.value), default=None)
-    drawn = [cast("Mapping[str, int]", t.user_attrs.get(REJECTIONS, {})) for t in trials]
+    drawn = [cast("Mapping[str, int]", t.user_attrs.get(attributes.REJECTIONS, {})) for t in trials]
     return Snapshot(
         target=target,
         complete=len(complete),
@@ -119,7 +110,7 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
 def reuse_of_study(trials: Sequence[FrozenTrial], *, gpus: int = 0) -> str:
     """One line about the stage cache; empty while nothing was reused."""
     facts: list[Mapping[str, Any]] = [
-        t.user_attrs[STAGE_REUSE] for t in trials if STAGE_REUSE in t.user_attrs
+        t.user_attrs[attributes.STAGE_REUSE] for t in trials if attributes.STAGE_REUSE in t.user_attrs
     ]
     reused = [f for f in facts if f["reused"]]
     if not reused:
@@ -144,7 +135,9 @@ def reuse_of_trial(facts: Mapping[str, Any]) -> str:
 
 def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
     """One line: means over trials of what is not the trainer's work; empty while none tells."""
-    shares: list[Mapping[str, float]] = [t.user_attrs[OVERHEAD] for t in trials if OVERHEAD in t.user_attrs]
+    shares: list[Mapping[str, float]] = [
+        t.user_attrs[attributes.OVERHEAD] for t in trials if attributes.OVERHEAD in t.user_attrs
+    ]
     if not shares:
         return ""
     mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}

@@ -32,17 +32,10 @@ class Proposer(Protocol):
 
     weighs_stages: bool  # whether it tells gains, and so weighs new training against finished weights
 
-    def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        """Learn from all trials but the one that is sampled."""
-        ...
-
-    def propose(self) -> Mapping[str, Any]:
-        """Values of parameters, active or not; those that are not in it are drawn uniformly."""
-        ...
-
-    def reseed_rng(self) -> None:
-        """Other random numbers than the parent process's."""
-        ...
+    # learn from all trials but the one that is sampled
+    def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None: ...
+    def propose(self) -> Mapping[str, Any]: ...  # values of some parameters, active or not; others are drawn
+    def reseed_rng(self) -> None: ...  # other random numbers than the parent process's
 
 
 class Uniform:
@@ -51,7 +44,6 @@ class Uniform:
     weighs_stages = False
 
     def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None: ...
-
     def propose(self) -> Mapping[str, Any]:
         return {}
 

@@ -16,17 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from search.common.numeric import distribution
 from search.space import space
 from search.space.foreign import foreign_space
-from search.space.space import (
-    INACTIVE_CODE,
-    OFF_CODE,
-    ON_CODE,
-    Condition,
-    Conditions,
-    Params,
-    Pick,
-    Space,
-    both,
-)
+from search.space.space import Condition, Conditions, Params, Pick, Space, both
 from search.study.load import BASELINE, FREE, ON, excludes
 from search.study.model import Study
 from techniques import catalog
@@ -203,7 +193,7 @@ class NativeSpace:
         for rival in sorted(self.rivals[name]):
             found = both(found, self._not_taken(rival))
             if rival in earlier:
-                found = both(found, {rival: frozenset((INACTIVE_CODE, OFF_CODE))})
+                found = both(found, {rival: frozenset((space.INACTIVE_CODE, space.OFF_CODE))})
         return found
 
     def _read(self, name: str) -> Condition:
@@ -217,7 +207,7 @@ class NativeSpace:
             if name in self.known[technique].overrides:
                 found = both(found, self._not_taken(technique))
                 if technique in self.switches:
-                    found = both(found, {technique: frozenset((INACTIVE_CODE, OFF_CODE))})
+                    found = both(found, {technique: frozenset((space.INACTIVE_CODE, space.OFF_CODE))})
         return found
 
     def _on(self, technique: str) -> Condition:
@@ -227,9 +217,9 @@ class NativeSpace:
             return {}
         if technique in self.switches:
             if not taken:
-                return {technique: frozenset((ON_CODE,))}
+                return {technique: frozenset((space.ON_CODE,))}
             here = {name: codes for name, codes in self._asked(technique).items() if name not in taken}
-            return both(here, {technique: frozenset((INACTIVE_CODE, ON_CODE))})
+            return both(here, {technique: frozenset((space.INACTIVE_CODE, space.ON_CODE))})
         return taken if len(taken) == 1 else {}
 
     def _taken(self, technique: str) -> Condition:

@@ -26,16 +26,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.common.errors import InfrastructureError, Interrupted, TooManyFailures
+from search.storage import patient
 from search.storage.bulk import BatchStorage
-from search.storage.patient import (
-    DATABASE_GONE,
-    LOCK_CLASS,
-    StorageError,
-    is_outage,
-    normalise_url,
-    requeue,
-    side_engine,
-)
+from search.storage.patient import StorageError, is_outage, normalise_url, requeue, side_engine
 
 TIMEOUTS = """
 select set_config('lock_timeout', :wait, true),
@@ -169,7 +162,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
     try:
         with gate.engine.connect() as connection:
             connection.execute(sqlalchemy.text(TIMEOUTS), {"wait": LOCK_WAIT, "frozen": f"{gate.frozen_s}s"})
-            keys = {"c": LOCK_CLASS, "s": gate.study_id}
+            keys = {"c": patient.LOCK_CLASS, "s": gate.study_id}
             connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, :s)"), keys)
             _fail_dead(gate, connection)
             tally = _count(gate, connection)
@@ -184,7 +177,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
             connection.execute(sqlalchemy.text("select 1"))
             connection.commit()  # succeeds only if the lock was ours up to here
             return tally, trial
-    except DATABASE_GONE as error:
+    except patient.DATABASE_GONE as error:
         if not is_outage(error):
             raise
         if getattr(getattr(error, "orig", None), "pgcode", "") == LOCK_NOT_AVAILABLE:

@@ -18,22 +18,7 @@ import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
 
-from search.common.attributes import (
-    CONFIG,
-    CONFIG_HASH,
-    COST_ERRORS,
-    FIGURES,
-    FINDINGS,
-    HARDWARE,
-    INACTIVE,
-    LEGALITY,
-    OUTCOME,
-    PASSPORT,
-    REASON,
-    STAGE_REUSE,
-    STAGE_SECONDS,
-    TECHNIQUES,
-)
+from search.common import attributes
 from search.common.paths import Folders
 from search.costs.preflight import errors_of
 from search.storage.patient import artifact_store
@@ -63,19 +48,19 @@ def worker_name(index: int) -> str:
 
 def started(trial: Trial, *, config: Mapping[str, Any], resolved: Any, legality: str) -> None:
     """What is known before the run, for whoever must clean up behind us too."""
-    trial.set_user_attr(CONFIG, dict(config))
-    trial.set_user_attr(CONFIG_HASH, resolved.hash())
-    trial.set_user_attr(TECHNIQUES, list(resolved.techniques))
-    trial.set_user_attr(LEGALITY, legality)
+    trial.set_user_attr(attributes.CONFIG, dict(config))
+    trial.set_user_attr(attributes.CONFIG_HASH, resolved.hash())
+    trial.set_user_attr(attributes.TECHNIQUES, list(resolved.techniques))
+    trial.set_user_attr(attributes.LEGALITY, legality)
 
 
 def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> None:
     """What the run gave; `hardware` is where."""
     result = outcome.result or {}
-    trial.set_user_attr(OUTCOME, outcome.kind)
+    trial.set_user_attr(attributes.OUTCOME, outcome.kind)
     if outcome.reason:
-        trial.set_user_attr(REASON, outcome.reason)
-    for name in dict.fromkeys((*FIGURES, *(limit.figure for limit in limits.given))):
+        trial.set_user_attr(attributes.REASON, outcome.reason)
+    for name in dict.fromkeys((*attributes.FIGURES, *(limit.figure for limit in limits.given))):
         if result.get(name) is not None:
             trial.set_user_attr(name, result[name])
     for limit in limits.given:
@@ -83,22 +68,24 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
             trial.set_user_attr(limit.slack, limits.of(limit) - int(result[limit.figure]))
     inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
     if inactive:
-        trial.set_user_attr(INACTIVE, inactive)
+        trial.set_user_attr(attributes.INACTIVE, inactive)
     if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
-        trial.set_user_attr(STAGE_REUSE, replayed_facts(outcome.reports))
+        trial.set_user_attr(attributes.STAGE_REUSE, replayed_facts(outcome.reports))
     elif result.get("stage_seconds"):
-        trial.set_user_attr(STAGE_REUSE, stage_facts(result, spent_s=outcome.process_s))
+        trial.set_user_attr(attributes.STAGE_REUSE, stage_facts(result, spent_s=outcome.process_s))
     stages: Mapping[str, Record] = result.get("stage_seconds") or {}
     if stages:
-        trial.set_user_attr(STAGE_SECONDS, {s: seconds.get("timed") for s, seconds in stages.items()})
+        trial.set_user_attr(
+            attributes.STAGE_SECONDS, {s: seconds.get("timed") for s, seconds in stages.items()}
+        )
     if result.get("findings"):
-        trial.set_user_attr(FINDINGS, list(result["findings"]))
+        trial.set_user_attr(attributes.FINDINGS, list(result["findings"]))
     if result:
         passport = {name: result.get(name) for name in PASSPORT_FIELDS}
-        trial.set_user_attr(PASSPORT, {**passport, HARDWARE: hardware})
+        trial.set_user_attr(attributes.PASSPORT, {**passport, attributes.HARDWARE: hardware})
     errors = errors_of({**trial.user_attrs, **result})
     if errors:
-        trial.set_user_attr(COST_ERRORS, errors)
+        trial.set_user_attr(attributes.COST_ERRORS, errors)
 
 
 def stage_facts(result: Mapping[str, Any], *, spent_s: float) -> dict[str, Any]:
@@ -152,10 +139,10 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
             "",
         ]
     verdicts = verdicts_of(result)
-    for name in trial.user_attrs.get(TECHNIQUES, []):
+    for name in trial.user_attrs.get(attributes.TECHNIQUES, []):
         lines.append(f"- {name}: {verdicts.get(name, 'no verdict')}")
     lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
-    lines += ["", f"legality: {trial.user_attrs.get(LEGALITY, 'not known')}"]
+    lines += ["", f"legality: {trial.user_attrs.get(attributes.LEGALITY, 'not known')}"]
     return "\n".join(lines)
 
 

@@ -15,17 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search.trainers.foreign.literals import (
-    FALSE,
-    HOLE,
-    TRUE,
-    all_of,
-    cast_to,
-    constants,
-    evaluate,
-    kind_of,
-    printed_lines,
-)
+from search.trainers.foreign import literals
+from search.trainers.foreign.literals import HOLE, all_of, cast_to, evaluate
 from search.trainers.foreign.log_reader import label_of
 
 MAX_BYTES = 8_000_000  # of a script; more is no script
@@ -72,7 +63,7 @@ def scan(path: Path) -> Scan:
         else:
             found.distributed |= read.name in RANKS
     found.odd += reader.odd
-    for line, at in printed_lines(tree):
+    for line, at in literals.printed_lines(tree):
         _line(line, at, found)
     return found
 
@@ -106,7 +97,7 @@ class _Reader:
     def __init__(self, tree: ast.Module):
         self.tree, self.odd = tree, list[str]()
         self.parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-        self.constants = dict(constants(tree.body))
+        self.constants = dict(literals.constants(tree.body))
         self.environ, self.getenv = {"environ"}, {"getenv"}
         for node in ast.walk(tree):  # env = os.environ; from os import environ as e; get = os.environ.get
             if isinstance(node, ast.ImportFrom) and node.module == "os":
@@ -208,7 +199,7 @@ class _Reader:
                 note = f"computed default {ast.unparse(default)[:60]}"
         else:
             value = self._or_default(node)
-        kind = self._kind(node) or kind or kind_of(value)
+        kind = self._kind(node) or kind or literals.kind_of(value)
         value, problem = cast_to(value, kind)
         return Read(name, kind, value, line, note or problem, self._on(node))
 
@@ -238,7 +229,7 @@ class _Reader:
                 kind = parent.func.id
             elif isinstance(parent, ast.Compare):
                 texts = [text for c in parent.comparators for text in all_of(evaluate(c))]
-                if all(text.lower() in (*TRUE, *FALSE) for text in texts):
+                if all(text.lower() in (*literals.TRUE, *literals.FALSE) for text in texts):
                     return "bool"
             elif isinstance(parent, ast.AnnAssign) and isinstance(parent.annotation, ast.Name):
                 known = parent.annotation.id in ("int", "float", "bool", "str")
@@ -250,7 +241,7 @@ class _Reader:
         for parent, _ in self._climb(node):
             if isinstance(parent, ast.Compare) and isinstance(parent.ops[0], ast.Eq | ast.In):
                 texts = all_of(evaluate(parent.comparators[0]))
-                return "1" if "1" in texts else texts[0] if texts[0].lower() in TRUE else "1"
+                return "1" if "1" in texts else texts[0] if texts[0].lower() in literals.TRUE else "1"
         return "1"
 
     def _or_default(self, node: ast.AST) -> Any:
@@ -278,7 +269,7 @@ class _Reader:
                     if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value:
                         kind = ast.unparse(item.annotation)
                         value = self.constant(item.value)
-                        kind = kind if kind in ("int", "float", "bool", "str") else kind_of(value)
+                        kind = kind if kind in ("int", "float", "bool", "str") else literals.kind_of(value)
                         yield Read(
                             prefix + item.target.id.upper(), kind, cast_to(value, kind)[0], item.lineno
                         )
