@@ -1,8 +1,4 @@
-"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read.
-
-`read_params` reads the parameters of many trials, a row for each parameter and not for each trial: its name
-and its distribution go over the wire once.
-"""
+"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read."""
 
 from __future__ import annotations
 

@@ -93,17 +93,14 @@ def run_exactly(
 ) -> Tally:
     """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true.
 
-    The study's storage must come from `search.storage.patient.open_storage(url, ...)`. `stop` is asked
-    between trials and while waiting; a running objective must look itself and raise Interrupted, also when
-    `hooks.lost` is set: its trial was given to somebody else while we were frozen or cut off. Returns the
-    last tally. Raises StorageError when the database stays away, TooManyFailures, and whatever else the
-    objective raises (after its trial is failed). KeyboardInterrupt fails the trial, queues it again, and
-    goes on up.
-    """
+    The storage must be of `open_storage`. `stop` is asked between trials and while waiting; a running
+    objective must look itself and raise Interrupted, also when `hooks.lost` is set: its trial was given to
+    somebody else while we were frozen or cut off. Returns the last tally. Raises StorageError when the
+    database stays away, TooManyFailures, and whatever else the objective raises (after its trial is failed).
+    KeyboardInterrupt fails the trial, queues it again, and goes on up."""
     if target < 0:
         raise ValueError(f"The number of trials must not be negative, but got {target}.")
-    stop = stop or (lambda: False)
-    hooks = hooks or Hooks()
+    stop, hooks = stop or (lambda: False), hooks or Hooks()
     gate = _gate(study, url, hooks.lost)
     failures = 0
     while not stop():
@@ -168,10 +165,8 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
             tally = _count(gate, connection)
             if tally.finished + tally.running >= target:
                 return tally, None
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # "heartbeat is supposed to be used with optimize": ours is below
+            with warnings.catch_warnings():  # "heartbeat is supposed to be used with optimize": ours is below
+                warnings.simplefilter("ignore")
                 trial = gate.study.ask()
             beat(gate.storage, _id(trial))
             connection.execute(sqlalchemy.text("select 1"))
@@ -212,13 +207,7 @@ def _count(gate: _Gate, connection: sqlalchemy.Connection) -> Tally:
     query = sqlalchemy.text("select cast(state as text), count(*) from trials where study_id = :s group by 1")
     rows = connection.execute(query, {"s": gate.study_id}).all()
     counts = {str(state): int(number) for state, number in rows}
-    return Tally(
-        complete=counts.get("COMPLETE", 0),
-        pruned=counts.get("PRUNED", 0),
-        running=counts.get("RUNNING", 0),
-        waiting=counts.get("WAITING", 0),
-        failed=counts.get("FAIL", 0),
-    )
+    return Tally(*(counts.get(state, 0) for state in ("COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL")))
 
 
 def beat(storage: BaseStorage, trial_id: int) -> TrialState:

@@ -1,8 +1,5 @@
-"""What must be right before the first trial: room on the disk, a device, the corpus, a space with
-something in it.
-
-worker_command, read_command, trainer_job: the processes that a WorkerSpec describes, a worker by both ends of
-its command line and its trainers.
+"""What must be right before the first trial: room on the disk, a device, the corpus, a baseline; and the
+processes that a WorkerSpec describes: a worker, by both ends of its command line, and its trainers.
 """
 
 from __future__ import annotations
@@ -65,10 +62,8 @@ def check_corpus(study: Study) -> str:
     """Builds the embedded corpus if the study's is that one and is missing; checks any.
 
     Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
-    folder = ROOT / str(study.settled("data_path"))
-    tokenizer = ROOT / str(study.settled("tokenizer_path"))
-    vocab_size = int(study.settled("vocab_size"))
-    data = ROOT / "data"
+    folder, tokenizer = (ROOT / str(study.settled(name)) for name in ("data_path", "tokenizer_path"))
+    vocab_size, data = int(study.settled("vocab_size")), ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
         try:
             embedded.ensure(data, f"sp{vocab_size}")
@@ -86,8 +81,7 @@ def check_baseline(
     session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
 ) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    found = stored(session.optuna_study)
-    found = found or measure(session, spec, workers=workers, gpus=gpus)
+    found = stored(session.optuna_study) or measure(session, spec, workers=workers, gpus=gpus)
     told = (
         f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
         f"(slowest of {found['workers']} at once)"
@@ -148,8 +142,7 @@ def measure(
     """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
 
     Raises ValueError when the starting point itself does not run: no trial would."""
-    stopping = threading.Event()
-    trainer = session.trainer
+    stopping, trainer = threading.Event(), session.trainer
     config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
     hidden = trainer.hidden()
@@ -182,9 +175,8 @@ def measure(
             f"A study's starting point must run before anything is varied, but {trainer.start} with the "
             f"study's [fixed] settings ended: {reason}. Fix that first."
         )
-    found = {key: results[0][key] for key in KEPT}
+    found = {key: results[0][key] for key in KEPT} | {"workers": workers}
     found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
-    found |= {"workers": workers}
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
         earlier = stored(session.optuna_study)
         if earlier is None:

@@ -2,16 +2,15 @@
 
 Bytes: trials of the same trainer, whatever their sizes, data and machine: the bills hold what differs.
 Seconds: only those of the same hardware, ranks and kernels; of an evaluation of all validation tokens,
-whose number no bill knows, only on the same data. Every study has a factor of its own (`from_study`),
-trials of this study push those of others out, seconds turn nobody away before some of its own have finished
-(search/costs/preflight.py), and what leaves nothing to try is forgotten (search/samplers/caddie.py). The
-newest CARRIED trials are read, first those of studies on this kind of machine.
+whose number no bill knows, only on the same data. Trials of this study push those of others out, and what
+leaves nothing to try is forgotten (search/samplers/caddie.py). The newest CARRIED trials are read, first
+those of studies on this kind of machine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -90,10 +89,8 @@ def find_warm_start(session: Session, hardware: str) -> WarmStart:
     trials = {t._trial_id: t for t in storage.bulk.trials_of(list(owners))}  # pyright: ignore[reportPrivateUsage]
     found: list[EarlierTrial] = []
     for trial_id, owner in reversed(owners.items()):
-        trial = trials[trial_id]
-        facts = studies[owner]
-        resolved = resolved_run(trial, facts[attributes.STUDY_IDENTITY])
-        result = result_of(trial)
+        trial, facts = trials[trial_id], studies[owner]
+        resolved, result = resolved_run(trial, facts[attributes.STUDY_IDENTITY]), result_of(trial)
         if resolved is not None and result is not None:
             kept = comparable(session.study, hardware, resolved, trial, result)
             found.append(EarlierTrial(facts["name"], resolved, kept))
@@ -138,9 +135,8 @@ def comparable(
     passport = cast("Mapping[str, Any]", trial.user_attrs.get(attributes.PASSPORT) or {})
     alike = passport.get(HARDWARE) == hardware and passport.get("world_size") == study.gpus_per_trial
     alike = alike and all(_may_be(study, name, getattr(resolved.config, name)) for name in KERNELS)
-    dropped: Sequence[str] = () if alike else SECONDS
-    if alike and not _same_evaluation(study, resolved):
-        dropped = (attributes.EVAL_SECONDS,)
+    dropped = () if _same_evaluation(study, resolved) else (attributes.EVAL_SECONDS,)
+    dropped = dropped if alike else SECONDS
     return {key: value for key, value in result.items() if key not in dropped}
 
 

@@ -1,5 +1,4 @@
-"""`python -m search.workers.worker`: one worker: asks for a trial, runs it as a trainer process, tells,
-until the target.
+"""`python -m search.workers.worker`: asks for a trial, runs it as a trainer process, tells; until the target.
 
 A trial ends as COMPLETE (value: val_bpb), as PRUNED (given up on, or the configuration failed: then the
 constraint `run` is violated and TPE learns from it), or as FAIL (the machine's fault; its configuration is
@@ -87,11 +86,8 @@ class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(self, session: Session, spec: WorkerSpec, *, reuse: Reuse | None = None):
-        self.session = session
-        self.spec = spec
-        self.reuse = reuse
-        self.trainer = session.trainer
-        self.study = session.study
+        self.session, self.spec, self.reuse = session, spec, reuse
+        self.trainer, self.study = session.trainer, session.study
         self.space = build_space(self.study, catalog.metadata())
         self.hardware = hardware_here(self.study, num_threads=spec.threads, environ=os.environ)
         share = self.study.sampler.reuse
@@ -102,7 +98,7 @@ class Worker:
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
-        self.name = record.worker_name(spec.index)
+        self.name = f"{os.uname().nodename}:{os.getpid()}:{spec.index}"
         self.stopping = threading.Event()
         self.lost = threading.Event()  # the running trial was given to somebody else
         self.fatal = ""
@@ -111,14 +107,15 @@ class Worker:
 
     def run(self) -> None:
         """Until the study has its finished trials, or `should_stop`."""
-        self.session.optuna_study.sampler = self.sampler
+        study, hooks = self.session.optuna_study, Hooks(self.after_trial, self.lost)
+        study.sampler = self.sampler
         run_exactly(
-            self.session.optuna_study,
+            study,
             self.objective,
             target=self.spec.target,
             url=self.session.url,
             stop=self.should_stop,
-            hooks=Hooks(self.after_trial, self.lost),
+            hooks=hooks,
         )
 
     def should_stop(self) -> bool:
@@ -262,21 +259,17 @@ def main(argv: list[str]) -> int:
             study, home=spec.home, storage=None, environ=os.environ, worker=True, trainer=trainer
         )
         code = check_joining(session, mixed=spec.mixed)
-        reuse = None
-        if trainer.keeps_stages:
-            reuse = open_reuse(spec, ranks=study.gpus_per_trial, environ=os.environ)
+        keeps = trainer.keeps_stages
+        reuse = open_reuse(spec, ranks=study.gpus_per_trial, environ=os.environ) if keeps else None
         if spec.prepare:
             session = prepare.machine(session, spec)
         worker = Worker(session, spec, reuse=reuse)
         worker.code_check = lambda: "" if spec.mixed else changed(trainer.code_files(), code)
         worker.stopping = stopping
         worker.run()
-    except TooManyFailures as error:
+    except (TooManyFailures, ValueError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TooManyFailures) else 2
     if worker.fatal:
         print(f"error: {redact(worker.fatal)}", file=sys.stderr)
         return 2
