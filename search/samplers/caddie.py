@@ -2,9 +2,8 @@
 
 A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
 checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
-at no cost and unknown to the storage, so that a study's trials are only what was tried; the rejections are
-counted by reason in the trial's user attribute `rejections`. After `max_resamples` proposals come uniform
-draws, then an error.
+at no cost and unknown to the storage, so that a study's trials are only what was tried; rejections are
+counted by reason. After `max_resamples` proposals come uniform draws, then an error.
 """
 
 from __future__ import annotations
@@ -36,12 +35,8 @@ UNIFORM = 20  # uniform draws for every resample, before giving up
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@functools.cache
-def controller() -> ThreadpoolController:
-    """The libraries that are loaded at the first call: a sampler imports NumPy and SciPy before it."""
-    return ThreadpoolController()
+# the libraries that are loaded at the first call: a sampler imports NumPy and SciPy before it
+controller = functools.cache(ThreadpoolController)
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:
@@ -116,7 +111,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections += rejected
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
         if self.last_prediction is not None:
-            set_user_attr(study, trial, PREFLIGHT, _rounded(self.last_prediction))
+            said = {k: round(v, 3) for k, v in vars(self.last_prediction).items() if v is not None}
+            set_user_attr(study, trial, PREFLIGHT, said)
         return params
 
     def sample_independent(
@@ -137,10 +133,9 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         when there is none at all."""
         rejected, examples = Counter[str](), dict[str, str]()
         given = self.space.keep_active(fixed)
-        if (
-            fixed and not training and self.space.active(fixed) <= fixed.keys()
-        ):  # enqueued whole: somebody wants exactly this
-            self._predict(given)
+        if fixed and not training and self.space.active(fixed) <= fixed.keys():
+            resolved, _ = examine(self.space, self.preflight, given)  # enqueued whole: exactly this is wanted
+            self.last_prediction = self.preflight.predict(resolved) if resolved else None
             return given, rejected
         self._proposer.begin(study, others)
         for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
@@ -183,10 +178,6 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             self.last_prediction = self.preflight.predict(resolved)
         return reason
 
-    def _predict(self, params: Mapping[str, Any]) -> None:
-        resolved, _ = examine(self.space, self.preflight, params)
-        self.last_prediction = self.preflight.predict(resolved) if resolved else None
-
     def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
         """Keys of every configuration that was tried, is running or is waiting."""
         for trial in others:
@@ -215,7 +206,3 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             except ValueError:  # an enqueued configuration that the space cannot express
                 continue
             self.preflight.learn([(resolved, result)])
-
-
-def _rounded(prediction: Prediction) -> dict[str, Any]:
-    return {k: round(v, 3) for k, v in vars(prediction).items() if v is not None}

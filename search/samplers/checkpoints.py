@@ -1,20 +1,17 @@
-"""New training or finished weights: what trials spent on either, which finished stages are worth another
-trial, and whether the next one goes on from them.
+"""New training or finished weights: whether the next trial goes on from finished stages, and from which.
 
 A trial that only changes a quantiser, a codec or a scorer costs a fraction of one that trains. Such trials
-are worth their seconds as long as they stay few: without new weights there is nothing to refine. Hence, for
-every sampler: of the seconds that the study spends, at most the share `reuse` goes to trials on finished
-weights (StageSpending). The share is of seconds and not of trials, so the cheaper the later stages are, the
-more of them are tried. Parameters belong to the stage of their technique in the catalogue, or of the
-trainer's setting. Who decides depends on what the sampler can tell:
+are worth their seconds as long as they stay few: without new weights there is nothing to refine. Hence, of
+the seconds that a study spends, at most the share `reuse` goes to trials on finished weights (StageSpending):
+the cheaper the later stages are, the more of them are tried. Who decides depends on what the sampler can
+tell:
 
 - StageChooser, before a proposal, for a sampler that only proposes. Seconds are those measured in this study
   (medians, for trials that still run). A checkpoint qualifies when a trial that kept every limit was scored
   from it, it is one of the BEST by their best val_bpb, its weights are in the cache for the code, data and
   machine of now, and fewer than PATIENCE trials in a row failed to better it. Of those the least tried is
-  taken, then the best. Its parameters up to the training are fixed, the later ones are the sampler's (what
-  Optuna's PartialFixedSampler does). A proposal counts only if its training has the checkpoint's key; limits,
-  contradictions and duplicates are examined as always. Is nothing new left there, the trial trains.
+  taken, then the best. Its parameters up to the training are fixed, the later ones are the sampler's. A
+  proposal counts only if its training has the checkpoint's key. Is nothing new left there, the trial trains.
 - StageWeigher, after the proposals, for a sampler that tells what each one gains: the largest gain for each
   predicted second of the stages that it would run anew.
 """
@@ -94,10 +91,8 @@ class StageChooser:
             for key, found in ranked
             if found.in_vain + running.count(key) < PATIENCE and self.cached(found.resolved)
         ]
-        if not open_:
-            return None
-        key = min(open_)[2]
-        return key, dict(self._found[key].params)
+        key = min(open_)[2] if open_ else ""
+        return (key, dict(self._found[key].params)) if key else None
 
     def _affordable(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether one more trial on finished weights keeps the share, counting what runs now."""
@@ -199,8 +194,6 @@ class StageWeigher:
 
     def best(self, gains: Sequence[float], options: Sequence[Params]) -> int:
         """The option with the largest gain per second; the first where nothing gains."""
-        rates = [
-            gain / self.seconds(option) if gain > 0 else -float("inf")
-            for gain, option in zip(gains, options, strict=True)
-        ]
+        each = zip(gains, options, strict=True)
+        rates = [gain / self.seconds(option) if gain > 0 else -float("inf") for gain, option in each]
         return rates.index(max(rates))

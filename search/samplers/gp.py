@@ -76,9 +76,7 @@ class GaussianProcess:
     def _whole(self, trial: FrozenTrial, constraints: set[str]) -> FrozenTrial:
         """The trial with a value of every parameter, and with these constraints."""
         params = settled_params(trial)
-        filled = {
-            name: params[name] if name in params else _neutral(dist) for name, dist in self._space.items()
-        }
+        filled = {n: params[n] if n in params else value_at(d, 0.0) for n, d in self._space.items()}
         done = trial.state == TrialState.COMPLETE
         return create_trial(
             state=trial.state,
@@ -87,7 +85,3 @@ class GaussianProcess:
             distributions=self._space,
             constraints={k: v for k, v in trial.constraints.items() if k in constraints} if done else None,
         )
-
-
-def _neutral(dist: BaseDistribution) -> Any:
-    return value_at(dist, 0.0)

@@ -3,27 +3,12 @@
 TPESampler(multivariate=True, group=True, constant_liar=True), with three differences: the groups come from
 the static space instead of from past trials (they are the same sets, but one odd enqueued trial cannot
 split them); the densities of a group are fitted once for all proposals of a trial, and only when one of
-them has its gates on; nothing is written while proposals are made.
-
-Parzen: the density that TPESampler fits to a group of parameters, evaluated as one matrix product;
-Observed: a study's trials as rows of numbers, so that a finished trial is read once in a worker's life.
+them has its gates on; nothing is written while proposals are made. What that saves: docs/scale.md.
 
 Fitting and sampling are Optuna's own code, hence equal random numbers give equal candidates. Its density is
 a mixture over every observed trial of products over the group's parameters; as (x - m)²/2σ² is linear in
 (x², x), the continuous and categorical parts of all candidates and kernels are one product of two matrices.
-This is the only file that touches what Optuna keeps private.
-
-What that saves, CPU of one ask in ms, on random trials of studies/laptop.toml with four running, BLAS on one
-thread: ours against TPESampler(multivariate=True, group=True, constant_liar=True), for one proposal and for
-five, as the preflight's rejections ask for more.
-
-    trials   one: ours  Optuna's   five: ours  Optuna's
-        50          34       142          110       630
-       200          42       225          107     1,122
-       500          46       550          180     2,621
-
-The structured sampler takes TPE's proposal in one trial of ten: there it is 18 ms a trial at 200 trials for
-one proposal, 101 ms for five.
+This is the only file that touches what Optuna's samplers keep private.
 """
 
 from __future__ import annotations
@@ -71,16 +56,10 @@ class GroupedTpe(TPESampler):
         n_ei_candidates: int,
         seed: int | None,
     ):
+        numbers = {"n_startup_trials": n_startup_trials, "n_ei_candidates": n_ei_candidates, "seed": seed}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            super().__init__(
-                n_startup_trials=n_startup_trials,
-                n_ei_candidates=n_ei_candidates,
-                seed=seed,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-            )
+            super().__init__(multivariate=True, group=True, constant_liar=True, **cast("Any", numbers))
         self._groups = [
             {name: distributions[name] for name in sorted(group) if not distributions[name].single()}
             for group in groups
@@ -151,13 +130,11 @@ class GroupedTpe(TPESampler):
         """Of the good and of the other trials that have every parameter of a group."""
         if index not in self._fitted:
             assert self._seen is not None
-            group = self._groups[index]
+            group, settings = self._groups[index], self._parzen_estimator_parameters
             columns = [self._columns[name] for name in group]
-            good, other = (part[:, columns] for part in self._seen)
-            self._fitted[index] = (
-                Parzen(good[~np.isnan(good).any(axis=1)], group, self._parzen_estimator_parameters),
-                Parzen(other[~np.isnan(other).any(axis=1)], group, self._parzen_estimator_parameters),
-            )
+            parts = [part[:, columns] for part in self._seen]
+            good, other = (Parzen(part[~np.isnan(part).any(axis=1)], group, settings) for part in parts)
+            self._fitted[index] = good, other
         return self._fitted[index]
 
 
@@ -200,8 +177,8 @@ def log_mass(a: Array, b: Array) -> Array:
 
 
 class Numbers:
-    """Random numbers that were drawn for a group's candidates, as numpy.random.RandomState gives them: so
-    that the next groups' are the same whether these are used or not."""
+    """Random numbers drawn for a group's candidates, as numpy.random.RandomState gives them: so the next
+    groups' are the same whether these are used or not."""
 
     def __init__(self, rng: np.random.RandomState, count: int):
         self._numbers, self._used = rng.random_sample(count), 0
@@ -303,20 +280,14 @@ class Observed:
 
     def row(self, params: Mapping[str, Any]) -> Array:
         """The parameters in Optuna's units."""
-        return np.array(
-            [
-                dist.to_internal_repr(params[name]) if name in params else math.nan
-                for name, dist in self.distributions.items()
-            ],
-            dtype=np.float64,
-        )
+        each = self.distributions.items()
+        found = [dist.to_internal_repr(params[name]) if name in params else math.nan for name, dist in each]
+        return np.array(found, dtype=np.float64)
 
     def finished(self, trials: Sequence[FrozenTrial], sign: float) -> tuple[Array, Array]:
-        """(rows, ranks) of finished trials; `sign` is -1 where more is better.
-
-        A trial with smaller ranks is better: feasible and complete ones by value; then pruned ones, the
-        later first, by their last report; then the infeasible by how much they break limits; ties by
-        number."""
+        """(rows, ranks) of finished trials; `sign` is -1 where more is better. A trial with smaller ranks is
+        better: feasible and complete ones by value; then pruned ones, the later first, by their last report;
+        then the infeasible by how much they break limits; ties by number."""
         for trial in trials:
             if trial.number not in self._at:
                 self._at[trial.number] = len(self._rows)

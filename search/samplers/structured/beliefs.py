@@ -107,19 +107,12 @@ class Beliefs:
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
-        self.objective.update(
-            columns,
-            values,
-            noise,
-            steps=FIT_STEPS,
-            count=len(values) + forgotten,
-            running=self.columns_of(running),
-        )
+        count, running = len(values) + forgotten, self.columns_of(running)
+        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=count, running=running)
         self._learn_constraints(done, forgotten)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
-        """What a fit can afford to read of many finished trials: its cost is the third power of their
-        number."""
+        """What a fit can afford to read of many finished trials: it costs the third power of their number."""
         if len(done) <= LARGEST:
             return done
         by_number = sorted(done, key=lambda t: t.number)
@@ -148,8 +141,7 @@ class Beliefs:
         return max(self._constraints_of(trial).values(), default=0.0) <= 0.0
 
     def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
-        """Rows [n, parameters]; one that is known is made anew only when a running trial got another
-        parameter."""
+        """Rows [n, parameters]; a known one is made anew only when a running trial got another parameter."""
         params = [settled_params(t) for t in trials]
         stale = [k for k, t in enumerate(trials) if not self._is_known(t.number, params[k])]
         rows = self.rows.encode([self._expressible(params[k]) for k in stale])
@@ -193,9 +185,8 @@ class Beliefs:
             off, rest = early - early.mean(), final - final.mean()
             slope = float(off @ rest) / max(float(off @ off), 1e-18)
             scatter = float((rest - slope * off).std())
-            expected = float(final.mean()) + slope * float(
-                np.clip(report, early.min(), early.max()) - early.mean()
-            )
+            ahead = float(np.clip(report, early.min(), early.max()) - early.mean())
+            expected = float(final.mean()) + slope * ahead
             found.append((trial, expected, 1.2 * scatter))
         return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
 
@@ -220,8 +211,7 @@ class Beliefs:
 
     # -- what rows are worth
     def excess(self, columns: Array, margin: float = 0.0) -> Array:
-        """By how much the constraints, tightened by `margin`, are expected to be broken; in sds of each over
-        the trials. [n]"""
+        """By how much the constraints, tightened by `margin`, are expected to be broken, in their sds. [n]"""
         if not self._weights.size:
             return np.zeros(len(columns))
         return np.maximum(columns @ self._weights + self._offsets + margin, 0.0).sum(axis=1)
@@ -229,11 +219,8 @@ class Beliefs:
     def _stack_constraints(self) -> None:
         """All constraints' means as one matrix, each in its own sds."""
         learned = [c for c in self.constraints.values() if c.mean is not None]
-        self._weights = (
-            np.array([c.mean.main / c.model.scale for c in learned if c.mean])
-            .reshape(len(learned), len(self.basis.owner))
-            .T
-        )
+        weights = np.array([c.mean.main / c.model.scale for c in learned if c.mean])
+        self._weights = weights.reshape(len(learned), len(self.basis.owner)).T
         offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
         self._offsets = np.array(offsets, dtype=np.float64)
 

@@ -32,10 +32,9 @@ class Rows:
         self.distributions = dict(distributions)
         self.names = list(distributions)
         self.at = {name: k for k, name in enumerate(self.names)}
-        self.sizes: Codes = np.array(
-            [len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in distributions.values()],
-            dtype=np.int64,
-        )
+        each = distributions.values()
+        sizes = [len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in each]
+        self.sizes: Codes = np.array(sizes, dtype=np.int64)
         self.rules = rules
         self._exact: dict[tuple[str, float], Any] = {}
         self._kinds = np.flatnonzero(self.sizes)

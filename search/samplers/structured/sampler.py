@@ -100,8 +100,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """Every parameter that any trial had, active or not: a proposal is made at once."""
         if not self.prior.distributions:
-            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            for t in trials:
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
                 self._space |= t.distributions
         return {n: d for n, d in self._space.items() if not d.single()}
 

@@ -27,8 +27,9 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Index = NDArray[np.int64]
 QUADRATIC, QUARTIC = 0.6, 0.6  # prior variance of P2 over P1, of P4 over P3
-START = {"relevance": 0.05, "rho": 0.1, "bend": 0.05, "noise": 0.02}  # centres of the priors; y has sd 1
-WIDTH = {"relevance": 1.3, "rho": 1.0, "bend": 1.0, "noise": 1.5}  # sd of their logarithms
+# centres of the priors, as logarithms, and their sds; y has sd 1
+START = {k: math.log(v) for k, v in {"relevance": 0.05, "rho": 0.1, "bend": 0.05, "noise": 0.02}.items()}
+WIDTH = {"relevance": 1.3, "rho": 1.0, "bend": 1.0, "noise": 1.5}
 JITTER = 1e-6
 
 
@@ -48,9 +49,7 @@ class Basis:
         k = len(self.numbers)
         self.owner = np.concatenate([self.gates, self.many, *[self.numbers] * 4])  # of every main column
         ones = np.ones(len(self.gates) + len(self.many))
-        self.weight = np.concatenate(
-            [ones, np.ones(k), np.full(k, QUADRATIC), np.ones(k), np.full(k, QUARTIC)]
-        )
+        self.weight = np.repeat([1.0, 1.0, QUADRATIC, 1.0, QUARTIC], [len(ones), k, k, k, k])
         self.bent: Mask = np.arange(len(self.owner)) >= len(ones) + 2 * k
         self.factors = len(ones) + k  # the first columns also make pairs
 
@@ -93,16 +92,6 @@ class Hyper:
     bend: float
     noise: float
 
-    @staticmethod
-    def start(count: int) -> Hyper:
-        """The centre of the priors."""
-        return Hyper(
-            np.full(count, math.log(START["relevance"])),
-            math.log(START["rho"]),
-            math.log(START["bend"]),
-            math.log(START["noise"]),
-        )
-
     def flat(self) -> Array:
         """As one vector."""
         return np.concatenate([self.relevance, [self.rho, self.bend, self.noise]])
@@ -112,12 +101,10 @@ class Hyper:
         """The inverse of `flat`."""
         return Hyper(flat[:-3], float(flat[-3]), float(flat[-2]), float(flat[-1]))
 
-    @staticmethod
-    def widths(count: int) -> Array:
-        """sd of the priors, as `flat` orders them."""
-        return np.concatenate(
-            [np.full(count, WIDTH["relevance"]), [WIDTH[k] for k in ("rho", "bend", "noise")]]
-        )
+
+def vector(values: Mapping[str, float], count: int) -> Array:
+    """As `Hyper.flat` orders them: `relevance` for each of `count` parameters, rho, bend and noise."""
+    return np.array([values["relevance"]] * count + [values[k] for k in ("rho", "bend", "noise")])
 
 
 class Surrogate:
@@ -125,7 +112,7 @@ class Surrogate:
 
     def __init__(self, basis: Basis, *, pairs: bool = True):
         self.basis, self.pairs = basis, pairs
-        self.hyper = Hyper.start(basis.count)
+        self.hyper = Hyper.of(vector(START, basis.count))
         self.columns: Array = np.zeros((0, len(basis.owner)))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
@@ -160,9 +147,8 @@ class Surrogate:
         k = self._kernel(self.hyper)[0]  # once, for both systems
         alpha = solved(triangle(k[:n, :n], noise), self.y)
         fantasy = self.centre + self.scale * (k[n:, :n] @ alpha)
-        self._standardise(
-            self.columns, np.concatenate([y, fantasy]), np.concatenate([noise_sd, np.zeros(len(more))])
-        )
+        noise_sd = np.concatenate([noise_sd, np.zeros(len(more))])
+        self._standardise(self.columns, np.concatenate([y, fantasy]), noise_sd)
         self._factor = triangle(k, self._noise(self.hyper))
 
     def _standardise(self, columns: Array, y: Array, noise_sd: Array) -> None:
@@ -201,7 +187,8 @@ class Surrogate:
         k, scaled, z, t = self._kernel(hyper)
         factor = triangle(k, self._noise(hyper))
         alpha = solved(factor, self.y)
-        away = (flat - Hyper.start(count).flat()) / Hyper.widths(count)
+        widths = vector(WIDTH, count)
+        away = (flat - vector(START, count)) / widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
         a = np.outer(alpha, alpha) - solved(factor, np.eye(len(self.y)))
         by_column = np.einsum("ij,ij->j", a @ scaled, scaled)
@@ -215,7 +202,7 @@ class Surrogate:
             gradient[:count] += rho * np.bincount(owners, by_factor, minlength=count)
             gradient[-3] = 0.5 * rho * float(by_factor.sum())
         gradient[-1] = math.exp(hyper.noise) * float(np.trace(a))
-        return float(value), -0.5 * gradient + away / Hyper.widths(count)
+        return float(value), -0.5 * gradient + away / widths
 
     # -- what it says
     def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
@@ -228,9 +215,8 @@ class Surrogate:
             intercept += float(alpha.sum())
             main = main + scales * (self.columns.T @ alpha)
             if self.pairs:
-                moved = (
-                    0.5 * math.exp(self.hyper.rho) * np.outer(factors, factors) * (z.T @ (alpha[:, None] * z))
-                )
+                half = 0.5 * math.exp(self.hyper.rho)
+                moved = half * np.outer(factors, factors) * (z.T @ (alpha[:, None] * z))
                 np.fill_diagonal(moved, 0.0)
                 pair = pair + moved
         return Function(self.centre + self.scale * intercept, self.scale * main, self.scale * pair)
@@ -292,8 +278,7 @@ def settled(values: Array) -> Array:
 
 
 def triangle(kernel: Array, noise: Array) -> Array:
-    """L [n, n] of kernel + noise = L Lᵀ: the kernel [n, n], which stays as it is, and the noise's variances
-    [n]."""
+    """L [n, n] of kernel [n, n], which stays as it is, + noise (variances [n]) = L Lᵀ."""
     system = kernel.copy()
     np.fill_diagonal(system, kernel.diagonal() + noise)
     return np.asarray(np.linalg.cholesky(system), dtype=np.float64)
