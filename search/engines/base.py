@@ -1,6 +1,5 @@
-"""Engines: where a study's workers run. `local` starts processes here (search/engines/local.py), `ray` and
-`slurm` hand the same worker to a cluster's scheduler. Any other machine joins by hand: the same command
-there, with the same --storage.
+"""Engines: where a study's workers run. `local` starts processes here, `ray` and `slurm` hand the same worker
+to a cluster's scheduler. Any other machine joins by hand: the same command there, with the same --storage.
 
 A task of an engine is one worker, not one trial: trials are short beside a scheduler's start, and leases,
 retries and the exact count live in the database for every kind of engine alike. A task that its machine took
@@ -9,6 +8,7 @@ with it is run again elsewhere; its trial is queued again once its heartbeat is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -67,31 +67,44 @@ def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
         )
     spec = task.spec
     log = spec.home / "runs" / "workers" / f"{spec.study.stem}-{host}-{spec.index}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ if environ is None else environ) | {ENVIRONMENT: task.url}
+    process = start_worker(spec, log, environment, root=task.root)
+    try:
+        status = process.wait()
+    except BaseException:
+        process.terminate()  # it queues its configuration again
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    finally:
+        close_lifeline(process)
+    return Ended(status, "" if status == 0 else last_error(log), host)
+
+
+def start_worker(
+    spec: WorkerSpec, log: Path, environment: Mapping[str, str], *, root: Path = ROOT
+) -> subprocess.Popen[bytes]:
+    """A worker in a session of its own; its output goes to `log`, its stdin is its lifeline."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             worker_command(spec),
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
-            cwd=task.root,
+            cwd=root,
             env=environment,
             start_new_session=True,
         )
-        try:
-            status = process.wait()
-        except BaseException:
-            process.terminate()  # it queues its configuration again
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-        finally:
-            if process.stdin is not None:
-                process.stdin.close()
-    return Ended(status, "" if status == 0 else last_error(log), host)
+
+
+def close_lifeline(process: subprocess.Popen[bytes]) -> None:
+    """Closes our end of the lifeline."""
+    with contextlib.suppress(OSError):
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 class Engine(Protocol):

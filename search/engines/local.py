@@ -22,13 +22,20 @@ from optuna.trial import Trial, TrialState
 
 from search.common.attributes import WORKER
 from search.common.options import ENVIRONMENT, WorkerSpec
-from search.common.paths import ROOT
-from search.engines.base import POLL_S, STOP_S, WorkerFailed, finished, last_error, stop_requested
+from search.engines.base import (
+    POLL_S,
+    STOP_S,
+    WorkerFailed,
+    close_lifeline,
+    finished,
+    last_error,
+    start_worker,
+    stop_requested,
+)
 from search.report.progress import Progress
 from search.session.session import Session
 from search.storage.patient import requeue
 from search.study.limits import set_all, violations
-from search.workers.prepare import worker_command
 
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
 FULL_BYTES = 100_000  # less than this free is a full disk
@@ -83,18 +90,8 @@ def launch(
 def start(slot: Slot, session: Session) -> None:
     """A fresh worker process in the slot."""
     slot.log = session.folders.runs / "workers" / f"{slot.spec.index}.log"
-    slot.log.parent.mkdir(parents=True, exist_ok=True)
     slot.finished_then = finished(session)
-    with slot.log.open("wb") as log:
-        slot.process = subprocess.Popen(
-            worker_command(slot.spec),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            env=slot.environment,
-            start_new_session=True,
-        )
+    slot.process = start_worker(slot.spec, slot.log, slot.environment)
 
 
 def poll_worker(slot: Slot, session: Session) -> None:
@@ -128,13 +125,6 @@ def poll_worker(slot: Slot, session: Session) -> None:
         )
     time.sleep(min(2.0, 0.2 * 2**slot.restarts) if slot.restarts > 1 else 0.0)
     start(slot, session)
-
-
-def close_lifeline(process: subprocess.Popen[bytes]) -> None:
-    """Closes our end of the lifeline."""
-    with contextlib.suppress(OSError):
-        if process.stdin is not None:
-            process.stdin.close()
 
 
 def fail_dead_worker(session: Session, pid: int) -> None:

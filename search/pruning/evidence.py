@@ -108,9 +108,6 @@ class Evidence:
         left_out = residuals / np.maximum(1e-6, 1.0 - leverage)
         return covariance, coefficients, left_out, float(np.sum(residuals**2)) / dof, dof
 
-    def _vector(self, point: Point) -> Array:
-        return np.array([point.features.get(name, 0.0) for name in self.names]) - self.centre
-
     @property
     def slope(self) -> tuple[float, float]:
         """(b, the lower end of its interval)."""
@@ -124,7 +121,8 @@ class Evidence:
 
     def predict(self, point: Point) -> tuple[float, float]:
         """(mean, standard deviation) of the final; wide for parameters never seen at this value."""
-        x = np.concatenate(([1.0, min(point.early, self.cap_early) - self.centre_early], self._vector(point)))
+        features = np.array([point.features.get(name, 0.0) for name in self.names]) - self.centre
+        x = np.concatenate(([1.0, min(point.early, self.cap_early) - self.centre_early], features))
         mean = float(x @ self.coefficients)
         return mean, self.sd * math.sqrt(1.0 + max(0.0, float(x @ self.covariance @ x)))
 

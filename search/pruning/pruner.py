@@ -53,11 +53,8 @@ class Verdict:
 
     @property
     def facts(self) -> dict[str, float]:
-        return {
-            "progress": self.progress,
-            "predicted": round(self.predicted, 6),
-            "standard": round(self.standard, 6),
-        }
+        predicted, standard = round(self.predicted, 6), round(self.standard, 6)
+        return {"progress": self.progress, "predicted": predicted, "standard": standard}
 
 
 def remember(trial: optuna.Trial, reports: Sequence[Mapping[str, Any]]) -> None:
@@ -77,8 +74,7 @@ def points(reports: Sequence[Mapping[str, Any]]) -> list[Report]:
 
 def remembered(trial: FrozenTrial) -> list[Report]:
     """What `remember` kept."""
-    kept = cast("list[list[float]]", trial.user_attrs.get(REPORTS, []))
-    return [cast("Report", tuple(point)) for point in kept]
+    return [cast("Report", tuple(point)) for point in trial.user_attrs.get(REPORTS, [])]
 
 
 def is_evidence(trial: FrozenTrial) -> bool:
@@ -107,20 +103,8 @@ def with_rates(
     """What may shift the relation of early and final: the configuration's features, and the learning-rate
     scale now and on average so far."""
     scales = [scale for at, _, scale in curve if at <= progress + SAME_POINT]
-    return {
-        **configuration,
-        "lr_scale": 2.0 * scales[-1] - 1.0,
-        "mean lr_scale": 2.0 * sum(scales) / len(scales) - 1.0,
-    }
-
-
-def point_at(trial: FrozenTrial, configuration: Mapping[str, float], progress: float) -> Point | None:
-    """A finished trial as evidence at this share of the budget; None if it did not report there."""
-    curve = remembered(trial)
-    same = [bpb for at, bpb, _ in curve if abs(at - progress) <= SAME_POINT]
-    if not same:
-        return None
-    return Point(same[0], with_rates(configuration, curve, progress), cast("float", trial.value))
+    mean = 2.0 * sum(scales) / len(scales) - 1.0
+    return {**configuration, "lr_scale": 2.0 * scales[-1] - 1.0, "mean lr_scale": mean}
 
 
 def is_spared(number: int, share: float) -> bool:
@@ -162,10 +146,15 @@ class Pruner:
         return known[1]
 
     def _point_at(self, number: int, progress: float) -> Point | None:
+        """A finished trial as evidence at this share of the budget; None if it did not report there."""
         trial = self._finished[number]
+        curve = remembered(trial)
+        same = [bpb for at, bpb, _ in curve if abs(at - progress) <= SAME_POINT]
+        if not same:
+            return None
         if number not in self._features:
             self._features[number] = features_of(trial)
-        return point_at(trial, self._features[number], progress)
+        return Point(same[0], with_rates(self._features[number], curve, progress), cast("float", trial.value))
 
     def standard(self) -> float:
         """val_bpb that a trial must be able to reach."""
@@ -186,12 +175,10 @@ class Pruner:
             return None
         progress, bpb, _ = curve[-1]
         evidence = self.evidence(progress)
-        if evidence.count < rule.min_trials or not evidence.tells(rule.agreement):
+        known = evidence.count >= rule.min_trials and evidence.tells(rule.agreement)
+        if not known or bpb <= evidence.best_early:
             return None
-        if bpb <= evidence.best_early:
-            return None
-        features = with_rates(features_of(trial), curve, progress)
-        point, standard = Point(bpb, features), self.standard()
+        point, standard = Point(bpb, with_rates(features_of(trial), curve, progress)), self.standard()
         probability = evidence.probability_worse(point, standard)
         if probability < rule.confidence:
             return None

@@ -1,4 +1,4 @@
-"""What a study found: leaderboard, best trial, one trial in full, status; every number with its unit."""
+"""What a study found: its leaderboard and best trial; every number with its unit."""
 
 from __future__ import annotations
 
@@ -106,10 +106,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
     console.print(f"\n{NOISE}", soft_wrap=True)
     if has_mixed_code([*good, *bad]):
-        console.print(
-            "The code changed while this study ran: compare only trials of the same passport (`show N`).",
-            soft_wrap=True,
-        )
+        text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
+        console.print(text, soft_wrap=True)
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
@@ -128,13 +126,9 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
-    console.print(
-        f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
-        f"  {reproduce_command(session, trial)}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    text = f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
+    text += f"  {reproduce_command(session, trial)}"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
@@ -33,14 +32,11 @@ class Row:
 def row_of(trial: FrozenTrial) -> Row:
     """The row of a complete trial."""
     attrs = trial.user_attrs
+    shown = [limit.figure for limit in LIMITS if limit.figure in attrs or not limit.optional]
     return Row(
         number=trial.number,
         bpb=cast("float", trial.value),
-        figures={
-            limit.figure: float(attrs.get(limit.figure, 0.0))
-            for limit in LIMITS
-            if limit.figure in attrs or not limit.optional
-        },
+        figures={figure: float(attrs.get(figure, 0.0)) for figure in shown},
         slack={limit.figure: float(attrs.get(limit.slack, 0.0)) for limit in LIMITS if limit.slack},
         steps=int(attrs.get(attributes.STEPS, 0)),
         legality=str(attrs.get(attributes.LEGALITY, "not known")),
@@ -52,12 +48,10 @@ def row_of(trial: FrozenTrial) -> Row:
 
 def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
     """(feasible, infeasible) complete trials, the best first."""
-    complete = sorted(
-        (t for t in trials if t.state == TrialState.COMPLETE),
-        key=lambda t: (cast("float", t.value), t.number),
-    )
-    kept = [feasible(t) for t in complete]
-    return list(compress(complete, kept)), [t for t, k in zip(complete, kept, strict=True) if not k]
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    complete.sort(key=lambda t: (cast("float", t.value), t.number))
+    good = {t.number for t in complete if feasible(t)}
+    return [t for t in complete if t.number in good], [t for t in complete if t.number not in good]
 
 
 def short(value: object, *, digits: int = 5) -> str:

@@ -50,10 +50,7 @@ class NativeSpace:
             if picked[slot] != BASELINE:
                 on |= self._with_needs(picked[slot])
         for name in self.switches:
-            needs = self.known[name].requires
-            if name in on or any(n not in on for n in needs):
-                continue
-            if self.rivals[name] & on:
+            if name in on or not on.issuperset(self.known[name].requires) or self.rivals[name] & on:
                 continue
             picked[name] = pick(name)
             if picked[name]:
@@ -82,13 +79,11 @@ class NativeSpace:
                 waiting += self.known[one].requires
         return found
 
-    def lookup(self, params: Params) -> Pick:
-        def pick(name: str) -> Any:
-            if name in params:
-                return params[name]
-            return BASELINE if name in self.slots else False
+    def _default(self, owner: str, field: str) -> Any:
+        return self.known[owner].Config.__dataclass_fields__[field].default
 
-        return pick
+    def lookup(self, params: Params) -> Pick:
+        return lambda name: params.get(name, BASELINE if name in self.slots else False)
 
     def repaired(self, params: Params) -> dict[str, Any]:
         """`params` with counts that exceed a sampled size (xsa.last_n over num_layers) lowered to it, so that
@@ -113,7 +108,7 @@ class NativeSpace:
         # the preset's, without their technique
         for name in unread & self.study.base.keys() - TRAINER_FIELDS.keys():
             owner, _, field = name.partition(".")
-            layer[name] = _fields(self.known, owner)[field].default
+            layer[name] = self._default(owner, field)
         for name in self.known:
             if name in on or self.study.base.get(name, False):
                 layer[name] = name in on
@@ -143,14 +138,12 @@ class NativeSpace:
         def pick(name: str) -> Any:
             if name in self.slots:
                 return next((t for t in self.slots[name] if values.get(t, False)), BASELINE)
-            owner = name.partition(".")[0]
-            default = {f: v.default for f, v in _fields(self.known, owner).items()}
-            return values[name] if name in values else default[name.partition(".")[2]]
+            owner, _, field = name.partition(".")
+            return values[name] if name in values else self._default(owner, field)
 
         picked, on = self.walk(pick)
         wanted = {n for n in self.known if values[n]}
-        if (on ^ wanted) - self.forced:
-            odd = sorted((on ^ wanted) - self.forced)
+        if odd := sorted((on ^ wanted) - self.forced):
             raise ValueError(
                 f"This study cannot express the configuration: it fixes {', '.join(odd)} otherwise."
             )
@@ -165,9 +158,8 @@ class NativeSpace:
             excluded = self.rivals[name] & (self.switchable() | self.forced)
             return ("gate", name) if excluded or self.known[name].requires or self._is_needed(name) else ()
         if name in TRAINER_FIELDS:
-            rivals = [
-                t for t in self.known if name in self.known[t].overrides and self.study.gates[t] == FREE
-            ]
+            free = [t for t in self.known if self.study.gates[t] == FREE]
+            rivals = [t for t in free if name in self.known[t].overrides]
             return ("unless", *rivals) if rivals else ()
         owner, _, field = name.partition(".")
         needs = self.known[owner].setting_requires.get(field)
@@ -245,10 +237,6 @@ class NativeSpace:
         return min((self.known[t].stage for t in readers), key=STAGES.index, default=STAGES[-1])
 
 
-def _fields(known: Mapping[str, type[Technique]], owner: str) -> dict[str, Any]:
-    return {f.name: f for f in known[owner].Config.__dataclass_fields__.values()} if owner in known else {}
-
-
 def build_space(study: Study, known: Mapping[str, type[Technique]]) -> Space:
     """The search space of a checked study. ValueError when nothing at all is free."""
     if study.foreign is not None:
@@ -272,14 +260,11 @@ def native_space(study: Study, known: Mapping[str, type[Technique]]) -> NativeSp
         placed |= set(rivals)
     switches = tuple(_needs_first([n for n in free if n not in placed], known))
     possible = {*switches, *forced, *(t for choices in slots.values() for t in choices)}
+    read = [n for n in study.free if n in TRAINER_FIELDS or n.partition(".")[0] in possible]
     distributions: dict[str, BaseDistribution] = {
         **{slot: CategoricalDistribution(choices) for slot, choices in slots.items()},
         **{name: CategoricalDistribution((False, True)) for name in switches},
-        **{
-            name: distribution(domain)
-            for name, domain in study.free.items()
-            if name in TRAINER_FIELDS or name.partition(".")[0] in possible
-        },
+        **{name: distribution(study.free[name]) for name in read},
     }
     if not distributions:
         raise ValueError(

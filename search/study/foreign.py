@@ -9,7 +9,7 @@ somebody else's script.
                NAME = { gate = true, on, off }             a switch: on = "1", off = "0"
                …, when = "GATE" or { PARENT = [values] }   asked for only then; else the script's default
 
-docs/any_trainer.md explains them. Errors are ValueErrors: the law, the facts, the way out.
+docs/any_trainer.md explains them.
 """
 
 from __future__ import annotations

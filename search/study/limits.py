@@ -156,7 +156,7 @@ def violations(
     """All of the study's, always. `failure` says why the configuration failed, None when it did not."""
     values, figures = dict[str, float](), result or {}
     for limit in limits.given:
-        found = figures.get(limit.figure)
+        found: Any = figures.get(limit.figure)
         known = isinstance(found, int | float) and math.isfinite(found)
         values[limit.constraint] = float(found) / float(limits.of(limit)) - 1.0 if known else UNKNOWN
     failed = failure is not None or figures.get("status") == "failed"

@@ -11,11 +11,8 @@
     [sampler]     kind, startup_trials, max_resamples, candidates, reuse
     [trainer]     somebody else's script (search/study/foreign.py)
 
-Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
-typo.
-
 Domains say what a study may vary of each setting; gates are settled against slots, conflicts, requirements
-and legality.
+and legality. Whatever is wrong is one ValueError, with the nearest known name for a typo.
 """
 
 from __future__ import annotations
@@ -113,25 +110,18 @@ def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study
     header = table_of(Header, tables["study"], "study")
     limits = table_of(Limits, tables["limits"], "limits")
     check_given(tables["limits"])
+    given: dict[str, Any] = vars(header) | {
+        "name": header.name or path.stem,
+        "track": "open" if tables["trainer"] else header.track,
+        "timeout_seconds": header.timeout_seconds or limits.timeout_seconds(),
+    }
     return Study(
-        name=header.name or path.stem,
-        question=header.question,
         path=str(path),
-        preset=header.preset,
-        track="open" if tables["trainer"] else header.track,
         limits=limits,
-        fixed={},
-        free={},
-        bounds={},
-        gates={},
-        slots={},
         base=read_preset(header.preset) if header.preset else {},
         pruning=table_of(Pruning, tables["pruning"], "pruning", rename={"from": "start"}),
         sampler=table_of(SamplerSettings, tables["sampler"], "sampler"),
-        num_reports=header.num_reports,
-        allow_duplicates=header.allow_duplicates,
-        gpus_per_trial=header.gpus_per_trial,
-        timeout_seconds=header.timeout_seconds or limits.timeout_seconds(),
+        **given,
     )
 
 
@@ -144,12 +134,11 @@ def _native(
     more, more_asked = _fixed(plain, known)
     refuse_twice(fixed, tables["space"])
     fixed, asked = fixed | more, asked | more_asked
-    gates = settle_gates(
-        _asked_gates(tables["techniques"], asked, known), known, base=study.base, track=study.track
-    )
+    asked = _asked_gates(tables["techniques"], asked, known)
+    gates = settle_gates(asked, known, base=study.base, track=study.track)
     slots, domains = _domains(tables["space"], gates, known)
     own = technique_domains(gates, known, track=study.track)
-    free: dict[str, Float | Int | Choice] = {k: d for k, d in own.items() if k not in fixed} | domains
+    free: dict[str, Domain] = {k: d for k, d in own.items() if k not in fixed} | domains
     _nothing_unread([*fixed, *domains], gates)
     largest = largest_shape(study.base, fixed, free)
     return dataclasses.replace(
@@ -218,10 +207,10 @@ def _asked_gates(
 
 def _domains(
     table: Mapping[str, Any], gates: Gates, known: Mapping[str, type[Technique]]
-) -> tuple[dict[str, tuple[str, ...]], dict[str, Float | Int | Choice]]:
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Domain]]:
     """(slot -> narrowed choices, setting -> domain) of [space]."""
     slots: dict[str, tuple[str, ...]] = {}
-    domains: dict[str, Float | Int | Choice] = {}
+    domains: dict[str, Domain] = {}
     for name, value in table.items():
         if not isinstance(value, Mapping):
             continue
@@ -288,9 +277,8 @@ def settle_gates(
     (ValueError otherwise); one that only `others` frees is off, with the reason kept, where it cannot."""
     others = asked.get("others", FREE)
     preset_on = {n for n in known if base.get(n, False) is True}
-    state: dict[str, str] = {}
-    for name in known:
-        state[name] = asked.get(name, (ON if name in preset_on else OFF) if others == "preset" else others)
+    unasked = {n: (ON if n in preset_on else OFF) if others == "preset" else others for n in known}
+    state = {name: asked.get(name, unasked[name]) for name in known}
     from_preset = {n for n in preset_on if n not in asked and others == "preset"}
     reasons: dict[str, str] = {}
     changed = True
@@ -313,7 +301,7 @@ def _obstacle(
 ) -> str:
     """Why `name` can never be on in this study; empty when it can."""
     cls = known[name]
-    if not any(v.admitted(track) for v in _verdicts(cls)):
+    if not any(v.admitted(track) for v in _verdicts(cls, {})):
         law = cls.legality
         return f"it is {law.verdict.value} ({law.source}), which the track `{track}` does not admit"
     for other, what in state.items():
@@ -325,40 +313,33 @@ def _obstacle(
     return ""
 
 
-def _verdicts(cls: type[Technique]) -> list[Any]:
-    """The legality of every combination of the technique's Choice settings, the rest at their defaults."""
+def _verdicts(cls: type[Technique], held: Mapping[str, Any]) -> list[Any]:
+    """The legality of every combination of the technique's Choice settings that are not `held`."""
     if cls.verdict is Technique.verdict:
         return [cls.legality]
-    axes = {n: d.options for n, d in cls.space.items() if isinstance(d, Choice)}
-    combinations = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-    return [cls(cls.Config(**settings)).verdict() for settings in combinations]
+    choices = {n: d.options for n, d in cls.space.items() if isinstance(d, Choice) and n not in held}
+    combinations = (
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    )
+    return [cls(cls.Config(**held, **settings)).verdict() for settings in combinations]
 
 
 def technique_domains(gates: Gates, known: Mapping[str, type[Technique]], *, track: str) -> dict[str, Domain]:
     """flat setting -> domain that the technique itself declares, for every technique that may be on; choices
     that the track never admits are left out."""
     out: dict[str, Domain] = {}
+
+    def admitted(cls: type[Technique], key: str, option: Any) -> bool:
+        return any(verdict.admitted(track) for verdict in _verdicts(cls, {key: option}))
+
     for name, cls in known.items():
         if gates.state[name] == OFF or name in gates.from_preset:
             continue
         for key, domain in cls.space.items():
             if isinstance(domain, Choice):
-                domain = Choice(_admitted(cls, key, domain, track=track))
+                domain = Choice(tuple(option for option in domain.options if admitted(cls, key, option)))
             out[f"{name}.{key}"] = domain
     return out
-
-
-def _admitted(cls: type[Technique], key: str, domain: Choice, *, track: str) -> tuple[Any, ...]:
-    """The options of one setting with which some combination of the other choices is admitted."""
-    if cls.verdict is Technique.verdict:
-        return domain.options
-    others = {n: d.options for n, d in cls.space.items() if isinstance(d, Choice) and n != key}
-
-    def legal(option: Any) -> bool:
-        combinations = (dict(zip(others, v, strict=True)) for v in itertools.product(*others.values()))
-        return any(cls(cls.Config(**{key: option, **c})).verdict().admitted(track) for c in combinations)
-
-    return tuple(option for option in domain.options if legal(option))
 
 
 def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[Any]) -> Domain:
@@ -404,9 +385,7 @@ def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[An
     return Int(low, high, log, step)
 
 
-def largest_shape(
-    base: Mapping[str, Any], fixed: Mapping[str, Any], free: Mapping[str, Float | Int | Choice]
-) -> Shape:
+def largest_shape(base: Mapping[str, Any], fixed: Mapping[str, Any], free: Mapping[str, Domain]) -> Shape:
     """The shape with every free size at its largest: what a size's name in Int.high stands for."""
     values = {k: v for k, v in {**base, **fixed}.items() if k in TRAINER_FIELDS}
     for name, domain in free.items():
@@ -415,7 +394,7 @@ def largest_shape(
     return Config(**values).shape()
 
 
-def bounded(name: str, domain: Float | Int | Choice, largest: Shape) -> Float | Int | Choice:
+def bounded(name: str, domain: Domain, largest: Shape) -> Domain:
     """The domain with a number where Int.high names a size. ValueError for an unknown size."""
     if not (isinstance(domain, Int) and isinstance(domain.high, str)):
         return domain

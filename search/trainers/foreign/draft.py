@@ -27,6 +27,7 @@ RATE = re.compile(r"(^|_)(LR|WD|LEARNING_RATE|WEIGHT_DECAY|EPS|STD|LAMBDA|DAMP\w
 NEAR_ONE = re.compile(r"MOMENTUM|BETA|DECAY")
 SHARE = re.compile(r"FRAC|RATIO|PCT|DROPOUT|THRESHOLD|(^|_)PROB")
 LAYERS = re.compile(r"LAYERS|DEPTH")
+OPPOSITES = {"true": "false", "yes": "no", "on": "off", "True": "False"}
 FOLD = 4.0  # a logarithmic range reaches this far to both sides
 HEAD = """\
 # Drafted from {script} without running it. Ranges and limits are guesses: read them first;
@@ -54,12 +55,8 @@ def draft(found: Scan, out: Path) -> str:
     if found.distributed:
         run = "{python} -m torch.distributed.run --standalone --nproc_per_node={gpus} {script}"
     stem = re.sub(r"[^\w.+-]", "_", out.stem).lstrip(".+-") or "theirs"
-    lines = [
-        HEAD.format(
-            script=found.path.name, name=json.dumps(stem), path=_text(path), command=_text(run)
-        ).rstrip()
-    ]
-    lines += _reading(found)
+    head = HEAD.format(script=found.path.name, name=json.dumps(stem), path=_text(path), command=_text(run))
+    lines = [head.rstrip(), *_reading(found)]
     fixed, space = _split(found)
     lines += ["", "[fixed]", *fixed, "", "[space]", *space]
     if found.odd:
@@ -137,7 +134,11 @@ def _split(found: Scan) -> tuple[list[str], list[str]]:
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
         at = f"  # line {read.line}, default {read.default!r}" + (f"; {read.note}" if read.note else "")
         if name in gates:
-            off = "" if read.on == "1" else f", on = {_text(read.on)}, off = {_text(_opposite(read.on))}"
+            off = (
+                ""
+                if read.on == "1"
+                else f", on = {_text(read.on)}, off = {_text(OPPOSITES.get(read.on, '0'))}"
+            )
             space.append(f"{name} = {{ gate = true{off}{_when(name, gates)} }}{at}")
         elif read.default is None:
             reason = read.note or "no default: set it if the script needs it"
@@ -148,11 +149,6 @@ def _split(found: Scan) -> tuple[list[str], list[str]]:
             value = read.default if read.kind != "bool" else (read.on if read.default else "0")
             fixed.append(f"{name} = {_value(value)}{at}")
     return fixed, space
-
-
-def _opposite(on: str) -> str:
-    pairs = {"true": "false", "yes": "no", "on": "off", "True": "False"}
-    return pairs.get(on, "0")
 
 
 def _stem(read: Read) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any, cast
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+EXACT: dict[type, Any] = {ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub}
 HOLE = "\0"  # stands for a value in a printed line
 
 
@@ -44,13 +46,8 @@ def _arithmetic(a: Any, op: ast.operator, b: Any) -> Any:
         return a**b if abs(b) <= 64 and a > 0 else None
     if isinstance(op, ast.Div | ast.FloorDiv):
         return None if b == 0 else a / b if isinstance(op, ast.Div) else a // b
-    return (
-        a * b
-        if isinstance(op, ast.Mult)
-        else a + b
-        if isinstance(op, ast.Add)
-        else (a - b if isinstance(op, ast.Sub) else None)
-    )
+    exact = EXACT.get(type(op))
+    return exact(a, b) if exact else None
 
 
 def kind_of(value: Any) -> str:

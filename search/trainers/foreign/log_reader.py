@@ -137,12 +137,8 @@ class LogReader:
         value, loss = found["val_bpb"], found.get("val_loss", math.nan)
         if "eval_time" in found:
             self.eval_s[label] = found["eval_time"]
-        old = self.scores.get(label)
-        if old is None:
-            self.scores[label] = Score(value, value, loss, at_s)
-        else:
-            differ = old.differ or value != old.last
-            self.scores[label] = Score(old.first, value, loss, at_s, differ)
+        old = self.scores.get(label, Score(value, value, loss, at_s))
+        self.scores[label] = Score(old.first, value, loss, at_s, old.differ or value != old.last)
 
     def _step(self, step: int, total: int, found: Mapping[str, float], at_s: float) -> list[Report]:
         self.steps = max(self.steps, step)
@@ -199,8 +195,9 @@ class LogReader:
         return reports
 
     # -- at the end
-    def score(self) -> tuple[str, Score]:
-        """(label, its lines) of the score by the rule. Raises LogError that lists what was printed."""
+    def value(self) -> tuple[str, float, float]:
+        """(label, val_bpb in bits per byte, val_loss in nats per token) of the score by the rule. Raises
+        LogError that lists what was printed."""
         label = self._label()
         found = self.scores[label]
         if found.differ and self.rules.occurrence == "only":
@@ -208,14 +205,13 @@ class LogReader:
                 f"ambiguous score: {label!r} was printed with different values, {found.first:g} first and "
                 f'{found.last:g} last. Set occurrence = "first" or "last" in [trainer]'
             )
-        return label, found
+        return label, found.first if self.rules.occurrence == "first" else found.last, found.loss
 
     def _label(self) -> str:
         printed = ", ".join(repr(label) for label in self.scores) or "none"
         if self.rules.score:
-            for label in self.rules.score:
-                if label in self.scores:
-                    return label
+            if found := next((label for label in self.rules.score if label in self.scores), None):
+                return found
             wanted = ", ".join(map(repr, self.rules.score))
             raise LogError(f"no score: none of {wanted} was printed; lines with a val_bpb: {printed}")
         families = {label.removesuffix(EXACT) for label in self.scores}
@@ -228,11 +224,6 @@ class LogReader:
         if not known:
             raise LogError(f"no score: lines with a val_bpb: {printed}. Name one: score = [...] in [trainer]")
         return known[0] + EXACT if known[0] + EXACT in self.scores else known[0]
-
-    def value(self) -> tuple[str, float, float]:
-        """(label, val_bpb in bits per byte, val_loss in nats per token) of the score by the rule."""
-        label, found = self.score()
-        return label, found.first if self.rules.occurrence == "first" else found.last, found.loss
 
     def artifact_bytes(self) -> int | None:
         """Bytes of the "Total submission size" line that counts; None when none was printed."""

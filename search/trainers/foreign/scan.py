@@ -22,6 +22,7 @@ from search.trainers.foreign.log_reader import label_of
 MAX_BYTES = 8_000_000  # of a script; more is no script
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 WORLD = RANKS | {"CUDA_VISIBLE_DEVICES", "PATH", "HOME", "USER", "TMPDIR", "OMP_NUM_THREADS"}
+KINDS = ("int", "float", "bool", "str")
 Helper = tuple[int, int, str]  # index of the name among its arguments, of the default (-1: none), its type
 
 
@@ -130,12 +131,8 @@ class _Reader:
 
     def _access(self, node: ast.AST) -> tuple[ast.expr, ast.expr | None, str] | None:
         """(name, default, type by a helper) of a node that reads the environment."""
-        if (
-            isinstance(node, ast.Subscript)
-            and isinstance(node.ctx, ast.Load)
-            and self._is_environ(node.value)
-        ):
-            return node.slice, None, ""
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            return (node.slice, None, "") if self._is_environ(node.value) else None
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.In):
             return (node.left, None, "bool") if self._is_environ(node.comparators[0]) else None
         if not isinstance(node, ast.Call):
@@ -149,7 +146,7 @@ class _Reader:
             if name_at >= len(values):
                 return None
             typed = [v.id for v in [*values, *(k.value for k in node.keywords)] if isinstance(v, ast.Name)]
-            kind = next((t for t in typed if t in ("int", "float", "bool", "str")), kind)
+            kind = next((t for t in typed if t in KINDS), kind)
             return values[name_at], values[default_at] if 0 <= default_at < len(values) else None, kind
         return None
 
@@ -224,7 +221,7 @@ class _Reader:
         kind = ""
         for parent, child in self._climb(node):
             if isinstance(parent, ast.Call) and child in parent.args and isinstance(parent.func, ast.Name):
-                if parent.func.id not in ("int", "float", "bool", "str"):
+                if parent.func.id not in KINDS:
                     break
                 kind = parent.func.id
             elif isinstance(parent, ast.Compare):
@@ -232,7 +229,7 @@ class _Reader:
                 if all(text.lower() in (*literals.TRUE, *literals.FALSE) for text in texts):
                     return "bool"
             elif isinstance(parent, ast.AnnAssign) and isinstance(parent.annotation, ast.Name):
-                known = parent.annotation.id in ("int", "float", "bool", "str")
+                known = parent.annotation.id in KINDS
                 return kind or (parent.annotation.id if known else "")
         return kind
 
@@ -258,21 +255,14 @@ class _Reader:
     def fields(self) -> Iterator[Read]:
         """The annotated fields of dataclasses, when some name is built with .upper()."""
         built = [a for n in ast.walk(self.tree) if (a := self._access(n)) and ".upper()" in ast.unparse(a[0])]
-        if not built:
-            return
-        prefix = _prefix(built[0][0])
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ClassDef) and any(
-                "dataclass" in ast.unparse(d) for d in node.decorator_list
-            ):
-                for item in node.body:
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value:
-                        kind = ast.unparse(item.annotation)
-                        value = self.constant(item.value)
-                        kind = kind if kind in ("int", "float", "bool", "str") else literals.kind_of(value)
-                        yield Read(
-                            prefix + item.target.id.upper(), kind, cast_to(value, kind)[0], item.lineno
-                        )
+        classes = [node for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef)]
+        made = [c for c in classes if any("dataclass" in ast.unparse(d) for d in c.decorator_list)]
+        for item in [item for one in made for item in one.body] if built else []:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value:
+                kind, value = ast.unparse(item.annotation), self.constant(item.value)
+                kind = kind if kind in KINDS else literals.kind_of(value)
+                name = _prefix(built[0][0]) + item.target.id.upper()
+                yield Read(name, kind, cast_to(value, kind)[0], item.lineno)
 
 
 def _prefix(name: ast.expr) -> str:
@@ -284,7 +274,7 @@ def _prefix(name: ast.expr) -> str:
 
 def _annotation(body: ast.FunctionDef | ast.Lambda) -> str:
     text = ast.unparse(body.returns) if isinstance(body, ast.FunctionDef) and body.returns else ""
-    return text if text in ("int", "float", "bool", "str") else ""
+    return text if text in KINDS else ""
 
 
 def _line(line: str, at: int, found: Scan) -> None:
