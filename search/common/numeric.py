@@ -29,8 +29,7 @@ def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
 
 
 def place(dist: BaseDistribution, value: Any) -> float:
-    """A number's place in its range, from -1 to 1 (in the logarithm where the distribution says so); of a
-    categorical the index of its choice."""
+    """A number's place in its range, -1 to 1 (logarithmic as its distribution); the index of a choice."""
     if isinstance(dist, CategoricalDistribution):
         return float(dist.to_internal_repr(value))
     assert isinstance(dist, FloatDistribution | IntDistribution)

@@ -154,8 +154,7 @@ class CostModel:
         self._last: Array = np.zeros(0)
 
     def add(self, bill: Bill, measured: float, *, carried: bool = False) -> None:
-        """One finished trial; `measured` > 0 in the unit of the bill, or in another that a factor bridges.
-        One that is `carried` over from another study makes room for those of this one."""
+        """One finished trial; `measured` > 0. One that is `carried` over makes room for this study's."""
         for factors in (bill.common, *(part.factors for part in bill.parts)):
             for name, exponent in factors.items():
                 if name not in self.columns:

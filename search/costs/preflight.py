@@ -47,8 +47,7 @@ class Prediction:
 
 
 class Costs(Protocol):
-    """What says of a study's runs what they will cost and which of them are worth a trial. A run is whatever
-    the study's space resolves to."""
+    """What a study's runs will cost, and which are worth a trial; a run is what the space resolves to."""
 
     @property
     def study(self) -> Study: ...
@@ -67,8 +66,7 @@ class Seconds:
 
 
 class Preflight:
-    """Predicts and admits; one a worker, taught by `learn` with the trials that finish anywhere. `hardware`:
-    the machine that the next trial runs on."""
+    """One a worker, taught with the trials that finish anywhere. `hardware`: where the next trial runs."""
 
     def __init__(self, study: Study, *, root: Path = ROOT, hardware: str = ""):
         self.study, self.root, self.hardware = study, root, hardware

@@ -56,9 +56,7 @@ class Ended:
 
 
 def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
-    """Runs the task's worker here until it ends; it stops when we do (its lifeline is ours).
-
-    Raises ValueError when this machine lacks the project at the same path."""
+    """Runs the task's worker here until it, or we, end. ValueError without the project at the same path."""
     host = os.uname().nodename
     if not (task.root / "search" / "workers" / "worker.py").exists():
         raise ValueError(
@@ -168,8 +166,7 @@ class Cluster:
 
 
 def cluster_for(study: Study, engine: str, words: Sequence[str], *, url: str) -> Cluster | None:
-    """The cluster that is to run the workers; None: this machine. `url`: the database's, "" for the private
-    one. Raises ValueError before anything is begun."""
+    """The cluster that runs the workers; None: this machine. `url`: "" for the private one. ValueError."""
     if engine not in ENGINES:
         raise ValueError(f"An engine is one of {', '.join(ENGINES)}, but got {engine!r}.")
     options = parse_options(words)

@@ -1,9 +1,8 @@
-"""launch(session, ...): worker processes until the study has its finished trials; Ctrl-C stops them
-cleanly.
+"""launch(session, ...): worker processes until the study has its finished trials; Ctrl-C stops them cleanly.
 
-Workers are fresh processes in sessions of their own; the database's URL reaches them through the
-environment. Each holds a pipe from us as its lifeline: if we die, they stop. One that dies is started
-again, and its trial is failed and queued again at once, without waiting for its heartbeat to be missed.
+Workers are fresh processes in sessions of their own; the database's URL reaches them through the environment.
+Each holds a pipe from us as its lifeline: if we die, they stop. One that dies is started again, and its trial
+is failed and queued again at once, without waiting for its heartbeat to be missed.
 """
 
 from __future__ import annotations

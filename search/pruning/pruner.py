@@ -1,9 +1,8 @@
 """Pruner.verdict(study, number, reports) -> why to give a running trial up, or None.
 
-A trial is given up at a report when its final BPB is predicted to be worse than the standard (the `quantile`
-of the finals of feasible trials, plus `margin`) with probability `confidence`. The prediction is the
-regression of search/pruning/evidence.py at that share of the budget: the early BPB, and an offset for every
-technique and setting that shifts the relation between early and late. It is used only where
+A trial is given up at a report when its final BPB is predicted (search/pruning/evidence.py, at that share of
+the budget) to be worse than the standard, the `quantile` of the finals of feasible trials plus `margin`, with
+probability `confidence`. The prediction is used only where
 
 - at least `min_trials` feasible trials have ended that reported there; the infeasible, however good they
   look, set no standard and are no evidence;
@@ -12,9 +11,8 @@ technique and setting that shifts the relation between early and late. It is use
 - the budget's share `from` is over (measured rank correlation with the final BPB, single runs: 0.57 at 50 %,
   0.75 at 75 %), and some feasible trial was better at this point.
 
-A trial with a technique or a setting that the evidence lacks has an unknown offset, hence a wide prediction,
-and goes on. The share `spare` of the trials that would be given up run to their end all the same (which ones,
-their numbers decide): they keep the evidence honest, and tell how many were given up wrongly.
+What the evidence lacks has an unknown offset, hence a wide prediction, and goes on. The share `spare` of the
+trials that would be given up run on all the same: they keep the evidence honest and tell what was wrong.
 """
 
 from __future__ import annotations
@@ -100,8 +98,7 @@ def features_of(trial: FrozenTrial) -> dict[str, float]:
 def with_rates(
     configuration: Mapping[str, float], curve: Sequence[Report], progress: float
 ) -> dict[str, float]:
-    """What may shift the relation of early and final: the configuration's features, and the learning-rate
-    scale now and on average so far."""
+    """The configuration's features, and the learning-rate scale now and on average so far."""
     scales = [scale for at, _, scale in curve if at <= progress + SAME_POINT]
     mean = 2.0 * sum(scales) / len(scales) - 1.0
     return {**configuration, "lr_scale": 2.0 * scales[-1] - 1.0, "mean lr_scale": mean}

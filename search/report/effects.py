@@ -1,13 +1,11 @@
-"""Effects: what a study says of each technique and setting: by how much it moves val_bpb, with what
-confidence, and which of them clash.
+"""Effects: by how much each technique and setting of a study moves val_bpb, how surely, and which clash.
 
-One surrogate (search/samplers/structured/surrogate.py: main effects, curves, shrunken pairs, noise) is
-fitted to the newest trials, in which everything varies at once. An effect is a contrast of that function,
-averaged over the tried configurations: with the technique on less with it off, its own settings as in
-trials that had it on. A number's contrast is its best place less the median of what was tried. Intervals
-are those of the posterior, from draws, widened. Effects that the trials do not speak of shrink towards 0
-with a wide interval; values far above the others count as just above them (`settled`), so that a hopeless
-run moves no effect much.
+One surrogate (search/samplers/structured/surrogate.py) is fitted to the newest trials, in which everything
+varies at once. An effect is a contrast of it, averaged over the tried configurations: with the technique on
+less with it off, its own settings as in trials that had it on. A number's contrast is its best place less the
+median of what was tried. Intervals are the posterior's, from draws, widened. What the trials do not speak of
+shrinks towards 0 with a wide interval; values far above the others count as just above them (`settled`), so
+that a hopeless run moves no effect much.
 """
 
 from __future__ import annotations
@@ -195,8 +193,7 @@ def _numbers(beliefs: Beliefs) -> Iterator[_Contrast]:
 
 
 def _clashes(beliefs: Beliefs, mean: Array, sd: Array) -> Iterator[Effect]:
-    """Pairs of parameters whose product counts beyond doubt, by its coefficient's mean and sd [factors,
-    factors]; a number's place is in [-1, 1]."""
+    """Pairs whose product counts beyond doubt, by its coefficient's mean and sd [factors, factors]."""
     basis, rows = beliefs.basis, beliefs.rows
     active = rows.active(beliefs.seen)
     on = active & np.where(rows.sizes == 2, beliefs.seen > 0.5, True)

@@ -47,8 +47,7 @@ class Progress:
             self.live.stop()
 
     def look(self, *, now: bool = False) -> None:
-        """Reads and shows, at most every INTERVAL_S; `now`: at once, also what was too quick to be seen
-        running."""
+        """Reads and shows, at most every INTERVAL_S; `now`: at once, also what was too quick to be seen."""
         if not now and time.monotonic() - self.looked < INTERVAL_S:
             return
         seen = snapshot(self.study.get_trials(deepcopy=False), self.target)

@@ -129,8 +129,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         taken: set[str],
         training: str | None = None,
     ) -> tuple[dict[str, Any], Counter[str]] | None:
-        """An admitted configuration; None when there is none on the weights of the key `training`, Infeasible
-        when there is none at all."""
+        """An admitted configuration; None: none on the weights of key `training`; Infeasible: none at all."""
         rejected, examples = Counter[str](), dict[str, str]()
         given = self.space.keep_active(fixed)
         if fixed and not training and self.space.active(fixed) <= fixed.keys():

@@ -61,8 +61,7 @@ def sampled_by(study: Study, kind: str) -> Study:
 def proposer_of(
     space: Space, preflight: Costs, seed: int | None, *, stages: StageChooser | None = None
 ) -> Proposer:
-    """The sampler that the study asks for. `stages`: finished training is kept, so `structured` weighs what a
-    proposal gains against the seconds of the stages that it would run anew."""
+    """The sampler that the study asks for. `stages`: `structured` weighs finished training."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
         return GroupedTpe(

@@ -2,10 +2,9 @@
 
 It knows no conditions: what a trial lacks stands at the middle of its range, or at its first choice. Trials
 that ran to their end teach it the objective and the constraints that any of them broke, pruned ones nothing.
-It makes one proposal a trial, the optimum of its acquisition: 15 to 24 s of CPU over the 163 parameters of
-studies/laptop.toml, at 30 and at 100 trials. When that is refused, as illegal, too large or tried already,
-it gives up a growing share of it to uniform draws, so that the search walks away from what was refused.
-PyTorch is loaded with the first model, not before.
+It makes one proposal a trial (15 to 24 s of CPU over the 163 parameters of studies/laptop.toml). When that is
+refused, it gives up a growing share of it to uniform draws, so that the search walks away from what was
+refused. PyTorch is loaded with the first model, not before.
 """
 
 from __future__ import annotations

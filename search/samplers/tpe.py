@@ -139,8 +139,7 @@ class GroupedTpe(TPESampler):
 
 
 class Proposal(Mapping[str, Any]):
-    """A value for every modelled parameter. A group is worked out when one of its parameters is asked for:
-    most techniques are off in most proposals."""
+    """A value for every modelled parameter; its group is worked out when asked for: most gates are off."""
 
     def __init__(
         self, group_of: Mapping[str, int], chosen: Sequence[Callable[[], list[dict[str, Any]]]], index: int

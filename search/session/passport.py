@@ -1,9 +1,8 @@
 """Who may join a study: code_hash (what runs), machine_kind (on what), check_joining (against who began it).
 
-A study is one objective. Another version of the trainer's code is another objective: refused. Other hardware
-is one only where speed decides, which `speed_matters` judges: limits measured on the first machine, a
-training budget in seconds, or trials that came near a time limit. Where none of that holds it may join.
-`--mixed` lets both join; every trial's passport and the leaderboard then say so.
+Another version of the trainer's code is another objective: refused. Other hardware is one only where speed
+decides: limits measured on the first machine, a training budget in seconds, or trials that came near a time
+limit. `--mixed` lets both join; every trial's passport and the leaderboard then say so.
 """
 
 from __future__ import annotations

@@ -53,8 +53,7 @@ def open_session(
     worker: bool = False,
     trainer: Trainer | None = None,
 ) -> Session:
-    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited. `trainer`:
-    None for the one that the study names."""
+    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited."""
     import optuna
 
     from search.storage.patient import open_storage, open_study, resolve_url, timing_of

@@ -26,8 +26,7 @@ from techniques.config import TRAINER_FIELDS, Resolved, read_preset, resolve
 
 @dataclass(frozen=True)
 class NativeSpace:
-    """The parameters of one study. Names are flat: a setting, a technique's gate, or a slot.
-    search/space/space.py says what each method means."""
+    """Names are flat: a setting, a technique's gate, or a slot; search/space/space.py says the rest."""
 
     study: Study
     known: Mapping[str, type[Technique]]

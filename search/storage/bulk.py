@@ -1,10 +1,9 @@
 """BulkStorage: a study's trials in six statements; BatchStorage: what one trial writes, in one transaction.
 
 Optuna reads a trial as some eighty ORM objects and commits every parameter and attribute on its own. Here
-PostgreSQL puts a trial's attributes together as JSON and a parameter's values of all trials as arrays, a
-distribution is parsed once in the life of a process, and `with collected(trial):` holds a trial's writes back
-until the block ends. Tables and rows are Optuna's (schema of 5.0): its own reader gives equal trials, which a
-test compares.
+PostgreSQL puts attributes together as JSON and parameters as arrays, a distribution is parsed once a process,
+and `with collected(trial):` holds a trial's writes back until the block ends. Tables and rows are Optuna's
+(schema of 5.0): its own reader gives equal trials, which a test compares.
 """
 
 from __future__ import annotations
@@ -183,8 +182,7 @@ class BulkStorage(RDBStorage):
         ]
 
     def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> Columns:
-        """trial -> its parameters, in the order of their suggestions, and their distributions; over a
-        connection of its own if none is given."""
+        """trial -> its parameters in the order of suggestion, and their distributions."""
         if connection is None:
             with self.engine.connect() as own:
                 return self._read_params(ids, own)

@@ -1,15 +1,11 @@
 """parse_foreign(tables, path) -> Foreign: the [trainer], [fixed] and [space] tables of a study that drives
-somebody else's script.
+somebody else's script; docs/any_trainer.md has every entry.
 
-    [trainer]  script, command, folder, private, pass, files, keep, score, occurrence, size, eval_lines,
-               wallclock, warmdown, warmdown_frac, silent_seconds, max_output_bytes
     [fixed]    NAME = value                                environment variables of every run
     [space]    NAME = { low, high, log, step, type }       a number
                NAME = { choices }                          one of these
                NAME = { gate = true, on, off }             a switch: on = "1", off = "0"
                …, when = "GATE" or { PARENT = [values] }   asked for only then; else the script's default
-
-docs/any_trainer.md explains them.
 """
 
 from __future__ import annotations

@@ -325,8 +325,7 @@ def _verdicts(cls: type[Technique], held: Mapping[str, Any]) -> list[Any]:
 
 
 def technique_domains(gates: Gates, known: Mapping[str, type[Technique]], *, track: str) -> dict[str, Domain]:
-    """flat setting -> domain that the technique itself declares, for every technique that may be on; choices
-    that the track never admits are left out."""
+    """flat setting -> its technique's domain, where that may be on; choices that the track admits."""
     out: dict[str, Domain] = {}
 
     def admitted(cls: type[Technique], key: str, option: Any) -> bool:

@@ -1,10 +1,10 @@
 """run_exactly(study, objective, target=N): the study ends with exactly N finished trials, for any workers.
 
-Finished is COMPLETE or PRUNED; FAIL does not count. Before each trial a worker takes the study's advisory
-lock in a transaction of its own, fails what the dead left behind, counts, and asks for a trial only while
-finished + running < N. It gives the lock back once the trial's first heartbeat is written: if the commit
-fails, the lock was lost and the trial is dropped before it begins. From there to its end the trial has a
-heartbeat thread, and its result counts only if nobody declared it dead meanwhile.
+Finished is COMPLETE or PRUNED. Before each trial a worker takes the study's advisory lock in a transaction of
+its own, fails what the dead left behind, counts, and asks for a trial only while finished + running < N. It
+gives the lock back once the trial's first heartbeat is written: if the commit fails, the lock was lost and
+the trial is dropped before it begins. From there on the trial has a heartbeat thread, and its result counts
+only if nobody declared it dead meanwhile.
 """
 
 from __future__ import annotations
@@ -250,8 +250,7 @@ def heartbeat(
 
 
 def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> FrozenTrial | None:
-    """Runs the objective and tells: the trial as it ended; None when somebody declared it dead meanwhile (a
-    long freeze), or it was interrupted."""
+    """Runs the objective and tells: the trial as it ended; None when it was taken from us, or interrupted."""
     try:
         with heartbeat(gate.storage, _id(trial), every_s=gate.heartbeat_s, lost=gate.lost):
             value = objective(trial)

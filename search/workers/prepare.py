@@ -35,8 +35,7 @@ KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
-    demanded, but not here."""
+    """`gpus_per_trial` GPUs for each worker ("0,1"); none: trials run on the CPU. ValueError if demanded."""
     device = study.settled("device")
     found = () if device == "cpu" else visible_gpus(environ)
     if device == "cuda" and not found:
@@ -90,9 +89,7 @@ def check_baseline(
 
 
 def machine(session: Session, spec: WorkerSpec) -> Session:
-    """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
-
-    Raises ValueError as those checks do."""
+    """What `search.py` checks before it starts workers, for one on another machine. ValueError."""
     check_room(session.folders)
     gpus_for(session.study, os.environ)
     if session.trainer.built_in:
@@ -139,9 +136,7 @@ def trainer_job(
 def measure(
     session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
-
-    Raises ValueError when the starting point itself does not run: no trial would."""
+    """Runs the baseline (free techniques off, free settings at the preset's) and stores it; or ValueError."""
     stopping, trainer = threading.Event(), session.trainer
     config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1

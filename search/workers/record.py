@@ -64,8 +64,7 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
 
 
 def stage_facts(result: Mapping[str, Any], *, spent_s: float) -> dict[str, Any]:
-    """Of a trial with a result: recorded true seconds by stage, the stages that were taken over, the seconds
-    that its process took now, and those that taking over saved."""
+    """True seconds by stage, stages that were taken over, seconds that its process took and saved."""
     stages: Mapping[str, Mapping[str, float]] = result.get("stage_seconds") or {}
     seconds = {name: round(float(clocks["true"]), 3) for name, clocks in stages.items()}
     reused = [str(name) for name in result.get("reused") or ()]

@@ -2,9 +2,9 @@
 
 A trial ends as COMPLETE (value: val_bpb), as PRUNED (given up on, or the configuration failed: then the
 constraint `run` is violated and TPE learns from it), or as FAIL (the machine's fault; its configuration is
-tried again). Its constraints are set in every case. SIGTERM, SIGINT or the end of --lifeline's stdin stop
-it within a second: the trainer is killed, the configuration queued again. Exit status: 0 done or stopped, 1
-too many failures, 2 a problem that only a person can solve (`error: ...` on stderr).
+tried again). Its constraints are set in every case. SIGTERM, SIGINT or the end of --lifeline's stdin stop it:
+the trainer is killed, the configuration queued again. Exit status: 0 done or stopped, 1 too many failures, 2
+a problem that only a person can solve (`error: ...` on stderr).
 """
 
 from __future__ import annotations

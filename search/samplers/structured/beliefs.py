@@ -1,10 +1,9 @@
 """Beliefs: what a study's trials say about the objective and every constraint, as surrogates over rows.
 
 Objective: complete trials; running ones stand in at the posterior mean (fantasies), so that workers spread;
-pruned ones at the final value that a line through the complete trials' reports at the same step predicts,
-with the scatter around that line as noise: where early order says nothing, so does the pruned trial.
-Constraints: log(1 + relative violation), which is additive for sizes and times; one with two values only
-(it diverged or not) becomes ±1. Exactly 0 means unknown. Each has a surrogate without pairs.
+pruned ones at what a line through the complete trials' reports at that step predicts, with the scatter around
+it as noise. Constraints, each a surrogate without pairs: log(1 + relative violation), which is additive for
+sizes and times; one with two values only (it diverged or not) becomes ±1. Exactly 0 means unknown.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ class Learned:
         count: int,
         running: Array | None = None,
     ) -> None:
-        """Condition on the data, with fantasies where trials run (columns `running`); fit the variances when
-        there are enough new ones among all `count`."""
+        """Condition on the data, with fantasies in columns `running`; fit the variances when that is due."""
         due = self._due(count)
         self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=steps if due else 0)
         self.fitted = count if due else self.fitted

@@ -1,10 +1,9 @@
 """Rows: configurations as arrays, and the rules of which parameter is active when.
 
-A row holds one number for each parameter of the union space, active or not: a categorical the index of its
-choice, a number its place in [-1, 1] (in the logarithm where the range is logarithmic). A rule says: `p` is
-active where every one of these categoricals is active with one of these choices (or is itself inactive). A
-study's own space declares them (search/space/space.py). For somebody else's study `learn_rules` finds
-the fewest conditions that all examples with `p` share and no example without `p` meets.
+A row holds one number for each parameter of the union space: a categorical the index of its choice, a number
+its place in [-1, 1]. A rule says: `p` is active where every one of these categoricals is active with one of
+these choices (or is itself inactive). A study's own space declares them (search/space/space.py). For somebody
+else's, `learn_rules` finds the fewest conditions that examples with `p` share and none without `p` meets.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ class Rows:
         return np.array(found, dtype=np.float64).reshape(len(found), len(self.names))
 
     def decode(self, row: Array) -> dict[str, Any]:
-        """A value of every parameter, active or not; what `encode` saw comes back to the last bit, so that
-        a stage that is kept keeps its key."""
+        """A value of every parameter; what `encode` saw comes back to the bit, so kept stages keep keys."""
         found: dict[str, Any] = {}
         for (name, dist), at in zip(self.distributions.items(), row.tolist(), strict=True):
             exact = self._exact.get((name, at), self)

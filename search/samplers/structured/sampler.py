@@ -1,16 +1,12 @@
 """StructuredSampler: Thompson draws from a structured surrogate, for any Optuna study.
 
-    study = optuna.create_study(sampler=StructuredSampler(seed=0))
-
-The surrogate (search/samplers/structured/surrogate.py) has a term for each gate, a curve for each number
-while its gate is on, and shrunken pairs; constraints that trials recorded with `set_constraint` are learned
-too. A proposal minimises one draw, by local search, among what is expected to be feasible and what
-`Prior.admits` lets pass; mostly in a random subspace around the best trial, a small one while trials
-are fewer than parameters: so early a draw over all of them is a jump into the unknown. Which parameters are
-active when, the caller's space says (`Prior.conditions`); in somebody else's study, where nothing is
-declared, it is learned from the trials. With stages, a proposal may instead keep the finished stages of a
-good trial and change what lies downstream: the larger expected gain per second wins. A share of proposals is
-TPE's, for responses that this model cannot see.
+A proposal minimises one draw of the surrogate (search/samplers/structured/surrogate.py), by local search,
+among what is expected to be feasible (constraints are learned too) and what `Prior.admits` lets pass; mostly
+in a random subspace around the best trial, a small one while trials are fewer than parameters: so early a
+draw over all of them is a jump into the unknown. Which parameters are active when, the caller's space says
+(`Prior.conditions`); in somebody else's study it is learned from the trials. With stages, a proposal may
+instead keep the finished stages of a good trial and change what lies downstream: the larger expected gain per
+second wins. A share of proposals is TPE's, for responses that this model cannot see.
 """
 
 from __future__ import annotations

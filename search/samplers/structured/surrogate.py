@@ -1,13 +1,12 @@
 """Surrogate: y = intercept + mains + shrunken pairs + noise, Bayesian, with exact Thompson draws.
 
 Every parameter p has a relevance s_p, the prior variance of its effects; a product of two columns has the
-prior variance rho s_p s_q, so that a pair needs two parameters that matter (heredity). A number has the
-Legendre polynomials P1..P4 of its scaled value, the last two (`bend`) with a smaller variance; a gate has
-one column, a categorical one for each choice. Relevances, rho, bend and the noise maximise the marginal
-likelihood times log-normal priors (what data do not speak for shrinks: automatic relevance determination).
-Draws follow Matheron's rule: a draw from the prior, corrected by the kernel system of the data, which
-is exact and costs n² for n trials (Wilson et al. 2020, Pathwise conditioning; kernel: Duvenaud et al. 2011,
-Additive Gaussian processes, orders 1 and 2).
+prior variance rho s_p s_q: a pair needs two parameters that matter (heredity). A number has the Legendre
+polynomials P1..P4 of its scaled value, the last two (`bend`) with a smaller variance; a gate has one column,
+a categorical one for each choice. Relevances, rho, bend and the noise maximise the marginal likelihood times
+log-normal priors (automatic relevance determination). Draws follow Matheron's rule: a draw from the prior,
+corrected by the kernel system of the data, exact and n² for n trials (Wilson et al. 2020, Pathwise
+conditioning; kernel: Duvenaud et al. 2011, Additive Gaussian processes, orders 1 and 2).
 """
 
 from __future__ import annotations
@@ -169,8 +168,7 @@ class Surrogate:
         return math.exp(hyper.noise) + self.extra + JITTER
 
     def _kernel(self, hyper: Hyper) -> tuple[Array, Array, Array, Array]:
-        """(K [n, n] without noise, scaled columns, scaled factors, factors' own kernel T; without pairs the
-        last two are not needed, and empty)."""
+        """(K [n, n] without noise, scaled columns, and for pairs: scaled factors and their own kernel T)."""
         main, factor = self._scales(hyper)
         scaled = self.columns * np.sqrt(main)
         k = scaled @ scaled.T + 1.0

@@ -1,9 +1,8 @@
 """draft(scan, out) -> TOML: a first study of a scanned script, which loads and runs at once.
 
-Ranges are guesses from names and defaults: learning rates and weight decays logarithmic, a factor 4 around;
-momenta by their distance from 1; counts around their default; 0/1 switches as gates, with what has their
-prefix below them. Paths, seeds, budgets and shapes that must divide stay fixed. Every line names the line of
-the script that it comes from; what was not understood is listed at the end.
+Ranges are guesses from names and defaults: rates and weight decays logarithmic, a factor 4 around; momenta by
+their distance from 1; counts around their default; 0/1 switches as gates over what has their prefix. Paths,
+seeds, budgets and shapes that must divide stay fixed. Every line names the script's line that it comes from.
 """
 
 from __future__ import annotations
@@ -65,8 +64,7 @@ def draft(found: Scan, out: Path) -> str:
 
 
 def write(script: Path, out: Path | None) -> str:
-    """Scans the script and writes the draft to `out`; returns what to print: the draft where there is no
-    `out`, else what was found. Raises ValueError, also for a draft that could not be loaded."""
+    """Writes the draft to `out`, if given; returns what to print. ValueError if it could not be loaded."""
     found = scan(script)
     text = draft(found, out or Path("theirs.toml"))
     if out is None:
@@ -115,8 +113,7 @@ def _reading(found: Scan) -> list[str]:
 
 
 def score_rule(found: Scan) -> list[str]:
-    """Labels by what is added last: known ones in KNOWN_SCORES' order, others before them, latest first;
-    of `X` and `X_exact` the exact one."""
+    """Labels by what is added last: KNOWN_SCORES' order, others before, latest first; `X_exact` for `X`."""
     exact = [k for k in found.labels if k.endswith(EXACT) or k + EXACT not in found.labels]
 
     def order(label: str) -> tuple[int, int]:

@@ -5,10 +5,9 @@
     <label> val_loss:<f> val_bpb:<f> eval_time:<ms>ms      a score line; which one counts is a rule, see below
     Total submission size <codec>: <n> bytes               the artifact; `Code size: <n> bytes` its code
 
-The score is never "the last line that matches". `Rules.score` names labels, the first of them that was
-printed counts. Without a rule the run must have printed exactly one of KNOWN_SCORES (`X` and `X_exact` are
-one score, the exact line counts); several are an error that lists them. A label that was printed more than
-once with different values is an error too, unless `occurrence` says first or last.
+The score is never "the last line that matches": of `Rules.score`'s labels the first that was printed counts.
+Without a rule it must be exactly one of KNOWN_SCORES (`X` and `X_exact` are one score). A label
+printed with different values is an error too, unless `occurrence` says first or last.
 """
 
 from __future__ import annotations
@@ -196,8 +195,7 @@ class LogReader:
 
     # -- at the end
     def value(self) -> tuple[str, float, float]:
-        """(label, val_bpb in bits per byte, val_loss in nats per token) of the score by the rule. Raises
-        LogError that lists what was printed."""
+        """(label, val_bpb in bits per byte, val_loss in nats per token) of the score; or LogError."""
         label = self._label()
         found = self.scores[label]
         if found.differ and self.rules.occurrence == "only":
@@ -262,8 +260,7 @@ class LogReader:
 
 
 def label_of(line: str) -> str:
-    """The words before the first pair: `final_int6_sliding_window stride:64 val_bpb:…` has the label
-    `final_int6_sliding_window`."""
+    """The words before the first pair: `final_int6 stride:64 val_bpb:…` has the label `final_int6`."""
     pair = PAIR.search(line)
     words = line[: pair.start()] if pair else line
     return " ".join(words.split())[:MAX_LABEL]

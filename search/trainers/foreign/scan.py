@@ -1,9 +1,8 @@
 """scan(path) -> Scan: what a training script reads from its environment and which score lines it prints.
 
-By `ast` alone; the script is neither run nor imported. Found are os.environ.get, os.environ[...], os.getenv,
-setdefault, their aliases, functions and lambdas that wrap them, and fields of a dataclass whose names are
-built with .upper(); int, float, bool, bool(int(...)) and == "1" around them tell the type. What cannot be
-told (a name built at run time, a computed default) is listed with its line, never guessed in silence.
+By `ast` alone; the script is neither run nor imported. Found are the ways of `os`, their aliases, functions
+and lambdas that wrap them, and dataclass fields whose names are built with .upper(); what stands around a
+read tells its type. What cannot be told is listed with its line, never guessed in silence.
 """
 
 from __future__ import annotations
