@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from techniques.base import Choice, Float, Int
+
+Distributions = Mapping[str, BaseDistribution]
 
 
 def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:

@@ -90,12 +90,9 @@ def words_of(technique: Technique | None) -> str:
     """The technique and its settings that are words: they choose between methods."""
     if technique is None:
         return "none"
-    words = [
-        str(value)
-        for name, domain in type(technique).space.items()
-        if isinstance(domain, Choice) and isinstance(value := getattr(technique.config, name), str)
-    ]
-    return "/".join([technique.name, *words])
+    choices = [name for name, domain in type(technique).space.items() if isinstance(domain, Choice)]
+    values = [getattr(technique.config, name) for name in choices]
+    return "/".join([technique.name, *(value for value in values if isinstance(value, str))])
 
 
 def model_bill(resolved: Resolved) -> Bill:

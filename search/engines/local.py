@@ -58,7 +58,7 @@ def launch(
     progress: Progress,
     *,
     external: bool,
-    gpus: tuple[str, ...] = (),
+    gpus: Sequence[str] = (),
 ) -> None:
     """Runs a worker for each spec until the target. Raises WorkerFailed, and KeyboardInterrupt once all have
     stopped. `external`: the database is the user's, not the private one of the home. `gpus`: values for

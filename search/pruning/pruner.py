@@ -95,9 +95,7 @@ def features_of(trial: FrozenTrial) -> dict[str, float]:
     return found
 
 
-def with_rates(
-    configuration: Mapping[str, float], curve: Sequence[Report], progress: float
-) -> dict[str, float]:
+def with_rates(configuration: Mapping[str, float], curve: list[Report], progress: float) -> dict[str, float]:
     """The configuration's features, and the learning-rate scale now and on average so far."""
     scales = [scale for at, _, scale in curve if at <= progress + SAME_POINT]
     mean = 2.0 * sum(scales) / len(scales) - 1.0

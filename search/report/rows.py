@@ -135,9 +135,7 @@ def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
     if not shares:
         return ""
     mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
-    parts = ", ".join(
-        f"{name.removesuffix('_s').replace('_before', '')} {1000 * seconds:.0f} ms"
-        for name, seconds in mean.items()
-        if name.endswith("_s") and name != "process_s"
-    )
+    shown = [name for name in mean if name.endswith("_s") and name != "process_s"]
+    named = [(name.removesuffix("_s").replace("_before", ""), 1000 * mean[name]) for name in shown]
+    parts = ", ".join(f"{name} {milliseconds:.0f} ms" for name, milliseconds in named)
     return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"

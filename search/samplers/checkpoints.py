@@ -111,11 +111,9 @@ class StageChooser:
         if spent[True]:
             cheap_s = statistics.median(spent[True])
         running = [FROM_CHECKPOINT in t.user_attrs for t in trials if t.state == TrialState.RUNNING]
-        spending = StageSpending(
-            anew_s=sum(spent[False]) + new_s * (len(running) - sum(running)),
-            kept_s=sum(spent[True]) + cheap_s * (1 + sum(running)),
-        )
-        return cheap_s < new_s and spending.allows(self.share)
+        anew_s = sum(spent[False]) + new_s * (len(running) - sum(running))
+        kept_s = sum(spent[True]) + cheap_s * (1 + sum(running))
+        return cheap_s < new_s and StageSpending(anew_s, kept_s).allows(self.share)
 
     def _learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes in what finished since the last look, in the order of the trials' numbers."""

@@ -64,13 +64,9 @@ def proposer_of(
     """The sampler that the study asks for. `stages`: `structured` weighs finished training."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
-        return GroupedTpe(
-            space.groups(),
-            space.distributions,
-            n_startup_trials=settings.startup_trials or TPE_STARTUP,
-            n_ei_candidates=settings.candidates,
-            seed=seed,
-        )
+        startup, candidates = settings.startup_trials or TPE_STARTUP, settings.candidates
+        groups, dists = space.groups(), space.distributions
+        return GroupedTpe(groups, dists, startup_trials=startup, candidates=candidates, seed=seed)
     if settings.kind == "gp":
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.common.numeric import value_at
+from search.common.numeric import Distributions, value_at
 from search.samplers.tpe import settled_params
 
 STARTUP = 16  # complete trials before it models anything, where the study does not say
@@ -31,9 +30,7 @@ class GaussianProcess:
 
     weighs_stages = False
 
-    def __init__(
-        self, distributions: Mapping[str, BaseDistribution], *, startup_trials: int, seed: int | None
-    ):
+    def __init__(self, distributions: Distributions, *, startup_trials: int, seed: int | None):
         self._space = {n: d for n, d in distributions.items() if not d.single()}
         self._startup_trials = startup_trials or STARTUP
         self._sampler = GPSampler(seed=seed, n_startup_trials=0)

@@ -23,7 +23,6 @@ from typing import Any, cast
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import TPESampler
 from optuna.samplers._tpe import probability_distributions as kernels
@@ -36,9 +35,12 @@ from optuna.samplers._tpe.sampler import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.numeric import Distributions
+
 BATCH = 4  # proposals at once, after the first of a trial was rejected
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+Chosen = list[dict[str, Any]]  # of a group, for each of some proposals
 MODELLED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -50,20 +52,18 @@ class GroupedTpe(TPESampler):
     def __init__(
         self,
         groups: Sequence[Sequence[str]],
-        distributions: Mapping[str, BaseDistribution],
+        distributions: Distributions,
         *,
-        n_startup_trials: int,
-        n_ei_candidates: int,
+        startup_trials: int,
+        candidates: int,
         seed: int | None,
     ):
-        numbers = {"n_startup_trials": n_startup_trials, "n_ei_candidates": n_ei_candidates, "seed": seed}
+        numbers = {"n_startup_trials": startup_trials, "n_ei_candidates": candidates, "seed": seed}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             super().__init__(multivariate=True, group=True, constant_liar=True, **cast("Any", numbers))
-        self._groups = [
-            {name: distributions[name] for name in sorted(group) if not distributions[name].single()}
-            for group in groups
-        ]
+        several = {name: dist for name, dist in distributions.items() if not dist.single()}
+        self._groups = [{n: several[n] for n in sorted(group) if n in several} for group in groups]
         modelled = {name: dist for group in self._groups for name, dist in group.items()}
         self._observed = Observed(modelled)
         self._columns = {name: k for k, name in enumerate(modelled)}
@@ -107,15 +107,15 @@ class GroupedTpe(TPESampler):
 
     def _propose_many(self, count: int) -> list[Proposal]:
         """`count` proposals; together much cheaper than one by one."""
-        size, chosen = count * self._n_ei_candidates, list[Callable[[], list[dict[str, Any]]]]()
+        size, chosen = count * self._n_ei_candidates, list[Callable[[], Chosen]]()
         for k, group in enumerate(self._groups):
             numbers = Numbers(self._rng.rng, size * (1 + len(group)) if group else 0)
             chosen.append(functools.cache(functools.partial(self._best, k, count, numbers)))
         return [Proposal(self._group_of, chosen, k) for k in range(count)]
 
-    def _best(self, index: int, count: int, numbers: Numbers) -> list[dict[str, Any]]:
+    def _best(self, index: int, count: int, numbers: Numbers) -> Chosen:
         """Values of a group's parameters in `count` proposals, each the best of its own candidates."""
-        group, found = self._groups[index], list[dict[str, Any]]()
+        group, found = self._groups[index], Chosen()
         below, above = self._densities(index)
         candidates = below.sample(numbers, count * self._n_ei_candidates)
         gains = below.log_pdf(candidates) - above.log_pdf(candidates)
@@ -141,9 +141,7 @@ class GroupedTpe(TPESampler):
 class Proposal(Mapping[str, Any]):
     """A value for every modelled parameter; its group is worked out when asked for: most gates are off."""
 
-    def __init__(
-        self, group_of: Mapping[str, int], chosen: Sequence[Callable[[], list[dict[str, Any]]]], index: int
-    ):
+    def __init__(self, group_of: Mapping[str, int], chosen: Sequence[Callable[[], Chosen]], index: int):
         self._group_of, self._chosen, self._index = group_of, chosen, index
 
     def __getitem__(self, name: str) -> Any:
@@ -203,7 +201,7 @@ class Numbers:
 class Parzen:
     """Fitted to `rows` [trials, parameters of the group] in Optuna's units; `settings` are TPESampler's."""
 
-    def __init__(self, rows: Array, group: Mapping[str, BaseDistribution], settings: Any):
+    def __init__(self, rows: Array, group: Distributions, settings: Any):
         observations = {name: rows[:, k] for k, name in enumerate(group)}
         fitted = _ParzenEstimator(observations, dict(group), settings)
         self._mixture = fitted._mixture_distribution  # pyright: ignore[reportPrivateUsage]
@@ -270,7 +268,7 @@ class Parzen:
 class Observed:
     """Finished trials of one study as rows; NaN where a parameter is not in a trial."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution]):
+    def __init__(self, distributions: Distributions):
         self.distributions = dict(distributions)
         self._at: dict[int, int] = {}  # trial number -> row
         self._rows: list[Array] = []

@@ -113,11 +113,8 @@ class Limits:
 
     def measured(self, baseline: Mapping[str, Any]) -> Limits:
         """These limits in seconds, given the baseline's result (train_seconds, eval_seconds)."""
-        seconds = {
-            limit.name: getattr(self, limit.baselines) * float(baseline[limit.figure])
-            for limit in IN_BASELINES
-            if getattr(self, limit.baselines)
-        }
+        given = {limit: getattr(self, limit.baselines) for limit in IN_BASELINES}
+        seconds = {limit.name: many * float(baseline[limit.figure]) for limit, many in given.items() if many}
         return dataclasses.replace(self, **seconds)
 
     def timeout_seconds(self) -> float:

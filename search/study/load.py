@@ -29,7 +29,7 @@ from typing import Any, TypeVar, cast
 from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study.foreign import parse_foreign, refuse_native, refuse_twice
 from search.study.limits import Limits, check_given
-from search.study.model import Header, Pruning, SamplerSettings, Study
+from search.study.model import Domain, Header, Pruning, SamplerSettings, Slots, Study
 from techniques import catalog
 from techniques.base import (
     SLOTS,
@@ -50,11 +50,11 @@ TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler
 Table = TypeVar("Table")
 FREE, ON, OFF = "free", "on", "off"
 BASELINE = "baseline"  # the choice of a slot that no technique fills
+Catalogue = Mapping[str, type[Technique]]
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
-Domain = Float | Int | Choice
 
 
-def load_study(path: Path, known: Mapping[str, type[Technique]]) -> Study:
+def load_study(path: Path, known: Catalogue) -> Study:
     """The study in the TOML file `path`, over the catalogue `known`. ValueError for anything wrong in it."""
     try:
         return build(_read(path), path, known)
@@ -97,7 +97,7 @@ def find_study(path: Path | None) -> Study:
     return study
 
 
-def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str, type[Technique]]) -> Study:
+def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) -> Study:
     """The checked study. Raises ValueError."""
     if tables["trainer"]:
         refuse_native(tables)
@@ -125,9 +125,7 @@ def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study
     )
 
 
-def _native(
-    study: Study, tables: Mapping[str, dict[str, Any]], known: Mapping[str, type[Technique]]
-) -> Study:
+def _native(study: Study, tables: Mapping[str, dict[str, Any]], known: Catalogue) -> Study:
     """The study with what it fixes and frees of our trainer's settings and techniques."""
     fixed, asked = _fixed(tables["fixed"], known)
     plain = {k: v for k, v in tables["space"].items() if not isinstance(v, Mapping)}
@@ -169,12 +167,9 @@ def table_of(
     return kind(**values)
 
 
-def _fixed(
-    table: Mapping[str, Any], known: Mapping[str, type[Technique]]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _fixed(table: Mapping[str, Any], known: Catalogue) -> tuple[dict[str, Any], dict[str, str]]:
     """(flat settings, gates that the table forces) of [fixed] or of the plain values in [space]."""
-    values: dict[str, Any] = {}
-    gates: dict[str, str] = {}
+    values, gates = dict[str, Any](), dict[str, str]()
     for name, value in flatten(table).items():
         field = known_field(name, known)
         if field is None:
@@ -187,9 +182,7 @@ def _fixed(
     return values, gates
 
 
-def _asked_gates(
-    table: Mapping[str, Any], fixed: Mapping[str, str], known: Mapping[str, type[Technique]]
-) -> dict[str, str]:
+def _asked_gates(table: Mapping[str, Any], fixed: Mapping[str, str], known: Catalogue) -> dict[str, str]:
     """What the file says of gates, `others` included."""
     asked = dict(fixed)
     for name, value in table.items():
@@ -205,12 +198,9 @@ def _asked_gates(
     return asked
 
 
-def _domains(
-    table: Mapping[str, Any], gates: Gates, known: Mapping[str, type[Technique]]
-) -> tuple[dict[str, tuple[str, ...]], dict[str, Domain]]:
+def _domains(table: Mapping[str, Any], gates: Gates, known: Catalogue) -> tuple[Slots, dict[str, Domain]]:
     """(slot -> narrowed choices, setting -> domain) of [space]."""
-    slots: dict[str, tuple[str, ...]] = {}
-    domains: dict[str, Domain] = {}
+    slots, domains = Slots(), dict[str, Domain]()
     for name, value in table.items():
         if not isinstance(value, Mapping):
             continue
@@ -262,7 +252,7 @@ class Gates:
         return tuple(spec["choices"])
 
 
-def excludes(a: str, b: str, known: Mapping[str, type[Technique]]) -> str:
+def excludes(a: str, b: str, known: Catalogue) -> str:
     """Why techniques a and b cannot both be on; empty when they can."""
     shared = [s for s in SLOTS if s in claims(known[a]) and s in claims(known[b])]
     if shared:
@@ -270,9 +260,7 @@ def excludes(a: str, b: str, known: Mapping[str, type[Technique]]) -> str:
     return known[a].conflicts.get(b, "") or known[b].conflicts.get(a, "")
 
 
-def settle_gates(
-    asked: Mapping[str, str], known: Mapping[str, type[Technique]], *, base: Mapping[str, Any], track: str
-) -> Gates:
+def settle_gates(asked: Mapping[str, str], known: Catalogue, *, base: Mapping[str, Any], track: str) -> Gates:
     """Every technique's state. A technique that the study names must be able to take the state it was given
     (ValueError otherwise); one that only `others` frees is off, with the reason kept, where it cannot."""
     others = asked.get("others", FREE)
@@ -296,9 +284,7 @@ def settle_gates(
     return Gates(state, reasons, frozenset(from_preset))
 
 
-def _obstacle(
-    name: str, state: Mapping[str, str], known: Mapping[str, type[Technique]], *, track: str
-) -> str:
+def _obstacle(name: str, state: Mapping[str, str], known: Catalogue, *, track: str) -> str:
     """Why `name` can never be on in this study; empty when it can."""
     cls = known[name]
     if not any(v.admitted(track) for v in _verdicts(cls, {})):
@@ -324,7 +310,7 @@ def _verdicts(cls: type[Technique], held: Mapping[str, Any]) -> list[Any]:
     return [cls(cls.Config(**held, **settings)).verdict() for settings in combinations]
 
 
-def technique_domains(gates: Gates, known: Mapping[str, type[Technique]], *, track: str) -> dict[str, Domain]:
+def technique_domains(gates: Gates, known: Catalogue, *, track: str) -> dict[str, Domain]:
     """flat setting -> its technique's domain, where that may be on; choices that the track admits."""
     out: dict[str, Domain] = {}
 

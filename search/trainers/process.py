@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "
 WORLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PRESET")
 SIGNALS = {one.value: one.name for one in signal.Signals}
 CREDENTIAL = re.compile(r"^(CADDIE_|PG)|TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_KEY")
+OnReport = Callable[[Record, tuple[Record, ...]], str | None]  # a report, all so far -> why to prune
 
 
 class TrainerCrashed(InfrastructureError):
@@ -75,9 +76,7 @@ class Outcome:
     report_s: float = 0.0  # of that, spent in `on_report`
 
 
-def trainer_environment(
-    environ: Mapping[str, str], *, strip: Iterable[str], num_threads: int
-) -> dict[str, str]:
+def trainer_environment(environ: Mapping[str, str], *, strip: Set[str], num_threads: int) -> dict[str, str]:
     """`environ` less what would change a run and less credentials, with a share of the threads."""
     dropped = {*strip, *WORLD}
     kept = {k: v for k, v in environ.items() if k not in dropped and not CREDENTIAL.search(k)}
@@ -95,12 +94,7 @@ def prepare_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def run_trainer(
-    job: Job,
-    *,
-    on_report: Callable[[Record, tuple[Record, ...]], str | None],
-    stop: Callable[[], bool] = lambda: False,
-) -> Outcome:
+def run_trainer(job: Job, *, on_report: OnReport, stop: Callable[[], bool] = lambda: False) -> Outcome:
     """Runs the trainer. `on_report(record, all so far)` may say why to prune; once `stop()`, Interrupted.
     What `fill` puts into the folder is resumed; the reports it gives are replayed first, and may prune."""
     try:
@@ -190,9 +184,7 @@ class _Watched:
     report_s: float = 0.0
 
 
-def _watch(
-    process: _Process, on_report: Callable[[Record, tuple[Record, ...]], str | None], stop: Callable[[], bool]
-) -> _Watched:
+def _watch(process: _Process, on_report: OnReport, stop: Callable[[], bool]) -> _Watched:
     """Follows the metrics until the process is over, is to be pruned, or is out of time."""
     seen, tail = _Watched(), Tail(process.job.folder / "metrics.jsonl")
     while True:

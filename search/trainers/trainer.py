@@ -81,9 +81,7 @@ class NativeTrainer:
     def built_in(self) -> bool:
         return self.script is None
 
-    @property
-    def has_baseline(self) -> bool:
-        return self.built_in
+    has_baseline = built_in
 
     @property
     def start(self) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -133,9 +133,7 @@ def trainer_job(
     )
 
 
-def measure(
-    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[str] = ()) -> dict[str, Any]:
     """Runs the baseline (free techniques off, free settings at the preset's) and stores it; or ValueError."""
     stopping, trainer = threading.Event(), session.trainer
     config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))

@@ -109,14 +109,8 @@ class Worker:
         """Until the study has its finished trials, or `should_stop`."""
         study, hooks = self.session.optuna_study, Hooks(self.after_trial, self.lost)
         study.sampler = self.sampler
-        run_exactly(
-            study,
-            self.objective,
-            target=self.spec.target,
-            url=self.session.url,
-            stop=self.should_stop,
-            hooks=hooks,
-        )
+        target, url = self.spec.target, self.session.url
+        run_exactly(study, self.objective, target=target, url=url, stop=self.should_stop, hooks=hooks)
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.numeric import Distributions
 from search.samplers.structured.rows import Array, Rows
 from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
 from search.samplers.tpe import settled_params
@@ -68,9 +68,7 @@ class Learned:
 class Beliefs:
     """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
 
-    def __init__(
-        self, distributions: Mapping[str, BaseDistribution], rules: Conditions, *, sign: float = 1.0
-    ):
+    def __init__(self, distributions: Distributions, rules: Conditions, *, sign: float = 1.0):
         self.rows = Rows(distributions, rules)
         self.basis, self.sign = Basis(distributions), sign
         self.objective = Learned(Surrogate(self.basis))

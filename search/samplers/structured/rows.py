@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 
-from search.common.numeric import place, value_at
+from search.common.numeric import Distributions, place, value_at
 from search.space.space import INACTIVE_CODE, Conditions
 
 Array = NDArray[np.float64]
@@ -27,7 +27,7 @@ Params = Mapping[str, Any]
 class Rows:
     """The union space and its rules."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Conditions):
+    def __init__(self, distributions: Distributions, rules: Conditions):
         self.distributions = dict(distributions)
         self.names = list(distributions)
         self.at = {name: k for k, name in enumerate(self.names)}
@@ -110,7 +110,7 @@ class Rows:
         return [names for names in found.values() if names]
 
 
-def rules_within(distributions: Mapping[str, BaseDistribution], conditions: Conditions) -> Conditions:
+def rules_within(distributions: Distributions, conditions: Conditions) -> Conditions:
     """The declared conditions on and of the parameters that vary."""
     found = {
         name: {q: allowed for q, allowed in each.items() if q in distributions}
@@ -120,7 +120,7 @@ def rules_within(distributions: Mapping[str, BaseDistribution], conditions: Cond
     return {name: each for name, each in found.items() if each}
 
 
-def learn_rules(distributions: Mapping[str, BaseDistribution], examples: Sequence[Params]) -> Conditions:
+def learn_rules(distributions: Distributions, examples: Sequence[Params]) -> Conditions:
     """Rules that every example meets, ordered so that no condition depends on a later parameter."""
     names = list(distributions)
     kinds = [n for n, d in distributions.items() if isinstance(d, CategoricalDistribution)]

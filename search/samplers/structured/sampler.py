@@ -21,6 +21,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.numeric import Distributions
 from search.samplers.checkpoints import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
@@ -51,7 +52,7 @@ MarginScore = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
 class Prior:
     """What the caller knows before and beyond the trials. All of it is optional."""
 
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
+    distributions: Distributions = field(default_factory=dict[str, BaseDistribution])
     conditions: Conditions | None = None  # when each parameter means something; None: the trials show it
     keep_active: Callable[[Params], Params] | None = None  # drops what means nothing; None: by the conditions
     admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
@@ -118,10 +119,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
 
     # -- proposals
     def begin(
-        self,
-        study: optuna.Study,
-        trials: Sequence[FrozenTrial],
-        space: Mapping[str, BaseDistribution] | None = None,
+        self, study: optuna.Study, trials: Sequence[FrozenTrial], space: Distributions | None = None
     ) -> None:
         """Learn from `trials` (all but the one that is sampled); then `propose` as often as needed."""
         self._space |= space or {}
@@ -158,9 +156,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             )
         return self._beliefs.complete[best[0]]
 
-    def _refreshed(
-        self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], sign: float
-    ) -> Beliefs:
+    def _refreshed(self, space: Distributions, trials: Sequence[FrozenTrial], sign: float) -> Beliefs:
         """The beliefs, begun anew when the space changed or a trial contradicts the rules."""
         known, old = self.prior.conditions, self._beliefs
         over = [] if known is not None else [t for t in trials if t.state.is_finished()]
@@ -179,16 +175,11 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
         self._read = max((t.number + 1 for t in over), default=0)
-        self._tpe = GroupedTpe(
-            self._beliefs.rows.groups(),
-            space,
-            n_startup_trials=TPE_FROM,
-            n_ei_candidates=self.candidates,
-            seed=int(self._rng.integers(2**31)),
-        )
+        groups, seed = self._beliefs.rows.groups(), int(self._rng.integers(2**31))
+        self._tpe = GroupedTpe(groups, space, startup_trials=TPE_FROM, candidates=self.candidates, seed=seed)
         return self._beliefs
 
-    def _own(self, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    def _own(self, trial: FrozenTrial, space: Distributions) -> dict[str, Any]:
         return {n: v for n, v in trial.params.items() if n in space}
 
     def _admitted(self, params: Params) -> bool:
@@ -281,9 +272,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         rows = rows[np.argsort(score(rows))]
         return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
 
-    def _cheapest_gain(
-        self, weigher: StageWeigher, row: Array, best: Sequence[int], score: MarginScore
-    ) -> Array:
+    def _cheapest_gain(self, weigher: StageWeigher, row: Array, best: list[int], score: MarginScore) -> Array:
         """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
         beliefs, stages = self._beliefs, weigher.stages
         assert beliefs is not None

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from scipy.linalg import cho_solve  # pyright: ignore
 from scipy.optimize import minimize  # pyright: ignore
+
+from search.common.numeric import Distributions
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -35,7 +37,7 @@ JITTER = 1e-6
 class Basis:
     """Columns of main effects and of the factors that pairs are made of. No data, only the space."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution]):
+    def __init__(self, distributions: Distributions):
         self.dists = list(distributions.values())
         sizes = [len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in self.dists]
         self.count = len(sizes)

@@ -131,12 +131,9 @@ def _split(found: Scan) -> tuple[list[str], list[str]]:
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
         at = f"  # line {read.line}, default {read.default!r}" + (f"; {read.note}" if read.note else "")
         if name in gates:
-            off = (
-                ""
-                if read.on == "1"
-                else f", on = {_text(read.on)}, off = {_text(OPPOSITES.get(read.on, '0'))}"
-            )
-            space.append(f"{name} = {{ gate = true{off}{_when(name, gates)} }}{at}")
+            on, off = _text(read.on), _text(OPPOSITES.get(read.on, "0"))
+            texts = "" if read.on == "1" else f", on = {on}, off = {off}"
+            space.append(f"{name} = {{ gate = true{texts}{_when(name, gates)} }}{at}")
         elif read.default is None:
             reason = read.note or "no default: set it if the script needs it"
             fixed.append(f"# {name} =  # line {read.line}, {reason}")

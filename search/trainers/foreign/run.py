@@ -98,9 +98,7 @@ class ForeignTrainer:
         return {
             "command": list(self.words()),
             "folder": foreign.folder,
-            "private": list(foreign.private),
-            "files": list(foreign.files),
-            "keep": list(foreign.keep),
+            **{name: list(getattr(foreign, name)) for name in ("private", "files", "keep")},
             "silent_seconds": foreign.silent_seconds,
             "max_output": foreign.max_output_bytes,
             "rules": dataclasses.asdict(self.rules(environment)),
@@ -131,10 +129,7 @@ class ForeignTrainer:
                 return 0.0
 
         return Rules(
-            score=foreign.score,
-            occurrence=foreign.occurrence,
-            size=foreign.size,
-            eval_lines=foreign.eval_lines,
+            **{name: getattr(foreign, name) for name in ("score", "occurrence", "size", "eval_lines")},
             num_reports=self.study.num_reports,
             wallclock_s=number(foreign.wallclock),
             warmdown_iters=number(foreign.warmdown),
