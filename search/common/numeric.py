@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from techniques.base import Choice, Float, Int
 
 Distributions = Mapping[str, BaseDistribution]
+SearchSpace = dict[str, BaseDistribution]
 
 
 def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -70,7 +71,6 @@ def distribution(domain: Float | Int | Choice) -> BaseDistribution:
 
 
 def suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
-    """trial.suggest_* for whatever distribution it is."""
     if isinstance(dist, CategoricalDistribution):
         return trial.suggest_categorical(name, dist.choices)
     if isinstance(dist, FloatDistribution):
@@ -80,7 +80,6 @@ def suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
 
 
 def contains(dist: BaseDistribution, value: Any) -> bool:
-    """Whether `value` could have been sampled from `dist`."""
     if isinstance(dist, CategoricalDistribution):
         return value in dist.choices
     assert isinstance(dist, FloatDistribution | IntDistribution)

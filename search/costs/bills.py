@@ -96,7 +96,6 @@ def words_of(technique: Technique | None) -> str:
 
 
 def model_bill(resolved: Resolved) -> Bill:
-    """Bytes of the packed weights."""
     owners = {slot: resolved.owner(slot) for slot in ("bits", "quantizer", "row_scale", "codec")}
     overheads = OVERHEAD.get(owners["codec"].name if owners["codec"] else "", OVERHEAD[""])
     words = {slot: words_of(owner) for slot, owner in owners.items()}

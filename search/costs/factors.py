@@ -174,7 +174,6 @@ class CostModel:
         return had
 
     def estimate(self, bill: Bill) -> Estimate:
-        """What the bill will come to."""
         row, fit = self._flat(bill), self._solved()
         x = np.zeros((len(row.logs), len(self.columns)))
         x[:, row.common] = row.exponents
@@ -190,7 +189,6 @@ class CostModel:
         return self.sds[name.partition(":")[0]]
 
     def _unseen(self, bill: Bill, shares: Array) -> float:
-        """Variance of factors that no trial had."""
         weight = {name: 1.0 for name in bill.common if name not in self.columns}
         for part, share in zip(bill.parts, shares, strict=True):
             for name, exponent in part.factors.items():

@@ -131,7 +131,6 @@ class Preflight:
             self._learn_seconds(resolved, result, study)
 
     def forget_carried(self) -> bool:
-        """Drops what other studies taught; False when there is nothing of it."""
         models = [self.model_bytes]
         models += [model for machine in self.machines.values() for model in (machine.train, machine.evaluate)]
         return any([model.forget_carried() for model in models])
@@ -156,7 +155,6 @@ class Preflight:
             add(machine.train, costs.train_bill(resolved, steps), _positive(result, "train_seconds"))
 
     def seconds(self) -> Seconds:
-        """What is known of this machine."""
         return self.machines.get(self.hardware) or Seconds()
 
     def _bytes(self, resolved: Resolved) -> Estimate:
@@ -230,7 +228,6 @@ class NoCosts:
 
 
 def costs_of(trainer: Trainer, study: Study, hardware: str = "") -> Costs:
-    """What predicts and admits for a study of this trainer, on this hardware."""
     return Preflight(study, hardware=hardware) if trainer.predicts_costs else NoCosts(study)
 
 
@@ -248,7 +245,6 @@ class Pair:
 
 
 def pair_of(attrs: Mapping[str, Any], figure: str) -> Pair | None:
-    """The prediction of a figure and its outcome, if there were both."""
     prediction = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
     predicted = prediction.get(figure)
     upper = prediction.get(f"{figure}_upper")

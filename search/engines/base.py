@@ -99,7 +99,6 @@ def start_worker(
 
 
 def close_lifeline(process: subprocess.Popen[bytes]) -> None:
-    """Closes our end of the lifeline."""
     with contextlib.suppress(OSError):
         if process.stdin is not None:
             process.stdin.close()
@@ -121,12 +120,8 @@ class WorkerFailed(ValueError):
 @contextmanager
 def stop_requested() -> Generator[threading.Event]:
     """While the block lasts, SIGINT and SIGTERM set the event instead of ending us."""
-    stopping = threading.Event()
-
-    def stop(number: int, frame: object) -> None:
-        stopping.set()
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping, ends = threading.Event(), (signal.SIGINT, signal.SIGTERM)
+    old = {number: signal.signal(number, lambda number, frame: stopping.set()) for number in ends}
     try:
         yield stopping
     finally:

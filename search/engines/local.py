@@ -66,10 +66,8 @@ def launch(
     shared = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
     if external:
         shared[ENVIRONMENT] = session.url
-    slots: list[Slot] = []
-    for spec in specs:
-        own = {"CUDA_VISIBLE_DEVICES": gpus[spec.index % len(gpus)]} if gpus else {}
-        slots.append(Slot(spec, shared | own))
+    own = [{"CUDA_VISIBLE_DEVICES": gpus[spec.index % len(gpus)]} if gpus else {} for spec in specs]
+    slots = [Slot(spec, shared | more) for spec, more in zip(specs, own, strict=True)]
     with stop_requested() as stopping:
         try:
             for slot in slots:
@@ -87,7 +85,6 @@ def launch(
 
 
 def start(slot: Slot, session: Session) -> None:
-    """A fresh worker process in the slot."""
     slot.log = session.folders.runs / "workers" / f"{slot.spec.index}.log"
     slot.finished_then = finished(session)
     slot.process = start_worker(slot.spec, slot.log, slot.environment)
@@ -127,7 +124,6 @@ def poll_worker(slot: Slot, session: Session) -> None:
 
 
 def fail_dead_worker(session: Session, pid: int) -> None:
-    """Fails what a dead worker of this machine left running, and queues it again."""
     study = session.optuna_study
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     host = os.uname().nodename

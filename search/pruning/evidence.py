@@ -125,7 +125,6 @@ class Evidence:
         return mean, self.sd * math.sqrt(1.0 + max(0.0, float(x @ self.covariance @ x)))
 
     def probability_worse(self, point: Point, standard: float) -> float:
-        """That the final will be above `standard`."""
         from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
         mean, sd = self.predict(point)

@@ -71,7 +71,6 @@ def points(reports: Sequence[Mapping[str, Any]]) -> list[Report]:
 
 
 def remembered(trial: FrozenTrial) -> list[Report]:
-    """What `remember` kept."""
     return [cast("Report", tuple(point)) for point in trial.user_attrs.get(REPORTS, [])]
 
 
@@ -119,7 +118,6 @@ class Pruner:
         self._known: dict[int, tuple[int, Evidence]] = {}  # point of the budget -> trials, their evidence
 
     def look(self, trials: Sequence[FrozenTrial]) -> None:
-        """Takes in what finished since the last look."""
         for trial in trials:
             if trial.number not in self._seen and trial.state.is_finished():
                 self._seen.add(trial.number)

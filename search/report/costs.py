@@ -36,7 +36,6 @@ class Accuracy:
 
 
 def accuracy_of(pairs: Sequence[Pair]) -> Accuracy:
-    """Of at least one pair."""
     errors = [pair.error for pair in pairs]
     return Accuracy(
         count=len(pairs),
@@ -53,7 +52,6 @@ def windows_of(pairs: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
 
 
 def accuracy_table(pairs: Mapping[str, Sequence[Pair]], title: str) -> Table:
-    """A row for each constraint and window."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in ("limit on", "trials", "number", "mean |error|", "bias", f"below the {BOUND:.1%} bound"):
         table.add_column(name, justify="left" if name in ("limit on", "trials") else "right")
@@ -66,7 +64,6 @@ def accuracy_table(pairs: Mapping[str, Sequence[Pair]], title: str) -> Table:
 
 
 def print_costs(console: Console, session: Session) -> None:
-    """How well this study's trials were predicted before they ran."""
     trials: list[FrozenTrial] = session.optuna_study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     pairs: dict[str, list[Pair]] = {}

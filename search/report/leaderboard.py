@@ -59,7 +59,6 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
 
 
 def columns_of(limit: Limit) -> list[str]:
-    """Heads of a limit's columns."""
     return [limit.column, f"slack, {limit.unit}"] if limit.slack else [limit.column]
 
 

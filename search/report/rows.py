@@ -30,7 +30,6 @@ class Row:
 
 
 def row_of(trial: FrozenTrial) -> Row:
-    """The row of a complete trial."""
     attrs = trial.user_attrs
     shown = [limit.figure for limit in LIMITS if limit.figure in attrs or not limit.optional]
     return Row(
@@ -80,7 +79,6 @@ class Snapshot:
 
 
 def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
-    """Counts over all trials of a study."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     given_up = [t for t in trials if t.state == TrialState.PRUNED]
     rejected = sum(map(has_failed, given_up))
@@ -120,7 +118,6 @@ def reuse_of_study(trials: Sequence[FrozenTrial], *, gpus: int = 0) -> str:
 
 
 def reuse_of_trial(facts: Mapping[str, Any]) -> str:
-    """One trial's line in `show`."""
     seconds = ", ".join(f"{name} {s:.1f} s" for name, s in facts["seconds"].items())
     reused = ", ".join(facts["reused"]) or "none"
     by_stage = f"{seconds}; " if seconds else ""

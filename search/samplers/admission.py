@@ -23,7 +23,6 @@ class Infeasible(ValueError):
 
 
 def draw_all(space: Space, rng: np.random.Generator) -> dict[str, Any]:
-    """A uniform draw of every parameter."""
     return {name: draw(dist, rng) for name, dist in space.distributions.items()}
 
 

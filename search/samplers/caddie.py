@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # pyright: ignore[reportMissingTypeStubs]
 
 from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, PREFLIGHT, REJECTIONS, result_of
-from search.common.numeric import draw
+from search.common.numeric import SearchSpace, draw
 from search.costs.factors import LATEST
 from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
@@ -40,7 +40,6 @@ controller = functools.cache(ThreadpoolController)
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, on one BLAS thread while it runs."""
 
     @functools.wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -79,15 +78,13 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self._rng = np.random.default_rng()
         self._proposer.reseed_rng()
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> SearchSpace:
         """The whole static space: a proposal is made at once, with all that it may need."""
         return dict(self.space.distributions)
 
     @one_thread
     def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: optuna.Study, trial: FrozenTrial, search_space: SearchSpace
     ) -> dict[str, Any]:
         """The active parameters of one admitted configuration; what an enqueued trial fixes is kept."""
         others = other_trials(study, trial)

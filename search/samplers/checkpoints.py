@@ -150,7 +150,6 @@ class Stages:
     share: float = 0.25  # of the seconds, for trials whose first stage is finished already
 
     def level(self, name: str) -> int:
-        """The place of a parameter's stage."""
         return self.names.index(self.stage_of.get(name, self.names[0]))
 
     def keys(self, params: Params, among: AbstractSet[str]) -> list[Key]:

@@ -70,7 +70,6 @@ class GaussianProcess:
         return {name: value for name, value in self._found.items() if self._rng.random() >= anew}
 
     def _whole(self, trial: FrozenTrial, constraints: set[str]) -> FrozenTrial:
-        """The trial with a value of every parameter, and with these constraints."""
         params = settled_params(trial)
         filled = {n: params[n] if n in params else value_at(d, 0.0) for n, d in self._space.items()}
         done = trial.state == TrialState.COMPLETE

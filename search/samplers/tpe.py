@@ -95,7 +95,6 @@ class GroupedTpe(TPESampler):
 
     @property
     def begun(self) -> bool:
-        """Whether there is something that it models."""
         return self._seen is not None
 
     def propose(self) -> Mapping[str, Any]:
@@ -185,12 +184,10 @@ class Numbers:
         return self._numbers[self._used - count : self._used]
 
     def choice(self, count: int, *, p: Array, size: int) -> Index:
-        """As RandomState.choice(count, p=p, size=size)."""
         cumulated = p.cumsum()
         return np.searchsorted(cumulated / cumulated[-1], self._next(size), side="right")
 
     def rand(self, size: int) -> Array:
-        """As RandomState.rand(size)."""
         return self._next(size)
 
     def uniform(self, *, low: float, high: float, size: tuple[int, ...]) -> Array:
@@ -299,7 +296,6 @@ class Observed:
 
 
 def ranks_of(trial: FrozenTrial, sign: float) -> tuple[float, float, float, float]:
-    """What TPESampler sorts a finished trial by, as numbers."""
     broken = sum(v for v in trial.constraints.values() if v > 0)
     if broken > 0:
         return 2.0, broken, 0.0, trial.number
@@ -343,6 +339,5 @@ def set_system_attr(study: optuna.Study, trial: FrozenTrial, params: Mapping[str
 
 
 def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    """A user attribute of a trial that is being sampled."""
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     storage.set_trial_user_attr(trial._trial_id, key, value)  # pyright: ignore[reportPrivateUsage]

@@ -139,7 +139,6 @@ def check_unedited(session: Session) -> None:
 
 
 def _edits(session: Session) -> str:
-    """What differs from the stored study, its first four points in words."""
     stored = session.optuna_study.user_attrs.get(STUDY_IDENTITY)
     mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
     found = differences(stored, mine) if stored else []
@@ -179,5 +178,4 @@ def differences(stored: Any, mine: Any, at: str = "") -> list[str]:
 
 
 def stored(study: optuna.Study) -> dict[str, Any] | None:
-    """What an earlier session measured."""
     return study.user_attrs.get(BASELINE)

@@ -71,7 +71,6 @@ class ForeignSpace:
         return dict(params)
 
     def environment(self, params: Params) -> dict[str, str]:
-        """The variables of a run: what is fixed, and what was sampled and is active."""
         sampled = self.keep_active(params).items()
         texts = {name: as_text(value) for name, value in self.foreign.fixed.items()}
         return texts | {name: self.foreign.variables[name].text(value) for name, value in sampled}

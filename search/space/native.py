@@ -202,7 +202,6 @@ class NativeSpace:
         return found
 
     def _on(self, technique: str) -> Condition:
-        """When a technique is on."""
         taken = self._taken(technique)
         if technique in self.forced:
             return {}
@@ -214,7 +213,6 @@ class NativeSpace:
         return taken if len(taken) == 1 else {}
 
     def _taken(self, technique: str) -> Condition:
-        """The choices of slots that bring a technique along."""
         found: Condition = {}
         for slot, choices in self.slots.items():
             brings = [k for k, c in enumerate(choices) if c != BASELINE and technique in self._with_needs(c)]
@@ -244,7 +242,6 @@ def build_space(study: Study, known: Mapping[str, type[Technique]]) -> Space:
 
 
 def native_space(study: Study, known: Mapping[str, type[Technique]]) -> NativeSpace:
-    """The space of a study of our trainer."""
     forced = frozenset(n for n, state in study.gates.items() if state == ON)
     free = [n for n, state in study.gates.items() if state == FREE]
     slots: dict[str, tuple[str, ...]] = {}

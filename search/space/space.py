@@ -61,7 +61,6 @@ class Space(Walk, Protocol):
 
 
 def active(space: Walk, params: Params) -> set[str]:
-    """The names that mean something under these gates."""
     return set(space.walk(space.lookup(params))[0])
 
 
@@ -85,7 +84,6 @@ def groups(space: Walk) -> list[list[str]]:
 
 
 def both(one: Condition, other: Condition) -> Condition:
-    """What holds where both hold."""
     return {**one, **{name: one.get(name, allowed) & allowed for name, allowed in other.items()}}
 
 

@@ -85,11 +85,9 @@ class BulkStorage(RDBStorage):
         return found[0]
 
     def trials_of(self, ids: Sequence[int]) -> list[FrozenTrial]:
-        """The trials of these ids, of any study, by id."""
         return self._selected(sql.THESE_TRIALS, {"ids": list(ids)})
 
     def waiting(self, study_id: int) -> list[FrozenTrial]:
-        """The study's trials that wait to be run, by id."""
         return self._selected(sql.WAITING, {"study": study_id})
 
     def _selected(self, query: str, which: dict[str, Any]) -> list[FrozenTrial]:
@@ -98,7 +96,6 @@ class BulkStorage(RDBStorage):
             return self._build(connection, cast("Sequence[Head]", rows))
 
     def rows(self, query: str, values: dict[str, Any]) -> list[Any]:
-        """What a query of our own selects."""
         with self.engine.connect() as connection:
             return list(connection.execute(text(query), values).all())
 

@@ -310,6 +310,5 @@ def timing_of(environ: Mapping[str, str]) -> Timing:
 
 
 def artifact_store(folder: Path) -> FileSystemArtifactStore:
-    """The store of files that trials leave behind; made when it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(str(folder))

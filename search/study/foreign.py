@@ -42,7 +42,6 @@ class Variable:
     when: tuple[str, tuple[Any, ...]] | None = None  # parent, values of it with which this one is asked for
 
     def text(self, value: Any) -> str:
-        """The variable's text for a sampled value."""
         return (self.on if value else self.off) if self.gate else as_text(value)
 
 
@@ -91,7 +90,6 @@ def as_text(value: Any) -> str:
 
 
 def refuse_twice(fixed: Mapping[str, Any], space: Mapping[str, Any]) -> None:
-    """ValueError for a name that stands in both tables."""
     for twice in fixed.keys() & space.keys():
         raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
 
@@ -144,7 +142,6 @@ def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreig
 
 
 def _trainer_value(key: str, value: Any, default: Any) -> Any:
-    """A [trainer] entry as the type of its field."""
     if key == "command":
         return _command(value)
     if isinstance(default, tuple):

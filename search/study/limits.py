@@ -50,7 +50,6 @@ class Limit:
         return f"{figure:.1f}" if self.unit == "s" else f"{int(figure):,}"
 
     def allowed(self, most: float) -> str:
-        """The limit itself as tables show it."""
         return f"{most:g}" if self.unit == "s" else f"{int(most):,}"
 
 
@@ -89,12 +88,10 @@ class Limits:
     )
 
     def of(self, limit: Limit) -> float:
-        """How much is allowed."""
         return getattr(self, limit.name)
 
     @property
     def given(self) -> tuple[Limit, ...]:
-        """The limits that hold in this study."""
         return tuple(limit for limit in LIMITS if not limit.optional or self.of(limit))
 
     @property
@@ -180,5 +177,4 @@ def feasible(trial: FrozenTrial) -> bool:
 
 
 def has_failed(trial: FrozenTrial) -> bool:
-    """Whether the configuration itself failed."""
     return trial.constraints.get(RUN, 0.0) > 0.0

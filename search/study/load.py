@@ -30,19 +30,9 @@ from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study.foreign import parse_foreign, refuse_native, refuse_twice
 from search.study.limits import Limits, check_given
 from search.study.model import Domain, Header, Pruning, SamplerSettings, Slots, Study
+from techniques import base as declared
 from techniques import catalog
-from techniques.base import (
-    SLOTS,
-    Choice,
-    Float,
-    Int,
-    Shape,
-    Technique,
-    check_value,
-    claims,
-    nearest,
-    parse_value,
-)
+from techniques.base import Choice, Float, Int, Shape, Technique, check_value, nearest, parse_value
 from techniques.config import TRAINER_FIELDS, Config, flatten, known_field, read_preset
 
 NAME = re.compile(r"\w[\w.+-]*")
@@ -98,7 +88,6 @@ def find_study(path: Path | None) -> Study:
 
 
 def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) -> Study:
-    """The checked study. Raises ValueError."""
     if tables["trainer"]:
         refuse_native(tables)
         return dataclasses.replace(_whatever_runs(tables, path), foreign=parse_foreign(tables, path))
@@ -161,10 +150,15 @@ def table_of(
         if key not in names:
             raise ValueError(f"[{title}] has no key {key!r}. {nearest(key, names)}")
         field = fields[names[key]]
-        parsed = parse_value(f"{title}.{key}", value, field)
-        check_value(f"{title}.{key}", parsed, field)
-        values[field.name] = parsed
+        values[field.name] = checked(f"{title}.{key}", value, field)
     return kind(**values)
+
+
+def checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+    """The value as its field's type, inside its hard limits. ValueError."""
+    parsed = parse_value(name, value, field)
+    check_value(name, parsed, field)
+    return parsed
 
 
 def _fixed(table: Mapping[str, Any], known: Catalogue) -> tuple[dict[str, Any], dict[str, str]]:
@@ -177,13 +171,11 @@ def _fixed(table: Mapping[str, Any], known: Catalogue) -> tuple[dict[str, Any], 
                 raise ValueError(f"`{name}` is a technique's gate: true or false, but got {value!r}.")
             gates[name] = ON if value else OFF
         else:
-            values[name] = parse_value(name, value, field)
-            check_value(name, values[name], field)
+            values[name] = checked(name, value, field)
     return values, gates
 
 
 def _asked_gates(table: Mapping[str, Any], fixed: Mapping[str, str], known: Catalogue) -> dict[str, str]:
-    """What the file says of gates, `others` included."""
     asked = dict(fixed)
     for name, value in table.items():
         allowed = (FREE, OFF, "preset") if name == "others" else (FREE, ON, OFF)
@@ -254,7 +246,8 @@ class Gates:
 
 def excludes(a: str, b: str, known: Catalogue) -> str:
     """Why techniques a and b cannot both be on; empty when they can."""
-    shared = [s for s in SLOTS if s in claims(known[a]) and s in claims(known[b])]
+    both = declared.claims(known[a]), declared.claims(known[b])
+    shared = [slot for slot in declared.SLOTS if all(slot in own for own in both)]
     if shared:
         return f"both fill the slot `{shared[0]}`"
     return known[a].conflicts.get(b, "") or known[b].conflicts.get(a, "")
@@ -344,10 +337,7 @@ def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[An
             raise ValueError(
                 f"`{name}` takes either choices = [...] or low and high, but got {dict(spec)!r}."
             )
-        parsed = [parse_value(name, option, field) for option in options]  # pyright: ignore[reportUnknownVariableType]
-        for option in parsed:
-            check_value(name, option, field)
-        return Choice(tuple(dict.fromkeys(parsed)))
+        return Choice(tuple(dict.fromkeys(checked(name, o, field) for o in cast("list[Any]", options))))
     if not {"low", "high"} <= set(spec) or type(field.default) not in (int, float):
         kind = type(field.default).__name__
         raise ValueError(

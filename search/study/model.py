@@ -113,5 +113,4 @@ def study_identity(study: Study) -> dict[str, Any]:
 
 
 def study_hash(study: Study) -> str:
-    """The identity in 16 letters."""
     return digest(study_identity(study))

@@ -28,7 +28,6 @@ def prctl(option: int, value: int) -> None:
 
 
 def start(command: list[str]) -> int:
-    """The pid of the child that runs `command`."""
     me = os.getpid()
     child = os.fork()
     if child:
@@ -45,7 +44,6 @@ def start(command: list[str]) -> int:
 
 
 def end_with(life_fd: int, child: int, over: threading.Event) -> None:
-    """Waits until the worker shuts its end or dies, then ends the child."""
     os.read(life_fd, 1)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(os.getpgrp(), signal.SIGTERM)

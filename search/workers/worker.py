@@ -106,7 +106,6 @@ class Worker:
         self.clock = Clock()
 
     def run(self) -> None:
-        """Until the study has its finished trials, or `should_stop`."""
         study, hooks = self.session.optuna_study, Hooks(self.after_trial, self.lost)
         study.sampler = self.sampler
         target, url = self.spec.target, self.session.url
@@ -116,7 +115,6 @@ class Worker:
         return self.stopping.is_set() or bool(self.fatal)
 
     def should_leave(self) -> bool:
-        """Whether the running trial shall be left."""
         return self.lost.is_set() or self.should_stop()
 
     def after_trial(self, trial: FrozenTrial) -> None:
@@ -140,7 +138,6 @@ class Worker:
         return float(outcome.result["val_bpb"])
 
     def run_trial(self, trial: Trial) -> Outcome:
-        """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
         trial.set_user_attr(WORKER, self.name)  # first: so that our trial is found when we die
         _ = trial.relative_params  # sampled and stored at once: no other worker takes the same
@@ -227,7 +224,6 @@ class Worker:
 
 
 def watch_lifeline(stopping: threading.Event) -> None:
-    """Sets `stopping` when whoever holds the other end of stdin is gone."""
     while os.read(0, 1024):
         continue
     stopping.set()
@@ -236,12 +232,8 @@ def watch_lifeline(stopping: threading.Event) -> None:
 def main(argv: list[str]) -> int:
     spec, lifeline = read_command(argv)
     stopping = threading.Event()
-
-    def stop(number: int, frame: object) -> None:
-        stopping.set()
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, lambda number, frame: stopping.set())
     if lifeline:
         threading.Thread(target=watch_lifeline, args=(stopping,), daemon=True).start()
     quiet_log()

@@ -133,7 +133,6 @@ class Beliefs:
         return self._violations[trial.number]
 
     def _is_feasible(self, trial: FrozenTrial) -> bool:
-        """Whether no constraint is known to be broken."""
         return max(self._constraints_of(trial).values(), default=0.0) <= 0.0
 
     def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
@@ -150,7 +149,6 @@ class Beliefs:
         return known is params or known == params
 
     def _tried_by(self, trials: Sequence[FrozenTrial]) -> set[Settings]:
-        """Every configuration of the trials."""
         new = [t for t in trials if t.number not in self._tried]
         tried = [(t, frozenset(self._expressible(settled_params(t)).items())) for t in new]
         over = {t.number: settings for t, settings in tried if t.state.is_finished()}
@@ -213,7 +211,6 @@ class Beliefs:
         return np.maximum(columns @ self._weights + self._offsets + margin, 0.0).sum(axis=1)
 
     def _stack_constraints(self) -> None:
-        """All constraints' means as one matrix, each in its own sds."""
         learned = [c for c in self.constraints.values() if c.mean is not None]
         weights = np.array([c.mean.main / c.model.scale for c in learned if c.mean])
         self._weights = weights.reshape(len(learned), len(self.basis.owner)).T

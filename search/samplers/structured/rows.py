@@ -81,7 +81,6 @@ class Rows:
         return found
 
     def keep_active(self, params: Params) -> dict[str, Any]:
-        """`params` without what the rules call inactive."""
         active = self.active(self.encode([params]))[0]
         return {n: params[n] for n, a in zip(self.names, active, strict=True) if a and n in params}
 

@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.numeric import Distributions
+from search.common.numeric import Distributions, SearchSpace
 from search.samplers.checkpoints import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
@@ -92,9 +92,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._tpe is not None:
             self._tpe.reseed_rng()
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> SearchSpace:
         """Every parameter that any trial had, active or not: a proposal is made at once."""
         if not self.prior.distributions:
             for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
@@ -102,7 +100,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return {n: d for n, d in self._space.items() if not d.single()}
 
     def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: optuna.Study, trial: FrozenTrial, search_space: SearchSpace
     ) -> dict[str, Any]:
         """One admitted proposal: a value of every parameter of the space."""
         if not search_space:

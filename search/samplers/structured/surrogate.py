@@ -94,12 +94,10 @@ class Hyper:
     noise: float
 
     def flat(self) -> Array:
-        """As one vector."""
         return np.concatenate([self.relevance, [self.rho, self.bend, self.noise]])
 
     @staticmethod
     def of(flat: Array) -> Hyper:
-        """The inverse of `flat`."""
         return Hyper(flat[:-3], float(flat[-3]), float(flat[-2]), float(flat[-1]))
 
 

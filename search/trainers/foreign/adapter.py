@@ -58,7 +58,6 @@ class Output:
     _skipping: bool = False
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the output."""
         room = HEAD_BYTES - self.total
         if room > 0:
             self.log.write(data[:room])
@@ -216,7 +215,6 @@ class Run:
         } | self._figures()
 
     def _figures(self) -> dict[str, Any]:
-        """What is known of a run however it ended."""
         reader, loss = self.reader, self.reader.train_loss
         return {
             "true_seconds": round(self.elapsed_s(), 3),

@@ -89,7 +89,6 @@ def write(script: Path, out: Path | None) -> str:
 
 
 def _reading(found: Scan) -> list[str]:
-    """The entries that say which lines count."""
     reads, lines = found.reads, list[str]()
     for key, names in (
         ("wallclock", ("MAX_WALLCLOCK_SECONDS",)),
@@ -125,7 +124,6 @@ def score_rule(found: Scan) -> list[str]:
 
 
 def _split(found: Scan) -> tuple[list[str], list[str]]:
-    """(lines of [fixed], lines of [space])."""
     gates = {n: stem for n, read in found.reads.items() if (stem := _stem(read))}
     fixed, space = list[str](), list[str]()
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
@@ -202,7 +200,6 @@ def _short(value: float) -> str:
 
 
 def _text(text: str) -> str:
-    """A TOML string."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -51,7 +51,6 @@ def _arithmetic(a: Any, op: ast.operator, b: Any) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """int, float, bool; else str."""
     if isinstance(value, bool):
         return "bool"
     return type(value).__name__ if isinstance(value, int | float) else "str"
@@ -73,7 +72,6 @@ def cast_to(value: Any, kind: str) -> tuple[Any, str]:
 
 
 def all_of(value: Any) -> list[str]:
-    """The texts of a value or of a tuple of values."""
     many = cast("list[Any]", list(value) if isinstance(value, tuple | list) else [value])  # pyright: ignore[reportUnknownArgumentType]
     return [str(one) for one in many]
 

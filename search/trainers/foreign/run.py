@@ -57,7 +57,6 @@ class ForeignTrainer:
         return ADAPTER
 
     def code_files(self) -> list[Path]:
-        """The script and its neighbours."""
         script = Path(self.foreign.script)
         return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
 
@@ -119,7 +118,6 @@ class ForeignTrainer:
         return tuple(words)
 
     def rules(self, environment: Mapping[str, str]) -> Rules:
-        """How this run's lines are read."""
         foreign = self.foreign
 
         def number(name: str) -> float:

@@ -200,7 +200,6 @@ class _Reader:
         return Read(name, kind, value, line, note or problem, self._on(node))
 
     def constant(self, node: ast.expr) -> Any:
-        """The value of a constant expression, None when it is none."""
         if isinstance(node, ast.Name):
             return self.constants.get(node.id)
         return evaluate(node)
