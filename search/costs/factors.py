@@ -54,8 +54,7 @@ class Bill:
 
 @functools.cache
 def student_quantile(dof: float, probability: float) -> float:
-    """Quantile of Student's t; of the normal from MANY degrees on: so a study that has learned nothing yet
-    starts without SciPy, whose import takes half a second."""
+    """Of Student's t; from MANY degrees on the normal's, without SciPy: its import takes half a second."""
     if dof >= MANY:
         return NormalDist().inv_cdf(probability)
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
@@ -140,8 +139,7 @@ class _Fit:
 
 
 class CostModel:
-    """The factors of one kind of bill. `sds`: prior standard deviation of a factor's logarithm, by the part
-    of its name before the colon. Exponents of `log …` factors count from those of the first trial."""
+    """The factors of one kind of bill. `sds`: prior sds of logarithms, by a name's part before the colon."""
 
     def __init__(self, sds: Mapping[str, float], *, spread: float, least_spread: float):
         self.sds, self.prior_spread, self.least_spread = sds, spread, least_spread

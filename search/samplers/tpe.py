@@ -173,8 +173,7 @@ def log_mass(a: Array, b: Array) -> Array:
 
 
 class Numbers:
-    """Random numbers drawn for a group's candidates, as numpy.random.RandomState gives them: so the next
-    groups' are the same whether these are used or not."""
+    """RandomState's numbers, drawn ahead: the next groups' are the same whether these are used or not."""
 
     def __init__(self, rng: np.random.RandomState, count: int):
         self._numbers, self._used = rng.random_sample(count), 0

@@ -25,9 +25,7 @@ NEAR = 0.5  # share of a time limit from which on speed decides
 
 
 def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> str:
-    """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
-
-    `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
+    """This session's code hash; ValueError if it does not fit. `runs_here=False`: a cluster runs trials."""
     study = session.optuna_study
     code = code_hash(session.trainer.code_files())
     mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})

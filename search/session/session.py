@@ -81,8 +81,7 @@ def measured(session: Session) -> Session:
 def read_session(
     study: Study, *, home: Path, storage: str | None, environ: Mapping[str, str], brief: bool = False
 ) -> Session:
-    """The study as it is stored; makes nothing. ValueError when it was never begun. `brief`: its trials come
-    without parameters and configurations, which takes a third of the time."""
+    """The study as stored, which was begun (ValueError). `brief`: without parameters, a third of the time."""
     import optuna
     from sqlalchemy.exc import ProgrammingError
 

@@ -169,8 +169,7 @@ class NativeSpace:
         return any(name in self._with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)
 
     def conditions(self) -> Conditions:
-        """What two slots may each bring along is no table: the settings of such a technique count as active
-        throughout."""
+        """Settings of what two slots may each bring along count as active throughout: that is no table."""
         found = {name: self._asked(name) for name in self.switches}
         found |= {name: self._read(name) for name in self.study.free if name in self.distributions}
         return {name: condition for name, condition in found.items() if condition}

@@ -202,8 +202,7 @@ def _made(url: str, **settings: Any) -> PatientStorage:
 def open_storage(
     url: str, *, worker: bool, timing: Timing | None = None, revive: Callable[[], object] | None = None
 ) -> BatchStorage:
-    """The patient storage behind Optuna's cache. `worker=False` also makes or checks the tables (any number
-    of processes at once). `revive` is called while the database is away: it may restart it."""
+    """Optuna's cache over it. `worker=False` makes or checks tables; `revive` may restart the database."""
     url, timing = normalise_url(url), timing or Timing()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -95,8 +95,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def run_trainer(job: Job, *, on_report: OnReport, stop: Callable[[], bool] = lambda: False) -> Outcome:
-    """Runs the trainer. `on_report(record, all so far)` may say why to prune; once `stop()`, Interrupted.
-    What `fill` puts into the folder is resumed; the reports it gives are replayed first, and may prune."""
+    """`on_report` may say why to prune; Interrupted once `stop()`. Reports of `fill` are replayed first."""
     try:
         prepare_folder(job.folder)
         text = json.dumps(dict(job.config), indent=1, sort_keys=True)

@@ -223,10 +223,7 @@ def beat(storage: BaseStorage, trial_id: int) -> TrialState:
 def heartbeat(
     storage: BaseStorage, trial_id: int, *, every_s: float, lost: threading.Event
 ) -> Generator[None]:
-    """Writes a heartbeat on a thread until the block ends; an outage does not end the thread.
-
-    `lost` is set as soon as the trial is found finished by somebody else: after a silence beyond the grace.
-    """
+    """Beats on a thread, also through outages; sets `lost` once somebody else finished the trial."""
     over = threading.Event()
     lost.clear()
 

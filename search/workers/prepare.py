@@ -58,9 +58,7 @@ def default_workers(gpus: tuple[str, ...]) -> int:
 
 
 def check_corpus(study: Study) -> str:
-    """Builds the embedded corpus if the study's is that one and is missing; checks any.
-
-    Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
+    """Builds the embedded corpus if it is the study's and missing; checks any. ValueError, as a trainer's."""
     folder, tokenizer = (ROOT / str(study.settled(name)) for name in ("data_path", "tokenizer_path"))
     vocab_size, data = int(study.settled("vocab_size")), ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":

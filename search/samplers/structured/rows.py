@@ -40,8 +40,7 @@ class Rows:
         self._layers = self._compiled()
 
     def _compiled(self) -> list[tuple[Codes, Codes, Mask]]:
-        """The rules as layers of (parameters, the categorical that each looks at, allowed choices): a layer
-        looks only at earlier ones, and changes a parameter once."""
+        """The rules as layers of (parameters, the categorical of each, allowed choices), upstream first."""
         depth = dict.fromkeys(self.names, 0)
         layers: dict[tuple[int, int], list[tuple[int, int, Mask]]] = {}
         for name, conditions in self.rules.items():  # ordered: conditions first

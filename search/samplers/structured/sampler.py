@@ -140,8 +140,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return self._beliefs.rows.decode(self._best_of_a_draw(self._beliefs))
 
     def recommend(self, study: optuna.Study) -> FrozenTrial:
-        """The feasible trial with the best posterior mean: less a winner by luck than the best observed one.
-        ValueError when no feasible trial is complete."""
+        """The feasible trial with the best posterior mean: no winner by luck. ValueError without one."""
         trials = study.get_trials(deepcopy=False)
         for t in trials:
             self._space |= {} if self.prior.distributions else t.distributions

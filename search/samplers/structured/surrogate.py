@@ -55,8 +55,7 @@ class Basis:
         self.factors = len(ones) + k  # the first columns also make pairs
 
     def columns(self, rows: Array, active: Mask) -> Array:
-        """Main columns [n, m] of rows [n, parameters] (numbers in [-1, 1], categoricals as indices). What is
-        inactive counts as off (a gate) or 0."""
+        """Main columns [n, m] of rows [n, parameters]. What is inactive counts as off (a gate) or 0."""
         gates = np.where(active[:, self.gates], rows[:, self.gates], 0.0) - 0.5
         one_hot = (rows[:, self.many] == self.choice) - self.share
         u, on = rows[:, self.numbers], active[:, self.numbers]
@@ -204,8 +203,7 @@ class Surrogate:
 
     # -- what it says
     def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
-        """A function from the prior, corrected by what the data say otherwise: `wrong` [n] is y less the
-        function and a draw of the noise (Matheron's rule)."""
+        """A prior's function corrected by `wrong` [n]: y less it and a draw of noise (Matheron's rule)."""
         scales, factors = self._scales(self.hyper)
         if len(self.y):
             alpha = solved(self._factor, wrong)

@@ -172,8 +172,7 @@ class LogReader:
         return 1.0
 
     def _on_grid(self, step: int, point: tuple[float, float, float], at_s: float) -> list[Report]:
-        """The reports of grid points reached since the last validation. Between two validations that are
-        at most two grid points apart it interpolates; the steep first stretch is never interpolated."""
+        """Reports of grid points since the last validation; interpolated across at most two of them."""
         reports: list[Report] = []
         for k in range(1, self.rules.num_reports):
             at, here = k / self.rules.num_reports, point
@@ -234,8 +233,7 @@ class LogReader:
         return next(iter(packed.values()), None)
 
     def train_seconds(self, end_s: float) -> tuple[float, str]:
-        """(timed training in s, where it is from): the printed train_time, else the clock between the first
-        and the last step line, else all `end_s` seconds of the process."""
+        """(timed training in s, where it is from): train_time, the clock of the step lines, else `end_s`."""
         if self.train_s > 0.0:
             return self.train_s, "train_time"
         if self.first_step_at_s is not None and self.last_step_at_s is not None:
