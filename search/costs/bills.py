@@ -75,7 +75,6 @@ def num_params(resolved: Resolved) -> int:
     return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
 
 
-# -- bytes
 def entropy_bits(bits: int, columns: int) -> float:
     """Entropy of a Gaussian row's integers when its largest weight, E max |w| / σ, is the largest one."""
     root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
@@ -163,7 +162,6 @@ def _sizes(resolved: Resolved) -> dict[str, float]:
     return {f"log size:{name}": _log(resolved, name) for name in ("model_dim", "num_layers", "mlp_mult")}
 
 
-# -- seconds
 def _work(resolved: Resolved) -> dict[str, float]:
     """Forward FLOPs per token by kind of work, techniques' own under their names."""
     shape = resolved.shape()

@@ -59,8 +59,6 @@ class Costs(Protocol):
 
 
 class Seconds:
-    """What one machine takes."""
-
     def __init__(self):
         self.train, self.evaluate = costs.second_model(), costs.second_model()
 
@@ -80,7 +78,6 @@ class Preflight:
         self._learnt: set[tuple[str, Any]] = set()
 
     def predict(self, resolved: Resolved) -> Prediction:
-        """The cost of a configuration, seconds only once a trial has finished on this machine."""
         size, code = self._bytes(resolved), self.code_bytes(resolved)
         train, evaluation = self._train(resolved), self._eval(resolved)
         return Prediction(
@@ -94,7 +91,6 @@ class Preflight:
         )
 
     def rejection(self, resolved: Resolved) -> str | None:
-        """Why a configuration is not worth a trial, `what: facts`; None when it is."""
         for name, technique in resolved.techniques.items():
             law, track = technique.verdict(), self.study.track
             if not law.admitted(track):

@@ -48,8 +48,6 @@ class OneWorker:
 
 
 class SlurmEngine:
-    """Tasks as jobs of a Slurm cluster."""
-
     def __init__(self, executor: submitit.AutoExecutor):
         self.executor = executor
         self.jobs: list[submitit.Job[Ended]] = []

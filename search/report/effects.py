@@ -216,7 +216,6 @@ def _label(name: str, dist: BaseDistribution, choice: int) -> str:
     return name if set(dist.choices) <= {False, True} else f"{name} = {dist.choices[choice]}"
 
 
-# -- what a person reads
 def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     """The tables of a study. ValueError while it has too few trials."""
     trials = sorted(session.optuna_study.get_trials(deepcopy=False), key=lambda t: t.number)

@@ -99,11 +99,13 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
     )
 
 
+def _told(trials: Sequence[FrozenTrial], name: str) -> list[Mapping[str, Any]]:
+    return [t.user_attrs[name] for t in trials if name in t.user_attrs]
+
+
 def reuse_of_study(trials: Sequence[FrozenTrial], *, gpus: int = 0) -> str:
     """One line about the stage cache; empty while nothing was reused."""
-    facts: list[Mapping[str, Any]] = [
-        t.user_attrs[attributes.STAGE_REUSE] for t in trials if attributes.STAGE_REUSE in t.user_attrs
-    ]
+    facts = _told(trials, attributes.STAGE_REUSE)
     reused = [f for f in facts if f["reused"]]
     if not reused:
         return ""
@@ -126,9 +128,7 @@ def reuse_of_trial(facts: Mapping[str, Any]) -> str:
 
 def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
     """One line: means over trials of what is not the trainer's work; empty while none tells."""
-    shares: list[Mapping[str, float]] = [
-        t.user_attrs[attributes.OVERHEAD] for t in trials if attributes.OVERHEAD in t.user_attrs
-    ]
+    shares = _told(trials, attributes.OVERHEAD)
     if not shares:
         return ""
     mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}

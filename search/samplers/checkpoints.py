@@ -1,19 +1,17 @@
 """New training or finished weights: whether the next trial goes on from finished stages, and from which.
 
-A trial that only changes a quantiser, a codec or a scorer costs a fraction of one that trains. Such trials
-are worth their seconds as long as they stay few: without new weights there is nothing to refine. Hence, of
-the seconds that a study spends, at most the share `reuse` goes to trials on finished weights (StageSpending):
-the cheaper the later stages are, the more of them are tried. Who decides depends on what the sampler can
-tell:
+A trial that only changes a quantiser, a codec or a scorer costs a fraction of one that trains, and is worth
+its seconds as long as such trials stay few: without new weights there is nothing to refine. Hence at most the
+share `reuse` of a study's seconds goes to trials on finished weights (StageSpending): the cheaper the later
+stages are, the more of them are tried.
 
-- StageChooser, before a proposal, for a sampler that only proposes. Seconds are those measured in this study
-  (medians, for trials that still run). A checkpoint qualifies when a trial that kept every limit was scored
-  from it, it is one of the BEST by their best val_bpb, its weights are in the cache for the code, data and
-  machine of now, and fewer than PATIENCE trials in a row failed to better it. Of those the least tried is
-  taken, then the best. Its parameters up to the training are fixed, the later ones are the sampler's. A
-  proposal counts only if its training has the checkpoint's key. Is nothing new left there, the trial trains.
-- StageWeigher, after the proposals, for a sampler that tells what each one gains: the largest gain for each
-  predicted second of the stages that it would run anew.
+- StageChooser decides before a proposal, for a sampler that only proposes, by seconds measured in this study.
+  A checkpoint qualifies when a trial that kept every limit was scored from it, it is one of the BEST by
+  val_bpb, its weights are cached for the code, data and machine of now, and fewer than PATIENCE trials in a
+  row failed to better it. The least tried is taken, then the best; its parameters up to the training are
+  fixed, and a proposal counts only if its training has the checkpoint's key. Else the trial trains.
+- StageWeigher decides after the proposals, for a sampler that tells what each one gains: the largest gain for
+  each predicted second of the stages that it would run anew.
 """
 
 from __future__ import annotations
@@ -50,7 +48,6 @@ class StageSpending:
         return self.kept_s <= share * (self.anew_s + self.kept_s)
 
 
-# -- before a proposal
 @dataclass
 class Checkpoint:
     """Weights that some trials were scored from."""
@@ -139,7 +136,6 @@ class StageChooser:
             found.in_vain = 0 if better else found.in_vain + (sent is not None)
 
 
-# -- after the proposals
 @dataclass(frozen=True)
 class Stages:
     """The stages of a run, for a sampler that weighs them."""

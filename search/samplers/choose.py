@@ -39,8 +39,6 @@ class Proposer(Protocol):
 
 
 class Uniform:
-    """Every proposal is a uniform draw."""
-
     weighs_stages = False
 
     def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None: ...

@@ -181,9 +181,7 @@ class NativeSpace:
             found = both(found, self._on(need))
         earlier = self.switches[: self.switches.index(name)]
         for rival in sorted(self.rivals[name]):
-            found = both(found, self._not_taken(rival))
-            if rival in earlier:
-                found = both(found, {rival: frozenset((space.INACTIVE_CODE, space.OFF_CODE))})
+            found = both(found, self._off(rival, earlier))
         return found
 
     def _read(self, name: str) -> Condition:
@@ -195,10 +193,15 @@ class NativeSpace:
             found = both(self._on(owner), self._on(other) if other else {})
         for technique in self.known:
             if name in self.known[technique].overrides:
-                found = both(found, self._not_taken(technique))
-                if technique in self.switches:
-                    found = both(found, {technique: frozenset((space.INACTIVE_CODE, space.OFF_CODE))})
+                found = both(found, self._off(technique, self.switches))
         return found
+
+    def _off(self, technique: str, asked: Collection[str]) -> Condition:
+        """When a technique is off: no slot took it, and its gate, if it is among those that were asked."""
+        gate: Condition = (
+            {technique: frozenset((space.INACTIVE_CODE, space.OFF_CODE))} if technique in asked else {}
+        )
+        return both(self._not_taken(technique), gate)
 
     def _on(self, technique: str) -> Condition:
         taken = self._taken(technique)

@@ -9,6 +9,7 @@ only if nobody declared it dead meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -115,7 +116,7 @@ def run_exactly(
         try:
             told = _run(gate, trial, objective)
         except KeyboardInterrupt:
-            _fail(gate, trial, again=True)
+            _fail(gate, _id(trial), again=True)
             raise
         if hooks.after_trial is not None:
             hooks.after_trial(told or gate.storage.get_trial(_id(trial)))
@@ -180,7 +181,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
         gate.storage.get_study_id_from_name(gate.study.study_name)  # waits until the database is back
         if trial is not None:
             log.warning("trial %d: the lock was lost while it was made; dropped", trial.number)
-            _fail(gate, trial, again=True)
+            _fail(gate, _id(trial), again=True)
         return None, None
 
 
@@ -188,11 +189,7 @@ def _fail_dead(gate: _Gate, connection: sqlalchemy.Connection) -> None:
     """Fails trials whose worker died: between ask and first heartbeat (under this lock), or later."""
     running = connection.execute(sqlalchemy.text(SILENCES), {"s": gate.study_id}).all()
     for trial_id in [trial_id for trial_id, silent_s, _ in running if silent_s is None]:
-        try:
-            if gate.storage.set_trial_state_values(trial_id, TrialState.FAIL):
-                requeue(gate.study, gate.storage.get_trial(trial_id), counted=False)
-        except UpdateFinishedTrialError:
-            continue
+        _fail(gate, trial_id, again=True)
     grace_s = getattr(gate.storage, "grace_s", 0) or 2 * gate.heartbeat_s
     if not any(silent_s is not None and silent_s > grace_s for _, silent_s, _ in running):
         return
@@ -258,15 +255,15 @@ def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> Froz
         return None
     except InfrastructureError as error:
         log.warning("trial %d: %s", trial.number, error)
-        _fail(gate, trial, again=True, counted=True)
+        _fail(gate, _id(trial), again=True, counted=True)
         return gate.storage.get_trial(_id(trial))
     except Interrupted:
-        _fail(gate, trial, again=True)
+        _fail(gate, _id(trial), again=True)
         return None
     except (KeyboardInterrupt, StorageError):
         raise  # the caller fails the trial; or the database is away, and it is failed once that is back
     except BaseException:
-        _fail(gate, trial, again=False)
+        _fail(gate, _id(trial), again=False)
         raise
     return _tell(gate, trial, value, None)
 
@@ -282,10 +279,8 @@ def _tell(gate: _Gate, trial: Trial, value: float | None, state: TrialState | No
     return told
 
 
-def _fail(gate: _Gate, trial: Trial, *, again: bool, counted: bool = False) -> None:
-    """Fails our own trial; whoever fails it is the one who queues it again."""
-    try:
-        if gate.storage.set_trial_state_values(_id(trial), TrialState.FAIL) and again:
-            requeue(gate.study, gate.storage.get_trial(_id(trial)), counted=counted)
-    except UpdateFinishedTrialError:
-        return
+def _fail(gate: _Gate, trial_id: int, *, again: bool, counted: bool = False) -> None:
+    """Fails a trial; whoever fails it is the one who queues it again."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        if gate.storage.set_trial_state_values(trial_id, TrialState.FAIL) and again:
+            requeue(gate.study, gate.storage.get_trial(trial_id), counted=counted)

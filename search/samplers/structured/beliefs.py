@@ -203,7 +203,6 @@ class Beliefs:
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 
-    # -- what rows are worth
     def excess(self, columns: Array, margin: float = 0.0) -> Array:
         """By how much the constraints, tightened by `margin`, are expected to be broken, in their sds. [n]"""
         if not self._weights.size:

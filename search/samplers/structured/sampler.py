@@ -115,7 +115,6 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         rows = Rows({param_name: param_distribution}, {})
         return rows.decode(rows.uniform(self._rng, 1)[0])[param_name]
 
-    # -- proposals
     def begin(
         self, study: optuna.Study, trials: Sequence[FrozenTrial], space: Distributions | None = None
     ) -> None:
@@ -188,7 +187,6 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         assert self._beliefs is not None
         return self._beliefs.rows.keep_active(params)
 
-    # -- the search over one draw
     def _best_of_a_draw(self, beliefs: Beliefs) -> Array:
         mean, draw, share = beliefs.objective.mean, beliefs.objective.model.draw(self._rng), self.boldness
         assert mean is not None

@@ -156,7 +156,6 @@ class Surrogate:
         self.y = (y - self.centre) / self.scale
         self.extra = (noise_sd / self.scale) ** 2
 
-    # -- the kernel
     def _scales(self, hyper: Hyper) -> tuple[Array, Array]:
         """Prior variances of the main columns [m] and of the factors of pairs [factors]."""
         relevance = np.exp(hyper.relevance)[self.basis.owner]
@@ -201,7 +200,6 @@ class Surrogate:
         gradient[-1] = math.exp(hyper.noise) * float(np.trace(a))
         return float(value), -0.5 * gradient + away / widths
 
-    # -- what it says
     def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
         """A prior's function corrected by `wrong` [n]: y less it and a draw of noise (Matheron's rule)."""
         scales, factors = self._scales(self.hyper)

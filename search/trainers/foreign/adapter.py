@@ -97,8 +97,6 @@ class Output:
 
 
 class Run:
-    """One run of the script."""
-
     def __init__(self, config: Mapping[str, Any], out: Path):
         self.trainer: dict[str, Any] = config["trainer"]
         self.environment: dict[str, str] = config["environment"]

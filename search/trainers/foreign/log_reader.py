@@ -192,7 +192,6 @@ class LogReader:
             )
         return reports
 
-    # -- at the end
     def value(self) -> tuple[str, float, float]:
         """(label, val_bpb in bits per byte, val_loss in nats per token) of the score; or LogError."""
         label = self._label()
