@@ -1,7 +1,5 @@
 """Optuna's distributions: a study's domain as one, a number's place in its range and back, uniform draws."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -5,8 +5,6 @@ it. Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes.
 concentrated trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping

@@ -10,8 +10,6 @@ at all (another program on the machine moves them by a tenth, and half of the sp
 beyond the noise counts for the configuration: what was never tried is tried once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

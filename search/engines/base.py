@@ -6,8 +6,6 @@ retries and the exact count live in the database for every kind of engine alike.
 with it is run again elsewhere; its trial is queued again once its heartbeat is missed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -5,8 +5,6 @@ Each holds a pipe from us as its lifeline: if we die, they stop. One that dies i
 is failed and queued again at once, without waiting for its heartbeat to be missed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -7,8 +7,6 @@ beyond doubt and so is the rank agreement of left-out predictions with the final
 interval (Fisher's z; variance 1.06/(n - 3) for ranks: Fieller, Hartley & Pearson 1957).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

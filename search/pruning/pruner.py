@@ -15,8 +15,6 @@ What the evidence lacks has an unknown offset, hence a wide prediction, and goes
 trials that would be given up run on all the same: they keep the evidence honest and tell what was wrong.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence

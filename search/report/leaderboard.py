@@ -1,7 +1,5 @@
 """What a study found: its leaderboard and best trial; every number with its unit."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

@@ -1,7 +1,5 @@
 """What pruning did in a study: time saved, the spared trials' verdict, and what its evidence says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 

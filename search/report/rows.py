@@ -1,8 +1,6 @@
 """Rows and counts that every report shows; what a trial cost beside the trainer's work, and what the stage
 cache saved of it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What may be tried: contradictions, legality and limits, before a trial is spent."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any

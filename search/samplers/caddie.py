@@ -6,8 +6,6 @@ at no cost and unknown to the storage, so that a study's trials are only what wa
 counted by reason. After `max_resamples` proposals come uniform draws, then an error.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@
 once a trial (`begin`) and proposes as often as it is asked (`propose`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence

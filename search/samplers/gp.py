@@ -7,8 +7,6 @@ refused, it gives up a growing share of it to uniform draws, so that the search 
 refused. PyTorch is loaded with the first model, not before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

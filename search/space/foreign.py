@@ -4,8 +4,6 @@ A variable is asked for when its parent has a value that its `when` names; other
 script's own default holds. A gate that is off is set to its `off` text.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ Its walk: slots first (one categorical each, `baseline` or a technique that fill
 settings of what is on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ does not ask for is inactive and absent from a trial. `active`, `keep_active`, `
 that walk, whatever the space; both classes take them from here as their methods.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 

@@ -6,8 +6,6 @@ and `with collected(trial):` holds a trial's writes back until the block ends. T
 (schema of 5.0): its own reader gives equal trials, which a test compares.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Container, Generator, Iterable, Sequence

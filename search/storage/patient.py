@@ -5,8 +5,6 @@ Tables and studies are made under an advisory lock, dead workers' trials are ret
 and no text that leaves this module holds a password.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import random

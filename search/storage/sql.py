@@ -1,7 +1,5 @@
 """The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read."""
 
-from __future__ import annotations
-
 from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
 
 TRIALS = """

@@ -2,8 +2,6 @@
 code_hash(files): which text runs, equal for equal code wherever it lies.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -6,8 +6,6 @@ that left the group: we adopt orphans), and the exit status, negative for a sign
 library only, started with -I -S: some 15 ms.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -5,8 +5,6 @@ returns, and when this process dies. What the machine caused is raised as Infras
 when it might yet be the configuration), a stop as Interrupted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

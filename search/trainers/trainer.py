@@ -5,8 +5,6 @@ Chosen here and nowhere else; a session keeps it (search/session/session.py).
 NativeTrainer: train_gpt.py, or another script that keeps its contract: config.json in, result.json out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -7,8 +7,6 @@ the trial is dropped before it begins. From there on the trial has a heartbeat t
 only if nobody declared it dead meanwhile.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

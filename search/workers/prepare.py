@@ -2,8 +2,6 @@
 processes that a WorkerSpec describes: a worker, by both ends of its command line, and its trainers.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

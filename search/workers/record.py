@@ -3,8 +3,6 @@
 Attributes are few, because each is written and read with its trial; search/common/attributes.py lists them.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Mapping, Sequence

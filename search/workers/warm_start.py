@@ -7,8 +7,6 @@ leaves nothing to try is forgotten (search/samplers/caddie.py). The newest CARRI
 those of studies on this kind of machine.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ the trainer is killed, the configuration queued again. Exit status: 0 done or st
 a problem that only a person can solve (`error: ...` on stderr).
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -6,8 +6,6 @@ it as noise. Constraints, each a surrogate without pairs: log(1 + relative viola
 sizes and times; one with two values only (it diverged or not) becomes ±1. Exactly 0 means unknown.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ each number (anywhere, near, very near), then the best few of them together, and
 start ends where nothing improves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ these choices (or is itself inactive). A study's own space declares them (search
 else's, `learn_rules` finds the fewest conditions that examples with `p` share and none without `p` meets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

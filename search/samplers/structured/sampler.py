@@ -9,8 +9,6 @@ instead keep the finished stages of a good trial and change what lies downstream
 second wins. A share of proposals is TPE's, for responses that this model cannot see.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -10,8 +10,6 @@ another exception): perhaps the machine's fault, and tried again. Killing is not
 search/trainers/guard.py, our parent, adopts and kills every descendant, also one in a session of its own.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

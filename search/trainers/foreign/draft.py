@@ -5,8 +5,6 @@ their distance from 1; counts around their default; 0/1 switches as gates over w
 seeds, budgets and shapes that must divide stay fixed. Every line names the script's line that it comes from.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """What a syntax tree says without being run: constants, texts as types, lines that are printed."""
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

@@ -10,8 +10,6 @@ Without a rule it must be exactly one of KNOWN_SCORES (`X` and `X_exact` are one
 printed with different values is an error too, unless `occurrence` says first or last.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

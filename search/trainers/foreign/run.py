@@ -1,7 +1,5 @@
 """ForeignTrainer: somebody else's script, driven through search/trainers/foreign/adapter.py."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import shutil

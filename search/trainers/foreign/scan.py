@@ -5,8 +5,6 @@ and lambdas that wrap them, and dataclass fields whose names are built with .upp
 read tells its type. What cannot be told is listed with its line, never guessed in silence.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

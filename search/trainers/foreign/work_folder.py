@@ -5,8 +5,6 @@ larger files are linked; outputs of earlier runs and hidden files stay away. A s
 linked folder still shares it: name that folder in `private`, and each run gets an empty one.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import shutil
 from collections.abc import Mapping, Sequence
