@@ -83,10 +83,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
     good, bad = ranked(trials)
-    title = (
-        f"{session.study.name}: {len(good)} feasible trials; limits {session.study.limits.summary()}; "
-        f"track {session.study.track}"
-    )
+    study = session.study
+    title = f"{study.name}: {len(good)} feasible trials; limits {study.limits.summary()}; track {study.track}"
     if not good and not bad:
         console.print(NOT_YET)
         return

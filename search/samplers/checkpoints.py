@@ -83,11 +83,10 @@ class StageChooser:
         self._learn(trials)
         running = [t.user_attrs.get(FROM_CHECKPOINT) for t in trials if not t.state.is_finished()]
         ranked = sorted(self._found.items(), key=lambda item: item[1].best)[:BEST]
-        open_ = [
-            (found.tried + running.count(key), found.best, key)
-            for key, found in ranked
-            if found.in_vain + running.count(key) < PATIENCE and self.cached(found.resolved)
-        ]
+        open_: list[tuple[int, float, str]] = []
+        for key, found in ranked:
+            if found.in_vain + running.count(key) < PATIENCE and self.cached(found.resolved):
+                open_.append((found.tried + running.count(key), found.best, key))
         key = min(open_)[2] if open_ else ""
         return (key, dict(self._found[key].params)) if key else None
 

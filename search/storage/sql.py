@@ -35,15 +35,8 @@ STEPS = f"""
 select trial_id, '[' || string_agg('[' || step || ',' || {NUMBER.format(column="intermediate_value")} || ']',
  ',' order by step) || ']' from trial_intermediate_values where trial_id = any(:ids) group by trial_id"""
 # What is read of trials beside their parameters: rows of (kind, trial, JSON).
-FACTS = {
-    kind: f"select '{kind}', facts.* from ({query}) facts"
-    for kind, query in (
-        ("values", VALUES),
-        ("steps", STEPS),
-        ("user", ATTRIBUTES.format(kind="user")),
-        ("system", ATTRIBUTES.format(kind="system")),
-    )
-}
+QUERIES = {"values": VALUES, "steps": STEPS, **{k: ATTRIBUTES.format(kind=k) for k in ("user", "system")}}
+FACTS = {kind: f"select '{kind}', facts.* from ({query}) facts" for kind, query in QUERIES.items()}
 # For a few trials one statement costs less than four.
 ALL_FACTS = " union all ".join(FACTS.values())
 WRITE_PARAMS = """

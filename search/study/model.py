@@ -96,17 +96,11 @@ class Study:
 
 def study_identity(study: Study) -> dict[str, Any]:
     """What a study samples and measures; stored with the Optuna study, so that edits show."""
-    kept: dict[str, Any] = {
-        "track": study.track,
-        "limits": study.limits.declared(),
-        "base": study.base,
-        "fixed": study.fixed,
-        "free": {name: [type(d).__name__, dataclasses.asdict(d)] for name, d in study.free.items()},
-        "bounds": study.bounds,
-        "gates": study.gates,
-        "slots": {slot: list(choices) for slot, choices in study.slots.items()},
-        "num_reports": study.num_reports,
-    }
+    as_it_is = ("track", "base", "fixed", "bounds", "gates", "num_reports")
+    kept: dict[str, Any] = {name: getattr(study, name) for name in as_it_is}
+    kept["limits"] = study.limits.declared()
+    kept["free"] = {name: [type(d).__name__, dataclasses.asdict(d)] for name, d in study.free.items()}
+    kept["slots"] = {slot: list(choices) for slot, choices in study.slots.items()}
     if study.gpus_per_trial != 1:
         kept["gpus_per_trial"] = study.gpus_per_trial
     return kept if study.foreign is None else kept | {"trainer": study.foreign.identity()}

@@ -77,11 +77,8 @@ def check_baseline(
 ) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
     found = stored(session.optuna_study) or measure(session, spec, workers=workers, gpus=gpus)
-    told = (
-        f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
-        f"(slowest of {found['workers']} at once)"
-    )
-    return measured(session), told
+    told = f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
+    return measured(session), told + f"(slowest of {found['workers']} at once)"
 
 
 def machine(session: Session, spec: WorkerSpec) -> Session:

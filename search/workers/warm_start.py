@@ -98,9 +98,8 @@ def find_warm_start(session: Session, hardware: str) -> WarmStart:
 def related_studies(session: Session, storage: BatchStorage) -> dict[int, dict[str, Any]]:
     """id -> name and attributes of the other studies of this trainer: this very code, or any of ours."""
     studies: dict[int, dict[str, Any]] = {}
-    for study_id, name, key, value in storage.bulk.rows(
-        STUDIES, {"keys": [attributes.CODE_HASH, attributes.TRAINER, HARDWARE, attributes.STUDY_IDENTITY]}
-    ):
+    keys = [attributes.CODE_HASH, attributes.TRAINER, HARDWARE, attributes.STUDY_IDENTITY]
+    for study_id, name, key, value in storage.bulk.rows(STUDIES, {"keys": keys}):
         studies.setdefault(study_id, {"name": name})[key] = json.loads(value)
     mine = session.optuna_study.user_attrs
     ours = mine.get(attributes.TRAINER) == BUILT_IN

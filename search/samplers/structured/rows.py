@@ -108,11 +108,8 @@ class Rows:
 
 def rules_within(distributions: Distributions, conditions: Conditions) -> Conditions:
     """The declared conditions on and of the parameters that vary."""
-    found = {
-        name: {q: allowed for q, allowed in each.items() if q in distributions}
-        for name, each in conditions.items()
-        if name in distributions
-    }
+    found = {name: each for name, each in conditions.items() if name in distributions}
+    found = {n: {q: each[q] for q in each if q in distributions} for n, each in found.items()}
     return {name: each for name, each in found.items() if each}
 
 

@@ -184,10 +184,9 @@ class LogReader:
                     continue
                 share = (at - before[0]) / (point[0] - before[0])
                 here = (at, *(a + share * (b - a) for a, b in zip(before[1:], point[1:], strict=True)))
-            reports.append(
-                {"kind": "report", "step": step, "progress": here[0], "val_bpb": here[1]}
-                | {"lr_scale": here[2], "train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
-            )
+            report = {"kind": "report", "step": step, "progress": here[0], "val_bpb": here[1]}
+            more = {"lr_scale": here[2], "train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
+            reports.append(report | more)
         return reports
 
     def value(self) -> tuple[str, float, float]:

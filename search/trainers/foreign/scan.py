@@ -81,10 +81,8 @@ def _parse(path: Path) -> ast.Module:
             raise ValueError(f"a script is at most {MAX_BYTES:,} bytes, and it has {len(data):,}")
         return ast.parse(data, filename=str(path))
     except SyntaxError as error:
-        where = f" (line {error.lineno})" if error.lineno else ""
-        raise ValueError(
-            f"A scan reads Python, but {path} is none: {error.msg}{where}. Correct it."
-        ) from None
+        said = f"{error.msg} (line {error.lineno})" if error.lineno else error.msg
+        raise ValueError(f"A scan reads Python, but {path} is none: {said}. Correct it.") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"A scan reads Python, but {path} cannot be parsed: {error}.") from None
 
