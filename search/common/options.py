@@ -12,8 +12,6 @@ from pathlib import Path
 from search.common.paths import ROOT
 
 SAMPLERS = ("structured", "tpe", "gp", "random")  # kinds, for --sampler and `[sampler] kind`
-
-
 ENVIRONMENT = "CADDIE_STORAGE"
 
 
@@ -38,9 +36,7 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is told: the same for all of a session, but for `index`. It crosses the process border as
-    JSON (search/workers/prepare.py). The database's URL is no part of it: process lists show command
-    lines."""
+    """What a worker is told, as JSON; without the database's URL: process lists show command lines."""
 
     study: Path
     home: Path

@@ -1,6 +1,4 @@
-"""What a study found: leaderboard, best trial, one trial in full, status; every number with its unit."""
-
-from __future__ import annotations
+"""What a study found: its leaderboard and best trial; every number with its unit."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -60,7 +58,6 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
 
 
 def columns_of(limit: Limit) -> list[str]:
-    """Heads of a limit's columns."""
     return [limit.column, f"slack, {limit.unit}"] if limit.slack else [limit.column]
 
 
@@ -98,10 +95,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
     good, bad = ranked(trials)
-    title = (
-        f"{session.study.name}: {len(good)} feasible trials; limits {session.study.limits.summary()}; "
-        f"track {session.study.track}"
-    )
+    study = session.study
+    title = f"{study.name}: {len(good)} feasible trials; limits {study.limits.summary()}; track {study.track}"
     if not good and not bad:
         console.print(NOT_YET)
         return
@@ -118,10 +113,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
     console.print(f"\n{NOISE}", soft_wrap=True)
     if has_mixed_code([*good, *bad]):
-        console.print(
-            "The code changed while this study ran: compare only trials of the same passport (`show N`).",
-            soft_wrap=True,
-        )
+        text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
+        console.print(text, soft_wrap=True)
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
@@ -140,13 +133,9 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
-    console.print(
-        f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
-        f"  {reproduce_command(session, trial)}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    text = f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
+    text += f"  {reproduce_command(session, trial)}"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:

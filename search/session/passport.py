@@ -1,9 +1,8 @@
 """Who may join a study: code_hash (what runs), machine_kind (on what), check_joining (against who began it).
 
-A study is one objective. Another version of the trainer's code is another objective: refused. Other hardware
-is one only where speed decides, which `speed_matters` judges: limits measured on the first machine, a
-training budget in seconds, or trials that came near a time limit. Where none of that holds it may join.
-`--mixed` lets both join; every trial's passport and the leaderboard then say so.
+Another version of the trainer's code is another objective: refused. Other hardware is one only where speed
+decides: limits measured on the first machine, a training budget in seconds, or trials that came near a time
+limit. `--mixed` lets both join; every trial's passport and the leaderboard then say so.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ NEAR = 0.5  # share of a time limit from which on speed decides
 
 
 def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> str:
-    """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
-
-    `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
+    """This session's code hash; ValueError if it does not fit. `runs_here=False`: a cluster runs trials."""
     study = session.optuna_study
     code = code_hash(session.trainer.code_files())
     mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})

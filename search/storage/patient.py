@@ -3,13 +3,7 @@
 Every call is repeated until the database answers again, for at most `patience_s`; then one StorageError.
 Tables and studies are made under an advisory lock, dead workers' trials are retried without their results,
 and no text that leaves this module holds a password.
-
-Timing says how long workers and their storage wait for what; `CADDIE_TIMING="heartbeat_s=1 grace_s=4"`
-changes it: for tests, and for networks that need more patience. All processes of a study should have the
-same.
 """
-
-from __future__ import annotations
 
 import contextlib
 import functools
@@ -53,8 +47,6 @@ REPEATED = (
     "get_all_trials _get_trials record_heartbeat _get_stale_trial_ids"
 ).split()
 KEPT_ON_RETRY = (FIXED_PARAMS, "grid_id", "search_space")  # they belong to the configuration
-
-
 DRIVER = "postgresql+psycopg2"
 SUPPORTED = "postgresql://user:password@host:5432/database"
 VARIABLE = "CADDIE_TIMING"
@@ -62,7 +54,8 @@ VARIABLE = "CADDIE_TIMING"
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds, all of them."""
+    """Seconds. `CADDIE_TIMING="heartbeat_s=1 grace_s=4"` changes them: for tests, and for networks that need
+    more patience. All processes of a study should have the same."""
 
     patience_s: float = 300.0  # an outage of the database that is waited out
     heartbeat_s: int = 10  # a running trial says that it lives
@@ -89,15 +82,14 @@ class PatientStorage(BulkStorage):
     """BulkStorage whose every call waits out an outage of the database."""
 
     def __init__(self, url: str, *, worker: bool, timing: Timing, revive: Callable[[], object] | None):
-        self.timing = timing
-        self.revive = revive
+        self.timing, self.revive = timing, revive
         pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
         super().__init__(
             url,
             engine_kwargs=pool | {"connect_args": connect_arguments(url, link_s=timing.link_s)},
             heartbeat_interval=timing.heartbeat_s,
             grace_period=timing.grace_s,
-            heartbeat_stale_trial_callback=retry_stale_trial,
+            heartbeat_stale_trial_callback=functools.partial(requeue, counted=True),
             skip_table_creation=worker,
             skip_compatibility_check=worker,
         )
@@ -125,14 +117,9 @@ class PatientStorage(BulkStorage):
                     raise _gone(self.url, error) from None
             time.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 1.6, 2.0)
-            self._call_revive()
-
-    def _call_revive(self) -> None:
-        try:
             if self.revive is not None:
-                self.revive()
-        except StorageError:
-            return  # it may succeed later; our own patience decides
+                with contextlib.suppress(StorageError):  # it may succeed later; our own patience decides
+                    self.revive()
 
     def _was_ours(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """A commit whose answer was lost in an outage: the trial is finished the way we wanted."""
@@ -213,13 +200,8 @@ def _made(url: str, **settings: Any) -> PatientStorage:
 def open_storage(
     url: str, *, worker: bool, timing: Timing | None = None, revive: Callable[[], object] | None = None
 ) -> BatchStorage:
-    """The patient storage behind Optuna's cache.
-
-    `worker=False` also makes or checks the tables (any number of processes at once). `revive` is called while
-    the database is away: for the private server pass `lambda: url_of(home)`, which restarts it.
-    """
-    url = normalise_url(url)
-    timing = timing or Timing()
+    """Optuna's cache over it. `worker=False` makes or checks tables; `revive` may restart the database."""
+    url, timing = normalise_url(url), timing or Timing()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if worker:
@@ -243,17 +225,10 @@ def open_study(storage: optuna.storages.BaseStorage, name: str, *, url: str, **k
         return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, **kept)
 
 
-def retry_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Optuna's callback for a trial whose worker died: its configuration is tried again."""
-    requeue(study, trial, counted=True)
-
-
 def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
     """Queues the configuration of a failed trial again, once; False when it has none, or used up its retries.
-
-    Constraints, artifacts, pruner rungs and intermediate values stay with the dead run (Optuna's own callback
-    hands constraints on, and they can never be overwritten). User attributes are handed on.
-    """
+    User attributes are handed on; constraints, artifacts, pruner rungs and intermediate values stay with the
+    dead run (Optuna's own callback hands constraints on, and they can never be overwritten)."""
     old = trial.system_attrs
     history = list(cast("list[int]", old.get(RETRY_HISTORY, []))) + ([trial.number] if counted else [])
     if len(history) > MAX_RETRY or not (trial.params or old.get(FIXED_PARAMS)):
@@ -332,6 +307,5 @@ def timing_of(environ: Mapping[str, str]) -> Timing:
 
 
 def artifact_store(folder: Path) -> FileSystemArtifactStore:
-    """The store of files that trials leave behind; made when it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(str(folder))

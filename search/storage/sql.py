@@ -1,10 +1,4 @@
-"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read.
-
-`read_params` reads the parameters of many trials, a row for each parameter and not for each trial: its name
-and its distribution go over the wire once.
-"""
-
-from __future__ import annotations
+"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read."""
 
 from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
 
@@ -41,15 +35,8 @@ STEPS = f"""
 select trial_id, '[' || string_agg('[' || step || ',' || {NUMBER.format(column="intermediate_value")} || ']',
  ',' order by step) || ']' from trial_intermediate_values where trial_id = any(:ids) group by trial_id"""
 # What is read of trials beside their parameters: rows of (kind, trial, JSON).
-FACTS = {
-    kind: f"select '{kind}', facts.* from ({query}) facts"
-    for kind, query in (
-        ("values", VALUES),
-        ("steps", STEPS),
-        ("user", ATTRIBUTES.format(kind="user")),
-        ("system", ATTRIBUTES.format(kind="system")),
-    )
-}
+QUERIES = {"values": VALUES, "steps": STEPS, **{k: ATTRIBUTES.format(kind=k) for k in ("user", "system")}}
+FACTS = {kind: f"select '{kind}', facts.* from ({query}) facts" for kind, query in QUERIES.items()}
 # For a few trials one statement costs less than four.
 ALL_FACTS = " union all ".join(FACTS.values())
 WRITE_PARAMS = """
