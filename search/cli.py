@@ -207,9 +207,9 @@ def dashboard(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
-    """optuna-dashboard for this study, on this machine only."""
+    """optuna-dashboard for this study, on this machine only, for who has the address that this prints."""
 
     def serve_it(console: Console, session: Session) -> None:
         from search.report.dashboard import serve
