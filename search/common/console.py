@@ -36,17 +36,23 @@ def clear_errors() -> Generator[None]:
     """One line on stderr and exit status 2 for whatever a person can solve; 130 for Ctrl-C."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        text = (
-            str(error)
-            if isinstance(error, ValueError)
-            else f"{error.filename or 'the system'}: {error.strerror}"
-        )
-        print(f"error: {redact(text)}", file=sys.stderr)
-        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+    except Exception as error:
+        if isinstance(error, OSError):
+            text = f"{error.filename or 'the system'}: {error.strerror or error}"
+        elif isinstance(error, ValueError):
+            text = str(error)
+        elif says := getattr(error, "orig", None) or getattr(error.__cause__, "orig", None):  # SQLAlchemy's
+            line = str(says).partition("\n")[0]
+            text = (
+                f"The database must let us use the study's tables, but says: {line}. Nothing stored is lost."
+            )
+        else:
+            raise
+        print(f"error: {redact(text)}", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def make_console() -> Console:

@@ -31,7 +31,8 @@ def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> s
     `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
     study = session.optuna_study
     code = code_hash(session.trainer.code_files())
-    mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})
+    trainer = session.trainer
+    mine = {CODE_HASH: code, TRAINER: BUILT_IN if trainer.built_in else trainer.command()[-1]}
     mine |= {HARDWARE: machine_kind()} if runs_here else {}
     if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):

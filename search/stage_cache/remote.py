@@ -137,9 +137,11 @@ def open_remote(place: str, store: Store) -> Remote:
         folder.mkdir(parents=True, exist_ok=True)
         return Remote(SharedFolder(folder), "", store, ())
     parts = urlsplit(place)
-    if not parts.netloc:
+    if not parts.netloc or "@" in place:
+        got = "user-info, which process lists show" if "@" in place else repr(place)
         raise ValueError(
-            f"A shared stage cache on S3 names a bucket, but got {place!r}. Use s3://bucket/prefix."
+            f"A shared stage cache on S3 names a bucket, but got {got}. Use s3://bucket/prefix, and boto3's "
+            "credentials."
         )
     from optuna.artifacts import Boto3ArtifactStore  # it imports boto3
 

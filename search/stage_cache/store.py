@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from search.common.errors import redact
 from search.stage_cache.addresses import CHUNK_BYTES, sha256_of
 
 MANIFEST = "entry.json"
@@ -263,6 +264,7 @@ class Store:
         """Once for each kind: a worker may meet the same trouble in every trial."""
         if kind not in self._noted:
             self._noted.add(kind)
+            text = redact(text)  # notes are stored with the trial
             self.notes.append(f"stage cache: {text}")
             log.warning("stage cache: %s", text)
 

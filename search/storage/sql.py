@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
 
+SCHEMA = "v3.2.0.a"  # as Optuna's migrations call it
+USABLE = """
+select pg_is_in_recovery() standby, to_regclass('alembic_version') is not null stamped,
+ coalesce(has_schema_privilege(current_schema(), 'create'), false) writable,
+ array(select n from unnest(cast(:names as text[])) n where to_regclass(n) is null order by n) absent"""
+STAMP = """
+select s.version_num as version, (select library_version from version_info limit 1) maker
+from alembic_version s"""
 TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where study_id = :study and (trial_id > :after or trial_id = any(:also)) order by trial_id"""
