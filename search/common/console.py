@@ -46,9 +46,7 @@ def clear_errors() -> Generator[None]:
             text = str(error)
         elif says := getattr(error, "orig", None) or getattr(error.__cause__, "orig", None):  # SQLAlchemy's
             line = str(says).partition("\n")[0]
-            text = (
-                f"The database must let us use the study's tables, but says: {line}. Nothing stored is lost."
-            )
+            text = f"The database must let us use its tables, but says: {line}. Nothing stored is lost."
         else:
             raise
         print(f"error: {redact(text)}", file=sys.stderr)

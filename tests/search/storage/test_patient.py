@@ -409,9 +409,7 @@ def test_an_outage_at_the_start_is_told_as_one(
     server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, wrapped: bool
 ):
     def gone(url: str, **settings: object) -> None:
-        outage = exc.OperationalError(
-            "select 1", None, Exception("server closed the connection\nunexpectedly")
-        )
+        outage = exc.OperationalError("select 1", None, Exception("server closed it\nnow"))
         if wrapped:
             raise StorageInternalError("the commit failed") from outage
         raise outage
