@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
     from search.session.session import Session
 
+
+def folder_of(text: str) -> Path:
+    """A folder's path as it was given; a variable that is not set must not mean the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
+    return Path(text)
+
+
 StudyOption = Annotated[Path | None, typer.Option(help="The study's file. [default: studies/laptop.toml]")]
 StorageOption = Annotated[
     str | None,
@@ -32,7 +40,12 @@ StorageOption = Annotated[
     ),
 ]
 HomeOption = Annotated[
-    Path | None, typer.Option(help="Folder of the private database and of runs/. [default: the project]")
+    Path | None,
+    typer.Option(
+        parser=folder_of,
+        metavar="PATH",
+        help="Folder of the private database and of runs/. [default: the project]",
+    ),
 ]
 # Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -9,6 +9,8 @@ again, and its trial is failed and queued again at once, without waiting for its
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
@@ -82,10 +85,9 @@ def launch(
 
 def start(slot: Slot, session: Session) -> None:
     """A fresh worker process in the slot."""
-    slot.log = session.folders.runs / "workers" / f"{slot.spec.index}.log"
-    slot.log.parent.mkdir(parents=True, exist_ok=True)
     slot.finished_then = finished(session)
-    with slot.log.open("wb") as log:
+    with worker_log(session.folders.runs / "workers", slot.spec.index) as log:
+        slot.log = Path(log.name)
         slot.process = subprocess.Popen(
             worker_command(slot.spec),
             stdin=subprocess.PIPE,
@@ -95,6 +97,23 @@ def start(slot: Slot, session: Session) -> None:
             env=slot.environment,
             start_new_session=True,
         )
+
+
+def worker_log(folder: Path, index: int) -> BinaryIO:
+    """INDEX.log, emptied; while a worker of another session writes it, INDEX.1.log, and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in itertools.count():
+        log = (folder / (f"{index}.{k}.log" if k else f"{index}.log")).open("ab")
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the worker inherits it
+        except BlockingIOError:
+            log.close()
+            continue
+        except OSError:  # a file system without locks
+            pass
+        log.truncate(0)
+        return log
+    raise AssertionError
 
 
 def poll_worker(slot: Slot, session: Session) -> None:

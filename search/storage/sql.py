@@ -27,6 +27,7 @@ with beat as (
  insert into trial_heartbeats (trial_id, heartbeat) select trial_id, now() from trials where trial_id = :trial
  on conflict (trial_id) do update set heartbeat = excluded.heartbeat)
 select cast(state as text) from trials where trial_id = :trial"""
+LOCK_TRIAL = "select cast(state as text) from trials where trial_id = :trial for update"
 STUDY = "select 1 from studies where study_id = :study"
 RETRY = """
 select t.trial_id from trials t join trial_system_attributes a on a.trial_id = t.trial_id

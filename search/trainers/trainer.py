@@ -168,7 +168,13 @@ class NativeTrainer:
         if not path.exists():  # it ran on another machine
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        return f"python train_gpt.py {shlex.quote(str(shown(path)))}"
+        config = shlex.quote(str(shown(path)))
+        if self.script is None:
+            return f"python train_gpt.py {config}"
+        script, out = (shlex.quote(str(shown(p))) for p in (self.script.resolve(), path.parent / "again"))
+        return f"python {script} {config} --out_dir {out}"
 
     def no_bundle(self, number: int) -> str:
-        return ""
+        if self.script is None:
+            return ""
+        return f"A bundle is made of this trainer's files, but trial {number} ran {self.script}. Submit that."

@@ -169,7 +169,7 @@ class Worker:
         with reused as fill:
             outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
-        with collected(trial):
+        with collected(trial, until_told=True):
             record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
             if self.reuse and self.reuse.store.notes:
                 trial.set_user_attr(CACHE_NOTES, self.reuse.store.notes)
