@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
-from search.common.machine import describe, machine_kind
+from search.common.machine import describe, machine_kind, visible_gpus
 from search.session.session import Session
 from search.storage.patient import creation_lock
 from search.study.model import Study
@@ -79,6 +79,7 @@ def _figures(study: optuna.Study, name: str) -> list[float]:
 
 def hardware_here(study: Study, *, num_threads: int, environ: Mapping[str, str]) -> str:
     """Where this worker's trials run: `num_threads` for a study that does not set its own."""
-    gpus = study.gpus_per_trial if environ.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1") else 0
+    dealt = "CUDA_VISIBLE_DEVICES" in environ and study.settled("device") != "cpu" and visible_gpus(environ)
+    gpus = study.gpus_per_trial if dealt else 0
     settled = study.fixed.get("num_threads") or study.base.get("num_threads") or num_threads
     return describe(gpus=gpus, threads=int(settled))
