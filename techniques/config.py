@@ -77,7 +77,7 @@ class Config:
     matrix_lr: float = setting(0.04, "Muon, matrices", low=0.0)
     scalar_lr: float = setting(0.04, "Adam, vectors and scalars", low=0.0)
     grad_clip_norm: float = setting(0.0, "global gradient norm at most; 0: off", low=0.0)
-    seed: int = setting(1337, "seed of initialisation and data order", low=0)
+    seed: int = setting(1337, "seed of initialisation and data order", low=0, high=2**62)
     # artifact
     quantize_min_numel: int = setting(
         65_537, "matrices of fewer elements are stored as fp16", low=1, stage="quantize"

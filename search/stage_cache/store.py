@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from search.common.errors import redact
+from search.common.console import redact
 from search.stage_cache.addresses import CHUNK_BYTES, sha256_of
 
 MANIFEST = "entry.json"

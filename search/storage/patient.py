@@ -34,7 +34,7 @@ from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
 from search.common.attributes import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, RETRY_OF
-from search.common.errors import conceal, redact
+from search.common.console import conceal, redact
 from search.common.options import ENVIRONMENT
 from search.storage import sql
 from search.storage.bulk import BatchStorage, BulkStorage

@@ -129,8 +129,10 @@ class NativeTrainer:
         return f"preset {self.study.preset}"
 
     def check(self) -> None:
-        if self.script is None or not self.script.is_file():
+        if self.script is None:
             return
+        if not self.script.is_file():
+            raise ValueError(f"--trainer names a script, but {self.script} is no file. Correct the path.")
         if "result.json" not in self.script.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(
                 f"A trainer under {self.study.path} takes config.json and writes result.json "

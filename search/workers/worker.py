@@ -25,8 +25,8 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
 from search.common.attributes import CACHE_NOTES, OVERHEAD, RETRY_HISTORY, SPARED, WORKER
-from search.common.console import quiet_log
-from search.common.errors import Interrupted, TooManyFailures, redact
+from search.common.console import quiet_log, redact
+from search.common.errors import Interrupted, TooManyFailures
 from search.common.options import WorkerSpec
 from search.costs.preflight import costs_of
 from search.pruning.pruner import Pruner, remember

@@ -24,10 +24,9 @@ from sqlalchemy import event, exc
 from typer.testing import CliRunner
 
 from search.cli import app
-from search.common import errors
+from search.common import console
 from search.common.attributes import STUDY_HASH
-from search.common.console import Redacted
-from search.common.errors import redact
+from search.common.console import Redacted, redact
 from search.storage import patient as storage
 from search.storage.patient import StorageError, normalise_url, resolve_url
 from search.study.load import find_study
@@ -153,11 +152,11 @@ def any_url(rng: random.Random) -> tuple[str, str]:
 
 def test_no_secret_of_any_url_is_told(monkeypatch: pytest.MonkeyPatch):
     """2,000 URLs: in refusals, in what the driver says of those that are taken, in a log, in an outage."""
-    monkeypatch.setattr(errors, "_secrets", set[str]())
+    monkeypatch.setattr(console, "_secrets", set[str]())
     rng, taken = random.Random(7), 0
     line = Redacted("%(message)s")
     for k in range(2000):
-        errors._secrets.clear()
+        console._secrets.clear()
         url, secret = any_url(rng)
         texts = list[str]()
         try:
