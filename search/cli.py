@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 def folder_of(text: str) -> Path:
     """A folder's path as it was given; a variable that is not set must not mean the current folder."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
-    return Path(text)
+    if text.strip():
+        return Path(text)
+    raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
 
 
 StudyOption = Annotated[Path | None, typer.Option(help="The study's file. [default: studies/laptop.toml]")]

@@ -219,8 +219,9 @@ def words_of(line: str, folder: Path) -> list[str]:
     return [str(folder / word[1:]) if word.startswith("@") else word for word in plain]
 
 
-def check(code: object, out: str, err: str, says: str, folder: Path) -> None:
+def check(code: object, said: tuple[str, str], says: str, folder: Path) -> None:
     """Status 2, one error with these words; no secret, no traceback, nothing made and nothing changed."""
+    out, err = said
     assert code == 2, (code, out, err)
     assert err.lower().count("error: ") + err.count("─ Error ─") == 1 and "Traceback" not in err, err
     assert says.lower() in " ".join(err.lower().replace("│", " ").split()), err
@@ -235,7 +236,7 @@ def check(code: object, out: str, err: str, says: str, folder: Path) -> None:
 def test_train_gpt(folder: Path, capsys: pytest.CaptureFixture[str], line: str):
     elsewhere = [] if "data_path" in line else ["--data_path=/x"]  # what was taken by mistake does not train
     code = train_gpt.main([*elsewhere, *words_of(line, folder)])
-    check(code, *capsys.readouterr(), TRAIN[line], folder)
+    check(code, capsys.readouterr(), TRAIN[line], folder)
 
 
 @pytest.mark.parametrize("line", VALIDATE)
@@ -244,7 +245,7 @@ def test_validate(folder: Path, capsys: pytest.CaptureFixture[str], line: str):
         code: object = validate.main(words_of(line, folder))
     except SystemExit as end:  # argparse
         code = end.code
-    check(code, *capsys.readouterr(), VALIDATE[line], folder)
+    check(code, capsys.readouterr(), VALIDATE[line], folder)
 
 
 @pytest.mark.parametrize("line", CORPUS)
@@ -253,7 +254,7 @@ def test_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(sys, "argv", ["corpus", *words_of(line, folder)])
     with pytest.raises(SystemExit) as end:
         corpus_main()
-    check(end.value.code, *capsys.readouterr(), CORPUS[line], folder)
+    check(end.value.code, capsys.readouterr(), CORPUS[line], folder)
 
 
 def search(folder: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +263,7 @@ def search(folder: Path, words: list[str], says: str, monkeypatch: pytest.Monkey
     ran = CliRunner().invoke(app, words)
     gc.enable()  # a command that reads turns it off
     assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
-    check(ran.exit_code, ran.stdout, ran.stderr, says, folder)
+    check(ran.exit_code, (ran.stdout, ran.stderr), says, folder)
 
 
 @pytest.mark.parametrize("line", RUN)

@@ -9,8 +9,6 @@ again, and its trial is failed and queued again at once, without waiting for its
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import itertools
 import os
 import shutil
 import subprocess
@@ -18,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
@@ -85,9 +82,10 @@ def launch(
 
 def start(slot: Slot, session: Session) -> None:
     """A fresh worker process in the slot."""
+    slot.log = log_of(session, slot.spec.index)
+    slot.log.parent.mkdir(parents=True, exist_ok=True)
     slot.finished_then = finished(session)
-    with worker_log(session.folders.runs / "workers", slot.spec.index) as log:
-        slot.log = Path(log.name)
+    with slot.log.open("wb") as log:
         slot.process = subprocess.Popen(
             worker_command(slot.spec),
             stdin=subprocess.PIPE,
@@ -99,21 +97,9 @@ def start(slot: Slot, session: Session) -> None:
         )
 
 
-def worker_log(folder: Path, index: int) -> BinaryIO:
-    """INDEX.log, emptied; while a worker of another session writes it, INDEX.1.log, and so on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for k in itertools.count():
-        log = (folder / (f"{index}.{k}.log" if k else f"{index}.log")).open("ab")
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the worker inherits it
-        except BlockingIOError:
-            log.close()
-            continue
-        except OSError:  # a file system without locks
-            pass
-        log.truncate(0)
-        return log
-    raise AssertionError
+def log_of(session: Session, index: int) -> Path:
+    """A worker's log: this session's own, whoever else works under the home."""
+    return session.folders.runs / "workers" / f"{index}-{os.uname().nodename}-{os.getpid()}.log"
 
 
 def poll_worker(slot: Slot, session: Session) -> None:

@@ -14,7 +14,6 @@ import html
 import re
 import secrets
 import signal
-import socket
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -36,9 +35,7 @@ from search.storage.patient import (
 )
 
 HOST = "127.0.0.1"
-OURS = re.compile(
-    r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE
-)  # what Host may say; a tunnel's port
+OURS = re.compile(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")  # what Host may say; any tunnel's port
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 OLD_KEY = "constraints"  # the system attribute that optuna-dashboard reads: a list without names
 
@@ -98,10 +95,8 @@ def guarded(app: Wsgi, token: str) -> Wsgi:
         if local and environ["REQUEST_METHOD"] == "GET" and any(n == "token" and same(v) for n, v in query):
             rest = urlencode([(n, v) for n, v in query if n != "token"])
             path = f"/{quote(environ.get('PATH_INFO', '').lstrip('/'))}{f'?{rest}' if rest else ''}"
-            page = (
-                f'<meta http-equiv="refresh" content="0; url={html.escape(path)}">'  # a redirect of another
-            )
-            # site's link would not send the cookie
+            # Not a redirect: behind another site's link that would not send the cookie.
+            page = f'<meta http-equiv="refresh" content="0; url={html.escape(path)}">'
             kept = f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
             plain = [("Cache-Control", "no-store"), ("Referrer-Policy", "no-referrer")]
             start("200 OK", [("Content-Type", "text/html"), ("Set-Cookie", kept), *plain])
@@ -137,11 +132,9 @@ def make_dashboard(
         server = make_server(HOST, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:
         raise ValueError(
-            f"The dashboard needs a free port on {HOST}, but {port} says: {error.strerror}. "
-            f"Use --port {_free_port(port + 1)}."
+            f"The dashboard needs a free port on {HOST}, but {port} says: {error.strerror}. Use --port 0."
         ) from error
-    page = f"http://{HOST}:{server.server_port}/dashboard/studies/{study_id}"
-    return server, f"{page}?token={token}"
+    return server, f"http://{HOST}:{server.server_port}/dashboard/studies/{study_id}?token={token}"
 
 
 def serve(storage_url: str, study_name: str, *, port: int = 8080, artifact_dir: Path) -> None:
@@ -155,15 +148,3 @@ def serve(storage_url: str, study_name: str, *, port: int = 8080, artifact_dir: 
             server.serve_forever()
         except KeyboardInterrupt:
             return
-
-
-def _free_port(first: int) -> int:
-    for port in range(max(first, 1024), 65536):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    return 0  # any: the system chooses

@@ -41,7 +41,7 @@ class Remote:
                     _unpack(reader, beside, self.store.most_bytes())
                 check(beside)
                 return self.store.receive(name, beside)
-        except ArtifactNotFound:
+        except (ArtifactNotFound, FileNotFoundError):
             return False
         except (Corrupt, tarfile.TarError) as error:
             self.store.note("remote entry", f"{self._id(name)} in the shared store is not whole ({error})")
@@ -84,12 +84,7 @@ class SharedFolder:
         self.root = root
 
     def open_reader(self, name: str) -> Any:
-        from optuna.artifacts.exceptions import ArtifactNotFound
-
-        try:
-            return open_plain(self.root / name)
-        except FileNotFoundError:
-            raise ArtifactNotFound(name) from None
+        return open_plain(self.root / name)
 
     def write(self, name: str, content: Any) -> None:
         beside = self.root / f".{name}-{secrets.token_hex(8)}"

@@ -202,9 +202,8 @@ def _obstacle(connection: sqlalchemy.Connection, row: Any, *, write: bool) -> st
         return "this user may not create tables in its schema"
     if 0 < len(row.absent) < len(TABLES):
         return f"of Optuna's tables it lacks {', '.join(row.absent)}: restore a backup of them"
-    if not row.stamped or row.absent:
-        return None
-    found = connection.execute(sqlalchemy.text(sql.STAMP)).one_or_none()
+    stamped = row.stamped and not row.absent
+    found = connection.execute(sqlalchemy.text(sql.STAMP)).one_or_none() if stamped else None
     if found is None or found.version == sql.SCHEMA:
         return None
     return (

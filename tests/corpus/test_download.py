@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
@@ -177,7 +178,7 @@ def test_a_tokenizer_that_a_run_would_refuse_is_refused_before_the_shards(tmp_pa
     """Of text without spaces SentencePiece makes no piece for one."""
     words = ("".join(text.split()) for text in sentences(9, 120))
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportUnknownMemberType]
+    cast(Any, sentencepiece.SentencePieceTrainer).train(
         sentence_iterator=words,
         model_writer=model,
         vocab_size=400,

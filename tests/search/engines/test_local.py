@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
-from search.engines.local import worker_log
+import pytest
+
+from search.common.paths import Folders
+from search.engines.local import log_of
 
 
-def test_two_sessions_of_one_home_write_two_logs(tmp_path: Path):
-    with worker_log(tmp_path / "workers", 0) as mine:
-        mine.write(b"mine\n")
-        with worker_log(tmp_path / "workers", 0) as theirs, worker_log(tmp_path / "workers", 1) as other:
-            theirs.write(b"theirs\n")
-            names = [Path(log.name).name for log in (mine, theirs, other)]
-            assert names == ["0.log", "0.1.log", "1.log"]
-    assert (tmp_path / "workers" / "0.log").read_bytes() == b"mine\n"
-    with worker_log(tmp_path / "workers", 0) as again:  # both are over
-        assert Path(again.name).name == "0.log" and (tmp_path / "workers" / "0.log").read_bytes() == b""
+def test_two_sessions_of_one_home_write_two_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    session = cast("Any", SimpleNamespace(folders=Folders(tmp_path, "study")))
+    mine = {log_of(session, index) for index in (0, 1)}
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert len(mine | {log_of(session, index) for index in (0, 1)}) == 4
+    assert {path.parent for path in mine} == {tmp_path / "runs" / "study" / "workers"}

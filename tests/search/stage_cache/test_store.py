@@ -150,7 +150,7 @@ def test_a_link_in_the_trial_s_folder_is_no_way_out(store: Store, tmp_path: Path
     assert store.fetch("average-a", target) is not None and victim.read_text() == "mine"
     shutil.rmtree(store.tmp)
     store.tmp.symlink_to(tmp_path)
-    with pytest.raises(ValueError, match="is a link"):
+    with pytest.raises(ValueError, match="A stage cache is no link"):
         Store(store.root, ROOMY)
 
 

@@ -213,12 +213,14 @@ def finished(study: optuna.Study) -> optuna.Trial:
 
 def test_a_result_is_stored_with_the_trial_s_end_or_not_at_all(study: optuna.Study):
     told, pruned, lost, failed = (finished(study) for _ in range(4))
+    storage = study._storage
+    assert isinstance(storage, BatchStorage)
     study.tell(told, 1.5)
     study.tell(pruned, state=TrialState.PRUNED)
-    elsewhere = optuna.load_study(study_name=study.study_name, storage=study._storage.bulk)
+    elsewhere = optuna.load_study(study_name=study.study_name, storage=storage.bulk)
     elsewhere.tell(lost.number, state=TrialState.FAIL)  # its worker died between writing and telling
     with pytest.raises(UpdateFinishedTrialError):
-        study._storage.set_trial_state_values(lost._trial_id, TrialState.COMPLETE, [1.0])
+        storage.set_trial_state_values(lost._trial_id, TrialState.COMPLETE, [1.0])
     study.tell(failed, state=TrialState.FAIL)
     seen = [
         (t.state.name, t.values, t.user_attrs.get("outcome"), dict(t.constraints)) for t in elsewhere.trials
@@ -229,7 +231,7 @@ def test_a_result_is_stored_with_the_trial_s_end_or_not_at_all(study: optuna.Stu
         ("FAIL", None, None, {}),
         ("FAIL", None, None, {"bytes": -0.5}),
     ]
-    assert not study._storage._batches and not study._storage.bulk.last_writes
+    assert not storage._batches and not storage.bulk.last_writes
 
 
 def test_a_batch_needs_no_database_of_ours():
