@@ -105,7 +105,7 @@ def read_session(
     except KeyError:
         raise nothing from None
     ran = stored.user_attrs.get(TRAINER, "")  # a script of the contract by its path
-    script = Path(ran) if Path(ran).is_absolute() and study.foreign is None else None
+    script = Path(ran) if Path(ran).is_absolute() else None
     session = Session(study, folders, url, stored, trainer_of(study, script))
     check_unedited(session)
     return measured(session)
