@@ -1291,7 +1291,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         return Run(settings_from(argv, os.environ, catalog.runtime(), has_gpu=torch.cuda.is_available())).go()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

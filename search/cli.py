@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
     from search.session.session import Session
 
+
+def folder_of(text: str) -> Path:
+    """A folder's path as it was given; a variable that is not set must not mean the current folder."""
+    if text.strip():
+        return Path(text)
+    raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
+
+
 StudyOption = Annotated[Path | None, typer.Option(help="The study's file. [default: studies/laptop.toml]")]
 StorageOption = Annotated[
     str | None,
@@ -32,7 +40,12 @@ StorageOption = Annotated[
     ),
 ]
 HomeOption = Annotated[
-    Path | None, typer.Option(help="Folder of the private database and of runs/. [default: the project]")
+    Path | None,
+    typer.Option(
+        parser=folder_of,
+        metavar="PATH",
+        help="Folder of the private database and of runs/. [default: the project]",
+    ),
 ]
 # Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -207,9 +220,9 @@ def dashboard(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
-    """optuna-dashboard for this study, on this machine only."""
+    """optuna-dashboard for this study, on this machine only, for who has the address that this prints."""
 
     def serve_it(console: Console, session: Session) -> None:
         from search.report.dashboard import serve

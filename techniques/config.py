@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from techniques import catalog
 from techniques.base import (
@@ -77,7 +77,7 @@ class Config:
     matrix_lr: float = setting(0.04, "Muon, matrices", low=0.0)
     scalar_lr: float = setting(0.04, "Adam, vectors and scalars", low=0.0)
     grad_clip_norm: float = setting(0.0, "global gradient norm at most; 0: off", low=0.0)
-    seed: int = setting(1337, "seed of initialisation and data order", low=0)
+    seed: int = setting(1337, "seed of initialisation and data order", low=0, high=2**62)
     # artifact
     quantize_min_numel: int = setting(
         65_537, "matrices of fewer elements are stored as fp16", low=1, stage="quantize"
@@ -255,14 +255,20 @@ def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.
 
 
 def read_layer(path: Path) -> dict[str, Any]:
-    """A JSON or TOML file as a flat layer."""
+    """A JSON or TOML file as a flat layer. ValueError for what is neither, or no table of settings."""
+    kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        text = path.read_text(encoding="utf-8")
-        return flatten(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
+        text = path.read_text(encoding="utf-8-sig")
+        layer: object = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except FileNotFoundError:
         raise ValueError(f"No configuration file {str(path)!r}.") from None
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not valid {path.suffix[1:] or 'TOML'}: {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not valid {kind}: {error}.") from None
+    except RecursionError:
+        raise ValueError(f"{str(path)!r} is no table of settings: it nests too deeply.") from None
+    if not isinstance(layer, dict):
+        raise ValueError(f"{str(path)!r} must hold settings by name, but is a {type(layer).__name__}.")
+    return flatten(cast("dict[str, Any]", layer))
 
 
 def read_preset(name: str) -> dict[str, Any]:

@@ -83,9 +83,14 @@ def launch(
 
 
 def start(slot: Slot, session: Session) -> None:
-    slot.log = session.folders.runs / "workers" / f"{slot.spec.index}.log"
+    slot.log = log_of(session, slot.spec.index)
     slot.finished_then = finished(session)
     slot.process = start_worker(slot.spec, slot.log, slot.environment)
+
+
+def log_of(session: Session, index: int) -> Path:
+    """A worker's log: this session's own, whoever else works under the home."""
+    return session.folders.runs / "workers" / f"{index}-{os.uname().nodename}-{os.getpid()}.log"
 
 
 def poll_worker(slot: Slot, session: Session) -> None:

@@ -57,6 +57,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     """What `show` lists."""
     attrs = trial.user_attrs
     out: dict[str, str] = {}
+    if trial.state == TrialState.FAIL:
+        out["lost"] = "to the machine: nothing below counts"
     for key in (REASON, LEGALITY, WORKER):
         if key in attrs:
             out[key] = str(attrs[key])
