@@ -1,7 +1,5 @@
 """The configuration of a stored trial, for a bundle."""
 
-from __future__ import annotations
-
 from bundle.one_file import OF_A_PLACE
 from search.common import attributes
 from search.session.session import Session

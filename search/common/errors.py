@@ -1,7 +1,5 @@
 """What ends a trial, a worker or a session early."""
 
-from __future__ import annotations
-
 
 class InfrastructureError(RuntimeError):
     """Raised by an objective: not the configuration's fault. It is tried again, at most MAX_RETRY times."""

@@ -6,8 +6,6 @@ stands in each trial's `passport`, because seconds learnt on one machine say not
 search/stage_cache/addresses.py.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re

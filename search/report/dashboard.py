@@ -6,8 +6,6 @@ buttons work, so it is bound to this machine, and `guarded` lets in only who has
 address: no other user of this machine, and no page of another site, by whatever name it reaches us.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import html

@@ -1,7 +1,5 @@
 """`search.py status`: how far a study is."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from optuna.trial import TrialState

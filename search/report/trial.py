@@ -1,7 +1,5 @@
 """`search.py show N`: everything about one trial."""
 
-from __future__ import annotations
-
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape

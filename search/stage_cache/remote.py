@@ -5,8 +5,6 @@ files and manifest, named after its address. What comes back is checked like a l
 a miss. A store that does not answer is left alone for PAUSE_S: it costs hits, never a trial.
 """
 
-from __future__ import annotations
-
 import secrets
 import shutil
 import tarfile

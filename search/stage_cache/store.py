@@ -11,8 +11,6 @@ The folder may be shared by machines (it needs rename and flock; NFS 4 has both)
 an entry holds plain files of known names and bounded size, and no link is followed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
