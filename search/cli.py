@@ -6,6 +6,7 @@ Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Callable
@@ -297,6 +298,59 @@ def export(
             StudyOptions(study, storage, home),
             lambda _, session: write(of_trial(session, trial)),
         )
+
+
+def opener(given: StudyOptions) -> Callable[[], Session]:
+    """Opens the study that options name, once, when it is asked for."""
+
+    @functools.cache
+    def opened() -> Session:
+        from search.session.session import read_session
+        from search.study.load import find_study
+
+        study, home = find_study(given.study), given.home_folder
+        return read_session(study, home=home, storage=given.storage, environ=os.environ)
+
+    return opened
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="smear_gate, smear_gate.mode=previous,average, xsa.last_n=2,4 or A.json B.json"),
+    ] = None,
+    trial: Annotated[list[int] | None, typer.Option(help="A trial of the study, twice for two.")] = None,
+    base: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: laptop]")] = "",
+    seeds: Annotated[int, typer.Option(help="Fresh seeds of each arm at most, 4 to 64.")] = 12,
+    within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")] = None,
+    trainer: Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")] = None,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Does it help? Both arms on the same fresh seeds, until the answer is clear (docs/claims.md)."""
+    with clear_errors():
+        from search.claims.compare import Asked
+        from search.claims.compare import compare as compare_arms
+        from search.study.load import find_study
+
+        given = StudyOptions(study, storage, home).over(context.obj)
+        asked = Asked(
+            words=tuple(what or ()),
+            trials=tuple(trial or ()),
+            base=base,
+            seeds=seeds,
+            within=within,
+            workers=workers,
+            home=given.home_folder,
+            trainer=trainer,
+            study=find_study(given.study) if given.study else None,
+            session=opener(given),
+        )
+        compare_arms(make_console(), asked)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ ORDER = (
     ("benchmarks",),
     ("search.py", "validate"),
     ("search.cli",),
-    ("search.run",),
+    ("search.run", "search.claims"),
     ("search.engines",),
     ("search.workers", "search.report"),
     ("search.samplers", "search.exported"),
@@ -68,6 +68,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         (
             "bundle.lean",
             "bundle.one_file",
+            "search.claims.compare",
             "search.exported",
             "search.report.costs",
             "search.report.dashboard",

@@ -56,9 +56,15 @@ def default_workers(gpus: tuple[str, ...]) -> int:
 
 
 def check_corpus(study: Study) -> str:
-    """Builds the embedded corpus if it is the study's and missing; checks any. ValueError, as a trainer's."""
-    folder, tokenizer = (ROOT / str(study.settled(name)) for name in ("data_path", "tokenizer_path"))
-    vocab_size, data = int(study.settled("vocab_size")), ROOT / "data"
+    """The study's data, checked; see check_data."""
+    seq_len = max(int(study.settled("train_seq_len")), int(study.settled("eval_seq_len")))
+    paths = (str(study.settled(name)) for name in ("data_path", "tokenizer_path"))
+    return check_data(*paths, vocab_size=int(study.settled("vocab_size")), seq_len=seq_len)
+
+
+def check_data(data_path: str, tokenizer_path: str, *, vocab_size: int, seq_len: int) -> str:
+    """Builds the embedded corpus if it is meant and missing; checks any. ValueError, as a trainer's."""
+    folder, tokenizer, data = ROOT / data_path, ROOT / tokenizer_path, ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
         try:
             embedded.ensure(data, f"sp{vocab_size}")
@@ -67,7 +73,6 @@ def check_corpus(study: Study) -> str:
                 f"The corpus is built under {data}, but {error.filename or data} says: {error.strerror}. "
                 "Free some space or fix the permissions."
             ) from error
-    seq_len = max(int(study.settled("train_seq_len")), int(study.settled("eval_seq_len")))
     opened = open_dataset(folder, tokenizer_path=tokenizer, vocab_size=vocab_size, seq_len=seq_len)
     return f"{shown(folder)}, {opened.num_train_tokens:,} + {opened.num_val_tokens:,} tokens"
 

@@ -1,0 +1,211 @@
+"""arms_of(words, ...) -> [base, others]: the configurations that a question compares.
+
+    smear_gate                    with it against without it
+    smear_gate.mode=previous,average   each mode (a choice) against the base without the technique
+    xsa.last_n=2,4                each value of a number against the first; a single value against the base
+    A.json B.json                 the second file against the first
+    --trial 7 --trial 18          the second trial against the first
+
+The base is a preset, a configuration file, or the number of a trial of the study.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from search.common.attributes import CONFIG
+from search.session.session import Session
+from search.space.native import native_space
+from search.stage_cache.addresses import code_of
+from search.study.model import Study
+from techniques import catalog
+from techniques.base import Choice, nearest, parse_value
+from techniques.config import (
+    PRESETS,
+    TRAINER_FIELDS,
+    Resolved,
+    digest,
+    known_field,
+    read_layer,
+    read_preset,
+    resolve,
+)
+
+Layer = Mapping[str, Any]
+OpenSession = Callable[[], Session]  # of the study; ValueError when there is none
+TOLD_ONLY = {"num_reports": 0}  # an early report costs a quarter of an evaluation, and changes no result
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration, without its seed."""
+
+    label: str  # in tables and sentences
+    preset: str  # "" for none
+    layer: Layer  # flat, over the preset
+    own_seed: int  # that it says itself: no fresh one
+
+    def config(self, seed: int) -> dict[str, Any]:
+        """config.json of a run."""
+        head = {"preset": self.preset} if self.preset else {}
+        return {**head, **self.layer, **TOLD_ONLY, "seed": seed}
+
+    def resolved(self, seed: int = 0) -> Resolved:
+        """ValueError for what contradicts itself."""
+        layers = {"preset": read_preset(self.preset) if self.preset else {}, "file": self.config(seed)}
+        layers["file"].pop("preset", None)
+        try:
+            return resolve(layers, catalog.metadata())
+        except ValueError as error:
+            raise ValueError(f"{self.label}: {error}") from None
+
+    def identity(self) -> dict[str, Any]:
+        """What its results depend on, seed, data and machine apart."""
+        found = self.resolved()
+        return {"values": {**found.identity(), "seed": None}, "code": code_of(found)}
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder: the label as far as a path may say it."""
+        return re.sub(r"[^\w.=+-]+", "_", self.label)[:60] or "arm"
+
+
+def arm_of_source(source: str, session: OpenSession) -> Arm:
+    """A preset, a file, or a trial's number. ValueError for anything else."""
+    if source.isdecimal():
+        return arm_of_trial(session(), int(source))
+    path = Path(source)
+    if path.suffix in (".json", ".toml"):
+        layer = {k: v for k, v in read_layer(path).items() if k.partition(".")[0] != "about"}
+        preset = str(layer.pop("preset", ""))
+        return _arm(path.stem, preset, layer)
+    names = sorted(p.stem for p in PRESETS.glob("*.toml"))
+    if source not in names:
+        raise ValueError(
+            f"A configuration is a preset, a JSON or TOML file or a trial's number, but got {source!r}. "
+            f"{nearest(source, names)}"
+        )
+    return _arm(source, source, {})
+
+
+def arm_of_trial(session: Session, number: int, label: str = "") -> Arm:
+    """The configuration of a stored trial. ValueError where it has none."""
+    if session.study.foreign is not None:
+        raise ValueError(
+            f"Fresh seeds need a trainer of ours, but {session.study.name!r} runs another script. Run its "
+            "configurations again with other seeds by hand (docs/any_trainer.md)."
+        )
+    trials = [t for t in session.optuna_study.get_trials(deepcopy=False) if t.number == number]
+    found = session.whole(trials)
+    if not found or CONFIG not in found[0].user_attrs:
+        raise ValueError(f"{session.study.name} has no trial {number} with a configuration. See `status`.")
+    layer = dict(found[0].user_attrs[CONFIG])
+    return _arm(label or f"#{number}", str(layer.pop("preset", "")), layer)
+
+
+def arm_of_study(study: Study) -> Arm:
+    """What the study starts from: its preset and what it fixes, free techniques off."""
+    layer = dict(native_space(study, catalog.metadata()).config({}))
+    return _arm(study.name, str(layer.pop("preset", "")), layer)
+
+
+def _arm(label: str, preset: str, layer: Layer) -> Arm:
+    kept, known = {k: v for k, v in layer.items() if k not in ("seed", "out_dir")}, catalog.metadata()
+    for name in kept:
+        known_field(name, known)
+    own = {**(read_preset(preset) if preset else {}), **layer}.get("seed", TRAINER_FIELDS["seed"].default)
+    return Arm(label, preset, kept, int(own))
+
+
+def arms_of(
+    words: Sequence[str], trials: Sequence[int], base: Callable[[], Arm], session: OpenSession
+) -> list[Arm]:
+    """[the base, what is compared with it, ...]; `base()` gives the one to start from. ValueError."""
+    files = [word for word in words if word.endswith((".json", ".toml"))]
+    if len(trials) == 2 and not words:
+        found = [arm_of_trial(session(), number) for number in trials]
+    elif len(files) == 2 and len(words) == 2 and not trials:
+        found = [arm_of_source(word, session) for word in words]
+    elif len(words) == 1 and not trials and not files:
+        found = varied(words[0], base())
+    elif len(words) + len(trials) == 1:
+        found = [
+            base(),
+            *(arm_of_trial(session(), n) for n in trials),
+            *(arm_of_source(w, session) for w in files),
+        ]
+    else:
+        raise ValueError(
+            "A comparison is of a technique (smear_gate), of values (xsa.last_n=2,4), of two files (A.json "
+            f"B.json) or of two trials (--trial 7 --trial 18), but got {[*words, *trials]}."
+        )
+    return distinct(found)
+
+
+def distinct(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms, each another run and of another name. ValueError for two that are one."""
+    seen: dict[str, str] = {}
+    found = list[Arm]()
+    for arm in arms:
+        key = digest(arm.identity())
+        if key in seen:
+            raise ValueError(
+                f"A comparison needs two different runs, but {arm.label} and {seen[key]} have the same "
+                "settings. Change one, or give another --base."
+            )
+        seen[key] = arm.label
+        names = {a.label for a in found}
+        label = arm.label if arm.label not in names else f"{arm.label} ({len(found) + 1})"
+        found.append(replace(arm, label=label))
+    return found
+
+
+def varied(word: str, base: Arm) -> list[Arm]:
+    """What `smear_gate`, `smear_gate.mode=a,b` or `matrix_lr=0.02,0.04` asks of a base."""
+    name, equals, text = word.partition("=")
+    known = catalog.metadata()
+    field, owner = known_field(name, known), name.partition(".")[0]
+    on = bool(base.resolved().values.get(owner, False))
+    if field is None:
+        if equals:
+            raise ValueError(
+                f"`{name}` is a technique: compare {name} has it with and without. Drop ={text}."
+            )
+        without = _without(base, owner)
+        return [without, base if on else _with(base, {owner: True}, owner)]
+    if not text:
+        raise ValueError(f"`{name}` is a setting: say its values, as in {name}={field.default},…")
+    changes = [{name: parse_value(name, one, field)} for one in text.split(",")]
+    if owner not in known:
+        arms = [_with(base, change, f"{name}={change[name]}") for change in changes]
+        return arms if len(arms) > 1 else [base, *arms]
+    arms = [_with(base, {owner: True} | change, f"{name}={change[name]}") for change in changes]
+    modes = isinstance(known[owner].space.get(name.partition(".")[2]), Choice)
+    if modes or len(arms) == 1:
+        return [_without(base, owner) if modes else base, *arms]
+    return arms
+
+
+def _with(base: Arm, change: Layer, label: str) -> Arm:
+    return replace(base, label=label, layer={**base.layer, **change})
+
+
+def _without(base: Arm, name: str) -> Arm:
+    """The base with a technique off; the base itself where it is off."""
+    if not base.resolved().values[name]:
+        return base
+    kept = {k: v for k, v in base.layer.items() if k.partition(".")[0] != name}
+    return replace(base, label=f"without {name}", layer={**kept, name: False})
+
+
+def fresh_seeds(question: str, count: int, known: set[int]) -> list[int]:
+    """Seeds that follow from the question alone, none of them in use."""
+    found, i = list[int](), 0
+    while len(found) < count:
+        seed = int(digest([question, "seed", i])[:8], 16) % (2**31 - 1)
+        if seed not in known and seed not in found:
+            found.append(seed)
+        i += 1
+    return found

@@ -1,0 +1,199 @@
+"""compare(asked): `search.py compare`: two or more configurations on the same fresh seeds; who is better."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from search.claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
+from search.claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
+from search.claims.race import Results, Settled, Tell, mean_sd, race
+from search.claims.runs import Place, Plan, Run, Runner, alone, register, timeout_of
+from search.claims.sequential import FIRST, LAST, LEVEL, WITHIN
+from search.common.machine import num_cores, visible_gpus
+from search.common.options import WorkerSpec
+from search.common.paths import shown
+from search.session.session import Session
+from search.stage_cache.reuse import Reuse, open_reuse
+from search.study.model import Study
+from search.workers.prepare import check_data
+from techniques.config import Resolved
+
+DEFAULT_PRESET = "laptop"
+SEEDS = 12  # of each arm at most, where nobody says
+
+
+def _no_session() -> Session:
+    raise ValueError("A trial is one of a study. Give its --study.")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line said."""
+
+    words: tuple[str, ...] = ()
+    trials: tuple[int, ...] = ()
+    base: str = ""
+    seeds: int = SEEDS
+    within: float = WITHIN
+    workers: int | None = None
+    home: Path = Path()
+    trainer: Path | None = None
+    study: Study | None = None  # given, or needed for its trials
+    session: OpenSession = _no_session
+
+
+def compare(console: Console, asked: Asked) -> list[Answer]:
+    """Raises ValueError for what a person must solve; KeyboardInterrupt when it was stopped."""
+    check_seeds(asked.seeds)
+
+    def base() -> Arm:
+        if asked.study is not None and not asked.base:
+            return arm_of_study(asked.study)
+        return arm_of_source(asked.base or DEFAULT_PRESET, asked.session)
+
+    arms = arms_of(asked.words, asked.trials, base, asked.session)
+    study = asked.study
+    if asked.trials or asked.base.isdecimal():
+        study = asked.session().study  # with its limits as they were measured
+    rules = Rules(asked.within, LEVEL / (len(arms) - 1), study.limits if study else None)
+    place = place_of(arms[0].resolved(), asked, study)
+    plan = register("compare", arms, place, used=set())
+    seeds = plan.seeds[: asked.seeds]
+    print_plan(console, plan, arms, asked.seeds, place)
+    base_label, others = arms[0].label, [arm.label for arm in arms[1:]]
+
+    def answers(results: Results) -> list[Answer]:
+        return [answer(results, label, base_label, seeds, rules) for label in others]
+
+    def settled(results: Results) -> set[str]:
+        done = {one.arm for one in answers(results) if one.kind != "undecided"}
+        return done | ({base_label} if len(done) == len(others) else set())
+
+    results = run_all(console, plan, arms, place, seeds=seeds, settled=settled)
+    told = answers(results)
+    print_answers(console, results, told, seeds, rules)
+    return told
+
+
+def check_seeds(seeds: int) -> None:
+    if not FIRST <= seeds <= LAST:
+        raise ValueError(f"The test needs {FIRST} to {LAST} seeds of each arm, but got --seeds {seeds}.")
+
+
+def place_of(resolved: Resolved, asked: Asked, study: Study | None) -> Place:
+    """Where the runs are: min(cores, GPUs) side by side. The data is checked, the default one made."""
+    config, each = resolved.config, study.gpus_per_trial if study else 1
+    found = () if config.device == "cpu" else visible_gpus(os.environ)
+    gpus = tuple(",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each))
+    if config.device == "cuda" and not gpus:
+        raise ValueError(
+            f'The runs demand a GPU (device = "cuda"; {each} each), but this machine shows none.'
+        )
+    if asked.trainer is None:
+        seq_len = max(config.train_seq_len, config.eval_seq_len)
+        check_data(config.data_path, config.tokenizer_path, vocab_size=config.vocab_size, seq_len=seq_len)
+    return Place(
+        home=asked.home,
+        ranks=each,
+        gpus=gpus,
+        workers=min(asked.workers or LAST, len(gpus) or num_cores()),
+        timeout_s=study.timeout_seconds if study else timeout_of(resolved),
+        trainer=asked.trainer,
+    )
+
+
+def print_plan(console: Console, plan: Plan, arms: Sequence[Arm], seeds: int, place: Place) -> None:
+    names = ", ".join(arm.label for arm in arms[1:])
+    where = f"{place.workers} at once on {'GPUs' if place.gpus else 'the CPU'}"
+    say(console, f"{names} against {arms[0].label}: at most {seeds} seeds each, {where}")
+    say(console, f"plan: {shown(plan.folder)}/plan.json, written before the first run")
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+def run_all(
+    console: Console,
+    plan: Plan,
+    arms: Sequence[Arm],
+    place: Place,
+    *,
+    seeds: Sequence[int],
+    settled: Settled,
+) -> Results:
+    """The runs of a plan, those that are kept and new ones, each told as it ends."""
+    with alone(plan.folder):
+        runner = Runner(plan, arms, place, reuse_of(place))
+        kept = sum(runner.kept(arm.label, seed) is not None for arm in arms for seed in seeds)
+        if kept:
+            say(console, f"{kept} runs of this question are here already and count")
+        return race(runner, seeds, settled=settled, tell=teller(console, seeds))
+
+
+def teller(console: Console, seeds: Sequence[int]) -> Tell:
+    began = time.monotonic()
+
+    def tell(label: str, run: Run) -> None:
+        found = run.reason or f"{run.bpb:.4f}"
+        at_s = time.monotonic() - began
+        say(console, f"[{at_s:5.0f} s] seed {seeds.index(run.seed) + 1:2d}  {label}: {found}")
+
+    return tell
+
+
+def reuse_of(place: Place) -> Reuse | None:
+    if place.trainer is not None:
+        return None
+    cache = place.home / "runs" / ".cache"
+    spec = WorkerSpec(study=Path(), home=place.home, target=0, threads=place.threads, cache=cache)
+    return open_reuse(spec, ranks=place.ranks, environ=os.environ)
+
+
+def print_answers(
+    console: Console, results: Results, told: Sequence[Answer], seeds: Sequence[int], rules: Rules
+) -> None:
+    """Scores, then what they cost, then a sentence for each question."""
+    labels = [told[0].base, *(one.arm for one in told)]
+    by_arm = {one.arm: one.verdict for one in told}
+    level = f"{100 - 100 * rules.level:.3g} %"
+    scores = new_table("arm", "seeds", "BPB ± sd", "diff.", f"{level} interval", "p")
+    costs = new_table("arm", "bytes", "training, s", "evaluation, s")
+    for label in labels:
+        runs, score = row_of_arm(results, label, seeds)
+        v = by_arm.get(label)
+        cells = ("", "", "") if v is None else (f"{v.mean:+.4f}", interval(v.low, v.high), p_text(v.p))
+        scores.add_row(label, str(sum(not run.reason for run in runs)), score, *cells)
+        costs.add_row(label, *costs_of_runs(runs))
+    say(console, "")
+    console.print(scores)
+    say(console, "")
+    console.print(costs)
+    for one in told:
+        say(console, "")
+        say(console, sentence(one, rules))
+
+
+def new_table(first: str, *others: str) -> Table:
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def interval(low: float, high: float) -> str:
+    return f"{low:+.4f} {high:+.4f}" if abs(low) < 1e3 else "none yet"
+
+
+def costs_of_runs(runs: Sequence[Run]) -> list[str]:
+    """Means over the runs that have a score."""
+    good = [run for run in runs if not run.reason]
+    formats = {"artifact_bytes": "{:,.0f}", "train_seconds": "{:.1f}", "eval_seconds": "{:.1f}"}
+    means = {name: mean_sd([run.of(name) for run in good])[0] for name in formats}
+    return [text.format(means[name]) if good else "" for name, text in formats.items()]

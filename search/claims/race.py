@@ -1,0 +1,98 @@
+"""race(runner, ...) -> {arm: {seed: Run}}: the same seeds through every arm, several at once, until nothing
+is left to tell. Seeds are judged in the order of the plan, never in that of their ends: what is decided does
+not depend on which run is quicker.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from search.claims.runs import Run, Runner
+from search.common.errors import Interrupted
+
+Results = Mapping[str, Mapping[int, Run]]
+Settled = Callable[[Results], set[str]]  # arms that need no more runs
+Tell = Callable[[str, Run], None]  # after each new run
+
+
+@dataclass
+class Chains:
+    """Which arms run one after the other on a seed, because a later one takes over the training of an
+    earlier one."""
+
+    groups: list[list[str]] = field(default_factory=list[list[str]])
+
+    @classmethod
+    def of(cls, labels: Sequence[str], training: Callable[[str], str]) -> "Chains":
+        found: dict[str, list[str]] = {}
+        for label in labels:
+            found.setdefault(training(label), []).append(label)
+        return cls(list(found.values()))
+
+
+def race(runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell) -> Results:
+    """Every arm's runs. Raises what a run raises; KeyboardInterrupt once nothing of it is left."""
+    labels = list(runner.arms)
+    results: dict[str, dict[int, Run]] = {label: {} for label in labels}
+    chains = Chains.of(labels, runner.training)
+    tasks = [(seed, group) for seed in seeds for group in chains.groups]
+
+    def one(seed: int, group: Sequence[str], skip: set[str]) -> None:
+        for label in group:
+            if label not in skip:
+                known = runner.kept(label, seed)
+                results[label][seed] = known or runner.run(label, seed)
+                if known is None:
+                    tell(label, results[label][seed])
+
+    running: set[Future[None]] = set()
+    with ThreadPoolExecutor(runner.place.workers) as pool:
+        try:
+            while True:
+                done = settled(results)
+                if len(done) == len(labels) or not (tasks or running):
+                    break
+                while tasks and len(running) < runner.place.workers:
+                    seed, group = tasks.pop(0)
+                    if not done.issuperset(group):
+                        running.add(pool.submit(one, seed, group, done))
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+        finally:  # decided, or Ctrl-C: what still runs is not waited for
+            runner.stopping.set()
+    for future in running:
+        if (error := future.exception()) is not None and not isinstance(error, Interrupted):
+            raise error
+    return results
+
+
+def in_order(results: Results, label: str, seeds: Sequence[int]) -> list[Run]:
+    """An arm's runs up to the first seed that it has none of."""
+    found = list[Run]()
+    for seed in seeds:
+        if seed not in results[label]:
+            break
+        found.append(results[label][seed])
+    return found
+
+
+def pairs(results: Results, new: str, base: str, seeds: Sequence[int]) -> list[tuple[Run, Run]]:
+    """(new, base) on each seed in order, as far as both have a run."""
+    both = zip(in_order(results, new, seeds), in_order(results, base, seeds), strict=False)
+    return list(both)
+
+
+def differences(found: Sequence[tuple[Run, Run]], figure: str = "val_bpb") -> list[float]:
+    """new - base where both have a score."""
+    return [a.of(figure) - b.of(figure) for a, b in found if not a.reason and not b.reason]
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """nan for the mean of none and the sd of one."""
+    d = np.asarray(values, dtype=float)
+    return (float(d.mean()) if d.size else float("nan")), (
+        float(d.std(ddof=1)) if d.size > 1 else float("nan")
+    )

@@ -1,0 +1,131 @@
+"""judge(differences) -> Verdict: a paired t test that may be looked at after every pair, its error rate kept.
+
+Differences are new minus base on one seed each, in bits per byte or nats per token: negative is better. After
+pair n (FIRST to LAST) a one-sided p of Student's t counts once it is at most c·FIRST/n. Under the null,
+whatever the scale, some look has that with probability LEVELS[c] (8 million simulated one-sided sequences of
+LAST normal pairs; `python -m benchmarks.claims` repeats it on a smaller number). The plan is the same however
+many seeds were asked for, so that asking again for more of them spends nothing twice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import ndtri, stdtr, stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+FIRST, LAST = 4, 64  # pairs at the first and at the last look
+LEVEL = 0.01  # of a wrong "helps" or "hurts" where there is no difference, both together
+SAME_LEVEL = 0.05  # of "no difference larger than d" where it is d
+WITHIN = 0.01  # bits per byte: d where nobody says
+POWER = 0.8  # with which the seeds that are told to be missing would tell
+# c -> probability that a null sequence has p <= c·FIRST/n at some look, one-sided
+LEVELS: dict[float, float] = {
+    **{
+        1.72e-05: 0.0001,
+        3.412e-05: 0.0002,
+        5.422e-05: 0.0003,
+        9.48e-05: 0.0005,
+        0.0002053: 0.001,
+        0.0004397: 0.002,
+    },
+    **{0.0006891: 0.003, 0.001214: 0.005, 0.002661: 0.01, 0.005945: 0.02, 0.009605: 0.03, 0.01775: 0.05},
+    **{0.04211: 0.1, 0.07108: 0.15, 0.1039: 0.2, 0.18: 0.3, 0.2691: 0.4, 0.3696: 0.5},
+}
+SUM_OF_SHARES = sum(FIRST / n for n in range(FIRST, LAST + 1))  # probability / c is never above it
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Kind = Literal["helps", "hurts", "same", "undecided"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the pairs so far tell; `low` and `high` hold at every look at once with 1 - level."""
+
+    kind: Kind
+    pairs: int  # all that were given
+    mean: float  # of the differences
+    sd: float  # of the differences; nan for one pair
+    low: float
+    high: float
+    p: float  # two-sided, valid whenever one stops
+    more: int = 0  # pairs beyond these that would probably tell; 0 once decided
+
+
+def crossing(c: float) -> float:
+    """Probability under the null that some look has a one-sided p of at most c·FIRST/n."""
+    known = sorted(LEVELS)
+    if c < known[0]:
+        return min(c * SUM_OF_SHARES, LEVELS[known[0]])
+    if c >= known[-1]:
+        return 1.0
+    return math.exp(np.interp(math.log(c), np.log(known), np.log([LEVELS[k] for k in known])))
+
+
+def critical(probability: float) -> float:
+    """The c of that probability."""
+    known = sorted(LEVELS)
+    chances = [LEVELS[k] for k in known]
+    if probability < chances[0]:
+        return probability / SUM_OF_SHARES
+    return math.exp(np.interp(math.log(probability), np.log(chances), np.log(known)))
+
+
+def quantile_at(n: int, c: float) -> float:
+    """What |t| must exceed at pair n."""
+    return -float(stdtrit(n - 1, min(0.5, c * FIRST / n)))
+
+
+def scaled_p(differences: Sequence[float] | Array, shift: float = 0.0) -> Array:
+    """For each look, n/FIRST times the one-sided p of "the mean is below `shift`"."""
+    d = np.asarray(differences, dtype=float) - shift
+    n = np.arange(1, len(d) + 1)
+    mean = np.cumsum(d) / n
+    spread = np.array([d[:k].var(ddof=1) if k > 1 else 0.0 for k in n])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(mean == 0.0, 0.0, mean / np.sqrt(spread / n))
+    return (stdtr(np.maximum(n - 1, 1), t) * n / FIRST)[FIRST - 1 : LAST]
+
+
+def best_p(differences: Sequence[float], shift: float = 0.0) -> float:
+    """One-sided p of "the mean is below `shift`", valid whenever one stops; 1 before the first look."""
+    found = scaled_p(differences, shift)
+    return crossing(float(found.min())) if found.size else 1.0
+
+
+def judge(differences: Sequence[float], *, within: float = WITHIN, level: float = LEVEL) -> Verdict:
+    """The first decision among the looks, and figures of all pairs. `within=0` never says "same"."""
+    d = np.asarray(differences, dtype=float)
+    count = len(d)
+    mean, sd = (float(d.mean()) if count else math.nan), (float(d.std(ddof=1)) if count > 1 else math.nan)
+    c, same_c = critical(level / 2), critical(SAME_LEVEL)
+    below, above = scaled_p(d), scaled_p(-d)
+    same = np.maximum(scaled_p(d, within), scaled_p(-d, within)) if within > 0.0 else np.ones_like(below)
+    kind: Kind = "undecided"
+    for better, worse, equal in zip(below, above, same, strict=True):
+        if min(better, worse) <= c:
+            kind = "helps" if better <= c else "hurts"
+        elif equal <= same_c:
+            kind = "same"
+        if kind != "undecided":
+            break
+    if count < FIRST:
+        more = FIRST - count if count < 2 else missing(mean, sd, count, within=within, level=level)
+        return Verdict(kind, count, mean, sd, -math.inf, math.inf, 1.0, more)
+    half = quantile_at(min(count, LAST), c) * sd / math.sqrt(count)
+    p = min(1.0, 2.0 * crossing(float(min(below.min(), above.min()))))
+    more = missing(mean, sd, count, within=within, level=level) if kind == "undecided" else 0
+    return Verdict(kind, count, mean, sd, mean - half, mean + half, p, more)
+
+
+def missing(mean: float, sd: float, count: int, *, within: float, level: float = LEVEL) -> int:
+    """Pairs beyond `count` that would decide with probability POWER if mean and sd were the truth; LAST:
+    more than the test has."""
+    c, same_c, sure = critical(level / 2), critical(SAME_LEVEL), float(ndtri(POWER))
+    for n in range(max(count + 1, FIRST), LAST + 1):
+        scale = sd / math.sqrt(n)
+        differs = abs(mean) >= (quantile_at(n, c) + sure) * scale
+        if differs or within - abs(mean) >= (quantile_at(n, same_c) + sure) * scale:
+            return n - count
+    return LAST
