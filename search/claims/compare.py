@@ -188,7 +188,7 @@ def new_table(first: str, *others: str) -> Table:
 
 
 def interval(low: float, high: float) -> str:
-    return f"{low:+.4f} {high:+.4f}" if abs(low) < 1e3 else "none yet"
+    return f"{low:+.4f} to {high:+.4f}" if abs(low) < 1e3 else "none yet"
 
 
 def costs_of_runs(runs: Sequence[Run]) -> list[str]:

@@ -78,14 +78,36 @@ def quantile_at(n: int, c: float) -> float:
 
 
 def scaled_p(differences: Sequence[float] | Array, shift: float = 0.0) -> Array:
-    """For each look, n/FIRST times the one-sided p of "the mean is below `shift`"."""
-    d = np.asarray(differences, dtype=float) - shift
-    n = np.arange(1, len(d) + 1)
-    mean = np.cumsum(d) / n
-    spread = np.array([d[:k].var(ddof=1) if k > 1 else 0.0 for k in n])
+    """[..., n] -> [..., looks]: n/FIRST times the one-sided p of "the mean is below `shift`"."""
+    d = np.asarray(differences, dtype=float)
+    if d.shape[-1] < FIRST:
+        return np.ones((*d.shape[:-1], 0))
+    first, n = d[..., :1], np.arange(1, d.shape[-1] + 1)
+    centred = (
+        np.cumsum(d - first, axis=-1) / n
+    )  # round the first one: equal differences have no spread at all
+    spread = np.maximum(np.cumsum((d - first) ** 2, axis=-1) / n - centred**2, 0.0)
+    mean = first + centred - shift
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(mean == 0.0, 0.0, mean / np.sqrt(spread / n))
-    return (stdtr(np.maximum(n - 1, 1), t) * n / FIRST)[FIRST - 1 : LAST]
+        t = np.where(mean == 0.0, 0.0, mean / np.sqrt(spread / (n - 1)))
+    looks = slice(FIRST - 1, LAST)
+    return (stdtr(n - 1, t) * n / FIRST)[..., looks]
+
+
+def decisions(differences: Array, *, within: float = WITHIN, level: float = LEVEL) -> tuple[Array, Array]:
+    """[studies, n] -> the look (from 0, -1: none) and the sign (-1 helps, 1 hurts, 0 same) of the first
+    decision of each."""
+    c, same_c = critical(level / 2), critical(SAME_LEVEL)
+    below, above = scaled_p(differences), scaled_p(-differences)
+    differs = np.minimum(below, above) <= c
+    same = np.zeros_like(differs)
+    if within > 0.0:
+        same = np.maximum(scaled_p(differences, within), scaled_p(-differences, within)) <= same_c
+    decided = differs | same
+    at = np.where(decided.any(-1), decided.argmax(-1), -1)
+    pick = (np.arange(len(at)), at)
+    sign = np.where(differs[pick], np.where(below[pick] <= c, -1.0, 1.0), 0.0)
+    return at, sign
 
 
 def best_p(differences: Sequence[float], shift: float = 0.0) -> float:
@@ -99,21 +121,13 @@ def judge(differences: Sequence[float], *, within: float = WITHIN, level: float 
     d = np.asarray(differences, dtype=float)
     count = len(d)
     mean, sd = (float(d.mean()) if count else math.nan), (float(d.std(ddof=1)) if count > 1 else math.nan)
-    c, same_c = critical(level / 2), critical(SAME_LEVEL)
-    below, above = scaled_p(d), scaled_p(-d)
-    same = np.maximum(scaled_p(d, within), scaled_p(-d, within)) if within > 0.0 else np.ones_like(below)
-    kind: Kind = "undecided"
-    for better, worse, equal in zip(below, above, same, strict=True):
-        if min(better, worse) <= c:
-            kind = "helps" if better <= c else "hurts"
-        elif equal <= same_c:
-            kind = "same"
-        if kind != "undecided":
-            break
     if count < FIRST:
         more = FIRST - count if count < 2 else missing(mean, sd, count, within=within, level=level)
-        return Verdict(kind, count, mean, sd, -math.inf, math.inf, 1.0, more)
-    half = quantile_at(min(count, LAST), c) * sd / math.sqrt(count)
+        return Verdict("undecided", count, mean, sd, -math.inf, math.inf, 1.0, more)
+    at, sign = (float(found[0]) for found in decisions(d[None], within=within, level=level))
+    kind: Kind = "undecided" if at < 0 else "helps" if sign < 0 else "hurts" if sign > 0 else "same"
+    half = quantile_at(min(count, LAST), critical(level / 2)) * sd / math.sqrt(count)
+    below, above = scaled_p(d), scaled_p(-d)
     p = min(1.0, 2.0 * crossing(float(min(below.min(), above.min()))))
     more = missing(mean, sd, count, within=within, level=level) if kind == "undecided" else 0
     return Verdict(kind, count, mean, sd, mean - half, mean + half, p, more)

@@ -1,0 +1,145 @@
+"""Whether compare and confirm keep their error rate: `python -m benchmarks.claims [--quick] [--write]`.
+
+Simulated comparisons: one seed's score varies by 1 sd in each arm, with or without a share that both arms have
+in common on a seed. Null: how often "helps" or "hurts" is said where there is nothing, looking after every
+pair. Power: how often and after how many seeds of each arm a true effect is told. --write: the tables in
+docs/claims.md. A minute of one core.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from search.claims.sequential import FIRST, LAST, LEVEL, decisions
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
+SEEDS = 12  # compare's own number
+NOISES = (
+    "normal",
+    "heavy tails (t, 4 degrees)",
+    "skewed (exponential)",
+    "skewed in one arm only",
+    "two levels of noise",
+)
+EFFECTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # sd of one seed
+SHARED = (0.0, 0.5, 0.9)  # correlation of the arms on a seed
+WIDTHS = (1.0, 1.5, 2.0, 3.0)  # d, in sd of one seed
+
+
+@dataclass(frozen=True)
+class Told:
+    """Shares of simulated comparisons."""
+
+    differs: float  # "helps" or "hurts"
+    wrong: float  # of those, against the true sign; without an effect: all
+    same: float
+    mean_seeds: float  # of each arm; undecided ones with all that they had
+    most_seeds: float  # that nine of ten need
+
+
+def noise(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """[studies, seeds] with mean 0 and sd 1."""
+    if kind.startswith("heavy"):
+        return rng.standard_t(4, shape) / np.sqrt(2.0)
+    if kind.startswith("skewed"):
+        return rng.exponential(size=shape) - 1.0
+    scale = np.where(rng.random(shape) < 0.2, 2.0, 0.5) if kind.startswith("two") else np.ones(shape)
+    return rng.standard_normal(shape) * scale / np.sqrt((scale**2).mean())
+
+
+def simulate(
+    kind: str, *, effect: float, shared: float, within: float, seeds: int, studies: int, seed: int = 14
+) -> Told:
+    """`effect`, `within`: in sd of one seed; the true difference is -effect."""
+    rng, size = np.random.default_rng([seed, seeds, int(100 * effect), int(100 * shared)]), (studies, seeds)
+    common = rng.standard_normal(size) * np.sqrt(shared)
+    kinds = ("normal" if "one arm" in kind else kind, kind)
+    base, new = (common + np.sqrt(1.0 - shared) * noise(own, size, rng) for own in kinds)
+    at, sign = decisions(new - effect - base, within=within)
+    decided = at >= 0
+    used = np.where(decided, at + FIRST, seeds)
+    differs = decided & (sign != 0.0)
+    return Told(
+        differs=float(differs.mean()),
+        wrong=float((differs & ((sign > 0.0) | (effect == 0.0))).mean()),
+        same=float((decided & (sign == 0.0)).mean()),
+        mean_seeds=float(used.mean()),
+        most_seeds=float(np.quantile(used, 0.9)),
+    )
+
+
+def null_table(studies: int) -> list[str]:
+    rows = ["| noise of a seed | 12 seeds | 64 seeds |", "| --- | ---: | ---: |"]
+    for kind in NOISES:
+        found = [
+            simulate(kind, effect=0.0, shared=0.0, within=0.0, seeds=n, studies=studies)
+            for n in (SEEDS, LAST)
+        ]
+        rows.append(f"| {kind} | {' | '.join(f'{told.wrong:.2%}' for told in found)} |")
+    return rows
+
+
+def power_table(studies: int) -> list[str]:
+    rows = [
+        "| effect, sd of one seed | arms' correlation | told within 12 seeds | wrong sign | seeds, mean | seeds "
+        "of nine in ten |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for effect in EFFECTS:
+        for shared in SHARED[: 2 if effect != 3.0 else 3]:
+            first = simulate("normal", effect=effect, shared=shared, within=0.0, seeds=SEEDS, studies=studies)
+            all_ = simulate("normal", effect=effect, shared=shared, within=0.0, seeds=LAST, studies=studies)
+            rows.append(
+                f"| {effect:g} | {shared:g} | {first.differs:.1%} | {first.wrong:.2%} | {all_.mean_seeds:.1f} | "
+                f"{all_.most_seeds:.0f} |"
+            )
+    return rows
+
+
+def same_table(studies: int) -> list[str]:
+    rows = [
+        "| d, sd of one seed | effect 0: told within 12 | within 64 | effect d: told (wrongly) within 64 |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    for within in WIDTHS:
+        none = [
+            simulate("normal", effect=0.0, shared=0.0, within=within, seeds=n, studies=studies)
+            for n in (SEEDS, LAST)
+        ]
+        edge = simulate("normal", effect=within, shared=0.0, within=within, seeds=LAST, studies=studies)
+        rows.append(f"| {within:g} | {none[0].same:.1%} | {none[1].same:.1%} | {edge.same:.1%} |")
+    return rows
+
+
+def tables(studies: int) -> dict[str, str]:
+    found = {"null": null_table(studies), "power": power_table(studies), "same": same_table(studies)}
+    return {name: "\n".join(rows) for name, rows in found.items()}
+
+
+def put(text: str, made: dict[str, str]) -> str:
+    """The page with each table between its two marks replaced."""
+    for name, table in made.items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+        text, count = mark.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        assert count == 1, name
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=100_000, help="simulated comparisons a cell")
+    parser.add_argument("--quick", action="store_true", help="2,000 of them: some seconds")
+    parser.add_argument("--write", action="store_true", help=f"the tables into {DOCUMENT.name}")
+    options = parser.parse_args()
+    made = tables(2000 if options.quick else options.studies)
+    print(f"level {LEVEL}, looks after {FIRST} to {LAST} pairs\n")
+    print("\n\n".join(made.values()))
+    if options.write:
+        DOCUMENT.write_text(put(DOCUMENT.read_text(encoding="utf-8"), made), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What the words of a comparison mean."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from search.claims.arms import Arm, arm_of_source, arms_of, fresh_seeds
+from search.session.session import Session
+from techniques.config import read_preset
+
+
+def no_session() -> Session:
+    raise ValueError("no study")
+
+
+def parsed(*words: str, base: str = "laptop") -> list[Arm]:
+    return arms_of(words, (), lambda: arm_of_source(base, no_session), no_session)
+
+
+def labels(*words: str, base: str = "laptop") -> list[str]:
+    return [arm.label for arm in parsed(*words, base=base)]
+
+
+def test_each_form() -> None:
+    assert labels("smear_gate") == ["laptop", "smear_gate"]
+    modes = parsed("smear_gate.mode=previous,input_gate")
+    assert [a.label for a in modes] == [
+        "laptop",
+        "smear_gate.mode=previous",
+        "smear_gate.mode=input_gate",
+    ]
+    assert not modes[0].resolved().techniques
+    assert modes[2].resolved().techniques["smear_gate"].config.mode == "input_gate"
+    assert labels("xsa.last_n=1,2,3") == ["xsa.last_n=1", "xsa.last_n=2", "xsa.last_n=3"]
+    assert labels("xsa.last_n=2") == ["laptop", "xsa.last_n=2"]
+    assert labels("matrix_lr=0.02") == ["laptop", "matrix_lr=0.02"]
+    low, high = parsed("matrix_lr=0.02,0.08")
+    assert (low.resolved().config.matrix_lr, high.resolved().config.matrix_lr) == (0.02, 0.08)
+
+
+def test_a_technique_that_is_on_is_taken_away() -> None:
+    name = next(n for n in ("smear_gate", "xsa") if read_preset("pr1019").get(n))
+    without, with_ = parsed(name, base="pr1019")
+    assert (without.label, with_.label) == (f"without {name}", "pr1019")
+    assert name not in without.resolved().techniques and name in with_.resolved().techniques
+
+
+def test_files(tmp_path: Path) -> None:
+    paths = [tmp_path / "A.json", tmp_path / "B.json"]
+    for path, lr in zip(paths, (0.02, 0.03), strict=True):
+        path.write_text(json.dumps({"preset": "laptop", "matrix_lr": lr, "seed": 7, "out_dir": "x"}))
+    a, b = parsed(*map(str, paths))
+    assert (a.label, b.label, a.own_seed) == ("A", "B", 7)
+    assert a.config(99) == {"preset": "laptop", "matrix_lr": 0.02, "num_reports": 0, "seed": 99}
+    assert labels(str(paths[1])) == ["laptop", "B"]
+    assert [x.label for x in parsed("smear_gate", base=str(paths[0]))] == ["A", "smear_gate"]
+    with pytest.raises(ValueError, match=r"A \(2\)|same settings"):
+        parsed(str(paths[0]), str(paths[0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("smear_gat",), "smear_gate"),
+        (("smear_gate.mod=average",), "mode"),
+        (("smear_gate=1",), "with and without"),
+        (("matrix_lr",), "say its values"),
+        (("matrix_lr=0.04",), "same settings"),
+        (("smear_gate.mode=average,averag",), "averag"),
+        (("smear_gate", "xsa"), "A comparison is of"),
+        ((), "A comparison is of"),
+    ],
+)
+def test_what_is_refused(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parsed(*words)
+
+
+def test_a_base_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="laptop"):
+        parsed("smear_gate", base="laptp")
+
+
+def test_seeds_follow_from_the_question_and_are_fresh() -> None:
+    seeds = fresh_seeds("a", 64, {1337})
+    assert seeds == fresh_seeds("a", 64, {1337}) and len(set(seeds)) == 64
+    assert seeds[:8] == fresh_seeds("a", 8, {1337}) and not {*seeds} & {*fresh_seeds("b", 64, {1337})}
+    assert seeds[0] not in fresh_seeds("a", 64, {seeds[0]})
+
+
+def test_folders_are_no_paths() -> None:
+    assert Arm("a/../b c=1", "", {}, 0).folder == "a_.._b_c=1"

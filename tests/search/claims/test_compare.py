@@ -1,0 +1,161 @@
+"""compare with the fake trainer: its answers, its folder, and that it goes on where it was killed."""
+
+import io
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search.claims.answers import Answer
+from search.claims.compare import Asked, compare
+from search.stage_cache.reuse import Reuse
+from tests.search.fake_studies import FAKE, begin, caddie, wait_for
+
+Ask = Callable[..., tuple[str, list[Answer]]]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """compare(words) under a home of its own: (what was printed, answers)."""
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+
+    def one(*words: str, noise: float = 0.005, **more: Any) -> tuple[str, list[Answer]]:
+        monkeypatch.setenv("FAKE_NOISE", str(noise))
+        console = Console(file=io.StringIO(), width=80)
+        told = compare(console, Asked(words=words, home=tmp_path, trainer=FAKE, **more))
+        return console.file.getvalue(), told  # type: ignore[attr-defined]
+
+    return one
+
+
+def outcomes(home: Path) -> list[Path]:
+    return sorted(home.glob("runs/compare/*/*/*/outcome.json"))
+
+
+def test_an_effect_is_told_once_it_is_clear_and_kept(ask: Ask, tmp_path: Path) -> None:
+    text, (told,) = ask("matrix_lr=0.02,0.04")
+    assert (
+        told.kind == "helps"
+        and told.verdict.pairs < 12
+        and told.verdict.mean == pytest.approx(-0.2, abs=0.01)
+    )
+    assert "matrix_lr=0.04 helps: val_bpb is 0." in text and "99 % interval" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"400,000\s+0\.2\s+0\.1", text)
+    (plan,) = tmp_path.glob("runs/compare/*/plan.json")
+    kept = json.loads(plan.read_text())
+    assert len(set(kept["seeds"])) == 64 and 1337 not in kept["seeds"] and kept["registered"]
+    done = outcomes(tmp_path)
+    assert {int(p.parent.name) for p in done} <= set(kept["seeds"][: told.verdict.pairs + 2])
+    config = json.loads((done[0].parent / "config.json").read_text())
+    assert config["seed"] == int(done[0].parent.name) and config["num_threads"] == 1
+
+    times = [p.stat().st_mtime_ns for p in done]
+    again, (same,) = ask("matrix_lr=0.02,0.04")
+    assert same.verdict == told.verdict and "are here already" in again
+    assert [p.stat().st_mtime_ns for p in done] == times
+    assert again.splitlines()[-5:] == text.splitlines()[-5:]
+
+
+def test_more_seeds_go_on_with_the_same_ones(ask: Ask, tmp_path: Path) -> None:
+    text, (told,) = ask("matrix_lr=0.0400,0.0401", noise=0.05, seeds=4)
+    assert told.kind == "undecided" and "undecided after 4 seeds each: " in text and "more seeds" in text
+    few = outcomes(tmp_path)
+    _, (more,) = ask("matrix_lr=0.0400,0.0401", noise=0.05, seeds=5)
+    assert more.verdict.pairs == 5 and set(few) < set(outcomes(tmp_path)) and len(few) == 8
+
+
+def test_what_makes_no_difference_is_told(ask: Ask) -> None:
+    text, (told,) = ask("matrix_lr=0.0400,0.0401", noise=0.001)
+    assert told.kind == "same"
+    assert "no difference larger than 0.01 bits per byte (95 %)" in " ".join(text.split())
+
+
+def test_each_mode_is_answered(ask: Ask) -> None:
+    text, told = ask("smear_gate.mode=previous,average", noise=0.001)
+    assert [one.arm for one in told] == ["smear_gate.mode=previous", "smear_gate.mode=average"]
+    assert {one.base for one in told} == {"laptop"} and {one.kind for one in told} == {"same"}
+    assert text.count("makes no difference") == 2 and max(map(len, text.splitlines())) <= 80
+
+
+def test_an_arm_that_fails_is_given_up_and_told(ask: Ask, tmp_path: Path) -> None:
+    for name, lr, mode in (("good", 0.02, "ok"), ("bad", 0.04, "diverged")):
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({"preset": "laptop", "matrix_lr": lr, "run_id": mode})
+        )
+    words = (str(tmp_path / "good.json"), str(tmp_path / "bad.json"))
+    text, (told,) = ask(*words)
+    assert told.kind == "fails" and "bad fails: 2 of 2 runs have no score (diverged: " in " ".join(
+        text.split()
+    )
+    text, (told,) = ask(*reversed(words))
+    assert told.kind == "base fails" and "bad fails: 2 of 2 runs" in " ".join(text.split())
+
+
+def test_a_trainer_that_refuses_or_crashes(ask: Ask, tmp_path: Path) -> None:
+    for name, lr in (("refuse", 0.02), ("crash", 0.03)):
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({"preset": "laptop", "matrix_lr": lr, "run_id": name})
+        )
+    with pytest.raises(ValueError, match="takes? what is compared.*shard 3 is cut"):
+        ask(str(tmp_path / "refuse.json"))
+    _, (told,) = ask(str(tmp_path / "crash.json"))
+    assert told.kind == "fails" and told.failed["crash"][0].reason == "crashed twice"
+
+
+def test_the_number_of_seeds_has_ends(ask: Ask) -> None:
+    for seeds in (3, 65):
+        with pytest.raises(ValueError, match="4 to 64 seeds"):
+            ask("smear_gate", seeds=seeds)
+
+
+def test_arms_that_share_their_training_run_one_after_the_other(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.claims import compare as module
+    from search.claims.race import Chains
+
+    assert Chains.of(["a", "b", "c"], {"a": "1", "b": "2", "c": "1"}.__getitem__).groups == [
+        ["a", "c"],
+        ["b"],
+    ]
+    seen: list[str] = []
+
+    class Spy(Reuse):
+        def addresses(self, resolved: Any) -> dict[str, str]:
+            seen.append("asked")
+            return {"average": "one"}
+
+    def spied(place: Any) -> Reuse:
+        from search.stage_cache.addresses import Ground
+        from search.stage_cache.store import Store
+
+        return Spy(Store(tmp_path / "cache"), Ground(1, 1, {}))
+
+    monkeypatch.setattr(module, "reuse_of", spied)
+    _, (told,) = ask("sliding_window", noise=0.001)
+    assert told.kind == "same" and seen
+
+
+@pytest.mark.slow
+def test_killed_half_way_it_goes_on(tmp_path: Path) -> None:
+    words = ["compare", "matrix_lr=0.04,0.0401", f"--home={tmp_path}", f"--trainer={FAKE}", "--seeds=6"]
+    env = {"FAKE_SECONDS": "0.5", "FAKE_NOISE": "0.05"}
+    running = begin(*words, **env)
+    wait_for(lambda: len(outcomes(tmp_path)) >= 3)
+    second = caddie(*words, **env)
+    assert second.returncode == 2 and "answers a question at a time" in second.stderr
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=30)
+    assert running.returncode == 130 and "goes on from here" in errors
+    kept = {p: p.stat().st_mtime_ns for p in outcomes(tmp_path)}
+    ran = caddie(*words, **env)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{len(kept)} runs of this question are here already" in ran.stdout
+    assert all(p.stat().st_mtime_ns == at for p, at in kept.items()) and len(outcomes(tmp_path)) == 12
+    assert "undecided after 6 seeds each" in ran.stdout

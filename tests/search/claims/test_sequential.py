@@ -1,0 +1,114 @@
+"""The sequential paired test: what it says, and how often it is wrong."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from search.claims.sequential import (
+    FIRST,
+    LAST,
+    LEVEL,
+    LEVELS,
+    best_p,
+    critical,
+    crossing,
+    decisions,
+    judge,
+    scaled_p,
+)
+
+RNG = np.random.default_rng(3)
+
+
+def differences(mean: float, sd: float, count: int, seed: int = 0) -> list[float]:
+    """Of exactly this mean and sd."""
+    d = np.random.default_rng(seed).standard_normal(count)
+    return list(mean + sd * (d - d.mean()) / d.std(ddof=1))
+
+
+def test_the_table_of_levels_is_what_null_sequences_do() -> None:
+    null = np.random.default_rng(5).standard_normal((40_000, LAST))
+    least = np.concatenate([scaled_p(null).min(-1), scaled_p(-null).min(-1)])
+    for c, probability in LEVELS.items():
+        found = float((least <= c).mean())
+        assert abs(found - probability) < 5 * math.sqrt(probability / len(least)), (c, probability, found)
+    assert crossing(critical(0.005)) == pytest.approx(0.005)
+    assert crossing(1e-9) < 2e-8 and crossing(0.0) == 0.0 and crossing(1.0) == 1.0
+    chances = [crossing(c) for c in np.geomspace(1e-8, 1.0, 200)]
+    assert chances == sorted(chances)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0])
+def test_a_wrong_answer_is_rare_however_often_one_looks(scale: float) -> None:
+    null = scale * np.random.default_rng(6).standard_normal((20_000, LAST))
+    at, sign = decisions(null, within=0.0)
+    assert float((at >= 0).mean()) < LEVEL + 3 * math.sqrt(LEVEL / 20_000)
+    assert set(np.unique(sign[at >= 0])) == {-1.0, 1.0}
+
+
+def test_an_effect_of_three_sd_is_told_within_twelve_seeds() -> None:
+    arms = np.random.default_rng(7).standard_normal((2, 5000, 12))
+    at, sign = decisions(arms[0] - 3.0 - arms[1], within=0.0)
+    assert float((at >= 0).mean()) >= 0.95 and (sign[at >= 0] == -1.0).mean() > 0.999
+
+
+def test_no_difference_larger_than_d_is_wrong_in_at_most_five_per_cent() -> None:
+    edge = 1.0 + np.random.default_rng(8).standard_normal((10_000, LAST))
+    at, sign = decisions(edge, within=1.0)
+    assert float(((at >= 0) & (sign == 0.0)).mean()) < 0.05
+
+
+def test_p_is_students_at_the_look() -> None:
+    d = differences(-0.3, 1.0, 9)
+    expected = stats.ttest_1samp(d, 0.0, alternative="less").pvalue
+    assert scaled_p(d)[-1] * FIRST / 9 == pytest.approx(expected, rel=1e-9)
+    shifted = stats.ttest_1samp(d, -0.2, alternative="less").pvalue
+    assert scaled_p(d, -0.2)[-1] * FIRST / 9 == pytest.approx(shifted, rel=1e-9)
+
+
+def test_each_answer() -> None:
+    helps = judge(differences(-0.05, 0.01, 6))
+    assert helps.kind == "helps" and helps.high < 0 and helps.p < 0.01 and helps.more == 0
+    assert helps.low < helps.mean < helps.high and helps.pairs == 6
+    assert judge(differences(0.05, 0.01, 6)).kind == "hurts"
+    same = judge(differences(0.001, 0.004, 12))
+    assert same.kind == "same" and same.p > 0.01
+    assert judge(differences(0.001, 0.004, 12), within=0.0).kind == "undecided"
+    undecided = judge(differences(-0.02, 0.03, 8))
+    assert undecided.kind == "undecided" and 8 < undecided.more < LAST
+    more = np.random.default_rng(9).normal(-0.02, 0.03, (2000, 8 + undecided.more))
+    at, _ = decisions(more)
+    assert 0.6 < float((at >= 0).mean()) < 0.97  # what "about k more" promises
+
+
+def test_an_interval_excludes_nothing_exactly_when_it_decides() -> None:
+    for k in range(200):
+        d = RNG.normal(-0.9, 1.0, 10)
+        found = judge(list(d), within=0.0)
+        now = found.high < 0 or found.low > 0
+        earlier = any(judge(list(d[:n]), within=0.0).kind != "undecided" for n in range(FIRST, 10))
+        assert (found.kind != "undecided") == (now or earlier), k
+
+
+def test_a_stricter_level_says_less() -> None:
+    d = differences(-0.02, 0.01, 5)
+    kinds = [judge(d, within=0.0, level=level).kind for level in (0.2, 0.05, 0.01, 0.001)]
+    assert kinds[0] == "helps" and kinds[-1] == "undecided"
+    assert kinds == sorted(kinds)
+
+
+@pytest.mark.parametrize("count", range(FIRST))
+def test_nothing_is_said_before_the_first_look(count: int) -> None:
+    found = judge([-1.0 - k for k in range(count)])
+    assert found.kind == "undecided" and found.more >= FIRST - count and found.p == 1.0
+    assert best_p([-1.0] * count) == 1.0
+
+
+def test_equal_runs_and_equal_differences() -> None:
+    same = judge([0.0] * FIRST)
+    assert (same.kind, same.mean, same.p) == ("same", 0.0, 1.0)
+    assert judge([0.0] * FIRST, within=0.0).kind == "undecided"
+    shifted = judge([-0.1] * FIRST)
+    assert shifted.kind == "helps" and shifted.p == 0.0
