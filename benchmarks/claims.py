@@ -1,9 +1,9 @@
 """Whether compare and confirm keep their error rate: `python -m benchmarks.claims [--quick] [--write]`.
 
-Simulated comparisons: one seed's score varies by 1 sd in each arm, with or without a share that both arms have
-in common on a seed. Null: how often "helps" or "hurts" is said where there is nothing, looking after every
-pair. Power: how often and after how many seeds of each arm a true effect is told. --write: the tables in
-docs/claims.md. A minute of one core.
+Simulated comparisons: one seed's score varies by 1 sd in each arm, with or without a share that both arms
+have in common on a seed. Null: how often "helps" or "hurts" is said where there is nothing, looking after
+every pair. Power: how often and after how many seeds of each arm a true effect is told. --write: the tables
+in docs/claims.md. A minute of one core.
 """
 
 import argparse
@@ -20,9 +20,9 @@ SEEDS = 12  # compare's own number
 NOISES = (
     "normal",
     "heavy tails (t, 4 degrees)",
+    "two levels of noise",
     "skewed (exponential)",
     "skewed in one arm only",
-    "two levels of noise",
 )
 EFFECTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # sd of one seed
 SHARED = (0.0, 0.5, 0.9)  # correlation of the arms on a seed
@@ -84,8 +84,8 @@ def null_table(studies: int) -> list[str]:
 
 def power_table(studies: int) -> list[str]:
     rows = [
-        "| effect, sd of one seed | arms' correlation | told within 12 seeds | wrong sign | seeds, mean | seeds "
-        "of nine in ten |",
+        "| effect, sd of one seed | arms' correlation | told within 12 seeds | wrong sign | seeds, mean | "
+        "seeds of nine in ten |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for effect in EFFECTS:
@@ -93,8 +93,8 @@ def power_table(studies: int) -> list[str]:
             first = simulate("normal", effect=effect, shared=shared, within=0.0, seeds=SEEDS, studies=studies)
             all_ = simulate("normal", effect=effect, shared=shared, within=0.0, seeds=LAST, studies=studies)
             rows.append(
-                f"| {effect:g} | {shared:g} | {first.differs:.1%} | {first.wrong:.2%} | {all_.mean_seeds:.1f} | "
-                f"{all_.most_seeds:.0f} |"
+                f"| {effect:g} | {shared:g} | {first.differs:.1%} | {first.wrong:.2%} | "
+                f"{all_.mean_seeds:.1f} | {all_.most_seeds:.0f} |"
             )
     return rows
 

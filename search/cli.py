@@ -353,5 +353,27 @@ def compare(
         compare_arms(make_console(), asked)
 
 
+@app.command()
+def confirm(
+    context: typer.Context,
+    top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, by their value.")] = 3,
+    against: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: the start]")] = "",
+    seeds: Annotated[int, typer.Option(help="Fresh seeds of each at most, 4 to 64.")] = 8,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")] = None,
+    trainer: Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")] = None,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """A study's best again on fresh seeds, until it is clear who is best; `best` ranks by it from then on."""
+    with clear_errors():
+        from search.claims.compare import Asked
+        from search.claims.confirm import confirm as confirm_trials
+
+        given = StudyOptions(study, storage, home).over(context.obj)
+        asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)
+        confirm_trials(make_console(), opener(given)(), asked, top=top, against=against)
+
+
 def main() -> None:
     app()

@@ -69,6 +69,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "bundle.lean",
             "bundle.one_file",
             "search.claims.compare",
+            "search.claims.confirm",
             "search.exported",
             "search.report.costs",
             "search.report.dashboard",

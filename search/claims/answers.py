@@ -25,6 +25,10 @@ class Rules:
     level: float = LEVEL
     limits: Limits | None = None  # that both arms must keep; None: none is known
 
+    def p_of(self, verdict: Verdict) -> float:
+        """Its p times the number of questions that share LEVEL: below LEVEL exactly where it decides."""
+        return min(1.0, verdict.p * LEVEL / self.level)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -72,7 +76,7 @@ def sentence(told: Answer, rules: Rules) -> str:
     size, seeds = f"{abs(v.mean):.4f}", f"{v.pairs} seeds each"
     way = "lower" if v.mean < 0 else "higher"
     between = f"{100 - 100 * rules.level:.3g} % interval {v.low:+.4f} to {v.high:+.4f}"
-    measured = f"val_bpb is {size} {way} than {told.base} has ({between}; p {p_text(v.p)}; {seeds})"
+    measured = f"val_bpb is {size} {way} than {told.base} has ({between}; p {p_text(rules.p_of(v))}; {seeds})"
     if told.kind in ("helps", "hurts"):
         text = f"{told.arm} {told.kind}: {measured}."
     elif told.kind == "same":

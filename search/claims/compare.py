@@ -167,7 +167,9 @@ def print_answers(
     for label in labels:
         runs, score = row_of_arm(results, label, seeds)
         v = by_arm.get(label)
-        cells = ("", "", "") if v is None else (f"{v.mean:+.4f}", interval(v.low, v.high), p_text(v.p))
+        cells = (
+            ("", "", "") if v is None else (f"{v.mean:+.4f}", interval(v.low, v.high), p_text(rules.p_of(v)))
+        )
         scores.add_row(label, str(sum(not run.reason for run in runs)), score, *cells)
         costs.add_row(label, *costs_of_runs(runs))
     say(console, "")

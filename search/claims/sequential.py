@@ -20,18 +20,26 @@ LEVEL = 0.01  # of a wrong "helps" or "hurts" where there is no difference, both
 SAME_LEVEL = 0.05  # of "no difference larger than d" where it is d
 WITHIN = 0.01  # bits per byte: d where nobody says
 POWER = 0.8  # with which the seeds that are told to be missing would tell
-# c -> probability that a null sequence has p <= c·FIRST/n at some look, one-sided
+# c, 2 % low, -> probability that a null sequence has p <= c·FIRST/n at some look, one-sided
 LEVELS: dict[float, float] = {
-    **{
-        1.72e-05: 0.0001,
-        3.412e-05: 0.0002,
-        5.422e-05: 0.0003,
-        9.48e-05: 0.0005,
-        0.0002053: 0.001,
-        0.0004397: 0.002,
-    },
-    **{0.0006891: 0.003, 0.001214: 0.005, 0.002661: 0.01, 0.005945: 0.02, 0.009605: 0.03, 0.01775: 0.05},
-    **{0.04211: 0.1, 0.07108: 0.15, 0.1039: 0.2, 0.18: 0.3, 0.2691: 0.4, 0.3696: 0.5},
+    1.69e-05: 0.0001,
+    3.34e-05: 0.0002,
+    5.31e-05: 0.0003,
+    9.29e-05: 0.0005,
+    0.000201: 0.001,
+    0.000431: 0.002,
+    0.000675: 0.003,
+    0.00119: 0.005,
+    0.00261: 0.01,
+    0.00583: 0.02,
+    0.00941: 0.03,
+    0.0174: 0.05,
+    0.0413: 0.1,
+    0.0697: 0.15,
+    0.102: 0.2,
+    0.176: 0.3,
+    0.264: 0.4,
+    0.362: 0.5,
 }
 SUM_OF_SHARES = sum(FIRST / n for n in range(FIRST, LAST + 1))  # probability / c is never above it
 
@@ -79,15 +87,14 @@ def quantile_at(n: int, c: float) -> float:
 
 def scaled_p(differences: Sequence[float] | Array, shift: float = 0.0) -> Array:
     """[..., n] -> [..., looks]: n/FIRST times the one-sided p of "the mean is below `shift`"."""
-    d = np.asarray(differences, dtype=float)
+    d: Array = np.asarray(differences, dtype=float)
     if d.shape[-1] < FIRST:
         return np.ones((*d.shape[:-1], 0))
-    first, n = d[..., :1], np.arange(1, d.shape[-1] + 1)
-    centred = (
-        np.cumsum(d - first, axis=-1) / n
-    )  # round the first one: equal differences have no spread at all
-    spread = np.maximum(np.cumsum((d - first) ** 2, axis=-1) / n - centred**2, 0.0)
-    mean = first + centred - shift
+    first: Array = d[..., :1]
+    n: Array = np.arange(1.0, 1.0 + d.shape[-1])
+    centred: Array = np.cumsum(d - first, axis=-1) / n  # about the first: equal ones have no spread
+    spread: Array = np.maximum(np.cumsum((d - first) ** 2, axis=-1) / n - centred**2, 0.0)
+    mean: Array = first + centred - shift
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0.0, 0.0, mean / np.sqrt(spread / (n - 1)))
     looks = slice(FIRST - 1, LAST)

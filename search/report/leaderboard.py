@@ -1,15 +1,18 @@
 """What a study found: its leaderboard and best trial; every number with its unit."""
 
-from collections.abc import Sequence
-from typing import cast
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
-from search.report.rows import Row, ranked, reuse_of_study, row_of
+from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES, confirmed_of
+from search.common.paths import DEFAULT_STUDY, shown
+from search.report.rows import Row, confirmed_text, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
 from search.study.limits import LIMITS, Limit
 
@@ -27,7 +30,9 @@ def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     wide = console.width >= WIDE
     console.print(table_of(rows, title, techniques=wide))
     for row in () if wide else rows:
-        console.print(f"#{row.number}: {row.legality}; {techniques_of(row)}", highlight=False, markup=False)
+        told = f"confirmed {row.confirmed}; " if row.confirmed else ""
+        text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
+        console.print(text, highlight=False, markup=False)
 
 
 def techniques_of(row: Row) -> str:
@@ -41,7 +46,9 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     limits = [limit for limit in LIMITS if any(limit.figure in row.figures for row in rows)]
     figures = [name for limit in limits for name in columns_of(limit)]
-    for name in ("trial", "BPB", *figures, "steps"):
+    means = techniques and any(row.confirmed for row in rows)
+    heads = ("trial", "BPB", *(("confirmed BPB",) if means else ()), *figures, "steps")
+    for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     if techniques:
         table.add_column("legality")
@@ -50,6 +57,7 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
         table.add_row(
             f"#{row.number}",
             f"{row.bpb:.4f}{'?' if row.findings else ''}",
+            *((row.confirmed,) if means else ()),
             *(cell for limit in limits for cell in cells_of(row, limit)),
             f"{row.steps:,}",
             *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
@@ -74,10 +82,18 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     if found is None:
         return ""
     text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
-    if good:
+    if good and (facts := confirmed_of(session.optuna_study).get(good[0].number)):
+        text += f"; on fresh seeds trial #{good[0].number} stands {stands(facts)}"
+    elif good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]
         text += f"; trial #{good[0].number} stands {gain:+.4f} from it"
     return text + "."
+
+
+def stands(facts: Mapping[str, Any]) -> str:
+    """-0.2867 from baseline."""
+    gain = facts["difference_bpb"]
+    return f"{'nowhere' if gain is None else f'{gain:+.4f}'} from {facts['against']}"
 
 
 def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
@@ -94,14 +110,15 @@ def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
 def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
-    good, bad = ranked(trials)
+    confirmed = confirmed_of(session.optuna_study)
+    good, bad = ranked(trials, confirmed)
     study = session.study
     title = f"{study.name}: {len(good)} feasible trials; limits {study.limits.summary()}; track {study.track}"
     if not good and not bad:
         console.print(NOT_YET)
         return
     if good:
-        print_rows(console, [row_of(t) for t in good[:top]], title)
+        print_rows(console, [row_of(t, confirmed) for t in good[:top]], title)
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
@@ -112,6 +129,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print()
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
     console.print(f"\n{NOISE}", soft_wrap=True)
+    if told := to_confirm(session, good):
+        console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
         text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
         console.print(text, soft_wrap=True)
@@ -119,6 +138,15 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0])
+
+
+def to_confirm(session: Session, good: Sequence[FrozenTrial]) -> str:
+    """The line that makes a search value a claim; "" once the best is confirmed, or where it cannot be."""
+    if not good or session.study.foreign or good[0].number in confirmed_of(session.optuna_study):
+        return ""
+    path = Path(session.study.path)
+    given = "" if path == DEFAULT_STUDY else f" --study {shlex.quote(str(shown(path)))}"
+    return f"To confirm the best on fresh seeds: python search.py confirm --top 3{given}"
 
 
 def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
@@ -133,7 +161,9 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
-    text = f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
+    facts = confirmed_of(session.optuna_study).get(trial.number)
+    value = f"{confirmed_text(facts)}, search value {trial.value:.4f}" if facts else f"{trial.value:.4f}"
+    text = f"Best: #{trial.number}, {value} bits/byte. To run it again:\n"
     text += f"  {reproduce_command(session, trial)}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 

@@ -4,12 +4,16 @@ cache saved of it."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes
 from search.study.limits import LIMITS, feasible, has_failed
+
+Confirmations = Mapping[int, Mapping[str, Any]]  # of trials, by their number
+NOTHING: Confirmations = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,11 @@ class Row:
     techniques: tuple[str, ...]
     inactive: tuple[str, ...]  # of them, what changed nothing
     findings: tuple[str, ...]  # what a person should look at before believing the number
+    confirmed: str = ""  # its mean on fresh seeds
 
 
-def row_of(trial: FrozenTrial) -> Row:
-    attrs = trial.user_attrs
+def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
+    attrs, facts = trial.user_attrs, confirmed.get(trial.number)
     shown = [limit.figure for limit in LIMITS if limit.figure in attrs or not limit.optional]
     return Row(
         number=trial.number,
@@ -40,13 +45,31 @@ def row_of(trial: FrozenTrial) -> Row:
         techniques=tuple(cast("list[str]", attrs.get(attributes.TECHNIQUES, []))),
         inactive=tuple(cast("dict[str, str]", attrs.get(attributes.INACTIVE, {}))),
         findings=tuple(cast("list[str]", attrs.get(attributes.FINDINGS, []))),
+        confirmed=confirmed_text(facts) if facts else "",
     )
 
 
-def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-    """(feasible, infeasible) complete trials, the best first."""
+def confirmed_text(facts: Mapping[str, Any]) -> str:
+    """2.5510 ± 0.0071 (8 seeds), with ! for a configuration that failed or is over a limit there."""
+    mean = "no score" if facts["bpb"] is None else f"{facts['bpb']:.4f}"
+    spread = "" if facts["sd"] is None else f" ± {facts['sd']:.4f}"
+    return f"{mean}{spread} ({len(facts['seeds'])} seeds){'' if facts['sound'] else '!'}"
+
+
+def ranked(
+    trials: Sequence[FrozenTrial], confirmed: Confirmations = NOTHING
+) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+    """(feasible, infeasible) complete trials, the best first: confirmed ones by their mean, then the others
+    by their value, then those whose confirmation failed or was over a limit."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    complete.sort(key=lambda t: (cast("float", t.value), t.number))
+
+    def key(trial: FrozenTrial) -> tuple[int, float, int]:
+        facts = confirmed.get(trial.number)
+        if facts is None:
+            return 1, cast("float", trial.value), trial.number
+        return 0 if facts["sound"] else 2, float(facts["bpb"] or 0.0), trial.number
+
+    complete.sort(key=key)
     good = {t.number for t in complete if feasible(t)}
     return [t for t in complete if t.number in good], [t for t in complete if t.number not in good]
 

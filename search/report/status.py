@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.markup import escape
 
-from search.common.attributes import REASON
+from search.common.attributes import REASON, confirmed_of
 from search.report.leaderboard import old_bytes, print_reproduce
 from search.report.pruning import pruning_summary
 from search.report.rows import overhead_of_study, ranked, reuse_of_study, snapshot
@@ -33,7 +33,7 @@ def print_status(console: Console, session: Session) -> None:
     )
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    good, bad = ranked(trials)
+    good, bad = ranked(trials, confirmed_of(session.optuna_study))
     for limit in LIMITS:
         if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
             console.print(f"  over a limit: {count} × {limit.label}", highlight=False)

@@ -21,10 +21,11 @@ from search.common.attributes import (
     STEPS,
     TECHNIQUES,
     WORKER,
+    confirmed_of,
 )
 from search.report.costs import prediction_summary
-from search.report.leaderboard import reproduce_command
-from search.report.rows import reuse_of_trial, short
+from search.report.leaderboard import reproduce_command, stands
+from search.report.rows import confirmed_text, reuse_of_trial, short
 from search.session.session import Session
 from search.study.limits import Limits
 
@@ -43,7 +44,10 @@ def print_trial(console: Console, session: Session, number: int) -> None:
     table = Table(show_header=False, show_edge=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in facts_of(trial, session.study.limits).items():
+    facts = facts_of(trial, session.study.limits)
+    if again := confirmed_of(study).get(number):
+        facts["confirmed"] = f"{confirmed_text(again)}, {stands(again)}"
+    for name, text in facts.items():
         table.add_row(name, escape(text))
     console.print(table)
     if CONFIG in trial.user_attrs:

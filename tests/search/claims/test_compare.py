@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from search.claims import compare as module
 from search.claims.answers import Answer
 from search.claims.compare import Asked, compare
+from search.claims.race import Chains
+from search.stage_cache.addresses import Ground
 from search.stage_cache.reuse import Reuse
+from search.stage_cache.store import Store
 from tests.search.fake_studies import FAKE, begin, caddie, wait_for
 
 Ask = Callable[..., tuple[str, list[Answer]]]
@@ -102,7 +106,7 @@ def test_a_trainer_that_refuses_or_crashes(ask: Ask, tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(
             json.dumps({"preset": "laptop", "matrix_lr": lr, "run_id": name})
         )
-    with pytest.raises(ValueError, match="takes? what is compared.*shard 3 is cut"):
+    with pytest.raises(ValueError, match=r"must take what is compared.*shard 3 is cut"):
         ask(str(tmp_path / "refuse.json"))
     _, (told,) = ask(str(tmp_path / "crash.json"))
     assert told.kind == "fails" and told.failed["crash"][0].reason == "crashed twice"
@@ -117,9 +121,6 @@ def test_the_number_of_seeds_has_ends(ask: Ask) -> None:
 def test_arms_that_share_their_training_run_one_after_the_other(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from search.claims import compare as module
-    from search.claims.race import Chains
-
     assert Chains.of(["a", "b", "c"], {"a": "1", "b": "2", "c": "1"}.__getitem__).groups == [
         ["a", "c"],
         ["b"],
@@ -132,9 +133,6 @@ def test_arms_that_share_their_training_run_one_after_the_other(
             return {"average": "one"}
 
     def spied(place: Any) -> Reuse:
-        from search.stage_cache.addresses import Ground
-        from search.stage_cache.store import Store
-
         return Spy(Store(tmp_path / "cache"), Ground(1, 1, {}))
 
     monkeypatch.setattr(module, "reuse_of", spied)
@@ -144,17 +142,19 @@ def test_arms_that_share_their_training_run_one_after_the_other(
 
 @pytest.mark.slow
 def test_killed_half_way_it_goes_on(tmp_path: Path) -> None:
-    words = ["compare", "matrix_lr=0.04,0.0401", f"--home={tmp_path}", f"--trainer={FAKE}", "--seeds=6"]
-    env = {"FAKE_SECONDS": "0.5", "FAKE_NOISE": "0.05"}
-    running = begin(*words, **env)
-    wait_for(lambda: len(outcomes(tmp_path)) >= 3)
-    second = caddie(*words, **env)
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, lr in zip(paths, (0.04, 0.0401), strict=True):
+        path.write_text(json.dumps({"preset": "laptop", "matrix_lr": lr, "run_id": "mute"}))
+    words = ["compare", *paths, f"--home={tmp_path}", f"--trainer={FAKE}", "--seeds=6", "--workers=2"]
+    running = begin(*words, FAKE_SECONDS="1.5", FAKE_NOISE="0.05")
+    wait_for(lambda: len(outcomes(tmp_path)) >= 2)
+    second = caddie(*words, FAKE_SECONDS="1.5", FAKE_NOISE="0.05")
     assert second.returncode == 2 and "answers a question at a time" in second.stderr
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130 and "goes on from here" in errors
     kept = {p: p.stat().st_mtime_ns for p in outcomes(tmp_path)}
-    ran = caddie(*words, **env)
+    ran = caddie(*words, FAKE_SECONDS="1.5", FAKE_NOISE="0.05")
     assert ran.returncode == 0, ran.stderr
     assert f"{len(kept)} runs of this question are here already" in ran.stdout
     assert all(p.stat().st_mtime_ns == at for p, at in kept.items()) and len(outcomes(tmp_path)) == 12

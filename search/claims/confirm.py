@@ -1,0 +1,266 @@
+"""confirm(session, ...): `search.py confirm`: a study's best trials again, on fresh seeds, and who is left.
+
+Successive elimination: every contender and the reference run the same seeds in the same order; who is worse
+than another contender by the paired test, or fails, runs no more. The level is shared evenly among all pairs
+of contenders and each one's difference from the reference (Bonferroni), so that any wrong word of one command
+has a probability of 1 %. What came out is stored with the study (attribute CONFIRMED), and the leaderboard
+ranks by it.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from search.claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
+from search.claims.arms import Arm, arm_of_source, arm_of_study, arm_of_trial
+from search.claims.compare import Asked, check_seeds, new_table, place_of, print_plan, run_all, say
+from search.claims.race import Results, differences, in_order, mean_sd, pairs
+from search.claims.runs import Plan, register
+from search.claims.sequential import LEVEL, best_p, judge
+from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
+from search.report.rows import ranked
+from search.session.session import Session
+from search.storage.patient import creation_lock
+from techniques.config import digest
+
+MARGIN_NATS, RULE_P = 0.005, 0.01  # the challenge's rule: better by so much per token, at p below
+BASELINE_LABEL = "baseline"
+SHRUNKEN = (
+    "shrunken = search + (median - search)·s²/v: the median of the study's feasible trials, v the mean "
+    "square of the better half about it, s the standard deviation of a seed ({:.4f}): what to expect of a "
+    "trial that was picked for its value"
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trial on its way, and what the search said of it."""
+
+    number: int
+    search_bpb: float
+    arm: Arm
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What came out for a contender."""
+
+    contender: Contender
+    answer: Answer  # against the reference
+    nats: float  # mean difference of val_loss
+    rule_p: float  # one-sided p of "better by MARGIN_NATS", times the number of contenders
+    beaten_by: str
+    shrunken: float
+
+    @property
+    def rule(self) -> bool:
+        return self.rule_p < RULE_P and not self.answer.failed[self.contender.arm.label]
+
+    @property
+    def sound(self) -> bool:
+        """Whether it ends and keeps the study's limits."""
+        return self.answer.kind != "fails" and not self.answer.over
+
+
+def confirm(console: Console, session: Session, asked: Asked, *, top: int, against: str) -> list[Confirmed]:
+    """Races the `top` feasible trials by value. Raises ValueError for what a person must solve."""
+    check_seeds(asked.seeds)
+    trials = session.optuna_study.get_trials(deepcopy=False)
+    reference = arm_of_source(against, lambda: session) if against else baseline_arm(session)
+    contenders = contenders_of(session, reference, top)
+    arms = [reference, *(one.arm for one in contenders)]
+    place = place_of(reference.resolved(), asked, session.study)
+    used = {int(c["seed"]) for t in trials if "seed" in (c := t.user_attrs.get(CONFIG, {}))}
+    plan = register("confirm", arms, place, used=used)
+    seeds = plan.seeds[: asked.seeds]
+    print_plan(console, plan, arms, asked.seeds, place)
+    race_ = Race(contenders, reference.label, seeds, session)
+    results = run_all(console, plan, arms, place, seeds=seeds, settled=race_.settled)
+    found = race_.confirmed(results, [float(t.value or 0.0) for t in ranked(trials)[0]])
+    print_confirmed(console, results, found, race_)
+    store(session, found, results, race_, plan)
+    return found
+
+
+def baseline_arm(session: Session) -> Arm:
+    if session.study.foreign is not None:
+        return arm_of_trial(session, 0)  # says why not
+    return replace(arm_of_study(session.study), label=BASELINE_LABEL)
+
+
+def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]:
+    """The best feasible trials, each another run. ValueError where there is none."""
+    taken, found = {digest(reference.identity())}, list[Contender]()
+    for trial in ranked(session.optuna_study.get_trials(deepcopy=False))[0]:
+        arm = arm_of_trial(session, trial.number)
+        if len(found) < top and trial.user_attrs.get(CONFIG_HASH) not in taken:
+            if (key := digest(arm.identity())) not in taken:
+                found.append(Contender(trial.number, float(trial.value or 0.0), arm))
+                taken |= {key, str(trial.user_attrs.get(CONFIG_HASH))}
+    if not found:
+        raise ValueError(
+            f"Only feasible trials can be confirmed, but {session.study.name} has none that differs from "
+            f"{reference.label}. See `python search.py status`."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Race:
+    """The contenders, and the rules of elimination."""
+
+    contenders: Sequence[Contender]
+    reference: str
+    seeds: Sequence[int]
+    session: Session
+
+    @property
+    def rules(self) -> Rules:
+        count = len(self.contenders)
+        return Rules(0.0, LEVEL / (count + count * (count - 1) // 2), self.session.study.limits)
+
+    def beaten_by(self, results: Results, label: str) -> str:
+        """A contender that is better for certain, or "" ."""
+        for other in (one.arm.label for one in self.contenders if one.arm.label != label):
+            if answer(results, label, other, self.seeds, self.rules).kind == "hurts":
+                return other
+        return ""
+
+    def rule_p(self, results: Results, label: str) -> float:
+        nats = differences(pairs(results, label, self.reference, self.seeds), "val_loss")
+        return min(1.0, len(self.contenders) * best_p(nats, -MARGIN_NATS))
+
+    def settled(self, results: Results) -> set[str]:
+        """Who needs no more runs."""
+        labels = [one.arm.label for one in self.contenders]
+        out = {label for label in labels if self.beaten_by(results, label) or self._fails(results, label)}
+        left = [label for label in labels if label not in out]
+        if len(left) == 1 and self._rule_decided(results, left[0]):
+            out.add(left[0])
+        return out | ({self.reference} if len(out) == len(labels) else set())
+
+    def _fails(self, results: Results, label: str) -> bool:
+        return answer(results, label, self.reference, self.seeds, self.rules).kind == "fails"
+
+    def _rule_decided(self, results: Results, label: str) -> bool:
+        """Whether it is better by the margin for certain, or less so for certain."""
+        nats = differences(pairs(results, label, self.reference, self.seeds), "val_loss")
+        told = judge([d + MARGIN_NATS for d in nats], within=0.0, level=self.rules.level)
+        return told.kind != "undecided"
+
+    def confirmed(self, results: Results, values: Sequence[float]) -> list[Confirmed]:
+        """The contenders, the best first; `values` are those of the study's feasible trials."""
+        sd, found = seed_sd(results, self.seeds), list[Confirmed]()
+        for one in self.contenders:
+            label = one.arm.label
+            nats = differences(pairs(results, label, self.reference, self.seeds), "val_loss")
+            found.append(
+                Confirmed(
+                    contender=one,
+                    answer=answer(results, label, self.reference, self.seeds, self.rules),
+                    nats=mean_sd(nats)[0],
+                    rule_p=self.rule_p(results, label),
+                    beaten_by=self.beaten_by(results, label),
+                    shrunken=shrunken(one.search_bpb, values, sd),
+                )
+            )
+        means = {one.arm.label: mean_of(results, one.arm.label, self.seeds) for one in self.contenders}
+        return sorted(found, key=lambda c: (not c.sound, means[c.contender.arm.label]))
+
+
+def mean_of(results: Results, label: str, seeds: Sequence[int]) -> float:
+    """Mean BPB of the runs that have a score; inf without any."""
+    scores = [run.bpb for run in in_order(results, label, seeds) if not run.reason]
+    return mean_sd(scores)[0] if scores else math.inf
+
+
+def seed_sd(results: Results, seeds: Sequence[int]) -> float:
+    """Of one seed, pooled over the arms; nan where no arm has two."""
+    scores = [[r.bpb for r in in_order(results, label, seeds) if not r.reason] for label in results]
+    squares = sum(float(np.var(s)) * len(s) for s in scores if s)
+    free = sum(len(s) - 1 for s in scores if s)
+    return math.sqrt(squares / free) if free else math.nan
+
+
+def shrunken(search_bpb: float, values: Sequence[float], sd: float) -> float:
+    """Regression to the mean of a value that was picked among `values`: see SHRUNKEN. A normal prior, fitted
+    to the better half: the worse one has a tail of configurations that nobody would pick."""
+    middle = float(np.median(values))
+    spread = float(np.mean([(v - middle) ** 2 for v in values if v <= middle]))
+    if math.isnan(sd):
+        return search_bpb
+    share = min(1.0, sd**2 / spread) if spread > 0.0 else 1.0
+    return search_bpb + (middle - search_bpb) * share
+
+
+def print_confirmed(console: Console, results: Results, found: Sequence[Confirmed], race_: Race) -> None:
+    seeds = race_.seeds
+    table = new_table("trial", "search", "shrunken", "confirmed ± sd", "seeds", "diff.", "nats", "rule, p")
+    _, score = row_of_arm(results, race_.reference, seeds)
+    scored = [run for run in in_order(results, race_.reference, seeds) if not run.reason]
+    table.add_row(race_.reference, "", "", score, str(len(scored)), "", "", "")
+    for one in found:
+        told, (runs, score) = one.answer, row_of_arm(results, one.contender.arm.label, seeds)
+        table.add_row(
+            one.contender.arm.label,
+            f"{one.contender.search_bpb:.4f}",
+            f"{one.shrunken:.4f}",
+            score,
+            str(sum(not run.reason for run in runs)),
+            f"{told.verdict.mean:+.4f}",
+            f"{one.nats:+.4f}",
+            p_text(one.rule_p),
+        )
+    say(console, "")
+    console.print(table)
+    for one in found:
+        rule = "holds" if one.rule else "does not hold"
+        beaten = f" It is worse than {one.beaten_by}, and ran no more." if one.beaten_by else ""
+        say(console, "")
+        say(
+            console,
+            f"{sentence(one.answer, race_.rules)}{beaten} The challenge's rule (better by {MARGIN_NATS} nats "
+            f"per token at p < {RULE_P}) {rule}.",
+        )
+    say(console, f"\nEvery seed's BPB, in order ({race_.reference} first):")
+    for label in (race_.reference, *(one.contender.arm.label for one in found)):
+        scores = [run.reason or f"{run.bpb:.4f}" for run in in_order(results, label, seeds)]
+        say(console, f"  {label}: {', '.join(scores)}")
+    say(console, f"\n{SHRUNKEN.format(seed_sd(results, seeds))}.")
+
+
+def number(value: float) -> float | None:
+    """As JSON has it."""
+    return value if math.isfinite(value) else None
+
+
+def store(session: Session, found: Sequence[Confirmed], results: Results, race_: Race, plan: Plan) -> None:
+    """Keeps the confirmation with the study; what was confirmed before stays, for other trials."""
+    kept: dict[str, Any] = {}
+    for one in found:
+        runs, told = in_order(results, one.contender.arm.label, race_.seeds), one.answer
+        mean, sd = mean_sd([run.bpb for run in runs if not run.reason])
+        kept[str(one.contender.number)] = {
+            "bpb": number(mean),
+            "sd": number(sd),
+            "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
+            "sound": one.sound,
+            "over": list(told.over),
+            "shrunken": one.shrunken,
+            "against": race_.reference,
+            "verdict": told.kind,
+            "difference_bpb": number(told.verdict.mean),
+            "difference_nats": number(one.nats),
+            "rule": one.rule,
+            "plan": plan.hash,
+            "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+    study = session.optuna_study
+    with creation_lock(session.url):
+        before: dict[str, Any] = study.user_attrs.get(CONFIRMED) or {}
+        study.set_user_attr(CONFIRMED, {**before, **kept})

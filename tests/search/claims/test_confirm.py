@@ -1,0 +1,185 @@
+"""confirm: the race of contenders, what is stored with the study, and that the leaderboard ranks by it."""
+
+import io
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
+
+from search.claims import confirm as module
+from search.claims.compare import Asked
+from search.claims.confirm import Confirmed, confirm, seed_sd, shrunken
+from search.claims.runs import Run
+from search.common.attributes import BASELINE, CONFIRMED, confirmed_of
+from search.common.paths import Folders
+from search.report.leaderboard import print_leaderboard
+from search.report.rows import ranked
+from search.report.status import print_status
+from search.report.trial import print_trial
+from search.session.session import Session
+from search.study.load import find_study
+from search.trainers.trainer import trainer_of
+from tests.search.fake_studies import FAKE, caddie, clear, read_trials, search, write_study
+
+KEPT = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}
+
+
+def trial_of(value: float, lr: float, **config: Any) -> FrozenTrial:
+    """A feasible trial of the fake trainer, whose true score is 2 + |lr - 0.05|·10."""
+    whole = {"preset": "laptop", "matrix_lr": lr, "seed": 1337, **config}
+    attrs = {"config": whole, "hash": f"{lr} {config}", "steps": 10, "artifact_bytes": 400_000}
+    return create_trial(
+        state=TrialState.COMPLETE,
+        value=value,
+        params={"matrix_lr": lr},
+        distributions={"matrix_lr": FloatDistribution(0.01, 0.1)},
+        constraints=KEPT,
+        user_attrs={**attrs, "train_seconds": 0.2, "eval_seconds": 0.1},
+    )
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """The luckiest trial, #0, is truly worse than #1 and #2."""
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    monkeypatch.setenv("FAKE_NOISE", "0.004")
+    stored = optuna.create_study()
+    stored.set_user_attr(BASELINE, {"val_bpb": 2.1})
+    for value, lr in ((1.99, 0.03), (2.05, 0.048), (2.06, 0.047), (2.4, 0.02), (2.5, 0.01)):
+        stored.add_trial(trial_of(value, lr))
+    path = write_study(tmp_path, "told")
+    url = f"sqlite:///{tmp_path}/none"
+    monkeypatch.setattr(module, "creation_lock", lambda _: open(tmp_path / "lock", "w"))
+    study = find_study(path)
+    return Session(study, Folders(tmp_path, "told"), url, stored, trainer_of(study))
+
+
+def confirmed(session: Session, **more: Any) -> tuple[str, list[Confirmed]]:
+    console = Console(file=io.StringIO(), width=80)
+    asked = Asked(seeds=more.pop("seeds", 8), home=session.folders.home, trainer=FAKE)
+    found = confirm(console, session, asked, top=more.pop("top", 3), against=more.pop("against", ""))
+    return console.file.getvalue(), found  # type: ignore[attr-defined]
+
+
+def printed(show: Any, *arguments: Any, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    show(console, *arguments)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_lucky_one_is_found_out(session: Session) -> None:
+    before = printed(print_leaderboard, session)
+    assert "Best: #0, 1.9900" in before
+    assert f"search.py confirm --top 3 --study {shlex.quote(session.study.path)}" in before
+    text, found = confirmed(session)
+    assert [one.contender.number for one in found] == [1, 2, 0]
+    lucky = found[-1]
+    assert lucky.beaten_by and "It is worse than #" in " ".join(text.split())
+    assert lucky.answer.verdict.pairs < 8  # it ran no more
+    assert 1.99 < lucky.shrunken < 2.05
+    assert max(map(len, text.splitlines())) <= 80
+    assert found[0].answer.base == "baseline" and "baseline" in text and "shrunken = " in text
+    assert "Every seed's BPB" in text
+
+    facts = confirmed_of(session.optuna_study)
+    assert set(facts) == {0, 1, 2} and facts[1]["bpb"] == pytest.approx(2.02, abs=0.01)
+    assert len(facts[1]["seeds"]) >= 4 and "1337" not in facts[1]["seeds"]
+    assert facts[1]["rule"] is False  # the fake's nats are all equal
+    after = printed(print_leaderboard, session)
+    assert "confirmed BPB" in after and "search value 2.0500" in after and "Best: #1, 2.0" in after
+    assert "confirm the best" not in after and "; on fresh seeds trial #1 stands -0." in after
+    rows = [line for line in after.splitlines() if line.strip().startswith("#")]
+    assert [row.split()[0] for row in rows] == ["#1", "#2", "#0", "#3", "#4"]
+    assert "1.9900" in rows[2] and "±" in rows[2] and "±" not in rows[3]  # both values
+    assert "confirmed 2.0" in printed(print_leaderboard, session, width=80)
+    assert "Best: #1, 2.0" in printed(print_status, session)
+    assert "seeds), -0." in printed(print_trial, session, 1)
+
+
+def test_the_same_question_is_answered_from_what_is_kept(session: Session) -> None:
+    first, found = confirmed(session, top=2, seeds=4)
+    before = dict(session.optuna_study.user_attrs[CONFIRMED])
+    again, same = confirmed(session, top=2, seeds=4)
+    assert "runs of this question are here already" in again
+    assert [s.answer.verdict for s in same] == [f.answer.verdict for f in found]
+    assert again.splitlines()[-4:] == first.splitlines()[-4:]
+    _, one = confirmed(session, top=1, seeds=4, against="2")
+    assert one[0].answer.base == "#2"
+    after = session.optuna_study.user_attrs[CONFIRMED]
+    assert after["0"]["against"] == "#2" and after["1"]["seeds"] == before["1"]["seeds"]
+
+
+def test_what_fails_or_is_over_a_limit_is_ranked_last(session: Session) -> None:
+    session.optuna_study.add_trial(trial_of(1.5, 0.05, run_id="diverged"))
+    session.optuna_study.add_trial(trial_of(1.6, 0.0501, run_id="big"))
+    text, _ = confirmed(session, top=4, seeds=4)
+    flat = " ".join(text.split())
+    assert "#5 fails: 2 of" in flat and "over a limit: artifact, 90,000,000 of 2,000,000 bytes" in flat
+    good, _ = ranked(session.optuna_study.trials, confirmed_of(session.optuna_study))
+    assert [t.number for t in good[:2]] == [1, 0] and {t.number for t in good[-2:]} == {5, 6}
+    board = printed(print_leaderboard, session)
+    assert "no score (2 seeds)!" in board and "Best: #1" in board
+
+
+def test_what_is_not_confirmed(session: Session) -> None:
+    with pytest.raises(ValueError, match="4 to 64"):
+        confirmed(session, seeds=2)
+    empty = Session(
+        session.study, session.folders, session.url, optuna.create_study(), trainer_of(session.study)
+    )
+    with pytest.raises(ValueError, match="Only feasible trials"):
+        confirmed(empty)
+    session.optuna_study.add_trial(trial_of(1.0, 0.03))  # the same run as #0: one contender
+    _, found = confirmed(session, top=2, seeds=4)
+    assert {one.contender.number for one in found} == {5, 1}
+
+
+def test_shrinking_takes_back_what_luck_gave() -> None:
+    """Of normal truths and noises the best of fifty keeps, on average, what the formula says."""
+    rng, gaps, raw = np.random.default_rng(2), list[float](), list[float]()
+    for _ in range(300):
+        truth = rng.normal(2.0, 0.01, 50)
+        values = truth + rng.normal(0.0, 0.01, 50)
+        k = int(values.argmin())
+        gaps.append(shrunken(float(values[k]), list(values), 0.01) - float(truth[k]))
+        raw.append(float(values[k] - truth[k]))
+    assert np.mean(raw) < -0.01 and abs(float(np.mean(gaps))) < 0.003
+    assert shrunken(1.0, [1.0, 2.0, 3.0], 0.0) == 1.0
+    assert shrunken(1.0, [1.0, 1.0], 0.1) == 1.0 and shrunken(1.0, [1.0, 2.0], math.nan) == 1.0
+
+
+def test_the_sd_of_a_seed_is_pooled() -> None:
+    def runs(*scores: float) -> dict[int, Run]:
+        return {i: Run(i, figures={"val_bpb": s}) for i, s in enumerate(scores)}
+
+    found = seed_sd({"a": runs(1.0, 3.0), "b": runs(5.0, 5.0, 5.0), "c": runs(9.0)}, range(3))
+    assert found == pytest.approx(math.sqrt(2.0 / 3.0))
+    assert math.isnan(seed_sd({"a": runs(1.0)}, range(1)))
+
+
+@pytest.mark.slow
+def test_a_study_is_confirmed_from_the_command_line(tmp_path: Path) -> None:
+    study = write_study(tmp_path, "sure")
+    options = [f"--study={study}", f"--home={tmp_path}", f"--trainer={FAKE}"]
+    quick = {"FAKE_SECONDS": "0", "FAKE_NOISE": "0.002"}
+    try:
+        assert caddie(*search(study, tmp_path, 4, 2), **quick).returncode == 0
+        ran = caddie("confirm", "--top=2", "--seeds=4", *options, **quick)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert "The challenge's rule" in ran.stdout
+        board = caddie("best", *options[:2])
+        assert "seeds), search value" in board.stdout, board.stdout + board.stderr
+        values = sorted((t["value"], t["number"]) for t in read_trials(study, tmp_path))
+        best, worst = values[0][1], values[-1][1]
+        words = [f"--trial={best}", f"--trial={worst}", "--seeds=4"]
+        ran = caddie("compare", *words, *options, **quick)
+        assert ran.returncode == 0 and f"#{worst} hurts" in ran.stdout, ran.stdout + ran.stderr
+    finally:
+        clear(tmp_path)
