@@ -7,6 +7,7 @@ in docs/claims.md. A minute of one core.
 """
 
 import argparse
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,20 @@ def null_table(studies: int) -> list[str]:
             for n in (SEEDS, LAST)
         ]
         rows.append(f"| {kind} | {' | '.join(f'{told.wrong:.2%}' for told in found)} |")
+    confirmed = [confirm_null(seeds=seeds, studies=studies) for seeds in (SEEDS, LAST)]
+    rows.append(f"| normal, `confirm` of three: anything | {' | '.join(f'{x:.2%}' for x in confirmed)} |")
     return rows
+
+
+def confirm_null(*, seeds: int, studies: int, contenders: int = 3) -> float:
+    """How often a confirmation says anything wrong where all its configurations are equal: every pair of
+    contenders, and each against the reference, under the level that search/claims/confirm.py shares out."""
+    arms = np.random.default_rng([15, seeds]).standard_normal((contenders + 1, studies, seeds))
+    both = list(itertools.combinations(range(contenders + 1), 2))
+    wrong = np.zeros(studies, dtype=bool)
+    for a, b in both:
+        wrong |= decisions(arms[a] - arms[b], within=0.0, level=LEVEL / len(both))[0] >= 0
+    return float(wrong.mean())
 
 
 def power_table(studies: int) -> list[str]:

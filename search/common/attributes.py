@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from optuna import Study
     from optuna.trial import FrozenTrial
 
 # -- of a study (user attributes)
@@ -75,12 +74,6 @@ def result_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
         return found  # pyright: ignore[reportUnknownVariableType]
     result = {key: attrs[key] for key in (*FIGURES, STAGE_SECONDS) if key in attrs}
     return {**result, HARDWARE: hardware_of(trial)} if result else None
-
-
-def confirmed_of(study: Study) -> dict[int, Mapping[str, Any]]:
-    """trial's number -> its confirmation: `bpb` (mean over fresh seeds), `sd`, `seeds`, `sound`, …"""
-    found = cast("Mapping[str, Mapping[str, Any]]", study.user_attrs.get(CONFIRMED) or {})
-    return {int(number): facts for number, facts in found.items()}
 
 
 def hardware_of(trial: FrozenTrial) -> str:

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES, confirmed_of
+from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
 from search.common.paths import DEFAULT_STUDY, shown
-from search.report.rows import Row, confirmed_text, ranked, reuse_of_study, row_of
+from search.report.rows import Row, confirmed_of, confirmed_text, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
 from search.study.limits import LIMITS, Limit
 

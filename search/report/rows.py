@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes
@@ -47,6 +48,12 @@ def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
         findings=tuple(cast("list[str]", attrs.get(attributes.FINDINGS, []))),
         confirmed=confirmed_text(facts) if facts else "",
     )
+
+
+def confirmed_of(study: optuna.Study) -> Confirmations:
+    """trial's number -> its confirmation: `bpb` (mean over fresh seeds), `sd`, `seeds`, `sound`, …"""
+    found = cast("Mapping[str, Mapping[str, Any]]", study.user_attrs.get(attributes.CONFIRMED) or {})
+    return {int(number): facts for number, facts in found.items()}
 
 
 def confirmed_text(facts: Mapping[str, Any]) -> str:

@@ -6,10 +6,10 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.markup import escape
 
-from search.common.attributes import REASON, confirmed_of
+from search.common.attributes import REASON
 from search.report.leaderboard import old_bytes, print_reproduce
 from search.report.pruning import pruning_summary
-from search.report.rows import overhead_of_study, ranked, reuse_of_study, snapshot
+from search.report.rows import confirmed_of, overhead_of_study, ranked, reuse_of_study, snapshot
 from search.session.session import Session
 from search.study.limits import LIMITS, has_failed
 

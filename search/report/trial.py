@@ -21,11 +21,10 @@ from search.common.attributes import (
     STEPS,
     TECHNIQUES,
     WORKER,
-    confirmed_of,
 )
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
-from search.report.rows import confirmed_text, reuse_of_trial, short
+from search.report.rows import confirmed_of, confirmed_text, reuse_of_trial, short
 from search.session.session import Session
 from search.study.limits import Limits
 

@@ -7,6 +7,7 @@ def test_bars() -> None:
     for kind in ("normal", "heavy tails (t, 4 degrees)"):
         null = claims.simulate(kind, effect=0.0, shared=0.0, within=0.0, seeds=64, studies=8000)
         assert null.wrong < 0.013, kind  # 1 % and three standard errors
+    assert claims.confirm_null(seeds=64, studies=8000) < 0.013
     three = claims.simulate("normal", effect=3.0, shared=0.0, within=0.0, seeds=claims.SEEDS, studies=2000)
     assert three.differs >= 0.9 and three.wrong == 0.0 and three.mean_seeds < 8
 

@@ -17,10 +17,10 @@ from search.claims import confirm as module
 from search.claims.compare import Asked
 from search.claims.confirm import Confirmed, confirm, seed_sd, shrunken
 from search.claims.runs import Run
-from search.common.attributes import BASELINE, CONFIRMED, confirmed_of
+from search.common.attributes import BASELINE, CONFIRMED
 from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard
-from search.report.rows import ranked
+from search.report.rows import confirmed_of, ranked
 from search.report.status import print_status
 from search.report.trial import print_trial
 from search.session.session import Session
