@@ -3,6 +3,7 @@
 import io
 import math
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,13 @@ def test_the_sd_of_a_seed_is_pooled() -> None:
 def test_a_study_is_confirmed_from_the_command_line(tmp_path: Path) -> None:
     study = write_study(tmp_path, "sure")
     options = [f"--study={study}", f"--home={tmp_path}", f"--trainer={FAKE}"]
-    quick = {"FAKE_SECONDS": "0", "FAKE_NOISE": "0.002"}
+
+    def quick(*words: object) -> subprocess.CompletedProcess[str]:
+        return caddie(*words, FAKE_SECONDS="0", FAKE_NOISE="0.002")
+
     try:
-        assert caddie(*search(study, tmp_path, 4, 2), **quick).returncode == 0
-        ran = caddie("confirm", "--top=2", "--seeds=4", *options, **quick)
+        assert quick(*search(study, tmp_path, 4, 2)).returncode == 0
+        ran = quick("confirm", "--top=2", "--seeds=4", *options)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert "The challenge's rule" in ran.stdout
         board = caddie("best", *options[:2])
@@ -179,7 +183,7 @@ def test_a_study_is_confirmed_from_the_command_line(tmp_path: Path) -> None:
         values = sorted((t["value"], t["number"]) for t in read_trials(study, tmp_path))
         best, worst = values[0][1], values[-1][1]
         words = [f"--trial={best}", f"--trial={worst}", "--seeds=4"]
-        ran = caddie("compare", *words, *options, **quick)
+        ran = quick("compare", *words, *options)
         assert ran.returncode == 0 and f"#{worst} hurts" in ran.stdout, ran.stdout + ran.stderr
     finally:
         clear(tmp_path)
