@@ -39,7 +39,7 @@ class Answer:
     kind: Literal["helps", "hurts", "same", "undecided", "fails", "base fails"]
     verdict: Verdict
     failed: Mapping[str, Sequence[Run]] = field(default_factory=dict[str, Sequence[Run]])  # of arm and base
-    over: Sequence[str] = ()  # limits that the arm is over, in words
+    over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])  # limits, in words
 
 
 def answer(results: Results, arm: str, base: str, seeds: Sequence[int], rules: Rules) -> Answer:
@@ -52,7 +52,8 @@ def answer(results: Results, arm: str, base: str, seeds: Sequence[int], rules: R
         kind = "fails"
     elif kind != "helps" and given_up(failed[base], decided=kind != "undecided"):
         kind = "base fails"
-    return Answer(arm, base, kind, verdict, failed, over_limits([a for a, _ in found], rules.limits))
+    over = {name: over_limits(in_order(results, name, seeds), rules.limits) for name in (arm, base)}
+    return Answer(arm, base, kind, verdict, failed, over)
 
 
 def given_up(failed: Sequence[Run], *, decided: bool) -> bool:
@@ -95,7 +96,7 @@ def sentence(told: Answer, rules: Rules) -> str:
             text += f" Where both have a score, {measured.replace('val_bpb', 'val_bpb of ' + told.arm)}."
     others = [one for one in told.failed if told.failed[one] and f"{one} fails" not in text]
     text += "".join(f" {one}: {failures_text(told, one)}." for one in others)
-    return text + (f" But it is over a limit: {'; '.join(told.over)}." if told.over else "")
+    return text + "".join(f" {who} is over a limit: {'; '.join(w)}." for who, w in told.over.items() if w)
 
 
 def more_text(v: Verdict) -> str:

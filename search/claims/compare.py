@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -11,19 +11,30 @@ from rich.table import Table
 
 from search.claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
 from search.claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
-from search.claims.race import Results, Settled, Tell, mean_sd, race
-from search.claims.runs import Place, Plan, Run, Runner, alone, register, timeout_of
+from search.claims.race import Results, Settled, Tell, in_order, mean_sd, race
+from search.claims.runs import (
+    Place,
+    Plan,
+    Run,
+    Runner,
+    alone,
+    number,
+    register,
+    timeout_of,
+    write_json,
+)
 from search.claims.sequential import FIRST, LAST, LEVEL, WITHIN
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
-from search.common.paths import shown
+from search.common.paths import ROOT, shown
 from search.session.session import Session
 from search.stage_cache.reuse import Reuse, open_reuse
 from search.study.model import Study
 from search.workers.prepare import check_data
-from techniques.config import Resolved
+from techniques.config import Config, Resolved
 
 DEFAULT_PRESET = "laptop"
+PUBLISHED = "fineweb10B"  # the challenge's export
 SEEDS = 12  # of each arm at most, where nobody says
 
 
@@ -77,7 +88,29 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
     results = run_all(console, plan, arms, place, seeds=seeds, settled=settled)
     told = answers(results)
     print_answers(console, results, told, seeds, rules)
+    write_json(plan.folder / "answer.json", as_facts(results, told, seeds, rules))
     return told
+
+
+def as_facts(
+    results: Results, told: Sequence[Answer], seeds: Sequence[int], rules: Rules
+) -> dict[str, object]:
+    """What was answered and from which runs, for a machine; null where there is no number."""
+    labels = [told[0].base, *(one.arm for one in told)]
+
+    def facts_of(one: Answer) -> dict[str, object]:
+        figures = {name: number(value) for name, value in vars(one.verdict).items() if name != "kind"}
+        whole = figures | {"p": rules.p_of(one.verdict), "level": rules.level, "within": rules.within}
+        return {
+            "arm": one.arm,
+            "base": one.base,
+            "answer": one.kind,
+            "sentence": sentence(one, rules),
+            **whole,
+        }
+
+    runs = {label: [asdict(run) for run in in_order(results, label, seeds)] for label in labels}
+    return {"answers": [facts_of(one) for one in told], "runs": runs}
 
 
 def check_seeds(seeds: int) -> None:
@@ -95,8 +128,7 @@ def place_of(resolved: Resolved, asked: Asked, study: Study | None) -> Place:
             f'The runs demand a GPU (device = "cuda"; {each} each), but this machine shows none.'
         )
     if asked.trainer is None:
-        seq_len = max(config.train_seq_len, config.eval_seq_len)
-        check_data(config.data_path, config.tokenizer_path, vocab_size=config.vocab_size, seq_len=seq_len)
+        check_data_of(config)
     return Place(
         home=asked.home,
         ranks=each,
@@ -105,6 +137,21 @@ def place_of(resolved: Resolved, asked: Asked, study: Study | None) -> Place:
         timeout_s=study.timeout_seconds if study else timeout_of(resolved),
         trainer=asked.trainer,
     )
+
+
+def check_data_of(config: Config) -> None:
+    """ValueError with the way to the data where it is not here; the default corpus is built."""
+    seq_len = max(config.train_seq_len, config.eval_seq_len)
+    try:
+        check_data(config.data_path, config.tokenizer_path, vocab_size=config.vocab_size, seq_len=seq_len)
+    except ValueError as error:
+        folder, _, variant = Path(config.data_path).name.partition("_")
+        if folder != PUBLISHED or (ROOT / config.data_path).is_dir():
+            raise
+        raise ValueError(
+            f"The runs read {config.data_path}, but it is not here. Download it: python -m corpus download "
+            f"--variant {variant} --train-shards 1. Or compare on another --base."
+        ) from error
 
 
 def print_plan(console: Console, plan: Plan, arms: Sequence[Arm], seeds: int, place: Place) -> None:

@@ -20,7 +20,7 @@ from search.claims.answers import Answer, Rules, answer, p_text, row_of_arm, sen
 from search.claims.arms import Arm, arm_of_source, arm_of_study, arm_of_trial
 from search.claims.compare import Asked, check_seeds, new_table, place_of, print_plan, run_all, say
 from search.claims.race import Results, differences, in_order, mean_sd, pairs
-from search.claims.runs import Plan, register
+from search.claims.runs import Plan, number, register
 from search.claims.sequential import LEVEL, best_p, judge
 from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
 from search.report.rows import ranked
@@ -64,7 +64,7 @@ class Confirmed:
     @property
     def sound(self) -> bool:
         """Whether it ends and keeps the study's limits."""
-        return self.answer.kind != "fails" and not self.answer.over
+        return self.answer.kind != "fails" and not self.answer.over[self.contender.arm.label]
 
 
 def confirm(console: Console, session: Session, asked: Asked, *, top: int, against: str) -> list[Confirmed]:
@@ -234,11 +234,6 @@ def print_confirmed(console: Console, results: Results, found: Sequence[Confirme
     say(console, f"\n{SHRUNKEN.format(seed_sd(results, seeds))}.")
 
 
-def number(value: float) -> float | None:
-    """As JSON has it."""
-    return value if math.isfinite(value) else None
-
-
 def store(session: Session, found: Sequence[Confirmed], results: Results, race_: Race, plan: Plan) -> None:
     """Keeps the confirmation with the study; what was confirmed before stays, for other trials."""
     kept: dict[str, Any] = {}
@@ -250,7 +245,7 @@ def store(session: Session, found: Sequence[Confirmed], results: Results, race_:
             "sd": number(sd),
             "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
             "sound": one.sound,
-            "over": list(told.over),
+            "over": list(told.over[one.contender.arm.label]),
             "shrunken": one.shrunken,
             "against": race_.reference,
             "verdict": told.kind,

@@ -125,6 +125,11 @@ def write_json(path: Path, value: object) -> None:
     beside.replace(path)
 
 
+def number(value: float) -> float | None:
+    """As JSON has it."""
+    return value if math.isfinite(value) else None
+
+
 @contextmanager
 def alone(folder: Path) -> Generator[None]:
     """One process answers a question at a time. ValueError for a second one."""

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from search.claims.race import Chains
 from search.stage_cache.addresses import Ground
 from search.stage_cache.reuse import Reuse
 from search.stage_cache.store import Store
-from tests.search.fake_studies import FAKE, begin, caddie, wait_for
+from search.study.load import find_study
+from techniques.config import Config
+from tests.search.fake_studies import FAKE, begin, caddie, wait_for, write_study
 
 Ask = Callable[..., tuple[str, list[Answer]]]
 
@@ -54,6 +57,9 @@ def test_an_effect_is_told_once_it_is_clear_and_kept(ask: Ask, tmp_path: Path) -
     (plan,) = tmp_path.glob("runs/compare/*/plan.json")
     kept = json.loads(plan.read_text())
     assert len(set(kept["seeds"])) == 64 and 1337 not in kept["seeds"] and kept["registered"]
+    facts = json.loads((plan.parent / "answer.json").read_text())
+    assert facts["answers"][0]["answer"] == "helps" and facts["answers"][0]["mean"] == told.verdict.mean
+    assert [run["seed"] for run in facts["runs"]["matrix_lr=0.02"]][:4] == kept["seeds"][:4]
     done = outcomes(tmp_path)
     assert {int(p.parent.name) for p in done} <= set(kept["seeds"][: told.verdict.pairs + 2])
     config = json.loads((done[0].parent / "config.json").read_text())
@@ -110,6 +116,23 @@ def test_a_trainer_that_refuses_or_crashes(ask: Ask, tmp_path: Path) -> None:
         ask(str(tmp_path / "refuse.json"))
     _, (told,) = ask(str(tmp_path / "crash.json"))
     assert told.kind == "fails" and told.failed["crash"][0].reason == "crashed twice"
+
+
+def test_a_study_gives_the_base_and_the_limits(ask: Ask, tmp_path: Path) -> None:
+    study = find_study(write_study(tmp_path, "large", "big"))
+    text, (told,) = ask("matrix_lr=0.02", study=study)
+    flat = " ".join(text.split())
+    assert (told.base, told.kind) == ("large", "hurts")
+    assert "matrix_lr=0.02 is over a limit: artifact, 90,000,000 of 2,000,000 bytes." in flat
+    assert "large is over a limit" in flat
+
+
+def test_data_that_is_not_here_is_told(tmp_path: Path) -> None:
+    config = replace(Config(), data_path=str(tmp_path / "fineweb10B_sp512"), tokenizer_path="none")
+    with pytest.raises(ValueError, match="corpus download --variant sp512 --train-shards 1"):
+        module.check_data_of(config)
+    with pytest.raises(ValueError, match="is no folder"):
+        module.check_data_of(replace(config, data_path=str(tmp_path / "mine")))
 
 
 def test_the_number_of_seeds_has_ends(ask: Ask) -> None:
