@@ -230,8 +230,9 @@ def compiled_or_eager(graph: Any, eager: Any, config: Config, world: World) -> C
             return eager(*args)
         try:
             return graph(*args)
-        except torch._dynamo.exc.BackendCompilerFailed as error:  # type: ignore[attr-defined]
-            why = str(error).splitlines()[0]
+        except (torch._dynamo.exc.BackendCompilerFailed, OSError, ImportError) as error:  # type: ignore[attr-defined]
+            cause = getattr(error, "inner_exception", error)
+            why = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
             if config.compile == "on":
                 raise Unavailable(
                     f"`compile` is on, but nothing can be compiled here: {why}. It takes a C++ compiler and "
