@@ -90,6 +90,7 @@ class Loader:
             part = torch.from_numpy(tokens[i].astype(np.int64))
             if self.world.device.type == "cuda":  # from pinned memory the copy waits for nobody
                 part = part.pin_memory().to(self.world.device, non_blocking=True)
+            self.world.ledger.taken("train")
             yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
 
 

@@ -122,6 +122,15 @@ class Ledger:
             entry["first"], entry["end"] = min(entry["first"], first), max(entry["end"], first + count)
             entry["to_s"] = now
 
+    def taken(self, split: str) -> None:
+        """A part of what `note` told is handed over only now."""
+        entry = self.entries.get((self.stage, self.reader, split))
+        if entry is None:
+            self.note(split, 0, 0)
+        else:
+            self.reads += 1
+            entry["untimed"] += not self.clocks
+
     @contextmanager
     def report(self, model: Any) -> Iterator[None]:
         """Validation tokens are read in here for people, and no weight may move."""
