@@ -46,6 +46,7 @@ PASSPORT_FIELDS = (
     "data_id",
     "torch",
     "device",
+    "device_type",
     "attention",
     "compute_dtype",
     "world_size",

@@ -247,7 +247,8 @@ class LogReader:
 
     def train_seconds(self, end_s: float) -> tuple[float, str]:
         """(timed training in s, where it is from): the printed train_time, else the clock between the first
-        and the last step line, else all `end_s` seconds of the process."""
+        and the last step line, else all `end_s` seconds of the process. Always the clock's, on a CPU too: how
+        much of the processor another trainer's timed part took is not known."""
         if self.train_s > 0.0:
             return self.train_s, "train_time"
         if self.first_step_at_s is not None and self.last_step_at_s is not None:
