@@ -147,9 +147,9 @@ class Limits:
         return dataclasses.replace(self, **seconds)
 
     def timeout_seconds(self) -> float:
-        """Seconds on the clock, on a CPU too, after which a trial's processes are killed."""
+        """Seconds on the clock, on a CPU too, after which a trial hangs, however busy the machine is."""
         both = self.train_seconds + self.eval_seconds
-        return 3.0 * both + 120.0 if math.isfinite(both) else 3600.0
+        return 10.0 * both + 120.0 if math.isfinite(both) else 3600.0
 
     def summary(self) -> str:
         """400,000 bytes, 12 s training, 8 s evaluation."""

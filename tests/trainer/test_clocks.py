@@ -384,3 +384,15 @@ def test_the_machines_load_is_not_timed(tiny: dict[str, str], tmp_path: Path) ->
     assert result["train_seconds"] + result["eval_seconds"] <= used_s
     assert stages["train"]["true"] > 1.5 * stages["train"]["timed"] > 0.0
     assert result["train_seconds"] == stages["train"]["timed"] + stages["quantize"]["timed"]
+    try:
+        assert (
+            train_gpt.main(arguments(settings)) == 0
+        )  # resumed: nothing is trained or scored, and nothing changes
+    finally:
+        torch.set_num_threads(threads)
+    again = json.loads((tmp_path / "result.json").read_text())
+    assert again["reused"] == ["train", "quantize", "pack", "evaluate"]
+    assert {s: again["stage_seconds"][s] for s in ("train", "quantize", "evaluate")} == {
+        s: stages[s] for s in ("train", "quantize", "evaluate")
+    }
+    assert all(again[name] == result[name] for name in ("train_seconds", "eval_seconds"))
