@@ -11,6 +11,7 @@ import train_gpt
 from techniques import catalog
 from techniques._windows import score_sliding, windows
 from techniques.base import Unavailable
+from techniques.config import Config
 from tests.conftest import run_trainer
 from tests.techniques.evaluation_rig import single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
@@ -114,7 +115,7 @@ def broken(_graph, _inputs):
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_a_graph_that_cannot_be_compiled_is_an_error_or_eager_with_a_reason(mode):
-    model, world, config = tiny_model(), single(), SimpleNamespace(compile=mode)
+    model, world, config = tiny_model(), single(), Config(compile=mode)
     torch._dynamo.reset()
     run = compiled_or_eager(torch.compile(model.hidden, backend=broken), model.hidden, config, world)
     ids = torch.randint(64, (2, 8))
