@@ -8,7 +8,6 @@ technique does may depend on a row's length (partial_rope picks its table by it)
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,17 +55,18 @@ class CompiledHidden:
         return self.graph(F.pad(ids, (0, 0, 0, self.rows - rows)))[:rows]
 
 
-def compile_scoring(run: Any, resolved: Any, scorer: str | None) -> float:
-    """Compile the forward of an evaluation that is long enough; the seconds it took. Like the warm-up of the
-    training it reads no data, and is no part of the timed seconds."""
-    start, c = time.perf_counter(), resolved.config
+def compile_scoring(run: Any, resolved: Any, scorer: str | None, clock: Any) -> None:
+    """Compile the forward of an evaluation that is long enough, while the clock stands still: like the warm-up
+    of the training it reads no data."""
+    c = resolved.config
     passes = 1.0 + (resolved.costs[scorer].eval_passes if scorer in resolved.costs else 0.0)
     if not compiles(c, run.world) or passes * run.num_positions < COMPILE_FROM_TOKENS * run.world.size:
-        return 0.0
+        return
     run.hidden = compiled = CompiledHidden(run.model, run.batch_seqs, run.seq_len)
     compiled.graph = compiled_or_eager(compiled.graph, run.model.hidden, c, run.world)
+    clock.stop()
     compiled.warm_up(c.vocab_size)
-    return time.perf_counter() - start
+    clock.start()
 
 
 @torch.no_grad()

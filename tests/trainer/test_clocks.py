@@ -24,6 +24,7 @@ from conformance.lab import Lab, write_corpus
 from techniques.base import SEAMS, Legality, Technique, Verdict, claims
 from techniques.config import Config
 from tests.conftest import arguments
+from trainer import scoring
 from trainer.artifact import RoundToNearest, ZlibCodec, round_to_nearest
 from trainer.muon import Muon
 from trainer.stream import TokenStream
@@ -35,7 +36,10 @@ EXPECTED = {
     *(("train", "steps", place) for place in TRAIN.split(",")),
     ("train", "audit", "averaged weights"),
     *(("quantize", "calibration", place) for place in ("calibrate", "bits", "round", "correct")),
-    *(("evaluate", "slow", p) for p in "decompress,build,forward,tokens,scorer,begin,end,bytes".split(",")),
+    *(
+        ("evaluate", "slow", p)
+        for p in "decompress,build,forward,tokens,compile,scorer,begin,end,bytes".split(",")
+    ),
 }
 
 
@@ -226,7 +230,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     found = Lab(write_corpus(tmp_path_factory.mktemp("clocks")))
     found.data = SlowData(found.data)
     Place.ledger = found.world.ledger
-    yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "compiles", lambda *_: bool(Place.reached("compile")))
+        yield found
     torch.set_num_threads(threads)
 
 

@@ -101,8 +101,11 @@ def test_only_a_long_evaluation_is_compiled(monkeypatch, mode, scorer, from_toke
     run = Evaluation(tiny_model(), tiny_tokens(90), 32, 4, single())
     costs = {"many": SimpleNamespace(eval_passes=9.0)}  # ten passes of 90 positions
     resolved = SimpleNamespace(config=SimpleNamespace(compile=mode, vocab_size=64), costs=costs)
-    seconds = compile_scoring(run, resolved, scorer)
-    assert isinstance(run.hidden, CompiledHidden) == compiles == (seconds > 0)
+    told = []
+    clock = SimpleNamespace(stop=lambda: told.append("stop"), start=lambda: told.append("start"))
+    compile_scoring(run, resolved, scorer, clock)
+    assert isinstance(run.hidden, CompiledHidden) == compiles
+    assert told == (["stop", "start"] if compiles else [])  # the clock stands still only to compile
     assert not run.written.any()
 
 
@@ -137,7 +140,8 @@ def test_a_scoring_that_cannot_be_compiled_is_eager_where_auto_was_asked(monkeyp
     torch._dynamo.reset()
     plain, run = (Evaluation(tiny_model(), tiny_tokens(90), 32, 4, single()) for _ in range(2))
     config = SimpleNamespace(compile="auto", vocab_size=64)
-    compile_scoring(run, SimpleNamespace(config=config, costs={}), None)
+    clock = SimpleNamespace(stop=lambda: None, start=lambda: None)
+    compile_scoring(run, SimpleNamespace(config=config, costs={}), None, clock)
     for scored in (plain, run):
         train_gpt.PlainScorer().score(scored)
     assert len(run.world.not_compiled) == 1 and torch.equal(run.nll, plain.nll)
