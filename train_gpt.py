@@ -795,7 +795,8 @@ class Trainer:
     @torch.no_grad()
     def probe_loss(self) -> float:
         """The training loss of the model as it stands, on the audit's batch, nats per token."""
-        check_finite("the training loss of the exported weights", loss := self.model(*self.probe))
+        loss = self.model(*self.probe)
+        check_finite("the training loss of the exported weights", loss)
         return float(loss)
 
 

@@ -56,8 +56,8 @@ class CompiledHidden:
 
 
 def compile_scoring(run: Any, resolved: Any, scorer: str | None, clock: Any) -> None:
-    """Compile the forward of an evaluation that is long enough, while the clock stands still: like the warm-up
-    of the training it reads no data."""
+    """Compile the forward of an evaluation that is long enough, while the clock stands still: like the
+    warm-up of the training it reads no data."""
     c = resolved.config
     passes = 1.0 + (resolved.costs[scorer].eval_passes if scorer in resolved.costs else 0.0)
     if not compiles(c, run.world) or passes * run.num_positions < COMPILE_FROM_TOKENS * run.world.size:

@@ -32,14 +32,12 @@ from trainer.world import Clock, World
 
 BUSY = 0.12  # s of a place
 TRAIN = "loader,forward,phase,loss,stepper,lr_scale,hyper_at,orthogonalize,gradients,step,average,update"
+EVALUATE = "decompress,build,forward,tokens,compile,scorer,begin,end,bytes"
 EXPECTED = {
     *(("train", "steps", place) for place in TRAIN.split(",")),
     ("train", "audit", "averaged weights"),
     *(("quantize", "calibration", place) for place in ("calibrate", "bits", "round", "correct")),
-    *(
-        ("evaluate", "slow", p)
-        for p in "decompress,build,forward,tokens,compile,scorer,begin,end,bytes".split(",")
-    ),
+    *(("evaluate", "slow", place) for place in EVALUATE.split(",")),
 }
 
 
@@ -290,14 +288,16 @@ def test_only_laps_that_read_data_are_paid_by_the_budget(lab: Lab, monkeypatch: 
 
 def test_an_evaluation_clock_that_starts_late_is_caught(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Clock):
-        late = False
-
         def start(self) -> None:
-            if self.late or self.world.ledger.stage != "evaluate":
+            if self.world.ledger.stage != "evaluate":
                 super().start()
-            self.late = True
+
+    def start_and_compile(run: Any, resolved: Any, scorer: str, clock: Clock) -> None:
+        Clock.start(clock)
+        scoring.compile_scoring(run, resolved, scorer, clock)
 
     monkeypatch.setattr(train_gpt, "Clock", Late)
+    monkeypatch.setattr(train_gpt, "compile_scoring", start_and_compile)
     only_of(monkeypatch, "evaluate")
     assert missed(lab, BUSY)["evaluate"] > 2 * BUSY
     told = "evaluate: slow read 65 validation tokens while no timed clock ran"
