@@ -858,7 +858,7 @@ def quantize(
     check_finite("a trained weight", *weights.values())
     load_weights(model, weights)
     quantizer: Quantizer = seams.slot("quantizer", RoundToNearest)
-    with seams.ledger.lap():
+    with seams.ledger.lap(model):
         quantizer.calibrate(model, batches)
     seams.note_of("quantizer", calibrate_s=seams.ledger.lap_s)
     roles: dict[str, str] = {n: p.role for n, p in model.named_parameters() if p.role != "aux"}  # type: ignore[attr-defined]
@@ -870,13 +870,13 @@ def quantize(
         and w.numel() >= seams.resolved.config.quantize_min_numel
     }
     export = Export(weights, roles, quantizer.hessians, seams)
-    with seams.ledger.lap():
+    with seams.ledger.lap(model):
         bits = seams.chain("tensor_bits", bits, export)
-    with seams.ledger.lap():
+    with seams.ledger.lap(model):
         packed = round_tensors(export, bits, quantizer)
     check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
     seams.note_of("quantizer", **quantizer.facts)
-    with seams.ledger.lap():
+    with seams.ledger.lap(model):
         packed = seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
     return packed, {"quantized_elements": sum(weights[n].numel() for n in bits)}
 

@@ -11,7 +11,8 @@ which must leave every weight as it was (sums are compared), and by the scorer. 
 read with gradients on before its score was written is a finding, too.
 
 A read must lie in a timed span, but for those that LEDGER_UNTIMED names. Quantising is timed by laps: a lap
-in which data were read counts whole, another one does not, whatever the quantiser says of itself.
+in which data were read counts whole, another one does not, whatever the quantiser says of itself. Once data
+were read, a lap in which the model runs counts, too.
 
 Not seen: a reader that keeps tokens from one stage to the next; shards that are opened by no Python code
 (torch.from_file, a library of its own, another process), as long as no map of them lasts; a read of a
@@ -86,18 +87,26 @@ class Ledger:
         self.clocks += clocks
 
     @contextmanager
-    def lap(self) -> Iterator[None]:
-        """A timed span that counts if data are read in it."""
+    def lap(self, model: Any) -> Iterator[None]:
+        """A timed span that counts if data are read in it, or if the model runs in it once data were read:
+        they may have been kept."""
+        kept = self.calibrated_s > 0.0
+        hook = model.blocks[0].register_forward_pre_hook(lambda *_: self._used()) if kept else None
         self.settle()
         before, self.lap_began = self.reads, self.seconds()
         self.timing(1)
         try:
             yield
         finally:
+            if hook is not None:
+                hook.remove()
             self.settle()
             self.timing(-1)
             self.lap_s, self.lap_began = self.seconds() - self.lap_began, None
             self.calibrated_s += self.lap_s if self.reads > before else 0.0
+
+    def _used(self) -> None:
+        self.reads += 1
 
     def calibrating(self, timed_s: float) -> None:
         """Calibration reads from here on; training used `timed_s` of the budget."""

@@ -283,6 +283,26 @@ def test_only_laps_that_read_data_are_paid_by_the_budget(lab: Lab, monkeypatch: 
     assert lab.world.ledger.calibrated_s == 0.0
 
 
+class Deferred(RoundToNearest):
+    """Takes its batches at once, and works on them when it rounds."""
+
+    def calibrate(self, model: Any, batches: Any) -> None:
+        self.model, self.kept = model, next(iter(batches))[0]
+
+    def quantize(self, name: str, weight: Any, bits: int, rule: Any) -> Any:
+        with torch.no_grad():
+            self.model.hidden(self.kept)
+        Place.reached("round")
+        return round_to_nearest(weight, bits, rule)
+
+
+def test_a_calibration_that_is_put_off_is_paid_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slow, "quantizer", lambda self: Deferred())
+    monkeypatch.setattr(Reads, "places", ())
+    monkeypatch.setattr(sys.modules[__name__], "EXPECTED", {("quantize", "calibration", "round")})
+    assert missed(lab, BUSY)["quantize"] <= 0.0
+
+
 # -- planted defects ---------------------------------------------------------------------------------------
 
 
