@@ -35,7 +35,9 @@ from techniques.config import TRAINER_FIELDS, Resolved
 
 # Receivers, keywords and calls that serve the audit, the ledger and machine-read files
 LAB = {"audit", "ledger", "differ", "noun"}
-LAB_CALLS = set("metrics write_json filled changed note note_of note_steps forget_steps averaged".split())
+LAB_CALLS = set(
+    "averaged changed check_finite filled forget_steps metrics note note_of note_steps write_json".split()
+)
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
 TEMPLATES = ROOT / "runs" / ".templates"
 UNDECIDED = (*HEARD, "device", "attention", "compile", "compute_dtype")
@@ -130,6 +132,8 @@ class Run:
         log(f"peak memory allocated: {{torch.cuda.max_memory_allocated() // 2**20}} MiB")
         world.close()
         return 0
+def compiled_or_eager(graph, eager, config, world):
+    return graph
 def main(argv):
     return Run(settings_from()).go()
 """
@@ -142,6 +146,9 @@ class Seams:
         for technique in self.entering(seam):
             value = getattr(technique, seam)(value, *rest)
         return value
+class World:
+    def seconds(self):
+        return time.perf_counter()
 class Trainer:
     def audit_schedule_and_model(self):
         next(self.loader.step())  # the audit's batch: what calibrates comes behind it

@@ -301,6 +301,9 @@ class Technique:
     def check(self, shape: Shape) -> None:
         """Raise ValueError for settings that this shape cannot take."""
 
+    def check_data(self, num_positions: int) -> None:
+        """Before training: raise Unavailable for settings that so few scored positions cannot take."""
+
     def verdict(self) -> Legality:
         """The legality of these settings."""
         return self.legality
