@@ -2,16 +2,11 @@
 
 The file needs torch, numpy, sentencepiece and its codec, nothing of this project. Its settings are a literal;
 `--name value`, a configuration file and the standard variables still change whatever exists in it.
-Compressed, it is two lines that unpack and run the same code without docstrings. Code bytes are the size of
-the file that runs.
 """
 
 from __future__ import annotations
 
-import ast
-import base64
 import dataclasses
-import lzma
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,12 +62,6 @@ def submitted_script(resolved: Resolved) -> bytes:
     """This file."""
     return Path(__file__).read_bytes()
 '''
-UNPACK = (
-    "import base64,linecache,lzma\n"
-    'n="<train_gpt>";s=lzma.decompress(base64.b85decode("{data}")).decode();'
-    "linecache.cache[n]=len(s),None,s.splitlines(True),n;"  # inspect, which Triton uses, finds it there
-    'exec(compile(s,n,"exec"))\n'
-)
 
 
 def literal_of(resolved: Resolved) -> dict[str, Any]:
@@ -111,24 +100,6 @@ def bundle(resolved: Resolved) -> str:
     return inline(ROOT, "train_gpt", replaced=replaced)
 
 
-def without_docstrings(source: str) -> str:
-    """The text less the docstrings that --help does not print: the module's and the techniques' stay."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            if not (isinstance(node, ast.ClassDef) and "Technique" in map(ast.unparse, node.bases)):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def compressed(source: str) -> str:
-    """Two lines that unpack `source`, less its docstrings, and run it."""
-    source = without_docstrings(source)
-    best = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
-    packed = lzma.compress(source.encode(), format=lzma.FORMAT_ALONE, filters=[best])
-    return UNPACK.format(data=base64.b85encode(packed).decode())
-
-
 def resolve_source(*, preset: str, file: Path | None) -> Resolved:
     """The configuration of a preset, or of a file that may name one."""
     layer = read_layer(file) if file else {}
@@ -140,11 +111,10 @@ def resolve_source(*, preset: str, file: Path | None) -> Resolved:
     return resolve({"preset": read_preset(preset) if preset else {}, "file": layer}, known)
 
 
-def export(resolved: Resolved, folder: Path, *, compress: bool) -> Path:
+def export(resolved: Resolved, folder: Path) -> Path:
     """Writes folder/train_gpt.py. ValueError when there is one already."""
     check_free(folder)
-    text = bundle(resolved)
-    return write(folder, (compressed(text) if compress else text).encode())
+    return write(folder, bundle(resolved).encode())
 
 
 def check_free(folder: Path) -> None:

@@ -83,8 +83,7 @@ def run(
         str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
     ] = "",
     niceness: Annotated[
-        int,
-        typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine."),
+        int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
     ] = 0,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
@@ -111,11 +110,7 @@ def run(
         run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
 
 
-def read(
-    context: typer.Context,
-    options: StudyOptions,
-    then: Callable[[Console, Session], None],
-) -> None:
+def read(context: typer.Context, options: StudyOptions, then: Callable[[Console, Session], None]) -> None:
     """Opens a study that was begun, and only reads it. Nothing that it reads becomes garbage before its end:
     not to look for any saves a tenth of the time."""
     gc.disable()
@@ -136,10 +131,7 @@ def read(
 
 @app.command()
 def status(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
     """How far the study is, what failed and why, what a trial costs beside its work."""
     from search.report.status import print_status
@@ -185,10 +177,7 @@ def show(
 
 @app.command()
 def costs(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
     """Predicted bytes and seconds against measured ones: errors, bias, how often the bound held."""
     from search.report.costs import print_costs
@@ -260,9 +249,6 @@ def export(
             "and to change, with every setting on its command line."
         ),
     ] = "lean",
-    compressed: Annotated[
-        bool, typer.Option("--compressed", help="Of a script: two lines that unpack it.")
-    ] = False,
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
@@ -274,17 +260,11 @@ def export(
 
         if sum(x is not None for x in (trial, preset or None, config)) != 1:
             raise ValueError("An export names one of --trial N, --preset NAME and --config FILE.")
-        if format not in ("script", "lean") or (compressed and format == "lean"):
-            raise ValueError(
-                f"An export has --format script, with --compressed or without, or --format lean, which is "
-                f"compressed already, but got {format!r}{' and --compressed' if compressed else ''}."
-            )
+        if format not in ("script", "lean"):
+            raise ValueError(f"An export has --format lean or --format script, but got {format!r}.")
 
     def write(resolved: one_file.Resolved) -> None:
-        if format == "lean":
-            path = lean.export_lean(resolved, to)
-        else:
-            path = one_file.export(resolved, to, compress=compressed)
+        path = (lean.export_lean if format == "lean" else one_file.export)(resolved, to)
         on = ", ".join(resolved.techniques) or "no technique"
         print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
 
@@ -292,11 +272,7 @@ def export(
         with clear_errors():
             write(one_file.resolve_source(preset=preset, file=config))
     else:
-        read(
-            context,
-            StudyOptions(study, storage, home),
-            lambda _, session: write(of_trial(session, trial)),
-        )
+        read(context, StudyOptions(study, storage, home), lambda _, session: write(of_trial(session, trial)))
 
 
 def main() -> None:
