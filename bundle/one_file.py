@@ -13,7 +13,7 @@ from typing import Any
 
 from bundle.inline import inline
 from techniques import catalog
-from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_layer, read_preset, resolve
+from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_preset, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "train_gpt.py"
@@ -100,15 +100,14 @@ def bundle(resolved: Resolved) -> str:
     return inline(ROOT, "train_gpt", replaced=replaced)
 
 
-def resolve_source(*, preset: str, file: Path | None) -> Resolved:
-    """The configuration of a preset, or of a file that may name one."""
-    layer = read_layer(file) if file else {}
-    preset = preset or str(layer.pop("preset", ""))
-    layer = {k: v for k, v in layer.items() if k.partition(".")[0] != "about"}
+def resolve_layer(layer: Mapping[str, Any]) -> Resolved:
+    """The configuration of a flat layer that may name a preset. ValueError for an unknown setting."""
     known = catalog.metadata()
-    for name in layer:
+    own = {n: v for n, v in layer.items() if n.partition(".")[0] not in ("about", "preset", *OF_A_PLACE)}
+    for name in own:
         known_field(name, known)
-    return resolve({"preset": read_preset(preset) if preset else {}, "file": layer}, known)
+    preset = str(layer.get("preset") or "")
+    return resolve({"preset": read_preset(preset) if preset else {}, "file": own}, known)
 
 
 def export(resolved: Resolved, folder: Path) -> Path:

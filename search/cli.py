@@ -256,7 +256,8 @@ def export(
     """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
     with clear_errors():
         from bundle import lean, one_file
-        from search.exported import of_trial
+        from search.report.trial import configuration_of
+        from techniques.config import read_layer
 
         if sum(x is not None for x in (trial, preset or None, config)) != 1:
             raise ValueError("An export names one of --trial N, --preset NAME and --config FILE.")
@@ -270,9 +271,10 @@ def export(
 
     if trial is None:
         with clear_errors():
-            write(one_file.resolve_source(preset=preset, file=config))
+            write(one_file.resolve_layer(read_layer(config) if config else {"preset": preset}))
     else:
-        read(context, StudyOptions(study, storage, home), lambda _, session: write(of_trial(session, trial)))
+        options = StudyOptions(study, storage, home)
+        read(context, options, lambda _, session: write(configuration_of(session, trial)))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bundle.inline import inline, names_bound, names_used
-from bundle.one_file import bundle, export, literal_of, resolve_source
+from bundle.one_file import bundle, export, literal_of, resolve_layer
 from techniques import catalog
 from techniques.base import Verdict
 from techniques.config import Resolved, resolve
@@ -235,7 +235,7 @@ def test_the_command_exports(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     size = (tmp_path / "x" / "train_gpt.py").stat().st_size
     assert f"{size:,} code bytes, no technique" in ran.stdout
-    assert size == len(bundle(resolve_source(preset="naive", file=None)).encode())
+    assert size == len(bundle(resolve_layer({"preset": "naive"})).encode())
     for words, says in (
         (["--preset", "naive", "--to", str(tmp_path / "x")], "exists"),
         (["--to", str(tmp_path / "y")], "names one of"),
