@@ -55,7 +55,7 @@ from trainer.audit import implausible
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
-from trainer.scoring import compile_scoring, nats_of, score_changed
+from trainer.scoring import Meter, compile_scoring, nats_of, score_again, score_changed
 from trainer.seams import Seams
 from trainer.stream import TokenStream
 from trainer.world import Clock, World, compute_dtype, maybe_compile, write_atomically
@@ -918,13 +918,23 @@ class Evaluation:
     Position p is the prediction of tokens[p + 1] from tokens[: p + 1]; there are `num_positions` of them."""
 
     def __init__(self, model: GPT, tokens: Tensor, seq_len: int, batch_seqs: int, world: World):
-        self.model, self.tokens, self.seq_len, self.world = model, tokens, seq_len, world
+        self.model, self.stream, self.seq_len, self.world = model, tokens, seq_len, world
         self.batch_seqs = max(1, batch_seqs)
         self.num_positions = tokens.numel() - 1
         self.hidden: Callable[[Tensor], Tensor] = model.hidden  # compiled, where that pays
         self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
         self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
-        self.early = torch.zeros(self.num_positions, dtype=torch.bool)  # trained on while without a score
+        self.ledger = Meter(self)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The stream [N + 1], int32: who asks for it has read all of it."""
+        self.ledger.read([0], self.num_positions)
+        return self.stream
+
+    def bounds(self, token: int) -> Tensor:
+        """The stream [N + 1] with -1 in place of all tokens but this one: where documents begin."""
+        return torch.where(self.stream == token, token, -1)
 
     def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """(inputs, targets), each [length] int64 on the device, from position `start`."""
@@ -933,10 +943,8 @@ class Evaluation:
 
     def windows(self, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
         """(inputs, targets), each [n, length] int64 on the device, from the n positions `starts`."""
-        if torch.is_grad_enabled():
-            for start in starts:
-                self.early[start : start + length] |= self.written[start : start + length] == 0
-        parts = torch.stack([self.tokens[start : start + length + 1] for start in starts])
+        self.ledger.read(starts, length)
+        parts = torch.stack([self.stream[start : start + length + 1] for start in starts])
         parts = parts.to(self.world.device).to(torch.int64)
         return parts[:, :-1], parts[:, 1:]
 
@@ -947,6 +955,7 @@ class Evaluation:
             raise ValueError(f"Positions {start} … {end - 1} were scored twice: each token counts once.")
         self.written[start:end] = 1
         self.nll[start:end] = nll.detach().float().cpu()
+        self.ledger.wrote(start, end)
 
     def nats(self, h: Tensor, targets: Tensor) -> Tensor:
         """Nats of `targets` [..] under hidden states h [.., D]; softmax over the whole vocabulary."""
@@ -962,7 +971,7 @@ class Evaluation:
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
         mine = self.written.bool()
-        num_bytes = int(data.target_bytes(self.tokens.numpy())[mine.numpy()].sum())
+        num_bytes = int(data.target_bytes(self.stream.numpy())[mine.numpy()].sum())
         sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
         nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
@@ -1026,12 +1035,13 @@ def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Sc
     run = open_evaluation(model, world, data, seams.resolved.config)
     compile_s = compile_scoring(run, seams.resolved, protocol)
     scorer: Scorer = seams.slot("scorer", PlainScorer)
-    scorer.score(run)
+    with run.ledger.watching():
+        scorer.score(run)
     world.synchronize()
     true_s = time.perf_counter() - start
     seconds = {"timed": world.max(true_s - compile_s), "true": true_s}
-    early = (run.early & run.written.bool()).sum().to(world.device, torch.float64)
-    world.ledger.trained_early(int(world.sum(early)))
+    world.ledger.trained_early(run.ledger.num_early(world))
+    world.ledger.saw_later(*score_again(run, weights, lambda: seams.slot("scorer", PlainScorer)))
     score = run.result(data)
     if seams.owner("scorer"):
         seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)

@@ -49,7 +49,7 @@ class Subject:
         self.settings = smoke_settings(cls, self.known, self.changes)
         self._run: Finished | None = None
         self._failed = False
-        self.scores: dict[tuple[str, bytes], Any] = {}  # (settings, tokens) -> how its scorer scored them
+        self.scores: dict[tuple[str, int, bytes], Any] = {}  # (settings, rows, tokens) -> how its scorer did
 
     def resolve(self, **trainer: Any) -> Resolved:
         return self.lab.resolve(self.settings, self.known, **trainer)

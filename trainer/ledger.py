@@ -86,6 +86,17 @@ class Ledger:
                 f"{self.stage}: {self.reader} trained on {count:,} validation tokens before they were scored"
             )
 
+    def saw_later(self, moved: int, count: int) -> None:
+        """Of `count` scores so many moved when every token was replaced whose score comes later."""
+        before, self.reader = self.reader, f"{self.reader}, a sample again"
+        if count:
+            self.note("val", 0, count)
+        self.reader = before
+        if moved:
+            self.faults.append(
+                f"{self.stage}: {moved:,} of {count:,} scores of {self.reader} moved when later tokens changed"
+            )
+
     # -- the interpreter's own record ----------------------------------------------------------------------
 
     def watch(self, folder: Path | str) -> None:
