@@ -743,6 +743,7 @@ class Trainer:
         """The plain score of the current weights; the training clock stands still."""
         self.clock.stop()
         score = score_plainly(self.model, self.world, self.data, self.config)
+        self.world.ledger.same_tokens("validation")
         self.reporter.validation(self.step, moment.progress, score, self.clock.now())
         self.clock.start()
 
@@ -753,10 +754,13 @@ class Trainer:
             score_plainly, self.model, self.world, self.data, self.config, self.config.report_tokens
         )
         scores = {"val_bpb": score().val_bpb}
+        self.world.ledger.same_tokens("report")
         if self.averager is not None:
             with swapped(self.model, self.averager.weights()):
                 scores["val_bpb_average"] = score().val_bpb
+            self.world.ledger.same_tokens("report")
         now = {"step": self.step, "train_loss": self.train_loss, "elapsed_s": self.clock.now()}
+        now["tokens"] = self.world.ledger.tokens  # their count and hash
         self.reporter.report(scores, progress=moment.progress, lr_scale=self.lr_scale(moment), **now)
         self.clock.start()
 
@@ -1007,7 +1011,7 @@ def open_evaluation(
     model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0
 ) -> Evaluation:
     t, tokens = config.shape().eval_seq_len, validation_tokens(data, config, limit)
-    world.ledger.note("val", 0, tokens.numel())
+    world.ledger.note("val", 0, tokens.numel(), tokens=tokens)
     return Evaluation(model, tokens, t, config.val_batch_size // t // world.size, world)
 
 

@@ -176,7 +176,9 @@ def early_reads(subject: Subject) -> str:
     early = run.ledger.early & run.written.bool()
     if not bool(early.any()):
         return ""
-    return f"{int(early.sum())} positions, the first at {int(early.nonzero()[0])}, were trained on before a score"
+    return (
+        f"{int(early.sum())} positions, the first {int(early.nonzero()[0])}, were trained on without a score"
+    )
 
 
 DETECTORS = {

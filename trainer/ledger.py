@@ -11,6 +11,7 @@ finding, too. Not seen: a reader that keeps tokens from one stage to the next, o
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,11 +40,13 @@ class Ledger:
         self.clock: Callable[[], float] = lambda: 0.0
         self.entries: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.faults: list[str] = []
+        self.tokens = (0, "")  # how many the last evaluation had, and their hash
+        self.compared: dict[str, tuple[int, str]] = {}
         self.folder = ""
 
     def forget(self) -> None:
         """Another run begins in this process."""
-        self.entries, self.faults = {}, []
+        self.entries, self.faults, self.compared = {}, [], {}
 
     def at(self, stage: str, reader: str, clock: Callable[[], float] | None = None) -> None:
         """From here on `reader` reads; `clock` tells the timed training seconds, by default the last one."""
@@ -54,8 +57,10 @@ class Ledger:
         start = time.perf_counter()
         self.at("quantize", "calibration", lambda: timed_s + time.perf_counter() - start)
 
-    def note(self, split: str, first: int, count: int, *, opened: bool = False) -> None:
-        """Tokens first … first + count - 1 of the split's stream."""
+    def note(self, split: str, first: int, count: int, *, opened: bool = False, tokens: Any = None) -> None:
+        """Tokens first … first + count - 1 of the split's stream; `same_tokens` compares `tokens`."""
+        if tokens is not None:
+            self.tokens = (count, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16])
         now = self.clock()
         fresh = {"reads": 0, "tokens": 0, "first": first, "end": 0, "from_s": now, "to_s": now, "opened": 0}
         entry = self.entries.setdefault((self.stage, self.reader, split), fresh)
@@ -79,6 +84,15 @@ class Ledger:
                 self.faults.append(f"{before[0]}: weights moved while {self.reader} read validation tokens")
             self.stage, self.reader = before
 
+    def same_tokens(self, kind: str) -> None:
+        """Scores of this kind are compared with each other: the last one's tokens must be the first one's."""
+        first = self.compared.setdefault(kind, self.tokens)
+        if first != self.tokens:
+            self.faults.append(
+                f"{self.stage}: a {kind} scored {self.tokens[0]:,} tokens ({self.tokens[1]}), the first one "
+                f"{first[0]:,} ({first[1]})"
+            )
+
     def trained_early(self, count: int) -> None:
         """So many positions were read for training before their score was written."""
         if count:
@@ -94,7 +108,7 @@ class Ledger:
         self.reader = before
         if moved:
             self.faults.append(
-                f"{self.stage}: {moved:,} of {count:,} scores of {self.reader} moved when later tokens changed"
+                f"{self.stage}: {moved:,} of {count:,} scores of {self.reader} moved with tokens behind them"
             )
 
     # -- the interpreter's own record ----------------------------------------------------------------------
