@@ -1,4 +1,4 @@
-"""Checks of what moves the weights: seeds, each step against the formulas, averages, settings that do nothing."""
+"""Checks of what moves the weights: seeds, steps against formulas, averages, settings that do nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import train_gpt
-from conformance.lab import SHORT, Finished, NotApplicable, Violation, hash_of
+from conformance.lab import SHORT, NotApplicable, Violation, hash_of
 from conformance.scoring_checks import LENGTH, score
 from conformance.subject import Subject
 from techniques.base import STAGES, Choice, Float, Int
 from trainer.seams import Seams
 
+SEEN: dict[str, Any] = {**SHORT, "iterations": 4, "warmdown_iters": 3}
 DRAWN = 16  # a tensor of more distinct values was drawn; of fewer, it is a pattern
 DECAYS = {"attn": "muon", "mlp": "muon", "matrix": "muon", "embed": "embed"}  # role -> whose; others: adam
 RATES = {"attn": "matrix_lr", "mlp": "matrix_lr", "matrix": "matrix_lr", "embed": "tied_embed_lr"}
@@ -77,16 +78,16 @@ def settings_at(subject: Subject, step: int, role: str) -> dict[str, float]:
     """lr, weight decay, momentum, betas, eps of a role in a step, by the formulas; seconds are no budget."""
     resolved, c = subject.resolve(**SHORT), subject.resolve(**SHORT).config
     hyper: Any = train_gpt.Hyper(**PUBLISHED)
-    for technique in resolved.techniques.values():
+    for technique in Seams(resolved).entering("hyper"):
         hyper = technique.hyper(hyper)
     warm = min(1.0, step / max(1, hyper.muon_momentum_warmup_steps))
     momentum = hyper.muon_momentum_start + warm * (hyper.muon_momentum - hyper.muon_momentum_start)
     mult, progress = dict(hyper.lr_mults).get(role, 1.0), step / c.iterations
     scale = min(1.0, (c.iterations - step) / c.warmdown_iters) if c.warmdown_iters else 1.0
-    for technique in resolved.techniques.values():
+    for technique in Seams(resolved).entering("hyper_at"):
         hyper = technique.hyper_at(hyper, progress)
-        own = technique.lr_scale(progress)
-        scale = scale if own is None else own
+    if owner := resolved.owner("lr_scale"):
+        scale = owner.lr_scale(progress)
     lr = getattr(c, RATES[role] if c.tie_embeddings or role != "embed" else "embed_lr")
     decay = getattr(hyper, f"{DECAYS.get(role, 'adam')}_weight_decay")
     told = {"lr": lr * mult * scale * hyper.lr_mult, "weight_decay": decay}
@@ -102,40 +103,40 @@ def steps(subject: Subject) -> str:
     run = subject.lab.train(subject.resolve(**SHORT), watch=functools.partial(watch_steps, found))
     roles = {n: p.role for n, p in run.trainer.model.named_parameters()}  # type: ignore[attr-defined]
     orthogonalize = run.trainer.optimizers.matrices.orthogonalize
-    states: dict[str, list[Tensor]] = {}
+    states: dict[str, list[Any]] = {}  # parameter -> first moment, second moment, its steps so far
     for at, step in enumerate(found):
+        where = f"step {at // 2 + 1}: "
         for group, moved in zip(step.groups, step.moved, strict=True):
+            has = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
             for name, before, grad, after in moved:
                 want = settings_at(subject, at // 2, roles[name])
-                has = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
                 for key in want.keys() & has.keys():
                     if not abs(want[key] - has[key]) <= 1e-9 + 1e-6 * abs(want[key]):
                         raise Violation(
-                            f"step {at // 2 + 1}: {name} has {key} {has[key]:.6g}, but the formula gives {want[key]:.6g}"
+                            f"{where}{name} has {key} {has[key]:.6g}, the formula {want[key]:.6g}"
                         )
                 if grad is None:
                     continue
-                kept = states.setdefault(name, [torch.zeros_like(grad), torch.zeros_like(grad)])
+                kept = states.setdefault(name, [torch.zeros_like(grad), torch.zeros_like(grad), 0])
                 update = muon_update if "momentum" in want else adam_update
-                told = update(kept, grad, want, at // 2 + 1, orthogonalize)
+                told = update(kept, grad, want, orthogonalize)
                 expected = before * (1 - want["lr"] * want["weight_decay"]) - want["lr"] * told
                 away = float((after - expected).abs().max())
                 if not away <= 1e-6 + 1e-3 * float((before - expected).abs().max()):
-                    raise Violation(
-                        f"step {at // 2 + 1}: {name} moved {away:.2g} away from what the formula gives"
-                    )
+                    raise Violation(f"{where}{name} moved {away:.2g} away from what the formula gives")
     return f"{len(found) // 2} steps"
 
 
-def adam_update(kept: list[Tensor], grad: Tensor, s: dict[str, float], step: int, _: Any) -> Tensor:
+def adam_update(kept: list[Any], grad: Tensor, s: dict[str, float], _: Any) -> Tensor:
     """m̂ / (√v̂ + eps)."""
-    mean, square = kept
+    mean, square = kept[:2]
+    kept[2] += 1
     mean.mul_(s["beta1"]).add_((1 - s["beta1"]) * grad)
     square.mul_(s["beta2"]).add_((1 - s["beta2"]) * grad * grad)
-    return mean / (1 - s["beta1"] ** step) / ((square / (1 - s["beta2"] ** step)).sqrt() + s["eps"])
+    return mean / (1 - s["beta1"] ** kept[2]) / ((square / (1 - s["beta2"] ** kept[2])).sqrt() + s["eps"])
 
 
-def muon_update(kept: list[Tensor], grad: Tensor, s: dict[str, float], _: int, orthogonalize: Any) -> Tensor:
+def muon_update(kept: list[Any], grad: Tensor, s: dict[str, float], orthogonalize: Any) -> Tensor:
     """√max(1, rows/columns) · NS(g + μ·buf), buf ← μ·buf + g."""
     kept[0].mul_(s["momentum"]).add_(grad)
     whole = orthogonalize((grad + s["momentum"] * kept[0])[None], int(s["ns_steps"]))[0]
@@ -175,19 +176,16 @@ def average(subject: Subject) -> None:
 
 
 def settings(subject: Subject) -> str:
-    """Every setting changes something under one of the technique's variants: losses, artifact or scores."""
-    dead, signs = [], {}
-    for f in dataclasses.fields(subject.cls.Config):
-        if type(f.default) is str and not f.metadata["choices"] or f.name in subject.cls.batching:
-            continue
-        for _, one in subject.variants:
-            if _is_live(one, f, signs):
-                break
-        else:
-            dead.append(f.name)
-    if dead:
-        raise Violation(f"no other value of {', '.join(dead)} changes the losses, the artifact or a score")
-    return f"{len(dataclasses.fields(subject.cls.Config))} settings"
+    """Every setting that a search may choose changes something under one of the technique's variants: the
+    losses, the artifact or the scores. `unseen` names those that no run of this size shows, and no others."""
+    signs: dict[str, str] = {}
+    found = [f for f in dataclasses.fields(subject.cls.Config) if f.name in subject.cls.space]
+    dead = {f.name for f in found if not any(_is_live(one, f, signs) for _, one in subject.variants)}
+    if odd := sorted(dead - set(subject.cls.unseen)):
+        raise Violation(f"no other value of {', '.join(odd)} changes the losses, the artifact or a score")
+    if odd := sorted(set(subject.cls.unseen) - dead):
+        raise Violation(f"`unseen` names {', '.join(odd)}, but this run shows it")
+    return f"{len(found) - len(dead)} of {len(found)} settings"
 
 
 def _is_live(one: Subject, f: Any, signs: dict[str, str]) -> bool:
@@ -207,7 +205,7 @@ def _is_live(one: Subject, f: Any, signs: dict[str, str]) -> bool:
 def other_values(one: Subject, f: Any) -> Iterator[Any]:
     """Other values of a setting, the plausible ones first."""
     now, space = getattr(one.technique.config, f.name), one.cls.space.get(f.name)
-    found: list[Any] = list(f.metadata["choices"])
+    found: list[Any] = []
     if isinstance(space, Choice):
         found += space.options
     elif isinstance(space, Float | Int):
@@ -215,9 +213,9 @@ def other_values(one: Subject, f: Any) -> Iterator[Any]:
     if isinstance(now, bool):
         found.append(not now)
     elif isinstance(now, int):
-        found += [now + 1, max(1, now // 2), 2 * now, 4]
+        found += [now + 1, max(1, now // 2)]
     elif isinstance(now, float):
-        found += [now / 2, 2 * now + 0.01, 0.5]
+        found += [now / 2, f.metadata["high"] or 0.5]
     low, high = f.metadata["low"], f.metadata["high"]
     for value in found:
         inside = isinstance(value, str) or ((low is None or value >= low) and (high is None or value <= high))
@@ -230,7 +228,7 @@ def sign_of(one: Subject) -> str:
     if one.cls.stage == "evaluate":
         return hash_of(score(one, one.resolved, one.lab.ids(1, LENGTH + 1)[0]).nll)
     if STAGES.index(one.cls.stage) < STAGES.index("quantize"):
-        run = one.short_run
+        run = one.lab.train(one.resolve(**SEEN))
         return f"{run.losses} {hash_of(*run.weights.values())}"
     base = one.lab.baseline
     seams = Seams(one.resolved)

@@ -284,6 +284,7 @@ class Technique:
     null: ClassVar[Mapping[str, Any] | None] = None  # a scorer's settings under which it adapts nothing
     batching: ClassVar[tuple[str, ...]] = ()  # a scorer's settings that say how much is scored side by side
     space: ClassVar[Space] = {}  # keys are Config fields
+    unseen: ClassVar[tuple[str, ...]] = ()  # of these, what changes nothing in a tiny run under `smoke`
     env: ClassVar[
         Mapping[str, str]
     ] = {}  # the field's standard variables: "XSA_LAST_N" -> "last_n"; "on" is the gate
