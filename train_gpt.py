@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from corpus import dataset as corpus_dataset
 from corpus import shards
+from corpus.tokenizer import BOS_ID
 from techniques import catalog
 from techniques.base import Batch, Shape, Technique
 from techniques.config import Config, Resolved, batch_at, codes, digest, stage_keys
@@ -55,7 +56,7 @@ from trainer.audit import implausible
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
-from trainer.scoring import Meter, compile_scoring, nats_of, score_again, score_changed
+from trainer.scoring import Meter, TokenView, compile_scoring, nats_of, score_again, score_changed
 from trainer.seams import Seams
 from trainer.stream import TokenStream
 from trainer.world import Clock, World, compute_dtype, maybe_compile, write_atomically
@@ -915,7 +916,7 @@ class Score:
     bytes: int
 
 
-class Evaluation:
+class Evaluation(TokenView):
     """What a scorer gets: the model, the validation tokens, and a ledger that takes each position exactly
     once.
 
@@ -929,28 +930,6 @@ class Evaluation:
         self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
         self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
         self.ledger = Meter(self)
-
-    @property
-    def tokens(self) -> Tensor:
-        """The stream [N + 1], int32: who asks for it has read all of it."""
-        self.ledger.read([0], self.num_positions)
-        return self.stream
-
-    def bounds(self, token: int) -> Tensor:
-        """The stream [N + 1] with -1 in place of all tokens but this one: where documents begin."""
-        return torch.where(self.stream == token, token, -1)
-
-    def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), each [length] int64 on the device, from position `start`."""
-        ids, targets = self.windows([start], length)
-        return ids[0], targets[0]
-
-    def windows(self, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), each [n, length] int64 on the device, from the n positions `starts`."""
-        self.ledger.read(starts, length)
-        parts = torch.stack([self.stream[start : start + length + 1] for start in starts])
-        parts = parts.to(self.world.device).to(torch.int64)
-        return parts[:, :-1], parts[:, 1:]
 
     def write(self, start: int, nll: Tensor) -> None:
         """Nats [n] of positions start … start + n - 1. ValueError if one of them has a score already."""
@@ -1045,7 +1024,7 @@ def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Sc
     true_s = time.perf_counter() - start
     seconds = {"timed": world.max(true_s - compile_s), "true": true_s}
     world.ledger.trained_early(run.ledger.num_early(world))
-    world.ledger.saw_later(*score_again(run, weights, lambda: seams.slot("scorer", PlainScorer)))
+    world.ledger.saw_later(*score_again(run, weights, lambda: seams.slot("scorer", PlainScorer), BOS_ID))
     score = run.result(data)
     if seams.owner("scorer"):
         seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)

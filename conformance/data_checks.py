@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import train_gpt
-from conformance.lab import SEQ_LEN, SHORT, NotApplicable, Violation
+from conformance.lab import SEQ_LEN, SHORT, NotApplicable, Violation, hash_of
 from conformance.subject import Subject
 
 REPORTS = {"num_reports": 3, "report_tokens": 2 * SEQ_LEN, "val_tokens": 4 * SEQ_LEN, "val_loss_every": 2}
@@ -61,7 +60,8 @@ def order(subject: Subject) -> str:
     if not subject.enters("loader"):
         raise NotApplicable("it is no data order")
     shards = [
-        np.arange(at, at + size, dtype=np.uint16) for at, size in ((0, 2000), (2000, 1500), (3500, 2500))
+        torch.arange(at, at + size).numpy().astype("uint16")
+        for at, size in ((0, 2000), (2000, 1500), (3500, 2500))
     ]
     told, most = list[str](), 0
     for label, one in subject.variants:
@@ -76,25 +76,29 @@ def order(subject: Subject) -> str:
     return "; ".join(told)
 
 
-def probe_order(stream: Callable[[int], Any], shards: list[np.ndarray]) -> int:
+def probe_order(stream: Callable[[int], Any], shards: list[Any]) -> int:
     """How many different first batches six seeds give. Every token of `shards` is another one."""
     size = 2, 2, SEQ_LEN
+
+    def batch(of: Any) -> torch.Tensor:
+        return torch.from_numpy(of.batch(*size).astype("int64"))
+
     first = stream(1)
-    batches = [first.batch(*size).astype(np.int64) for _ in range(sum(map(len, shards)) // (4 * SEQ_LEN) - 1)]
-    jumps = sum(int((np.diff(b, axis=-1) != 1).sum()) for b in batches)
+    batches = torch.stack([batch(first) for _ in range(sum(map(len, shards)) // (4 * SEQ_LEN) - 1)])
+    jumps = int((batches.diff(dim=-1) != 1).sum())
     if jumps > len(shards):
         raise Violation(f"{jumps} neighbours in its rows are none in the shards")
-    seen = np.concatenate([b[..., 1:].reshape(-1) for b in batches])
-    twice = seen.size - np.unique(seen).size
+    seen = batches[..., 1:]
+    twice = seen.numel() - seen.unique().numel()
     if twice > len(shards) * SEQ_LEN:
-        raise Violation(f"{twice} of {seen.size} tokens are a target twice in one epoch")
-    if (stream(1).batch(*size) != batches[0]).any():
+        raise Violation(f"{twice} of {seen.numel()} tokens are a target twice in one epoch")
+    if not torch.equal(batch(stream(1)), batches[0]):
         raise Violation("the same seed gives another first batch")
-    state, ahead, other = first.state(), [first.batch(*size) for _ in range(3)], stream(1)
+    state, ahead, other = first.state(), [batch(first) for _ in range(3)], stream(1)
     other.load(json.loads(json.dumps(state)))
-    if any((a != other.batch(*size)).any() for a in ahead):
+    if not all(torch.equal(a, batch(other)) for a in ahead):
         raise Violation("a stream that goes on from its state gives other batches")
-    return len({stream(seed).batch(*size).tobytes() for seed in range(6)})
+    return len({hash_of(batch(stream(seed))) for seed in range(6)})
 
 
 CHECKS = (

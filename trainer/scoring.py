@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from corpus.tokenizer import BOS_ID
 from trainer.parameters import load_weights
 from trainer.world import compiles
 
@@ -161,6 +160,37 @@ class Meter:
         return torch.cat([torch.arange(start, end) for start, end in self.first])[: self.size]
 
 
+class TokenView:
+    """The validation tokens as a scorer looks at them; each look is noted."""
+
+    stream: Tensor  # [N + 1], int32
+    num_positions: int
+    world: Any
+    ledger: Meter
+
+    @property
+    def tokens(self) -> Tensor:
+        """The stream [N + 1], int32: who asks for it has read all of it."""
+        self.ledger.read([0], self.num_positions)
+        return self.stream
+
+    def bounds(self, token: int) -> Tensor:
+        """The stream [N + 1] with -1 in place of all tokens but this one: where documents begin."""
+        return torch.where(self.stream == token, token, -1)
+
+    def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each [length] int64 on the device, from position `start`."""
+        ids, targets = self.windows([start], length)
+        return ids[0], targets[0]
+
+    def windows(self, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each [n, length] int64 on the device, from the n positions `starts`."""
+        self.ledger.read(starts, length)
+        parts = torch.stack([self.stream[start : start + length + 1] for start in starts])
+        parts = parts.to(self.world.device).to(torch.int64)
+        return parts[:, :-1], parts[:, 1:]
+
+
 class Enough(BaseException):
     """The sample has its scores; no scorer may catch this."""
 
@@ -190,9 +220,9 @@ def sample_nats(
     return found, again.nll[found]
 
 
-def score_again(run: Any, weights: Mapping[str, Tensor], make_scorer: Any) -> tuple[int, int]:
+def score_again(run: Any, weights: Mapping[str, Tensor], make_scorer: Any, bos: int) -> tuple[int, int]:
     """(scores that moved, scores tried): the first ones again, every token replaced whose score comes later.
-    Bounds of documents stay, for an order may look at those. Where something moves, it counts beyond what a
+    Every `bos` stays, for an order may look at those. Where something moves, it counts beyond what a
     second scoring of the same tokens moves (on a GPU gradients are not summed in one order). On several
     ranks the first one tries it, alone."""
     if run.world.rank or bool(run.ledger.early.any()):  # early: it is found out already
@@ -204,7 +234,7 @@ def score_again(run: Any, weights: Mapping[str, Tensor], make_scorer: Any) -> tu
     later = torch.ones(run.num_positions + 1, dtype=torch.bool)
     later[found + 1] = later[0] = False
     replaced = 2 + (run.stream + 7) % (run.model.tok_emb.size(0) - 2)
-    tokens = torch.where(later & (run.stream != BOS_ID), replaced.to(run.stream.dtype), run.stream)
+    tokens = torch.where(later & (run.stream != bos), replaced.to(run.stream.dtype), run.stream)
     _, again = sample_nats(run, weights, make_scorer(), tokens)
     moved = (again - first).abs()
     if bool(moved.any()):
