@@ -166,9 +166,13 @@ class Lab:
     def __init__(self, folder: Path, device: str = "cpu", inductor: bool = False):
         self.folder, self.device, self.inductor = folder, device, inductor
         self.settings = {**SETTINGS, "data_path": str(folder), "device": device}
-        self.data: Any = dataset.open_dataset(folder, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
+        self.open()
         self.world = train_gpt.World(self.resolve({}, {}).config)
         self.world.ledger.watch(folder)
+
+    def open(self) -> None:
+        """The data, as a run opens them: whoever kept something of an earlier opening has this one's."""
+        self.data: Any = dataset.open_dataset(self.folder, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
 
     @functools.cached_property
     def other_val(self) -> Lab:

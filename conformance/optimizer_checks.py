@@ -14,7 +14,8 @@ import train_gpt
 from conformance.lab import SHORT, NotApplicable, Violation, hash_of
 from conformance.scoring_checks import LENGTH, score
 from conformance.subject import Subject
-from techniques.base import STAGES, Choice, Float, Int
+from techniques.base import STAGES, Choice, Float, Int, Technique
+from techniques.config import Resolved
 from trainer.seams import Seams
 
 SEEN: dict[str, Any] = {**SHORT, "iterations": 4, "warmdown_iters": 3}
@@ -74,9 +75,21 @@ def _step(step: Any, optimizer: Any, steps: list[Step], names: dict[Tensor, str]
     steps.append(Step(groups, moved))
 
 
-def settings_at(subject: Subject, step: int, role: str) -> dict[str, float]:
+class BenchHyper(Technique):
+    """Every optimiser setting off the baseline's: what that leaves at 0, at torch's default or far away shows."""
+
+    name = "bench_hyper"
+    after = ("adam_groups", "muon_details")
+
+    def hyper(self, hyper: Any) -> Any:
+        decays = {"muon_weight_decay": 0.2, "adam_weight_decay": 0.1, "embed_weight_decay": 0.05}
+        adam = {"beta1": 0.8, "beta2": 0.9, "adam_eps": 1e-6}
+        return dataclasses.replace(hyper, **decays, **adam, muon_momentum_warmup_steps=4, muon_ns_steps=4)
+
+
+def settings_at(resolved: Resolved, step: int, role: str) -> dict[str, float]:
     """lr, weight decay, momentum, betas, eps of a role in a step, by the formulas; seconds are no budget."""
-    resolved, c = subject.resolve(**SHORT), subject.resolve(**SHORT).config
+    c = resolved.config
     hyper: Any = train_gpt.Hyper(**PUBLISHED)
     for technique in Seams(resolved).entering("hyper"):
         hyper = technique.hyper(hyper)
@@ -100,7 +113,9 @@ def steps(subject: Subject) -> str:
     """In each step every group has the settings that the formulas give, and every parameter moves as Adam or
     Muon move it under those."""
     found: list[Step] = []
-    run = subject.lab.train(subject.resolve(**SHORT), watch=functools.partial(watch_steps, found))
+    known = {**subject.known, BenchHyper.name: BenchHyper}
+    resolved = subject.lab.resolve({**subject.settings, BenchHyper.name: True}, known, **SHORT)
+    run = subject.lab.train(resolved, watch=functools.partial(watch_steps, found))
     roles = {n: p.role for n, p in run.trainer.model.named_parameters()}  # type: ignore[attr-defined]
     orthogonalize = run.trainer.optimizers.matrices.orthogonalize
     states: dict[str, list[Any]] = {}  # parameter -> first moment, second moment, its steps so far
@@ -109,7 +124,7 @@ def steps(subject: Subject) -> str:
         for group, moved in zip(step.groups, step.moved, strict=True):
             has = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
             for name, before, grad, after in moved:
-                want = settings_at(subject, at // 2, roles[name])
+                want = settings_at(resolved, at // 2, roles[name])
                 for key in want.keys() & has.keys():
                     if not abs(want[key] - has[key]) <= 1e-9 + 1e-6 * abs(want[key]):
                         raise Violation(

@@ -27,7 +27,7 @@ from conformance.lab import CRASHES, Lab, Violation, hash_of, smoke_settings
 from techniques.base import Technique
 from techniques.catalog import load
 
-STEPS: dict[str, Any] = {"iterations": 4, "warmdown_iters": 2, "warmup_steps": 0}
+STEPS: dict[str, Any] = {"iterations": 4, "warmdown_iters": 2, "warmup_steps": 0, "grad_clip_norm": 0.2}
 LOSS_TOLERANCE = 1e-4  # nats: sums over ranks are taken in another order
 BPB_TOLERANCE = 5e-3  # a weight beside a rounding border may fall to its other side
 TENSOR_TOLERANCE = 2e-2  # the same of a stored tensor, in its norm

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import train_gpt
-from conformance.lab import Finished, Violation
+from conformance.lab import SEQ_LEN, Finished, Violation
 from conformance.subject import Subject
 from techniques.base import TensorSpec, claims
 from techniques.config import resolve
@@ -18,6 +18,7 @@ from techniques.config import resolve
 BYTES_TOLERANCE = 0.10  # of the estimate
 CODEC_GAIN = 0.25  # a codec may find more than the order-0 entropy of the estimate: neighbours that are alike
 CODEC_OVERHEAD = 1.03  # over order-0 entropy, measured here: zlib 4 to 13 % above it, lzma 6 % below
+NUM_SPECIALS = 4  # of the bench's byte tokens
 DAMAGE_BPB = 0.25  # what 5 to 8 bits may cost at this size; a wrong reload costs several bits
 
 
@@ -96,9 +97,15 @@ def reload(subject: Subject) -> None:
     for item in run.packed:
         if not torch.equal(item.dequantized(), weights[item.name]):
             raise Violation(f"{item.name} reloads with other values than were packed")
+    roles = {n: p.role for n, p in run.trainer.model.named_parameters()}  # type: ignore[attr-defined]
+    integers = {item.name for item in run.packed if item.scale is not None}
     for name, trained in run.weights.items():
         if name not in weights:  # of the training loss, not stored
             continue
+        exact = roles[name] in ("scalar", "gate") or name not in integers
+        precise = trained if roles[name] == "scalar" else trained.half().float()
+        if exact and not torch.equal(weights[name], precise):
+            raise Violation(f"{name} is stored as it is, but reloads with other values than were trained")
         error = float((weights[name] - trained).norm() / trained.norm().clamp_min(1e-12))
         if not error <= 0.5:
             raise Violation(f"{name} reloads {100 * error:.0f} % away from its trained values")
@@ -134,9 +141,40 @@ def same_score(subject: Subject) -> None:
         )
 
 
+def counted(subject: Subject) -> str:
+    """The score's nats and bytes, counted here: every byte token is a byte, the others are none; without a
+    scorer the nats are those of each window by itself."""
+    run, lab = subject.run(), subject.lab
+    assert run.score is not None
+    c = run.resolved.config
+    tokens = torch.from_numpy(lab.data.val_tokens(max_tokens=c.val_tokens + 1).astype("int64"))
+    num_bytes = int((tokens[1:] >= NUM_SPECIALS).sum())
+    bits = run.score.val_loss * (len(tokens) - 1) / math.log(2)
+    told = (run.score.tokens, run.score.bytes, round(run.score.val_bpb, 6))
+    if told != (len(tokens) - 1, num_bytes, round(bits / num_bytes, 6)):
+        want = (len(tokens) - 1, num_bytes, round(bits / num_bytes, 6))
+        raise Violation(f"tokens, bytes and val_bpb are {told}, counted: {want}")
+    if run.resolved.owner("scorer") is None:
+        codecs = {codec.name: codec for codec in (train_gpt.ZlibCodec(), run.seams.codec())}
+        model = train_gpt.build_model(run.resolved, lab.world.device)
+        model.drop_aux()
+        train_gpt.load_weights(model, train_gpt.unpack(run.artifact, codecs)[1])
+        model.eval()
+        rows = tokens.to(lab.world.device).unfold(0, SEQ_LEN + 1, SEQ_LEN)
+        with torch.no_grad():
+            logits = torch.cat([model.logits(model.hidden(row[None, :-1]))[0] for row in rows])
+        nats = float(torch.nn.functional.cross_entropy(logits, rows[:, 1:].flatten()))
+        if not abs(nats - run.score.val_loss) <= 1e-5:
+            raise Violation(
+                f"val_loss is {run.score.val_loss:.6f}, but the windows one by one give {nats:.6f}"
+            )
+    return f"{num_bytes} bytes"
+
+
 CHECKS = (
     ("bytes", size),
     ("reload", reload),
     ("same file", same_file),
     ("same score", same_score),
+    ("counted", counted),
 )
