@@ -76,7 +76,7 @@ def _step(step: Any, optimizer: Any, steps: list[Step], names: dict[Tensor, str]
 
 
 class BenchHyper(Technique):
-    """Every optimiser setting off the baseline's: what that leaves at 0, at torch's default or far away shows."""
+    """Every optimiser setting off the baseline: what that leaves at 0, at a default or far away shows."""
 
     name = "bench_hyper"
     after = ("adam_groups", "muon_details")
