@@ -104,7 +104,7 @@ def reload(subject: Subject) -> None:
     for name, trained in run.weights.items():
         if name not in weights:  # of the training loss, not stored
             continue
-        exact = roles[name] in ("scalar", "gate") or name not in integers
+        exact = roles[name] == "scalar" or name not in integers
         precise = trained if roles[name] == "scalar" else trained.half().float()
         if exact and not torch.equal(weights[name], precise):
             raise Violation(f"{name} is stored as it is, but reloads with other values than were trained")
