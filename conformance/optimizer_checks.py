@@ -192,7 +192,11 @@ def average(subject: Subject) -> None:
 
 def settings(subject: Subject) -> str:
     """Every setting that a search may choose changes something under one of the technique's variants: the
-    losses, the artifact or the scores. `unseen` names those that no run of this size shows, and no others."""
+    losses, the artifact or the scores. `unseen` names those that no run of this size shows, and no others. A variable that has a setting's
+    name sets that one."""
+    for variable, field in subject.cls.env.items():
+        if variable.lower() in {f.name for f in dataclasses.fields(subject.cls.Config)} - {field}:
+            raise Violation(f"the variable {variable} sets `{field}`, but there is a setting of its own name")
     signs: dict[str, str] = {}
     found = [f for f in dataclasses.fields(subject.cls.Config) if f.name in subject.cls.space]
     dead = {f.name for f in found if not any(_is_live(one, f, signs) for _, one in subject.variants)}

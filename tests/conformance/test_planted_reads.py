@@ -384,6 +384,14 @@ def test_a_setting_that_does_nothing_is_caught(lab: Lab) -> None:
     assert "no other value of strength" in failures(lab, DeadSetting, "settings")["settings"]
 
 
+class SwappedVariables(DeadSetting):
+    env: ClassVar[dict[str, str]] = {"SCALE": "strength", "STRENGTH": "scale"}
+
+
+def test_a_variable_that_sets_another_setting_is_caught(lab: Lab) -> None:
+    assert "the variable SCALE sets `strength`" in failures(lab, SwappedVariables, "settings")["settings"]
+
+
 class NeverFull(Technique):
     """Its batch is still the small one where it says that the full one begins."""
 
