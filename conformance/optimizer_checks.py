@@ -192,8 +192,8 @@ def average(subject: Subject) -> None:
 
 def settings(subject: Subject) -> str:
     """Every setting that a search may choose changes something under one of the technique's variants: the
-    losses, the artifact or the scores. `unseen` names those that no run of this size shows, and no others. A variable that has a setting's
-    name sets that one."""
+    losses, the artifact or the scores. `unseen` names those that no run of this size shows, and no others. A
+    variable that has a setting's name sets that one."""
     for variable, field in subject.cls.env.items():
         if variable.lower() in {f.name for f in dataclasses.fields(subject.cls.Config)} - {field}:
             raise Violation(f"the variable {variable} sets `{field}`, but there is a setting of its own name")
