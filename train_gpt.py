@@ -12,8 +12,8 @@ challenge's naive baseline.
 
 The six stages are data → train → average → quantize → pack → evaluate. Each has a key (a hash of all that its
 result depends on); a finished stage found in `out_dir` under the same key is not run again, and its recorded
-seconds count. Two clocks are kept: *timed* is what the challenge's rule counts, *true* is everything a user
-waits for.
+seconds count. Two clocks are kept: *timed* is what the challenge's rule counts (on a CPU in processor
+seconds: World.seconds), *true* is everything a user waits for.
 
 Legend: B batch, T sequence, D model_dim, H query heads, K key/value heads, Dh head_dim, V vocab_size, L
 layers.
@@ -44,22 +44,24 @@ from torch import Tensor, nn
 
 from corpus import dataset as corpus_dataset
 from corpus import shards
+from corpus.bpb import usable_tokens
 from corpus.tokenizer import BOS_ID
 from techniques import catalog
-from techniques.base import Batch, Shape, Technique
+from techniques.base import Batch, Shape, Technique, Unavailable
 from techniques.config import Config, Resolved, batch_at, codes, digest, stage_keys
 from techniques.parts import Averager, MatrixOptimizer, Quantizer, Scorer
 from techniques.settings import help_text, settings_from
-from trainer.artifact import Packed, RoundToNearest, ZlibCodec, pack, round_to_nearest, unpack
+from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, round_to_nearest, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
+from trainer.machine import source_files
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
 from trainer.scoring import Meter, TokenView, compile_scoring, nats_of, score_again, score_changed
 from trainer.seams import Seams
 from trainer.stream import TokenStream
-from trainer.world import Clock, World, compute_dtype, maybe_compile, write_atomically
+from trainer.world import Clock, Diverged, World, check_finite, compute_dtype, maybe_compile, write_atomically
 
 ROOT = Path(__file__).resolve().parent
 
@@ -90,6 +92,7 @@ class Loader:
             part = torch.from_numpy(tokens[i].astype(np.int64))
             if self.world.device.type == "cuda":  # from pinned memory the copy waits for nobody
                 part = part.pin_memory().to(self.world.device, non_blocking=True)
+            self.world.ledger.taken("train")
             yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
 
 
@@ -563,10 +566,6 @@ def baseline_lr_scale(moment: Moment) -> float:
 # ------------------------------------------------------------------------------------------------------------
 
 
-class Diverged(Exception):
-    """The loss is no longer a number: the configuration's fault, not the machine's."""
-
-
 @dataclass
 class Trained:
     """What the train stage leaves: the weights to export and the facts about how they came to be."""
@@ -582,6 +581,7 @@ class Trainer:
         self.seams, self.config, self.world, self.data = seams, seams.resolved.config, world, data
         self.log, self.reporter = log, Reporter(log, self.config)
         world.ledger.at("train", "build", lambda: self.clock.now())
+        seams.ledger = world.ledger
         self.clock, self.step, self.train_loss, self.aux_loss = Clock(world), 0, math.nan, 0.0
         self.model = build_model(seams.resolved, world.device, seams)
         self.hyper = seams.chain("hyper", Hyper())
@@ -683,9 +683,9 @@ class Trainer:
         self.world.ledger.at("train", "warm-up")
         self.warm_up()
         self.world.ledger.at("train", "steps")
-        self.averager = self.seams.slot("averager", lambda *_: None, self.model, c.iterations)
         next_report, self.step = 1, 0
         self.clock.start()
+        self.averager = self.seams.slot("averager", lambda *_: None, self.model, c.iterations)
         while True:
             moment, room = self.moment()
             last = moment.progress >= 1.0 or not room
@@ -703,7 +703,7 @@ class Trainer:
                 self.averager.update(self.model, self.scale)
             self.watch(loss)
         self.reporter.stopped(self.step, self.clock.now())
-        train_s = self.clock.stop()
+        self.clock.stop()
         self.model.enter_phase(1.0)
         self.audit_schedule_and_model()
         weights = self.exported_weights()
@@ -711,7 +711,7 @@ class Trainer:
             "steps": self.step,
             "train_loss": self.train_loss,
             "train_nats": self.train_loss - self.aux_loss,
-            "timed_s": train_s,
+            "timed_s": self.world.max(self.clock.seconds),
             "true_s": time.perf_counter() - true_start,
             "train_tokens": self.train_tokens,
             "stream": self.loader.stream.state(),
@@ -768,7 +768,9 @@ class Trainer:
     def exported_weights(self) -> dict[str, Tensor]:
         weights = {n: p.detach() for n, p in self.model.named_parameters()}
         if self.averager is not None:
+            self.clock.start()
             name, averaged = self.seams.name("averager", ""), self.averager.weights()
+            self.clock.stop()
             touched = sum(int((averaged[n] != w).sum()) for n, w in weights.items())
             self.seams.filled("averager", touched > 0, exported_elements=touched, **self.averager.facts)
             last = self.probe_loss()
@@ -786,6 +788,7 @@ class Trainer:
         self.probe = ids, targets = ids[:2], targets[:2]
         with torch.no_grad():
             loss = self.model(ids, targets)
+            check_finite("the training loss of the last weights", loss)
             logits = self.model.logits(self.model.hidden(ids))
             self.aux_loss = float(loss - F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
             for name, places in technique_modules(self.model).items():
@@ -798,18 +801,14 @@ class Trainer:
     @torch.no_grad()
     def probe_loss(self) -> float:
         """The training loss of the model as it stands, on the audit's batch, nats per token."""
-        return float(self.model(*self.probe))
+        loss = self.model(*self.probe)
+        check_finite("the training loss of the exported weights", loss)
+        return float(loss)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Stages: quantize and pack (trainer/artifact.py is the file's format)
 # ------------------------------------------------------------------------------------------------------------
-
-
-def wait_for(model: GPT) -> None:
-    """Until the device has done what it was given: clocks are read after this."""
-    if model.tok_emb.is_cuda:
-        torch.cuda.synchronize(model.tok_emb.device)
 
 
 @dataclass
@@ -821,10 +820,14 @@ class Export:
     hessians: Mapping[str, Tensor]  # mean XᵀX of the inputs, where a quantiser collected them
     seams: Seams
 
+    @functools.cached_property
+    def code_bytes(self) -> int:
+        return len(submitted_script(self.seams.resolved))
+
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
         artifact = pack(packed, self.seams.resolved.identity("pack"), self.seams.codec())
-        return len(artifact) + sum(len(p.read_bytes()) for p in source_files(self.seams.resolved))
+        return len(artifact) + self.code_bytes
 
     def note(self, **facts: Any) -> None:
         """Figures of the technique that corrects."""
@@ -856,24 +859,18 @@ def round_tensors(export: Export, bits: Mapping[str, int], quantizer: Quantizer)
     return packed
 
 
-def num_changed(before: Sequence[Packed], after: Sequence[Packed]) -> int:
-    """Tensors that reload with other values."""
-    pairs = zip(before, after, strict=True)
-    return sum(not torch.equal(a.dequantized(), b.dequantized()) for a, b in pairs)
-
-
 def quantize(
     weights: Mapping[str, Tensor], model: GPT, seams: Seams, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[list[Packed], dict[str, Any]]:
     """Matrices of at least `quantize_min_numel` elements become integers, scalars stay float32, the rest
     float16. Techniques choose the bits, the scales, the rounding, and then correct what is stored; `batches`
     are training data, inside the budget."""
+    check_finite("a trained weight", *weights.values())
     load_weights(model, weights)
     quantizer: Quantizer = seams.slot("quantizer", RoundToNearest)
-    start = time.perf_counter()
-    quantizer.calibrate(model, batches)
-    wait_for(model)
-    calibrate_s = time.perf_counter() - start
+    with seams.ledger.lap(model):
+        quantizer.calibrate(model, batches)
+    seams.note_of("quantizer", calibrate_s=seams.ledger.lap_s)
     roles: dict[str, str] = {n: p.role for n, p in model.named_parameters() if p.role != "aux"}  # type: ignore[attr-defined]
     bits = {
         n: seams.bits(role)
@@ -883,24 +880,22 @@ def quantize(
         and w.numel() >= seams.resolved.config.quantize_min_numel
     }
     export = Export(weights, roles, quantizer.hessians, seams)
-    bits = seams.chain("tensor_bits", bits, export)
-    packed = round_tensors(export, bits, quantizer)
-    seams.note_of("quantizer", calibrate_s=calibrate_s, **quantizer.facts)
-    packed = seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
-    elements = sum(weights[n].numel() for n in bits)
-    timed_s = calibrate_s if quantizer.reads_data else 0.0  # the budget pays for data read
-    return packed, {"calibrate_s": timed_s, "quantized_elements": elements}
+    with seams.ledger.lap(model):
+        bits = seams.chain("tensor_bits", bits, export)
+    with seams.ledger.lap(model):
+        packed = round_tensors(export, bits, quantizer)
+    check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
+    seams.note_of("quantizer", **quantizer.facts)
+    with seams.ledger.lap(model):
+        packed = seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
+    return packed, {"quantized_elements": sum(weights[n].numel() for n in bits)}
 
 
-def source_files(resolved: Resolved) -> list[Path]:
-    """The files whose code this run executes: every loaded module of the trainer, less the techniques that
-    are off. It is what the challenge counts as code, until a bundle makes them one file."""
-    rooms = ("trainer", "techniques", "corpus")
-    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
-    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
-    ours = {p for p in loaded if p.is_relative_to(ROOT)}
-    off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
-    return sorted((ours - off) | {ROOT / "train_gpt.py"})
+def submitted_script(resolved: Resolved) -> bytes:
+    """The one file that `search.py export` writes: what the challenge counts as code (bundle/lean.py)."""
+    from bundle.lean import lean
+
+    return lean(resolved)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1008,24 +1003,25 @@ def score_plainly(
 
 def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Score, str, dict[str, float]]:
     """(score, protocol, seconds timed and true) of the artifact's bytes under the active scorer."""
-    start, protocol = time.perf_counter(), seams.name("scorer", "plain")
+    start, clock, protocol = time.perf_counter(), Clock(world), seams.name("scorer", "plain")
     world.ledger.at("evaluate", protocol)
+    clock.start()
     _, weights = unpack(artifact, {codec.name: codec for codec in (ZlibCodec(), seams.codec())})
     model = build_model(seams.resolved, world.device, init=False)
     model.drop_aux()
     load_weights(model, weights)
     model.eval()
     run = open_evaluation(model, world, data, seams.resolved.config)
-    compile_s = compile_scoring(run, seams.resolved, protocol)
+    compile_scoring(run, seams.resolved, protocol, clock)
     scorer: Scorer = seams.slot("scorer", PlainScorer)
     with run.ledger.watching():
         scorer.score(run)
-    world.synchronize()
-    true_s = time.perf_counter() - start
-    seconds = {"timed": world.max(true_s - compile_s), "true": true_s}
-    world.ledger.trained_early(run.ledger.num_early(world))
-    world.ledger.saw_later(*score_again(run, weights, lambda: seams.slot("scorer", PlainScorer), BOS_ID))
     score = run.result(data)
+    seconds = {"timed": world.max(clock.stop()), "true": time.perf_counter() - start}
+    world.ledger.trained_early(run.ledger.num_early(world))
+    world.ledger.at("evaluate", "audit")
+    again = functools.partial(seams.slot, "scorer", PlainScorer)
+    world.ledger.saw_later(protocol, *score_again(run, weights, again, BOS_ID))
     if seams.owner("scorer"):
         seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)
     return score, protocol, seconds
@@ -1084,6 +1080,8 @@ class Run:
             raise ValueError(
                 f"`caseops` needs CaseOps data, but {c.data_path} has none. Give `data_path`, or drop it."
             )
+        tokens = int(min(self.data.num_val_tokens, (c.val_tokens or math.inf) + 1))
+        self.seams.check_late_stages(usable_tokens(tokens, seq_len=shape.eval_seq_len))
         hashes = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in self.code.items()}
         machine = self.world.machine(self.attention, compute_dtype(c, self.world.device), c.compile)
         code = codes(hashes, self.resolved)
@@ -1167,8 +1165,8 @@ class Run:
         self.world.ledger.at("quantize", "rounding")
         batches = calibration(trainer, trained.facts["timed_s"])
         packed, facts = quantize(trained.weights, trainer.model, self.seams, batches)
-        quantize_s = time.perf_counter() - start
-        self.stage_seconds["quantize"] = {"timed": facts["calibrate_s"], "true": quantize_s}
+        timed_s = self.world.max(self.world.ledger.calibrated_s)  # the budget pays for data read
+        self.stage_seconds["quantize"] = {"timed": timed_s, "true": time.perf_counter() - start}
         start, replaced = time.perf_counter(), self.seams.owner("codec") is not None
         with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
             head = self.resolved.identity("pack")
@@ -1189,8 +1187,8 @@ class Run:
         return artifact
 
     def weigh(self, artifact: bytes) -> None:
-        """Bytes of the model and of the code that runs now (a scorer's code is none of the pack stage's)."""
-        code_bytes = sum(len(text.encode()) for text in self.code.values())
+        """Bytes of the submission: the packed model and the script that trains and scores it."""
+        code_bytes = len(submitted_script(self.resolved))
         self.result |= {
             "artifact_bytes": len(artifact) + code_bytes,
             "model_bytes": len(artifact),
@@ -1233,7 +1231,7 @@ class Run:
         timed_train = sum(stages.get(s, {}).get("timed", 0.0) for s in ("train", "quantize"))
         verdicts = [t.verdict() for t in self.resolved.techniques.values()]
         forbidden = self.world.ledger.findings(self.config.max_wallclock_seconds)
-        batch = self.config.train_batch_tokens
+        forbidden += implausible(self.result, self.config.train_batch_tokens)
         self.result |= {
             "status": status,
             "reason": reason,
@@ -1246,7 +1244,7 @@ class Run:
             "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},
             "record_legal": all(v.admitted("record") for v in verdicts) and not forbidden,
             "reads": self.world.ledger.summary(),
-            "findings": [*forbidden, *self.audit.findings(), *implausible(self.result, batch)],
+            "findings": [*forbidden, *self.audit.findings(), *self.world.not_compiled],
         }
         self.reporter.result(self.result)
 
@@ -1263,6 +1261,9 @@ class Run:
             self.finish("failed", f"diverged: {error}")
         except torch.OutOfMemoryError as error:
             self.finish("failed", f"out of memory: {str(error).splitlines()[0]}")
+        except Unavailable as error:
+            self.finish("failed", str(error))
+            raise
         finally:
             self.world.close()
         print(f"failed: {self.result['reason']}", file=sys.stderr)
@@ -1283,7 +1284,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         return Run(settings_from(argv, os.environ, catalog.runtime(), has_gpu=torch.cuda.is_available())).go()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

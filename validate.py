@@ -139,6 +139,8 @@ def main(argv: list[str]) -> int:
             if name not in shelf:
                 raise ValueError(f"Unknown technique {name!r}. {nearest(name, shelf)}")
         names = sorted(set(args.names)) or list(shelf)
+        if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+            raise ValueError(f"--json names a file to write, but {args.json} cannot be one. Correct it.")
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda needs a GPU, but torch sees none here. Use --device cpu.")
     except ValueError as error:

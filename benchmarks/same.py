@@ -55,6 +55,7 @@ UNEQUAL = {
     "peak_memory_bytes",
     "stage_keys",
     "stage_seconds",
+    "untimed",  # of the ledger: reads while no timed clock ran
 }
 CLOCK = re.compile(r".*_(s|seconds)")
 SETTINGS_IN_SECONDS = {"max_wallclock_seconds", "reserve_seconds"}

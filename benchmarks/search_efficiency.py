@@ -83,7 +83,7 @@ class Filtered(optuna.samplers.BaseSampler):
         for p in instance.parameters:
             groups.setdefault(p.gate, []).append(p.name)
         self.tpe = GroupedTpe(
-            list(groups.values()), instance.space, n_startup_trials=10, n_ei_candidates=24, seed=seed
+            list(groups.values()), instance.space, startup_trials=10, candidates=24, seed=seed
         )
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
     from search.session.session import Session
 
+
+def folder_of(text: str) -> Path:
+    """A folder's path as it was given; a variable that is not set must not mean the current folder."""
+    if text.strip():
+        return Path(text)
+    raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
+
+
 StudyOption = Annotated[Path | None, typer.Option(help="The study's file. [default: studies/laptop.toml]")]
 StorageOption = Annotated[
     str | None,
@@ -32,7 +40,12 @@ StorageOption = Annotated[
     ),
 ]
 HomeOption = Annotated[
-    Path | None, typer.Option(help="Folder of the private database and of runs/. [default: the project]")
+    Path | None,
+    typer.Option(
+        parser=folder_of,
+        metavar="PATH",
+        help="Folder of the private database and of runs/. [default: the project]",
+    ),
 ]
 # Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -207,9 +220,9 @@ def dashboard(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
-    """optuna-dashboard for this study, on this machine only."""
+    """optuna-dashboard for this study, on this machine only, for who has the address that this prints."""
 
     def serve_it(console: Console, session: Session) -> None:
         from search.report.dashboard import serve
@@ -242,12 +255,13 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="script: one self-contained train_gpt.py. lean: the smallest that trains, packs and scores "
-            "it; of the environment it hears DATA_PATH, TOKENIZER_PATH and SEED."
+            help="lean: what is submitted and what a study counts, the smallest file that trains, packs and "
+            "scores it; of the environment it hears DATA_PATH, TOKENIZER_PATH and SEED. script: one to read "
+            "and to change, with every setting on its command line."
         ),
-    ] = "script",
+    ] = "lean",
     compressed: Annotated[
-        bool, typer.Option("--compressed", help="Two lines that unpack themselves.")
+        bool, typer.Option("--compressed", help="Of a script: two lines that unpack it.")
     ] = False,
     study: StudyOption = None,
     storage: StorageOption = None,
@@ -255,7 +269,8 @@ def export(
 ) -> None:
     """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
     with clear_errors():
-        from search.export import bundle, lean
+        from bundle import lean, one_file
+        from search.exported import of_trial
 
         if sum(x is not None for x in (trial, preset or None, config)) != 1:
             raise ValueError("An export names one of --trial N, --preset NAME and --config FILE.")
@@ -265,22 +280,22 @@ def export(
                 f"compressed already, but got {format!r}{' and --compressed' if compressed else ''}."
             )
 
-    def write(resolved: bundle.Resolved) -> None:
+    def write(resolved: one_file.Resolved) -> None:
         if format == "lean":
             path = lean.export_lean(resolved, to)
         else:
-            path = bundle.export(resolved, to, compress=compressed)
+            path = one_file.export(resolved, to, compress=compressed)
         on = ", ".join(resolved.techniques) or "no technique"
         print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
 
     if trial is None:
         with clear_errors():
-            write(bundle.resolve_source(preset=preset, file=config))
+            write(one_file.resolve_source(preset=preset, file=config))
     else:
         read(
             context,
             StudyOptions(study, storage, home),
-            lambda _, session: write(bundle.of_trial(session, trial)),
+            lambda _, session: write(of_trial(session, trial)),
         )
 
 

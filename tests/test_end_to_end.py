@@ -98,11 +98,53 @@ def test_six_trials_from_a_clean_folder(study_file: Path, tmp_path: Path) -> Non
     complete = [t for t in trials if t["state"] == "COMPLETE"]
     assert complete and all(t["attrs"]["artifact_bytes"] > 0 for t in complete)
     check_best_repeats(ran.stdout, complete)
+    check_bytes(complete, tmp_path / "exported", options)
 
     again = caddie("--trials=6", *options)
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "Best: #" in again.stdout
     assert caddie("status", *options).returncode == 0
     wait_for(lambda: not servers(tmp_path), 20)  # the database stops with its last user
+    clear(tmp_path)
+
+
+def check_bytes(complete: list[dict[str, Any]], folder: Path, options: list[str]) -> None:
+    """What the study counted is, to the byte, what is exported: the script, and the model that it packs."""
+    for trial in complete:
+        to = folder / str(trial["number"])
+        ran = caddie("export", f"--trial={trial['number']}", f"--to={to}", *options)
+        assert ran.returncode == 0, ran.stderr
+        alone = [sys.executable, "-I", "train_gpt.py"]
+        ran = subprocess.run(alone, cwd=to, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert {p.name for p in to.iterdir()} == {"train_gpt.py", "artifact.bin", "train.log"}
+        script, model = (to / "train_gpt.py").stat().st_size, (to / "artifact.bin").stat().st_size
+        assert (trial["attrs"]["code_bytes"], trial["attrs"]["artifact_bytes"]) == (script, script + model)
+
+
+LAPTOP = """
+num_layers = { low = 2, high = 4 }
+model_dim = { low = 48, high = 80, step = 16 }
+"bigram_hash.rows" = { low = 512, high = 8192, log = true }
+"score_first_ttt.chunk_tokens" = { choices = [256, 512] }
+"gptq.calib_batches" = { low = 1, high = 4 }
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twelve_random_configurations_take_the_bytes_that_the_study_counted(
+    study_file: Path, tmp_path: Path
+) -> None:
+    """Of the laptop study's space, every technique free."""
+    head = study_file.read_text().partition("[techniques]")[0]
+    head = re.sub(r"(num_layers|model_dim) = \d+\n", "", head).replace("iterations = 30", "iterations = 12")
+    study_file.write_text(f'{head}[techniques]\nothers = "free"\n[space]\n{LAPTOP}')
+    options = [f"--study={study_file}", f"--home={tmp_path}"]
+    ran = caddie("--trials=12", "--workers=2", "--sampler=random", *options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    ended = [t for t in read_trials(study_file, tmp_path) if "code_bytes" in t["attrs"]]
+    assert len(ended) >= 8 and len({tuple(t["attrs"]["techniques"]) for t in ended}) > 6
+    check_bytes(ended, tmp_path / "exported", options)
     clear(tmp_path)
 
 

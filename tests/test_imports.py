@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from search.export.inline import names_bound
+from bundle.inline import names_bound
 
 ROOT = Path(__file__).resolve().parent.parent
 TECHNIQUES = sorted(p for p in (ROOT / "techniques").glob("*/*.py") if p.name != "__init__.py")
@@ -18,12 +18,14 @@ KERNEL = sorted((ROOT / "trainer").glob("*.py"))
 CORPUS = sorted((ROOT / "corpus").glob("*.py"))
 SEARCH = sorted((ROOT / "search").rglob("*.py"))
 SUITE = [ROOT / "validate.py", *sorted((ROOT / "conformance").glob("*.py"))]
+BUNDLE = sorted((ROOT / "bundle").glob("*.py"))
 TRAINER = [ROOT / "train_gpt.py"]
 ROOMS = {
     "trainer",
     "techniques",
     "train_gpt",
     "corpus",
+    "bundle",
     "search",
     "validate",
     "conformance",
@@ -41,7 +43,8 @@ MAY: dict[str, tuple[list[Path], set[str]]] = {
         CORPUS,
         {"corpus", "numpy", "sentencepiece", "huggingface_hub", "zstandard", "typer", "rich"},
     ),
-    "train_gpt": (TRAINER, {"trainer", "techniques", "corpus", "numpy", "torch"}),
+    "train_gpt": (TRAINER, {"bundle", "trainer", "techniques", "corpus", "numpy", "torch"}),
+    "bundle": (BUNDLE, {"bundle", "techniques"}),
     "suite": (SUITE, {"conformance", "train_gpt", "trainer", "techniques", "corpus", "torch", "rich"}),
 }
 NEVER: dict[str, tuple[list[Path], set[str]]] = {

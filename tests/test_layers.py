@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COVERED = ("search", "trainer", "techniques", "conformance", "corpus", "benchmarks")
+COVERED = ("search", "bundle", "trainer", "techniques", "conformance", "corpus", "benchmarks")
 SCRIPTS = ("search.py", "validate.py", "train_gpt.py")
 MOST_FILES = 12  # of a package, without its __init__.py
 
@@ -34,7 +34,7 @@ ORDER = (
     ("search.run",),
     ("search.engines",),
     ("search.workers", "search.report"),
-    ("search.samplers", "search.export"),
+    ("search.samplers", "search.exported"),
     ("search.space", "search.session", "search.stage_cache"),
     ("search.costs", "search.pruning", "search.trainers"),
     ("search.study",),
@@ -42,6 +42,7 @@ ORDER = (
     ("search.common",),
     ("conformance",),
     ("train_gpt",),
+    ("bundle",),
     ("techniques.*",),  # the rooms of techniques and techniques._*
     ("trainer",),
     ("techniques.settings",),
@@ -65,8 +66,9 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "search.cli": (
         "`--help` answers without Optuna, and each command loads its own page",
         (
-            "search.export.bundle",
-            "search.export.lean",
+            "bundle.lean",
+            "bundle.one_file",
+            "search.exported",
             "search.report.costs",
             "search.report.dashboard",
             "search.report.effects",
@@ -90,6 +92,10 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "search.trainers.foreign.run": (
         "every command knows its study's trainer, only a worker's start reads the script: 0.01 s of CPU",
         ("search.trainers.foreign.scan",),
+    ),
+    "train_gpt": (
+        "a file made by the bundle holds no bundler, and it loads once the model is packed",
+        ("bundle.lean",),
     ),
     "corpus.__main__": (
         "each command loads its own part, `--help` none",

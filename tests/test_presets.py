@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import train_gpt
-from search.export.bundle import export
+from bundle.one_file import export
 from techniques import catalog
 from techniques.base import Verdict
 from techniques.config import PRESETS, Resolved, read_preset, resolve
+from tests.bundle.test_bundle import alone, facts
 from tests.conftest import run_trainer
-from tests.search.export.test_bundle import alone, facts
 
 # preset -> (parameters published or derived from it, legality here, the first word of what part 5 says)
 RECORDS = {
@@ -28,9 +28,7 @@ RECORDS = {
 }
 # The same maths by a faster way; a difference (documents' starts) that a tiny audited batch need not hold.
 UNSEEN = {"fused_ce", "varlen_attention"}
-QUICK = (
-    "pr549",
-)  # in every test run (naive: tests/search/export/test_bundle.py); the others with `make test-long`
+QUICK = ("pr549",)  # in every test run (naive: tests/bundle/test_bundle.py); the others with `make test-long`
 SEVERITY = [Verdict.LEGAL, Verdict.LEGAL_IF_TIMED, Verdict.CONTESTED, Verdict.ILLEGAL]
 # What a tiny run needs smaller; a setting counts where its technique is on.
 SMALL: dict[str, Any] = {

@@ -1,8 +1,9 @@
 """What every scorer shares: nats of hidden states, one compiled forward, and whether the score is another.
 
 Evaluation is forwards without gradient, mostly of full batches: one graph of one size, compiled on random
-tokens before the clock that counts starts. Smaller batches are padded to it (behind a row's tokens and below
-its last row, where nothing can see it) and cut again.
+tokens while the clock that counts stands still. Batches of fewer rows are padded to it (below the last row,
+where nothing can see it) and cut again. Shorter rows, the split's end, go through the model as it is: what a
+technique does may depend on a row's length (partial_rope picks its table by it).
 
 Two things look over a scorer's shoulder, whatever it is: `Meter` knows which positions it read, and stepped
 on, before they had their score; `score_again` scores a sample with everything replaced that came later.
@@ -11,7 +12,6 @@ on, before they had their score; `score_again` scores a sample with everything r
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trainer.parameters import load_weights
-from trainer.world import compiles
+from trainer.world import compiled_or_eager, compiles
 
 NATS_AT_ONCE = 1 << 28  # logits that exist at a time, float32: 1 GiB
 COMPILE_FROM_TOKENS = 1 << 25  # forward tokens of a rank's evaluation from which on compiling it pays
@@ -41,7 +41,7 @@ def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:
 
 
 class CompiledHidden:
-    """ids [b,t] -> hidden [b,t,D] for b ≤ rows and t ≤ length. `seconds` went into compiling."""
+    """ids [b,t] -> hidden [b,t,D], compiled for b ≤ rows and t = length."""
 
     def __init__(self, model: Any, rows: int, length: int):
         self.model, self.rows, self.length = model, rows, length
@@ -57,22 +57,23 @@ class CompiledHidden:
 
     def __call__(self, ids: Tensor) -> Tensor:
         rows, length = ids.shape
-        if torch.is_grad_enabled() or rows > self.rows or length > self.length:
+        if torch.is_grad_enabled() or rows > self.rows or length != self.length:
             return self.model.hidden(ids)
-        padded = F.pad(ids, (0, self.length - length, 0, self.rows - rows))
-        return self.graph(padded)[:rows, :length]
+        return self.graph(F.pad(ids, (0, 0, 0, self.rows - rows)))[:rows]
 
 
-def compile_scoring(run: Any, resolved: Any, scorer: str | None) -> float:
-    """Compile the forward of an evaluation that is long enough; the seconds it took. Like the warm-up of the
-    training it reads no data, and is no part of the timed seconds."""
-    start, c = time.perf_counter(), resolved.config
+def compile_scoring(run: Any, resolved: Any, scorer: str | None, clock: Any) -> None:
+    """Compile the forward of an evaluation that is long enough, while the clock stands still: like the
+    warm-up of the training it reads no data."""
+    c = resolved.config
     passes = 1.0 + (resolved.costs[scorer].eval_passes if scorer in resolved.costs else 0.0)
     if not compiles(c, run.world) or passes * run.num_positions < COMPILE_FROM_TOKENS * run.world.size:
-        return 0.0
-    run.hidden = graph = CompiledHidden(run.model, run.batch_seqs, run.seq_len)
-    graph.warm_up(c.vocab_size)
-    return time.perf_counter() - start
+        return
+    run.hidden = compiled = CompiledHidden(run.model, run.batch_seqs, run.seq_len)
+    compiled.graph = compiled_or_eager(compiled.graph, run.model.hidden, c, run.world)
+    clock.stop()
+    compiled.warm_up(c.vocab_size)
+    clock.start()
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 import train_gpt
-from search.export.bundle import export
+from bundle.one_file import export
 from techniques import catalog
 from techniques.config import read_preset, resolve
+from tests.bundle.test_bundle import alone, facts
 from tests.conftest import TINY_MODEL, build_tiny, run_trainer
-from tests.search.export.test_bundle import alone, facts
 from tests.test_presets import RECORDS, resolved, small
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "presets.md"

@@ -45,15 +45,8 @@ EVAL_SECONDS = "eval_seconds"
 TRUE_SECONDS = "true_seconds"
 STEPS = "steps"
 PARAMS = "params"
-FIGURES = (
-    ARTIFACT_BYTES,
-    CODE_BYTES,
-    TRAIN_SECONDS,
-    EVAL_SECONDS,
-    TRUE_SECONDS,
-    STEPS,
-    PARAMS,
-)  # of a result
+# of a result
+FIGURES = (ARTIFACT_BYTES, CODE_BYTES, TRAIN_SECONDS, EVAL_SECONDS, TRUE_SECONDS, STEPS, PARAMS)
 STAGE_SECONDS = "stage_seconds"  # stage -> timed seconds
 STAGE_REUSE = "stages"  # recorded true seconds by stage, what was reused, seconds spent and saved
 SLACK_BYTES = "slack_bytes"  # below the limit; negative: over it

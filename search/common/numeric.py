@@ -1,8 +1,7 @@
 """Optuna's distributions: a study's domain as one, a number's place in its range and back, uniform draws."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from techniques.base import Choice, Float, Int
+
+Distributions = Mapping[str, BaseDistribution]
+SearchSpace = dict[str, BaseDistribution]
 
 
 def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -29,8 +31,7 @@ def draw(dist: BaseDistribution, rng: np.random.Generator) -> Any:
 
 
 def place(dist: BaseDistribution, value: Any) -> float:
-    """A number's place in its range, from -1 to 1 (in the logarithm where the distribution says so); of a
-    categorical the index of its choice."""
+    """A number's place in its range, -1 to 1 (logarithmic as its distribution); the index of a choice."""
     if isinstance(dist, CategoricalDistribution):
         return float(dist.to_internal_repr(value))
     assert isinstance(dist, FloatDistribution | IntDistribution)
@@ -68,7 +69,6 @@ def distribution(domain: Float | Int | Choice) -> BaseDistribution:
 
 
 def suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
-    """trial.suggest_* for whatever distribution it is."""
     if isinstance(dist, CategoricalDistribution):
         return trial.suggest_categorical(name, dist.choices)
     if isinstance(dist, FloatDistribution):
@@ -78,7 +78,6 @@ def suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
 
 
 def contains(dist: BaseDistribution, value: Any) -> bool:
-    """Whether `value` could have been sampled from `dist`."""
     if isinstance(dist, CategoricalDistribution):
         return value in dist.choices
     assert isinstance(dist, FloatDistribution | IntDistribution)

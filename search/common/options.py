@@ -12,8 +12,6 @@ from pathlib import Path
 from search.common.paths import ROOT
 
 SAMPLERS = ("structured", "tpe", "gp", "random")  # kinds, for --sampler and `[sampler] kind`
-
-
 ENVIRONMENT = "CADDIE_STORAGE"
 
 
@@ -27,9 +25,8 @@ class StudyOptions:
 
     def over(self, before: StudyOptions) -> StudyOptions:
         """These, and where they were not given, those from before the command's name."""
-        return StudyOptions(
-            self.study or before.study, self.storage or before.storage, self.home or before.home
-        )
+        storage = before.storage if self.storage is None else self.storage
+        return StudyOptions(self.study or before.study, storage, self.home or before.home)
 
     @property
     def home_folder(self) -> Path:
@@ -38,9 +35,7 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is told: the same for all of a session, but for `index`. It crosses the process border as
-    JSON (search/workers/prepare.py). The database's URL is no part of it: process lists show command
-    lines."""
+    """What a worker is told, as JSON; without the database's URL: process lists show command lines."""
 
     study: Path
     home: Path

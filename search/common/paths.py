@@ -1,7 +1,5 @@
 """Where things are: the project, and the folders of a study under its home."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,12 +1,9 @@
 """A configuration's bills: bytes of the model; seconds of training steps, calibration and evaluation.
 
-Bytes: exact elements by kind of tensor (role, bits, rounding, row scale, codec, where it comes from), each
-with the entropy of its integers and the codec's distance from it. Seconds: exact FLOPs by kind of work, and
-what is no FLOP in FLOPs' clothes. What is left (how concentrated trained weights are, how fast a machine is
-at which work) is learnt: every part names its factors, and search/costs/factors.py fits them.
+Bytes: exact elements by kind of tensor, each with the entropy of its integers and the codec's distance from
+it. Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how
+concentrated trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
@@ -34,8 +31,7 @@ OVERHEAD = {
     "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
     "lzma_xz": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
     "brotli_shuffle": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
-    # one class of rows and columns (more are a gain); brotli, less what sorted rows save:
-    # benchmarks.trainer.codecs
+    # one class of rows and columns; brotli less what sorted rows save: benchmarks.trainer.codecs
     "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
     "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
@@ -68,17 +64,13 @@ def second_model() -> CostModel:
 
 def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:
     """(technique or "", parameter) of every parameter of the run, exactly."""
-    shape = resolved.shape()
-    yield from (("", tensor) for tensor in shape.tensors())
+    yield from (("", tensor) for tensor in resolved.shape().tensors())
     for name, cost in resolved.costs.items():
         yield from ((name, tensor) for tensor in cost.tensors)
 
 
 def num_params(resolved: Resolved) -> int:
     return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
-
-
-# ---- bytes -----------------------------------------------------------------------------------------------
 
 
 def entropy_bits(bits: int, columns: int) -> float:
@@ -95,16 +87,12 @@ def words_of(technique: Technique | None) -> str:
     """The technique and its settings that are words: they choose between methods."""
     if technique is None:
         return "none"
-    words = [
-        str(value)
-        for name, domain in type(technique).space.items()
-        if isinstance(domain, Choice) and isinstance(value := getattr(technique.config, name), str)
-    ]
-    return "/".join([technique.name, *words])
+    choices = [name for name, domain in type(technique).space.items() if isinstance(domain, Choice)]
+    values = [getattr(technique.config, name) for name in choices]
+    return "/".join([technique.name, *(value for value in values if isinstance(value, str))])
 
 
 def model_bill(resolved: Resolved) -> Bill:
-    """Bytes of the packed weights."""
     owners = {slot: resolved.owner(slot) for slot in ("bits", "quantizer", "row_scale", "codec")}
     overheads = OVERHEAD.get(owners["codec"].name if owners["codec"] else "", OVERHEAD[""])
     words = {slot: words_of(owner) for slot, owner in owners.items()}
@@ -150,8 +138,7 @@ def _rate_of(resolved: Resolved, role: str) -> str:
 
 
 def _quantizer_settings(resolved: Resolved) -> dict[tuple[str, str], float]:
-    """(role that it is for or "", factor) -> logarithm of a positive numeric setting of the quantise stage.
-    `attn_k` is for the role attn."""
+    """(role or "", factor) -> logarithm of a positive number of the quantise stage; `attn_k` is attn's."""
     found: dict[tuple[str, str], float] = {}
     for name, technique in resolved.techniques.items():
         if technique.stage != "quantize":
@@ -171,9 +158,6 @@ def _log(resolved: Resolved, name: str) -> float:
 
 def _sizes(resolved: Resolved) -> dict[str, float]:
     return {f"log size:{name}": _log(resolved, name) for name in ("model_dim", "num_layers", "mlp_mult")}
-
-
-# ---- seconds ---------------------------------------------------------------------------------------------
 
 
 def _work(resolved: Resolved) -> dict[str, float]:
@@ -238,23 +222,19 @@ def eval_bill(resolved: Resolved) -> Bill:
     """Seconds of the evaluation; with `val_tokens` 0 (all) per validation token: as good to calibrate."""
     shape, tokens = resolved.shape(), float(resolved.config.val_tokens or 1)
     work, total_passes = _work(resolved), 1.0
-    amounts: dict[tuple[str, ...], float] = {}
-    for name, flops in work.items():
-        amounts[name,] = tokens * flops
+    amounts: dict[tuple[str, ...], float] = {(name,): tokens * flops for name, flops in work.items()}
     for name, cost in resolved.costs.items():
         passes = max(0.0, cost.eval_passes)
         total_passes += passes
         head = work["work:head"]
         amounts[f"passes:{name}", "work:layers"] = passes * tokens * (sum(work.values()) - head)
         amounts[f"passes:{name}", f"passes head:{name}", "work:head"] = passes * tokens * head
-    amounts["work:launch",] = (
-        LAUNCH_FLOPS * len(shape.order) * total_passes * max(1.0, tokens / shape.eval_seq_len)
-        if resolved.config.val_tokens
-        else LAUNCH_FLOPS * len(shape.order) * total_passes / shape.eval_seq_len
-    )
-    bill = _second_bill(resolved, amounts)
+    launch = LAUNCH_FLOPS * len(shape.order) * total_passes
     if resolved.config.val_tokens:
-        return bill
+        amounts["work:launch",] = launch * max(1.0, tokens / shape.eval_seq_len)
+        return _second_bill(resolved, amounts)
+    amounts["work:launch",] = launch / shape.eval_seq_len
+    bill = _second_bill(resolved, amounts)
     return Bill(bill.parts, {**bill.common, "tokens:all": 1.0})
 
 

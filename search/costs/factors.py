@@ -1,14 +1,11 @@
-"""CostModel: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise, the factors learnt from finished
-trials.
+"""CostModel: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise; the factors are learnt.
 
-A bill says what a run should cost as the sum of its parts: an exact amount each (bits of a kind of tensor,
-FLOPs of a kind of work), and the names of the factors that correct it. Factors that all parts share stand in
-`common`. Every factor's logarithm has a normal prior of mean 0, so that no trial means no correction and few
-trials mean a small one. The posterior's mode comes from a few Gauss-Newton steps, with the weights of a
-Student likelihood (4 degrees of freedom): one stalled trial does not move the rest.
-
-The doubt of an estimate is the posterior's, plus the prior's for factors never seen; its spread is what
-remains between the fit and the measurements, never less than what two seeds of one configuration differ by.
+A part of a bill is an exact amount (bits of a kind of tensor, FLOPs of a kind of work) and the names of the
+factors that correct it. Every factor's logarithm has a normal prior of mean 0: no trial means no correction,
+few mean a small one. The posterior's mode comes from a few Gauss-Newton steps under a Student likelihood (4
+degrees of freedom): one stalled trial does not move the rest. The doubt of an estimate is the posterior's,
+plus the prior's for factors never seen; its spread is what remains between the fit and the measurements,
+never less than what two seeds of one configuration differ by.
 """
 
 from __future__ import annotations
@@ -57,8 +54,7 @@ class Bill:
 
 @functools.cache
 def student_quantile(dof: float, probability: float) -> float:
-    """Quantile of Student's t; of the normal, which it has become, from ten million degrees on: a study that
-    has learned nothing yet starts without SciPy, whose import takes half a second."""
+    """Of Student's t; from MANY degrees on the normal's, without SciPy: its import takes half a second."""
     if dof >= MANY:
         return NormalDist().inv_cdf(probability)
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
@@ -111,8 +107,7 @@ class _Rows:
             own[row.common] = row.exponents
 
     def totals(self, theta: Array) -> tuple[Array, Array]:
-        """(log total of each trial, its gradient [trials, factors]). Most exponents are 0: sums go over the
-        others."""
+        """(log total of each trial, its gradient [trials, factors]); zero exponents are left out."""
         corrections = np.bincount(self.parts, self.values * theta[self.columns], len(self.logs))
         parts = np.exp(self.logs + corrections)
         totals = np.add.reduceat(parts, self.starts)
@@ -144,8 +139,7 @@ class _Fit:
 
 
 class CostModel:
-    """The factors of one kind of bill. `sds`: prior standard deviation of a factor's logarithm, by the part
-    of its name before the colon. Exponents of `log …` factors count from those of the first trial."""
+    """The factors of one kind of bill. `sds`: prior sds of logarithms, by a name's part before the colon."""
 
     def __init__(self, sds: Mapping[str, float], *, spread: float, least_spread: float):
         self.sds, self.prior_spread, self.least_spread = sds, spread, least_spread
@@ -158,8 +152,7 @@ class CostModel:
         self._last: Array = np.zeros(0)
 
     def add(self, bill: Bill, measured: float, *, carried: bool = False) -> None:
-        """One finished trial; `measured` > 0 in the unit of the bill, or in another that a factor bridges.
-        One that is `carried` over from another study makes room for those of this one."""
+        """One finished trial; `measured` > 0. One that is `carried` over makes room for this study's."""
         for factors in (bill.common, *(part.factors for part in bill.parts)):
             for name, exponent in factors.items():
                 if name not in self.columns:
@@ -179,7 +172,6 @@ class CostModel:
         return had
 
     def estimate(self, bill: Bill) -> Estimate:
-        """What the bill will come to."""
         row, fit = self._flat(bill), self._solved()
         x = np.zeros((len(row.logs), len(self.columns)))
         x[:, row.common] = row.exponents
@@ -195,7 +187,6 @@ class CostModel:
         return self.sds[name.partition(":")[0]]
 
     def _unseen(self, bill: Bill, shares: Array) -> float:
-        """Variance of factors that no trial had."""
         weight = {name: 1.0 for name in bill.common if name not in self.columns}
         for part, share in zip(bill.parts, shares, strict=True):
             for name, exponent in part.factors.items():
@@ -204,9 +195,7 @@ class CostModel:
         return sum((w * self.prior_sd(n)) ** 2 for n, w in weight.items() if not n.startswith("log "))
 
     def _flat(self, bill: Bill) -> _Row:
-        parts: list[int] = []
-        columns: list[int] = []
-        values: list[float] = []
+        parts, columns, values = list[int](), list[int](), list[float]()
         shared = {n: e - self.centre[n] for n, e in bill.common.items() if n in self.columns}
         for i, part in enumerate(bill.parts):
             for name, exponent in part.factors.items():
@@ -237,7 +226,8 @@ class CostModel:
         if not known:
             return _Fit(np.zeros(width), np.linalg.inv(precision), self.prior_spread, PRIOR_TRIALS)
         rows, spread, dof = _Rows(known, width), self.prior_spread, PRIOR_TRIALS
-        theta, weights, covariance = self._start(width), np.ones(len(known)), precision
+        theta = np.pad(self._last, (0, width - len(self._last)))  # new factors at their prior's mean
+        weights, covariance = np.ones(len(known)), precision
         logs, gradient = rows.totals(theta)
         for step in range(STEPS):
             weighted = gradient.T * (weights / spread**2)
@@ -254,9 +244,3 @@ class CostModel:
             weights = np.minimum(1.0, (STUDENT + 1.0) / (STUDENT + (residuals / spread) ** 2))
         self._last = theta
         return _Fit(theta, covariance, spread, dof)
-
-    def _start(self, width: int) -> Array:
-        """The last fit, new factors at their prior's mean."""
-        theta = np.zeros(width)
-        theta[: len(self._last)] = self._last
-        return theta

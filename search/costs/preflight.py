@@ -1,40 +1,32 @@
-"""Preflight: what a configuration will cost, before a second is spent on it, and whether it can be
-admitted.
+"""Preflight: what a configuration will cost, before a second is spent on it, and whether it is admitted.
 
 Bytes and seconds are the bills of search/costs/bills.py under the factors that finished trials taught
 (search/costs/factors.py); seconds are learnt for each machine apart. Every prediction has a bound that holds
-with probability BOUND: doubt of the factors, what they do not explain, and seeds. The code's bytes are known.
+with probability BOUND: doubt of the factors, what they do not explain, and seeds. The submitted script's
+bytes are expected by its techniques (bundle/sizes.py) until a trial with the same ones told them.
 
 A configuration is turned away when a limit lies below its prediction moved by the noise that no trial can
 lower: for bytes up to the bound (a byte too many voids a run; 1 % of spread costs little), for seconds not
 at all (another program on the machine moves them by a tenth, and half of the space would be lost). Doubt
 beyond the noise counts for the configuration: what was never tried is tried once.
-
-Pair: a prediction and what came of it; errors_of(attrs): measured / predicted − 1 of each limit.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
+from bundle.sizes import expected_bytes
 from search.common.attributes import PREFLIGHT
-from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.factors import Bill, CostModel, Estimate
 from search.study.limits import LIMITS
 from search.study.model import Study
 from search.trainers.trainer import Trainer
-from techniques import catalog
 from techniques.config import Resolved
 
 BOUND = 0.975  # probability that a measurement stays below its bound
-OWN = (
-    3  # trials of this study before seconds carried over from others turn anything away: one may have stalled
-)
+OWN = 3  # own trials before seconds carried over from others turn anything away: one may have stalled
 ADMITTED = {"bytes": BOUND, "train": 0.5, "eval": 0.5}  # noise that a configuration must leave room for
 
 
@@ -52,53 +44,34 @@ class Prediction:
 
 
 class Costs(Protocol):
-    """What says of a study's runs what they will cost and which of them are worth a trial. A run is whatever
-    the study's space resolves to."""
+    """What a study's runs will cost, and which are worth a trial; a run is what the space resolves to."""
 
     @property
     def study(self) -> Study: ...
-
-    def predict(self, resolved: Any) -> Prediction | None:
-        """None where nothing is known of costs."""
-        ...
-
-    def rejection(self, resolved: Any) -> str | None:
-        """Why a run is not worth a trial, `what: facts`; None when it is."""
-        ...
-
-    def learn(self, results: Iterable[tuple[Any, Mapping[str, Any]]], *, study: str = "") -> None:
-        """From finished trials; `study` names another study that they come from."""
-        ...
-
-    def forget_carried(self) -> bool:
-        """Drops what other studies taught; False when there is nothing of it."""
-        ...
+    def predict(self, resolved: Any) -> Prediction | None: ...  # None where nothing is known of costs
+    def rejection(self, resolved: Any) -> str | None: ...  # `what: facts`; None when it is worth a trial
+    # from finished trials; `study` names another study that they come from
+    def learn(self, results: Iterable[tuple[Any, Mapping[str, Any]]], *, study: str = "") -> None: ...
+    def forget_carried(self) -> bool: ...  # drops what other studies taught; False: there was nothing
 
 
 class Seconds:
-    """What one machine takes."""
-
     def __init__(self):
         self.train, self.evaluate = costs.second_model(), costs.second_model()
 
 
 class Preflight:
-    """Predicts and admits; one a worker, taught by `learn` with the trials that finish anywhere. `hardware`:
-    the machine that the next trial runs on."""
+    """One a worker, taught with the trials that finish anywhere. `hardware`: where the next trial runs."""
 
-    def __init__(self, study: Study, *, root: Path = ROOT, hardware: str = ""):
-        self.study, self.root, self.hardware = study, root, hardware
+    def __init__(self, study: Study, *, hardware: str = ""):
+        self.study, self.hardware = study, hardware
         self.model_bytes = costs.byte_model()
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
-        self._file_sizes: dict[str, int] = {}
         self._learnt: set[tuple[str, Any]] = set()
 
-    # -- what it says
-
     def predict(self, resolved: Resolved) -> Prediction:
-        """The cost of a configuration, seconds only once a trial has finished on this machine."""
         size, code = self._bytes(resolved), self.code_bytes(resolved)
         train, evaluation = self._train(resolved), self._eval(resolved)
         return Prediction(
@@ -112,7 +85,6 @@ class Preflight:
         )
 
     def rejection(self, resolved: Resolved) -> str | None:
-        """Why a configuration is not worth a trial, `what: facts`; None when it is."""
         for name, technique in resolved.techniques.items():
             law, track = technique.verdict(), self.study.track
             if not law.admitted(track):
@@ -149,7 +121,6 @@ class Preflight:
             self._learn_seconds(resolved, result, study)
 
     def forget_carried(self) -> bool:
-        """Drops what other studies taught; False when there is nothing of it."""
         models = [self.model_bytes]
         models += [model for machine in self.machines.values() for model in (machine.train, machine.evaluate)]
         return any([model.forget_carried() for model in models])
@@ -159,27 +130,21 @@ class Preflight:
 
     def _learn_seconds(self, resolved: Resolved, result: Mapping[str, Any], study: str) -> None:
         machine = self.machines.setdefault(str(result.get("hardware") or self.hardware), Seconds())
-        carried = bool(study)
-        if seconds := _positive(result, "eval_seconds"):
-            machine.evaluate.add(self._told_by(costs.eval_bill(resolved), study), seconds, carried=carried)
+
+        def add(model: CostModel, bill: Bill | None, seconds: float) -> None:
+            if bill and seconds:
+                model.add(self._told_by(bill, study), seconds, carried=bool(study))
+
+        add(machine.evaluate, costs.eval_bill(resolved), _positive(result, "eval_seconds"))
         steps = _positive(result, "steps") or float(resolved.config.iterations)
         stages: Mapping[str, Any] = result.get("stage_seconds") or {}
         if trained := _positive(stages, "train"):
-            machine.train.add(
-                self._told_by(costs.steps_bill(resolved, steps), study), trained, carried=carried
-            )
-            calibration, took = costs.calibration_bill(resolved), _positive(stages, "quantize")
-            if calibration and took:
-                machine.train.add(self._told_by(calibration, study), took, carried=carried)
-        elif seconds := _positive(result, "train_seconds"):
-            machine.train.add(
-                self._told_by(costs.train_bill(resolved, steps), study), seconds, carried=carried
-            )
-
-    # -- how it knows
+            add(machine.train, costs.steps_bill(resolved, steps), trained)
+            add(machine.train, costs.calibration_bill(resolved), _positive(stages, "quantize"))
+        else:
+            add(machine.train, costs.train_bill(resolved, steps), _positive(result, "train_seconds"))
 
     def seconds(self) -> Seconds:
-        """What is known of this machine."""
         return self.machines.get(self.hardware) or Seconds()
 
     def _bytes(self, resolved: Resolved) -> Estimate:
@@ -187,9 +152,10 @@ class Preflight:
 
     def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
         config, model = resolved.config, self.seconds().train
-        if not config.max_wallclock_seconds:
+        budget = config.max_wallclock_seconds
+        if not budget:
             return self._known(model, costs.train_bill(resolved, config.iterations), to_judge)
-        budget, calibration = config.max_wallclock_seconds, costs.calibration_bill(resolved)
+        calibration = costs.calibration_bill(resolved)
         more = self._known(model, calibration, to_judge) if calibration else None
         if more is None:  # the budget is the prediction
             return Estimate(math.log(budget), 0.0, 0.0)
@@ -207,24 +173,9 @@ class Preflight:
         return model.estimate(self._told_by(bill)) if enough else None
 
     def code_bytes(self, resolved: Resolved) -> int:
-        """Bytes of code that the artifact counts: told by a like result, else those of the files."""
-        names = tuple(sorted(resolved.techniques))
-        if names in self._known_code:
-            return self._known_code[names]
-        if not self._file_sizes:
-            self._file_sizes = self._measure_files()
-        sizes = self._file_sizes
-        own = sizes[""] + sum(sizes.get(name, 0) for name in names)
-        if not self._known_code:
-            return own
-        known, told = next(iter(self._known_code.items()))
-        return max(0, own + told - sizes[""] - sum(sizes.get(name, 0) for name in known))
-
-    def _measure_files(self) -> dict[str, int]:
-        """technique -> bytes of its file; "" -> bytes of what every run executes."""
-        shared = catalog.shared_files(self.root)
-        sizes = {name: path.stat().st_size for name, path in catalog.technique_files().items()}
-        return {**sizes, "": sum(path.stat().st_size for path in shared if path.is_file())}
+        """Bytes of the submitted script: told by a result with the same techniques, else expected."""
+        known = self._known_code.get(tuple(sorted(resolved.techniques)))
+        return expected_bytes(resolved.techniques) if known is None else known
 
 
 def admitted_at(estimate: Estimate, what: str) -> float:
@@ -247,21 +198,15 @@ class NoCosts:
 
     study: Study
 
-    def predict(self, resolved: object) -> None:
-        return None
-
-    def rejection(self, resolved: object) -> None:
-        return None
-
-    def learn(self, results: Iterable[tuple[object, Mapping[str, Any]]], *, study: str = "") -> None:
-        """Nothing to calibrate."""
+    def predict(self, resolved: object) -> None: ...
+    def rejection(self, resolved: object) -> None: ...
+    def learn(self, results: Iterable[tuple[object, Mapping[str, Any]]], *, study: str = "") -> None: ...
 
     def forget_carried(self) -> bool:
         return False
 
 
 def costs_of(trainer: Trainer, study: Study, hardware: str = "") -> Costs:
-    """What predicts and admits for a study of this trainer, on this hardware."""
     return Preflight(study, hardware=hardware) if trainer.predicts_costs else NoCosts(study)
 
 
@@ -279,7 +224,6 @@ class Pair:
 
 
 def pair_of(attrs: Mapping[str, Any], figure: str) -> Pair | None:
-    """The prediction of a figure and its outcome, if there were both."""
     prediction = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
     predicted = prediction.get(figure)
     upper = prediction.get(f"{figure}_upper")

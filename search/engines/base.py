@@ -1,14 +1,12 @@
-"""Engines: where a study's workers run. `local` starts processes here (search/engines/local.py), `ray` and
-`slurm` hand the same worker to a cluster's scheduler. Any other machine joins by hand: the same command
-there, with the same --storage.
+"""Engines: where a study's workers run. `local` starts processes here, `ray` and `slurm` hand the same worker
+to a cluster's scheduler. Any other machine joins by hand: the same command there, with the same --storage.
 
 A task of an engine is one worker, not one trial: trials are short beside a scheduler's start, and leases,
 retries and the exact count live in the database for every kind of engine alike. A task that its machine took
 with it is run again elsewhere; its trial is queued again once its heartbeat is missed.
 """
 
-from __future__ import annotations
-
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,13 +26,12 @@ from search.common.options import ENVIRONMENT, WorkerSpec
 from search.common.paths import ROOT
 from search.report.progress import Progress
 from search.session.session import Session
+from search.storage.patient import normalise_url
 from search.study.model import Study
 from search.workers.prepare import worker_command
 
 POLL_S = 0.2
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
-
-
 ENGINES = ("local", "ray", "slurm")
 
 
@@ -58,9 +55,7 @@ class Ended:
 
 
 def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
-    """Runs the task's worker here until it ends; it stops when we do (its lifeline is ours).
-
-    Raises ValueError when this machine lacks the project at the same path."""
+    """Runs the task's worker here until it, or we, end. ValueError without the project at the same path."""
     host = os.uname().nodename
     if not (task.root / "search" / "workers" / "worker.py").exists():
         raise ValueError(
@@ -69,31 +64,43 @@ def run_task(task: Task, environ: Mapping[str, str] | None = None) -> Ended:
         )
     spec = task.spec
     log = spec.home / "runs" / "workers" / f"{spec.study.stem}-{host}-{spec.index}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ if environ is None else environ) | {ENVIRONMENT: task.url}
+    process = start_worker(spec, log, environment, root=task.root)
+    try:
+        status = process.wait()
+    except BaseException:
+        process.terminate()  # it queues its configuration again
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    finally:
+        close_lifeline(process)
+    return Ended(status, "" if status == 0 else last_error(log), host)
+
+
+def start_worker(
+    spec: WorkerSpec, log: Path, environment: Mapping[str, str], *, root: Path = ROOT
+) -> subprocess.Popen[bytes]:
+    """A worker in a session of its own; its output goes to `log`, its stdin is its lifeline."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             worker_command(spec),
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
-            cwd=task.root,
+            cwd=root,
             env=environment,
             start_new_session=True,
         )
-        try:
-            status = process.wait()
-        except BaseException:
-            process.terminate()  # it queues its configuration again
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-        finally:
-            if process.stdin is not None:
-                process.stdin.close()
-    return Ended(status, "" if status == 0 else last_error(log), host)
+
+
+def close_lifeline(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 class Engine(Protocol):
@@ -112,12 +119,8 @@ class WorkerFailed(ValueError):
 @contextmanager
 def stop_requested() -> Generator[threading.Event]:
     """While the block lasts, SIGINT and SIGTERM set the event instead of ending us."""
-    stopping = threading.Event()
-
-    def stop(number: int, frame: object) -> None:
-        stopping.set()
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping, ends = threading.Event(), (signal.SIGINT, signal.SIGTERM)
+    old = {number: signal.signal(number, lambda number, frame: stopping.set()) for number in ends}
     try:
         yield stopping
     finally:
@@ -138,7 +141,7 @@ def last_error(log: Path) -> str:
 
 def check_reachable(url: str, engine: str) -> None:
     """ValueError when other machines cannot reach the database: the private one has no network address."""
-    parsed = sqlalchemy.make_url(url) if url else None
+    parsed = sqlalchemy.make_url(normalise_url(url)) if url else None
     host = str(parsed.query.get("host") or parsed.host or "") if parsed else ""
     if not host or host.startswith("/"):
         raise ValueError(
@@ -157,8 +160,7 @@ class Cluster:
 
 
 def cluster_for(study: Study, engine: str, words: Sequence[str], *, url: str) -> Cluster | None:
-    """The cluster that is to run the workers; None: this machine. `url`: the database's, "" for the private
-    one. Raises ValueError before anything is begun."""
+    """The cluster that runs the workers; None: this machine. `url`: "" for the private one. ValueError."""
     if engine not in ENGINES:
         raise ValueError(f"An engine is one of {', '.join(ENGINES)}, but got {engine!r}.")
     options = parse_options(words)

@@ -1,12 +1,9 @@
-"""launch(session, ...): worker processes until the study has its finished trials; Ctrl-C stops them
-cleanly.
+"""launch(session, ...): worker processes until the study has its finished trials; Ctrl-C stops them cleanly.
 
-Workers are fresh processes in sessions of their own; the database's URL reaches them through the
-environment. Each holds a pipe from us as its lifeline: if we die, they stop. One that dies is started
-again, and its trial is failed and queued again at once, without waiting for its heartbeat to be missed.
+Workers are fresh processes in sessions of their own; the database's URL reaches them through the environment.
+Each holds a pipe from us as its lifeline: if we die, they stop. One that dies is started again, and its trial
+is failed and queued again at once, without waiting for its heartbeat to be missed.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -22,13 +19,20 @@ from optuna.trial import Trial, TrialState
 
 from search.common.attributes import WORKER
 from search.common.options import ENVIRONMENT, WorkerSpec
-from search.common.paths import ROOT
-from search.engines.base import POLL_S, STOP_S, WorkerFailed, finished, last_error, stop_requested
+from search.engines.base import (
+    POLL_S,
+    STOP_S,
+    WorkerFailed,
+    close_lifeline,
+    finished,
+    last_error,
+    start_worker,
+    stop_requested,
+)
 from search.report.progress import Progress
 from search.session.session import Session
 from search.storage.patient import requeue
 from search.study.limits import set_all, violations
-from search.workers.prepare import worker_command
 
 MAX_RESTARTS = 5  # of one worker, in a row, without a trial finished in between
 FULL_BYTES = 100_000  # less than this free is a full disk
@@ -52,7 +56,7 @@ def launch(
     progress: Progress,
     *,
     external: bool,
-    gpus: tuple[str, ...] = (),
+    gpus: Sequence[str] = (),
 ) -> None:
     """Runs a worker for each spec until the target. Raises WorkerFailed, and KeyboardInterrupt once all have
     stopped. `external`: the database is the user's, not the private one of the home. `gpus`: values for
@@ -60,10 +64,8 @@ def launch(
     shared = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
     if external:
         shared[ENVIRONMENT] = session.url
-    slots: list[Slot] = []
-    for spec in specs:
-        own = {"CUDA_VISIBLE_DEVICES": gpus[spec.index % len(gpus)]} if gpus else {}
-        slots.append(Slot(spec, shared | own))
+    own = [{"CUDA_VISIBLE_DEVICES": gpus[spec.index % len(gpus)]} if gpus else {} for spec in specs]
+    slots = [Slot(spec, shared | more) for spec, more in zip(specs, own, strict=True)]
     with stop_requested() as stopping:
         try:
             for slot in slots:
@@ -81,20 +83,14 @@ def launch(
 
 
 def start(slot: Slot, session: Session) -> None:
-    """A fresh worker process in the slot."""
-    slot.log = session.folders.runs / "workers" / f"{slot.spec.index}.log"
-    slot.log.parent.mkdir(parents=True, exist_ok=True)
+    slot.log = log_of(session, slot.spec.index)
     slot.finished_then = finished(session)
-    with slot.log.open("wb") as log:
-        slot.process = subprocess.Popen(
-            worker_command(slot.spec),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            env=slot.environment,
-            start_new_session=True,
-        )
+    slot.process = start_worker(slot.spec, slot.log, slot.environment)
+
+
+def log_of(session: Session, index: int) -> Path:
+    """A worker's log: this session's own, whoever else works under the home."""
+    return session.folders.runs / "workers" / f"{index}-{os.uname().nodename}-{os.getpid()}.log"
 
 
 def poll_worker(slot: Slot, session: Session) -> None:
@@ -130,15 +126,7 @@ def poll_worker(slot: Slot, session: Session) -> None:
     start(slot, session)
 
 
-def close_lifeline(process: subprocess.Popen[bytes]) -> None:
-    """Closes our end of the lifeline."""
-    with contextlib.suppress(OSError):
-        if process.stdin is not None:
-            process.stdin.close()
-
-
 def fail_dead_worker(session: Session, pid: int) -> None:
-    """Fails what a dead worker of this machine left running, and queues it again."""
     study = session.optuna_study
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     host = os.uname().nodename

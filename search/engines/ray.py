@@ -58,8 +58,6 @@ def knock(address: str) -> None:
 
 
 class RayEngine:
-    """Tasks on a Ray cluster."""
-
     def __init__(self, cpus: int):
         self.cpus = cpus
         self.running: dict[ray.ObjectRef[Ended], PlacementGroup] = {}

@@ -1,9 +1,8 @@
-"""Slurm, through submitit: every worker is a job; one that is preempted or reaches its time limit asks to be
-queued again and goes on.
+"""Slurm, through submitit: every worker is a job; one that is preempted or out of time is queued again.
 
-Options are submitit's own parameters: `slurm_partition`, `slurm_account`, `timeout_min`, `cpus_per_task`,
-`mem_gb`...; and `cluster`: "slurm" (default), or "local" for processes of this machine without Slurm.
-Source: submitit's documentation of AutoExecutor and checkpointing.
+Options are submitit's own parameters: `slurm_partition`, `timeout_min`, `cpus_per_task`...; and `cluster`:
+"slurm" (default), or "local" for processes of this machine without Slurm. Source: submitit's documentation of
+AutoExecutor and checkpointing.
 """
 
 from __future__ import annotations
@@ -49,8 +48,6 @@ class OneWorker:
 
 
 class SlurmEngine:
-    """Tasks as jobs of a Slurm cluster."""
-
     def __init__(self, executor: submitit.AutoExecutor):
         self.executor = executor
         self.jobs: list[submitit.Job[Ended]] = []

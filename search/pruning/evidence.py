@@ -1,14 +1,11 @@
-"""Does an early BPB tell the final one? final = a + b·early + Σ offsets of the parameters + noise, at one
-point of the budget, over finished feasible trials.
+"""final = a + b·early + Σ offsets of the parameters + noise, at one point of the budget, of feasible trials.
 
 Offsets are what a technique or a setting shifts between early and late: weight averages, warm-downs, late
 quantisation and test-time training help at the end and not before. They are shrunk towards 0 as strongly as
 predicts left-out trials best. The early order counts as shown to predict the final one when b is positive
-beyond doubt and the rank agreement of left-out predictions with the finals is, at the lower end of its
+beyond doubt and so is the rank agreement of left-out predictions with the finals, at the lower end of its
 interval (Fisher's z; variance 1.06/(n - 3) for ranks: Fieller, Hartley & Pearson 1957).
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -95,8 +92,7 @@ class Evidence:
         self.shown = agreement(self.finals - left_out, self.finals)
 
     def _fit(self, x: Array, strength: float) -> tuple[Array, Array, Array, float, float]:
-        """(covariance / noise variance, coefficients, left-out residuals, noise variance, dof): ridge with
-        the noise at a quarter of the finals' variance to fix what a prior sd means."""
+        """(covariance / noise variance, coefficients, left-out residuals, noise variance, dof) of a ridge."""
         noise = 0.25 * self.unit**2
         precision = np.full(x.shape[1], noise / (strength * self.unit) ** 2)
         precision[:2] = (1e-9, noise)  # the mean is free, the slope's prior sd is 1
@@ -107,9 +103,6 @@ class Evidence:
         dof = max(1.0, self.count - float(leverage.sum()))
         left_out = residuals / np.maximum(1e-6, 1.0 - leverage)
         return covariance, coefficients, left_out, float(np.sum(residuals**2)) / dof, dof
-
-    def _vector(self, point: Point) -> Array:
-        return np.array([point.features.get(name, 0.0) for name in self.names]) - self.centre
 
     @property
     def slope(self) -> tuple[float, float]:
@@ -124,12 +117,12 @@ class Evidence:
 
     def predict(self, point: Point) -> tuple[float, float]:
         """(mean, standard deviation) of the final; wide for parameters never seen at this value."""
-        x = np.concatenate(([1.0, min(point.early, self.cap_early) - self.centre_early], self._vector(point)))
+        features = np.array([point.features.get(name, 0.0) for name in self.names]) - self.centre
+        x = np.concatenate(([1.0, min(point.early, self.cap_early) - self.centre_early], features))
         mean = float(x @ self.coefficients)
         return mean, self.sd * math.sqrt(1.0 + max(0.0, float(x @ self.covariance @ x)))
 
     def probability_worse(self, point: Point, standard: float) -> float:
-        """That the final will be above `standard`."""
         from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
         mean, sd = self.predict(point)

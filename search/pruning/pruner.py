@@ -1,9 +1,8 @@
 """Pruner.verdict(study, number, reports) -> why to give a running trial up, or None.
 
-A trial is given up at a report when its final BPB is predicted to be worse than the standard (the `quantile`
-of the finals of feasible trials, plus `margin`) with probability `confidence`. The prediction is the
-regression of search/pruning/evidence.py at that share of the budget: the early BPB, and an offset for every
-technique and setting that shifts the relation between early and late. It is used only where
+A trial is given up at a report when its final BPB is predicted (search/pruning/evidence.py, at that share of
+the budget) to be worse than the standard, the `quantile` of the finals of feasible trials plus `margin`, with
+probability `confidence`. The prediction is used only where
 
 - at least `min_trials` feasible trials have ended that reported there; the infeasible, however good they
   look, set no standard and are no evidence;
@@ -12,12 +11,9 @@ technique and setting that shifts the relation between early and late. It is use
 - the budget's share `from` is over (measured rank correlation with the final BPB, single runs: 0.57 at 50 %,
   0.75 at 75 %), and some feasible trial was better at this point.
 
-A trial with a technique or a setting that the evidence lacks has an unknown offset, hence a wide prediction,
-and goes on. The share `spare` of the trials that would be given up run to their end all the same (which ones,
-their numbers decide): they keep the evidence honest, and tell how many were given up wrongly.
+What the evidence lacks has an unknown offset, hence a wide prediction, and goes on. The share `spare` of the
+trials that would be given up run on all the same: they keep the evidence honest and tell what was wrong.
 """
-
-from __future__ import annotations
 
 import math
 import random
@@ -53,11 +49,8 @@ class Verdict:
 
     @property
     def facts(self) -> dict[str, float]:
-        return {
-            "progress": self.progress,
-            "predicted": round(self.predicted, 6),
-            "standard": round(self.standard, 6),
-        }
+        predicted, standard = round(self.predicted, 6), round(self.standard, 6)
+        return {"progress": self.progress, "predicted": predicted, "standard": standard}
 
 
 def remember(trial: optuna.Trial, reports: Sequence[Mapping[str, Any]]) -> None:
@@ -76,9 +69,7 @@ def points(reports: Sequence[Mapping[str, Any]]) -> list[Report]:
 
 
 def remembered(trial: FrozenTrial) -> list[Report]:
-    """What `remember` kept."""
-    kept = cast("list[list[float]]", trial.user_attrs.get(REPORTS, []))
-    return [cast("Report", tuple(point)) for point in kept]
+    return [cast("Report", tuple(point)) for point in trial.user_attrs.get(REPORTS, [])]
 
 
 def is_evidence(trial: FrozenTrial) -> bool:
@@ -101,26 +92,11 @@ def features_of(trial: FrozenTrial) -> dict[str, float]:
     return found
 
 
-def with_rates(
-    configuration: Mapping[str, float], curve: Sequence[Report], progress: float
-) -> dict[str, float]:
-    """What may shift the relation of early and final: the configuration's features, and the learning-rate
-    scale now and on average so far."""
+def with_rates(configuration: Mapping[str, float], curve: list[Report], progress: float) -> dict[str, float]:
+    """The configuration's features, and the learning-rate scale now and on average so far."""
     scales = [scale for at, _, scale in curve if at <= progress + SAME_POINT]
-    return {
-        **configuration,
-        "lr_scale": 2.0 * scales[-1] - 1.0,
-        "mean lr_scale": 2.0 * sum(scales) / len(scales) - 1.0,
-    }
-
-
-def point_at(trial: FrozenTrial, configuration: Mapping[str, float], progress: float) -> Point | None:
-    """A finished trial as evidence at this share of the budget; None if it did not report there."""
-    curve = remembered(trial)
-    same = [bpb for at, bpb, _ in curve if abs(at - progress) <= SAME_POINT]
-    if not same:
-        return None
-    return Point(same[0], with_rates(configuration, curve, progress), cast("float", trial.value))
+    mean = 2.0 * sum(scales) / len(scales) - 1.0
+    return {**configuration, "lr_scale": 2.0 * scales[-1] - 1.0, "mean lr_scale": mean}
 
 
 def is_spared(number: int, share: float) -> bool:
@@ -140,7 +116,6 @@ class Pruner:
         self._known: dict[int, tuple[int, Evidence]] = {}  # point of the budget -> trials, their evidence
 
     def look(self, trials: Sequence[FrozenTrial]) -> None:
-        """Takes in what finished since the last look."""
         for trial in trials:
             if trial.number not in self._seen and trial.state.is_finished():
                 self._seen.add(trial.number)
@@ -162,10 +137,15 @@ class Pruner:
         return known[1]
 
     def _point_at(self, number: int, progress: float) -> Point | None:
+        """A finished trial as evidence at this share of the budget; None if it did not report there."""
         trial = self._finished[number]
+        curve = remembered(trial)
+        same = [bpb for at, bpb, _ in curve if abs(at - progress) <= SAME_POINT]
+        if not same:
+            return None
         if number not in self._features:
             self._features[number] = features_of(trial)
-        return point_at(trial, self._features[number], progress)
+        return Point(same[0], with_rates(self._features[number], curve, progress), cast("float", trial.value))
 
     def standard(self) -> float:
         """val_bpb that a trial must be able to reach."""
@@ -186,12 +166,10 @@ class Pruner:
             return None
         progress, bpb, _ = curve[-1]
         evidence = self.evidence(progress)
-        if evidence.count < rule.min_trials or not evidence.tells(rule.agreement):
+        known = evidence.count >= rule.min_trials and evidence.tells(rule.agreement)
+        if not known or bpb <= evidence.best_early:
             return None
-        if bpb <= evidence.best_early:
-            return None
-        features = with_rates(features_of(trial), curve, progress)
-        point, standard = Point(bpb, features), self.standard()
+        point, standard = Point(bpb, with_rates(features_of(trial), curve, progress)), self.standard()
         probability = evidence.probability_worse(point, standard)
         if probability < rule.confidence:
             return None

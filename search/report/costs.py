@@ -1,8 +1,4 @@
-"""Predicted against measured: what `search.py costs` and `search.py show N` say of the cost model.
-
-A trial's prediction was made before it ran and stands in its attribute `preflight`; an error is measured /
-predicted − 1. Whether the bound is worth its name is told by how often it held.
-"""
+"""Predicted against measured: what `search.py costs` and `search.py show N` say of the cost model."""
 
 from __future__ import annotations
 
@@ -21,6 +17,11 @@ from search.study.limits import LIMITS
 if TYPE_CHECKING:
     from search.session.session import Session
 
+MEANING = (
+    "Each prediction was made with what had finished by then; an error is measured / predicted - 1. "
+    "Seconds are predicted for the worker's own machine, from the first trial on that finished there, in "
+    "this study or in an earlier one of the same database."
+)
 WINDOW = 20  # trials at the start and at the end of a study that are compared
 
 
@@ -35,7 +36,6 @@ class Accuracy:
 
 
 def accuracy_of(pairs: Sequence[Pair]) -> Accuracy:
-    """Of at least one pair."""
     errors = [pair.error for pair in pairs]
     return Accuracy(
         count=len(pairs),
@@ -52,44 +52,30 @@ def windows_of(pairs: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
 
 
 def accuracy_table(pairs: Mapping[str, Sequence[Pair]], title: str) -> Table:
-    """A row for each constraint and window."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in ("limit on", "trials", "number", "mean |error|", "bias", f"below the {BOUND:.1%} bound"):
         table.add_column(name, justify="left" if name in ("limit on", "trials") else "right")
     for constraint, found in pairs.items():
         for window, part in windows_of(found).items():
             accuracy = accuracy_of(part)
-            table.add_row(
-                constraint,
-                window,
-                str(accuracy.count),
-                f"{accuracy.mean_absolute:.1%}",
-                f"{accuracy.bias:+.1%}",
-                f"{accuracy.coverage:.1%}",
-            )
+            shares = f"{accuracy.mean_absolute:.1%}", f"{accuracy.bias:+.1%}", f"{accuracy.coverage:.1%}"
+            table.add_row(constraint, window, str(accuracy.count), *shares)
     return table
 
 
 def print_costs(console: Console, session: Session) -> None:
-    """How well this study's trials were predicted before they ran."""
     trials: list[FrozenTrial] = session.optuna_study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    pairs = {
-        limit.constraint: [pair for t in complete if (pair := pair_of(t.user_attrs, limit.figure))]
-        for limit in LIMITS
-    }
+    pairs: dict[str, list[Pair]] = {}
+    for limit in LIMITS:
+        found = [pair_of(t.user_attrs, limit.figure) for t in complete]
+        pairs[limit.constraint] = [pair for pair in found if pair]
     if not any(pairs.values()):
         console.print("No trial with a prediction has finished yet. Start some with `python search.py`.")
         return
     title = f"{session.study.name}: predicted before the trial against measured"
     console.print(accuracy_table(pairs, title))
-    console.print(
-        "Each prediction was made with what had finished by then; an error is measured / predicted - 1. "
-        "Seconds are predicted for the worker's own machine, from the first trial on that finished there, in "
-        "this study or in an earlier one of the same database.",
-        soft_wrap=True,
-        highlight=False,
-    )
+    console.print(MEANING, soft_wrap=True, highlight=False)
 
 
 def prediction_summary(attrs: Mapping[str, Any], figure: str) -> str:

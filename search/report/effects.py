@@ -1,13 +1,11 @@
-"""Effects: what a study says of each technique and setting: by how much it moves val_bpb, with what
-confidence, and which of them clash.
+"""Effects: by how much each technique and setting of a study moves val_bpb, how surely, and which clash.
 
-One surrogate (search/samplers/structured/surrogate.py: main effects, curves, shrunken pairs, noise) is
-fitted to the newest trials, in which everything varies at once. An effect is a contrast of that function,
-averaged over the tried configurations: with the technique on less with it off, its own settings as in
-trials that had it on. A number's contrast is its best place less the median of what was tried. Intervals
-are those of the posterior, from draws, widened. Effects that the trials do not speak of shrink towards 0
-with a wide interval; values far above the others count as just above them (`settled`), so that a hopeless
-run moves no effect much.
+One surrogate (search/samplers/structured/surrogate.py) is fitted to the newest trials, in which everything
+varies at once. An effect is a contrast of it, averaged over the tried configurations: with the technique on
+less with it off, its own settings as in trials that had it on. A number's contrast is its best place less the
+median of what was tried. Intervals are the posterior's, from draws, widened. What the trials do not speak of
+shrinks towards 0 with a wide interval; values far above the others count as just above them (`settled`), so
+that a hopeless run moves no effect much.
 """
 
 from __future__ import annotations
@@ -88,8 +86,7 @@ class _Contrast:
 
 def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     """The effects of a study that minimises val_bpb. ValueError for fewer than LEAST complete trials."""
-    done = [t for t in trials if t.state in LEARNED]
-    done = sorted(done, key=lambda t: t.number)[-LARGEST:]
+    done = sorted((t for t in trials if t.state in LEARNED), key=lambda t: t.number)[-LARGEST:]
     complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
     if len(complete) < LEAST:
         raise ValueError(
@@ -103,12 +100,8 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     beliefs = Beliefs(space, learn_rules(space, examples))
     beliefs.learn(done)
     model, rng = beliefs.objective.model, np.random.default_rng(seed)
-    model.observe(
-        model.columns,
-        model.y * model.scale + model.centre,
-        noise_sd=np.sqrt(model.extra) * model.scale,
-        fit=STEPS,
-    )
+    y, noise_sd = model.y * model.scale + model.centre, np.sqrt(model.extra) * model.scale
+    model.observe(model.columns, y, noise_sd=noise_sd, fit=STEPS)
     beliefs.objective.mean = model.mean()
     switches = list(_switches(beliefs, rng))
     contrasts = [*switches, *_numbers(beliefs)]
@@ -116,13 +109,8 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
         raise ValueError("Effects are told of what varies, but in this study's trials nothing does.")
     mean, sd, together, apart = _drawn(model, contrasts, rng)
     effects = [_effect(c.name, m, d, c.trials) for c, m, d in zip(contrasts, mean, sd, strict=True)]
-    return Findings(
-        len(complete),
-        model.noise_sd(),
-        _surest(effects[: len(switches)]),
-        _surest(effects[len(switches) :]),
-        _surest(_clashes(beliefs, together, apart)),
-    )
+    groups = effects[: len(switches)], effects[len(switches) :], _clashes(beliefs, together, apart)
+    return Findings(len(complete), model.noise_sd(), *map(_surest, groups))
 
 
 def _drawn(
@@ -205,8 +193,7 @@ def _numbers(beliefs: Beliefs) -> Iterator[_Contrast]:
 
 
 def _clashes(beliefs: Beliefs, mean: Array, sd: Array) -> Iterator[Effect]:
-    """Pairs of parameters whose product counts beyond doubt, by its coefficient's mean and sd [factors,
-    factors]; a number's place is in [-1, 1]."""
+    """Pairs whose product counts beyond doubt, by its coefficient's mean and sd [factors, factors]."""
     basis, rows = beliefs.basis, beliefs.rows
     active = rows.active(beliefs.seen)
     on = active & np.where(rows.sizes == 2, beliefs.seen > 0.5, True)
@@ -229,9 +216,6 @@ def _label(name: str, dist: BaseDistribution, choice: int) -> str:
     return name if set(dist.choices) <= {False, True} else f"{name} = {dist.choices[choice]}"
 
 
-# -- what a person reads
-
-
 def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     """The tables of a study. ValueError while it has too few trials."""
     trials = sorted(session.optuna_study.get_trials(deepcopy=False), key=lambda t: t.number)
@@ -240,12 +224,9 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     wanted = {*done, *evidence}
     read = {t.number: t for t in session.whole([t for t in trials if t.number in wanted])}
     found = find_effects([read[number] for number in done])
-    console.print(
-        f"{session.study.name}: effects on val_bpb in the newest {found.trials} complete trials, averaged "
-        f"over what was tried; negative is better. Noise of one trial: {found.noise_sd:.4f}.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    head = f"{session.study.name}: effects on val_bpb in the newest {found.trials} complete trials, averaged "
+    head += f"over what was tried; negative is better. Noise of one trial: {found.noise_sd:.4f}."
+    console.print(head, highlight=False, soft_wrap=True)
     tables: Mapping[str, Sequence[Effect]] = {
         "technique on, against off (a choice: against the first)": found.techniques,
         "number at its best, against the median tried": found.numbers,
@@ -271,12 +252,6 @@ def _table(title: str, effects: Sequence[Effect]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for e in effects:
-        table.add_row(
-            escape(e.name),
-            f"{e.mean:+.4f}",
-            f"{e.low:+.4f} to {e.high:+.4f}",
-            f"{e.better:.0%}",
-            str(e.trials),
-            e.verdict,
-        )
+        numbers = f"{e.mean:+.4f}", f"{e.low:+.4f} to {e.high:+.4f}", f"{e.better:.0%}", str(e.trials)
+        table.add_row(escape(e.name), *numbers, e.verdict)
     return table

@@ -1,6 +1,4 @@
-"""What a study found: leaderboard, best trial, one trial in full, status; every number with its unit."""
-
-from __future__ import annotations
+"""What a study found: its leaderboard and best trial; every number with its unit."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -10,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
+from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
 from search.report.rows import Row, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
 from search.study.limits import LIMITS, Limit
@@ -20,6 +18,7 @@ NOISE = (
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
 WIDE = 120  # columns that the table with its techniques needs
+UNBUNDLED = 100_000  # bytes of code: no script that is submitted has as many
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
 
 
@@ -59,7 +58,6 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
 
 
 def columns_of(limit: Limit) -> list[str]:
-    """Heads of a limit's columns."""
     return [limit.column, f"slack, {limit.unit}"] if limit.slack else [limit.column]
 
 
@@ -82,14 +80,23 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     return text + "."
 
 
+def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
+    """What a study of an earlier version counted as code; "" for one that counts what is submitted."""
+    old = [int(n) for t in trials if (n := t.user_attrs.get(CODE_BYTES) or 0) > UNBUNDLED]
+    if not (session.trainer.built_in and old):
+        return ""
+    return (
+        f"The bytes of {len(old)} trials were counted otherwise: all source files as they lie, {min(old):,} "
+        "bytes and more, where the script that is submitted takes 15,000 to 40,000. A new study counts that."
+    )
+
+
 def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
     good, bad = ranked(trials)
-    title = (
-        f"{session.study.name}: {len(good)} feasible trials; limits {session.study.limits.summary()}; "
-        f"track {session.study.track}"
-    )
+    study = session.study
+    title = f"{study.name}: {len(good)} feasible trials; limits {study.limits.summary()}; track {study.track}"
     if not good and not bad:
         console.print(NOT_YET)
         return
@@ -98,7 +105,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
-    for line in (against_baseline(session, good), reuse):
+    for line in (against_baseline(session, good), reuse, old_bytes(session, trials)):
         if line:
             console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
@@ -106,10 +113,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
     console.print(f"\n{NOISE}", soft_wrap=True)
     if has_mixed_code([*good, *bad]):
-        console.print(
-            "The code changed while this study ran: compare only trials of the same passport (`show N`).",
-            soft_wrap=True,
-        )
+        text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
+        console.print(text, soft_wrap=True)
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
@@ -128,13 +133,9 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
-    console.print(
-        f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
-        f"  {reproduce_command(session, trial)}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    text = f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
+    text += f"  {reproduce_command(session, trial)}"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def reproduce_command(session: Session, trial: FrozenTrial) -> str:

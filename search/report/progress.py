@@ -47,8 +47,7 @@ class Progress:
             self.live.stop()
 
     def look(self, *, now: bool = False) -> None:
-        """Reads and shows, at most every INTERVAL_S; `now`: at once, also what was too quick to be seen
-        running."""
+        """Reads and shows, at most every INTERVAL_S; `now`: at once, also what was too quick to be seen."""
         if not now and time.monotonic() - self.looked < INTERVAL_S:
             return
         seen = snapshot(self.study.get_trials(deepcopy=False), self.target)
@@ -73,12 +72,9 @@ class Progress:
         if seen.failed:
             counts += f", {seen.failed} lost to the machine and tried again"
         counts += f"; {seen.resampled} resampled before running"
-        out = [counts]
-        if seen.best is not None:
-            best = seen.best
-            out.append(f"best #{best.number}: {best.bpb:.4f} bits/byte, {figures_summary(best.figures)}")
-        else:
-            out.append("no feasible trial yet")
+        out, best = [counts, "no feasible trial yet"], seen.best
+        if best is not None:
+            out[1] = f"best #{best.number}: {best.bpb:.4f} bits/byte, {figures_summary(best.figures)}"
         done = seen.finished - (self.at_start or 0)
         if done > 0 and elapsed_s > 0:
             rate = done / elapsed_s

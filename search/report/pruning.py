@@ -1,7 +1,5 @@
 """What pruning did in a study: time saved, the spared trials' verdict, and what its evidence says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -34,10 +32,8 @@ def spared_wrongly(trials: Sequence[FrozenTrial]) -> tuple[int, int]:
     """(spared trials that ended, those of them that reached their standard and would have been lost)."""
     ended = [t for t in trials if t.state == TrialState.COMPLETE and SPARED in t.user_attrs]
     facts = [cast("Mapping[str, Any]", t.user_attrs[SPARED]) for t in ended]
-    reached = sum(
-        is_evidence(t) and cast("float", t.value) <= f["standard"] for t, f in zip(ended, facts, strict=True)
-    )
-    return len(ended), reached
+    good = [is_evidence(t) and (t.value or 0.0) <= f["standard"] for t, f in zip(ended, facts, strict=True)]
+    return len(ended), sum(good)
 
 
 def pruning_summary(trials: Sequence[FrozenTrial]) -> str:
@@ -59,13 +55,10 @@ def print_evidence(console: Console, trials: Sequence[FrozenTrial], settings: Pr
         if not evidence.usable:
             continue
         use = "used" if evidence.tells(settings.agreement) and progress >= settings.start else "not used"
-        console.print(
-            f"BPB at {progress:.0%} of {evidence.count} trials: rank agreement with the final one "
-            f"{evidence.raw.rank:.2f}, with offsets {evidence.shown.rank:.2f} (at least "
-            f"{evidence.shown.lower:.2f}); {use} for pruning",
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"BPB at {progress:.0%} of {evidence.count} trials: rank agreement with the final one "
+        text += f"{evidence.raw.rank:.2f}, with offsets {evidence.shown.rank:.2f} (at least "
+        text += f"{evidence.shown.lower:.2f}); {use} for pruning"
+        console.print(text, highlight=False, soft_wrap=True)
         sure = [row for row in evidence.offsets()[:4] if abs(row[1]) > 2.0 * row[2]]
         if sure:
             offsets = ", ".join(f"{name} {shift:+.4f} ± {sd:.4f}" for name, shift, sd in sure)

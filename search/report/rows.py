@@ -1,26 +1,14 @@
 """Rows and counts that every report shows; what a trial cost beside the trainer's work, and what the stage
 cache saved of it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.attributes import (
-    FINDINGS,
-    INACTIVE,
-    LEGALITY,
-    OVERHEAD,
-    REJECTIONS,
-    STAGE_REUSE,
-    STEPS,
-    TECHNIQUES,
-)
+from search.common import attributes
 from search.study.limits import LIMITS, feasible, has_failed
 
 
@@ -40,33 +28,27 @@ class Row:
 
 
 def row_of(trial: FrozenTrial) -> Row:
-    """The row of a complete trial."""
     attrs = trial.user_attrs
+    shown = [limit.figure for limit in LIMITS if limit.figure in attrs or not limit.optional]
     return Row(
         number=trial.number,
         bpb=cast("float", trial.value),
-        figures={
-            limit.figure: float(attrs.get(limit.figure, 0.0))
-            for limit in LIMITS
-            if limit.figure in attrs or not limit.optional
-        },
+        figures={figure: float(attrs.get(figure, 0.0)) for figure in shown},
         slack={limit.figure: float(attrs.get(limit.slack, 0.0)) for limit in LIMITS if limit.slack},
-        steps=int(attrs.get(STEPS, 0)),
-        legality=str(attrs.get(LEGALITY, "not known")),
-        techniques=tuple(cast("list[str]", attrs.get(TECHNIQUES, []))),
-        inactive=tuple(cast("dict[str, str]", attrs.get(INACTIVE, {}))),
-        findings=tuple(cast("list[str]", attrs.get(FINDINGS, []))),
+        steps=int(attrs.get(attributes.STEPS, 0)),
+        legality=str(attrs.get(attributes.LEGALITY, "not known")),
+        techniques=tuple(cast("list[str]", attrs.get(attributes.TECHNIQUES, []))),
+        inactive=tuple(cast("dict[str, str]", attrs.get(attributes.INACTIVE, {}))),
+        findings=tuple(cast("list[str]", attrs.get(attributes.FINDINGS, []))),
     )
 
 
 def ranked(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
     """(feasible, infeasible) complete trials, the best first."""
-    complete = sorted(
-        (t for t in trials if t.state == TrialState.COMPLETE),
-        key=lambda t: (cast("float", t.value), t.number),
-    )
-    kept = [feasible(t) for t in complete]
-    return list(compress(complete, kept)), [t for t, k in zip(complete, kept, strict=True) if not k]
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    complete.sort(key=lambda t: (cast("float", t.value), t.number))
+    good = {t.number for t in complete if feasible(t)}
+    return [t for t in complete if t.number in good], [t for t in complete if t.number not in good]
 
 
 def short(value: object, *, digits: int = 5) -> str:
@@ -95,13 +77,12 @@ class Snapshot:
 
 
 def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
-    """Counts over all trials of a study."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     given_up = [t for t in trials if t.state == TrialState.PRUNED]
     rejected = sum(map(has_failed, given_up))
     good = [t for t in complete if feasible(t)]
     best = min(good, key=lambda t: cast("float", t.value), default=None)
-    drawn = [cast("Mapping[str, int]", t.user_attrs.get(REJECTIONS, {})) for t in trials]
+    drawn = [cast("Mapping[str, int]", t.user_attrs.get(attributes.REJECTIONS, {})) for t in trials]
     return Snapshot(
         target=target,
         complete=len(complete),
@@ -116,11 +97,13 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
     )
 
 
+def _told(trials: Sequence[FrozenTrial], name: str) -> list[Mapping[str, Any]]:
+    return [t.user_attrs[name] for t in trials if name in t.user_attrs]
+
+
 def reuse_of_study(trials: Sequence[FrozenTrial], *, gpus: int = 0) -> str:
     """One line about the stage cache; empty while nothing was reused."""
-    facts: list[Mapping[str, Any]] = [
-        t.user_attrs[STAGE_REUSE] for t in trials if STAGE_REUSE in t.user_attrs
-    ]
+    facts = _told(trials, attributes.STAGE_REUSE)
     reused = [f for f in facts if f["reused"]]
     if not reused:
         return ""
@@ -135,7 +118,6 @@ def reuse_of_study(trials: Sequence[FrozenTrial], *, gpus: int = 0) -> str:
 
 
 def reuse_of_trial(facts: Mapping[str, Any]) -> str:
-    """One trial's line in `show`."""
     seconds = ", ".join(f"{name} {s:.1f} s" for name, s in facts["seconds"].items())
     reused = ", ".join(facts["reused"]) or "none"
     by_stage = f"{seconds}; " if seconds else ""
@@ -144,13 +126,11 @@ def reuse_of_trial(facts: Mapping[str, Any]) -> str:
 
 def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
     """One line: means over trials of what is not the trainer's work; empty while none tells."""
-    shares: list[Mapping[str, float]] = [t.user_attrs[OVERHEAD] for t in trials if OVERHEAD in t.user_attrs]
+    shares = _told(trials, attributes.OVERHEAD)
     if not shares:
         return ""
     mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
-    parts = ", ".join(
-        f"{name.removesuffix('_s').replace('_before', '')} {1000 * seconds:.0f} ms"
-        for name, seconds in mean.items()
-        if name.endswith("_s") and name != "process_s"
-    )
+    shown = [name for name in mean if name.endswith("_s") and name != "process_s"]
+    named = [(name.removesuffix("_s").replace("_before", ""), 1000 * mean[name]) for name in shown]
+    parts = ", ".join(f"{name} {milliseconds:.0f} ms" for name, milliseconds in named)
     return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"

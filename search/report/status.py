@@ -1,7 +1,5 @@
 """`search.py status`: how far a study is."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from optuna.trial import TrialState
@@ -9,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from search.common.attributes import REASON
-from search.report.leaderboard import print_reproduce
+from search.report.leaderboard import old_bytes, print_reproduce
 from search.report.pruning import pruning_summary
 from search.report.rows import overhead_of_study, ranked, reuse_of_study, snapshot
 from search.session.session import Session
@@ -40,7 +38,8 @@ def print_status(console: Console, session: Session) -> None:
         if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
             console.print(f"  over a limit: {count} × {limit.label}", highlight=False)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
-    for line in (reuse, overhead_of_study(trials), pruning_summary(trials)):
+    told = (reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
+    for line in told:
         if line:
             console.print(f"  {line}", highlight=False, soft_wrap=True)
     if good:

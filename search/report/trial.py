@@ -1,6 +1,7 @@
 """`search.py show N`: everything about one trial."""
 
-from __future__ import annotations
+from collections.abc import Mapping
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -11,6 +12,7 @@ from search.common.attributes import (
     CACHE_NOTES,
     CODE_BYTES,
     CONFIG,
+    EVAL_SECONDS,
     FINDINGS,
     INACTIVE,
     LEGALITY,
@@ -22,6 +24,7 @@ from search.common.attributes import (
     STAGE_REUSE,
     STEPS,
     TECHNIQUES,
+    TRAIN_SECONDS,
     WORKER,
 )
 from search.report.costs import prediction_summary
@@ -57,6 +60,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     """What `show` lists."""
     attrs = trial.user_attrs
     out: dict[str, str] = {}
+    if trial.state == TrialState.FAIL:
+        out["lost"] = "to the machine: nothing below counts"
     for key in (REASON, LEGALITY, WORKER):
         if key in attrs:
             out[key] = str(attrs[key])
@@ -69,7 +74,7 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         key = limit.figure
         if key in attrs:
             law = f"limit {limits.of(limit):,g}{prediction_summary(attrs, key)}"
-            out[key] = f"{attrs[key]:,.6g} {limit.unit} ({law})"
+            out[key] = f"{attrs[key]:,.6g} {limit.unit}{clock_summary(attrs, key)} ({law})"
     for key in (CODE_BYTES, STEPS, PARAMS):
         if key in attrs:
             out[key] = f"{attrs[key]:,}"
@@ -86,3 +91,11 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         if attrs.get(key):
             out[key] = ", ".join(f"{k} {short(v)}" for k, v in attrs[key].items())
     return out
+
+
+def clock_summary(attrs: Mapping[str, Any], figure: str) -> str:
+    """ " of processor time, 31.0 s on the clock" where a CPU was timed: the whole stage, a reader's wait."""
+    stage = {TRAIN_SECONDS: "train", EVAL_SECONDS: "evaluate"}.get(figure)
+    waited = attrs.get(STAGE_REUSE, {}).get("seconds", {}).get(stage)
+    on_cpu = waited is not None and attrs.get(PASSPORT, {}).get("device_type") == "cpu"
+    return f" of processor time, {waited:,.1f} s on the clock" if on_cpu else ""

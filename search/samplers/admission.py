@@ -1,7 +1,5 @@
 """What may be tried: contradictions, legality and limits, before a trial is spent."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +21,6 @@ class Infeasible(ValueError):
 
 
 def draw_all(space: Space, rng: np.random.Generator) -> dict[str, Any]:
-    """A uniform draw of every parameter."""
     return {name: draw(dist, rng) for name, dist in space.distributions.items()}
 
 

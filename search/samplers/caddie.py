@@ -2,12 +2,9 @@
 
 A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
 checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
-at no cost and unknown to the storage, so that a study's trials are only what was tried; the rejections are
-counted by reason in the trial's user attribute `rejections`. After `max_resamples` proposals come uniform
-draws, then an error.
+at no cost and unknown to the storage, so that a study's trials are only what was tried; rejections are
+counted by reason. After `max_resamples` proposals come uniform draws, then an error.
 """
-
-from __future__ import annotations
 
 import functools
 from collections import ChainMap, Counter
@@ -16,14 +13,12 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # pyright: ignore[reportMissingTypeStubs]
 
 from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, PREFLIGHT, REJECTIONS, result_of
-from search.common.numeric import draw
+from search.common.numeric import SearchSpace, draw
 from search.costs.factors import LATEST
 from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
@@ -36,20 +31,13 @@ from techniques.config import digest
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@functools.cache
-def controller() -> ThreadpoolController:
-    """The libraries that are loaded at the first call: a sampler imports NumPy and SciPy before it."""
-    return ThreadpoolController()
+# the libraries that are loaded at the first call: a sampler imports NumPy and SciPy before it
+controller = functools.cache(ThreadpoolController)
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, on one BLAS thread while it runs."""
 
     @functools.wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -88,15 +76,13 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self._rng = np.random.default_rng()
         self._proposer.reseed_rng()
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> SearchSpace:
         """The whole static space: a proposal is made at once, with all that it may need."""
         return dict(self.space.distributions)
 
     @one_thread
     def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: optuna.Study, trial: FrozenTrial, search_space: SearchSpace
     ) -> dict[str, Any]:
         """The active parameters of one admitted configuration; what an enqueued trial fixes is kept."""
         others = other_trials(study, trial)
@@ -120,15 +106,12 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections += rejected
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
         if self.last_prediction is not None:
-            set_user_attr(study, trial, PREFLIGHT, _rounded(self.last_prediction))
+            said = {k: round(v, 3) for k, v in vars(self.last_prediction).items() if v is not None}
+            set_user_attr(study, trial, PREFLIGHT, said)
         return params
 
     def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Only for parameters that the space does not know: uniform."""
         return draw(param_distribution, self._rng)
@@ -141,14 +124,12 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         taken: set[str],
         training: str | None = None,
     ) -> tuple[dict[str, Any], Counter[str]] | None:
-        """An admitted configuration; None when there is none on the weights of the key `training`, Infeasible
-        when there is none at all."""
+        """An admitted configuration; None: none on the weights of key `training`; Infeasible: none at all."""
         rejected, examples = Counter[str](), dict[str, str]()
         given = self.space.keep_active(fixed)
-        if (
-            fixed and not training and self.space.active(fixed) <= fixed.keys()
-        ):  # enqueued whole: somebody wants exactly this
-            self._predict(given)
+        if fixed and not training and self.space.active(fixed) <= fixed.keys():
+            resolved, _ = examine(self.space, self.preflight, given)  # enqueued whole: exactly this is wanted
+            self.last_prediction = self.preflight.predict(resolved) if resolved else None
             return given, rejected
         self._proposer.begin(study, others)
         for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
@@ -191,10 +172,6 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             self.last_prediction = self.preflight.predict(resolved)
         return reason
 
-    def _predict(self, params: Mapping[str, Any]) -> None:
-        resolved, _ = examine(self.space, self.preflight, params)
-        self.last_prediction = self.preflight.predict(resolved) if resolved else None
-
     def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
         """Keys of every configuration that was tried, is running or is waiting."""
         for trial in others:
@@ -223,7 +200,3 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             except ValueError:  # an enqueued configuration that the space cannot express
                 continue
             self.preflight.learn([(resolved, result)])
-
-
-def _rounded(prediction: Prediction) -> dict[str, Any]:
-    return {k: round(v, 3) for k, v in vars(prediction).items() if v is not None}

@@ -1,22 +1,17 @@
-"""New training or finished weights: what trials spent on either, which finished stages are worth another
-trial, and whether the next one goes on from them.
+"""New training or finished weights: whether the next trial goes on from finished stages, and from which.
 
-A trial that only changes a quantiser, a codec or a scorer costs a fraction of one that trains. Such trials
-are worth their seconds as long as they stay few: without new weights there is nothing to refine. Hence, for
-every sampler: of the seconds that the study spends, at most the share `reuse` goes to trials on finished
-weights (StageSpending). The share is of seconds and not of trials, so the cheaper the later stages are, the
-more of them are tried. Parameters belong to the stage of their technique in the catalogue, or of the
-trainer's setting. Who decides depends on what the sampler can tell:
+A trial that only changes a quantiser, a codec or a scorer costs a fraction of one that trains, and is worth
+its seconds as long as such trials stay few: without new weights there is nothing to refine. Hence at most the
+share `reuse` of a study's seconds goes to trials on finished weights (StageSpending): the cheaper the later
+stages are, the more of them are tried.
 
-- StageChooser, before a proposal, for a sampler that only proposes. Seconds are those measured in this study
-  (medians, for trials that still run). A checkpoint qualifies when a trial that kept every limit was scored
-  from it, it is one of the BEST by their best val_bpb, its weights are in the cache for the code, data and
-  machine of now, and fewer than PATIENCE trials in a row failed to better it. Of those the least tried is
-  taken, then the best. Its parameters up to the training are fixed, the later ones are the sampler's (what
-  Optuna's PartialFixedSampler does). A proposal counts only if its training has the checkpoint's key; limits,
-  contradictions and duplicates are examined as always. Is nothing new left there, the trial trains.
-- StageWeigher, after the proposals, for a sampler that tells what each one gains: the largest gain for each
-  predicted second of the stages that it would run anew.
+- StageChooser decides before a proposal, for a sampler that only proposes, by seconds measured in this study.
+  A checkpoint qualifies when a trial that kept every limit was scored from it, it is one of the BEST by
+  val_bpb, its weights are cached for the code, data and machine of now, and fewer than PATIENCE trials in a
+  row failed to better it. The least tried is taken, then the best; its parameters up to the training are
+  fixed, and a proposal counts only if its training has the checkpoint's key. Else the trial trains.
+- StageWeigher decides after the proposals, for a sampler that tells what each one gains: the largest gain for
+  each predicted second of the stages that it would run anew.
 """
 
 from __future__ import annotations
@@ -51,9 +46,6 @@ class StageSpending:
     def allows(self, share: float) -> bool:
         """Whether at most this share of all went to finished weights."""
         return self.kept_s <= share * (self.anew_s + self.kept_s)
-
-
-# -- before a proposal
 
 
 @dataclass
@@ -91,15 +83,12 @@ class StageChooser:
         self._learn(trials)
         running = [t.user_attrs.get(FROM_CHECKPOINT) for t in trials if not t.state.is_finished()]
         ranked = sorted(self._found.items(), key=lambda item: item[1].best)[:BEST]
-        open_ = [
-            (found.tried + running.count(key), found.best, key)
-            for key, found in ranked
-            if found.in_vain + running.count(key) < PATIENCE and self.cached(found.resolved)
-        ]
-        if not open_:
-            return None
-        key = min(open_)[2]
-        return key, dict(self._found[key].params)
+        open_: list[tuple[int, float, str]] = []
+        for key, found in ranked:
+            if found.in_vain + running.count(key) < PATIENCE and self.cached(found.resolved):
+                open_.append((found.tried + running.count(key), found.best, key))
+        key = min(open_)[2] if open_ else ""
+        return (key, dict(self._found[key].params)) if key else None
 
     def _affordable(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether one more trial on finished weights keeps the share, counting what runs now."""
@@ -118,11 +107,9 @@ class StageChooser:
         if spent[True]:
             cheap_s = statistics.median(spent[True])
         running = [FROM_CHECKPOINT in t.user_attrs for t in trials if t.state == TrialState.RUNNING]
-        spending = StageSpending(
-            anew_s=sum(spent[False]) + new_s * (len(running) - sum(running)),
-            kept_s=sum(spent[True]) + cheap_s * (1 + sum(running)),
-        )
-        return cheap_s < new_s and spending.allows(self.share)
+        anew_s = sum(spent[False]) + new_s * (len(running) - sum(running))
+        kept_s = sum(spent[True]) + cheap_s * (1 + sum(running))
+        return cheap_s < new_s and StageSpending(anew_s, kept_s).allows(self.share)
 
     def _learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes in what finished since the last look, in the order of the trials' numbers."""
@@ -148,9 +135,6 @@ class StageChooser:
             found.in_vain = 0 if better else found.in_vain + (sent is not None)
 
 
-# -- after the proposals
-
-
 @dataclass(frozen=True)
 class Stages:
     """The stages of a run, for a sampler that weighs them."""
@@ -161,7 +145,6 @@ class Stages:
     share: float = 0.25  # of the seconds, for trials whose first stage is finished already
 
     def level(self, name: str) -> int:
-        """The place of a parameter's stage."""
         return self.names.index(self.stage_of.get(name, self.names[0]))
 
     def keys(self, params: Params, among: AbstractSet[str]) -> list[Key]:
@@ -203,8 +186,6 @@ class StageWeigher:
 
     def best(self, gains: Sequence[float], options: Sequence[Params]) -> int:
         """The option with the largest gain per second; the first where nothing gains."""
-        rates = [
-            gain / self.seconds(option) if gain > 0 else -float("inf")
-            for gain, option in zip(gains, options, strict=True)
-        ]
+        each = zip(gains, options, strict=True)
+        rates = [gain / self.seconds(option) if gain > 0 else -float("inf") for gain, option in each]
         return rates.index(max(rates))

@@ -4,8 +4,6 @@
 once a trial (`begin`) and proposes as often as it is asked (`propose`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -32,26 +30,16 @@ class Proposer(Protocol):
 
     weighs_stages: bool  # whether it tells gains, and so weighs new training against finished weights
 
-    def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        """Learn from all trials but the one that is sampled."""
-        ...
-
-    def propose(self) -> Mapping[str, Any]:
-        """Values of parameters, active or not; those that are not in it are drawn uniformly."""
-        ...
-
-    def reseed_rng(self) -> None:
-        """Other random numbers than the parent process's."""
-        ...
+    # learn from all trials but the one that is sampled
+    def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None: ...
+    def propose(self) -> Mapping[str, Any]: ...  # values of some parameters, active or not; others are drawn
+    def reseed_rng(self) -> None: ...  # other random numbers than the parent process's
 
 
 class Uniform:
-    """Every proposal is a uniform draw."""
-
     weighs_stages = False
 
     def begin(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None: ...
-
     def propose(self) -> Mapping[str, Any]:
         return {}
 
@@ -69,17 +57,12 @@ def sampled_by(study: Study, kind: str) -> Study:
 def proposer_of(
     space: Space, preflight: Costs, seed: int | None, *, stages: StageChooser | None = None
 ) -> Proposer:
-    """The sampler that the study asks for. `stages`: finished training is kept, so `structured` weighs what a
-    proposal gains against the seconds of the stages that it would run anew."""
+    """The sampler that the study asks for. `stages`: `structured` weighs finished training."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
-        return GroupedTpe(
-            space.groups(),
-            space.distributions,
-            n_startup_trials=settings.startup_trials or TPE_STARTUP,
-            n_ei_candidates=settings.candidates,
-            seed=seed,
-        )
+        startup, candidates = settings.startup_trials or TPE_STARTUP, settings.candidates
+        groups, dists = space.groups(), space.distributions
+        return GroupedTpe(groups, dists, startup_trials=startup, candidates=candidates, seed=seed)
     if settings.kind == "gp":
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":
@@ -118,8 +101,5 @@ def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageC
     )
     settings = preflight.study.sampler
     return StructuredSampler(
-        seed=seed,
-        prior=prior,
-        startup_trials=settings.startup_trials or None,
-        candidates=settings.candidates,
+        seed=seed, prior=prior, startup_trials=settings.startup_trials or None, candidates=settings.candidates
     )

@@ -2,24 +2,20 @@
 
 It knows no conditions: what a trial lacks stands at the middle of its range, or at its first choice. Trials
 that ran to their end teach it the objective and the constraints that any of them broke, pruned ones nothing.
-It makes one proposal a trial, the optimum of its acquisition: 15 to 24 s of CPU over the 163 parameters of
-studies/laptop.toml, at 30 and at 100 trials. When that is refused, as illegal, too large or tried already,
-it gives up a growing share of it to uniform draws, so that the search walks away from what was refused.
-PyTorch is loaded with the first model, not before.
+It makes one proposal a trial (15 to 24 s of CPU over the 163 parameters of studies/laptop.toml). When that is
+refused, it gives up a growing share of it to uniform draws, so that the search walks away from what was
+refused. PyTorch is loaded with the first model, not before.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.common.numeric import value_at
+from search.common.numeric import Distributions, value_at
 from search.samplers.tpe import settled_params
 
 STARTUP = 16  # complete trials before it models anything, where the study does not say
@@ -32,9 +28,7 @@ class GaussianProcess:
 
     weighs_stages = False
 
-    def __init__(
-        self, distributions: Mapping[str, BaseDistribution], *, startup_trials: int, seed: int | None
-    ):
+    def __init__(self, distributions: Distributions, *, startup_trials: int, seed: int | None):
         self._space = {n: d for n, d in distributions.items() if not d.single()}
         self._startup_trials = startup_trials or STARTUP
         self._sampler = GPSampler(seed=seed, n_startup_trials=0)
@@ -74,11 +68,8 @@ class GaussianProcess:
         return {name: value for name, value in self._found.items() if self._rng.random() >= anew}
 
     def _whole(self, trial: FrozenTrial, constraints: set[str]) -> FrozenTrial:
-        """The trial with a value of every parameter, and with these constraints."""
         params = settled_params(trial)
-        filled = {
-            name: params[name] if name in params else _neutral(dist) for name, dist in self._space.items()
-        }
+        filled = {n: params[n] if n in params else value_at(d, 0.0) for n, d in self._space.items()}
         done = trial.state == TrialState.COMPLETE
         return create_trial(
             state=trial.state,
@@ -87,7 +78,3 @@ class GaussianProcess:
             distributions=self._space,
             constraints={k: v for k, v in trial.constraints.items() if k in constraints} if done else None,
         )
-
-
-def _neutral(dist: BaseDistribution) -> Any:
-    return value_at(dist, 0.0)

@@ -3,27 +3,12 @@
 TPESampler(multivariate=True, group=True, constant_liar=True), with three differences: the groups come from
 the static space instead of from past trials (they are the same sets, but one odd enqueued trial cannot
 split them); the densities of a group are fitted once for all proposals of a trial, and only when one of
-them has its gates on; nothing is written while proposals are made.
-
-Parzen: the density that TPESampler fits to a group of parameters, evaluated as one matrix product;
-Observed: a study's trials as rows of numbers, so that a finished trial is read once in a worker's life.
+them has its gates on; nothing is written while proposals are made. What that saves: docs/scale.md.
 
 Fitting and sampling are Optuna's own code, hence equal random numbers give equal candidates. Its density is
 a mixture over every observed trial of products over the group's parameters; as (x - m)²/2σ² is linear in
 (x², x), the continuous and categorical parts of all candidates and kernels are one product of two matrices.
-This is the only file that touches what Optuna keeps private.
-
-What that saves, CPU of one ask in ms, on random trials of studies/laptop.toml with four running, BLAS on one
-thread: ours against TPESampler(multivariate=True, group=True, constant_liar=True), for one proposal and for
-five, as the preflight's rejections ask for more.
-
-    trials   one: ours  Optuna's   five: ours  Optuna's
-        50          34       142          110       630
-       200          42       225          107     1,122
-       500          46       550          180     2,621
-
-The structured sampler takes TPE's proposal in one trial of ten: there it is 18 ms a trial at 200 trials for
-one proposal, 101 ms for five.
+This is the only file that touches what Optuna's samplers keep private.
 """
 
 from __future__ import annotations
@@ -38,7 +23,6 @@ from typing import Any, cast
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import TPESampler
 from optuna.samplers._tpe import probability_distributions as kernels
@@ -51,11 +35,12 @@ from optuna.samplers._tpe.sampler import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.numeric import Distributions
+
 BATCH = 4  # proposals at once, after the first of a trial was rejected
-
-
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+Chosen = list[dict[str, Any]]  # of a group, for each of some proposals
 MODELLED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -67,26 +52,18 @@ class GroupedTpe(TPESampler):
     def __init__(
         self,
         groups: Sequence[Sequence[str]],
-        distributions: Mapping[str, BaseDistribution],
+        distributions: Distributions,
         *,
-        n_startup_trials: int,
-        n_ei_candidates: int,
+        startup_trials: int,
+        candidates: int,
         seed: int | None,
     ):
+        numbers = {"n_startup_trials": startup_trials, "n_ei_candidates": candidates, "seed": seed}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            super().__init__(
-                n_startup_trials=n_startup_trials,
-                n_ei_candidates=n_ei_candidates,
-                seed=seed,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-            )
-        self._groups = [
-            {name: distributions[name] for name in sorted(group) if not distributions[name].single()}
-            for group in groups
-        ]
+            super().__init__(multivariate=True, group=True, constant_liar=True, **cast("Any", numbers))
+        several = {name: dist for name, dist in distributions.items() if not dist.single()}
+        self._groups = [{n: several[n] for n in sorted(group) if n in several} for group in groups]
         modelled = {name: dist for group in self._groups for name, dist in group.items()}
         self._observed = Observed(modelled)
         self._columns = {name: k for k, name in enumerate(modelled)}
@@ -118,7 +95,6 @@ class GroupedTpe(TPESampler):
 
     @property
     def begun(self) -> bool:
-        """Whether there is something that it models."""
         return self._seen is not None
 
     def propose(self) -> Mapping[str, Any]:
@@ -130,15 +106,15 @@ class GroupedTpe(TPESampler):
 
     def _propose_many(self, count: int) -> list[Proposal]:
         """`count` proposals; together much cheaper than one by one."""
-        size, chosen = count * self._n_ei_candidates, list[Callable[[], list[dict[str, Any]]]]()
+        size, chosen = count * self._n_ei_candidates, list[Callable[[], Chosen]]()
         for k, group in enumerate(self._groups):
             numbers = Numbers(self._rng.rng, size * (1 + len(group)) if group else 0)
             chosen.append(functools.cache(functools.partial(self._best, k, count, numbers)))
         return [Proposal(self._group_of, chosen, k) for k in range(count)]
 
-    def _best(self, index: int, count: int, numbers: Numbers) -> list[dict[str, Any]]:
+    def _best(self, index: int, count: int, numbers: Numbers) -> Chosen:
         """Values of a group's parameters in `count` proposals, each the best of its own candidates."""
-        group, found = self._groups[index], list[dict[str, Any]]()
+        group, found = self._groups[index], Chosen()
         below, above = self._densities(index)
         candidates = below.sample(numbers, count * self._n_ei_candidates)
         gains = below.log_pdf(candidates) - above.log_pdf(candidates)
@@ -153,23 +129,18 @@ class GroupedTpe(TPESampler):
         """Of the good and of the other trials that have every parameter of a group."""
         if index not in self._fitted:
             assert self._seen is not None
-            group = self._groups[index]
+            group, settings = self._groups[index], self._parzen_estimator_parameters
             columns = [self._columns[name] for name in group]
-            good, other = (part[:, columns] for part in self._seen)
-            self._fitted[index] = (
-                Parzen(good[~np.isnan(good).any(axis=1)], group, self._parzen_estimator_parameters),
-                Parzen(other[~np.isnan(other).any(axis=1)], group, self._parzen_estimator_parameters),
-            )
+            parts = [part[:, columns] for part in self._seen]
+            good, other = (Parzen(part[~np.isnan(part).any(axis=1)], group, settings) for part in parts)
+            self._fitted[index] = good, other
         return self._fitted[index]
 
 
 class Proposal(Mapping[str, Any]):
-    """A value for every modelled parameter. A group is worked out when one of its parameters is asked for:
-    most techniques are off in most proposals."""
+    """A value for every modelled parameter; its group is worked out when asked for: most gates are off."""
 
-    def __init__(
-        self, group_of: Mapping[str, int], chosen: Sequence[Callable[[], list[dict[str, Any]]]], index: int
-    ):
+    def __init__(self, group_of: Mapping[str, int], chosen: Sequence[Callable[[], Chosen]], index: int):
         self._group_of, self._chosen, self._index = group_of, chosen, index
 
     def __getitem__(self, name: str) -> Any:
@@ -202,8 +173,7 @@ def log_mass(a: Array, b: Array) -> Array:
 
 
 class Numbers:
-    """Random numbers that were drawn for a group's candidates, as numpy.random.RandomState gives them: so
-    that the next groups' are the same whether these are used or not."""
+    """RandomState's numbers, drawn ahead: the next groups' are the same whether these are used or not."""
 
     def __init__(self, rng: np.random.RandomState, count: int):
         self._numbers, self._used = rng.random_sample(count), 0
@@ -213,12 +183,10 @@ class Numbers:
         return self._numbers[self._used - count : self._used]
 
     def choice(self, count: int, *, p: Array, size: int) -> Index:
-        """As RandomState.choice(count, p=p, size=size)."""
         cumulated = p.cumsum()
         return np.searchsorted(cumulated / cumulated[-1], self._next(size), side="right")
 
     def rand(self, size: int) -> Array:
-        """As RandomState.rand(size)."""
         return self._next(size)
 
     def uniform(self, *, low: float, high: float, size: tuple[int, ...]) -> Array:
@@ -229,7 +197,7 @@ class Numbers:
 class Parzen:
     """Fitted to `rows` [trials, parameters of the group] in Optuna's units; `settings` are TPESampler's."""
 
-    def __init__(self, rows: Array, group: Mapping[str, BaseDistribution], settings: Any):
+    def __init__(self, rows: Array, group: Distributions, settings: Any):
         observations = {name: rows[:, k] for k, name in enumerate(group)}
         fitted = _ParzenEstimator(observations, dict(group), settings)
         self._mixture = fitted._mixture_distribution  # pyright: ignore[reportPrivateUsage]
@@ -296,7 +264,7 @@ class Parzen:
 class Observed:
     """Finished trials of one study as rows; NaN where a parameter is not in a trial."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution]):
+    def __init__(self, distributions: Distributions):
         self.distributions = dict(distributions)
         self._at: dict[int, int] = {}  # trial number -> row
         self._rows: list[Array] = []
@@ -305,20 +273,14 @@ class Observed:
 
     def row(self, params: Mapping[str, Any]) -> Array:
         """The parameters in Optuna's units."""
-        return np.array(
-            [
-                dist.to_internal_repr(params[name]) if name in params else math.nan
-                for name, dist in self.distributions.items()
-            ],
-            dtype=np.float64,
-        )
+        each = self.distributions.items()
+        found = [dist.to_internal_repr(params[name]) if name in params else math.nan for name, dist in each]
+        return np.array(found, dtype=np.float64)
 
     def finished(self, trials: Sequence[FrozenTrial], sign: float) -> tuple[Array, Array]:
-        """(rows, ranks) of finished trials; `sign` is -1 where more is better.
-
-        A trial with smaller ranks is better: feasible and complete ones by value; then pruned ones, the
-        later first, by their last report; then the infeasible by how much they break limits; ties by
-        number."""
+        """(rows, ranks) of finished trials; `sign` is -1 where more is better. A trial with smaller ranks is
+        better: feasible and complete ones by value; then pruned ones, the later first, by their last report;
+        then the infeasible by how much they break limits; ties by number."""
         for trial in trials:
             if trial.number not in self._at:
                 self._at[trial.number] = len(self._rows)
@@ -333,7 +295,6 @@ class Observed:
 
 
 def ranks_of(trial: FrozenTrial, sign: float) -> tuple[float, float, float, float]:
-    """What TPESampler sorts a finished trial by, as numbers."""
     broken = sum(v for v in trial.constraints.values() if v > 0)
     if broken > 0:
         return 2.0, broken, 0.0, trial.number
@@ -377,6 +338,5 @@ def set_system_attr(study: optuna.Study, trial: FrozenTrial, params: Mapping[str
 
 
 def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    """A user attribute of a trial that is being sampled."""
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     storage.set_trial_user_attr(trial._trial_id, key, value)  # pyright: ignore[reportPrivateUsage]

@@ -1,9 +1,8 @@
 """Who may join a study: code_hash (what runs), machine_kind (on what), check_joining (against who began it).
 
-A study is one objective. Another version of the trainer's code is another objective: refused. Other hardware
-is one only where speed decides, which `speed_matters` judges: limits measured on the first machine, a
-training budget in seconds, or trials that came near a time limit. Where none of that holds it may join.
-`--mixed` lets both join; every trial's passport and the leaderboard then say so.
+Another version of the trainer's code is another objective: refused. Other hardware is one only where speed
+decides: limits measured on the first machine, a training budget in seconds, or trials that came near a time
+limit. `--mixed` lets both join; every trial's passport and the leaderboard then say so.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
-from search.common.machine import describe, machine_kind
+from search.common.machine import describe, machine_kind, visible_gpus
 from search.session.session import Session
 from search.storage.patient import creation_lock
 from search.study.model import Study
@@ -26,12 +25,11 @@ NEAR = 0.5  # share of a time limit from which on speed decides
 
 
 def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> str:
-    """This session's code hash. The first session writes its passport; a later one must fit. ValueError.
-
-    `runs_here=False`: a cluster runs the trials, and its first worker will say on what."""
+    """This session's code hash; ValueError if it does not fit. `runs_here=False`: a cluster runs trials."""
     study = session.optuna_study
     code = code_hash(session.trainer.code_files())
-    mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})
+    trainer = session.trainer
+    mine = {CODE_HASH: code, TRAINER: BUILT_IN if trainer.built_in else trainer.command()[-1]}
     mine |= {HARDWARE: machine_kind()} if runs_here else {}
     if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
@@ -78,6 +76,7 @@ def _figures(study: optuna.Study, name: str) -> list[float]:
 
 def hardware_here(study: Study, *, num_threads: int, environ: Mapping[str, str]) -> str:
     """Where this worker's trials run: `num_threads` for a study that does not set its own."""
-    gpus = study.gpus_per_trial if environ.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1") else 0
+    dealt = "CUDA_VISIBLE_DEVICES" in environ and study.settled("device") != "cpu" and visible_gpus(environ)
+    gpus = study.gpus_per_trial if dealt else 0
     settled = study.fixed.get("num_threads") or study.base.get("num_threads") or num_threads
     return describe(gpus=gpus, threads=int(settled))

@@ -1,12 +1,10 @@
-"""A study on this machine: its file, its folders, its database; what the command line and every worker
-share.
+"""A study on this machine, for the command line and every worker: its file, its folders, its database.
 
 Under `home`: `.caddie/` (the private database) and `runs/<study>/<trial>/` (what a trial leaves behind).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
+from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders
 from search.study.model import Study, study_hash, study_identity
@@ -55,8 +53,7 @@ def open_session(
     worker: bool = False,
     trainer: Trainer | None = None,
 ) -> Session:
-    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited. `trainer`:
-    None for the one that the study names."""
+    """Makes or joins the study. Raises StorageError, and ValueError for a study that was edited."""
     import optuna
 
     from search.storage.patient import open_storage, open_study, resolve_url, timing_of
@@ -74,17 +71,18 @@ def open_session(
 
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/prepare.py)."""
-    study = with_measured_limits(session.study, stored(session.optuna_study))
-    return replace(session, study=study)
+    study, baseline = session.study, stored(session.optuna_study)
+    if baseline is None or not study.limits.relative:
+        return session
+    limits = study.limits.measured(baseline)
+    return replace(session, study=replace(study, limits=limits, timeout_seconds=limits.timeout_seconds()))
 
 
 def read_session(
     study: Study, *, home: Path, storage: str | None, environ: Mapping[str, str], brief: bool = False
 ) -> Session:
-    """The study as it is stored; makes nothing. ValueError when it was never begun. `brief`: its trials come
-    without parameters and configurations, which takes a third of the time."""
+    """The study as stored, which was begun (ValueError). `brief`: without parameters, a third of the time."""
     import optuna
-    from sqlalchemy.exc import ProgrammingError
 
     from search.storage.patient import connect_check, open_storage, resolve_url
 
@@ -94,18 +92,20 @@ def read_session(
         f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was "
         "started with."
     )
-    external = storage or environ.get(ENVIRONMENT)
-    if not external and not folders.database.exists():
+    if storage is None and not environ.get(ENVIRONMENT) and not folders.database.exists():
         raise nothing
     url = resolve_url(storage, home=folders.database, environ=environ)
-    connect_check(url)
+    if not connect_check(url, write=False):
+        raise nothing
     try:
         opened = open_storage(url, worker=True)
         opened.bulk.brief = brief
         stored = optuna.load_study(study_name=study.name, storage=opened)
-    except (KeyError, ProgrammingError):
+    except KeyError:
         raise nothing from None
-    session = Session(study, folders, url, stored, trainer_of(study))
+    ran = stored.user_attrs.get(TRAINER, "")  # a script of the contract by its path
+    script = Path(ran) if Path(ran).is_absolute() else None
+    session = Session(study, folders, url, stored, trainer_of(study, script))
     check_unedited(session)
     return measured(session)
 
@@ -116,15 +116,15 @@ def check_unedited(session: Session) -> None:
 
     mine, text = study_hash(session.study), Path(session.study.path)
     kept = session.folders.runs / "study.toml"
-    stored = session.optuna_study.user_attrs.get(STUDY_HASH)
+    study = session.optuna_study
+    stored = study.user_attrs.get(STUDY_HASH)
     if stored is None:
         with creation_lock(session.url):
-            stored = session.optuna_study.user_attrs.get(STUDY_HASH)
-            if stored is None:
-                session.optuna_study.set_user_attr(STUDY_IDENTITY, study_identity(session.study))
-                session.optuna_study.set_user_attr(STUDY_HASH, mine)
-                session.optuna_study.set_user_attr(STUDY_FILE, text.read_text(encoding="utf-8"))
-                stored = mine
+            stored = study.user_attrs.get(STUDY_HASH, mine)
+            if STUDY_HASH not in study.user_attrs:
+                study.set_user_attr(STUDY_IDENTITY, study_identity(session.study))
+                study.set_user_attr(STUDY_HASH, mine)
+                study.set_user_attr(STUDY_FILE, text.read_text(encoding="utf-8"))
     if stored != mine:
         copy = f" ({kept} is a copy)" if kept.exists() else ""
         raise ValueError(
@@ -139,8 +139,6 @@ def check_unedited(session: Session) -> None:
 
 
 def _edits(session: Session) -> str:
-    """What differs from the stored study, its first four points in words."""
-
     stored = session.optuna_study.user_attrs.get(STUDY_IDENTITY)
     mine = json.loads(json.dumps(study_identity(session.study)))  # as it was stored: lists, not tuples
     found = differences(stored, mine) if stored else []
@@ -180,13 +178,4 @@ def differences(stored: Any, mine: Any, at: str = "") -> list[str]:
 
 
 def stored(study: optuna.Study) -> dict[str, Any] | None:
-    """What an earlier session measured."""
     return study.user_attrs.get(BASELINE)
-
-
-def with_measured_limits(study: Study, baseline: dict[str, Any] | None) -> Study:
-    """The study with its limits in seconds."""
-    if baseline is None or not study.limits.relative:
-        return study
-    limits = study.limits.measured(baseline)
-    return dataclasses.replace(study, limits=limits, timeout_seconds=limits.timeout_seconds())

@@ -4,9 +4,6 @@ A variable is asked for when its parent has a value that its `when` names; other
 script's own default holds. A gate that is off is set to its `off` text.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +44,8 @@ class ForeignSpace:
     def walk(self, pick: Pick) -> tuple[dict[str, Any], frozenset[str]]:
         picked: dict[str, Any] = {}
         for name, variable in self.foreign.variables.items():
-            if variable.when is None or _holds(picked, variable.when):
+            parent, accepted = variable.when or ("", ())
+            if not parent or (parent in picked and picked[parent] in accepted):
                 picked[name] = pick(name)
         return picked, frozenset(n for n, v in picked.items() if self.foreign.variables[n].gate and v)
 
@@ -71,7 +69,6 @@ class ForeignSpace:
         return dict(params)
 
     def environment(self, params: Params) -> dict[str, str]:
-        """The variables of a run: what is fixed, and what was sampled and is active."""
         sampled = self.keep_active(params).items()
         texts = {name: as_text(value) for name, value in self.foreign.fixed.items()}
         return texts | {name: self.foreign.variables[name].text(value) for name, value in sampled}
@@ -96,11 +93,6 @@ class ForeignSpace:
 
     def stage_of(self, name: str) -> str:
         return STAGES[0]  # the script is one piece
-
-
-def _holds(picked: Mapping[str, Any], when: tuple[str, tuple[Any, ...]]) -> bool:
-    parent, accepted = when
-    return parent in picked and picked[parent] in accepted
 
 
 def foreign_space(foreign: Foreign, path: str) -> ForeignSpace:

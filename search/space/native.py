@@ -5,8 +5,6 @@ Its walk: slots first (one categorical each, `baseline` or a technique that fill
 settings of what is on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from search.common.numeric import distribution
 from search.space import space
 from search.space.foreign import foreign_space
-from search.space.space import (
-    INACTIVE_CODE,
-    OFF_CODE,
-    ON_CODE,
-    Condition,
-    Conditions,
-    Params,
-    Pick,
-    Space,
-    both,
-)
+from search.space.space import Condition, Conditions, Params, Pick, Space, both
 from search.study.load import BASELINE, FREE, ON, excludes
 from search.study.model import Study
 from techniques import catalog
@@ -36,8 +24,7 @@ from techniques.config import TRAINER_FIELDS, Resolved, read_preset, resolve
 
 @dataclass(frozen=True)
 class NativeSpace:
-    """The parameters of one study. Names are flat: a setting, a technique's gate, or a slot.
-    search/space/space.py says what each method means."""
+    """Names are flat: a setting, a technique's gate, or a slot; search/space/space.py says the rest."""
 
     study: Study
     known: Mapping[str, type[Technique]]
@@ -60,10 +47,7 @@ class NativeSpace:
             if picked[slot] != BASELINE:
                 on |= self._with_needs(picked[slot])
         for name in self.switches:
-            needs = self.known[name].requires
-            if name in on or any(n not in on for n in needs):
-                continue
-            if self.rivals[name] & on:
+            if name in on or not on.issuperset(self.known[name].requires) or self.rivals[name] & on:
                 continue
             picked[name] = pick(name)
             if picked[name]:
@@ -92,13 +76,11 @@ class NativeSpace:
                 waiting += self.known[one].requires
         return found
 
-    def lookup(self, params: Params) -> Pick:
-        def pick(name: str) -> Any:
-            if name in params:
-                return params[name]
-            return BASELINE if name in self.slots else False
+    def _default(self, owner: str, field: str) -> Any:
+        return self.known[owner].Config.__dataclass_fields__[field].default
 
-        return pick
+    def lookup(self, params: Params) -> Pick:
+        return lambda name: params.get(name, BASELINE if name in self.slots else False)
 
     def repaired(self, params: Params) -> dict[str, Any]:
         """`params` with counts that exceed a sampled size (xsa.last_n over num_layers) lowered to it, so that
@@ -123,7 +105,7 @@ class NativeSpace:
         # the preset's, without their technique
         for name in unread & self.study.base.keys() - TRAINER_FIELDS.keys():
             owner, _, field = name.partition(".")
-            layer[name] = _fields(self.known, owner)[field].default
+            layer[name] = self._default(owner, field)
         for name in self.known:
             if name in on or self.study.base.get(name, False):
                 layer[name] = name in on
@@ -153,14 +135,12 @@ class NativeSpace:
         def pick(name: str) -> Any:
             if name in self.slots:
                 return next((t for t in self.slots[name] if values.get(t, False)), BASELINE)
-            owner = name.partition(".")[0]
-            default = {f: v.default for f, v in _fields(self.known, owner).items()}
-            return values[name] if name in values else default[name.partition(".")[2]]
+            owner, _, field = name.partition(".")
+            return values[name] if name in values else self._default(owner, field)
 
         picked, on = self.walk(pick)
         wanted = {n for n in self.known if values[n]}
-        if (on ^ wanted) - self.forced:
-            odd = sorted((on ^ wanted) - self.forced)
+        if odd := sorted((on ^ wanted) - self.forced):
             raise ValueError(
                 f"This study cannot express the configuration: it fixes {', '.join(odd)} otherwise."
             )
@@ -175,9 +155,8 @@ class NativeSpace:
             excluded = self.rivals[name] & (self.switchable() | self.forced)
             return ("gate", name) if excluded or self.known[name].requires or self._is_needed(name) else ()
         if name in TRAINER_FIELDS:
-            rivals = [
-                t for t in self.known if name in self.known[t].overrides and self.study.gates[t] == FREE
-            ]
+            free = [t for t in self.known if self.study.gates[t] == FREE]
+            rivals = [t for t in free if name in self.known[t].overrides]
             return ("unless", *rivals) if rivals else ()
         owner, _, field = name.partition(".")
         needs = self.known[owner].setting_requires.get(field)
@@ -188,8 +167,7 @@ class NativeSpace:
         return any(name in self._with_needs(t) for s in self.slots.values() for t in s if t != BASELINE)
 
     def conditions(self) -> Conditions:
-        """What two slots may each bring along is no table: the settings of such a technique count as active
-        throughout."""
+        """Settings of what two slots may each bring along count as active throughout: that is no table."""
         found = {name: self._asked(name) for name in self.switches}
         found |= {name: self._read(name) for name in self.study.free if name in self.distributions}
         return {name: condition for name, condition in found.items() if condition}
@@ -201,9 +179,7 @@ class NativeSpace:
             found = both(found, self._on(need))
         earlier = self.switches[: self.switches.index(name)]
         for rival in sorted(self.rivals[name]):
-            found = both(found, self._not_taken(rival))
-            if rival in earlier:
-                found = both(found, {rival: frozenset((INACTIVE_CODE, OFF_CODE))})
+            found = both(found, self._off(rival, earlier))
         return found
 
     def _read(self, name: str) -> Condition:
@@ -215,25 +191,28 @@ class NativeSpace:
             found = both(self._on(owner), self._on(other) if other else {})
         for technique in self.known:
             if name in self.known[technique].overrides:
-                found = both(found, self._not_taken(technique))
-                if technique in self.switches:
-                    found = both(found, {technique: frozenset((INACTIVE_CODE, OFF_CODE))})
+                found = both(found, self._off(technique, self.switches))
         return found
 
+    def _off(self, technique: str, asked: Collection[str]) -> Condition:
+        """When a technique is off: no slot took it, and its gate, if it is among those that were asked."""
+        gate: Condition = (
+            {technique: frozenset((space.INACTIVE_CODE, space.OFF_CODE))} if technique in asked else {}
+        )
+        return both(self._not_taken(technique), gate)
+
     def _on(self, technique: str) -> Condition:
-        """When a technique is on."""
         taken = self._taken(technique)
         if technique in self.forced:
             return {}
         if technique in self.switches:
             if not taken:
-                return {technique: frozenset((ON_CODE,))}
+                return {technique: frozenset((space.ON_CODE,))}
             here = {name: codes for name, codes in self._asked(technique).items() if name not in taken}
-            return both(here, {technique: frozenset((INACTIVE_CODE, ON_CODE))})
+            return both(here, {technique: frozenset((space.INACTIVE_CODE, space.ON_CODE))})
         return taken if len(taken) == 1 else {}
 
     def _taken(self, technique: str) -> Condition:
-        """The choices of slots that bring a technique along."""
         found: Condition = {}
         for slot, choices in self.slots.items():
             brings = [k for k, c in enumerate(choices) if c != BASELINE and technique in self._with_needs(c)]
@@ -255,10 +234,6 @@ class NativeSpace:
         return min((self.known[t].stage for t in readers), key=STAGES.index, default=STAGES[-1])
 
 
-def _fields(known: Mapping[str, type[Technique]], owner: str) -> dict[str, Any]:
-    return {f.name: f for f in known[owner].Config.__dataclass_fields__.values()} if owner in known else {}
-
-
 def build_space(study: Study, known: Mapping[str, type[Technique]]) -> Space:
     """The search space of a checked study. ValueError when nothing at all is free."""
     if study.foreign is not None:
@@ -267,7 +242,6 @@ def build_space(study: Study, known: Mapping[str, type[Technique]]) -> Space:
 
 
 def native_space(study: Study, known: Mapping[str, type[Technique]]) -> NativeSpace:
-    """The space of a study of our trainer."""
     forced = frozenset(n for n, state in study.gates.items() if state == ON)
     free = [n for n, state in study.gates.items() if state == FREE]
     slots: dict[str, tuple[str, ...]] = {}
@@ -282,14 +256,11 @@ def native_space(study: Study, known: Mapping[str, type[Technique]]) -> NativeSp
         placed |= set(rivals)
     switches = tuple(_needs_first([n for n in free if n not in placed], known))
     possible = {*switches, *forced, *(t for choices in slots.values() for t in choices)}
+    read = [n for n in study.free if n in TRAINER_FIELDS or n.partition(".")[0] in possible]
     distributions: dict[str, BaseDistribution] = {
         **{slot: CategoricalDistribution(choices) for slot, choices in slots.items()},
         **{name: CategoricalDistribution((False, True)) for name in switches},
-        **{
-            name: distribution(domain)
-            for name, domain in study.free.items()
-            if name in TRAINER_FIELDS or name.partition(".")[0] in possible
-        },
+        **{name: distribution(study.free[name]) for name in read},
     }
     if not distributions:
         raise ValueError(

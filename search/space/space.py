@@ -5,8 +5,6 @@ does not ask for is inactive and absent from a trial. `active`, `keep_active`, `
 that walk, whatever the space; both classes take them from here as their methods.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -19,14 +17,9 @@ from techniques.config import Resolved, stage_keys
 
 Params = Mapping[str, Any]
 Pick = Callable[[str], Any]
-# codes: of what means nothing itself, and of a gate's choices
-INACTIVE_CODE = -1
-OFF_CODE = 0
-ON_CODE = 1
+INACTIVE_CODE, OFF_CODE, ON_CODE = -1, 0, 1  # of what means nothing itself, and of a gate's choices
 Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE_CODE
 Conditions = dict[str, Condition]  # parameter -> what must hold, all of it, for it to mean something
-
-
 TRAINED = "average"  # the stage whose result a checkpoint is
 
 
@@ -34,21 +27,11 @@ class Walk(Protocol):
     """The part of a space that decides what is active."""
 
     @property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Every parameter that any configuration may have."""
-        ...
-
-    def walk(self, pick: Pick) -> tuple[dict[str, Any], frozenset[str]]:
-        """(active parameters with their values, techniques or gates that are on); `pick(name)` is a value."""
-        ...
-
-    def lookup(self, params: Params) -> Pick:
-        """The values of `params`; a gate that is missing counts as off."""
-        ...
-
-    def condition(self, name: str) -> tuple[str, ...]:
-        """What decides whether `name` is active; () when it always is."""
-        ...
+    def distributions(self) -> dict[str, BaseDistribution]: ...  # every parameter of any configuration
+    # (active parameters with their values, techniques or gates that are on); `pick(name)` is a value
+    def walk(self, pick: Pick) -> tuple[dict[str, Any], frozenset[str]]: ...
+    def lookup(self, params: Params) -> Pick: ...  # the values of `params`; a missing gate counts as off
+    def condition(self, name: str) -> tuple[str, ...]: ...  # what decides whether it is active; () always
 
 
 class Space(Walk, Protocol):
@@ -59,39 +42,23 @@ class Space(Walk, Protocol):
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]: ...
     def groups(self) -> list[list[str]]: ...
 
-    def repaired(self, params: Params) -> dict[str, Any]:
-        """`params` with what contradicts each other only by a count lowered, so that a draw can be tried."""
-        ...
+    # `params` with what contradicts each other only by a count lowered, so that a draw can be tried
+    def repaired(self, params: Params) -> dict[str, Any]: ...
+    def config(self, params: Params) -> dict[str, Any]: ...  # what config.json says of a configuration
 
-    def config(self, params: Params) -> dict[str, Any]:
-        """What config.json says of a configuration."""
-        ...
-
-    def resolve(self, params: Params) -> Any:
-        """The run in full, as costs and caches of its trainer know it; `hash()`, `values` and `techniques`
-        are there for everybody. ValueError when the parameters contradict each other."""
-        ...
-
-    def params_of(self, config: Params) -> dict[str, Any]:
-        """The parameters of a known configuration, for a warm start. ValueError outside the space."""
-        ...
-
-    def conditions(self) -> Conditions:
-        """The walk as a table, for models that look at thousands of configurations at once. Conditions stand
-        before what depends on them; what always means something is not in it, nor what no table can say."""
-        ...
-
-    def switchable(self) -> set[str]:
-        """Techniques or gates that are on in some configurations only."""
-        ...
-
-    def stage_of(self, name: str) -> str:
-        """The first stage of a run that reads a parameter."""
-        ...
+    # the run in full, as costs and caches of its trainer know it; `hash()`, `values` and `techniques` are
+    # there for everybody; ValueError when the parameters contradict each other
+    def resolve(self, params: Params) -> Any: ...
+    # the parameters of a known configuration, for a warm start; ValueError outside the space
+    def params_of(self, config: Params) -> dict[str, Any]: ...
+    # the walk as a table, for models that look at thousands of configurations at once; conditions stand
+    # before what depends on them, what always means something is not in it, nor what no table can say
+    def conditions(self) -> Conditions: ...
+    def switchable(self) -> set[str]: ...  # techniques or gates that are on in some configurations only
+    def stage_of(self, name: str) -> str: ...  # the first stage of a run that reads a parameter
 
 
 def active(space: Walk, params: Params) -> set[str]:
-    """The names that mean something under these gates."""
     return set(space.walk(space.lookup(params))[0])
 
 
@@ -115,11 +82,7 @@ def groups(space: Walk) -> list[list[str]]:
 
 
 def both(one: Condition, other: Condition) -> Condition:
-    """What holds where both hold."""
-    merged = dict(one)
-    for name, allowed in other.items():
-        merged[name] = merged[name] & allowed if name in merged else allowed
-    return merged
+    return {**one, **{name: one.get(name, allowed) & allowed for name, allowed in other.items()}}
 
 
 def inside(space: Walk, name: str, value: Any) -> Any:

@@ -1,13 +1,10 @@
 """BulkStorage: a study's trials in six statements; BatchStorage: what one trial writes, in one transaction.
 
 Optuna reads a trial as some eighty ORM objects and commits every parameter and attribute on its own. Here
-PostgreSQL puts a trial's attributes together as JSON and a parameter's values of all trials as arrays, a
-distribution is parsed once in the life of a process, and `with collected(trial):` holds a trial's writes back
-until the block ends. Tables and rows are Optuna's (schema of 5.0): its own reader gives equal trials, which a
-test compares.
+PostgreSQL puts attributes together as JSON and parameters as arrays, a distribution is parsed once a process,
+and `with collected(trial):` holds a trial's writes back until the block ends. Tables and rows are Optuna's
+(schema of 5.0): its own reader gives equal trials, which a test compares.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -31,8 +28,7 @@ from search.storage import sql
 
 MANY = 200  # trials, from which a second connection is worth its while
 Head = tuple[int, int, str, datetime | None, datetime | None]  # a row of TRIALS
-
-
+# A row for each parameter and not for each trial: its name and its distribution go over the wire once.
 Columns = tuple[dict[int, dict[str, Any]], dict[int, dict[str, BaseDistribution]]]
 PARAMS = """
 select param_name, distribution_json, array_agg(param_id), array_agg(trial_id), array_agg(param_value)
@@ -47,18 +43,14 @@ class Batch:
     user: dict[str, str] = field(default_factory=dict[str, str])
     system: dict[str, str] = field(default_factory=dict[str, str])
     steps: dict[int, float] = field(default_factory=dict[int, float])
+    until_told: bool = False  # it waits for the trial's end
     stored: FrozenTrial | None = None  # the trial as the database has it, once somebody asked
 
     def write(self, connection: Connection, trial_id: int) -> None:
         if self.params:
             rest = [distribution_to_json(d) for _, d in self.params.values()]
-            _write(
-                connection,
-                sql.WRITE_PARAMS,
-                trial_id,
-                {n: v for n, (v, _) in self.params.items()},
-                rest=rest,
-            )
+            values = {n: v for n, (v, _) in self.params.items()}
+            _write(connection, sql.WRITE_PARAMS, trial_id, values, rest=rest)
         for kind, attributes in (("user", self.user), ("system", self.system)):
             if attributes:
                 _write(connection, sql.WRITE_ATTRIBUTES.format(kind=kind), trial_id, attributes)
@@ -81,6 +73,7 @@ class BulkStorage(RDBStorage):
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.brief = False
+        self.last_writes: dict[int, Batch] = {}  # trial -> what is stored with its end
         self._known: dict[str, BaseDistribution] = {}  # by their JSON
         super().__init__(url, **settings)
 
@@ -92,13 +85,17 @@ class BulkStorage(RDBStorage):
         return found[0]
 
     def trials_of(self, ids: Sequence[int]) -> list[FrozenTrial]:
-        """The trials of these ids, of any study, by id."""
+        return self._selected(sql.THESE_TRIALS, {"ids": list(ids)})
+
+    def waiting(self, study_id: int) -> list[FrozenTrial]:
+        return self._selected(sql.WAITING, {"study": study_id})
+
+    def _selected(self, query: str, which: dict[str, Any]) -> list[FrozenTrial]:
         with self.engine.connect() as connection:
-            rows = connection.execute(text(sql.THESE_TRIALS), {"ids": list(ids)}).all()
+            rows = connection.execute(text(query), which).all()
             return self._build(connection, cast("Sequence[Head]", rows))
 
     def rows(self, query: str, values: dict[str, Any]) -> list[Any]:
-        """What a query of our own selects."""
         with self.engine.connect() as connection:
             return list(connection.execute(text(query), values).all())
 
@@ -118,12 +115,6 @@ class BulkStorage(RDBStorage):
             if states is not None:
                 rows = [row for row in rows if TrialState[row[2]] in states]
             return self._build(connection, rows, brief=self.brief)
-
-    def waiting(self, study_id: int) -> list[FrozenTrial]:
-        """The study's trials that wait to be run, by id."""
-        with self.engine.connect() as connection:
-            rows = connection.execute(text(sql.WAITING), {"study": study_id}).all()
-            return self._build(connection, cast("Sequence[Head]", rows))
 
     def beat(self, trial_id: int) -> TrialState:
         """Writes a heartbeat; the trial's state. KeyError when there is no such trial."""
@@ -148,10 +139,20 @@ class BulkStorage(RDBStorage):
     def write_trial(self, trial_id: int, batch: Batch) -> None:
         """Stores the batch. UpdateFinishedTrialError, and nothing stored, when the trial is over."""
         with self.engine.begin() as connection:
-            query = text("select cast(state as text) from trials where trial_id = :trial for update")
-            state = connection.execute(query, {"trial": trial_id}).scalar_one()
+            state = connection.execute(text(sql.LOCK_TRIAL), {"trial": trial_id}).scalar_one()
             self.check_trial_is_updatable(trial_id, TrialState[state])
             batch.write(connection, trial_id)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """As Optuna's, and what waited for the trial's end in the same transaction. (The row first: who
+        writes a trial locks it so.)"""
+        if batch := self.last_writes.get(trial_id):
+            session = self.scoped_session()  # the one that Optuna commits
+            session.execute(text(sql.LOCK_TRIAL), {"trial": trial_id})
+            batch.write(session.connection(), trial_id)
+        return super().set_trial_state_values(trial_id, state, values)
 
     def _build(
         self, connection: Connection, rows: Sequence[Head], *, brief: bool = False
@@ -160,7 +161,6 @@ class BulkStorage(RDBStorage):
         ids = [row[0] for row in rows]
         if not ids:
             return []
-
         own, which = [] if brief else ids, {"ids": ids, "without": sql.BRIEF if brief else []}
         facts: dict[str, dict[int, Any]] = {kind: {} for kind in sql.FACTS}
         with ThreadPoolExecutor(1) as beside:  # PostgreSQL puts the next answer together while we read one
@@ -170,32 +170,45 @@ class BulkStorage(RDBStorage):
                     facts[kind][trial_id] = json.loads(value)
             params, distributions = rest.result() if rest else self._read_params(own, connection)
         values, steps, user, system = (facts[kind] for kind in sql.FACTS)
-        trials: list[FrozenTrial] = []
-        for trial_id, number, state, start, end in rows:
-            trials.append(
-                FrozenTrial(
-                    number=number,
-                    state=TrialState[state],
-                    value=None,
-                    values=values.get(trial_id),
-                    datetime_start=_local(start),
-                    datetime_complete=_local(end),
-                    params=params.get(trial_id, {}),
-                    distributions=distributions.get(trial_id, {}),
-                    user_attrs=user.get(trial_id, {}),
-                    system_attrs=system.get(trial_id, {}),
-                    intermediate_values=dict(steps.get(trial_id, ())),
-                    trial_id=trial_id,
-                )
+        return [
+            FrozenTrial(
+                number=number,
+                state=TrialState[state],
+                value=None,
+                values=values.get(trial_id),
+                datetime_start=_local(start),
+                datetime_complete=_local(end),
+                params=params.get(trial_id, {}),
+                distributions=distributions.get(trial_id, {}),
+                user_attrs=user.get(trial_id, {}),
+                system_attrs=system.get(trial_id, {}),
+                intermediate_values=dict(steps.get(trial_id, ())),
+                trial_id=trial_id,
             )
-        return trials
+            for trial_id, number, state, start, end in rows
+        ]
 
     def _read_params(self, ids: Sequence[int], connection: Connection | None = None) -> Columns:
-        """Over a connection of its own if none is given."""
+        """trial -> its parameters in the order of suggestion, and their distributions."""
         if connection is None:
             with self.engine.connect() as own:
                 return self._read_params(ids, own)
-        return read_params(connection, ids, self._known)
+        params: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
+        distributions: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
+        heads: list[tuple[str, BaseDistribution]] = []
+        keys, owners, kinds, values = list[int](), list[int](), list[int](), list[Any]()
+        for name, written, its_keys, its_owners, its_values in connection.execute(text(PARAMS), {"ids": ids}):
+            if written not in self._known:
+                self._known[written] = json_to_distribution(written)
+            keys += its_keys
+            owners += its_owners
+            kinds += repeat(len(heads), len(its_keys))
+            values += map(self._known[written].to_external_repr, its_values)
+            heads.append((name, self._known[written]))
+        for k in sorted(range(len(keys)), key=keys.__getitem__):  # as they were suggested
+            name, dist = heads[kinds[k]]
+            params[owners[k]][name], distributions[owners[k]][name] = values[k], dist
+        return params, distributions
 
 
 def _local(utc: datetime | None) -> datetime | None:
@@ -213,40 +226,54 @@ class BatchStorage(_CachedStorage):
         self._batches: dict[int, Batch] = {}
 
     @contextmanager
-    def collect(self, trial_id: int) -> Generator[None]:
-        """Writes to the trial are stored together at the block's end, also when it raises; may be nested."""
+    def collect(self, trial_id: int, *, until_told: bool = False) -> Generator[None]:
+        """Writes to the trial are stored together at the block's end, also when it raises; may be nested.
+        `until_told`: with the trial's end, so that none has a result and is not finished."""
         if trial_id in self._batches:
             yield
             return
-        batch = self._batches[trial_id] = Batch()
+        batch = self._batches[trial_id] = Batch(until_told=until_told)
         try:
             yield
         finally:
-            del self._batches[trial_id]
-            self.bulk.write_trial(trial_id, batch)
+            if not until_told:
+                del self._batches[trial_id]
+                self.bulk.write_trial(trial_id, batch)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """With what waited for it; of a trial that failed that is no result, whatever its trainer said."""
+        batch = self._batches.get(trial_id)
+        if batch is None or not batch.until_told:
+            return super().set_trial_state_values(trial_id, state, values)
+        if state == TrialState.FAIL:
+            batch.user.clear()
+        self.bulk.last_writes[trial_id] = batch
+        try:
+            return super().set_trial_state_values(trial_id, state, values)
+        finally:
+            del self._batches[trial_id], self.bulk.last_writes[trial_id]
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        batch = self._batches.get(trial_id)
-        if batch is None:
-            super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        else:
+        if batch := self._batches.get(trial_id):
             batch.params[param_name] = (float(param_value_internal), distribution)
+        else:
+            super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        batch = self._batches.get(trial_id)
-        if batch is None:
-            super().set_trial_user_attr(trial_id, key, value)
-        else:
+        if batch := self._batches.get(trial_id):
             batch.user[key] = json.dumps(value)
+        else:
+            super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        batch = self._batches.get(trial_id)
-        if batch is None:
-            super().set_trial_system_attr(trial_id, key, value)
-        else:
+        if batch := self._batches.get(trial_id):
             batch.system[key] = json.dumps(value)
+        else:
+            super().set_trial_system_attr(trial_id, key, value)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         batch = self._batches.get(trial_id)
@@ -255,12 +282,11 @@ class BatchStorage(_CachedStorage):
         else:
             batch.steps[step] = float(intermediate_value)
 
+    # with those that wait: who asks wants to know what is set already
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
-        """With those that wait: who asks wants to know what is set already."""
         return self._with_waiting(trial_id, "system")
 
     def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
-        """With those that wait."""
         return self._with_waiting(trial_id, "user")
 
     def _with_waiting(self, trial_id: int, kind: str) -> dict[str, Any]:
@@ -291,32 +317,11 @@ class BatchStorage(_CachedStorage):
 
 
 @contextmanager
-def collected(trial: Trial) -> Generator[None]:
+def collected(trial: Trial, *, until_told: bool = False) -> Generator[None]:
     """Writes to `trial` inside the block become one transaction, where its storage can do that."""
     storage = trial.storage
     if not isinstance(storage, BatchStorage):
         yield
         return
-    with storage.collect(trial._trial_id):  # pyright: ignore[reportPrivateUsage]
+    with storage.collect(trial._trial_id, until_told=until_told):  # pyright: ignore[reportPrivateUsage]
         yield
-
-
-def read_params(connection: Connection, ids: Sequence[int], known: dict[str, BaseDistribution]) -> Columns:
-    """trial -> its parameters, in the order of their suggestions, and their distributions. `known` keeps
-    distributions by their JSON; new ones are added."""
-    params: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
-    distributions: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
-    heads: list[tuple[str, BaseDistribution]] = []
-    keys, owners, kinds, values = list[int](), list[int](), list[int](), list[Any]()
-    for name, written, its_keys, its_owners, its_values in connection.execute(text(PARAMS), {"ids": ids}):
-        if written not in known:
-            known[written] = json_to_distribution(written)
-        keys += its_keys
-        owners += its_owners
-        kinds += repeat(len(heads), len(its_keys))
-        values += map(known[written].to_external_repr, its_values)
-        heads.append((name, known[written]))
-    for k in sorted(range(len(keys)), key=keys.__getitem__):  # as they were suggested
-        name, dist = heads[kinds[k]]
-        params[owners[k]][name], distributions[owners[k]][name] = values[k], dist
-    return params, distributions

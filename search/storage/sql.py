@@ -1,13 +1,15 @@
-"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read.
-
-`read_params` reads the parameters of many trials, a row for each parameter and not for each trial: its name
-and its distribution go over the wire once.
-"""
-
-from __future__ import annotations
+"""The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read."""
 
 from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
 
+SCHEMA = "v3.2.0.a"  # as Optuna's migrations call it
+USABLE = """
+select pg_is_in_recovery() standby, to_regclass('alembic_version') is not null stamped,
+ coalesce(has_schema_privilege(current_schema(), 'create'), false) writable,
+ array(select n from unnest(cast(:names as text[])) n where to_regclass(n) is null order by n) absent"""
+STAMP = """
+select s.version_num as version, (select library_version from version_info limit 1) maker
+from alembic_version s"""
 TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where study_id = :study and (trial_id > :after or trial_id = any(:also)) order by trial_id"""
@@ -19,6 +21,7 @@ with beat as (
  insert into trial_heartbeats (trial_id, heartbeat) select trial_id, now() from trials where trial_id = :trial
  on conflict (trial_id) do update set heartbeat = excluded.heartbeat)
 select cast(state as text) from trials where trial_id = :trial"""
+LOCK_TRIAL = "select cast(state as text) from trials where trial_id = :trial for update"
 STUDY = "select 1 from studies where study_id = :study"
 RETRY = """
 select t.trial_id from trials t join trial_system_attributes a on a.trial_id = t.trial_id
@@ -41,15 +44,8 @@ STEPS = f"""
 select trial_id, '[' || string_agg('[' || step || ',' || {NUMBER.format(column="intermediate_value")} || ']',
  ',' order by step) || ']' from trial_intermediate_values where trial_id = any(:ids) group by trial_id"""
 # What is read of trials beside their parameters: rows of (kind, trial, JSON).
-FACTS = {
-    kind: f"select '{kind}', facts.* from ({query}) facts"
-    for kind, query in (
-        ("values", VALUES),
-        ("steps", STEPS),
-        ("user", ATTRIBUTES.format(kind="user")),
-        ("system", ATTRIBUTES.format(kind="system")),
-    )
-}
+QUERIES = {"values": VALUES, "steps": STEPS, **{k: ATTRIBUTES.format(kind=k) for k in ("user", "system")}}
+FACTS = {kind: f"select '{kind}', facts.* from ({query}) facts" for kind, query in QUERIES.items()}
 # For a few trials one statement costs less than four.
 ALL_FACTS = " union all ".join(FACTS.values())
 WRITE_PARAMS = """

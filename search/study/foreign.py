@@ -1,15 +1,11 @@
 """parse_foreign(tables, path) -> Foreign: the [trainer], [fixed] and [space] tables of a study that drives
-somebody else's script.
+somebody else's script; docs/any_trainer.md has every entry.
 
-    [trainer]  script, command, folder, private, pass, files, keep, score, occurrence, size, eval_lines,
-               wallclock, warmdown, warmdown_frac, silent_seconds, max_output_bytes
     [fixed]    NAME = value                                environment variables of every run
     [space]    NAME = { low, high, log, step, type }       a number
                NAME = { choices }                          one of these
                NAME = { gate = true, on, off }             a switch: on = "1", off = "0"
                …, when = "GATE" or { PARENT = [values] }   asked for only then; else the script's default
-
-docs/any_trainer.md explains them. Errors are ValueErrors: the law, the facts, the way out.
 """
 
 from __future__ import annotations
@@ -46,7 +42,6 @@ class Variable:
     when: tuple[str, tuple[Any, ...]] | None = None  # parent, values of it with which this one is asked for
 
     def text(self, value: Any) -> str:
-        """The variable's text for a sampled value."""
         return (self.on if value else self.off) if self.gate else as_text(value)
 
 
@@ -95,7 +90,6 @@ def as_text(value: Any) -> str:
 
 
 def refuse_twice(fixed: Mapping[str, Any], space: Mapping[str, Any]) -> None:
-    """ValueError for a name that stands in both tables."""
     for twice in fixed.keys() & space.keys():
         raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
 
@@ -148,7 +142,6 @@ def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreig
 
 
 def _trainer_value(key: str, value: Any, default: Any) -> Any:
-    """A [trainer] entry as the type of its field."""
     if key == "command":
         return _command(value)
     if isinstance(default, tuple):

@@ -3,13 +3,13 @@
 LIMITS is the one table of them: the study file, the constraints, the notes and every report iterate over it.
 One laptop is not another: `train_baselines = 1.5` allows one and a half times the seconds that the study's
 own starting point takes here, measured once before the first trial and kept with the study. The challenge's
-limits are seconds on its own machine: `train_seconds = 600`.
+limits are seconds on its own machine: `train_seconds = 600`. On a CPU our trainer counts processor seconds a
+thread, which other work on the machine does not change (docs/contracts.md).
 
-violations(result, limits) -> {"bytes", "train", "eval", …, "run"}: by how much a trial breaks each limit, one
-for every limit of the study, and `run`. Relative units, value / limit − 1, so that TPE's sum of them means
-something; at most 0 is feasible. Without a figure (a pruned trial has no artifact) a limit says 0: neither
-broken nor kept with room. `run` is 1 when the configuration itself failed (diverged, out of memory, out of
-time) and −1 otherwise. No penalty ever enters the objective.
+A violation is relative, value / limit − 1, so that TPE's sum of them means something; at most 0 is feasible.
+Without a figure (a pruned trial has no artifact) a limit says 0: neither broken nor kept with room. `run` is
+1 when the configuration itself failed (diverged, out of memory, out of time) and −1 otherwise. No penalty
+ever enters the objective.
 """
 
 from __future__ import annotations
@@ -36,60 +36,35 @@ class Limit:
     figure: str  # of result.json, and the user attribute that keeps it
     label: str  # of its row in a trial's note
     unit: str  # "bytes" (whole) or "s"
-    column: str  # its head in the leaderboard
     phrase: str  # a figure in a sentence
     baselines: str = ""  # in [limits]: the same in baseline runs of this machine
     slack: str = ""  # user attribute that keeps what is left below it; "" where nobody asks
     optional: bool = False  # 0, the default, is no limit
+
+    @property
+    def column(self) -> str:
+        """Its head in the leaderboard."""
+        return self.unit if self.constraint == self.unit else f"{self.constraint}, {self.unit}"
 
     def measured(self, figure: float) -> str:
         """A figure as tables show it."""
         return f"{figure:.1f}" if self.unit == "s" else f"{int(figure):,}"
 
     def allowed(self, most: float) -> str:
-        """The limit itself as tables show it."""
         return f"{most:g}" if self.unit == "s" else f"{int(most):,}"
 
 
-LIMITS = (
+LIMITS = (  # constraint, name, figure, label, unit, phrase
+    Limit("bytes", "artifact_bytes", "artifact_bytes", "artifact", "bytes", "{} bytes", slack=SLACK_BYTES),
+    Limit("train", "train_seconds", "train_seconds", "training", "s", "{} s training", "train_baselines"),
+    Limit("eval", "eval_seconds", "eval_seconds", "evaluation", "s", "{} s evaluation", "eval_baselines"),
     Limit(
-        constraint="bytes",
-        name="artifact_bytes",
-        figure="artifact_bytes",
-        label="artifact",
-        unit="bytes",
-        column="bytes",
-        phrase="{} bytes",
-        slack=SLACK_BYTES,
-    ),
-    Limit(
-        constraint="train",
-        name="train_seconds",
-        figure="train_seconds",
-        label="training",
-        unit="s",
-        column="train, s",
-        phrase="{} s training",
-        baselines="train_baselines",
-    ),
-    Limit(
-        constraint="eval",
-        name="eval_seconds",
-        figure="eval_seconds",
-        label="evaluation",
-        unit="s",
-        column="eval, s",
-        phrase="{} s evaluation",
-        baselines="eval_baselines",
-    ),
-    Limit(
-        constraint="memory",
-        name="memory_bytes",
-        figure="peak_memory_bytes",
-        label="peak memory",
-        unit="bytes",
-        column="memory, bytes",
-        phrase="{} bytes of memory",
+        "memory",
+        "memory_bytes",
+        "peak_memory_bytes",
+        "peak memory",
+        "bytes",
+        "{} bytes of memory",
         optional=True,
     ),
 )
@@ -105,8 +80,8 @@ class Limits:
     """What a configuration may cost. Seconds that are not measured yet are infinite."""
 
     artifact_bytes: int = setting(16_000_000, "code and packed model, bytes (decimal)", low=1)
-    train_seconds: float = setting(math.inf, "timed training, s", low=1e-3)
-    eval_seconds: float = setting(math.inf, "timed evaluation, s", low=1e-3)
+    train_seconds: float = setting(math.inf, "timed training, s; on a CPU of the processor", low=1e-3)
+    eval_seconds: float = setting(math.inf, "timed evaluation, s; on a CPU of the processor", low=1e-3)
     train_baselines: float = setting(0.0, "timed training, in baseline runs of this machine", low=0.0)
     eval_baselines: float = setting(0.0, "timed evaluation, in baseline runs of this machine", low=0.0)
     memory_bytes: int = setting(
@@ -114,12 +89,10 @@ class Limits:
     )
 
     def of(self, limit: Limit) -> float:
-        """How much is allowed."""
         return getattr(self, limit.name)
 
     @property
     def given(self) -> tuple[Limit, ...]:
-        """The limits that hold in this study."""
         return tuple(limit for limit in LIMITS if not limit.optional or self.of(limit))
 
     @property
@@ -138,17 +111,14 @@ class Limits:
 
     def measured(self, baseline: Mapping[str, Any]) -> Limits:
         """These limits in seconds, given the baseline's result (train_seconds, eval_seconds)."""
-        seconds = {
-            limit.name: getattr(self, limit.baselines) * float(baseline[limit.figure])
-            for limit in IN_BASELINES
-            if getattr(self, limit.baselines)
-        }
+        given = {limit: getattr(self, limit.baselines) for limit in IN_BASELINES}
+        seconds = {limit.name: many * float(baseline[limit.figure]) for limit, many in given.items() if many}
         return dataclasses.replace(self, **seconds)
 
     def timeout_seconds(self) -> float:
-        """Wall seconds after which a trial's processes are killed."""
+        """Seconds on the clock, on a CPU too, after which a trial hangs, however busy the machine is."""
         both = self.train_seconds + self.eval_seconds
-        return 3.0 * both + 120.0 if math.isfinite(both) else 3600.0
+        return 10.0 * both + 120.0 if math.isfinite(both) else 3600.0
 
     def summary(self) -> str:
         """400,000 bytes, 12 s training, 8 s evaluation."""
@@ -157,11 +127,8 @@ class Limits:
 
 def figures_summary(figures: Mapping[str, float]) -> str:
     """Of a result, those that a limit is on: 312,000 bytes, 9.8 s training, 5.1 s evaluation."""
-    return ", ".join(
-        limit.phrase.format(limit.measured(figures[limit.figure]))
-        for limit in LIMITS
-        if limit.figure in figures
-    )
+    there = [limit for limit in LIMITS if limit.figure in figures]
+    return ", ".join(limit.phrase.format(limit.measured(figures[limit.figure])) for limit in there)
 
 
 def check_given(table: Mapping[str, Any]) -> None:
@@ -182,23 +149,20 @@ def violations(
     result: Mapping[str, Any] | None, limits: Limits, *, failure: str | None = None
 ) -> dict[str, float]:
     """All of the study's, always. `failure` says why the configuration failed, None when it did not."""
-    values: dict[str, float] = {}
+    values, figures = dict[str, float](), result or {}
     for limit in limits.given:
-        found = (result or {}).get(limit.figure)
-        values[limit.constraint] = UNKNOWN
-        if isinstance(found, int | float) and math.isfinite(found):
-            values[limit.constraint] = float(found) / float(limits.of(limit)) - 1.0
-    failed = failure is not None or (result or {}).get("status") == "failed"
+        found: Any = figures.get(limit.figure)
+        known = isinstance(found, int | float) and math.isfinite(found)
+        values[limit.constraint] = float(found) / float(limits.of(limit)) - 1.0 if known else UNKNOWN
+    failed = failure is not None or figures.get("status") == "failed"
     return values | {RUN: 1.0 if failed else -1.0}
 
 
 def set_all(trial: optuna.Trial, values: Mapping[str, float]) -> None:
     """Writes every constraint that has no value yet (Optuna keeps the first, and refuses NaN)."""
-    missing = [key for key in CONSTRAINTS if key not in values]
-    if missing:
-        raise ValueError(
-            f"Every trial has the constraints {', '.join(CONSTRAINTS)}, but {missing} are not given."
-        )
+    if missing := [key for key in CONSTRAINTS if key not in values]:
+        names = ", ".join(CONSTRAINTS)
+        raise ValueError(f"Every trial has the constraints {names}, but {missing} are not given.")
     there = trial.constraints
     for key, given in values.items():
         if key not in there:
@@ -214,5 +178,4 @@ def feasible(trial: FrozenTrial) -> bool:
 
 
 def has_failed(trial: FrozenTrial) -> bool:
-    """Whether the configuration itself failed."""
     return trial.constraints.get(RUN, 0.0) > 0.0

@@ -11,11 +11,8 @@
     [sampler]     kind, startup_trials, max_resamples, candidates, reuse
     [trainer]     somebody else's script (search/study/foreign.py)
 
-Whatever is wrong is one ValueError: the law, the facts, the way out, with the nearest known name for a
-typo.
-
 Domains say what a study may vary of each setting; gates are settled against slots, conflicts, requirements
-and legality.
+and legality. Whatever is wrong is one ValueError, with the nearest known name for a typo.
 """
 
 from __future__ import annotations
@@ -32,46 +29,32 @@ from typing import Any, TypeVar, cast
 from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study.foreign import parse_foreign, refuse_native, refuse_twice
 from search.study.limits import Limits, check_given
-from search.study.model import Header, Pruning, SamplerSettings, Study
+from search.study.model import Domain, Header, Pruning, SamplerSettings, Slots, Study
+from techniques import base as declared
 from techniques import catalog
-from techniques.base import (
-    SLOTS,
-    Choice,
-    Float,
-    Int,
-    Shape,
-    Technique,
-    check_value,
-    claims,
-    nearest,
-    parse_value,
-)
+from techniques.base import Choice, Float, Int, Shape, Technique, check_value, nearest, parse_value
 from techniques.config import TRAINER_FIELDS, Config, flatten, known_field, read_preset
 
 NAME = re.compile(r"\w[\w.+-]*")
 TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
-
-
 Table = TypeVar("Table")
-
-
 FREE, ON, OFF = "free", "on", "off"
 BASELINE = "baseline"  # the choice of a slot that no technique fills
+Catalogue = Mapping[str, type[Technique]]
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
-Domain = Float | Int | Choice
 
 
-def load_study(path: Path, known: Mapping[str, type[Technique]]) -> Study:
+def load_study(path: Path, known: Catalogue) -> Study:
     """The study in the TOML file `path`, over the catalogue `known`. ValueError for anything wrong in it."""
     try:
         return build(_read(path), path, known)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         others = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         way_out = nearest(str(path), others) if others else "Give the path of a study's TOML file."
@@ -80,6 +63,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError("A study is one TOML file, but this is a folder. Name a file in it.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"Not valid TOML: {error}.") from None
+    except RecursionError:
+        raise ValueError("Not a study: its values nest too deeply.") from None
     for name, table in tables.items():
         if name not in TABLES:
             raise ValueError(f"Unknown table [{name}]. {nearest(name, TABLES)}")
@@ -104,8 +89,7 @@ def find_study(path: Path | None) -> Study:
     return study
 
 
-def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Mapping[str, type[Technique]]) -> Study:
-    """The checked study. Raises ValueError."""
+def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) -> Study:
     if tables["trainer"]:
         refuse_native(tables)
         return dataclasses.replace(_whatever_runs(tables, path), foreign=parse_foreign(tables, path))
@@ -117,43 +101,33 @@ def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study
     header = table_of(Header, tables["study"], "study")
     limits = table_of(Limits, tables["limits"], "limits")
     check_given(tables["limits"])
+    given: dict[str, Any] = vars(header) | {
+        "name": header.name or path.stem,
+        "track": "open" if tables["trainer"] else header.track,
+        "timeout_seconds": header.timeout_seconds or limits.timeout_seconds(),
+    }
     return Study(
-        name=header.name or path.stem,
-        question=header.question,
         path=str(path),
-        preset=header.preset,
-        track="open" if tables["trainer"] else header.track,
         limits=limits,
-        fixed={},
-        free={},
-        bounds={},
-        gates={},
-        slots={},
         base=read_preset(header.preset) if header.preset else {},
         pruning=table_of(Pruning, tables["pruning"], "pruning", rename={"from": "start"}),
         sampler=table_of(SamplerSettings, tables["sampler"], "sampler"),
-        num_reports=header.num_reports,
-        allow_duplicates=header.allow_duplicates,
-        gpus_per_trial=header.gpus_per_trial,
-        timeout_seconds=header.timeout_seconds or limits.timeout_seconds(),
+        **given,
     )
 
 
-def _native(
-    study: Study, tables: Mapping[str, dict[str, Any]], known: Mapping[str, type[Technique]]
-) -> Study:
+def _native(study: Study, tables: Mapping[str, dict[str, Any]], known: Catalogue) -> Study:
     """The study with what it fixes and frees of our trainer's settings and techniques."""
     fixed, asked = _fixed(tables["fixed"], known)
     plain = {k: v for k, v in tables["space"].items() if not isinstance(v, Mapping)}
     more, more_asked = _fixed(plain, known)
     refuse_twice(fixed, tables["space"])
     fixed, asked = fixed | more, asked | more_asked
-    gates = settle_gates(
-        _asked_gates(tables["techniques"], asked, known), known, base=study.base, track=study.track
-    )
+    asked = _asked_gates(tables["techniques"], asked, known)
+    gates = settle_gates(asked, known, base=study.base, track=study.track)
     slots, domains = _domains(tables["space"], gates, known)
     own = technique_domains(gates, known, track=study.track)
-    free: dict[str, Float | Int | Choice] = {k: d for k, d in own.items() if k not in fixed} | domains
+    free: dict[str, Domain] = {k: d for k, d in own.items() if k not in fixed} | domains
     _nothing_unread([*fixed, *domains], gates)
     largest = largest_shape(study.base, fixed, free)
     return dataclasses.replace(
@@ -178,18 +152,20 @@ def table_of(
         if key not in names:
             raise ValueError(f"[{title}] has no key {key!r}. {nearest(key, names)}")
         field = fields[names[key]]
-        parsed = parse_value(f"{title}.{key}", value, field)
-        check_value(f"{title}.{key}", parsed, field)
-        values[field.name] = parsed
+        values[field.name] = checked(f"{title}.{key}", value, field)
     return kind(**values)
 
 
-def _fixed(
-    table: Mapping[str, Any], known: Mapping[str, type[Technique]]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+    """The value as its field's type, inside its hard limits. ValueError."""
+    parsed = parse_value(name, value, field)
+    check_value(name, parsed, field)
+    return parsed
+
+
+def _fixed(table: Mapping[str, Any], known: Catalogue) -> tuple[dict[str, Any], dict[str, str]]:
     """(flat settings, gates that the table forces) of [fixed] or of the plain values in [space]."""
-    values: dict[str, Any] = {}
-    gates: dict[str, str] = {}
+    values, gates = dict[str, Any](), dict[str, str]()
     for name, value in flatten(table).items():
         field = known_field(name, known)
         if field is None:
@@ -197,15 +173,11 @@ def _fixed(
                 raise ValueError(f"`{name}` is a technique's gate: true or false, but got {value!r}.")
             gates[name] = ON if value else OFF
         else:
-            values[name] = parse_value(name, value, field)
-            check_value(name, values[name], field)
+            values[name] = checked(name, value, field)
     return values, gates
 
 
-def _asked_gates(
-    table: Mapping[str, Any], fixed: Mapping[str, str], known: Mapping[str, type[Technique]]
-) -> dict[str, str]:
-    """What the file says of gates, `others` included."""
+def _asked_gates(table: Mapping[str, Any], fixed: Mapping[str, str], known: Catalogue) -> dict[str, str]:
     asked = dict(fixed)
     for name, value in table.items():
         allowed = (FREE, OFF, "preset") if name == "others" else (FREE, ON, OFF)
@@ -220,12 +192,9 @@ def _asked_gates(
     return asked
 
 
-def _domains(
-    table: Mapping[str, Any], gates: Gates, known: Mapping[str, type[Technique]]
-) -> tuple[dict[str, tuple[str, ...]], dict[str, Float | Int | Choice]]:
+def _domains(table: Mapping[str, Any], gates: Gates, known: Catalogue) -> tuple[Slots, dict[str, Domain]]:
     """(slot -> narrowed choices, setting -> domain) of [space]."""
-    slots: dict[str, tuple[str, ...]] = {}
-    domains: dict[str, Float | Int | Choice] = {}
+    slots, domains = Slots(), dict[str, Domain]()
     for name, value in table.items():
         if not isinstance(value, Mapping):
             continue
@@ -277,28 +246,22 @@ class Gates:
         return tuple(spec["choices"])
 
 
-def excludes(a: str, b: str, known: Mapping[str, type[Technique]]) -> str:
+def excludes(a: str, b: str, known: Catalogue) -> str:
     """Why techniques a and b cannot both be on; empty when they can."""
-    shared = [s for s in SLOTS if s in claims(known[a]) and s in claims(known[b])]
+    both = declared.claims(known[a]), declared.claims(known[b])
+    shared = [slot for slot in declared.SLOTS if all(slot in own for own in both)]
     if shared:
         return f"both fill the slot `{shared[0]}`"
     return known[a].conflicts.get(b, "") or known[b].conflicts.get(a, "")
 
 
-def settle_gates(
-    asked: Mapping[str, str],
-    known: Mapping[str, type[Technique]],
-    *,
-    base: Mapping[str, Any],
-    track: str,
-) -> Gates:
+def settle_gates(asked: Mapping[str, str], known: Catalogue, *, base: Mapping[str, Any], track: str) -> Gates:
     """Every technique's state. A technique that the study names must be able to take the state it was given
     (ValueError otherwise); one that only `others` frees is off, with the reason kept, where it cannot."""
     others = asked.get("others", FREE)
     preset_on = {n for n in known if base.get(n, False) is True}
-    state: dict[str, str] = {}
-    for name in known:
-        state[name] = asked.get(name, (ON if name in preset_on else OFF) if others == "preset" else others)
+    unasked = {n: (ON if n in preset_on else OFF) if others == "preset" else others for n in known}
+    state = {name: asked.get(name, unasked[name]) for name in known}
     from_preset = {n for n in preset_on if n not in asked and others == "preset"}
     reasons: dict[str, str] = {}
     changed = True
@@ -316,12 +279,10 @@ def settle_gates(
     return Gates(state, reasons, frozenset(from_preset))
 
 
-def _obstacle(
-    name: str, state: Mapping[str, str], known: Mapping[str, type[Technique]], *, track: str
-) -> str:
+def _obstacle(name: str, state: Mapping[str, str], known: Catalogue, *, track: str) -> str:
     """Why `name` can never be on in this study; empty when it can."""
     cls = known[name]
-    if not any(v.admitted(track) for v in _verdicts(cls)):
+    if not any(v.admitted(track) for v in _verdicts(cls, {})):
         law = cls.legality
         return f"it is {law.verdict.value} ({law.source}), which the track `{track}` does not admit"
     for other, what in state.items():
@@ -333,40 +294,32 @@ def _obstacle(
     return ""
 
 
-def _verdicts(cls: type[Technique]) -> list[Any]:
-    """The legality of every combination of the technique's Choice settings, the rest at their defaults."""
+def _verdicts(cls: type[Technique], held: Mapping[str, Any]) -> list[Any]:
+    """The legality of every combination of the technique's Choice settings that are not `held`."""
     if cls.verdict is Technique.verdict:
         return [cls.legality]
-    axes = {n: d.options for n, d in cls.space.items() if isinstance(d, Choice)}
-    combinations = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-    return [cls(cls.Config(**settings)).verdict() for settings in combinations]
+    choices = {n: d.options for n, d in cls.space.items() if isinstance(d, Choice) and n not in held}
+    combinations = (
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    )
+    return [cls(cls.Config(**held, **settings)).verdict() for settings in combinations]
 
 
-def technique_domains(gates: Gates, known: Mapping[str, type[Technique]], *, track: str) -> dict[str, Domain]:
-    """flat setting -> domain that the technique itself declares, for every technique that may be on; choices
-    that the track never admits are left out."""
+def technique_domains(gates: Gates, known: Catalogue, *, track: str) -> dict[str, Domain]:
+    """flat setting -> its technique's domain, where that may be on; choices that the track admits."""
     out: dict[str, Domain] = {}
+
+    def admitted(cls: type[Technique], key: str, option: Any) -> bool:
+        return any(verdict.admitted(track) for verdict in _verdicts(cls, {key: option}))
+
     for name, cls in known.items():
         if gates.state[name] == OFF or name in gates.from_preset:
             continue
         for key, domain in cls.space.items():
             if isinstance(domain, Choice):
-                domain = Choice(_admitted(cls, key, domain, track=track))
+                domain = Choice(tuple(option for option in domain.options if admitted(cls, key, option)))
             out[f"{name}.{key}"] = domain
     return out
-
-
-def _admitted(cls: type[Technique], key: str, domain: Choice, *, track: str) -> tuple[Any, ...]:
-    """The options of one setting with which some combination of the other choices is admitted."""
-    if cls.verdict is Technique.verdict:
-        return domain.options
-    others = {n: d.options for n, d in cls.space.items() if isinstance(d, Choice) and n != key}
-
-    def legal(option: Any) -> bool:
-        combinations = (dict(zip(others, v, strict=True)) for v in itertools.product(*others.values()))
-        return any(cls(cls.Config(**{key: option, **c})).verdict().admitted(track) for c in combinations)
-
-    return tuple(option for option in domain.options if legal(option))
 
 
 def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[Any]) -> Domain:
@@ -386,10 +339,7 @@ def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[An
             raise ValueError(
                 f"`{name}` takes either choices = [...] or low and high, but got {dict(spec)!r}."
             )
-        parsed = [parse_value(name, option, field) for option in options]  # pyright: ignore[reportUnknownVariableType]
-        for option in parsed:
-            check_value(name, option, field)
-        return Choice(tuple(dict.fromkeys(parsed)))
+        return Choice(tuple(dict.fromkeys(checked(name, o, field) for o in cast("list[Any]", options))))
     if not {"low", "high"} <= set(spec) or type(field.default) not in (int, float):
         kind = type(field.default).__name__
         raise ValueError(
@@ -412,9 +362,7 @@ def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[An
     return Int(low, high, log, step)
 
 
-def largest_shape(
-    base: Mapping[str, Any], fixed: Mapping[str, Any], free: Mapping[str, Float | Int | Choice]
-) -> Shape:
+def largest_shape(base: Mapping[str, Any], fixed: Mapping[str, Any], free: Mapping[str, Domain]) -> Shape:
     """The shape with every free size at its largest: what a size's name in Int.high stands for."""
     values = {k: v for k, v in {**base, **fixed}.items() if k in TRAINER_FIELDS}
     for name, domain in free.items():
@@ -423,7 +371,7 @@ def largest_shape(
     return Config(**values).shape()
 
 
-def bounded(name: str, domain: Float | Int | Choice, largest: Shape) -> Float | Int | Choice:
+def bounded(name: str, domain: Domain, largest: Shape) -> Domain:
     """The domain with a number where Int.high names a size. ValueError for an unknown size."""
     if not (isinstance(domain, Int) and isinstance(domain.high, str)):
         return domain

@@ -1,9 +1,7 @@
 """Study: a study file, checked; study_identity and study_hash: what it samples and measures."""
 
-from __future__ import annotations
-
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from search.common.options import SAMPLERS
@@ -13,6 +11,8 @@ from techniques.base import Choice, Float, Int, setting
 from techniques.config import TRAINER_FIELDS, digest
 
 TRACKS = ("record", "open")
+Domain = Float | Int | Choice
+Slots = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,6 @@ class Study:
     preset: str
     track: str
     limits: Limits
-    fixed: dict[str, Any]  # flat settings over the preset, gates not among them
-    free: dict[str, Float | Int | Choice]  # flat setting -> what may be sampled; Int.high is a number
-    bounds: dict[str, str]  # setting -> the shape's size that it may not exceed in its own configuration
-    gates: dict[str, str]  # every technique -> "free", "on" or "off"
-    slots: dict[str, tuple[str, ...]]  # slot -> the choices that the study narrows it to
     base: dict[str, Any]  # the preset's flat values
     pruning: Pruning
     sampler: SamplerSettings
@@ -77,6 +72,15 @@ class Study:
     allow_duplicates: bool
     gpus_per_trial: int
     timeout_seconds: float  # wall seconds after which a trial's processes are killed
+    fixed: dict[str, Any] = field(default_factory=dict[str, Any])  # flat settings over the preset; no gates
+    free: dict[str, Domain] = field(
+        default_factory=dict[str, Domain]
+    )  # what may be sampled; Int.high: a number
+    bounds: dict[str, str] = field(
+        default_factory=dict[str, str]
+    )  # setting -> the size that it may not exceed
+    gates: dict[str, str] = field(default_factory=dict[str, str])  # every technique -> "free", "on" or "off"
+    slots: Slots = field(default_factory=dict[str, tuple[str, ...]])  # the choices that it narrows a slot to
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
     def settled(self, name: str) -> Any:
@@ -90,24 +94,15 @@ class Study:
 
 def study_identity(study: Study) -> dict[str, Any]:
     """What a study samples and measures; stored with the Optuna study, so that edits show."""
-    kept: dict[str, Any] = {
-        "track": study.track,
-        "limits": study.limits.declared(),
-        "base": study.base,
-        "fixed": study.fixed,
-        "free": {
-            name: [type(domain).__name__, dataclasses.asdict(domain)] for name, domain in study.free.items()
-        },
-        "bounds": study.bounds,
-        "gates": study.gates,
-        "slots": {slot: list(choices) for slot, choices in study.slots.items()},
-        "num_reports": study.num_reports,
-    }
+    as_it_is = ("track", "base", "fixed", "bounds", "gates", "num_reports")
+    kept: dict[str, Any] = {name: getattr(study, name) for name in as_it_is}
+    kept["limits"] = study.limits.declared()
+    kept["free"] = {name: [type(d).__name__, dataclasses.asdict(d)] for name, d in study.free.items()}
+    kept["slots"] = {slot: list(choices) for slot, choices in study.slots.items()}
     if study.gpus_per_trial != 1:
         kept["gpus_per_trial"] = study.gpus_per_trial
     return kept if study.foreign is None else kept | {"trainer": study.foreign.identity()}
 
 
 def study_hash(study: Study) -> str:
-    """The identity in 16 letters."""
     return digest(study_identity(study))

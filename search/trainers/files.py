@@ -2,8 +2,6 @@
 code_hash(files): which text runs, equal for equal code wherever it lies.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -16,13 +14,7 @@ from search.common.paths import ROOT
 
 MAX_LINE_BYTES = 1 << 20
 LAST_BYTES = 1 << 14  # of the console
-NUMBERS = (
-    "val_bpb",
-    "artifact_bytes",
-    "train_seconds",
-    "eval_seconds",
-)  # without these a result cannot count
-
+NUMBERS = ("val_bpb", "artifact_bytes", "train_seconds", "eval_seconds")  # without these no result counts
 Record = dict[str, Any]  # one JSON object
 
 
@@ -79,9 +71,8 @@ def last_words(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
-            lines = [
-                line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()
-            ]
+            text = file.read().decode("utf-8", "replace")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
     except FileNotFoundError:
         lines = []
     told = [line for line in lines if line.startswith("error: ")]

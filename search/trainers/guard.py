@@ -6,8 +6,6 @@ that left the group: we adopt orphans), and the exit status, negative for a sign
 library only, started with -I -S: some 15 ms.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -28,7 +26,6 @@ def prctl(option: int, value: int) -> None:
 
 
 def start(command: list[str]) -> int:
-    """The pid of the child that runs `command`."""
     me = os.getpid()
     child = os.fork()
     if child:
@@ -45,7 +42,6 @@ def start(command: list[str]) -> int:
 
 
 def end_with(life_fd: int, child: int, over: threading.Event) -> None:
-    """Waits until the worker shuts its end or dies, then ends the child."""
     os.read(life_fd, 1)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(os.getpgrp(), signal.SIGTERM)

@@ -1,12 +1,9 @@
 """run_trainer(job, ...) -> Outcome: one configuration through one fresh trainer process, to its end or ours.
 
 The trainer runs under `guard.py` in a session of its own: it and all it started are gone when this function
-returns, and when this process dies. What the configuration caused comes back as an Outcome; what the machine
-caused is raised as InfrastructureError (TrainerCrashed, when it might yet be the configuration), a stop as
-Interrupted.
+returns, and when this process dies. What the machine caused is raised as InfrastructureError (TrainerCrashed,
+when it might yet be the configuration), a stop as Interrupted.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
@@ -20,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +36,9 @@ MACHINE_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EMFI
 # kept, a step of the laptop preset takes 0.87 of the CPU time (one pair of benchmarks/trainer/step_time.py).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 WORLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PRESET")
+SIGNALS = {one.value: one.name for one in signal.Signals}
 CREDENTIAL = re.compile(r"^(CADDIE_|PG)|TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|ACCESS_KEY")
+OnReport = Callable[[Record, tuple[Record, ...]], str | None]  # a report, all so far -> why to prune
 
 
 class TrainerCrashed(InfrastructureError):
@@ -75,9 +74,7 @@ class Outcome:
     report_s: float = 0.0  # of that, spent in `on_report`
 
 
-def trainer_environment(
-    environ: Mapping[str, str], *, strip: Iterable[str], num_threads: int
-) -> dict[str, str]:
+def trainer_environment(environ: Mapping[str, str], *, strip: Set[str], num_threads: int) -> dict[str, str]:
     """`environ` less what would change a run and less credentials, with a share of the threads."""
     dropped = {*strip, *WORLD}
     kept = {k: v for k, v in environ.items() if k not in dropped and not CREDENTIAL.search(k)}
@@ -95,14 +92,8 @@ def prepare_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def run_trainer(
-    job: Job,
-    *,
-    on_report: Callable[[Record, tuple[Record, ...]], str | None],
-    stop: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Runs the trainer. `on_report(record, all so far)` may say why to prune; once `stop()`, Interrupted.
-    What `fill` puts into the folder is resumed; the reports it gives are replayed first, and may prune."""
+def run_trainer(job: Job, *, on_report: OnReport, stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """`on_report` may say why to prune; Interrupted once `stop()`. Reports of `fill` are replayed first."""
     try:
         prepare_folder(job.folder)
         text = json.dumps(dict(job.config), indent=1, sort_keys=True)
@@ -113,23 +104,16 @@ def run_trainer(
                 return Outcome("pruned", reason=reason, reports=recorded[:k])
         process = _Process(job)
     except OSError as error:
-        kind = (
-            DiskTrouble
-            if error.errno in (*MACHINE_ERRNOS, errno.EACCES, errno.EPERM)
-            else InfrastructureError
-        )
+        of_the_disk = error.errno in (*MACHINE_ERRNOS, errno.EACCES, errno.EPERM)
+        kind = DiskTrouble if of_the_disk else InfrastructureError
         raise kind(f"{error.filename or job.folder}: {error.strerror or error}") from error
     try:
         watched = _watch(process, on_report, stop)
         watched.reports = watched.reports or list(recorded)
     finally:
         process.end()
-    outcome = Outcome(
-        "finished",
-        reports=tuple(watched.reports),
-        process_s=time.perf_counter() - process.began,
-        report_s=watched.report_s,
-    )
+    process_s, reports = time.perf_counter() - process.began, tuple(watched.reports)
+    outcome = Outcome("finished", reports=reports, process_s=process_s, report_s=watched.report_s)
     return _classify(job, outcome, watched, process.status)
 
 
@@ -197,9 +181,7 @@ class _Watched:
     report_s: float = 0.0
 
 
-def _watch(
-    process: _Process, on_report: Callable[[Record, tuple[Record, ...]], str | None], stop: Callable[[], bool]
-) -> _Watched:
+def _watch(process: _Process, on_report: OnReport, stop: Callable[[], bool]) -> _Watched:
     """Follows the metrics until the process is over, is to be pruned, or is out of time."""
     seen, tail = _Watched(), Tail(process.job.folder / "metrics.jsonl")
     while True:
@@ -225,10 +207,9 @@ def _watch(
 
 def _is_report(record: Record) -> bool:
     """A report whose numbers are numbers; a run that diverged says so itself."""
-    numbers = (record.get("progress"), record.get("val_bpb"))
-    return record.get("kind") == "report" and all(
-        isinstance(n, int | float) and math.isfinite(n) for n in numbers
-    )
+    told = (record.get("progress"), record.get("val_bpb"))
+    finite = all(isinstance(n, int | float) and math.isfinite(n) for n in told)
+    return finite and record.get("kind") == "report"
 
 
 def _classify(job: Job, outcome: Outcome, seen: _Watched, status: int | None) -> Outcome:
@@ -258,7 +239,8 @@ def _classify(job: Job, outcome: Outcome, seen: _Watched, status: int | None) ->
     if status is None:
         raise TrainerCrashed("the trainer's guard was killed")
     if status < 0:
-        raise TrainerCrashed(f"the trainer was killed by {_signal_name(-status)}: {last}")
+        name = SIGNALS.get(-status, f"signal {-status}")
+        raise TrainerCrashed(f"the trainer was killed by {name}: {last}")
     what = "without a result" if status == 0 else f"with exit status {status}"
     raise TrainerCrashed(f"the trainer ended {what}: {last}")
 
@@ -267,10 +249,3 @@ def _refusal(console: Path) -> str:
     """The first `error: …` line: torchrun turns every exit status of a rank into 1."""
     lines = console.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line for line in lines if line.startswith("error: ")), "")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -5,8 +5,6 @@ Chosen here and nowhere else; a session keeps it (search/session/session.py).
 NativeTrainer: train_gpt.py, or another script that keeps its contract: config.json in, result.json out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -30,65 +28,26 @@ class Trainer(Protocol):
     """A study's trainer, and what a search of it needs to know."""
 
     @property
-    def built_in(self) -> bool:
-        """Our own train_gpt.py: it reads our corpus, and studies of it share what costs taught."""
-        ...
-
+    def built_in(self) -> bool: ...  # our own train_gpt.py: it reads our corpus, its studies share costs
     @property
-    def has_baseline(self) -> bool:
-        """Whether the study's starting point is measured before the first trial."""
-        ...
-
+    def has_baseline(self) -> bool: ...  # the study's starting point is measured before the first trial
     @property
-    def start(self) -> str:
-        """The starting point in words."""
-        ...
-
+    def start(self) -> str: ...  # the starting point in words
     @property
-    def predicts_costs(self) -> bool:
-        """Whether bytes and seconds of a configuration can be told before it runs."""
-        ...
-
+    def predicts_costs(self) -> bool: ...  # bytes and seconds of a configuration can be told before it runs
     @property
-    def keeps_stages(self) -> bool:
-        """Whether finished stages of one run can serve another."""
-        ...
+    def keeps_stages(self) -> bool: ...  # finished stages of one run can serve another
 
-    def check(self) -> None:
-        """ValueError when it cannot be started."""
-        ...
-
-    def command(self) -> tuple[str, ...]:
-        """The process that a worker starts; config.json and --out_dir come behind it."""
-        ...
-
-    def code_files(self) -> list[Path]:
-        """The files whose text is the objective."""
-        ...
-
-    def hidden(self) -> set[str]:
-        """The variables of the shell that no run may see: those that it reads."""
-        ...
-
-    def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json, from what the space says of it."""
-        ...
-
-    def time_budget(self) -> str:
-        """The setting that gives each run a time, not a number of steps; "" when none does."""
-        ...
-
-    def legality(self, resolved: Any) -> str:
-        """What the rules say of a run of it."""
-        ...
-
-    def repeat_line(self, config: Mapping[str, Any], path: Path) -> str:
-        """A shell line that runs a stored configuration again; `path` is where its config.json belongs."""
-        ...
-
-    def no_bundle(self, number: int) -> str:
-        """Why trial `number` is not exported as one file of ours; "" when it can be."""
-        ...
+    def check(self) -> None: ...  # ValueError when it cannot be started
+    def command(self) -> tuple[str, ...]: ...  # of its process; config.json and --out_dir come behind it
+    def code_files(self) -> list[Path]: ...  # the files whose text is the objective
+    def hidden(self) -> set[str]: ...  # the variables that it reads: no run may see the shell's
+    def complete(self, config: Mapping[str, Any]) -> dict[str, Any]: ...  # config.json, from the space's part
+    def time_budget(self) -> str: ...  # the setting that gives runs a time, not a number of steps; else ""
+    def legality(self, resolved: Any) -> str: ...  # what the rules say of a run of it
+    # a shell line that runs a stored configuration again; `path` is where its config.json belongs
+    def repeat_line(self, config: Mapping[str, Any], path: Path) -> str: ...
+    def no_bundle(self, number: int) -> str: ...  # why the trial is not exported as one file; "": it can be
 
 
 def trainer_of(study: Study, script: Path | None = None) -> Trainer:
@@ -120,17 +79,17 @@ class NativeTrainer:
     def built_in(self) -> bool:
         return self.script is None
 
-    @property
-    def has_baseline(self) -> bool:
-        return self.built_in
+    has_baseline = built_in
 
     @property
     def start(self) -> str:
         return f"preset {self.study.preset}"
 
     def check(self) -> None:
-        if self.script is None or not self.script.is_file():
+        if self.script is None:
             return
+        if not self.script.is_file():
+            raise ValueError(f"--trainer names a script, but {self.script} is no file. Correct the path.")
         if "result.json" not in self.script.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(
                 f"A trainer under {self.study.path} takes config.json and writes result.json "
@@ -147,7 +106,8 @@ class NativeTrainer:
     def code_files(self) -> list[Path]:
         if self.script is not None:
             return [self.script]
-        return sorted({*catalog.shared_files(ROOT), *catalog.technique_files().values()})
+        shared = {*catalog.shared_files(ROOT), *ROOT.glob("bundle/*.py")}
+        return sorted(shared | {*catalog.technique_files().values()})
 
     def hidden(self) -> set[str]:
         return environment_names(catalog.metadata(), os.environ)
@@ -168,7 +128,13 @@ class NativeTrainer:
         if not path.exists():  # it ran on another machine
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        return f"python train_gpt.py {shlex.quote(str(shown(path)))}"
+        config = shlex.quote(str(shown(path)))
+        if self.script is None:
+            return f"python train_gpt.py {config}"
+        script, out = (shlex.quote(str(shown(p))) for p in (self.script.resolve(), path.parent / "again"))
+        return f"python {script} {config} --out_dir {out}"
 
     def no_bundle(self, number: int) -> str:
-        return ""
+        if self.script is None:
+            return ""
+        return f"A bundle is made of this trainer's files, but trial {number} ran {self.script}. Submit that."

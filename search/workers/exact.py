@@ -1,14 +1,13 @@
 """run_exactly(study, objective, target=N): the study ends with exactly N finished trials, for any workers.
 
-Finished is COMPLETE or PRUNED; FAIL does not count. Before each trial a worker takes the study's advisory
-lock in a transaction of its own, fails what the dead left behind, counts, and asks for a trial only while
-finished + running < N. It gives the lock back once the trial's first heartbeat is written: if the commit
-fails, the lock was lost and the trial is dropped before it begins. From there to its end the trial has a
-heartbeat thread, and its result counts only if nobody declared it dead meanwhile.
+Finished is COMPLETE or PRUNED. Before each trial a worker takes the study's advisory lock in a transaction of
+its own, fails what the dead left behind, counts, and asks for a trial only while finished + running < N. It
+gives the lock back once the trial's first heartbeat is written: if the commit fails, the lock was lost and
+the trial is dropped before it begins. From there on the trial has a heartbeat thread, and its result counts
+only if nobody declared it dead meanwhile.
 """
 
-from __future__ import annotations
-
+import contextlib
 import logging
 import math
 import random
@@ -26,16 +25,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.common.errors import InfrastructureError, Interrupted, TooManyFailures
+from search.storage import patient
 from search.storage.bulk import BatchStorage
-from search.storage.patient import (
-    DATABASE_GONE,
-    LOCK_CLASS,
-    StorageError,
-    is_outage,
-    normalise_url,
-    requeue,
-    side_engine,
-)
+from search.storage.patient import StorageError, is_outage, normalise_url, requeue, side_engine
 
 TIMEOUTS = """
 select set_config('lock_timeout', :wait, true),
@@ -100,17 +92,14 @@ def run_exactly(
 ) -> Tally:
     """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true.
 
-    The study's storage must come from `search.storage.patient.open_storage(url, ...)`. `stop` is asked
-    between trials and while waiting; a running objective must look itself and raise Interrupted, also when
-    `hooks.lost` is set: its trial was given to somebody else while we were frozen or cut off. Returns the
-    last tally. Raises StorageError when the database stays away, TooManyFailures, and whatever else the
-    objective raises (after its trial is failed). KeyboardInterrupt fails the trial, queues it again, and
-    goes on up.
-    """
+    The storage must be of `open_storage`. `stop` is asked between trials and while waiting; a running
+    objective must look itself and raise Interrupted, also when `hooks.lost` is set: its trial was given to
+    somebody else while we were frozen or cut off. Returns the last tally. Raises StorageError when the
+    database stays away, TooManyFailures, and whatever else the objective raises (after its trial is failed).
+    KeyboardInterrupt fails the trial, queues it again, and goes on up."""
     if target < 0:
         raise ValueError(f"The number of trials must not be negative, but got {target}.")
-    stop = stop or (lambda: False)
-    hooks = hooks or Hooks()
+    stop, hooks = stop or (lambda: False), hooks or Hooks()
     gate = _gate(study, url, hooks.lost)
     failures = 0
     while not stop():
@@ -125,7 +114,7 @@ def run_exactly(
         try:
             told = _run(gate, trial, objective)
         except KeyboardInterrupt:
-            _fail(gate, trial, again=True)
+            _fail(gate, _id(trial), again=True)
             raise
         if hooks.after_trial is not None:
             hooks.after_trial(told or gate.storage.get_trial(_id(trial)))
@@ -169,22 +158,20 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
     try:
         with gate.engine.connect() as connection:
             connection.execute(sqlalchemy.text(TIMEOUTS), {"wait": LOCK_WAIT, "frozen": f"{gate.frozen_s}s"})
-            keys = {"c": LOCK_CLASS, "s": gate.study_id}
+            keys = {"c": patient.LOCK_CLASS, "s": gate.study_id}
             connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, :s)"), keys)
             _fail_dead(gate, connection)
             tally = _count(gate, connection)
             if tally.finished + tally.running >= target:
                 return tally, None
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # "heartbeat is supposed to be used with optimize": ours is below
+            with warnings.catch_warnings():  # "heartbeat is supposed to be used with optimize": ours is below
+                warnings.simplefilter("ignore")
                 trial = gate.study.ask()
             beat(gate.storage, _id(trial))
             connection.execute(sqlalchemy.text("select 1"))
             connection.commit()  # succeeds only if the lock was ours up to here
             return tally, trial
-    except DATABASE_GONE as error:
+    except patient.DATABASE_GONE as error:
         if not is_outage(error):
             raise
         if getattr(getattr(error, "orig", None), "pgcode", "") == LOCK_NOT_AVAILABLE:
@@ -192,7 +179,7 @@ def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
         gate.storage.get_study_id_from_name(gate.study.study_name)  # waits until the database is back
         if trial is not None:
             log.warning("trial %d: the lock was lost while it was made; dropped", trial.number)
-            _fail(gate, trial, again=True)
+            _fail(gate, _id(trial), again=True)
         return None, None
 
 
@@ -200,11 +187,7 @@ def _fail_dead(gate: _Gate, connection: sqlalchemy.Connection) -> None:
     """Fails trials whose worker died: between ask and first heartbeat (under this lock), or later."""
     running = connection.execute(sqlalchemy.text(SILENCES), {"s": gate.study_id}).all()
     for trial_id in [trial_id for trial_id, silent_s, _ in running if silent_s is None]:
-        try:
-            if gate.storage.set_trial_state_values(trial_id, TrialState.FAIL):
-                requeue(gate.study, gate.storage.get_trial(trial_id), counted=False)
-        except UpdateFinishedTrialError:
-            continue
+        _fail(gate, trial_id, again=True)
     grace_s = getattr(gate.storage, "grace_s", 0) or 2 * gate.heartbeat_s
     if not any(silent_s is not None and silent_s > grace_s for _, silent_s, _ in running):
         return
@@ -219,13 +202,7 @@ def _count(gate: _Gate, connection: sqlalchemy.Connection) -> Tally:
     query = sqlalchemy.text("select cast(state as text), count(*) from trials where study_id = :s group by 1")
     rows = connection.execute(query, {"s": gate.study_id}).all()
     counts = {str(state): int(number) for state, number in rows}
-    return Tally(
-        complete=counts.get("COMPLETE", 0),
-        pruned=counts.get("PRUNED", 0),
-        running=counts.get("RUNNING", 0),
-        waiting=counts.get("WAITING", 0),
-        failed=counts.get("FAIL", 0),
-    )
+    return Tally(*(counts.get(state, 0) for state in ("COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL")))
 
 
 def beat(storage: BaseStorage, trial_id: int) -> TrialState:
@@ -241,10 +218,7 @@ def beat(storage: BaseStorage, trial_id: int) -> TrialState:
 def heartbeat(
     storage: BaseStorage, trial_id: int, *, every_s: float, lost: threading.Event
 ) -> Generator[None]:
-    """Writes a heartbeat on a thread until the block ends; an outage does not end the thread.
-
-    `lost` is set as soon as the trial is found finished by somebody else: after a silence beyond the grace.
-    """
+    """Beats on a thread, also through outages; sets `lost` once somebody else finished the trial."""
     over = threading.Event()
     lost.clear()
 
@@ -268,8 +242,7 @@ def heartbeat(
 
 
 def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> FrozenTrial | None:
-    """Runs the objective and tells: the trial as it ended; None when somebody declared it dead meanwhile (a
-    long freeze), or it was interrupted."""
+    """Runs the objective and tells: the trial as it ended; None when it was taken from us, or interrupted."""
     try:
         with heartbeat(gate.storage, _id(trial), every_s=gate.heartbeat_s, lost=gate.lost):
             value = objective(trial)
@@ -280,15 +253,15 @@ def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> Froz
         return None
     except InfrastructureError as error:
         log.warning("trial %d: %s", trial.number, error)
-        _fail(gate, trial, again=True, counted=True)
+        _fail(gate, _id(trial), again=True, counted=True)
         return gate.storage.get_trial(_id(trial))
     except Interrupted:
-        _fail(gate, trial, again=True)
+        _fail(gate, _id(trial), again=True)
         return None
     except (KeyboardInterrupt, StorageError):
         raise  # the caller fails the trial; or the database is away, and it is failed once that is back
     except BaseException:
-        _fail(gate, trial, again=False)
+        _fail(gate, _id(trial), again=False)
         raise
     return _tell(gate, trial, value, None)
 
@@ -298,16 +271,14 @@ def _tell(gate: _Gate, trial: Trial, value: float | None, state: TrialState | No
         told = gate.study.tell(trial, value, state=state, skip_if_finished=True)
     except UpdateFinishedTrialError:
         return None
-    if told.state == TrialState.FAIL and value is not None and not math.isnan(value):
+    if told.state == TrialState.FAIL and (value is None or not math.isnan(value)):
         log.warning("trial %d: it was silent for too long; its result is not counted", trial.number)
         return None
     return told
 
 
-def _fail(gate: _Gate, trial: Trial, *, again: bool, counted: bool = False) -> None:
-    """Fails our own trial; whoever fails it is the one who queues it again."""
-    try:
-        if gate.storage.set_trial_state_values(_id(trial), TrialState.FAIL) and again:
-            requeue(gate.study, gate.storage.get_trial(_id(trial)), counted=counted)
-    except UpdateFinishedTrialError:
-        return
+def _fail(gate: _Gate, trial_id: int, *, again: bool, counted: bool = False) -> None:
+    """Fails a trial; whoever fails it is the one who queues it again."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        if gate.storage.set_trial_state_values(trial_id, TrialState.FAIL) and again:
+            requeue(gate.study, gate.storage.get_trial(trial_id), counted=counted)

@@ -1,11 +1,6 @@
-"""What must be right before the first trial: room on the disk, a device, the corpus, a space with
-something in it.
-
-worker_command, read_command, trainer_job: the processes that a WorkerSpec describes, a worker by both ends of
-its command line and its trainers.
+"""What must be right before the first trial: room on the disk, a device, the corpus, a baseline; and the
+processes that a WorkerSpec describes: a worker, by both ends of its command line, and its trainers.
 """
-
-from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -13,7 +8,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -38,8 +33,7 @@ KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs of each worker ("0,1"), `gpus_per_trial` of them; empty: trials run on the CPU. ValueError:
-    demanded, but not here."""
+    """`gpus_per_trial` GPUs for each worker ("0,1"); none: trials run on the CPU. ValueError if demanded."""
     device = study.settled("device")
     found = () if device == "cpu" else visible_gpus(environ)
     if device == "cuda" and not found:
@@ -62,13 +56,9 @@ def default_workers(gpus: tuple[str, ...]) -> int:
 
 
 def check_corpus(study: Study) -> str:
-    """Builds the embedded corpus if the study's is that one and is missing; checks any.
-
-    Raises ValueError with what a trainer would say at its start, before a trial is spent on it."""
-    folder = ROOT / str(study.settled("data_path"))
-    tokenizer = ROOT / str(study.settled("tokenizer_path"))
-    vocab_size = int(study.settled("vocab_size"))
-    data = ROOT / "data"
+    """Builds the embedded corpus if it is the study's and missing; checks any. ValueError, as a trainer's."""
+    folder, tokenizer = (ROOT / str(study.settled(name)) for name in ("data_path", "tokenizer_path"))
+    vocab_size, data = int(study.settled("vocab_size")), ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
         try:
             embedded.ensure(data, f"sp{vocab_size}")
@@ -86,19 +76,13 @@ def check_baseline(
     session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
 ) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    found = stored(session.optuna_study)
-    found = found or measure(session, spec, workers=workers, gpus=gpus)
-    told = (
-        f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
-        f"(slowest of {found['workers']} at once)"
-    )
-    return measured(session), told
+    found = stored(session.optuna_study) or measure(session, spec, workers=workers, gpus=gpus)
+    told = f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
+    return measured(session), told + f"(slowest of {found['workers']} at once)"
 
 
 def machine(session: Session, spec: WorkerSpec) -> Session:
-    """What `search.py` checks before it starts workers, for a worker that a cluster put on another machine.
-
-    Raises ValueError as those checks do."""
+    """What `search.py` checks before it starts workers, for one on another machine. ValueError."""
     check_room(session.folders)
     gpus_for(session.study, os.environ)
     if session.trainer.built_in:
@@ -142,14 +126,9 @@ def trainer_job(
     )
 
 
-def measure(
-    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Runs the baseline (every free technique off, every free setting at its preset's value) and stores it.
-
-    Raises ValueError when the starting point itself does not run: no trial would."""
-    stopping = threading.Event()
-    trainer = session.trainer
+def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs the baseline (free techniques off, free settings at the preset's) and stores it; or ValueError."""
+    stopping, trainer = threading.Event(), session.trainer
     config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
     hidden = trainer.hidden()
@@ -182,9 +161,8 @@ def measure(
             f"A study's starting point must run before anything is varied, but {trainer.start} with the "
             f"study's [fixed] settings ended: {reason}. Fix that first."
         )
-    found = {key: results[0][key] for key in KEPT}
+    found = {key: results[0][key] for key in KEPT} | {"workers": workers}
     found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
-    found |= {"workers": workers}
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
         earlier = stored(session.optuna_study)
         if earlier is None:

@@ -1,12 +1,7 @@
 """What is kept of a trial beside its value: user attributes, a note, files and a curve for the dashboard.
 
-Attributes are few, because each is a transaction: `worker`, `config`, `hash`, `techniques`, `legality` when
-it starts; `outcome`, `reason`, the result's figures, `stage_seconds`, `inactive`, `findings`, `passport`,
-`cost_errors` (measured / predicted − 1) and `overhead` when it ends. The sampler adds `preflight`
-(predicted) and `rejections`, the pruner `reports`, the constraints their `violation_*`.
+Attributes are few, because each is written and read with its trial; search/common/attributes.py lists them.
 """
-
-from __future__ import annotations
 
 import os
 import tempfile
@@ -18,22 +13,7 @@ import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
 
-from search.common.attributes import (
-    CONFIG,
-    CONFIG_HASH,
-    COST_ERRORS,
-    FIGURES,
-    FINDINGS,
-    HARDWARE,
-    INACTIVE,
-    LEGALITY,
-    OUTCOME,
-    PASSPORT,
-    REASON,
-    STAGE_REUSE,
-    STAGE_SECONDS,
-    TECHNIQUES,
-)
+from search.common import attributes
 from search.common.paths import Folders
 from search.costs.preflight import errors_of
 from search.storage.patient import artifact_store
@@ -42,70 +22,49 @@ from search.trainers.files import Record
 from search.trainers.process import Outcome
 
 PASSPORT_FIELDS = (
-    "code_hash",
-    "data_id",
-    "torch",
-    "device",
-    "attention",
-    "compute_dtype",
-    "world_size",
-    "sha256",
+    "code_hash data_id torch device device_type attention compute_dtype world_size sha256".split()
 )
 FILES = ("config.json", "result.json", "train.tail.log")
 TAIL_BYTES = 16_384  # train.log begins with the code that ran; its end is what is read
-
-
 CURVE_SIZE = (640, 320)  # pixels
-
-
-def worker_name(index: int) -> str:
-    """host:pid:index, as it stands in the attribute `worker`."""
-    return f"{os.uname().nodename}:{os.getpid()}:{index}"
 
 
 def started(trial: Trial, *, config: Mapping[str, Any], resolved: Any, legality: str) -> None:
     """What is known before the run, for whoever must clean up behind us too."""
-    trial.set_user_attr(CONFIG, dict(config))
-    trial.set_user_attr(CONFIG_HASH, resolved.hash())
-    trial.set_user_attr(TECHNIQUES, list(resolved.techniques))
-    trial.set_user_attr(LEGALITY, legality)
+    trial.set_user_attr(attributes.CONFIG, dict(config))
+    trial.set_user_attr(attributes.CONFIG_HASH, resolved.hash())
+    trial.set_user_attr(attributes.TECHNIQUES, list(resolved.techniques))
+    trial.set_user_attr(attributes.LEGALITY, legality)
 
 
 def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> None:
     """What the run gave; `hardware` is where."""
     result = outcome.result or {}
-    trial.set_user_attr(OUTCOME, outcome.kind)
-    if outcome.reason:
-        trial.set_user_attr(REASON, outcome.reason)
-    for name in dict.fromkeys((*FIGURES, *(limit.figure for limit in limits.given))):
-        if result.get(name) is not None:
-            trial.set_user_attr(name, result[name])
+    figures = (*attributes.FIGURES, *(limit.figure for limit in limits.given))
+    facts: dict[str, Any] = {attributes.OUTCOME: outcome.kind, attributes.REASON: outcome.reason or None}
+    facts |= {name: result.get(name) for name in figures}
     for limit in limits.given:
         if limit.slack and result.get(limit.figure) is not None:
-            trial.set_user_attr(limit.slack, limits.of(limit) - int(result[limit.figure]))
-    inactive = {n: v for n, v in verdicts_of(result).items() if v != "active"}
-    if inactive:
-        trial.set_user_attr(INACTIVE, inactive)
-    if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
-        trial.set_user_attr(STAGE_REUSE, replayed_facts(outcome.reports))
-    elif result.get("stage_seconds"):
-        trial.set_user_attr(STAGE_REUSE, stage_facts(result, spent_s=outcome.process_s))
+            facts[limit.slack] = limits.of(limit) - int(result[limit.figure])
+    facts[attributes.INACTIVE] = {n: v for n, v in verdicts_of(result).items() if v != "active"} or None
     stages: Mapping[str, Record] = result.get("stage_seconds") or {}
-    if stages:
-        trial.set_user_attr(STAGE_SECONDS, {s: seconds.get("timed") for s, seconds in stages.items()})
-    if result.get("findings"):
-        trial.set_user_attr(FINDINGS, list(result["findings"]))
+    if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
+        facts[attributes.STAGE_REUSE] = replayed_facts(outcome.reports)
+    elif stages:
+        facts[attributes.STAGE_REUSE] = stage_facts(result, spent_s=outcome.process_s)
+    facts[attributes.STAGE_SECONDS] = {s: seconds.get("timed") for s, seconds in stages.items()} or None
+    facts[attributes.FINDINGS] = list(result.get("findings") or ()) or None
     if result:
         passport = {name: result.get(name) for name in PASSPORT_FIELDS}
-        trial.set_user_attr(PASSPORT, {**passport, HARDWARE: hardware})
-    errors = errors_of({**trial.user_attrs, **result})
-    if errors:
-        trial.set_user_attr(COST_ERRORS, errors)
+        facts[attributes.PASSPORT] = {**passport, attributes.HARDWARE: hardware}
+    facts[attributes.COST_ERRORS] = errors_of({**trial.user_attrs, **result}) or None
+    for name, value in facts.items():
+        if value is not None:
+            trial.set_user_attr(name, value)
 
 
 def stage_facts(result: Mapping[str, Any], *, spent_s: float) -> dict[str, Any]:
-    """Of a trial with a result: the recorded true seconds of each stage, the stages that were taken over, the
-    seconds that its process took now, and the seconds that taking over saved."""
+    """True seconds by stage, stages that were taken over, seconds that its process took and saved."""
     stages: Mapping[str, Mapping[str, float]] = result.get("stage_seconds") or {}
     seconds = {name: round(float(clocks["true"]), 3) for name, clocks in stages.items()}
     reused = [str(name) for name in result.get("reused") or ()]
@@ -128,7 +87,7 @@ def verdicts_of(result: Record) -> dict[str, str]:
 def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) -> None:
     """The trial's page in the dashboard: note, files, loss curve."""
     folder = folders.trial(trial.number)
-    save_trial_note(trial, note(trial, outcome, limits))
+    optuna_dashboard.save_note(trial, note(trial, outcome, limits))
     store = artifact_store(folders.artifacts)
     tail_of(folder / "train.log", folder / "train.tail.log")
     for name in FILES:
@@ -153,11 +112,10 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
             *(_row(limit, result.get(limit.figure), limits.of(limit)) for limit in limits.given),
             "",
         ]
-    verdicts = verdicts_of(result)
-    for name in trial.user_attrs.get(TECHNIQUES, []):
-        lines.append(f"- {name}: {verdicts.get(name, 'no verdict')}")
+    verdicts, on = verdicts_of(result), trial.user_attrs.get(attributes.TECHNIQUES, [])
+    lines += [f"- {name}: {verdicts.get(name, 'no verdict')}" for name in on]
     lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
-    lines += ["", f"legality: {trial.user_attrs.get(LEGALITY, 'not known')}"]
+    lines += ["", f"legality: {trial.user_attrs.get(attributes.LEGALITY, 'not known')}"]
     return "\n".join(lines)
 
 
@@ -177,11 +135,6 @@ def tail_of(source: Path, target: Path) -> None:
     target.write_bytes(data if size <= TAIL_BYTES else data.partition(b"\n")[2])
 
 
-def save_trial_note(trial: Trial, markdown: str) -> None:
-    """Shows `markdown` as the trial's note. Inside the objective only: it needs the running trial."""
-    optuna_dashboard.save_note(trial, markdown)
-
-
 def save_trial_artifact(trial: Trial, path: Path, store: FileSystemArtifactStore) -> str:
     """Keeps a copy of the file with the trial; returns the artifact's id."""
     return upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
@@ -198,8 +151,6 @@ def save_curve(
 
 
 def _curve_svg(points: Mapping[float, float], label: str) -> str:
-    if len(points) < 2:
-        raise ValueError(f"A curve needs at least two points, but {label!r} has {len(points)}.")
     width, height = CURVE_SIZE
     left, right, top, bottom = 70, width - 15, 30, height - 30
     xs, ys = sorted(points), list(points.values())

@@ -2,34 +2,20 @@
 
 Bytes: trials of the same trainer, whatever their sizes, data and machine: the bills hold what differs.
 Seconds: only those of the same hardware, ranks and kernels; of an evaluation of all validation tokens,
-whose number no bill knows, only on the same data. Every study has a factor of its own (`from_study`),
-trials of this study push those of others out, seconds turn nobody away before some of its own have finished
-(search/costs/preflight.py), and what leaves nothing to try is forgotten (search/samplers/caddie.py). The
-newest CARRIED trials are read, first those of studies on this kind of machine.
+whose number no bill knows, only on the same data. Trials of this study push those of others out, and what
+leaves nothing to try is forgotten (search/samplers/caddie.py). The newest CARRIED trials are read, first
+those of studies on this kind of machine.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.attributes import (
-    CODE_HASH,
-    CONFIG,
-    EVAL_SECONDS,
-    HARDWARE,
-    PARAMS,
-    PASSPORT,
-    STAGE_SECONDS,
-    STUDY_IDENTITY,
-    TRAIN_SECONDS,
-    TRAINER,
-    result_of,
-)
+from search.common import attributes
+from search.common.attributes import HARDWARE, result_of
 from search.costs.bills import num_params
 from search.costs.factors import CARRIED
 from search.costs.preflight import Costs
@@ -48,7 +34,7 @@ NEWEST = """
 select trial_id, study_id from trials where study_id = any(:ids) and cast(state as text) = 'COMPLETE'
 order by study_id = any(:near) desc, datetime_complete desc limit :most"""
 KERNELS = ("compute_dtype", "compile", "attention")  # settings that move seconds and stand in no bill
-SECONDS = (TRAIN_SECONDS, EVAL_SECONDS, STAGE_SECONDS)
+SECONDS = (attributes.TRAIN_SECONDS, attributes.EVAL_SECONDS, attributes.STAGE_SECONDS)
 NAMED = 3  # studies that are named at the start
 
 
@@ -80,7 +66,7 @@ class WarmStart:
             return ""
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         of = f"{'studies' if len(names) > 1 else 'study'} {', '.join(names[:NAMED])}{more}"
-        timed = sum(TRAIN_SECONDS in trial.result for trial in self.trials)
+        timed = sum(attributes.TRAIN_SECONDS in trial.result for trial in self.trials)
         some = f", seconds of this machine from {timed or 'none'}" if seconds and timed < count else ""
         return f"costs: learnt from {count} trial{'s' if count > 1 else ''} of {of}{some}"
 
@@ -101,10 +87,8 @@ def find_warm_start(session: Session, hardware: str) -> WarmStart:
     trials = {t._trial_id: t for t in storage.bulk.trials_of(list(owners))}  # pyright: ignore[reportPrivateUsage]
     found: list[EarlierTrial] = []
     for trial_id, owner in reversed(owners.items()):
-        trial = trials[trial_id]
-        facts = studies[owner]
-        resolved = resolved_run(trial, facts[STUDY_IDENTITY])
-        result = result_of(trial)
+        trial, facts = trials[trial_id], studies[owner]
+        resolved, result = resolved_run(trial, facts[attributes.STUDY_IDENTITY]), result_of(trial)
         if resolved is not None and result is not None:
             kept = comparable(session.study, hardware, resolved, trial, result)
             found.append(EarlierTrial(facts["name"], resolved, kept))
@@ -114,24 +98,23 @@ def find_warm_start(session: Session, hardware: str) -> WarmStart:
 def related_studies(session: Session, storage: BatchStorage) -> dict[int, dict[str, Any]]:
     """id -> name and attributes of the other studies of this trainer: this very code, or any of ours."""
     studies: dict[int, dict[str, Any]] = {}
-    for study_id, name, key, value in storage.bulk.rows(
-        STUDIES, {"keys": [CODE_HASH, TRAINER, HARDWARE, STUDY_IDENTITY]}
-    ):
+    keys = [attributes.CODE_HASH, attributes.TRAINER, HARDWARE, attributes.STUDY_IDENTITY]
+    for study_id, name, key, value in storage.bulk.rows(STUDIES, {"keys": keys}):
         studies.setdefault(study_id, {"name": name})[key] = json.loads(value)
     mine = session.optuna_study.user_attrs
-    ours = mine.get(TRAINER) == BUILT_IN
+    ours = mine.get(attributes.TRAINER) == BUILT_IN
 
     def fits(facts: Mapping[str, Any]) -> bool:
-        same = CODE_HASH in facts and facts[CODE_HASH] == mine.get(CODE_HASH)
-        same = same or (ours and facts.get(TRAINER) == BUILT_IN)
-        return same and facts["name"] != session.study.name and STUDY_IDENTITY in facts
+        same = attributes.CODE_HASH in facts and facts[attributes.CODE_HASH] == mine.get(attributes.CODE_HASH)
+        same = same or (ours and facts.get(attributes.TRAINER) == BUILT_IN)
+        return same and facts["name"] != session.study.name and attributes.STUDY_IDENTITY in facts
 
     return {key: facts for key, facts in studies.items() if fits(facts)}
 
 
 def resolved_run(trial: FrozenTrial, identity: Mapping[str, Any]) -> Resolved | None:
     """The run of a stored trial; None where this version no longer reads it as the model that was trained."""
-    config: object = trial.user_attrs.get(CONFIG)
+    config: object = trial.user_attrs.get(attributes.CONFIG)
     if not isinstance(config, dict):
         return None
     layer = {k: v for k, v in cast("dict[str, Any]", config).items() if k != "preset"}
@@ -139,19 +122,18 @@ def resolved_run(trial: FrozenTrial, identity: Mapping[str, Any]) -> Resolved | 
         resolved = resolve({"preset": identity["base"], "file": layer}, catalog.metadata())
     except (KeyError, ValueError):
         return None
-    return resolved if num_params(resolved) == trial.user_attrs.get(PARAMS) else None
+    return resolved if num_params(resolved) == trial.user_attrs.get(attributes.PARAMS) else None
 
 
 def comparable(
     study: Study, hardware: str, resolved: Resolved, trial: FrozenTrial, result: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The result without the seconds that say nothing here."""
-    passport = cast("Mapping[str, Any]", trial.user_attrs.get(PASSPORT) or {})
+    passport = cast("Mapping[str, Any]", trial.user_attrs.get(attributes.PASSPORT) or {})
     alike = passport.get(HARDWARE) == hardware and passport.get("world_size") == study.gpus_per_trial
     alike = alike and all(_may_be(study, name, getattr(resolved.config, name)) for name in KERNELS)
-    dropped: Sequence[str] = () if alike else SECONDS
-    if alike and not _same_evaluation(study, resolved):
-        dropped = (EVAL_SECONDS,)
+    dropped = () if _same_evaluation(study, resolved) else (attributes.EVAL_SECONDS,)
+    dropped = dropped if alike else SECONDS
     return {key: value for key, value in result.items() if key not in dropped}
 
 

@@ -1,14 +1,11 @@
-"""`python -m search.workers.worker`: one worker: asks for a trial, runs it as a trainer process, tells,
-until the target.
+"""`python -m search.workers.worker`: asks for a trial, runs it as a trainer process, tells; until the target.
 
 A trial ends as COMPLETE (value: val_bpb), as PRUNED (given up on, or the configuration failed: then the
 constraint `run` is violated and TPE learns from it), or as FAIL (the machine's fault; its configuration is
-tried again). Its constraints are set in every case. SIGTERM, SIGINT or the end of --lifeline's stdin stop
-it within a second: the trainer is killed, the configuration queued again. Exit status: 0 done or stopped, 1
-too many failures, 2 a problem that only a person can solve (`error: ...` on stderr).
+tried again). Its constraints are set in every case. SIGTERM, SIGINT or the end of --lifeline's stdin stop it:
+the trainer is killed, the configuration queued again. Exit status: 0 done or stopped, 1 too many failures, 2
+a problem that only a person can solve (`error: ...` on stderr).
 """
-
-from __future__ import annotations
 
 import logging
 import os
@@ -25,8 +22,8 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
 from search.common.attributes import CACHE_NOTES, OVERHEAD, RETRY_HISTORY, SPARED, WORKER
-from search.common.console import quiet_log
-from search.common.errors import Interrupted, TooManyFailures, redact
+from search.common.console import quiet_log, redact
+from search.common.errors import Interrupted, TooManyFailures
 from search.common.options import WorkerSpec
 from search.costs.preflight import costs_of
 from search.pruning.pruner import Pruner, remember
@@ -42,12 +39,7 @@ from search.storage.patient import MAX_RETRY
 from search.study.limits import set_all, violations
 from search.study.load import find_study
 from search.trainers.files import Record, changed
-from search.trainers.process import (
-    DiskTrouble,
-    Outcome,
-    TrainerCrashed,
-    run_trainer,
-)
+from search.trainers.process import DiskTrouble, Outcome, TrainerCrashed, run_trainer
 from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, run_exactly
@@ -92,11 +84,8 @@ class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(self, session: Session, spec: WorkerSpec, *, reuse: Reuse | None = None):
-        self.session = session
-        self.spec = spec
-        self.reuse = reuse
-        self.trainer = session.trainer
-        self.study = session.study
+        self.session, self.spec, self.reuse = session, spec, reuse
+        self.trainer, self.study = session.trainer, session.study
         self.space = build_space(self.study, catalog.metadata())
         self.hardware = hardware_here(self.study, num_threads=spec.threads, environ=os.environ)
         share = self.study.sampler.reuse
@@ -107,7 +96,7 @@ class Worker:
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
-        self.name = record.worker_name(spec.index)
+        self.name = f"{os.uname().nodename}:{os.getpid()}:{spec.index}"
         self.stopping = threading.Event()
         self.lost = threading.Event()  # the running trial was given to somebody else
         self.fatal = ""
@@ -115,22 +104,15 @@ class Worker:
         self.clock = Clock()
 
     def run(self) -> None:
-        """Until the study has its finished trials, or `should_stop`."""
-        self.session.optuna_study.sampler = self.sampler
-        run_exactly(
-            self.session.optuna_study,
-            self.objective,
-            target=self.spec.target,
-            url=self.session.url,
-            stop=self.should_stop,
-            hooks=Hooks(self.after_trial, self.lost),
-        )
+        study, hooks = self.session.optuna_study, Hooks(self.after_trial, self.lost)
+        study.sampler = self.sampler
+        target, url = self.spec.target, self.session.url
+        run_exactly(study, self.objective, target=target, url=url, stop=self.should_stop, hooks=hooks)
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)
 
     def should_leave(self) -> bool:
-        """Whether the running trial shall be left."""
         return self.lost.is_set() or self.should_stop()
 
     def after_trial(self, trial: FrozenTrial) -> None:
@@ -154,7 +136,6 @@ class Worker:
         return float(outcome.result["val_bpb"])
 
     def run_trial(self, trial: Trial) -> Outcome:
-        """Samples, runs, and keeps what there is to keep."""
         began = time.perf_counter()
         trial.set_user_attr(WORKER, self.name)  # first: so that our trial is found when we die
         _ = trial.relative_params  # sampled and stored at once: no other worker takes the same
@@ -169,7 +150,7 @@ class Worker:
         with reused as fill:
             outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
-        with collected(trial):
+        with collected(trial, until_told=True):
             record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
             if self.reuse and self.reuse.store.notes:
                 trial.set_user_attr(CACHE_NOTES, self.reuse.store.notes)
@@ -241,7 +222,6 @@ class Worker:
 
 
 def watch_lifeline(stopping: threading.Event) -> None:
-    """Sets `stopping` when whoever holds the other end of stdin is gone."""
     while os.read(0, 1024):
         continue
     stopping.set()
@@ -250,12 +230,8 @@ def watch_lifeline(stopping: threading.Event) -> None:
 def main(argv: list[str]) -> int:
     spec, lifeline = read_command(argv)
     stopping = threading.Event()
-
-    def stop(number: int, frame: object) -> None:
-        stopping.set()
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, lambda number, frame: stopping.set())
     if lifeline:
         threading.Thread(target=watch_lifeline, args=(stopping,), daemon=True).start()
     quiet_log()
@@ -267,21 +243,17 @@ def main(argv: list[str]) -> int:
             study, home=spec.home, storage=None, environ=os.environ, worker=True, trainer=trainer
         )
         code = check_joining(session, mixed=spec.mixed)
-        reuse = None
-        if trainer.keeps_stages:
-            reuse = open_reuse(spec, ranks=study.gpus_per_trial, environ=os.environ)
+        keeps = trainer.keeps_stages
+        reuse = open_reuse(spec, ranks=study.gpus_per_trial, environ=os.environ) if keeps else None
         if spec.prepare:
             session = prepare.machine(session, spec)
         worker = Worker(session, spec, reuse=reuse)
         worker.code_check = lambda: "" if spec.mixed else changed(trainer.code_files(), code)
         worker.stopping = stopping
         worker.run()
-    except TooManyFailures as error:
+    except (TooManyFailures, ValueError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TooManyFailures) else 2
     if worker.fatal:
         print(f"error: {redact(worker.fatal)}", file=sys.stderr)
         return 2

@@ -1,22 +1,19 @@
 """Beliefs: what a study's trials say about the objective and every constraint, as surrogates over rows.
 
 Objective: complete trials; running ones stand in at the posterior mean (fantasies), so that workers spread;
-pruned ones at the final value that a line through the complete trials' reports at the same step predicts,
-with the scatter around that line as noise: where early order says nothing, so does the pruned trial.
-Constraints: log(1 + relative violation), which is additive for sizes and times; one with two values only
-(it diverged or not) becomes ±1. Exactly 0 means unknown. Each has a surrogate without pairs.
+pruned ones at what a line through the complete trials' reports at that step predicts, with the scatter around
+it as noise. Constraints, each a surrogate without pairs: log(1 + relative violation), which is additive for
+sizes and times; one with two values only (it diverged or not) becomes ±1. Exactly 0 means unknown.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.numeric import Distributions
 from search.samplers.structured.rows import Array, Rows
 from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
 from search.samplers.tpe import settled_params
@@ -52,8 +49,7 @@ class Learned:
         count: int,
         running: Array | None = None,
     ) -> None:
-        """Condition on the data, with fantasies where trials run (columns `running`); fit the variances when
-        there are enough new ones among all `count`."""
+        """Condition on the data, with fantasies in columns `running`; fit the variances when that is due."""
         due = self._due(count)
         self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=steps if due else 0)
         self.fitted = count if due else self.fitted
@@ -70,9 +66,7 @@ class Learned:
 class Beliefs:
     """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
 
-    def __init__(
-        self, distributions: Mapping[str, BaseDistribution], rules: Conditions, *, sign: float = 1.0
-    ):
+    def __init__(self, distributions: Distributions, rules: Conditions, *, sign: float = 1.0):
         self.rows = Rows(distributions, rules)
         self.basis, self.sign = Basis(distributions), sign
         self.objective = Learned(Surrogate(self.basis))
@@ -107,19 +101,12 @@ class Beliefs:
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
-        self.objective.update(
-            columns,
-            values,
-            noise,
-            steps=FIT_STEPS,
-            count=len(values) + forgotten,
-            running=self.columns_of(running),
-        )
+        count, running = len(values) + forgotten, self.columns_of(running)
+        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=count, running=running)
         self._learn_constraints(done, forgotten)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
-        """What a fit can afford to read of many finished trials: its cost is the third power of their
-        number."""
+        """What a fit can afford to read of many finished trials: it costs the third power of their number."""
         if len(done) <= LARGEST:
             return done
         by_number = sorted(done, key=lambda t: t.number)
@@ -144,12 +131,10 @@ class Beliefs:
         return self._violations[trial.number]
 
     def _is_feasible(self, trial: FrozenTrial) -> bool:
-        """Whether no constraint is known to be broken."""
         return max(self._constraints_of(trial).values(), default=0.0) <= 0.0
 
     def _rows_of(self, trials: Sequence[FrozenTrial]) -> Array:
-        """Rows [n, parameters]; one that is known is made anew only when a running trial got another
-        parameter."""
+        """Rows [n, parameters]; a known one is made anew only when a running trial got another parameter."""
         params = [settled_params(t) for t in trials]
         stale = [k for k, t in enumerate(trials) if not self._is_known(t.number, params[k])]
         rows = self.rows.encode([self._expressible(params[k]) for k in stale])
@@ -162,7 +147,6 @@ class Beliefs:
         return known is params or known == params
 
     def _tried_by(self, trials: Sequence[FrozenTrial]) -> set[Settings]:
-        """Every configuration of the trials."""
         new = [t for t in trials if t.number not in self._tried]
         tried = [(t, frozenset(self._expressible(settled_params(t)).items())) for t in new]
         over = {t.number: settings for t, settings in tried if t.state.is_finished()}
@@ -193,9 +177,8 @@ class Beliefs:
             off, rest = early - early.mean(), final - final.mean()
             slope = float(off @ rest) / max(float(off @ off), 1e-18)
             scatter = float((rest - slope * off).std())
-            expected = float(final.mean()) + slope * float(
-                np.clip(report, early.min(), early.max()) - early.mean()
-            )
+            ahead = float(np.clip(report, early.min(), early.max()) - early.mean())
+            expected = float(final.mean()) + slope * ahead
             found.append((trial, expected, 1.2 * scatter))
         return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
 
@@ -218,23 +201,16 @@ class Beliefs:
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 
-    # -- what rows are worth
-
     def excess(self, columns: Array, margin: float = 0.0) -> Array:
-        """By how much the constraints, tightened by `margin`, are expected to be broken; in sds of each over
-        the trials. [n]"""
+        """By how much the constraints, tightened by `margin`, are expected to be broken, in their sds. [n]"""
         if not self._weights.size:
             return np.zeros(len(columns))
         return np.maximum(columns @ self._weights + self._offsets + margin, 0.0).sum(axis=1)
 
     def _stack_constraints(self) -> None:
-        """All constraints' means as one matrix, each in its own sds."""
         learned = [c for c in self.constraints.values() if c.mean is not None]
-        self._weights = (
-            np.array([c.mean.main / c.model.scale for c in learned if c.mean])
-            .reshape(len(learned), len(self.basis.owner))
-            .T
-        )
+        weights = np.array([c.mean.main / c.model.scale for c in learned if c.mean])
+        self._weights = weights.reshape(len(learned), len(self.basis.owner)).T
         offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
         self._offsets = np.array(offsets, dtype=np.float64)
 

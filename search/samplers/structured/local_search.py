@@ -5,8 +5,6 @@ each number (anywhere, near, very near), then the best few of them together, and
 start ends where nothing improves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,9 +51,8 @@ def climb(starts: Array, score: Score, moves: Moves, *, rng: np.random.Generator
             break
         live = sorted(alive)
         batch = [moves.singles(rows[k], rng) for k in live]
-        scored = np.split(
-            score(np.concatenate([b[0] for b in batch])), np.cumsum([len(b[0]) for b in batch])[:-1]
-        )
+        counts = np.cumsum([len(b[0]) for b in batch])[:-1]
+        scored = np.split(score(np.concatenate([b[0] for b in batch])), counts)
         joint = [_together(rows[k], *b, s, values[k]) for k, b, s in zip(live, batch, scored, strict=True)]
         counts = np.cumsum([len(j) for j in joint])[:-1]
         both = np.split(score(np.concatenate(joint)), counts)

@@ -1,25 +1,19 @@
 """Rows: configurations as arrays, and the rules of which parameter is active when.
 
-A row holds one number for each parameter of the union space, active or not: a categorical the index of its
-choice, a number its place in [-1, 1] (in the logarithm where the range is logarithmic). A rule says: `p` is
-active where every one of these categoricals is active with one of these choices (or is itself inactive). A
-study's own space declares them (search/space/space.py). For somebody else's study `learn_rules` finds
-the fewest conditions that all examples with `p` share and no example without `p` meets.
+A row holds one number for each parameter of the union space: a categorical the index of its choice, a number
+its place in [-1, 1]. A rule says: `p` is active where every one of these categoricals is active with one of
+these choices (or is itself inactive). A study's own space declares them (search/space/space.py). For somebody
+else's, `learn_rules` finds the fewest conditions that examples with `p` share and none without `p` meets.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-)
+from optuna.distributions import CategoricalDistribution
 
-from search.common.numeric import place, value_at
+from search.common.numeric import Distributions, place, value_at
 from search.space.space import INACTIVE_CODE, Conditions
 
 Array = NDArray[np.float64]
@@ -31,22 +25,20 @@ Params = Mapping[str, Any]
 class Rows:
     """The union space and its rules."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution], rules: Conditions):
+    def __init__(self, distributions: Distributions, rules: Conditions):
         self.distributions = dict(distributions)
         self.names = list(distributions)
         self.at = {name: k for k, name in enumerate(self.names)}
-        self.sizes: Codes = np.array(
-            [len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in distributions.values()],
-            dtype=np.int64,
-        )
+        each = distributions.values()
+        sizes = [len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in each]
+        self.sizes: Codes = np.array(sizes, dtype=np.int64)
         self.rules = rules
         self._exact: dict[tuple[str, float], Any] = {}
         self._kinds = np.flatnonzero(self.sizes)
         self._layers = self._compiled()
 
     def _compiled(self) -> list[tuple[Codes, Codes, Mask]]:
-        """The rules as layers of (parameters, the categorical that each looks at, allowed choices): a layer
-        looks only at earlier ones, and changes a parameter once."""
+        """The rules as layers of (parameters, the categorical of each, allowed choices), upstream first."""
         depth = dict.fromkeys(self.names, 0)
         layers: dict[tuple[int, int], list[tuple[int, int, Mask]]] = {}
         for name, conditions in self.rules.items():  # ordered: conditions first
@@ -78,8 +70,7 @@ class Rows:
         return np.array(found, dtype=np.float64).reshape(len(found), len(self.names))
 
     def decode(self, row: Array) -> dict[str, Any]:
-        """A value of every parameter, active or not; what `encode` saw comes back to the last bit, so that
-        a stage that is kept keeps its key."""
+        """A value of every parameter; what `encode` saw comes back to the bit, so kept stages keep keys."""
         found: dict[str, Any] = {}
         for (name, dist), at in zip(self.distributions.items(), row.tolist(), strict=True):
             exact = self._exact.get((name, at), self)
@@ -87,7 +78,6 @@ class Rows:
         return found
 
     def keep_active(self, params: Params) -> dict[str, Any]:
-        """`params` without what the rules call inactive."""
         active = self.active(self.encode([params]))[0]
         return {n: params[n] for n, a in zip(self.names, active, strict=True) if a and n in params}
 
@@ -116,17 +106,14 @@ class Rows:
         return [names for names in found.values() if names]
 
 
-def rules_within(distributions: Mapping[str, BaseDistribution], conditions: Conditions) -> Conditions:
+def rules_within(distributions: Distributions, conditions: Conditions) -> Conditions:
     """The declared conditions on and of the parameters that vary."""
-    found = {
-        name: {q: allowed for q, allowed in each.items() if q in distributions}
-        for name, each in conditions.items()
-        if name in distributions
-    }
+    found = {name: each for name, each in conditions.items() if name in distributions}
+    found = {n: {q: each[q] for q in each if q in distributions} for n, each in found.items()}
     return {name: each for name, each in found.items() if each}
 
 
-def learn_rules(distributions: Mapping[str, BaseDistribution], examples: Sequence[Params]) -> Conditions:
+def learn_rules(distributions: Distributions, examples: Sequence[Params]) -> Conditions:
     """Rules that every example meets, ordered so that no condition depends on a later parameter."""
     names = list(distributions)
     kinds = [n for n, d in distributions.items() if isinstance(d, CategoricalDistribution)]

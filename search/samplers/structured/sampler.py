@@ -1,19 +1,13 @@
 """StructuredSampler: Thompson draws from a structured surrogate, for any Optuna study.
 
-    study = optuna.create_study(sampler=StructuredSampler(seed=0))
-
-The surrogate (search/samplers/structured/surrogate.py) has a term for each gate, a curve for each number
-while its gate is on, and shrunken pairs; constraints that trials recorded with `set_constraint` are learned
-too. A proposal minimises one draw, by local search, among what is expected to be feasible and what
-`Prior.admits` lets pass; mostly in a random subspace around the best trial, a small one while trials
-are fewer than parameters: so early a draw over all of them is a jump into the unknown. Which parameters are
-active when, the caller's space says (`Prior.conditions`); in somebody else's study, where nothing is
-declared, it is learned from the trials. With stages, a proposal may instead keep the finished stages of a
-good trial and change what lies downstream: the larger expected gain per second wins. A share of proposals is
-TPE's, for responses that this model cannot see.
+A proposal minimises one draw of the surrogate (search/samplers/structured/surrogate.py), by local search,
+among what is expected to be feasible (constraints are learned too) and what `Prior.admits` lets pass; mostly
+in a random subspace around the best trial, a small one while trials are fewer than parameters: so early a
+draw over all of them is a jump into the unknown. Which parameters are active when, the caller's space says
+(`Prior.conditions`); in somebody else's study it is learned from the trials. With stages, a proposal may
+instead keep the finished stages of a good trial and change what lies downstream: the larger expected gain per
+second wins. A share of proposals is TPE's, for responses that this model cannot see.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.numeric import Distributions, SearchSpace
 from search.samplers.checkpoints import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
@@ -55,7 +50,7 @@ MarginScore = Callable[..., Array]  # (rows [n, parameters], margin) -> [n]
 class Prior:
     """What the caller knows before and beyond the trials. All of it is optional."""
 
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
+    distributions: Distributions = field(default_factory=dict[str, BaseDistribution])
     conditions: Conditions | None = None  # when each parameter means something; None: the trials show it
     keep_active: Callable[[Params], Params] | None = None  # drops what means nothing; None: by the conditions
     admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
@@ -95,18 +90,15 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._tpe is not None:
             self._tpe.reseed_rng()
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> SearchSpace:
         """Every parameter that any trial had, active or not: a proposal is made at once."""
         if not self.prior.distributions:
-            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            for t in trials:
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
                 self._space |= t.distributions
         return {n: d for n, d in self._space.items() if not d.single()}
 
     def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: optuna.Study, trial: FrozenTrial, search_space: SearchSpace
     ) -> dict[str, Any]:
         """One admitted proposal: a value of every parameter of the space."""
         if not search_space:
@@ -115,23 +107,14 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return dict(self.propose())
 
     def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Uniform: a parameter that no trial had so far."""
         rows = Rows({param_name: param_distribution}, {})
         return rows.decode(rows.uniform(self._rng, 1)[0])[param_name]
 
-    # -- proposals
-
     def begin(
-        self,
-        study: optuna.Study,
-        trials: Sequence[FrozenTrial],
-        space: Mapping[str, BaseDistribution] | None = None,
+        self, study: optuna.Study, trials: Sequence[FrozenTrial], space: Distributions | None = None
     ) -> None:
         """Learn from `trials` (all but the one that is sampled); then `propose` as often as needed."""
         self._space |= space or {}
@@ -154,8 +137,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return self._beliefs.rows.decode(self._best_of_a_draw(self._beliefs))
 
     def recommend(self, study: optuna.Study) -> FrozenTrial:
-        """The feasible trial with the best posterior mean: less a winner by luck than the best observed one.
-        ValueError when no feasible trial is complete."""
+        """The feasible trial with the best posterior mean: no winner by luck. ValueError without one."""
         trials = study.get_trials(deepcopy=False)
         for t in trials:
             self._space |= {} if self.prior.distributions else t.distributions
@@ -168,9 +150,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             )
         return self._beliefs.complete[best[0]]
 
-    def _refreshed(
-        self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], sign: float
-    ) -> Beliefs:
+    def _refreshed(self, space: Distributions, trials: Sequence[FrozenTrial], sign: float) -> Beliefs:
         """The beliefs, begun anew when the space changed or a trial contradicts the rules."""
         known, old = self.prior.conditions, self._beliefs
         over = [] if known is not None else [t for t in trials if t.state.is_finished()]
@@ -189,16 +169,11 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
         self._read = max((t.number + 1 for t in over), default=0)
-        self._tpe = GroupedTpe(
-            self._beliefs.rows.groups(),
-            space,
-            n_startup_trials=TPE_FROM,
-            n_ei_candidates=self.candidates,
-            seed=int(self._rng.integers(2**31)),
-        )
+        groups, seed = self._beliefs.rows.groups(), int(self._rng.integers(2**31))
+        self._tpe = GroupedTpe(groups, space, startup_trials=TPE_FROM, candidates=self.candidates, seed=seed)
         return self._beliefs
 
-    def _own(self, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    def _own(self, trial: FrozenTrial, space: Distributions) -> dict[str, Any]:
         return {n: v for n, v in trial.params.items() if n in space}
 
     def _admitted(self, params: Params) -> bool:
@@ -209,8 +184,6 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             return self.prior.keep_active(params)
         assert self._beliefs is not None
         return self._beliefs.rows.keep_active(params)
-
-    # -- the search over one draw
 
     def _best_of_a_draw(self, beliefs: Beliefs) -> Array:
         mean, draw, share = beliefs.objective.mean, beliefs.objective.model.draw(self._rng), self.boldness
@@ -292,9 +265,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         rows = rows[np.argsort(score(rows))]
         return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
 
-    def _cheapest_gain(
-        self, weigher: StageWeigher, row: Array, best: Sequence[int], score: MarginScore
-    ) -> Array:
+    def _cheapest_gain(self, weigher: StageWeigher, row: Array, best: list[int], score: MarginScore) -> Array:
         """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
         beliefs, stages = self._beliefs, weigher.stages
         assert beliefs is not None

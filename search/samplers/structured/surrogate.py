@@ -1,13 +1,12 @@
 """Surrogate: y = intercept + mains + shrunken pairs + noise, Bayesian, with exact Thompson draws.
 
 Every parameter p has a relevance s_p, the prior variance of its effects; a product of two columns has the
-prior variance rho s_p s_q, so that a pair needs two parameters that matter (heredity). A number has the
-Legendre polynomials P1..P4 of its scaled value, the last two (`bend`) with a smaller variance; a gate has
-one column, a categorical one for each choice. Relevances, rho, bend and the noise maximise the marginal
-likelihood times log-normal priors (what data do not speak for shrinks: automatic relevance determination).
-Draws follow Matheron's rule: a draw from the prior, corrected by the kernel system of the data, which
-is exact and costs n² for n trials (Wilson et al. 2020, Pathwise conditioning; kernel: Duvenaud et al. 2011,
-Additive Gaussian processes, orders 1 and 2).
+prior variance rho s_p s_q: a pair needs two parameters that matter (heredity). A number has the Legendre
+polynomials P1..P4 of its scaled value, the last two (`bend`) with a smaller variance; a gate has one column,
+a categorical one for each choice. Relevances, rho, bend and the noise maximise the marginal likelihood times
+log-normal priors (automatic relevance determination). Draws follow Matheron's rule: a draw from the prior,
+corrected by the kernel system of the data, exact and n² for n trials (Wilson et al. 2020, Pathwise
+conditioning; kernel: Duvenaud et al. 2011, Additive Gaussian processes, orders 1 and 2).
 """
 
 from __future__ import annotations
@@ -19,23 +18,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from scipy.linalg import cho_solve  # pyright: ignore
 from scipy.optimize import minimize  # pyright: ignore
+
+from search.common.numeric import Distributions
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Index = NDArray[np.int64]
 QUADRATIC, QUARTIC = 0.6, 0.6  # prior variance of P2 over P1, of P4 over P3
-START = {"relevance": 0.05, "rho": 0.1, "bend": 0.05, "noise": 0.02}  # centres of the priors; y has sd 1
-WIDTH = {"relevance": 1.3, "rho": 1.0, "bend": 1.0, "noise": 1.5}  # sd of their logarithms
+# centres of the priors, as logarithms, and their sds; y has sd 1
+START = {k: math.log(v) for k, v in {"relevance": 0.05, "rho": 0.1, "bend": 0.05, "noise": 0.02}.items()}
+WIDTH = {"relevance": 1.3, "rho": 1.0, "bend": 1.0, "noise": 1.5}
 JITTER = 1e-6
 
 
 class Basis:
     """Columns of main effects and of the factors that pairs are made of. No data, only the space."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution]):
+    def __init__(self, distributions: Distributions):
         self.dists = list(distributions.values())
         sizes = [len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in self.dists]
         self.count = len(sizes)
@@ -48,15 +50,12 @@ class Basis:
         k = len(self.numbers)
         self.owner = np.concatenate([self.gates, self.many, *[self.numbers] * 4])  # of every main column
         ones = np.ones(len(self.gates) + len(self.many))
-        self.weight = np.concatenate(
-            [ones, np.ones(k), np.full(k, QUADRATIC), np.ones(k), np.full(k, QUARTIC)]
-        )
+        self.weight = np.repeat([1.0, 1.0, QUADRATIC, 1.0, QUARTIC], [len(ones), k, k, k, k])
         self.bent: Mask = np.arange(len(self.owner)) >= len(ones) + 2 * k
         self.factors = len(ones) + k  # the first columns also make pairs
 
     def columns(self, rows: Array, active: Mask) -> Array:
-        """Main columns [n, m] of rows [n, parameters] (numbers in [-1, 1], categoricals as indices). What is
-        inactive counts as off (a gate) or 0."""
+        """Main columns [n, m] of rows [n, parameters]. What is inactive counts as off (a gate) or 0."""
         gates = np.where(active[:, self.gates], rows[:, self.gates], 0.0) - 0.5
         one_hot = (rows[:, self.many] == self.choice) - self.share
         u, on = rows[:, self.numbers], active[:, self.numbers]
@@ -93,31 +92,17 @@ class Hyper:
     bend: float
     noise: float
 
-    @staticmethod
-    def start(count: int) -> Hyper:
-        """The centre of the priors."""
-        return Hyper(
-            np.full(count, math.log(START["relevance"])),
-            math.log(START["rho"]),
-            math.log(START["bend"]),
-            math.log(START["noise"]),
-        )
-
     def flat(self) -> Array:
-        """As one vector."""
         return np.concatenate([self.relevance, [self.rho, self.bend, self.noise]])
 
     @staticmethod
     def of(flat: Array) -> Hyper:
-        """The inverse of `flat`."""
         return Hyper(flat[:-3], float(flat[-3]), float(flat[-2]), float(flat[-1]))
 
-    @staticmethod
-    def widths(count: int) -> Array:
-        """sd of the priors, as `flat` orders them."""
-        return np.concatenate(
-            [np.full(count, WIDTH["relevance"]), [WIDTH[k] for k in ("rho", "bend", "noise")]]
-        )
+
+def vector(values: Mapping[str, float], count: int) -> Array:
+    """As `Hyper.flat` orders them: `relevance` for each of `count` parameters, rho, bend and noise."""
+    return np.array([values["relevance"]] * count + [values[k] for k in ("rho", "bend", "noise")])
 
 
 class Surrogate:
@@ -125,7 +110,7 @@ class Surrogate:
 
     def __init__(self, basis: Basis, *, pairs: bool = True):
         self.basis, self.pairs = basis, pairs
-        self.hyper = Hyper.start(basis.count)
+        self.hyper = Hyper.of(vector(START, basis.count))
         self.columns: Array = np.zeros((0, len(basis.owner)))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
@@ -160,9 +145,8 @@ class Surrogate:
         k = self._kernel(self.hyper)[0]  # once, for both systems
         alpha = solved(triangle(k[:n, :n], noise), self.y)
         fantasy = self.centre + self.scale * (k[n:, :n] @ alpha)
-        self._standardise(
-            self.columns, np.concatenate([y, fantasy]), np.concatenate([noise_sd, np.zeros(len(more))])
-        )
+        noise_sd = np.concatenate([noise_sd, np.zeros(len(more))])
+        self._standardise(self.columns, np.concatenate([y, fantasy]), noise_sd)
         self._factor = triangle(k, self._noise(self.hyper))
 
     def _standardise(self, columns: Array, y: Array, noise_sd: Array) -> None:
@@ -171,8 +155,6 @@ class Surrogate:
         self.scale = float(y.std()) if len(y) > 1 and y.std() > 0 else 1.0
         self.y = (y - self.centre) / self.scale
         self.extra = (noise_sd / self.scale) ** 2
-
-    # -- the kernel
 
     def _scales(self, hyper: Hyper) -> tuple[Array, Array]:
         """Prior variances of the main columns [m] and of the factors of pairs [factors]."""
@@ -184,8 +166,7 @@ class Surrogate:
         return math.exp(hyper.noise) + self.extra + JITTER
 
     def _kernel(self, hyper: Hyper) -> tuple[Array, Array, Array, Array]:
-        """(K [n, n] without noise, scaled columns, scaled factors, factors' own kernel T; without pairs the
-        last two are not needed, and empty)."""
+        """(K [n, n] without noise, scaled columns, and for pairs: scaled factors and their own kernel T)."""
         main, factor = self._scales(hyper)
         scaled = self.columns * np.sqrt(main)
         k = scaled @ scaled.T + 1.0
@@ -202,7 +183,8 @@ class Surrogate:
         k, scaled, z, t = self._kernel(hyper)
         factor = triangle(k, self._noise(hyper))
         alpha = solved(factor, self.y)
-        away = (flat - Hyper.start(count).flat()) / Hyper.widths(count)
+        widths = vector(WIDTH, count)
+        away = (flat - vector(START, count)) / widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
         a = np.outer(alpha, alpha) - solved(factor, np.eye(len(self.y)))
         by_column = np.einsum("ij,ij->j", a @ scaled, scaled)
@@ -216,13 +198,10 @@ class Surrogate:
             gradient[:count] += rho * np.bincount(owners, by_factor, minlength=count)
             gradient[-3] = 0.5 * rho * float(by_factor.sum())
         gradient[-1] = math.exp(hyper.noise) * float(np.trace(a))
-        return float(value), -0.5 * gradient + away / Hyper.widths(count)
-
-    # -- what it says
+        return float(value), -0.5 * gradient + away / widths
 
     def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
-        """A function from the prior, corrected by what the data say otherwise: `wrong` [n] is y less the
-        function and a draw of the noise (Matheron's rule)."""
+        """A prior's function corrected by `wrong` [n]: y less it and a draw of noise (Matheron's rule)."""
         scales, factors = self._scales(self.hyper)
         if len(self.y):
             alpha = solved(self._factor, wrong)
@@ -230,9 +209,8 @@ class Surrogate:
             intercept += float(alpha.sum())
             main = main + scales * (self.columns.T @ alpha)
             if self.pairs:
-                moved = (
-                    0.5 * math.exp(self.hyper.rho) * np.outer(factors, factors) * (z.T @ (alpha[:, None] * z))
-                )
+                half = 0.5 * math.exp(self.hyper.rho)
+                moved = half * np.outer(factors, factors) * (z.T @ (alpha[:, None] * z))
                 np.fill_diagonal(moved, 0.0)
                 pair = pair + moved
         return Function(self.centre + self.scale * intercept, self.scale * main, self.scale * pair)
@@ -294,8 +272,7 @@ def settled(values: Array) -> Array:
 
 
 def triangle(kernel: Array, noise: Array) -> Array:
-    """L [n, n] of kernel + noise = L Lᵀ: the kernel [n, n], which stays as it is, and the noise's variances
-    [n]."""
+    """L [n, n] of kernel [n, n], which stays as it is, + noise (variances [n]) = L Lᵀ."""
     system = kernel.copy()
     np.fill_diagonal(system, kernel.diagonal() + noise)
     return np.asarray(np.linalg.cholesky(system), dtype=np.float64)

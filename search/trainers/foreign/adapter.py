@@ -1,18 +1,14 @@
-"""`python -m search.trainers.foreign.adapter config.json --out_dir=DIR`: runs somebody else's trainer under
-our contract.
+"""`python -m search.trainers.foreign.adapter config.json --out_dir=DIR`: somebody else's trainer under ours.
 
-It makes a working folder of its own for the run (search/trainers/foreign/work_folder.py), starts the
-unmodified script there with its environment variables, reads what it prints
-(search/trainers/foreign/log_reader.py), and writes metrics.jsonl, train.log and result.json as train_gpt.py
-would (docs/contracts.md). A worker sees no difference.
+It makes a working folder for the run (work_folder.py), starts the unmodified script there with its variables
+of the environment, reads what it prints (log_reader.py), and writes metrics.jsonl, train.log and result.json
+as train_gpt.py would (docs/contracts.md).
 
 Exit status: 0 finished; 2 bad input; 3 the configuration failed (diverged, out of memory, an exception that
 says its values are wrong, no score, too much output); 1 the script ended as it should not (a signal,
 another exception): perhaps the machine's fault, and tried again. Killing is not done here:
 search/trainers/guard.py, our parent, adopts and kills every descendant, also one in a session of its own.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -38,6 +34,7 @@ HEAD_BYTES = 1 << 20  # of the output that is kept on disk
 TAIL_LINES, TAIL_CHUNK = 400, 2000  # and its last lines, in characters each
 DRAIN_S = 0.5  # after the script's end: a child that holds its output open is not waited for
 FINISHED, BAD_INPUT, CONFIG_FAILED, BROKEN = 0, 2, 3, 1
+SIGNALS = {one.value: one.name for one in signal.Signals}
 MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|can't allocate memory", re.IGNORECASE)
 # an exception that complains about values; others may be the machine's (a lost GPU, NCCL, a missing file)
 WRONG_VALUES = re.compile(
@@ -59,7 +56,6 @@ class Output:
     _skipping: bool = False
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the output."""
         room = HEAD_BYTES - self.total
         if room > 0:
             self.log.write(data[:room])
@@ -99,8 +95,6 @@ class Output:
 
 
 class Run:
-    """One run of the script."""
-
     def __init__(self, config: Mapping[str, Any], out: Path):
         self.trainer: dict[str, Any] = config["trainer"]
         self.environment: dict[str, str] = config["environment"]
@@ -172,8 +166,7 @@ class Run:
                     return None
 
     def _end(self, status: int | None, output: Output) -> int:
-        if self.reader.failure and not self.failure:
-            self.failure = self.reader.failure
+        self.failure = self.failure or self.reader.failure
         if status == 0 and not self.failure:
             try:
                 self._write(self._result())
@@ -190,7 +183,8 @@ class Run:
             self._write({"status": "failed", "reason": self.failure, "val_bpb": None} | self._figures())
             print(self.failure, file=sys.stderr)
             return CONFIG_FAILED
-        how = f"exit status {status}" if (status or 0) >= 0 else f"signal {_signal(-(status or 0))}"
+        killed = -(status or 0)
+        how = f"signal {SIGNALS.get(killed, killed)}" if killed > 0 else f"exit status {status}"
         print(f"the script ended with {how}: {output.last or 'it printed nothing'}", file=sys.stderr)
         return BROKEN
 
@@ -217,9 +211,7 @@ class Run:
         } | self._figures()
 
     def _figures(self) -> dict[str, Any]:
-        """What is known of a run however it ended."""
-        reader = self.reader
-        loss = reader.train_loss
+        reader, loss = self.reader, self.reader.train_loss
         return {
             "true_seconds": round(self.elapsed_s(), 3),
             "steps": reader.steps,
@@ -260,13 +252,6 @@ class Run:
 def _tuples(rules: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows no tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in rules.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
 
 
 def main(argv: list[str]) -> int:

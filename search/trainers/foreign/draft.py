@@ -1,12 +1,9 @@
 """draft(scan, out) -> TOML: a first study of a scanned script, which loads and runs at once.
 
-Ranges are guesses from names and defaults: learning rates and weight decays logarithmic, a factor 4 around;
-momenta by their distance from 1; counts around their default; 0/1 switches as gates, with what has their
-prefix below them. Paths, seeds, budgets and shapes that must divide stay fixed. Every line names the line of
-the script that it comes from; what was not understood is listed at the end.
+Ranges are guesses from names and defaults: rates and weight decays logarithmic, a factor 4 around; momenta by
+their distance from 1; counts around their default; 0/1 switches as gates over what has their prefix. Paths,
+seeds, budgets and shapes that must divide stay fixed. Every line names the script's line that it comes from.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -27,6 +24,7 @@ RATE = re.compile(r"(^|_)(LR|WD|LEARNING_RATE|WEIGHT_DECAY|EPS|STD|LAMBDA|DAMP\w
 NEAR_ONE = re.compile(r"MOMENTUM|BETA|DECAY")
 SHARE = re.compile(r"FRAC|RATIO|PCT|DROPOUT|THRESHOLD|(^|_)PROB")
 LAYERS = re.compile(r"LAYERS|DEPTH")
+OPPOSITES = {"true": "false", "yes": "no", "on": "off", "True": "False"}
 FOLD = 4.0  # a logarithmic range reaches this far to both sides
 HEAD = """\
 # Drafted from {script} without running it. Ranges and limits are guesses: read them first;
@@ -54,12 +52,8 @@ def draft(found: Scan, out: Path) -> str:
     if found.distributed:
         run = "{python} -m torch.distributed.run --standalone --nproc_per_node={gpus} {script}"
     stem = re.sub(r"[^\w.+-]", "_", out.stem).lstrip(".+-") or "theirs"
-    lines = [
-        HEAD.format(
-            script=found.path.name, name=json.dumps(stem), path=_text(path), command=_text(run)
-        ).rstrip()
-    ]
-    lines += _reading(found)
+    head = HEAD.format(script=found.path.name, name=json.dumps(stem), path=_text(path), command=_text(run))
+    lines = [head.rstrip(), *_reading(found)]
     fixed, space = _split(found)
     lines += ["", "[fixed]", *fixed, "", "[space]", *space]
     if found.odd:
@@ -68,8 +62,7 @@ def draft(found: Scan, out: Path) -> str:
 
 
 def write(script: Path, out: Path | None) -> str:
-    """Scans the script and writes the draft to `out`; returns what to print: the draft where there is no
-    `out`, else what was found. Raises ValueError, also for a draft that could not be loaded."""
+    """Writes the draft to `out`, if given; returns what to print. ValueError if it could not be loaded."""
     found = scan(script)
     text = draft(found, out or Path("theirs.toml"))
     if out is None:
@@ -94,7 +87,6 @@ def write(script: Path, out: Path | None) -> str:
 
 
 def _reading(found: Scan) -> list[str]:
-    """The entries that say which lines count."""
     reads, lines = found.reads, list[str]()
     for key, names in (
         ("wallclock", ("MAX_WALLCLOCK_SECONDS",)),
@@ -118,8 +110,7 @@ def _reading(found: Scan) -> list[str]:
 
 
 def score_rule(found: Scan) -> list[str]:
-    """Labels by what is added last: known ones in KNOWN_SCORES' order, others before them, latest first;
-    of `X` and `X_exact` the exact one."""
+    """Labels by what is added last: KNOWN_SCORES' order, others before, latest first; `X_exact` for `X`."""
     exact = [k for k in found.labels if k.endswith(EXACT) or k + EXACT not in found.labels]
 
     def order(label: str) -> tuple[int, int]:
@@ -131,14 +122,14 @@ def score_rule(found: Scan) -> list[str]:
 
 
 def _split(found: Scan) -> tuple[list[str], list[str]]:
-    """(lines of [fixed], lines of [space])."""
     gates = {n: stem for n, read in found.reads.items() if (stem := _stem(read))}
     fixed, space = list[str](), list[str]()
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
         at = f"  # line {read.line}, default {read.default!r}" + (f"; {read.note}" if read.note else "")
         if name in gates:
-            off = "" if read.on == "1" else f", on = {_text(read.on)}, off = {_text(_opposite(read.on))}"
-            space.append(f"{name} = {{ gate = true{off}{_when(name, gates)} }}{at}")
+            on, off = _text(read.on), _text(OPPOSITES.get(read.on, "0"))
+            texts = "" if read.on == "1" else f", on = {on}, off = {off}"
+            space.append(f"{name} = {{ gate = true{texts}{_when(name, gates)} }}{at}")
         elif read.default is None:
             reason = read.note or "no default: set it if the script needs it"
             fixed.append(f"# {name} =  # line {read.line}, {reason}")
@@ -148,11 +139,6 @@ def _split(found: Scan) -> tuple[list[str], list[str]]:
             value = read.default if read.kind != "bool" else (read.on if read.default else "0")
             fixed.append(f"{name} = {_value(value)}{at}")
     return fixed, space
-
-
-def _opposite(on: str) -> str:
-    pairs = {"true": "false", "yes": "no", "on": "off", "True": "False"}
-    return pairs.get(on, "0")
 
 
 def _stem(read: Read) -> str:
@@ -212,7 +198,6 @@ def _short(value: float) -> str:
 
 
 def _text(text: str) -> str:
-    """A TOML string."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -1,13 +1,13 @@
 """What a syntax tree says without being run: constants, texts as types, lines that are printed."""
 
-from __future__ import annotations
-
 import ast
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any, cast
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+EXACT: dict[type, Any] = {ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub}
 HOLE = "\0"  # stands for a value in a printed line
 
 
@@ -44,17 +44,11 @@ def _arithmetic(a: Any, op: ast.operator, b: Any) -> Any:
         return a**b if abs(b) <= 64 and a > 0 else None
     if isinstance(op, ast.Div | ast.FloorDiv):
         return None if b == 0 else a / b if isinstance(op, ast.Div) else a // b
-    return (
-        a * b
-        if isinstance(op, ast.Mult)
-        else a + b
-        if isinstance(op, ast.Add)
-        else (a - b if isinstance(op, ast.Sub) else None)
-    )
+    exact = EXACT.get(type(op))
+    return exact(a, b) if exact else None
 
 
 def kind_of(value: Any) -> str:
-    """int, float, bool; else str."""
     if isinstance(value, bool):
         return "bool"
     return type(value).__name__ if isinstance(value, int | float) else "str"
@@ -76,7 +70,6 @@ def cast_to(value: Any, kind: str) -> tuple[Any, str]:
 
 
 def all_of(value: Any) -> list[str]:
-    """The texts of a value or of a tuple of values."""
     many = cast("list[Any]", list(value) if isinstance(value, tuple | list) else [value])  # pyright: ignore[reportUnknownArgumentType]
     return [str(one) for one in many]
 

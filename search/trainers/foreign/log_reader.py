@@ -5,13 +5,10 @@
     <label> val_loss:<f> val_bpb:<f> eval_time:<ms>ms      a score line; which one counts is a rule, see below
     Total submission size <codec>: <n> bytes               the artifact; `Code size: <n> bytes` its code
 
-The score is never "the last line that matches". `Rules.score` names labels, the first of them that was
-printed counts. Without a rule the run must have printed exactly one of KNOWN_SCORES (`X` and `X_exact` are
-one score, the exact line counts); several are an error that lists them. A label that was printed more than
-once with different values is an error too, unless `occurrence` says first or last.
+The score is never "the last line that matches": of `Rules.score`'s labels the first that was printed counts.
+Without a rule it must be exactly one of KNOWN_SCORES (`X` and `X_exact` are one score). A label
+printed with different values is an error too, unless `occurrence` says first or last.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -137,12 +134,8 @@ class LogReader:
         value, loss = found["val_bpb"], found.get("val_loss", math.nan)
         if "eval_time" in found:
             self.eval_s[label] = found["eval_time"]
-        old = self.scores.get(label)
-        if old is None:
-            self.scores[label] = Score(value, value, loss, at_s)
-        else:
-            differ = old.differ or value != old.last
-            self.scores[label] = Score(old.first, value, loss, at_s, differ)
+        old = self.scores.get(label, Score(value, value, loss, at_s))
+        self.scores[label] = Score(old.first, value, loss, at_s, old.differ or value != old.last)
 
     def _step(self, step: int, total: int, found: Mapping[str, float], at_s: float) -> list[Report]:
         self.steps = max(self.steps, step)
@@ -177,8 +170,7 @@ class LogReader:
         return 1.0
 
     def _on_grid(self, step: int, point: tuple[float, float, float], at_s: float) -> list[Report]:
-        """The reports of grid points reached since the last validation. Between two validations that are
-        at most two grid points apart it interpolates; the steep first stretch is never interpolated."""
+        """Reports of grid points since the last validation; interpolated across at most two of them."""
         reports: list[Report] = []
         for k in range(1, self.rules.num_reports):
             at, here = k / self.rules.num_reports, point
@@ -192,16 +184,13 @@ class LogReader:
                     continue
                 share = (at - before[0]) / (point[0] - before[0])
                 here = (at, *(a + share * (b - a) for a, b in zip(before[1:], point[1:], strict=True)))
-            reports.append(
-                {"kind": "report", "step": step, "progress": here[0], "val_bpb": here[1]}
-                | {"lr_scale": here[2], "train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
-            )
+            report = {"kind": "report", "step": step, "progress": here[0], "val_bpb": here[1]}
+            more = {"lr_scale": here[2], "train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
+            reports.append(report | more)
         return reports
 
-    # -- at the end
-
-    def score(self) -> tuple[str, Score]:
-        """(label, its lines) of the score by the rule. Raises LogError that lists what was printed."""
+    def value(self) -> tuple[str, float, float]:
+        """(label, val_bpb in bits per byte, val_loss in nats per token) of the score; or LogError."""
         label = self._label()
         found = self.scores[label]
         if found.differ and self.rules.occurrence == "only":
@@ -209,14 +198,13 @@ class LogReader:
                 f"ambiguous score: {label!r} was printed with different values, {found.first:g} first and "
                 f'{found.last:g} last. Set occurrence = "first" or "last" in [trainer]'
             )
-        return label, found
+        return label, found.first if self.rules.occurrence == "first" else found.last, found.loss
 
     def _label(self) -> str:
         printed = ", ".join(repr(label) for label in self.scores) or "none"
         if self.rules.score:
-            for label in self.rules.score:
-                if label in self.scores:
-                    return label
+            if found := next((label for label in self.rules.score if label in self.scores), None):
+                return found
             wanted = ", ".join(map(repr, self.rules.score))
             raise LogError(f"no score: none of {wanted} was printed; lines with a val_bpb: {printed}")
         families = {label.removesuffix(EXACT) for label in self.scores}
@@ -230,11 +218,6 @@ class LogReader:
             raise LogError(f"no score: lines with a val_bpb: {printed}. Name one: score = [...] in [trainer]")
         return known[0] + EXACT if known[0] + EXACT in self.scores else known[0]
 
-    def value(self) -> tuple[str, float, float]:
-        """(label, val_bpb in bits per byte, val_loss in nats per token) of the score by the rule."""
-        label, found = self.score()
-        return label, found.first if self.rules.occurrence == "first" else found.last, found.loss
-
     def artifact_bytes(self) -> int | None:
         """Bytes of the "Total submission size" line that counts; None when none was printed."""
         if self.rules.size is not None:
@@ -246,8 +229,8 @@ class LogReader:
         return next(iter(packed.values()), None)
 
     def train_seconds(self, end_s: float) -> tuple[float, str]:
-        """(timed training in s, where it is from): the printed train_time, else the clock between the first
-        and the last step line, else all `end_s` seconds of the process."""
+        """(timed training in s, where it is from): train_time, the clock of the step lines, else `end_s`.
+        The wall's clock, on a CPU too: what another trainer takes of the processor is not known."""
         if self.train_s > 0.0:
             return self.train_s, "train_time"
         if self.first_step_at_s is not None and self.last_step_at_s is not None:
@@ -272,8 +255,7 @@ class LogReader:
 
 
 def label_of(line: str) -> str:
-    """The words before the first pair: `final_int6_sliding_window stride:64 val_bpb:…` has the label
-    `final_int6_sliding_window`."""
+    """The words before the first pair: `final_int6 stride:64 val_bpb:…` has the label `final_int6`."""
     pair = PAIR.search(line)
     words = line[: pair.start()] if pair else line
     return " ".join(words.split())[:MAX_LABEL]

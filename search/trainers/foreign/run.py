@@ -1,7 +1,5 @@
 """ForeignTrainer: somebody else's script, driven through search/trainers/foreign/adapter.py."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import shutil
@@ -57,7 +55,6 @@ class ForeignTrainer:
         return ADAPTER
 
     def code_files(self) -> list[Path]:
-        """The script and its neighbours."""
         script = Path(self.foreign.script)
         return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
 
@@ -98,9 +95,7 @@ class ForeignTrainer:
         return {
             "command": list(self.words()),
             "folder": foreign.folder,
-            "private": list(foreign.private),
-            "files": list(foreign.files),
-            "keep": list(foreign.keep),
+            **{name: list(getattr(foreign, name)) for name in ("private", "files", "keep")},
             "silent_seconds": foreign.silent_seconds,
             "max_output": foreign.max_output_bytes,
             "rules": dataclasses.asdict(self.rules(environment)),
@@ -121,7 +116,6 @@ class ForeignTrainer:
         return tuple(words)
 
     def rules(self, environment: Mapping[str, str]) -> Rules:
-        """How this run's lines are read."""
         foreign = self.foreign
 
         def number(name: str) -> float:
@@ -131,10 +125,7 @@ class ForeignTrainer:
                 return 0.0
 
         return Rules(
-            score=foreign.score,
-            occurrence=foreign.occurrence,
-            size=foreign.size,
-            eval_lines=foreign.eval_lines,
+            **{name: getattr(foreign, name) for name in ("score", "occurrence", "size", "eval_lines")},
             num_reports=self.study.num_reports,
             wallclock_s=number(foreign.wallclock),
             warmdown_iters=number(foreign.warmdown),

@@ -1,12 +1,9 @@
 """scan(path) -> Scan: what a training script reads from its environment and which score lines it prints.
 
-By `ast` alone; the script is neither run nor imported. Found are os.environ.get, os.environ[...], os.getenv,
-setdefault, their aliases, functions and lambdas that wrap them, and fields of a dataclass whose names are
-built with .upper(); int, float, bool, bool(int(...)) and == "1" around them tell the type. What cannot be
-told (a name built at run time, a computed default) is listed with its line, never guessed in silence.
+By `ast` alone; the script is neither run nor imported. Found are the ways of `os`, their aliases, functions
+and lambdas that wrap them, and dataclass fields whose names are built with .upper(); what stands around a
+read tells its type. What cannot be told is listed with its line, never guessed in silence.
 """
-
-from __future__ import annotations
 
 import ast
 import re
@@ -15,22 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search.trainers.foreign.literals import (
-    FALSE,
-    HOLE,
-    TRUE,
-    all_of,
-    cast_to,
-    constants,
-    evaluate,
-    kind_of,
-    printed_lines,
-)
+from search.trainers.foreign import literals
+from search.trainers.foreign.literals import HOLE, all_of, cast_to, evaluate
 from search.trainers.foreign.log_reader import label_of
 
 MAX_BYTES = 8_000_000  # of a script; more is no script
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 WORLD = RANKS | {"CUDA_VISIBLE_DEVICES", "PATH", "HOME", "USER", "TMPDIR", "OMP_NUM_THREADS"}
+KINDS = ("int", "float", "bool", "str")
 Helper = tuple[int, int, str]  # index of the name among its arguments, of the default (-1: none), its type
 
 
@@ -72,7 +61,7 @@ def scan(path: Path) -> Scan:
         else:
             found.distributed |= read.name in RANKS
     found.odd += reader.odd
-    for line, at in printed_lines(tree):
+    for line, at in literals.printed_lines(tree):
         _line(line, at, found)
     return found
 
@@ -92,10 +81,8 @@ def _parse(path: Path) -> ast.Module:
             raise ValueError(f"a script is at most {MAX_BYTES:,} bytes, and it has {len(data):,}")
         return ast.parse(data, filename=str(path))
     except SyntaxError as error:
-        where = f" (line {error.lineno})" if error.lineno else ""
-        raise ValueError(
-            f"A scan reads Python, but {path} is none: {error.msg}{where}. Correct it."
-        ) from None
+        said = f"{error.msg} (line {error.lineno})" if error.lineno else error.msg
+        raise ValueError(f"A scan reads Python, but {path} is none: {said}. Correct it.") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"A scan reads Python, but {path} cannot be parsed: {error}.") from None
 
@@ -106,7 +93,7 @@ class _Reader:
     def __init__(self, tree: ast.Module):
         self.tree, self.odd = tree, list[str]()
         self.parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-        self.constants = dict(constants(tree.body))
+        self.constants = dict(literals.constants(tree.body))
         self.environ, self.getenv = {"environ"}, {"getenv"}
         for node in ast.walk(tree):  # env = os.environ; from os import environ as e; get = os.environ.get
             if isinstance(node, ast.ImportFrom) and node.module == "os":
@@ -139,12 +126,8 @@ class _Reader:
 
     def _access(self, node: ast.AST) -> tuple[ast.expr, ast.expr | None, str] | None:
         """(name, default, type by a helper) of a node that reads the environment."""
-        if (
-            isinstance(node, ast.Subscript)
-            and isinstance(node.ctx, ast.Load)
-            and self._is_environ(node.value)
-        ):
-            return node.slice, None, ""
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            return (node.slice, None, "") if self._is_environ(node.value) else None
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.In):
             return (node.left, None, "bool") if self._is_environ(node.comparators[0]) else None
         if not isinstance(node, ast.Call):
@@ -158,7 +141,7 @@ class _Reader:
             if name_at >= len(values):
                 return None
             typed = [v.id for v in [*values, *(k.value for k in node.keywords)] if isinstance(v, ast.Name)]
-            kind = next((t for t in typed if t in ("int", "float", "bool", "str")), kind)
+            kind = next((t for t in typed if t in KINDS), kind)
             return values[name_at], values[default_at] if 0 <= default_at < len(values) else None, kind
         return None
 
@@ -208,12 +191,11 @@ class _Reader:
                 note = f"computed default {ast.unparse(default)[:60]}"
         else:
             value = self._or_default(node)
-        kind = self._kind(node) or kind or kind_of(value)
+        kind = self._kind(node) or kind or literals.kind_of(value)
         value, problem = cast_to(value, kind)
         return Read(name, kind, value, line, note or problem, self._on(node))
 
     def constant(self, node: ast.expr) -> Any:
-        """The value of a constant expression, None when it is none."""
         if isinstance(node, ast.Name):
             return self.constants.get(node.id)
         return evaluate(node)
@@ -233,15 +215,15 @@ class _Reader:
         kind = ""
         for parent, child in self._climb(node):
             if isinstance(parent, ast.Call) and child in parent.args and isinstance(parent.func, ast.Name):
-                if parent.func.id not in ("int", "float", "bool", "str"):
+                if parent.func.id not in KINDS:
                     break
                 kind = parent.func.id
             elif isinstance(parent, ast.Compare):
                 texts = [text for c in parent.comparators for text in all_of(evaluate(c))]
-                if all(text.lower() in (*TRUE, *FALSE) for text in texts):
+                if all(text.lower() in (*literals.TRUE, *literals.FALSE) for text in texts):
                     return "bool"
             elif isinstance(parent, ast.AnnAssign) and isinstance(parent.annotation, ast.Name):
-                known = parent.annotation.id in ("int", "float", "bool", "str")
+                known = parent.annotation.id in KINDS
                 return kind or (parent.annotation.id if known else "")
         return kind
 
@@ -250,7 +232,7 @@ class _Reader:
         for parent, _ in self._climb(node):
             if isinstance(parent, ast.Compare) and isinstance(parent.ops[0], ast.Eq | ast.In):
                 texts = all_of(evaluate(parent.comparators[0]))
-                return "1" if "1" in texts else texts[0] if texts[0].lower() in TRUE else "1"
+                return "1" if "1" in texts else texts[0] if texts[0].lower() in literals.TRUE else "1"
         return "1"
 
     def _or_default(self, node: ast.AST) -> Any:
@@ -267,21 +249,14 @@ class _Reader:
     def fields(self) -> Iterator[Read]:
         """The annotated fields of dataclasses, when some name is built with .upper()."""
         built = [a for n in ast.walk(self.tree) if (a := self._access(n)) and ".upper()" in ast.unparse(a[0])]
-        if not built:
-            return
-        prefix = _prefix(built[0][0])
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ClassDef) and any(
-                "dataclass" in ast.unparse(d) for d in node.decorator_list
-            ):
-                for item in node.body:
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value:
-                        kind = ast.unparse(item.annotation)
-                        value = self.constant(item.value)
-                        kind = kind if kind in ("int", "float", "bool", "str") else kind_of(value)
-                        yield Read(
-                            prefix + item.target.id.upper(), kind, cast_to(value, kind)[0], item.lineno
-                        )
+        classes = [node for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef)]
+        made = [c for c in classes if any("dataclass" in ast.unparse(d) for d in c.decorator_list)]
+        for item in [item for one in made for item in one.body] if built else []:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value:
+                kind, value = ast.unparse(item.annotation), self.constant(item.value)
+                kind = kind if kind in KINDS else literals.kind_of(value)
+                name = _prefix(built[0][0]) + item.target.id.upper()
+                yield Read(name, kind, cast_to(value, kind)[0], item.lineno)
 
 
 def _prefix(name: ast.expr) -> str:
@@ -293,7 +268,7 @@ def _prefix(name: ast.expr) -> str:
 
 def _annotation(body: ast.FunctionDef | ast.Lambda) -> str:
     text = ast.unparse(body.returns) if isinstance(body, ast.FunctionDef) and body.returns else ""
-    return text if text in ("int", "float", "bool", "str") else ""
+    return text if text in KINDS else ""
 
 
 def _line(line: str, at: int, found: Scan) -> None:

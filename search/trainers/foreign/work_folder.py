@@ -1,13 +1,9 @@
-"""make(work, trainer): a folder of its own for one run of a foreign script, so that fixed file names
-(final_model.ptz, logs/) of runs at once do not collide.
+"""make(work, trainer): a folder of its own for one run of a foreign script: fixed file names do not collide.
 
 Of the trainer's folder, files at the top are copied when they are at most COPY_BYTES large, folders and
-larger files are linked: data is there without being copied, and a relative path means what it meant. Outputs
-of earlier runs and hidden files stay away. A script that writes *into* a linked folder still shares it: name
-that folder in `private`, and each run gets an empty one.
+larger files are linked; outputs of earlier runs and hidden files stay away. A script that writes *into* a
+linked folder still shares it: name that folder in `private`, and each run gets an empty one.
 """
-
-from __future__ import annotations
 
 import fnmatch
 import shutil

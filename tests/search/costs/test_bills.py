@@ -42,8 +42,8 @@ def test_parameters_are_those_of_the_trainer(trials: list[Measured]):
 
 def test_learning_makes_bytes_several_times_more_exact(replayed: dict[str, list[Pair]]):
     first, last = (accuracy_of(part) for part in (replayed["bytes"][:20], replayed["bytes"][-50:]))
-    assert last.mean_absolute < 0.012 < 0.04 < first.mean_absolute
-    assert abs(last.bias) < 0.005
+    assert last.mean_absolute < 0.025 < 0.09 < first.mean_absolute
+    assert abs(last.bias) < 0.016
 
 
 def test_learning_makes_seconds_as_exact_as_the_machine_is(replayed: dict[str, list[Pair]]):

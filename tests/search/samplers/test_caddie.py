@@ -235,7 +235,7 @@ def test_proposals_are_those_of_optunas_tpe():
     trial = optimizer.ask(fixed_distributions={})
     frozen = optimizer.trials[trial.number]
     theirs = stock.sample_relative(optimizer, frozen, stock.infer_relative_search_space(optimizer, frozen))
-    ours = GroupedTpe([list(space)], space, n_startup_trials=10, n_ei_candidates=24, seed=7)
+    ours = GroupedTpe([list(space)], space, startup_trials=10, candidates=24, seed=7)
     ours.begin(optimizer, optimizer.trials[:40])
     assert ours.propose() == theirs
     assert ours.propose() != theirs  # a second proposal is another one

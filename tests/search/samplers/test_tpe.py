@@ -101,7 +101,7 @@ class Slow:
 @pytest.mark.parametrize("seed", range(2))
 def test_the_same_proposals_as_by_optunas_functions(seed: int, direction: StudyDirection):
     rng, study = np.random.default_rng(seed), optuna.create_study(direction=direction)
-    ours = GroupedTpe(GROUPS, DISTRIBUTIONS, n_startup_trials=10, n_ei_candidates=24, seed=seed)
+    ours = GroupedTpe(GROUPS, DISTRIBUTIONS, startup_trials=10, candidates=24, seed=seed)
     theirs = Slow(seed)
     for more in (25, 40, 150):  # what was seen before is not read again
         planted(more, rng, study, running=3)

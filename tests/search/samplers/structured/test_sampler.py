@@ -27,7 +27,7 @@ from search.samplers.structured import beliefs as beliefs_module
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.rows import Rows, learn_rules
 from search.samplers.structured.sampler import Prior, StructuredSampler
-from search.samplers.structured.surrogate import Basis, Function, Hyper, Surrogate
+from search.samplers.structured.surrogate import START, WIDTH, Basis, Function, Hyper, Surrogate, vector
 from search.space.native import build_space
 from search.study.limits import set_all, violations
 from search.study.model import study_hash
@@ -127,7 +127,7 @@ def test_the_objective_is_the_marginal_likelihood_and_its_gradient() -> None:
     phi, prior = dense(model, columns)
     noise = math.exp(model.hyper.noise) + model.extra + 1e-6
     k = phi @ np.diag(prior) @ phi.T + np.diag(noise)
-    away = (flat - Hyper.start(len(SPACE)).flat()) / Hyper.widths(len(SPACE))
+    away = (flat - vector(START, len(SPACE))) / vector(WIDTH, len(SPACE))
     expected = 0.5 * model.y @ np.linalg.solve(k, model.y) + 0.5 * np.linalg.slogdet(k)[1]
     value, gradient = model.objective(flat)
     assert value == pytest.approx(expected + 0.5 * away @ away)

@@ -14,22 +14,18 @@ import dataclasses
 import lzma
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from search.common import attributes
-from search.common.paths import ROOT
-from search.export.inline import inline
+from bundle.inline import inline
 from techniques import catalog
 from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_layer, read_preset, resolve
 
-if TYPE_CHECKING:
-    from search.session.session import Session
-
+ROOT = Path(__file__).resolve().parent.parent
 FILE = "train_gpt.py"
 OF_A_PLACE = ("out_dir", "run_id")  # settings of one run on one machine, no part of a configuration
 
 # What a single file answers otherwise than the project: which techniques there are, where settings come from,
-# which files are the code.
+# which files are the code, what is submitted.
 CATALOG = '''
 def metadata() -> dict[str, type[Technique]]:
     """name -> Technique class: those that this file was made with."""
@@ -61,10 +57,15 @@ def settings_from(
     }}
     return resolve(layers, known)
 '''
-TRAINER = '''
+SOURCES = '''
 def source_files(resolved: Resolved) -> list[Path]:
     """This file: all the code that there is."""
     return [Path(__file__).resolve()]
+'''
+SCRIPT = '''
+def submitted_script(resolved: Resolved) -> bytes:
+    """This file."""
+    return Path(__file__).read_bytes()
 '''
 UNPACK = (
     "import base64,linecache,lzma\n"
@@ -104,7 +105,8 @@ def bundle(resolved: Resolved) -> str:
         "techniques.settings": SETTINGS.format(
             literal=dictionary(literal_of(resolved)), elsewhere=repr(" ".join(sorted(elsewhere)))
         ),
-        "train_gpt": TRAINER,
+        "trainer.machine": SOURCES,
+        "train_gpt": SCRIPT,
     }
     return inline(ROOT, "train_gpt", replaced=replaced)
 
@@ -136,19 +138,6 @@ def resolve_source(*, preset: str, file: Path | None) -> Resolved:
     for name in layer:
         known_field(name, known)
     return resolve({"preset": read_preset(preset) if preset else {}, "file": layer}, known)
-
-
-def of_trial(session: Session, number: int) -> Resolved:
-    """The configuration of a stored trial. ValueError for one that there is not, or that never began."""
-    if reason := session.trainer.no_bundle(number):
-        raise ValueError(reason)
-    trials = session.optuna_study.get_trials(deepcopy=False)
-    found = session.whole([t for t in trials if t.number == number])
-    if not found or attributes.CONFIG not in found[0].user_attrs:
-        raise ValueError(f"{session.study.name} has no trial {number} with a configuration. See `status`.")
-    layer = {k: v for k, v in found[0].user_attrs[attributes.CONFIG].items() if k not in OF_A_PLACE}
-    preset = str(layer.pop("preset", ""))
-    return resolve({"preset": read_preset(preset) if preset else {}, "file": layer}, catalog.metadata())
 
 
 def export(resolved: Resolved, folder: Path, *, compress: bool) -> Path:

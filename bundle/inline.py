@@ -263,31 +263,23 @@ def reached(pieces: Sequence[Piece]) -> list[Piece]:
     return [p for i, p in enumerate(pieces) if i in kept]
 
 
-def import_lines(units: Sequence[Unit], used: set[str]) -> list[str]:
-    """The foreign imports that are used, one line a module."""
-    plain, froms = set[str](), dict[str, set[str]]()
-    for unit in units:
-        for name, what in unit.foreign.items():
-            if name not in used:
-                continue
-            if what.name:
-                froms.setdefault(what.module, set()).add(spelt(what.name, name))
-            else:
-                plain.add(spelt(what.module, name))
-                plain |= {dotted for dotted in unit.dotted if dotted.split(".")[0] == name}
-    lines = [f"import {name}" for name in sorted(plain)]
-    return lines + [
-        f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(froms.items())
-    ]
-
-
 def spelt(name: str, bound: str) -> str:
     return name if name == bound else f"{name} as {bound}"
 
 
-def inline(root: Path, entry: str, *, replaced: Mapping[str, str]) -> str:
-    """The source of `entry` with all of ours inside it. `replaced`: module -> definitions that stand in for
-    its own; they may import of ours what the module itself does not."""
+@dataclass(frozen=True)
+class Program:
+    """What one file may hold: the entry's docstring, the imports that are not ours, our statements."""
+
+    doc: str
+    imports: Mapping[str, Foreign]  # name -> what it is
+    dotted: frozenset[str]  # of `import a.b`
+    pieces: Sequence[Piece]
+
+
+def program(root: Path, entry: str, *, replaced: Mapping[str, str]) -> Program:
+    """All of ours that `entry` imports, each module behind those that it needs. `replaced`: module ->
+    definitions that stand in for its own; they may import of ours what the module itself does not."""
     sources = Sources(root, replaced)
     sources.load(entry)
     units = list(sources.units.values())
@@ -297,8 +289,33 @@ def inline(root: Path, entry: str, *, replaced: Mapping[str, str]) -> str:
         if unit.name != entry:
             unit.main = []
         pieces += pieces_of(unit, sources.units)
-    kept = reached(pieces)
-    used = {name for p in kept for name in p.uses}
-    doc = ast.unparse(ast.Module([ast.Expr(ast.Constant(sources.units[entry].doc))], []))
-    head = [doc, "from __future__ import annotations", *import_lines(units, used)]
+    imports = {name: what for unit in units for name, what in unit.foreign.items()}
+    dotted = frozenset(name for unit in units for name in unit.dotted)
+    return Program(sources.units[entry].doc, imports, dotted, pieces)
+
+
+def import_lines(whole: Program, used: Set[str]) -> list[str]:
+    """The foreign imports that are used, one line a module."""
+    plain, froms = set[str](), dict[str, set[str]]()
+    for name, what in whole.imports.items():
+        if name not in used:
+            continue
+        if what.name:
+            froms.setdefault(what.module, set()).add(spelt(what.name, name))
+        else:
+            plain.add(spelt(what.module, name))
+            plain |= {dotted for dotted in whole.dotted if dotted.split(".")[0] == name}
+    lines = [f"import {name}" for name in sorted(plain)]
+    return lines + [
+        f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(froms.items())
+    ]
+
+
+def inline(root: Path, entry: str, *, replaced: Mapping[str, str]) -> str:
+    """The source of `entry` with all of ours inside it that it reaches: see `program`."""
+    whole = program(root, entry, replaced=replaced)
+    kept = reached(whole.pieces)
+    doc = ast.unparse(ast.Module([ast.Expr(ast.Constant(whole.doc))], []))
+    imports = import_lines(whole, {name for p in kept for name in p.uses})
+    head = [doc, "from __future__ import annotations", *imports]
     return "\n".join([*head, *(f"\n{p.text}" for p in kept)]) + "\n"

@@ -1,31 +1,45 @@
 """A configuration as the smallest one-file script that trains, packs and scores it: what is submitted.
 
-The one file of bundle.py with stand-ins for what only the lab needs (parsing, stages that resume, audit,
+The one file of one_file.py with stand-ins for what only the lab needs (parsing, stages that resume, audit,
 ledger, checks of data), then the passes of passes.py. It takes no command line; DATA_PATH, TOKENIZER_PATH
 and SEED of the environment are heard. Packed, it is a Python source in latin-1 that unpacks and runs itself.
+
+The passes take seconds and see no value, only what tests of values decide: a template is made once for all
+configurations of the same techniques and decisions, kept in a folder, and filled in (0.1 s).
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import lzma
+import os
 import re
-from collections.abc import Mapping
+import shutil
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search.export import names, passes
-from search.export.bundle import OF_A_PLACE, bundle, check_free, dictionary, write
-from search.export.inline import DEFINITIONS
+from bundle import names, passes
+from bundle.inline import DEFINITIONS, Piece, import_lines, piece_of, program, reached
+from bundle.one_file import CATALOG, OF_A_PLACE, ROOT, SCRIPT, check_free, dictionary, write
 from techniques import catalog
 from techniques.base import SLOTS, claims
 from techniques.config import TRAINER_FIELDS, Resolved
 
 # Receivers, keywords and calls that serve the audit, the ledger and machine-read files
 LAB = {"audit", "ledger", "differ", "noun"}
-LAB_CALLS = set("metrics write_json filled changed note note_of note_steps forget_steps averaged".split())
+LAB_CALLS = set(
+    "averaged changed check_finite filled forget_steps metrics note note_of note_steps write_json".split()
+)
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
+TEMPLATES = ROOT / "runs" / ".templates"
 UNDECIDED = (*HEARD, "device", "attention", "compile", "compute_dtype")
 
 STAND_INS = """
@@ -118,6 +132,8 @@ class Run:
         log(f"peak memory allocated: {{torch.cuda.max_memory_allocated() // 2**20}} MiB")
         world.close()
         return 0
+def compiled_or_eager(graph, eager, config, world):
+    return graph
 def main(argv):
     return Run(settings_from()).go()
 """
@@ -130,6 +146,9 @@ class Seams:
         for technique in self.entering(seam):
             value = getattr(technique, seam)(value, *rest)
         return value
+class World:
+    def seconds(self):
+        return time.perf_counter()
 class Trainer:
     def audit_schedule_and_model(self):
         next(self.loader.step())  # the audit's batch: what calibrates comes behind it
@@ -160,51 +179,98 @@ upper values version vocab_size weight where windows write zero_grad
 )
 
 
-def stand_ins(resolved: Resolved) -> str:
-    """Definitions that take the place of the bundle's own of the same names."""
+@dataclasses.dataclass
+class Blanks:
+    """Values that a template leaves open; `leave(value)` gives what stands for one, a string `@n@`."""
+
+    values: list[Any] = dataclasses.field(default_factory=list[Any])
+
+    def leave(self, value: Any) -> str:
+        self.values.append(value)
+        return f"@{len(self.values) - 1}@"
+
+    def leave_all(self, values: Mapping[str, Any]) -> dict[str, str]:
+        return {name: self.leave(value) for name, value in values.items()}
+
+    def fill(self, template: str) -> str:
+        """The template's text with the values in it."""
+        return re.sub(r"'@(\d+)@'", lambda m: names.without_blanks(repr(self.values[int(m[1])])), template)
+
+
+def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
+    """Definitions that take the place of the bundle's own of the same names; values are left open."""
     known, values = catalog.metadata(), resolved.values
     whole, stored = resolved.identity(), resolved.identity("pack")
     scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
-    passes_of = f"SimpleNamespace(eval_passes={resolved.costs[scorer].eval_passes!r})" if scorer else ""
+    passes_of = resolved.costs[scorer].eval_passes if scorer else 0
+    costs = f"{{{scorer!r}: SimpleNamespace(eval_passes={blanks.leave(passes_of)!r})}}" if scorer else "{}"
     made = ", ".join(f"{n!r}: {known[n].__name__}(own({n + '.'!r}))" for n in resolved.techniques)
     outside = {n: values[n] for n in TRAINER_FIELDS if n not in whole and n not in (*OF_A_PLACE, "resume")}
     return STAND_INS.format(
-        shape=dataclasses.astuple(resolved.config.shape()),
-        planned=dataclasses.astuple(resolved.shape()),
-        costs=f"{{{scorer!r}: {passes_of}}}" if scorer else "{}",
+        shape=tuple(map(blanks.leave, dataclasses.astuple(resolved.config.shape()))),
+        planned=tuple(map(blanks.leave, dataclasses.astuple(resolved.shape()))),
+        costs=costs,
         late=tuple(n for n in whole if n not in stored),
-        literal=dictionary(whole),
+        literal=dictionary(blanks.leave_all(whole)),
         heard=HEARD,
-        quiet=dictionary({**outside, "num_reports": 0}),
+        quiet=dictionary(blanks.leave_all({**outside, "num_reports": 0})),
         made=f"{{{made}}}",
     )
 
 
-class WithoutOurImports(ast.NodeTransformer):
-    """What the bundle has in its own text is not imported."""
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        return ast.Pass() if node.module == "__future__" else node
+def statements(tree: ast.Module) -> list[ast.stmt]:
+    """Those of the tree, less what only a reader or the lab needs."""
+    return ast.fix_missing_locations(passes.without(passes.bare(tree), LAB, LAB_CALLS)).body
 
 
-def with_stand_ins(tree: ast.Module, text: str) -> ast.Module:
-    """The tree with the text's definitions, and METHODS, in their places."""
-    new = {n.name: n for n in ast.parse(text).body if isinstance(n, DEFINITIONS)}
-    heads = ast.parse(HEAD).body
-    body = [new.pop(getattr(n, "name", ""), n) for n in tree.body if ast.dump(n) not in map(ast.dump, heads)]
+def with_methods(node: ast.stmt, methods: Mapping[str, ast.ClassDef]) -> ast.stmt:
+    """The statement; a class with its methods of METHODS in their places."""
+    if isinstance(node, ast.ClassDef) and node.name in methods:
+        new = {n.name: n for n in methods[node.name].body if isinstance(n, DEFINITIONS)}
+        node.body = [new.pop(getattr(n, "name", ""), n) for n in node.body]
+        assert not new, f"{node.name} no longer has {sorted(new)}"
+    return node
+
+
+def whole_shelf() -> list[Piece]:
+    """Every statement of the trainer and of all techniques, the imports first."""
+    known, files = catalog.metadata(), catalog.technique_files()
+    classes = {name: cls.__name__ for name, cls in known.items()}
+    froms = (f"from techniques.{files[n].parent.name}.{n} import {c}" for n, c in classes.items())
+    catalog_of = CATALOG.format(imports="; ".join(froms), table="")
+    whole = program(ROOT, "train_gpt", replaced={"techniques.catalog": catalog_of, "train_gpt": SCRIPT})
+    lines = [line for line in import_lines(whole, whole.imports.keys()) if line not in HEAD.splitlines()]
+    methods = {n.name: n for n in ast.parse(METHODS).body if isinstance(n, ast.ClassDef)}
+    nodes = [n for piece in whole.pieces for n in ast.parse(piece.text).body]
+    ours = statements(ast.Module([with_methods(n, methods) for n in nodes], []))
+    return [piece_of(n, {}) for n in (*ast.parse("\n".join([HEAD, *lines])).body, *ours)]
+
+
+def lean_tree(stand_in: str, decided: passes.Decided, shelf: Sequence[Piece]) -> ast.Module:
+    """The program with its names as they are: to be read."""
+    new = {n.name: piece_of(n, {}) for n in statements(ast.parse(stand_in)) if isinstance(n, DEFINITIONS)}
+    pieces = [new.pop("".join(piece.defines), piece) for piece in shelf]
     assert not new, f"the trainer no longer defines {sorted(new)}"
-    for part in ast.parse(METHODS).body:
-        owner = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == getattr(part, "name", ""))
-        methods = {n.name: n for n in getattr(part, "body", []) if isinstance(n, DEFINITIONS)}
-        owner.body = [methods.pop(getattr(n, "name", ""), n) for n in owner.body]
-        assert not methods, f"{owner.name} no longer has {sorted(methods)}"
-    return WithoutOurImports().visit(ast.Module([*heads, *body], []))
+    imports = [p.text for p in pieces if p.text.startswith(("import ", "from "))]
+    tree = ast.parse("\n".join([*imports, *(p.text for p in reached(pieces) if p.text not in imports)]))
+    tree = passes.reachable(passes.short(passes.decided(passes.reachable(tree), decided)))
+    return ast.fix_missing_locations(tree)
 
 
-def settings_alike(resolved: Resolved) -> dict[str, Any]:
-    """Settings on which the trainer's and every technique's agree that have one of the name."""
+def other_fields(shelf: Sequence[Piece]) -> set[str]:
+    """Fields of records beside the settings and Shape, which holds the settings' own values: what is called
+    `config` somewhere may be one of them (awq_lite solves under settings of its own)."""
+    nodes = [n for piece in shelf if piece.text.startswith("@dataclass") for n in ast.parse(piece.text).body]
+    records = [n for n in nodes if isinstance(n, ast.ClassDef) and n.name not in ("Config", "Shape")]
+    fields = [n.target for record in records for n in record.body if isinstance(n, ast.AnnAssign)]
+    return {n.id for n in fields if isinstance(n, ast.Name)}
+
+
+def settings_alike(resolved: Resolved, shelf: Sequence[Piece]) -> dict[str, Any]:
+    """Settings on which the trainer's, every technique's and all other records agree that have one of the
+    name."""
     found: dict[str, Any] = {n: resolved.values[n] for n in TRAINER_FIELDS} | {"num_reports": 0}
-    clash = {*UNDECIDED, *OF_A_PLACE}
+    clash = {*UNDECIDED, *OF_A_PLACE, *other_fields(shelf)}
     for own in own_settings(resolved).values():
         clash |= {n for n, value in own.items() if found.setdefault(n, value) != value}
     return {n: value for n, value in found.items() if n not in clash}
@@ -222,24 +288,90 @@ def empty_slots(resolved: Resolved) -> dict[str, None]:
     return {f"{seams}.owner({slot!r})": None for seams in ("seams", "self.seams") for slot in free}
 
 
-def lean_tree(resolved: Resolved) -> ast.Module:
-    """The program with its names as they are: to be read."""
-    tree = with_stand_ins(passes.bare(ast.parse(bundle(resolved))), stand_ins(resolved))
-    tree = passes.reachable(passes.bare(tree))
-    tree = passes.reachable(passes.without(tree, LAB, LAB_CALLS))
-    tree = passes.decided(tree, own_settings(resolved), settings_alike(resolved), empty_slots(resolved))
-    return passes.reachable(passes.short(tree))
+def decided_by(resolved: Resolved, shelf: Sequence[Piece]) -> passes.Decided:
+    """What the settings decide."""
+    return passes.Decided(own_settings(resolved), settings_alike(resolved, shelf), empty_slots(resolved))
 
 
-def lean(resolved: Resolved) -> bytes:
-    """The file that is submitted."""
-    return self_unpacking(names.tight(names.renamed(lean_tree(resolved), FOREIGN)))
+def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
+    """The file that is submitted. `folder`: where templates are kept; None: nowhere."""
+    blanks = Blanks()
+    stand_in = stand_ins(resolved, blanks)
+    kept = Kept(folder, stand_in) if folder else None
+    shelf = kept.shelf() if kept else whole_shelf()
+    decided = decided_by(resolved, shelf)
+    template = kept.find(decided) if kept else None
+    if template is None:
+        template = names.tight(names.renamed(lean_tree(stand_in, decided, shelf), FOREIGN))
+        if kept:
+            kept.keep(decided, template)
+    return self_unpacking(blanks.fill(template))
 
 
 def export_lean(resolved: Resolved, folder: Path) -> Path:
     """Writes folder/train_gpt.py. ValueError when there is one already."""
     check_free(folder)
     return write(folder, lean(resolved))
+
+
+class Kept:
+    """What is kept in a folder: the shelf, and the templates of one text of the stand-ins (it names the
+    techniques and every setting). What was made from other sources is gone."""
+
+    def __init__(self, folder: Path, stand_in: str):
+        self.folder = folder / source_digest()
+        self.key = hashlib.sha256(stand_in.encode()).hexdigest()[:16]
+
+    def read(self, path: Path) -> Any:
+        """What is kept there; None when that is nothing whole."""
+        try:
+            return json.loads(zlib.decompress(path.read_bytes()))
+        except (OSError, ValueError, zlib.error):
+            return None
+
+    def write(self, path: Path, told: Any) -> None:
+        """A folder that cannot be written keeps nothing."""
+        with contextlib.suppress(OSError):
+            if not self.folder.is_dir():
+                for old in self.folder.parent.glob("*"):
+                    shutil.rmtree(old, ignore_errors=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(f".{os.getpid()}")
+            beside.write_bytes(zlib.compress(json.dumps(told).encode(), 1))
+            beside.replace(path)
+
+    def shelf(self) -> list[Piece]:
+        path = self.folder / "shelf"
+        told = self.read(path)
+        if told is not None:
+            return [Piece(text, frozenset(defines), frozenset(uses)) for text, defines, uses in told]
+        pieces = whole_shelf()
+        self.write(path, [[p.text, sorted(p.defines), sorted(p.uses)] for p in pieces])
+        return pieces
+
+    def find(self, decided: passes.Decided) -> str | None:
+        """The template under which every test comes out as it does now."""
+        for path in sorted(self.folder.glob(f"{self.key}-*")):
+            told = self.read(path)
+            if told and all(decided.again(owner, test) == outcome for owner, test, outcome in told["tests"]):
+                return str(told["template"])
+        return None
+
+    def keep(self, decided: passes.Decided, template: str) -> None:
+        tests = [[owner, test, outcome] for (owner, test), outcome in decided.outcomes.items()]
+        name = f"{self.key}-{hashlib.sha256(repr(tests).encode()).hexdigest()[:8]}"
+        self.write(self.folder / name, {"tests": tests, "template": template})
+
+
+@functools.cache
+def source_digest() -> str:
+    """Of all that a template is made from: our sources and this Python's way to print one."""
+    rooms = ("bundle", "corpus", "techniques", "trainer")
+    files = [ROOT / "train_gpt.py", *sorted(p for room in rooms for p in (ROOT / room).rglob("*.py"))]
+    hashed = hashlib.sha256(sys.version.encode())
+    for path in files:
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()[:16]
 
 
 def self_unpacking(source: str) -> bytes:

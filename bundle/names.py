@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from search.export.passes import FUNCTIONS, words_in
+from bundle.passes import FUNCTIONS, words_in
 
 
 @dataclass

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from search.export import names
-from search.export.bundle import resolve_source
-from search.export.lean import FOREIGN, lean, lean_tree
+from bundle import names
+from bundle.lean import FOREIGN, Blanks, decided_by, lean, lean_tree, stand_ins, whole_shelf
+from bundle.one_file import resolve_source
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
+from tests.bundle.test_bundle import alone, crowd, resolved_of
 from tests.conftest import ROOT, run_trainer
-from tests.search.export.test_bundle import alone, crowd, resolved_of
 from tests.test_presets import small
 
 # preset -> bytes at most: 1.2 times what its published script takes when compressed the same way, naive 1.27
@@ -43,6 +43,7 @@ def check_same_bits(settings: dict[str, str], resolved: Resolved, folder: Path, 
     exact = f"_exact val_loss:{whole['val_loss']:.8f} val_bpb:{whole['val_bpb']:.8f}\n"
     assert exact in lone.stdout
     assert f"Code size: {script.stat().st_size} bytes" in lone.stdout
+    assert whole["artifact_bytes"] == script.stat().st_size + len(artifact)
 
 
 @pytest.mark.slow
@@ -69,8 +70,21 @@ def test_bytes(preset: str) -> None:
     assert len(lean(resolve_source(preset=preset, file=None))) <= BYTES[preset]
 
 
+def tree_of(resolved: Resolved) -> ast.Module:
+    shelf = whole_shelf()
+    return lean_tree(stand_ins(resolved, Blanks()), decided_by(resolved, shelf), shelf)
+
+
+def test_a_setting_decides_nothing_about_another_record_of_its_name(tiny: dict[str, str]) -> None:
+    """gptq's act_order is off, awq_lite solves by falling diagonal all the same."""
+    settings = {**tiny, "gptq": "1", "gptq.act_order": "0", "awq_lite": "1"}
+    solve = next(n for n in tree_of(resolved_of(settings)).body if getattr(n, "name", "") == "gptq_solve")
+    assert "config.act_order" in ast.unparse(solve)
+
+
 def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:
-    tree = lean_tree(resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"}))
+    resolved = resolved_of({**tiny, "xsa": "1", "xsa.last_n": "1"})
+    tree = tree_of(resolved)
     found = names.names_of(tree)
     assert {"Xsa", "Trainer", "Muon"} <= found.bound
     lab = {"audit", "ledger", "Ledger", "verify_bytes", "from_environment", "help_text"}

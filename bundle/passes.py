@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, cast
 
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
@@ -30,33 +31,42 @@ class Undecided(Exception):
     """A value that the settings alone do not give."""
 
 
+def walk(*nodes: ast.AST) -> Iterator[ast.AST]:
+    """The nodes and all below them, in no order that matters: `ast.walk` at a third of its time."""
+    waiting = [*nodes]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, ast.AST):
+                waiting.append(value)
+            elif isinstance(value, list):
+                waiting += [n for n in cast("list[Any]", value) if isinstance(n, ast.AST)]
+
+
 def words_in(tree: ast.AST) -> set[str]:
     """Every word of every string: a name that is spoken of there may be looked up."""
-    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    texts = [n.value for n in walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return {word for text in texts for word in re.findall(r"\w+", text)}
 
 
-def blocks(tree: ast.AST) -> Iterator[tuple[ast.AST, str, list[ast.stmt]]]:
-    """Every list of statements, with the node and the field that hold it."""
-    for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody"):
-            block = getattr(node, name, None)
-            if isinstance(block, list):
-                yield node, name, cast("list[ast.stmt]", block)
-
-
-def tidied(tree: ast.Module) -> ast.Module:
+def tidied(node: ast.AST) -> ast.AST:
     """`pass` only where a block is empty, and nothing behind a statement that leaves its block."""
-    for node, name, block in blocks(tree):
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        block = getattr(node, name, None)
+        if not isinstance(block, list):
+            continue
+        block = cast("list[ast.stmt]", block)
         block[:] = [n for n in block if not isinstance(n, ast.Pass)]
-        leaves = (
-            i for i, n in enumerate(block) if isinstance(n, ast.Return | ast.Raise | ast.Continue | ast.Break)
-        )
-        end = next(leaves, len(block))
-        del block[end + 1 :]
+        for i, n in enumerate(block):
+            tidied(n)
+            if isinstance(n, ast.Return | ast.Raise | ast.Continue | ast.Break):
+                del block[i + 1 :]
+                break
         if name == "body" and not block and not isinstance(node, ast.Module):
             block.append(ast.Pass())
-    return ast.fix_missing_locations(tree)
+    return node
 
 
 def pairs_of(node: ast.Assign) -> list[tuple[ast.expr, ast.expr]] | None:
@@ -129,7 +139,9 @@ class Bare(ast.NodeTransformer):
 
 
 def bare(tree: ast.Module) -> ast.Module:
-    return tidied(Bare().visit(tree))
+    Bare().visit(tree)
+    tidied(tree)
+    return tree
 
 
 class Short(ast.NodeTransformer):
@@ -144,7 +156,8 @@ class Short(ast.NodeTransformer):
 
 
 def short(tree: ast.Module) -> ast.Module:
-    return ast.fix_missing_locations(Short().visit(tree))
+    Short().visit(tree)
+    return tree
 
 
 # ---- what only the lab needs -----------------------------------------------------------------------------
@@ -225,7 +238,9 @@ class Without(ast.NodeTransformer):
 
 
 def without(tree: ast.Module, receivers: Set[str], calls: Set[str]) -> ast.Module:
-    return tidied(Without(receivers, calls).visit(tree))
+    Without(receivers, calls).visit(tree)
+    tidied(tree)
+    return tree
 
 
 # ---- what settings decide --------------------------------------------------------------------------------
@@ -254,6 +269,7 @@ class Decided(ast.NodeTransformer):
         self, own: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any], texts: Mapping[str, Any]
     ):
         self.own, self.common, self.texts, self.owner = own, common, texts, ""
+        self.outcomes: dict[tuple[str, str], bool | None] = {}  # (class, test) -> what it gives, None: open
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         outer = self.owner
@@ -297,10 +313,18 @@ class Decided(ast.NodeTransformer):
                 raise Undecided
 
     def test(self, node: ast.expr) -> bool | None:
+        """What the settings say of it, None: nothing. It is noted."""
         try:
-            return bool(self.value(node))
+            outcome = bool(self.value(node))
         except Undecided:
-            return None
+            outcome = None
+        self.outcomes[self.owner, ast.unparse(node)] = outcome
+        return outcome
+
+    def again(self, owner: str, test: str) -> bool | None:
+        """What a test that was noted in some class gives under these settings."""
+        self.owner = owner
+        return self.test(ast.parse(test, mode="eval").body)
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
@@ -332,13 +356,10 @@ class Decided(ast.NodeTransformer):
         return node
 
 
-def decided(
-    tree: ast.Module,
-    own: Mapping[str, Mapping[str, Any]],
-    common: Mapping[str, Any],
-    texts: Mapping[str, Any],
-) -> ast.Module:
-    return tidied(Decided(own, common, texts).visit(tree))
+def decided(tree: ast.Module, pass_over: Decided) -> ast.Module:
+    pass_over.visit(tree)
+    tidied(tree)
+    return tree
 
 
 # ---- what nothing reaches --------------------------------------------------------------------------------
@@ -355,16 +376,19 @@ def is_pure(node: ast.expr) -> bool:
     return True
 
 
-def spoken_of(nodes: Iterable[ast.AST]) -> set[str]:
+def spoken_of(*nodes: ast.AST) -> set[str]:
     """Names that the nodes read: `name`, `.attribute`, and `"word` of strings."""
     found: set[str] = set()
-    for n in (n for top in nodes for n in ast.walk(top)):
-        if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store):
-            found.add(n.id)
-        elif isinstance(n, ast.Attribute) and not isinstance(n.ctx, ast.Store):
-            found.add(f".{n.attr}")
-        elif isinstance(n, ast.Constant) and isinstance(n.value, str):
-            found |= {f'"{word}' for word in re.findall(r"\w+", n.value)}
+    for n in walk(*nodes):
+        if isinstance(n, ast.Name):
+            if not isinstance(n.ctx, ast.Store):
+                found.add(n.id)
+        elif isinstance(n, ast.Attribute):
+            if not isinstance(n.ctx, ast.Store):
+                found.add(f".{n.attr}")
+        elif isinstance(n, ast.Constant):
+            if isinstance(n.value, str):
+                found |= {f'"{word}' for word in re.findall(r"\w+", n.value)}
         elif isinstance(n, ast.Global):
             found |= {*n.names}
     return found
@@ -381,75 +405,90 @@ def member_name(node: ast.stmt) -> str:
     return ""
 
 
-def stored(node: ast.Assign) -> frozenset[str]:
-    return frozenset(n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name))
+@dataclass(frozen=True)
+class Unit:
+    """A statement that goes when nobody speaks of it: of the module, or a member of a class."""
+
+    node: ast.stmt
+    owner: str  # the class, or ""
+    names: frozenset[str]  # none: it acts, and stays
+    speaks: Set[str]  # without its members, where it is a class
+
+    def is_reached(self, seen: Set[str], classes: Set[str]) -> bool:
+        """A member is reached by its name in any attribute."""
+        if self.owner and self.owner not in classes:
+            return False
+        marks = ("", '"', ".") if self.owner else ("", '"')
+        return not self.names or any(m + n in seen for n in self.names for m in marks)
 
 
-def definitions(tree: ast.Module) -> Iterator[tuple[ast.stmt, str, frozenset[str], set[str]]]:
-    """(statement, the class that it is a member of or "", its names or none, what it speaks of)."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            members = [n for n in node.body if member_name(n)]
-            rest = [*node.bases, *node.decorator_list, *(n for n in node.body if n not in members)]
-            yield node, "", frozenset({node.name}), spoken_of(rest)
-            for member in members:
-                yield member, node.name, frozenset({member_name(member)}), spoken_of([member])
-        elif isinstance(node, ast.FunctionDef):
-            yield node, "", frozenset({node.name}), spoken_of([node])
-        elif isinstance(node, ast.Assign):
-            yield node, "", stored(node), spoken_of([node.value])
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield node, "", frozenset(a.asname or a.name.split(".")[0] for a in node.names), set()
-        else:
-            yield node, "", frozenset(), spoken_of([node])
+def units_of(node: ast.stmt) -> Iterator[Unit]:
+    """A statement of the module, and the members of a class."""
+    if isinstance(node, ast.ClassDef):
+        members = [n for n in node.body if member_name(n)]
+        rest = [*node.bases, *node.decorator_list, *(n for n in node.body if n not in members)]
+        yield Unit(node, "", frozenset({node.name}), spoken_of(*rest))
+        for member in members:
+            yield Unit(member, node.name, frozenset({member_name(member)}), spoken_of(member))
+    elif isinstance(node, ast.FunctionDef):
+        yield Unit(node, "", frozenset({node.name}), spoken_of(node))
+    elif isinstance(node, ast.Assign):
+        names = frozenset(n.id for t in node.targets for n in walk(t) if isinstance(n, ast.Name))
+        yield Unit(node, "", names, spoken_of(node))
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield Unit(node, "", frozenset(a.asname or a.name.split(".")[0] for a in node.names), set())
+    else:
+        yield Unit(node, "", frozenset(), spoken_of(node))
 
 
-def alive(tree: ast.Module) -> set[ast.stmt]:
-    """The definitions that the acting statements reach. A member is reached by its name in any attribute."""
-    waiting, seen, classes, found = list(definitions(tree)), set[str](), set[str](), set[ast.stmt]()
-    while True:
-        reached = [
-            unit
-            for unit in waiting
-            if not unit[2]
-            or (unit[1] in classes and {m for n in unit[2] for m in (f".{n}", f'"{n}', n)} & seen)
-            or (not unit[1] and {m for n in unit[2] for m in (n, f'"{n}')} & seen)
-        ]
-        if not reached:
-            return found
-        for node, _, names, spoken in reached:
-            found.add(node)
-            seen |= spoken
-            classes |= names if isinstance(node, ast.ClassDef) else set()
-        waiting = [unit for unit in waiting if unit[0] not in found]
+def alive(units: Sequence[Unit]) -> list[Unit]:
+    """Those that the acting statements reach."""
+    waiting, seen, classes, found = list(units), set[str](), set[str](), list[Unit]()
+    while reached := [unit for unit in waiting if unit.is_reached(seen, classes)]:
+        for unit in reached:
+            seen |= unit.speaks
+            classes |= unit.names if isinstance(unit.node, ast.ClassDef) else set()
+        found += reached
+        gone = {id(unit) for unit in reached}
+        waiting = [unit for unit in waiting if id(unit) not in gone]
+    return found
 
 
 class Unread(ast.NodeTransformer):
     """Locals and attributes of self that nothing reads, and statements that do nothing, are gone."""
 
-    def __init__(self, tree: ast.Module):
-        self.words, self.functions, self.of_class = words_in(tree), list[set[str]](), set[ast.stmt]()
-        self.attributes = {n for n in spoken_of([tree]) if n.startswith(".")}
+    def __init__(self, spoken: Set[str]):
+        self.spoken = spoken  # by the whole program
+        self.here: Set[str] | None = None  # names that the outermost function reads
+        self.of_class = set[ast.stmt]()
+        self.changed = False
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         self.of_class |= {*node.body}
         return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        declared = {x for n in ast.walk(node) if isinstance(n, ast.Global | ast.Nonlocal) for x in n.names}
-        self.functions.append(spoken_of([node]) | declared)
+        outer = self.here
+        if outer is None:
+            declared = {x for n in walk(node) if isinstance(n, ast.Global | ast.Nonlocal) for x in n.names}
+            self.here = spoken_of(node) | declared
         self.generic_visit(node)
-        self.functions.pop()
+        self.here = outer
         return node
 
     def is_unread(self, node: ast.expr) -> bool:
         match node:
             case ast.Name(id=name):
-                return bool(self.functions) and name not in self.functions[0] | self.words
+                return self.here is not None and name not in self.here and f'"{name}' not in self.spoken
             case ast.Attribute(value=ast.Name(id="self"), attr=name):
-                return f".{name}" not in self.attributes and name not in self.words
+                return f".{name}" not in self.spoken and f'"{name}' not in self.spoken
             case _:
                 return False
+
+    def instead(self, node: ast.stmt | None = None) -> ast.stmt:
+        """What stands for a statement from now on."""
+        self.changed = True
+        return node or ast.Pass()
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
@@ -458,43 +497,71 @@ class Unread(ast.NodeTransformer):
         pairs = pairs_of(node)
         if pairs is not None:
             kept = [(t, v) for t, v in pairs if not (self.is_unread(t) and is_pure(v))]
-            return node if len(kept) == len(pairs) else assigned(node, kept)
-        if all(self.is_unread(t) for t in node.targets):
-            return ast.Pass() if is_pure(node.value) else ast.Expr(node.value)
-        node.targets = [t for t in node.targets if not self.is_unread(t)]
+            return node if len(kept) == len(pairs) else self.instead(assigned(node, kept))
+        read = [t for t in node.targets if not self.is_unread(t)]
+        if not read:
+            return self.instead(None if is_pure(node.value) else ast.Expr(node.value))
+        if len(read) < len(node.targets):
+            node.targets = read
+            return self.instead(node)
         return node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        return ast.Pass() if self.is_unread(node.target) and is_pure(node.value) else self.generic_visit(node)
+        idle = self.is_unread(node.target) and is_pure(node.value)
+        return self.instead() if idle else self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        return ast.Pass() if is_pure(node.value) else self.generic_visit(node)
+        return self.instead() if is_pure(node.value) else self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST:
         self.generic_visit(node)
         if any(not isinstance(n, ast.Pass) for n in (*node.body, *node.orelse)):
             return node
-        return ast.Pass() if is_pure(node.test) else ast.Expr(node.test)
+        return self.instead(None if is_pure(node.test) else ast.Expr(node.test))
 
     def visit_For(self, node: ast.For) -> ast.AST:
         self.generic_visit(node)
         idle = all(isinstance(n, ast.Pass) for n in node.body) and is_pure(node.iter)
-        return ast.Pass() if idle else node
+        return self.instead() if idle else node
+
+
+def sets(node: ast.AST) -> set[str]:
+    """Names and attributes that it stores."""
+    stores = [
+        n for n in walk(node) if isinstance(n, ast.Name | ast.Attribute) and isinstance(n.ctx, ast.Store)
+    ]
+    return {n.id if isinstance(n, ast.Name) else n.attr for n in stores}
+
+
+def without_the_dead(tree: ast.Module, units: Sequence[Unit]) -> set[str]:
+    """Takes out what is not reached, and imports that nobody reads. Returns what the rest speaks of."""
+    kept = alive(units)
+    nodes, spoken = {unit.node for unit in kept}, {name for unit in kept for name in unit.speaks}
+    tree.body = [n for n in tree.body if n in nodes]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            node.body = [n for n in node.body if n in nodes or not member_name(n)] or [ast.Pass()]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            node.names = [a for a in node.names if (a.asname or a.name.split(".")[0]) in spoken]
+    return spoken
 
 
 def reachable(tree: ast.Module) -> ast.Module:
-    """The tree less all that nothing reaches, again and again until nothing more goes."""
+    """The tree less all that nothing reaches, again and again until nothing more goes. A statement is looked
+    at again where it changed, or where something that it sets is no longer spoken of."""
+    units, stores = dict[ast.stmt, list[Unit]](), dict[ast.stmt, set[str]]()
+    spoken, fresh = set[str](), {*tree.body}
     while True:
-        before = ast.dump(tree)
-        kept = alive(tree)
-        tree.body = [n for n in tree.body if n in kept]
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef):
-                node.body = [n for n in node.body if n in kept or not member_name(n)]
-        read = spoken_of([tree])
-        for node in tree.body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                node.names = [a for a in node.names if (a.asname or a.name.split(".")[0]) in read]
-        tree = tidied(Unread(tree).visit(tree))
-        if ast.dump(tree) == before:
+        for node in fresh:
+            units[node], stores[node] = [*units_of(node)], sets(node)
+        before, spoken = spoken, without_the_dead(tree, [u for n in tree.body for u in units[n]])
+        lost, again = {name[1:] for name in before - spoken}, fresh
+        fresh = set[ast.stmt]()
+        for i, node in enumerate(tree.body):
+            if node in again or stores[node] & lost:
+                unread = Unread(spoken)
+                tree.body[i] = tidied(unread.visit(node))
+                fresh |= {tree.body[i]} if unread.changed else set()
+        if not fresh and not lost:
+            tidied(tree)
             return tree

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from search.export.bundle import bundle, compressed, export, literal_of, resolve_source, without_docstrings
-from search.export.inline import inline, names_bound, names_used
+from bundle.inline import inline, names_bound, names_used
+from bundle.one_file import bundle, compressed, export, literal_of, resolve_source, without_docstrings
 from techniques import catalog
 from techniques.base import Verdict
 from techniques.config import Resolved, resolve
@@ -235,7 +235,7 @@ def test_a_module_used_as_a_value_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_exports(tmp_path: Path) -> None:
-    ran = caddie("export", "--preset", "naive", "--to", str(tmp_path / "x"))
+    ran = caddie("export", "--preset", "naive", "--to", str(tmp_path / "x"), "--format", "script")
     assert ran.returncode == 0, ran.stderr
     size = (tmp_path / "x" / "train_gpt.py").stat().st_size
     assert f"{size:,} code bytes, no technique" in ran.stdout
