@@ -238,14 +238,14 @@ class KeepsValidation(Technique):
         return quantizer
 
 
-def test_calibration_on_a_map_of_validation_that_was_opened_earlier_is_caught(
+def test_calibration_on_validation_tokens_that_were_kept_is_caught(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = dataset.open_dataset
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         data = opened(*args, **kwargs)
-        Kept.tokens = data.val_tokens()[:5000]
+        Kept.tokens = data.val_tokens()[:5000].copy()  # a map that stays open is on the ledger
         return data
 
     monkeypatch.setattr(dataset, "open_dataset", keep)
