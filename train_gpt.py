@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from corpus import dataset as corpus_dataset
 from corpus import shards
 from corpus.bpb import usable_tokens
+from corpus.tokenizer import BOS_ID
 from techniques import catalog
 from techniques.base import Batch, Shape, Technique, Unavailable
 from techniques.config import Config, Resolved, batch_at, codes, digest, stage_keys
@@ -57,7 +58,7 @@ from trainer.machine import source_files
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
-from trainer.scoring import compile_scoring, nats_of, score_changed
+from trainer.scoring import Meter, TokenView, compile_scoring, nats_of, score_again, score_changed
 from trainer.seams import Seams
 from trainer.stream import TokenStream
 from trainer.world import Clock, Diverged, World, check_finite, compute_dtype, maybe_compile, write_atomically
@@ -743,6 +744,7 @@ class Trainer:
         """The plain score of the current weights; the training clock stands still."""
         self.clock.stop()
         score = score_plainly(self.model, self.world, self.data, self.config)
+        self.world.ledger.same_tokens("validation")
         self.reporter.validation(self.step, moment.progress, score, self.clock.now())
         self.clock.start()
 
@@ -753,10 +755,13 @@ class Trainer:
             score_plainly, self.model, self.world, self.data, self.config, self.config.report_tokens
         )
         scores = {"val_bpb": score().val_bpb}
+        self.world.ledger.same_tokens("report")
         if self.averager is not None:
             with swapped(self.model, self.averager.weights()):
                 scores["val_bpb_average"] = score().val_bpb
+            self.world.ledger.same_tokens("report")
         now = {"step": self.step, "train_loss": self.train_loss, "elapsed_s": self.clock.now()}
+        now["tokens"] = self.world.ledger.tokens  # their count and hash
         self.reporter.report(scores, progress=moment.progress, lr_scale=self.lr_scale(moment), **now)
         self.clock.start()
 
@@ -906,34 +911,20 @@ class Score:
     bytes: int
 
 
-class Evaluation:
+class Evaluation(TokenView):
     """What a scorer gets: the model, the validation tokens, and a ledger that takes each position exactly
     once.
 
     Position p is the prediction of tokens[p + 1] from tokens[: p + 1]; there are `num_positions` of them."""
 
     def __init__(self, model: GPT, tokens: Tensor, seq_len: int, batch_seqs: int, world: World):
-        self.model, self.tokens, self.seq_len, self.world = model, tokens, seq_len, world
+        self.model, self.stream, self.seq_len, self.world = model, tokens, seq_len, world
         self.batch_seqs = max(1, batch_seqs)
         self.num_positions = tokens.numel() - 1
         self.hidden: Callable[[Tensor], Tensor] = model.hidden  # compiled, where that pays
         self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
         self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
-        self.early = torch.zeros(self.num_positions, dtype=torch.bool)  # trained on while without a score
-
-    def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), each [length] int64 on the device, from position `start`."""
-        ids, targets = self.windows([start], length)
-        return ids[0], targets[0]
-
-    def windows(self, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), each [n, length] int64 on the device, from the n positions `starts`."""
-        if torch.is_grad_enabled():
-            for start in starts:
-                self.early[start : start + length] |= self.written[start : start + length] == 0
-        parts = torch.stack([self.tokens[start : start + length + 1] for start in starts])
-        parts = parts.to(self.world.device).to(torch.int64)
-        return parts[:, :-1], parts[:, 1:]
+        self.ledger = Meter(self)
 
     def write(self, start: int, nll: Tensor) -> None:
         """Nats [n] of positions start … start + n - 1. ValueError if one of them has a score already."""
@@ -942,6 +933,7 @@ class Evaluation:
             raise ValueError(f"Positions {start} … {end - 1} were scored twice: each token counts once.")
         self.written[start:end] = 1
         self.nll[start:end] = nll.detach().float().cpu()
+        self.ledger.wrote(start, end)
 
     def nats(self, h: Tensor, targets: Tensor) -> Tensor:
         """Nats of `targets` [..] under hidden states h [.., D]; softmax over the whole vocabulary."""
@@ -957,7 +949,7 @@ class Evaluation:
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
         mine = self.written.bool()
-        num_bytes = int(data.target_bytes(self.tokens.numpy())[mine.numpy()].sum())
+        num_bytes = int(data.target_bytes(self.stream.numpy())[mine.numpy()].sum())
         sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
         nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
@@ -993,7 +985,7 @@ def open_evaluation(
     model: GPT, world: World, data: corpus_dataset.Dataset, config: Config, limit: int = 0
 ) -> Evaluation:
     t, tokens = config.shape().eval_seq_len, validation_tokens(data, config, limit)
-    world.ledger.note("val", 0, tokens.numel())
+    world.ledger.note("val", 0, tokens.numel(), tokens=tokens)
     return Evaluation(model, tokens, t, config.val_batch_size // t // world.size, world)
 
 
@@ -1022,12 +1014,14 @@ def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Sc
     run = open_evaluation(model, world, data, seams.resolved.config)
     compile_scoring(run, seams.resolved, protocol, clock)
     scorer: Scorer = seams.slot("scorer", PlainScorer)
-    scorer.score(run)
+    with run.ledger.watching():
+        scorer.score(run)
     score = run.result(data)
     seconds = {"timed": world.max(clock.stop()), "true": time.perf_counter() - start}
-    early = (run.early & run.written.bool()).sum().to(world.device, torch.float64)
-    world.ledger.trained_early(int(world.sum(early)))
+    world.ledger.trained_early(run.ledger.num_early(world))
     world.ledger.at("evaluate", "audit")
+    again = functools.partial(seams.slot, "scorer", PlainScorer)
+    world.ledger.saw_later(protocol, *score_again(run, weights, again, BOS_ID))
     if seams.owner("scorer"):
         seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)
     return score, protocol, seconds

@@ -73,6 +73,8 @@ class Audit:
                 found.append(f"{name}: {facts['finding']}")
             if rows:
                 found.append(f"{name}: {rows:,} rows stand at the scale floor, where no clip search acts")
+            if facts.get("adapted") == 0:
+                found.append(f"{name}: it adapted to nothing, so its scores are those of the model as it is")
             if ratio > 1:
                 found.append(f"{name}: a tensor's output error is {ratio:.3f} times that of plain rounding")
         return found

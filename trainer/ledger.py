@@ -21,6 +21,7 @@ descriptor that was opened in an earlier stage and is closed before the next beg
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -71,6 +72,8 @@ class Ledger:
         """Another run begins in this process."""
         self.entries: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.faults: list[str] = []
+        self.tokens = (0, "")  # how many the last evaluation had, and their hash
+        self.compared: dict[str, tuple[int, str]] = {}
         self.reads, self.clocks = 0, 0  # of whatever kind; timed clocks that run
         self.lap_s, self.calibrated_s = 0.0, 0.0  # of the last lap; of all laps that read data
         self.lap_began: float | None = None
@@ -117,8 +120,10 @@ class Ledger:
 
         self.at("quantize", "calibration", now)
 
-    def note(self, split: str, first: int, count: int, *, opened: bool = False) -> None:
-        """Tokens first … first + count - 1 of the split's stream."""
+    def note(self, split: str, first: int, count: int, *, opened: bool = False, tokens: Any = None) -> None:
+        """Tokens first … first + count - 1 of the split's stream; `same_tokens` compares `tokens`."""
+        if tokens is not None:
+            self.tokens = (count, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16])
         now = self.clock()
         fresh = {"reads": 0, "tokens": 0, "first": first, "end": 0, "from_s": now, "to_s": now, "opened": 0}
         entry = self.entries.setdefault((self.stage, self.reader, split), {**fresh, "untimed": 0})
@@ -153,11 +158,29 @@ class Ledger:
                 self.faults.append(f"{before[0]}: weights moved while {self.reader} read validation tokens")
             self.stage, self.reader = before
 
+    def same_tokens(self, kind: str) -> None:
+        """Scores of this kind are compared with each other: the last one's tokens must be the first one's."""
+        first = self.compared.setdefault(kind, self.tokens)
+        if first != self.tokens:
+            self.faults.append(
+                f"{self.stage}: a {kind} scored {self.tokens[0]:,} tokens ({self.tokens[1]}), the first one "
+                f"{first[0]:,} ({first[1]})"
+            )
+
     def trained_early(self, count: int) -> None:
         """So many positions were read for training before their score was written."""
         if count:
             self.faults.append(
                 f"{self.stage}: {self.reader} trained on {count:,} validation tokens before they were scored"
+            )
+
+    def saw_later(self, scorer: str, moved: int, count: int) -> None:
+        """Of `count` scores so many moved when every token was replaced whose score comes later."""
+        if count:
+            self.note("val", 0, count)
+        if moved:
+            self.faults.append(
+                f"{self.stage}: {moved:,} of {count:,} scores of {scorer} moved with tokens behind them"
             )
 
     # -- the interpreter's own record ----------------------------------------------------------------------

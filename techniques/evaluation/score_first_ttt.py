@@ -51,7 +51,7 @@ class TttScorer:
 
     def __init__(self, config: Any):
         self.config = config
-        self.facts: dict[str, Any] = {"steps": 0, "trained_chunks": 0}
+        self.facts: dict[str, Any] = {"steps": 0, "trained_chunks": 0, "adapted": 0}
 
     def score(self, run: Any) -> None:
         c, model = self.config, run.model
@@ -83,6 +83,7 @@ class TttScorer:
                 sequence_step(run, starts[at : at + c.batch_seqs], optimizer, trained, c.grad_clip)
                 self.facts["steps"] += 1
         self.facts["trained_chunks"] += 1
+        self.facts["adapted"] += 1
 
 
 class ScoreFirstTtt(Technique):

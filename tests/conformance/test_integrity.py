@@ -167,7 +167,7 @@ class AheadPhased(PhasedTtt):
         return Ahead(self.config)
 
 
-ALL = {"future", "target flip", "normalisation"}
+ALL = {"future", "target flip", "normalisation", "early"}
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ ALL = {"future", "target flip", "normalisation"}
         (PreEvalTtt, {}, ALL),
         (PlantedRescoring, {}, ALL),
         (TrainsFirst, {}, ALL),
-        (PlantedNgrams, {}, {"normalisation"}),
-        (AheadLora, {}, {"future", "normalisation"}),  # no step follows a document's last chunk: no flip
-        (AheadPhased, {}, {"future"}),  # one document, far from the last target
+        (PlantedNgrams, {}, {"normalisation", "early"}),  # all tokens, with gradients on
+        (AheadLora, {}, {"future", "normalisation", "early"}),  # no step behind a last chunk: no flip
+        (AheadPhased, {}, {"future", "early"}),  # one document, far from the last target
     ],
 )
 def test_each_detector_fires_on_what_deserves_it(
