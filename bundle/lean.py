@@ -199,12 +199,13 @@ class Blanks:
 
 def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
     """Definitions that take the place of the bundle's own of the same names; values are left open."""
-    known, values = catalog.metadata(), resolved.values
+    values = resolved.values
     whole, stored = resolved.identity(), resolved.identity("pack")
     scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
     passes_of = resolved.costs[scorer].eval_passes if scorer else 0
     costs = f"{{{scorer!r}: SimpleNamespace(eval_passes={blanks.leave(passes_of)!r})}}" if scorer else "{}"
-    made = ", ".join(f"{n!r}: {known[n].__name__}(own({n + '.'!r}))" for n in resolved.techniques)
+    classes = {n: type(t).__name__ for n, t in resolved.techniques.items()}
+    made = ", ".join(f"{n!r}: {cls}(own({n + '.'!r}))" for n, cls in classes.items())
     outside = {n: values[n] for n in TRAINER_FIELDS if n not in whole and n not in (*OF_A_PLACE, "resume")}
     return STAND_INS.format(
         shape=tuple(map(blanks.leave, dataclasses.astuple(resolved.config.shape()))),

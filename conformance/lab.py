@@ -295,13 +295,24 @@ def hash_of(*tensors: Tensor) -> str:
 
 @contextlib.contextmanager
 def executed(files: set[str]) -> Iterator[None]:
-    """Every file whose functions are called in here."""
-    before = sys.gettrace()
+    """Every file whose functions are called in here, but for what makes the script that is weighed."""
+    before, make_script = sys.gettrace(), train_gpt.submitted_script
+
+    def unwatched(resolved: Resolved) -> bytes:
+        watching = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return make_script(resolved)
+        finally:
+            sys.settrace(watching)
+
+    train_gpt.submitted_script = unwatched
     sys.settrace(lambda frame, _event, _arg: files.add(frame.f_code.co_filename))
     try:
         yield
     finally:
         sys.settrace(before)
+        train_gpt.submitted_script = make_script
 
 
 @torch.no_grad()
