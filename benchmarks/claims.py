@@ -3,7 +3,7 @@
 Simulated comparisons: one seed's score varies by 1 sd in each arm, with or without a share that both arms
 have in common on a seed. Null: how often "helps" or "hurts" is said where there is nothing, looking after
 every pair. Power: how often and after how many seeds of each arm a true effect is told. --write: the tables
-in docs/claims.md. A minute of one core.
+in docs/claims.md. Some minutes of one core.
 """
 
 import argparse
@@ -25,6 +25,7 @@ NOISES = (
     "skewed (exponential)",
     "skewed in one arm only",
 )
+TIMES = 4  # so many times the studies under the null, whose share is small
 EFFECTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # sd of one seed
 SHARED = (0.0, 0.5, 0.9)  # correlation of the arms on a seed
 WIDTHS = (1.0, 1.5, 2.0, 3.0)  # d, in sd of one seed

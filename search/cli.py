@@ -84,8 +84,7 @@ def run(
         str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
     ] = "",
     niceness: Annotated[
-        int,
-        typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine."),
+        int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
     ] = 0,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
@@ -112,11 +111,7 @@ def run(
         run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
 
 
-def read(
-    context: typer.Context,
-    options: StudyOptions,
-    then: Callable[[Console, Session], None],
-) -> None:
+def read(context: typer.Context, options: StudyOptions, then: Callable[[Console, Session], None]) -> None:
     """Opens a study that was begun, and only reads it. Nothing that it reads becomes garbage before its end:
     not to look for any saves a tenth of the time."""
     gc.disable()
@@ -137,10 +132,7 @@ def read(
 
 @app.command()
 def status(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
     """How far the study is, what failed and why, what a trial costs beside its work."""
     from search.report.status import print_status
@@ -186,10 +178,7 @@ def show(
 
 @app.command()
 def costs(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
     """Predicted bytes and seconds against measured ones: errors, bias, how often the bound held."""
     from search.report.costs import print_costs
@@ -261,9 +250,6 @@ def export(
             "and to change, with every setting on its command line."
         ),
     ] = "lean",
-    compressed: Annotated[
-        bool, typer.Option("--compressed", help="Of a script: two lines that unpack it.")
-    ] = False,
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
@@ -271,33 +257,25 @@ def export(
     """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
     with clear_errors():
         from bundle import lean, one_file
-        from search.exported import of_trial
+        from search.report.trial import configuration_of
+        from techniques.config import read_layer
 
         if sum(x is not None for x in (trial, preset or None, config)) != 1:
             raise ValueError("An export names one of --trial N, --preset NAME and --config FILE.")
-        if format not in ("script", "lean") or (compressed and format == "lean"):
-            raise ValueError(
-                f"An export has --format script, with --compressed or without, or --format lean, which is "
-                f"compressed already, but got {format!r}{' and --compressed' if compressed else ''}."
-            )
+        if format not in ("script", "lean"):
+            raise ValueError(f"An export has --format lean or --format script, but got {format!r}.")
 
     def write(resolved: one_file.Resolved) -> None:
-        if format == "lean":
-            path = lean.export_lean(resolved, to)
-        else:
-            path = one_file.export(resolved, to, compress=compressed)
+        path = (lean.export_lean if format == "lean" else one_file.export)(resolved, to)
         on = ", ".join(resolved.techniques) or "no technique"
         print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
 
     if trial is None:
         with clear_errors():
-            write(one_file.resolve_source(preset=preset, file=config))
+            write(one_file.resolve_layer(read_layer(config) if config else {"preset": preset}))
     else:
-        read(
-            context,
-            StudyOptions(study, storage, home),
-            lambda _, session: write(of_trial(session, trial)),
-        )
+        options = StudyOptions(study, storage, home)
+        read(context, options, lambda _, session: write(configuration_of(session, trial)))
 
 
 def opener(given: StudyOptions) -> Callable[[], Session]:

@@ -285,7 +285,9 @@ class Technique:
         False  # with fresh parameters the model computes what it did without it
     )
     null: ClassVar[Mapping[str, Any] | None] = None  # a scorer's settings under which it adapts nothing
+    batching: ClassVar[tuple[str, ...]] = ()  # a scorer's settings that say how much is scored side by side
     space: ClassVar[Space] = {}  # keys are Config fields
+    unseen: ClassVar[tuple[str, ...]] = ()  # of these, what changes nothing in a tiny run under `smoke`
     env: ClassVar[
         Mapping[str, str]
     ] = {}  # the field's standard variables: "XSA_LAST_N" -> "last_n"; "on" is the gate
@@ -301,6 +303,9 @@ class Technique:
     def check(self, shape: Shape) -> None:
         """Raise ValueError for settings that this shape cannot take."""
 
+    def check_data(self, num_positions: int) -> None:
+        """Before training: raise Unavailable for settings that so few scored positions cannot take."""
+
     def verdict(self) -> Legality:
         """The legality of these settings."""
         return self.legality
@@ -313,6 +318,12 @@ class Technique:
         """Whether these settings keep a document from every other one; attention is judged only where it is
         the technique's own."""
         return False
+
+    @property
+    def strict_prefix(self) -> bool:
+        """Of a scorer: whether under these settings each score depends on the tokens before it alone, and is
+        a share of a distribution. It is checked whatever the verdict; what is legal must claim it."""
+        return self.verdict().admitted("record")
 
     @property
     def scores_by_document(self) -> bool:

@@ -66,7 +66,9 @@ class Config:
     train_seq_len: int = setting(1024, "tokens per training sequence", low=2)
     micro_batches: int = setting(8, "equal parts of a step's batch; the world size must divide it", low=1)
     iterations: int = setting(20_000, "steps at most", low=1)
-    max_wallclock_seconds: float = setting(600.0, "timed training seconds at most; 0: steps only", low=0.0)
+    max_wallclock_seconds: float = setting(
+        600.0, "timed training seconds at most, on a CPU of the processor; 0: steps only", low=0.0
+    )
     reserve_seconds: float = setting(0.0, "training seconds kept back for calibration, s", low=0.0)
     warmup_steps: int = setting(20, "discarded steps that trigger compilation", low=0)
     warmdown_iters: int = setting(1200, "last steps over which learning rates fall to 0", low=0)

@@ -128,11 +128,11 @@ class NativeTrainer:
         if not path.exists():  # it ran on another machine
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        config = shlex.quote(str(shown(path)))
+        file = shlex.quote(str(shown(path)))
         if self.script is None:
-            return f"python train_gpt.py {config}"
+            return f"python train_gpt.py {file}"
         script, out = (shlex.quote(str(shown(p))) for p in (self.script.resolve(), path.parent / "again"))
-        return f"python {script} {config} --out_dir {out}"
+        return f"python {script} {file} --out_dir {out}"
 
     def no_bundle(self, number: int) -> str:
         if self.script is None:
