@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search.common.attributes import CONFIG
+from search.report.trial import trial_of
 from search.session.session import Session
 from search.space.native import native_space
 from search.stage_cache.addresses import code_of
@@ -97,11 +98,10 @@ def arm_of_trial(session: Session, number: int, label: str = "") -> Arm:
             f"Fresh seeds need a trainer of ours, but {session.study.name!r} runs another script. Run its "
             "configurations again with other seeds by hand (docs/any_trainer.md)."
         )
-    trials = [t for t in session.optuna_study.get_trials(deepcopy=False) if t.number == number]
-    found = session.whole(trials)
-    if not found or CONFIG not in found[0].user_attrs:
-        raise ValueError(f"{session.study.name} has no trial {number} with a configuration. See `status`.")
-    layer = dict(found[0].user_attrs[CONFIG])
+    attrs = trial_of(session, number).user_attrs
+    if CONFIG not in attrs:
+        raise ValueError(f"Trial {number} of {session.study.name} has no configuration: it never began.")
+    layer = dict(attrs[CONFIG])
     return _arm(label or f"#{number}", str(layer.pop("preset", "")), layer)
 
 

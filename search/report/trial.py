@@ -47,7 +47,7 @@ def print_trial(console: Console, session: Session, number: int) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     facts = facts_of(trial, session.study.limits)
-    if again := confirmed_of(study).get(number):
+    if again := confirmed_of(session.optuna_study).get(number):
         facts["confirmed"] = f"{confirmed_text(again)}, {stands(again)}"
     for name, text in facts.items():
         table.add_row(name, escape(text))
