@@ -69,8 +69,9 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """The name of its folder: the label as far as a path may say it."""
-        return re.sub(r"[^\w.=+-]+", "_", self.label)[:60] or "arm"
+        """The name of its folder: the label as far as a path may say it, then a hash of it."""
+        plain = re.sub(r"[^\w.=+-]+", "_", self.label)[:40]
+        return plain if plain == self.label and plain.strip(".") else f"{plain}-{digest(self.label)[:6]}"
 
 
 def arm_of_source(source: str, session: OpenSession) -> Arm:
@@ -93,11 +94,7 @@ def arm_of_source(source: str, session: OpenSession) -> Arm:
 
 def arm_of_trial(session: Session, number: int, label: str = "") -> Arm:
     """The configuration of a stored trial. ValueError where it has none."""
-    if session.study.foreign is not None:
-        raise ValueError(
-            f"Fresh seeds need a trainer of ours, but {session.study.name!r} runs another script. Run its "
-            "configurations again with other seeds by hand (docs/any_trainer.md)."
-        )
+    refuse_foreign(session.study)
     attrs = trial_of(session, number).user_attrs
     if CONFIG not in attrs:
         raise ValueError(f"Trial {number} of {session.study.name} has no configuration: it never began.")
@@ -105,8 +102,17 @@ def arm_of_trial(session: Session, number: int, label: str = "") -> Arm:
     return _arm(label or f"#{number}", str(layer.pop("preset", "")), layer)
 
 
+def refuse_foreign(study: Study) -> None:
+    if study.foreign is not None:
+        raise ValueError(
+            f"Fresh seeds need a trainer of ours, but {study.name!r} runs another script. Run its "
+            "configurations again with other seeds by hand (docs/any_trainer.md)."
+        )
+
+
 def arm_of_study(study: Study) -> Arm:
     """What the study starts from: its preset and what it fixes, free techniques off."""
+    refuse_foreign(study)
     layer = dict(native_space(study, catalog.metadata()).config({}))
     return _arm(study.name, str(layer.pop("preset", "")), layer)
 
@@ -173,14 +179,22 @@ def varied(word: str, base: Arm) -> list[Arm]:
             raise ValueError(
                 f"`{name}` is a technique: compare {name} has it with and without. Drop ={text}."
             )
-        without = _without(base, owner)
-        return [without, base if on else _with(base, {owner: True}, owner)]
+        if on:
+            return [_without(base, owner), base]
+        base = _with_needs(base, owner)
+        new = _with(base, {owner: True}, owner)
+        try:
+            new.resolved()
+        except ValueError as error:
+            raise ValueError(f"{error} A setting can be said: compare {owner}.SETTING=VALUE.") from None
+        return [base, new]
     if not text:
         raise ValueError(f"`{name}` is a setting: say its values, as in {name}={field.default},…")
     changes = [{name: parse_value(name, one, field)} for one in text.split(",")]
     if owner not in known:
         arms = [_with(base, change, f"{name}={change[name]}") for change in changes]
         return arms if len(arms) > 1 else [base, *arms]
+    base = _with_needs(base, owner)
     arms = [_with(base, {owner: True} | change, f"{name}={change[name]}") for change in changes]
     modes = isinstance(known[owner].space.get(name.partition(".")[2]), Choice)
     if modes or len(arms) == 1:
@@ -190,6 +204,18 @@ def varied(word: str, base: Arm) -> list[Arm]:
 
 def _with(base: Arm, change: Layer, label: str) -> Arm:
     return replace(base, label=label, layer={**base.layer, **change})
+
+
+def _with_needs(base: Arm, name: str) -> Arm:
+    """The base with what a technique needs: both arms have it, the question is of the technique alone."""
+    known, waiting, needs = catalog.metadata(), [name], dict[str, bool]()
+    values = base.resolved().values
+    while waiting:
+        for need in known[waiting.pop()].requires:
+            if not values[need] and need not in needs:
+                needs[need] = True
+                waiting.append(need)
+    return _with(base, needs, f"{base.label} with {', '.join(needs)}") if needs else base
 
 
 def _without(base: Arm, name: str) -> Arm:

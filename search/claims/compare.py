@@ -158,7 +158,10 @@ def print_plan(console: Console, plan: Plan, arms: Sequence[Arm], seeds: int, pl
     names = ", ".join(arm.label for arm in arms[1:])
     where = f"{place.workers} at once on {'GPUs' if place.gpus else 'the CPU'}"
     say(console, f"{names} against {arms[0].label}: at most {seeds} seeds each, {where}")
-    say(console, f"plan: {shown(plan.folder)}/plan.json, written before the first run")
+    path = f"{shown(plan.folder)}/plan.json"
+    console.print(
+        f"plan, written before the first run: {path}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def say(console: Console, text: str) -> None:

@@ -71,7 +71,8 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
     """Races the `top` feasible trials by value. Raises ValueError for what a person must solve."""
     check_seeds(asked.seeds)
     trials = session.optuna_study.get_trials(deepcopy=False)
-    reference = arm_of_source(against, lambda: session) if against else baseline_arm(session)
+    reference = arm_of_source(against, lambda: session) if against else None
+    reference = reference or replace(arm_of_study(session.study), label=BASELINE_LABEL)
     contenders = contenders_of(session, reference, top)
     arms = [reference, *(one.arm for one in contenders)]
     place = place_of(reference.resolved(), asked, session.study)
@@ -85,12 +86,6 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
     print_confirmed(console, results, found, race_)
     store(session, found, results, race_, plan)
     return found
-
-
-def baseline_arm(session: Session) -> Arm:
-    if session.study.foreign is not None:
-        return arm_of_trial(session, 0)  # says why not
-    return replace(arm_of_study(session.study), label=BASELINE_LABEL)
 
 
 def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]:

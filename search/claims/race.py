@@ -37,6 +37,8 @@ def race(runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell) 
     labels = list(runner.arms)
     results: dict[str, dict[int, Run]] = {label: {} for label in labels}
     chains = Chains.of(labels, runner.training)
+    if len(chains.groups) == len(labels):
+        runner.reuse = None  # nothing to share: fresh seeds would only push a study's stages out
     tasks = [(seed, group) for seed in seeds for group in chains.groups]
 
     def one(seed: int, group: Sequence[str], skip: set[str]) -> None:

@@ -1,13 +1,18 @@
 """What the words of a comparison mean."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from search.claims.arms import Arm, arm_of_source, arms_of, fresh_seeds
+from search.claims.arms import Arm, arm_of_source, arm_of_study, arms_of, fresh_seeds
 from search.session.session import Session
+from search.study.foreign import Foreign
+from search.study.load import find_study
 from techniques.config import read_preset
+from tests.search.fake_studies import write_study
 
 
 def no_session() -> Session:
@@ -37,6 +42,14 @@ def test_each_form() -> None:
     assert labels("matrix_lr=0.02") == ["laptop", "matrix_lr=0.02"]
     low, high = parsed("matrix_lr=0.02,0.08")
     assert (low.resolved().config.matrix_lr, high.resolved().config.matrix_lr) == (0.02, 0.08)
+
+
+def test_what_a_technique_needs_is_on_in_both_arms() -> None:
+    assert labels("awq_lite") == ["laptop with gptq", "awq_lite"]
+    assert all("gptq" in arm.resolved().techniques for arm in parsed("awq_lite"))
+    assert all("gptq" in arm.resolved().techniques for arm in parsed("awq_lite.group=16,32"))
+    with pytest.raises(ValueError, match=r"compare xsa\.SETTING=VALUE"):
+        parsed("xsa")  # of more layers than the preset has
 
 
 def test_a_technique_that_is_on_is_taken_away() -> None:
@@ -90,4 +103,12 @@ def test_seeds_follow_from_the_question_and_are_fresh() -> None:
 
 
 def test_folders_are_no_paths() -> None:
-    assert Arm("a/../b c=1", "", {}, 0).folder == "a_.._b_c=1"
+    names = [Arm(label, "", {}, 0).folder for label in ("a/../b c=1", "a_.._b_c=1", "..", "#7", "a" * 99)]
+    assert names[0].startswith("a_.._b_c=1-") and names[1] == "a_.._b_c=1" and names[2] != ".."
+    assert len(set(names)) == 5 and all("/" not in name and len(name) < 60 for name in names)
+
+
+def test_another_trainers_study_is_refused(tmp_path: Path) -> None:
+    study = replace(find_study(write_study(tmp_path, "theirs")), foreign=cast("Foreign", object()))
+    with pytest.raises(ValueError, match="runs another script"):
+        arm_of_study(study)

@@ -40,6 +40,11 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     return one
 
 
+def widest(text: str) -> int:
+    """Columns of the widest line, the plan's path apart."""
+    return max(len(line) for line in text.splitlines() if not line.startswith("plan"))
+
+
 def outcomes(home: Path) -> list[Path]:
     return sorted(home.glob("runs/compare/*/*/*/outcome.json"))
 
@@ -52,7 +57,7 @@ def test_an_effect_is_told_once_it_is_clear_and_kept(ask: Ask, tmp_path: Path) -
         and told.verdict.mean == pytest.approx(-0.2, abs=0.01)
     )
     assert "matrix_lr=0.04 helps: val_bpb is 0." in text and "99 % interval" in text
-    assert max(map(len, text.splitlines())) <= 80
+    assert widest(text) <= 80
     assert re.search(r"400,000\s+0\.2\s+0\.1", text)
     (plan,) = tmp_path.glob("runs/compare/*/plan.json")
     kept = json.loads(plan.read_text())
@@ -90,7 +95,7 @@ def test_each_mode_is_answered(ask: Ask) -> None:
     text, told = ask("smear_gate.mode=previous,average", noise=0.001)
     assert [one.arm for one in told] == ["smear_gate.mode=previous", "smear_gate.mode=average"]
     assert {one.base for one in told} == {"laptop"} and {one.kind for one in told} == {"same"}
-    assert text.count("makes no difference") == 2 and max(map(len, text.splitlines())) <= 80
+    assert text.count("makes no difference") == 2 and widest(text) <= 80
 
 
 def test_an_arm_that_fails_is_given_up_and_told(ask: Ask, tmp_path: Path) -> None:
@@ -161,6 +166,11 @@ def test_arms_that_share_their_training_run_one_after_the_other(
     monkeypatch.setattr(module, "reuse_of", spied)
     _, (told,) = ask("sliding_window", noise=0.001)
     assert told.kind == "same" and seen
+    seen.clear()
+    monkeypatch.setattr(Spy, "addresses", lambda self, resolved: {"average": resolved.hash()})
+    monkeypatch.setattr(Spy, "keep", lambda *_: seen.append("kept"))
+    ask("leaky_relu2", noise=0.001)
+    assert not seen  # nothing to share: nothing is stored
 
 
 @pytest.mark.slow
