@@ -101,7 +101,7 @@ def sentence(told: Answer, rules: Rules) -> str:
 
 def more_text(v: Verdict) -> str:
     if v.more >= LAST or v.pairs + v.more > LAST:
-        return f"more than {LAST - v.pairs} more seeds would tell, so small is it."
+        return f"it would take more than {LAST - v.pairs} more seeds."
     return f"about {v.more} more seeds would tell (--seeds {v.pairs + v.more})."
 
 
