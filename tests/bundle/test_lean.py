@@ -26,6 +26,11 @@ BYTES = {"naive": 16_000, "pr414": 21_600, "pr549": 26_280, "pr1019": 28_920, "p
 LOSS = re.compile(r"step:(\d+)/\d+ train_loss:(\S+)")
 
 
+def test_an_artifact_names_no_folder_of_this_machine(tiny: dict[str, str]) -> None:
+    resolved = resolved_of(tiny)
+    assert resolved.config.data_path not in str(resolved.head()) and resolved.head()["num_layers"] == 3
+
+
 def check_same_bits(settings: dict[str, str], resolved: Resolved, folder: Path, *extra: str) -> None:
     """Runs the trainer and the lean script and compares all that a run leaves."""
     ran = run_trainer({**settings, "out_dir": str(folder / "whole")}, *extra)
@@ -34,7 +39,9 @@ def check_same_bits(settings: dict[str, str], resolved: Resolved, folder: Path, 
     script = folder / "alone" / "train_gpt.py"
     script.parent.mkdir()
     script.write_bytes(lean(resolved))
-    lone = alone(script)
+    data = script.parent / "elsewhere"  # another folder, another place: the same artifact
+    data.symlink_to(settings["data_path"])
+    lone = alone(script, DATA_PATH=str(data))
     assert lone.returncode == 0, lone.stderr[-2000:]
     artifact = (script.parent / "artifact.bin").read_bytes()
     assert hashlib.sha256(artifact).hexdigest() == whole["sha256"]
