@@ -454,11 +454,26 @@ def alive(units: Sequence[Unit]) -> list[Unit]:
     return found
 
 
+def counters(tree: ast.AST) -> set[str]:
+    """Names and attributes that hold constants wherever they are bound: `x += 1` makes another number of one,
+    where a tensor's `x += y` changes what others hold as well."""
+    nodes, plain, bound = [*walk(tree)], set[ast.AST](), set[str]()
+    for n in nodes:
+        if isinstance(n, ast.AugAssign):
+            plain.add(n.target)
+        elif isinstance(n, ast.Assign):
+            pairs = pairs_of(n) or [(t, n.value) for t in n.targets]
+            plain |= {target for target, value in pairs if isinstance(value, ast.Constant)}
+        elif isinstance(n, ast.arg):
+            bound.add(n.arg)
+    return sets(tree) - bound - {x for n in nodes if n not in plain for x in stored(n)}
+
+
 class Unread(ast.NodeTransformer):
     """Locals and attributes of self that nothing reads, and statements that do nothing, are gone."""
 
-    def __init__(self, spoken: Set[str]):
-        self.spoken = spoken  # by the whole program
+    def __init__(self, spoken: Set[str], numbers: Set[str]):
+        self.spoken, self.numbers = spoken, numbers  # of the whole program: what it reads, its counters
         self.here: Set[str] | None = None  # names that the outermost function reads
         self.of_class = set[ast.stmt]()
         self.changed = False
@@ -507,8 +522,8 @@ class Unread(ast.NodeTransformer):
         return node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        idle = self.is_unread(node.target) and is_pure(node.value)
-        return self.instead() if idle else self.generic_visit(node)
+        counts = sets(node.target) <= self.numbers and is_pure(node.value)
+        return self.instead() if counts and self.is_unread(node.target) else self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         return self.instead() if is_pure(node.value) else self.generic_visit(node)
@@ -521,16 +536,21 @@ class Unread(ast.NodeTransformer):
 
     def visit_For(self, node: ast.For) -> ast.AST:
         self.generic_visit(node)
-        idle = all(isinstance(n, ast.Pass) for n in node.body) and is_pure(node.iter)
+        drains = isinstance(node.iter, ast.Name)  # of a generator, which then runs
+        idle = all(isinstance(n, ast.Pass) for n in node.body) and is_pure(node.iter) and not drains
         return self.instead() if idle else node
+
+
+def stored(node: ast.AST) -> set[str]:
+    """The name or the attribute that the node itself stores."""
+    if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return {node.id if isinstance(node, ast.Name) else node.attr}
+    return set()
 
 
 def sets(node: ast.AST) -> set[str]:
     """Names and attributes that it stores."""
-    stores = [
-        n for n in walk(node) if isinstance(n, ast.Name | ast.Attribute) and isinstance(n.ctx, ast.Store)
-    ]
-    return {n.id if isinstance(n, ast.Name) else n.attr for n in stores}
+    return {name for n in walk(node) for name in stored(n)}
 
 
 def without_the_dead(tree: ast.Module, units: Sequence[Unit]) -> set[str]:
@@ -550,7 +570,7 @@ def reachable(tree: ast.Module) -> ast.Module:
     """The tree less all that nothing reaches, again and again until nothing more goes. A statement is looked
     at again where it changed, or where something that it sets is no longer spoken of."""
     units, stores = dict[ast.stmt, list[Unit]](), dict[ast.stmt, set[str]]()
-    spoken, fresh = set[str](), {*tree.body}
+    spoken, fresh, numbers = set[str](), {*tree.body}, counters(tree)
     while True:
         for node in fresh:
             units[node], stores[node] = [*units_of(node)], sets(node)
@@ -559,7 +579,7 @@ def reachable(tree: ast.Module) -> ast.Module:
         fresh = set[ast.stmt]()
         for i, node in enumerate(tree.body):
             if node in again or stores[node] & lost:
-                unread = Unread(spoken)
+                unread = Unread(spoken, numbers)
                 tree.body[i] = unread.visit(node)
                 tidied(tree.body[i])
                 fresh |= {tree.body[i]} if unread.changed else set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle import names
+from bundle import names, passes
 from bundle.lean import FOREIGN, Blanks, decided_by, lean, lean_tree, stand_ins, whole_shelf
 from bundle.one_file import resolve_layer
 from techniques import catalog
@@ -80,6 +80,39 @@ def test_a_setting_decides_nothing_about_another_record_of_its_name(tiny: dict[s
     settings = {**tiny, "gptq": "1", "gptq.act_order": "0", "awq_lite": "1"}
     solve = next(n for n in tree_of(resolved_of(settings)).body if getattr(n, "name", "") == "gptq_solve")
     assert "config.act_order" in ast.unparse(solve)
+
+
+KEEPS = """
+class Sums:
+    def __init__(self, tensors):
+        self.tensors, self.calls, self.seen = tensors, 0, 0
+        self.last = tensors[0]
+    def add(self, given, more):
+        steps = done = 0
+        for total, x in zip(self.tensors, given):
+            total += x
+            steps += 1
+        given *= 2
+        self.last -= 1
+        self.calls += 1
+        for _ in more:
+            pass
+        for _ in self.tensors[:2]:
+            done += 1
+Sums([1]).add([2], iter([3]))
+"""
+
+
+def test_what_changes_in_place_stays(tiny: dict[str, str]) -> None:
+    """`total += x` is a tensor that others read (swa's sums), `steps += 1` a number that nobody reads."""
+    text = ast.unparse(passes.reachable(ast.parse(KEEPS)))
+    kept = ("total += x", "given *= 2", "self.last -= 1", "for _ in more")
+    assert not [line for line in kept if line not in text], text
+    assert not [word for word in ("steps", "done", "calls", "seen") if word in text], text
+    swa = next(
+        n for n in tree_of(resolved_of({**tiny, "swa": "1"})).body if getattr(n, "name", "") == "SwaAverager"
+    )
+    assert "total += p.detach()" in ast.unparse(swa)
 
 
 def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:
