@@ -454,26 +454,29 @@ def alive(units: Sequence[Unit]) -> list[Unit]:
     return found
 
 
-def counters(tree: ast.AST) -> set[str]:
-    """Names and attributes that hold constants wherever they are bound: `x += 1` makes another number of one,
-    where a tensor's `x += y` changes what others hold as well."""
-    nodes, plain, bound = [*walk(tree)], set[ast.AST](), set[str]()
+def held(tree: ast.AST) -> set[str]:
+    """Names and attributes that `x += y` stores in, and that are bound to more than new values somewhere: of
+    a tensor it changes what others hold as well, so it reads x."""
+    nodes, plain, bound, added = [*walk(tree)], set[ast.AST](), set[str](), set[str]()
     for n in nodes:
         if isinstance(n, ast.AugAssign):
             plain.add(n.target)
+            added |= stored(n.target)
         elif isinstance(n, ast.Assign):
             pairs = pairs_of(n) or [(t, n.value) for t in n.targets]
-            plain |= {target for target, value in pairs if isinstance(value, ast.Constant)}
+            plain |= {
+                target for target, value in pairs if isinstance(value, ast.Constant | ast.Dict | ast.List)
+            }
         elif isinstance(n, ast.arg):
             bound.add(n.arg)
-    return sets(tree) - bound - {x for n in nodes if n not in plain for x in stored(n)}
+    return added & (bound | {name for n in nodes if n not in plain for name in stored(n)})
 
 
 class Unread(ast.NodeTransformer):
     """Locals and attributes of self that nothing reads, and statements that do nothing, are gone."""
 
-    def __init__(self, spoken: Set[str], numbers: Set[str]):
-        self.spoken, self.numbers = spoken, numbers  # of the whole program: what it reads, its counters
+    def __init__(self, spoken: Set[str], held: Set[str]):
+        self.spoken, self.held = spoken, held  # by the whole program
         self.here: Set[str] | None = None  # names that the outermost function reads
         self.of_class = set[ast.stmt]()
         self.changed = False
@@ -492,6 +495,8 @@ class Unread(ast.NodeTransformer):
         return node
 
     def is_unread(self, node: ast.expr) -> bool:
+        if stored(node) & self.held:
+            return False
         match node:
             case ast.Name(id=name):
                 return self.here is not None and name not in self.here and f'"{name}' not in self.spoken
@@ -522,8 +527,8 @@ class Unread(ast.NodeTransformer):
         return node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        counts = sets(node.target) <= self.numbers and is_pure(node.value)
-        return self.instead() if counts and self.is_unread(node.target) else self.generic_visit(node)
+        idle = self.is_unread(node.target) and is_pure(node.value)
+        return self.instead() if idle else self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         return self.instead() if is_pure(node.value) else self.generic_visit(node)
@@ -570,7 +575,7 @@ def reachable(tree: ast.Module) -> ast.Module:
     """The tree less all that nothing reaches, again and again until nothing more goes. A statement is looked
     at again where it changed, or where something that it sets is no longer spoken of."""
     units, stores = dict[ast.stmt, list[Unit]](), dict[ast.stmt, set[str]]()
-    spoken, fresh, numbers = set[str](), {*tree.body}, counters(tree)
+    spoken, fresh, added_to = set[str](), {*tree.body}, held(tree)
     while True:
         for node in fresh:
             units[node], stores[node] = [*units_of(node)], sets(node)
@@ -579,7 +584,7 @@ def reachable(tree: ast.Module) -> ast.Module:
         fresh = set[ast.stmt]()
         for i, node in enumerate(tree.body):
             if node in again or stores[node] & lost:
-                unread = Unread(spoken, numbers)
+                unread = Unread(spoken, added_to)
                 tree.body[i] = unread.visit(node)
                 tidied(tree.body[i])
                 fresh |= {tree.body[i]} if unread.changed else set()
