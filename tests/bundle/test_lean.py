@@ -17,7 +17,7 @@ from bundle.lean import FOREIGN, Blanks, decided_by, lean, lean_tree, stand_ins,
 from bundle.one_file import resolve_layer
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
-from tests.bundle.test_bundle import alone, crowd, resolved_of
+from tests.bundle.test_bundle import alone, crowd, crowds_of, resolved_of
 from tests.conftest import ROOT, run_trainer
 from tests.test_presets import small
 
@@ -52,6 +52,15 @@ def check_same_bits(settings: dict[str, str], resolved: Resolved, folder: Path, 
 def test_the_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path, many: bool) -> None:
     settings = crowd(tiny) if many else tiny
     check_same_bits(settings, resolved_of(settings), tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_technique_in_a_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path) -> None:
+    """Whichever fill one slot come one after the other."""
+    for k, settings in enumerate(crowds_of({**tiny, "val_tokens": "640"})):
+        (tmp_path / str(k)).mkdir()
+        check_same_bits(settings, resolved_of(settings), tmp_path / str(k))
 
 
 @pytest.mark.long
@@ -115,6 +124,11 @@ def test_what_changes_in_place_stays(tiny: dict[str, str]) -> None:
         n for n in tree_of(resolved_of({**tiny, "swa": "1"})).body if getattr(n, "name", "") == "SwaAverager"
     )
     assert "total += p.detach()" in ast.unparse(swa)
+
+
+def test_the_log_takes_the_code_under_any_locale(tiny: dict[str, str]) -> None:
+    log = next(n for n in tree_of(resolved_of(tiny)).body if getattr(n, "name", "") == "Log")
+    assert "utf-8" in ast.unparse(log)  # packed code is latin-1 text; an ASCII locale could not write it
 
 
 def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:
