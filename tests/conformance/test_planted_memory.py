@@ -39,7 +39,6 @@ def test_a_tilt_that_is_no_distribution_is_caught(lab: Lab, monkeypatch: pytest.
         nats = -F.log_softmax(logits.float(), -1).gather(-1, targets[..., None])[..., 0]
         return nats - strengths * ((targets == hints) & (hints >= 4))
 
-    assert failures(lab, token_tilt.TokenTilt, "score-first") == {}
     monkeypatch.setattr(token_tilt, "tilt_nats", tilt)
-    found = failures(lab, token_tilt.TokenTilt, "score-first", "one forward")
-    assert "normalisation" in found["score-first"] and len(found) == 1
+    found = failures(lab, token_tilt.TokenTilt, "score-first")
+    assert "normalisation" in found["score-first"]
