@@ -54,6 +54,17 @@ def test_the_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Pat
     check_same_bits(settings, resolved_of(settings), tmp_path)
 
 
+@pytest.mark.slow
+def test_a_model_that_is_pruned_to_a_size_is_the_one_that_is_exported(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    """The script's bytes are part of the target."""
+    settings = {**tiny, "prune": "1", "prune.target_bytes": "39500"}
+    check_same_bits(settings, resolved_of(settings), tmp_path)
+    told = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert 39_450 < told["artifact_bytes"] <= 39_500, told["activity"]["prune"]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_technique_in_a_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path) -> None:
