@@ -997,8 +997,9 @@ def score_plainly(
     with torch.no_grad(), world.ledger.report(model):
         run = open_evaluation(model, world, data, config, limit)
         PlainScorer().score(run)
+        score = run.result(data)  # it reads the bytes of CaseOps data
     model.train(was_training)
-    return run.result(data)
+    return score
 
 
 def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Score, str, dict[str, float]]:

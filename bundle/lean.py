@@ -94,7 +94,7 @@ class Log:
     def __init__(self, rank):
         self.loud = rank == 0
         if self.loud:
-            self._text = open("train.log", "w", buffering=1)
+            self._text = open("train.log", "w", 1, "utf-8")  # whatever the locale: it holds the code
     def __call__(self, line, *, screen=True):
         if self.loud:
             print(line, file=self._text)
