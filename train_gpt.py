@@ -826,7 +826,7 @@ class Export:
 
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
-        artifact = pack(packed, self.seams.resolved.identity("pack"), self.seams.codec())
+        artifact = pack(packed, self.seams.resolved.head(), self.seams.codec())
         return len(artifact) + self.code_bytes
 
     def note(self, **facts: Any) -> None:
@@ -997,8 +997,9 @@ def score_plainly(
     with torch.no_grad(), world.ledger.report(model):
         run = open_evaluation(model, world, data, config, limit)
         PlainScorer().score(run)
+        score = run.result(data)  # it reads the bytes of CaseOps data
     model.train(was_training)
-    return run.result(data)
+    return score
 
 
 def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Score, str, dict[str, float]]:
@@ -1169,7 +1170,7 @@ class Run:
         self.stage_seconds["quantize"] = {"timed": timed_s, "true": time.perf_counter() - start}
         start, replaced = time.perf_counter(), self.seams.owner("codec") is not None
         with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
-            head = self.resolved.identity("pack")
+            head = self.resolved.head()
             plain = beside.submit(pack, packed, head, ZlibCodec()) if replaced else None
             artifact = self.world.from_first(pack(packed, head, self.seams.codec()))
             self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}

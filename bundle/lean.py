@@ -63,7 +63,7 @@ class Resolved:
         return Shape{planned}
     def owner(self, slot):
         return next((t for t in self.techniques.values() if slot in claims(t)), None)
-    def identity(self, last):
+    def head(self):
         return {{k: v for k, v in self.values.items() if k not in {late}}}
 def settings_from():
     values = {literal}
@@ -94,7 +94,7 @@ class Log:
     def __init__(self, rank):
         self.loud = rank == 0
         if self.loud:
-            self._text = open("train.log", "w", buffering=1)
+            self._text = open("train.log", "w", 1, "utf-8")  # whatever the locale: it holds the code
     def __call__(self, line, *, screen=True):
         if self.loud:
             print(line, file=self._text)
@@ -123,7 +123,7 @@ class Run:
         torch.manual_seed(c.seed)
         packed, _ = quantize(trained.weights, trainer.model, seams, calibration(trainer))
         codec = seams.codec()
-        artifact = world.from_first(pack(packed, resolved.identity("pack"), codec))
+        artifact = world.from_first(pack(packed, resolved.head(), codec))
         if log.loud:
             Path("artifact.bin").write_bytes(artifact)
         reporter.sizes(codec.name, len(artifact), len(code))
@@ -200,7 +200,7 @@ class Blanks:
 def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
     """Definitions that take the place of the bundle's own of the same names; values are left open."""
     values = resolved.values
-    whole, stored = resolved.identity(), resolved.identity("pack")
+    whole, stored = resolved.identity(), resolved.head()
     scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
     passes_of = resolved.costs[scorer].eval_passes if scorer else 0
     costs = f"{{{scorer!r}: SimpleNamespace(eval_passes={blanks.leave(passes_of)!r})}}" if scorer else "{}"

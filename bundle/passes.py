@@ -454,11 +454,29 @@ def alive(units: Sequence[Unit]) -> list[Unit]:
     return found
 
 
+def held(tree: ast.AST) -> set[str]:
+    """Names and attributes that `x += y` stores in, and that are bound to more than new values somewhere: of
+    a tensor it changes what others hold as well, so it reads x."""
+    nodes, plain, bound, added = [*walk(tree)], set[ast.AST](), set[str](), set[str]()
+    for n in nodes:
+        if isinstance(n, ast.AugAssign):
+            plain.add(n.target)
+            added |= stored(n.target)
+        elif isinstance(n, ast.Assign):
+            pairs = pairs_of(n) or [(t, n.value) for t in n.targets]
+            plain |= {
+                target for target, value in pairs if isinstance(value, ast.Constant | ast.Dict | ast.List)
+            }
+        elif isinstance(n, ast.arg):
+            bound.add(n.arg)
+    return added & (bound | {name for n in nodes if n not in plain for name in stored(n)})
+
+
 class Unread(ast.NodeTransformer):
     """Locals and attributes of self that nothing reads, and statements that do nothing, are gone."""
 
-    def __init__(self, spoken: Set[str]):
-        self.spoken = spoken  # by the whole program
+    def __init__(self, spoken: Set[str], held: Set[str]):
+        self.spoken, self.held = spoken, held  # by the whole program
         self.here: Set[str] | None = None  # names that the outermost function reads
         self.of_class = set[ast.stmt]()
         self.changed = False
@@ -477,6 +495,8 @@ class Unread(ast.NodeTransformer):
         return node
 
     def is_unread(self, node: ast.expr) -> bool:
+        if stored(node) & self.held:
+            return False
         match node:
             case ast.Name(id=name):
                 return self.here is not None and name not in self.here and f'"{name}' not in self.spoken
@@ -521,16 +541,21 @@ class Unread(ast.NodeTransformer):
 
     def visit_For(self, node: ast.For) -> ast.AST:
         self.generic_visit(node)
-        idle = all(isinstance(n, ast.Pass) for n in node.body) and is_pure(node.iter)
+        drains = isinstance(node.iter, ast.Name)  # of a generator, which then runs
+        idle = all(isinstance(n, ast.Pass) for n in node.body) and is_pure(node.iter) and not drains
         return self.instead() if idle else node
+
+
+def stored(node: ast.AST) -> set[str]:
+    """The name or the attribute that the node itself stores."""
+    if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return {node.id if isinstance(node, ast.Name) else node.attr}
+    return set()
 
 
 def sets(node: ast.AST) -> set[str]:
     """Names and attributes that it stores."""
-    stores = [
-        n for n in walk(node) if isinstance(n, ast.Name | ast.Attribute) and isinstance(n.ctx, ast.Store)
-    ]
-    return {n.id if isinstance(n, ast.Name) else n.attr for n in stores}
+    return {name for n in walk(node) for name in stored(n)}
 
 
 def without_the_dead(tree: ast.Module, units: Sequence[Unit]) -> set[str]:
@@ -550,7 +575,7 @@ def reachable(tree: ast.Module) -> ast.Module:
     """The tree less all that nothing reaches, again and again until nothing more goes. A statement is looked
     at again where it changed, or where something that it sets is no longer spoken of."""
     units, stores = dict[ast.stmt, list[Unit]](), dict[ast.stmt, set[str]]()
-    spoken, fresh = set[str](), {*tree.body}
+    spoken, fresh, added_to = set[str](), {*tree.body}, held(tree)
     while True:
         for node in fresh:
             units[node], stores[node] = [*units_of(node)], sets(node)
@@ -559,7 +584,7 @@ def reachable(tree: ast.Module) -> ast.Module:
         fresh = set[ast.stmt]()
         for i, node in enumerate(tree.body):
             if node in again or stores[node] & lost:
-                unread = Unread(spoken)
+                unread = Unread(spoken, added_to)
                 tree.body[i] = unread.visit(node)
                 tidied(tree.body[i])
                 fresh |= {tree.body[i]} if unread.changed else set()

@@ -29,7 +29,7 @@ from conformance.subject import Subject
 from techniques.base import Verdict
 from techniques.config import Resolved
 
-TINY_VOCAB = 4  # small enough to try every target
+TINY_VOCAB = 6  # small enough to try every target; two of them are no special tokens
 LENGTH = 5 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
 LONG = 22 * SEQ_LEN + 17  # positions: what begins behind the twelfth chunk shows, and batches of 16 are full
 ROWS = (1, 2, 16)  # sequences side by side

@@ -134,7 +134,7 @@ def read(context: typer.Context, options: StudyOptions, then: Callable[[Console,
 def status(
     context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
-    """How far the study is, what failed and why, what a trial costs beside its work."""
+    """How far the study is, what failed and why. Then what a trial costs beside its work."""
     from search.report.status import print_status
 
     read(context, StudyOptions(study, storage, home), print_status)
@@ -180,7 +180,7 @@ def show(
 def costs(
     context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
-    """Predicted bytes and seconds against measured ones: errors, bias, how often the bound held."""
+    """Predicted bytes and seconds against measured ones. Errors, bias, how often the bound held."""
     from search.report.costs import print_costs
 
     read(context, StudyOptions(study, storage, home), print_costs)
@@ -194,7 +194,7 @@ def effects(
     home: HomeOption = None,
     top: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 15,
 ) -> None:
-    """By how much each technique and setting moves val_bpb, with what confidence, and which pairs clash."""
+    """By how much each technique and setting moves val_bpb. With what confidence, and which pairs clash."""
     from search.report.effects import print_effects
 
     read(
@@ -212,7 +212,7 @@ def dashboard(
     home: HomeOption = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
-    """optuna-dashboard for this study, on this machine only, for who has the address that this prints."""
+    """optuna-dashboard for this study, on this machine only. For who has the address that this prints."""
 
     def serve_it(console: Console, session: Session) -> None:
         from search.report.dashboard import serve
@@ -228,7 +228,7 @@ def scan(
     script: Annotated[Path, typer.Argument(help="A training script; it is read, never run.")],
     out: Annotated[Path | None, typer.Option(help="The study file to write. [default: print it]")] = None,
 ) -> None:
-    """Draft a study from what a script reads from its environment (docs/any_trainer.md)."""
+    """Draft a study from what a script reads from its environment. See docs/any_trainer.md."""
     with clear_errors():
         from search.trainers.foreign import draft
 
@@ -254,7 +254,7 @@ def export(
     storage: StorageOption = None,
     home: HomeOption = None,
 ) -> None:
-    """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
+    """One configuration as a self-contained train_gpt.py. It has only the techniques that are on."""
     with clear_errors():
         from bundle import lean, one_file
         from search.report.trial import configuration_of

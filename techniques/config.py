@@ -195,6 +195,10 @@ class Resolved:
         on = {n for n, t in self.techniques.items() if t.stage in read}
         return {k: v for k, v in self.values.items() if k in own or k.partition(".")[0] in on}
 
+    def head(self) -> dict[str, Any]:
+        """What the artifact says of its settings: those that it depends on, and no folder of this machine."""
+        return {k: v for k, v in self.identity("pack").items() if k not in ("data_path", "tokenizer_path")}
+
     def hash(self) -> str:
         """Equal hashes are the same run."""
         return digest(self.identity())

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 LEDGER_ALLOWED = {
     ("data", "check"): ("train", "val"),  # shapes, document starts, bytes, overlap; no weight exists yet
@@ -94,7 +95,8 @@ class Ledger:
         """A timed span that counts if data are read in it, or if the model runs in it once data were read:
         they may have been kept."""
         kept = self.calibrated_s > 0.0
-        hook = model.blocks[0].register_forward_pre_hook(lambda *_: self._used()) if kept else None
+        kind = type(model.blocks[0])  # of a copy of the model, too
+        hook = register_module_forward_pre_hook(lambda m, _: self._used(type(m) is kind)) if kept else None
         self.settle()
         before, self.lap_began = self.reads, self.seconds()
         self.timing(1)
@@ -108,8 +110,8 @@ class Ledger:
             self.lap_s, self.lap_began = self.seconds() - self.lap_began, None
             self.calibrated_s += self.lap_s if self.reads > before else 0.0
 
-    def _used(self) -> None:
-        self.reads += 1
+    def _used(self, runs: bool) -> None:
+        self.reads += runs
 
     def calibrating(self, timed_s: float) -> None:
         """Calibration reads from here on; training used `timed_s` of the budget."""

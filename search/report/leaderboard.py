@@ -128,7 +128,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     if bad:
         console.print()
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
-    console.print(f"\n{NOISE}", soft_wrap=True)
+    console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):

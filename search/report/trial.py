@@ -95,8 +95,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
 
 
 def clock_summary(attrs: Mapping[str, Any], figure: str) -> str:
-    """ " of processor time, 31.0 s on the clock" where a CPU was timed: the whole stage, a reader's wait."""
-    stage = {stored.TRAIN_SECONDS: "train", stored.EVAL_SECONDS: "evaluate"}.get(figure)
-    waited = attrs.get(stored.STAGE_REUSE, {}).get("seconds", {}).get(stage)
-    on_cpu = waited is not None and attrs.get(stored.PASSPORT, {}).get("device_type") == "cpu"
+    """ " of processor time, 31.0 s on the clock" where a CPU was timed: the whole stages, a reader's wait."""
+    stages = {stored.TRAIN_SECONDS: ("train", "quantize"), stored.EVAL_SECONDS: ("evaluate",)}.get(figure, ())
+    waited = sum(attrs.get(stored.STAGE_REUSE, {}).get("seconds", {}).get(stage, 0.0) for stage in stages)
+    on_cpu = waited and attrs.get(stored.PASSPORT, {}).get("device_type") == "cpu"
     return f" of processor time, {waited:,.1f} s on the clock" if on_cpu else ""

@@ -51,7 +51,7 @@ class Limit:
         return f"{figure:.1f}" if self.unit == "s" else f"{int(figure):,}"
 
     def allowed(self, most: float) -> str:
-        return f"{most:g}" if self.unit == "s" else f"{int(most):,}"
+        return f"{round(most, 3):g}" if self.unit == "s" else f"{int(most):,}"
 
 
 LIMITS = (  # constraint, name, figure, label, unit, phrase

@@ -114,6 +114,8 @@ class Prune(Technique):
 
     def correct(self, packed: Any, export: Any) -> Any:
         c = self.config
+        if all(item.scale is None for item in packed):
+            return packed  # no tensor is stored as integers
         candidates = Candidates(packed, bool(c.target_bytes))
         total, sizes = candidates.total, {0: export.bytes(packed)}
         if c.target_bytes:

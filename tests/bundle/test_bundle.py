@@ -115,8 +115,8 @@ def with_needs(name: str, base: dict[str, str]) -> dict[str, str]:
     return {**base, **dict.fromkeys(needs, "1"), **settings}
 
 
-def test_every_technique_can_be_bundled(tiny: dict[str, str], tmp_path: Path) -> None:
-    """In the fewest crowds that agree; each one alone is the long test below."""
+def crowds_of(tiny: dict[str, str]) -> list[dict[str, str]]:
+    """Every technique, in the fewest crowds that agree."""
     left, crowds = list(KNOWN), list[dict[str, str]]()
     while left:
         settings = with_needs(left[0], tiny)
@@ -128,7 +128,12 @@ def test_every_technique_can_be_bundled(tiny: dict[str, str], tmp_path: Path) ->
             settings = with_needs(name, settings)
         crowds.append(settings)
         left = [name for name in left if name not in settings]
-    check_names({str(k): settings for k, settings in enumerate(crowds)}, tmp_path)
+    return crowds
+
+
+def test_every_technique_can_be_bundled(tiny: dict[str, str], tmp_path: Path) -> None:
+    """Each one alone is the long test below."""
+    check_names({str(k): settings for k, settings in enumerate(crowds_of(tiny))}, tmp_path)
 
 
 @pytest.mark.long

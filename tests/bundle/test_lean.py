@@ -12,18 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from bundle import names
+from bundle import names, passes
 from bundle.lean import FOREIGN, Blanks, decided_by, lean, lean_tree, stand_ins, whole_shelf
 from bundle.one_file import resolve_layer
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
-from tests.bundle.test_bundle import alone, crowd, resolved_of
+from tests.bundle.test_bundle import alone, crowd, crowds_of, resolved_of
 from tests.conftest import ROOT, run_trainer
 from tests.test_presets import small
 
 # preset -> bytes at most: 1.2 times what its published script takes when compressed the same way, naive 1.27
 BYTES = {"naive": 16_000, "pr414": 21_600, "pr549": 26_280, "pr1019": 28_920, "pr1855": 38_400}
 LOSS = re.compile(r"step:(\d+)/\d+ train_loss:(\S+)")
+
+
+def test_an_artifact_names_no_folder_of_this_machine(tiny: dict[str, str]) -> None:
+    resolved = resolved_of(tiny)
+    assert resolved.config.data_path not in str(resolved.head()) and resolved.head()["num_layers"] == 3
 
 
 def check_same_bits(settings: dict[str, str], resolved: Resolved, folder: Path, *extra: str) -> None:
@@ -34,7 +39,9 @@ def check_same_bits(settings: dict[str, str], resolved: Resolved, folder: Path, 
     script = folder / "alone" / "train_gpt.py"
     script.parent.mkdir()
     script.write_bytes(lean(resolved))
-    lone = alone(script)
+    data = script.parent / "elsewhere"  # another folder, another place: the same artifact
+    data.symlink_to(settings["data_path"])
+    lone = alone(script, DATA_PATH=str(data))
     assert lone.returncode == 0, lone.stderr[-2000:]
     artifact = (script.parent / "artifact.bin").read_bytes()
     assert hashlib.sha256(artifact).hexdigest() == whole["sha256"]
@@ -66,6 +73,15 @@ def test_a_model_that_is_pruned_to_a_size_is_the_one_that_is_exported(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_technique_in_a_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Path) -> None:
+    """Whichever fill one slot come one after the other."""
+    for k, settings in enumerate(crowds_of({**tiny, "val_tokens": "640"})):
+        (tmp_path / str(k)).mkdir()
+        check_same_bits(settings, resolved_of(settings), tmp_path / str(k))
+
+
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("preset", ["pr414", "pr518", "pr549", "pr569", "pr1263", "pr1019", "pr1855"])
 def test_a_presets_lean_script_gives_the_same_bits(preset: str, tiny: dict[str, str], tmp_path: Path) -> None:
@@ -91,6 +107,46 @@ def test_a_setting_decides_nothing_about_another_record_of_its_name(tiny: dict[s
     settings = {**tiny, "gptq": "1", "gptq.act_order": "0", "awq_lite": "1"}
     solve = next(n for n in tree_of(resolved_of(settings)).body if getattr(n, "name", "") == "gptq_solve")
     assert "config.act_order" in ast.unparse(solve)
+
+
+KEEPS = """
+class Sums:
+    def __init__(self, tensors):
+        self.tensors, self.calls, self.seen = tensors, 0, 0
+        self.last = tensors[0]
+    def add(self, given, more):
+        steps, facts = 0, {}
+        done = 0
+        facts |= {"word": 1}
+        for total, x in zip(self.tensors, given):
+            total += x
+            steps += 1
+        given *= 2
+        self.last -= 1
+        self.calls += 1
+        for _ in more:
+            pass
+        for _ in self.tensors[:2]:
+            done += 1
+Sums([1]).add([2], iter([3]))
+"""
+
+
+def test_what_changes_in_place_stays(tiny: dict[str, str]) -> None:
+    """`total += x` is a tensor that others read (swa's sums), `steps += 1` a number that nobody reads."""
+    text = ast.unparse(passes.reachable(ast.parse(KEEPS)))
+    kept = ("total += x", "given *= 2", "self.last -= 1", "for _ in more")
+    assert not [line for line in kept if line not in text], text
+    assert not [word for word in ("steps", "done", "facts", "calls", "seen") if word in text], text
+    swa = next(
+        n for n in tree_of(resolved_of({**tiny, "swa": "1"})).body if getattr(n, "name", "") == "SwaAverager"
+    )
+    assert "total += p.detach()" in ast.unparse(swa)
+
+
+def test_the_log_takes_the_code_under_any_locale(tiny: dict[str, str]) -> None:
+    log = next(n for n in tree_of(resolved_of(tiny)).body if getattr(n, "name", "") == "Log")
+    assert "utf-8" in ast.unparse(log)  # packed code is latin-1 text; an ASCII locale could not write it
 
 
 def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:

@@ -211,9 +211,12 @@ def test_a_score_divides_by_the_original_bytes(target: Target):
     tiny |= {"train_seq_len": 16, "train_batch_tokens": 128, "device": "cpu", "val_batch_size": 256}
     run = resolve({"file": {**tiny, "caseops": True, "compute_dtype": "float32"}}, {})
     torch.manual_seed(0)
-    score = train_gpt.score_plainly(
-        train_gpt.build_model(run), train_gpt.World(run.config), data, run.config, limit=512
-    )
+    world = train_gpt.World(run.config)
+    world.ledger.watch(target.folder)
+    world.ledger.at("train", "steps")
+    score = train_gpt.score_plainly(train_gpt.build_model(run), world, data, run.config, limit=512)
+    assert {e["reader"] for e in world.ledger.summary()} == {"report"}, "a report's sidecar, not the steps'"
+    assert world.ledger.findings() == []
     tokens = data.val_tokens(max_tokens=513)
     assert score.tokens == 512 and score.bytes == int(data.target_bytes(tokens).sum())
     assert score.val_bpb == pytest.approx(score.val_loss * 512 / math.log(2) / score.bytes)

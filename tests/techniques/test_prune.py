@@ -30,6 +30,12 @@ def nonzero(packed: list[Packed]) -> int:
     return sum(int((p.q != 0).sum()) for p in packed if p.scale is not None)
 
 
+@pytest.mark.parametrize("settings", [{"fraction": 0.1}, {"target_bytes": 1}])
+def test_a_model_without_integers_stays_as_it_is(settings: dict[str, Any]):
+    floats = items()[:1]
+    assert Prune(Prune.Config(**settings)).correct(floats, exported({})) == floats
+
+
 def test_the_fraction_is_of_the_nonzero_and_the_cheapest_fall():
     before, facts = items(), {}
     after = Prune(Prune.Config(fraction=0.1)).correct(before, exported(facts))

@@ -5,6 +5,7 @@ seconds where it stands, and its stage's timed seconds must hold all of them: BU
 stage takes by itself, so a place that no clock sees is missed.
 """
 
+import copy
 import itertools
 import json
 import os
@@ -296,8 +297,18 @@ class Deferred(RoundToNearest):
         return round_to_nearest(weight, bits, rule)
 
 
-def test_a_calibration_that_is_put_off_is_paid_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Slow, "quantizer", lambda self: Deferred())
+class DeferredCopy(Deferred):
+    """The same on a copy of the model."""
+
+    def calibrate(self, model: Any, batches: Any) -> None:
+        super().calibrate(copy.deepcopy(model), batches)
+
+
+@pytest.mark.parametrize("kind", [Deferred, DeferredCopy])
+def test_a_calibration_that_is_put_off_is_paid_too(
+    kind: type[Deferred], lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slow, "quantizer", lambda self: kind())
     monkeypatch.setattr(Reads, "places", ())
     monkeypatch.setattr(sys.modules[__name__], "EXPECTED", {("quantize", "calibration", "round")})
     assert missed(lab, BUSY)["quantize"] <= 0.0

@@ -82,7 +82,7 @@ def straight_and_resumed(lab: Lab, resolved: Resolved) -> list[bytes]:
         torch.manual_seed(resolved.config.seed)
         batches = train_gpt.calibration(trainer, 0.0)
         packed, _ = train_gpt.quantize(trained.weights, trainer.model, trainer.seams, batches)
-        out.append(train_gpt.pack(packed, resolved.identity("pack"), train_gpt.ZlibCodec()))
+        out.append(train_gpt.pack(packed, resolved.head(), train_gpt.ZlibCodec()))
     return out
 
 
