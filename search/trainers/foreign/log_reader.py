@@ -1,13 +1,15 @@
-"""LogReader(rules).feed(line, at_s): what a run has told in the challenge's standard log lines.
+"""LogReader(rules).feed(line, at_s): what a run has told in the challenge's log lines.
 
     step:<i>/<N> train_loss:<f> train_time:<ms>ms          training; nan or inf ends the run
-    step:<i>/<N> val_loss:<f> val_bpb:<f> train_time:...   validation; becomes early reports for the pruner
+    <i>/<N> val_loss: <f> val_bpb: <f>                     validation; becomes early reports for the pruner
     <label> val_loss:<f> val_bpb:<f> eval_time:<ms>ms      a score line; which one counts is a rule, see below
     Total submission size <codec>: <n> bytes               the artifact; `Code size: <n> bytes` its code
 
-The score is never "the last line that matches": of `Rules.score`'s labels the first that was printed counts.
-Without a rule it must be exactly one of KNOWN_SCORES (`X` and `X_exact` are one score). A label
-printed with different values is an error too, unless `occurrence` says first or last.
+`:` and `=` are one, and so are `step:` and nothing before `<i>/<N>`; colours, times and ranks before a line
+are skipped. A score line is whatever names a BPB, has no step and is no running figure. With `Rules.score`
+the first of its labels that was printed counts, unless a later one is unknown to it; without, the last that
+was printed after training, unless another one, printed since the artifact was made, is better.
+`X` and `X_exact` are one score; diagnostics are none. What competes is an error, never a guess.
 """
 
 import math
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EXACT = "_exact"
-# What published trainers call a final score, from what is added last to what every script prints.
+# What published trainers call a final score: known to every rule, also to one that does not list them.
 KNOWN_SCORES = (
     "quantized_ttt_phased",
     "legal_ttt",
@@ -25,15 +27,35 @@ KNOWN_SCORES = (
     "final_int6_roundtrip",
     "final_int8_zlib_roundtrip",
 )
-MAX_LABELS = 64  # of one run; more is noise
+MAX_LABELS = 64  # of one run; of more, the oldest are forgotten
 MAX_LABEL = 80  # characters
+MAX_BPB = 64.0  # eight times what a uniform distribution over bytes has: more is no score
 SAME_POINT = 0.02  # a validation this close to a grid point of the budget is taken for it
-PREFIX = re.compile(r"^\[(?:rank|default)?\d+\]:\s*")  # what torchrun puts before a rank's lines
+SAME_SCORE = 6e-5  # two prints of one score differ by their rounding
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# what stands before a line: torchrun's rank, a process, a time, a logger's level
+PREFIX = re.compile(
+    r"(?:(?:\[(?:rank|default)?\d+\]:|\([^()]*pid=\d+[^()]*\)|"
+    r"\[?(?:\d{4}-\d\d-\d\d[T ])?\d\d?:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\]?|\[?\d{9,}(?:\.\d+)?\]?|"
+    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[-|])\s*(?=\s|(?<=:)))+\s*"
+)
 RULE = re.compile(r"={100,}")  # ends the source code at the head of a log
-STEP = re.compile(r"step:(\d+)/(\d+)\s")
-PAIR = re.compile(r"(?<!\S)([A-Za-z_]\w*):\s*(\S+)")
-NUMBER = re.compile(r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf))(ms|s)?", re.IGNORECASE)
-SIZE = re.compile(r"(Total submission size|Serialized model|Code size)(?: (\S+))?: ([\d,]+) bytes")
+STEP = re.compile(r"(?:\[?(?:step|iter(?:ation)?)\s*[:=#]?\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)/(\d+))\]?:?(?=\s|$)", re.I)
+PAIR = re.compile(
+    r"(?<![\w.])([A-Za-z_]\w*)\s?[:=]\s*(?:([-+]?(?:\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf))"
+    r"\s?(ms|s|m|min|h)?|\0)(?![\w.])",
+    re.I,
+)
+UNITS = {"ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
+ANY_BPB = re.compile(r"(?<![a-z])(?:[a-z]+_)*bpb\b[^\d\n]{0,24}?([-+]?\d+\.\d+|\bnan\b|\binf\b)", re.I)
+METRIC = re.compile(r"(?i)(?:^|_)(?:loss|bpb|nats)$")
+DIAGNOSTIC = re.compile(r"(?i)diag|pre.?quant|post.?ema|unquant|(?:^|[^a-z])pre.?ttt|float")
+# a running figure or a difference; and, where it is not called val_bpb, somebody else's number
+RUNNING = re.compile(r"(?i)\d\s*/\s*\d|\d\s*%|chunk|running|batch|\bstep\W*\d|delta|\bgap|differ|improve|penalty")
+NO_SCORE = re.compile(r"(?i)\bgain|target|\bvs\b|baseline|previous|\bsota|record|best|\best_|mix_bpb|probe")
+DIGITS = re.compile(r"(?<![A-Za-z_\d])\d[\d.]*")
+SIZE = re.compile(r"(Total submission|Serialized model|Code size)(?: size)?(?: (\S+))?: ([\d,]+) bytes")
+TOTAL = re.compile(r"\b(?:total|budget)[:=]\s?(\d{5,})(?:/\d+)?(?: bytes)? \([\d./ ]+Mi?B\)")
 PEAK = re.compile(r"peak memory allocated: (\d+) MiB")
 Report = dict[str, Any]
 
@@ -54,13 +76,21 @@ class Rules:
 
 @dataclass
 class Score:
-    """One label's lines."""
+    """One label's lines since the last training step."""
 
     first: float
     last: float
     loss: float
     at_s: float  # of the last one, since the process began
     differ: bool = False
+    packed: bool = False  # the artifact had been made
+
+    @property
+    def possible(self) -> bool:
+        return 0.0 < self.last <= MAX_BPB
+
+    def same(self, other: "Score") -> bool:
+        return abs(self.last - other.last) <= SAME_SCORE
 
 
 class LogError(ValueError):
@@ -94,28 +124,28 @@ class LogReader:
 
     def feed(self, line: str, at_s: float) -> list[Report]:
         """Reads one line, printed `at_s` seconds after the start; returns the early reports it completes."""
-        line = PREFIX.sub("", line.strip())
+        line = ANSI.sub("", line).strip()
+        line = line[before.end() :] if (before := PREFIX.match(line)) else line
         if RULE.fullmatch(line) and self.train_loss is None:
-            self.scores.clear()  # what came so far was source code, however much it looks like a log
-            self.eval_s.clear()
-            self.sizes.clear()
-        if step := STEP.match(line + " "):
-            return self._step(int(step[1]), int(step[2]), numbers(line), at_s)
-        if size := SIZE.match(line):
+            for told in (self.scores, self.eval_s, self.sizes):
+                told.clear()  # what came so far was source code, however much it looks like a log
+        if (step := STEP.match(line)) and (step[1] or "_loss" in line or "bpb" in line):
+            return self._step(int(step[1] or step[3]), int(step[2] or step[4] or 0), numbers(line), at_s)
+        if size := SIZE.search(line):
             self._size(size[1], size[2] or "", int(size[3].replace(",", "")))
+        elif total := TOTAL.search(line):
+            self._size("Total submission", "", int(total[1]))
         elif peak := PEAK.match(line):
             self.peak_memory_bytes = int(peak[1]) * 2**20
+        elif scored := score_of(line):
+            self._score(*scored, numbers(line), at_s)
         elif ":" in line:
-            self._told_of(line, numbers(line), at_s)
+            self._told_of(line, numbers(line))
         return []
 
-    def _told_of(self, line: str, found: Mapping[str, float], at_s: float) -> None:
-        """A line of pairs that is no step: a score, or one of the facts at the head and at the end."""
-        if "val_bpb" in found:
-            label = label_of(line)
-            if label in self.scores or len(self.scores) < MAX_LABELS:
-                self._score(label, found, at_s)
-        elif line.startswith("model_params:") and "model_params" in found:
+    def _told_of(self, line: str, found: Mapping[str, float]) -> None:
+        """One of the facts at the head and at the end."""
+        if line.startswith("model_params:") and "model_params" in found:
             self.params = int(found["model_params"])
         elif line.startswith("stopping_early:"):
             self.train_s = max(self.train_s, found.get("train_time", 0.0))
@@ -127,17 +157,30 @@ class LogReader:
     def _size(self, what: str, codec: str, count: int) -> None:
         if what == "Code size":
             self.code_bytes = count
-        elif what == "Total submission size" and (codec in self.sizes or len(self.sizes) < MAX_LABELS):
+            return
+        for score in self.scores.values():
+            score.packed = False  # it was measured before the artifact was made
+        if what == "Total submission" and (codec in self.sizes or len(self.sizes) < MAX_LABELS):
             self.sizes[codec] = count
 
-    def _score(self, label: str, found: Mapping[str, float], at_s: float) -> None:
-        value, loss = found["val_bpb"], found.get("val_loss", math.nan)
-        if "eval_time" in found:
-            self.eval_s[label] = found["eval_time"]
-        old = self.scores.get(label, Score(value, value, loss, at_s))
-        self.scores[label] = Score(old.first, value, loss, at_s, old.differ or value != old.last)
+    def _score(self, label: str, value: float, found: Mapping[str, float], at_s: float) -> None:
+        loss = found.get("val_loss", math.nan)
+        if time := next((found[n] for n in ("eval_time", "time", "elapsed") if n in found), None):
+            self.eval_s.pop(label, None)
+            self.eval_s[label] = time
+        old = self.scores.pop(label, Score(value, value, loss, at_s))  # the latest stand last
+        self.scores[label] = Score(old.first, value, loss, at_s, old.differ or value != old.last, True)
+        for told in (self.scores, self.eval_s):
+            if len(told) > MAX_LABELS:
+                told.pop(next((k for k in told if not {k, bare(k)} & {*self.rules.score}), label))
 
     def _step(self, step: int, total: int, found: Mapping[str, float], at_s: float) -> list[Report]:
+        if "train_loss" in found or step < min(2, self.steps):  # no final score came before training went on
+            self.scores.clear()
+            self.eval_s.clear()
+        if step < min(2, self.steps):  # a second run in one log: the last one counts
+            self.steps, self.train_s, self._point, self._told = 0, 0.0, None, 0.0
+            self.sizes.clear()
         self.steps = max(self.steps, step)
         self.train_s = max(self.train_s, found.get("train_time", 0.0))
         self.first_step_at_s = at_s if self.first_step_at_s is None else self.first_step_at_s
@@ -198,25 +241,57 @@ class LogReader:
                 f"ambiguous score: {label!r} was printed with different values, {found.first:g} first and "
                 f'{found.last:g} last. Set occurrence = "first" or "last" in [trainer]'
             )
-        return label, found.first if self.rules.occurrence == "first" else found.last, found.loss
+        bpb = found.first if self.rules.occurrence == "first" else found.last
+        if math.isfinite(bpb) and not found.possible:
+            raise LogError(f"impossible score: {label!r} says val_bpb {bpb:g}; a BPB is above 0, at most {MAX_BPB:g}")
+        return label, bpb, found.loss
 
     def _label(self) -> str:
-        printed = ", ".join(repr(label) for label in self.scores) or "none"
-        if self.rules.score:
-            if found := next((label for label in self.rules.score if label in self.scores), None):
-                return found
-            wanted = ", ".join(map(repr, self.rules.score))
+        printed = ", ".join(f"{label!r} {score.last:.4f}" for label, score in self.scores.items()) or "none"
+        finals = [label for label in self.scores if not DIAGNOSTIC.search(label)]
+        if rule := self.rules.score:
+            for wanted in rule:
+                if found := [k for k in self.scores if wanted in (k, bare(k))]:
+                    self._refuse_rivals(wanted, found, finals, printed)
+                    return found[-1]
+            wanted = ", ".join(map(repr, rule))
             raise LogError(f"no score: none of {wanted} was printed; lines with a val_bpb: {printed}")
-        families = {label.removesuffix(EXACT) for label in self.scores}
-        known = [name for name in KNOWN_SCORES if name in families]
-        if len(known) > 1:
-            raise LogError(
-                f"ambiguous score: the run printed {printed}. Name the one that counts: score = [...] in "
-                "[trainer]"
-            )
-        if not known:
+        if not finals:
             raise LogError(f"no score: lines with a val_bpb: {printed}. Name one: score = [...] in [trainer]")
-        return known[0] + EXACT if known[0] + EXACT in self.scores else known[0]
+        last = self.scores[finals[-1]]
+        rivals = [k for k in finals[:-1] if self._rival(self.scores[k], last)]
+        if rivals or sweep(finals[-1], finals):
+            raise LogError(
+                f"ambiguous score: {finals[-1]!r} was printed last, but {', '.join(map(repr, rivals)) or 'as one of several'}"
+                f" competes; printed: {printed}. Name the one that counts: score = [...] in [trainer]"
+            )
+        exact = finals[-1].removesuffix(EXACT) + EXACT
+        return exact if exact in self.scores and self.scores[exact].same(last) else finals[-1]
+
+    @staticmethod
+    def _rival(score: Score, last: Score) -> bool:
+        """Better than the last one, although the artifact had been made."""
+        return score.last < last.last - SAME_SCORE and score.packed >= last.packed
+
+    def _refuse_rivals(self, wanted: str, found: list[str], finals: list[str], printed: str) -> None:
+        """LogError when the rule's label stands for several values, or a later one is unknown to the rule."""
+        score, labels = self.scores[found[-1]], [*self.scores]
+        known = {*self.rules.score, *KNOWN_SCORES}
+        several = [k for k in found if not self.scores[k].same(score)]
+        later = [
+            k
+            for k in labels[labels.index(found[-1]) + 1 :]
+            if k in finals
+            and not {k, bare(k), k.removesuffix(EXACT)} & known
+            and not self.scores[k].same(score)
+        ]
+        if several:
+            raise LogError(f"ambiguous score: {wanted!r} is {', '.join(map(repr, found))}; printed: {printed}")
+        if later:
+            raise LogError(
+                f"ambiguous score: {', '.join(map(repr, later))} came later than {found[-1]!r} and is not in `score`. "
+                f"Add it there, first where it counts, last where it does not; printed: {printed}"
+            )
 
     def artifact_bytes(self) -> int | None:
         """Bytes of the "Total submission size" line that counts; None when none was printed."""
@@ -254,17 +329,43 @@ class LogReader:
 
 
 def label_of(line: str) -> str:
-    """The words before the first pair: `final_int6 stride:64 val_bpb:…` has the label `final_int6`."""
-    pair = PAIR.search(line)
-    words = line[: pair.start()] if pair else line
-    return " ".join(words.split())[:MAX_LABEL]
+    """What stands before the loss and BPB of a score line: `final_int6 stride:64 val_bpb:…` is `final_int6
+    stride:64`; `Sliding BPB: …`, which has no val_bpb, is `Sliding BPB`."""
+    pairs = [pair for pair in PAIR.finditer(line) if METRIC.search(pair[1])]
+    named = any(pair[1] == "val_bpb" for pair in pairs)
+    label = line[: pairs[0].start()] if pairs else line
+    if not named and (other := ANY_BPB.search(line)):
+        label = f"{label[: other.start()]} {line[other.start() : other.start(1)]}"
+    return " ".join(label.split()).strip(" :=|,-([")[:MAX_LABEL]
+
+
+def bare(label: str) -> str:
+    """Without its parameters: `final_int6 stride:64` is `final_int6`."""
+    pair = PAIR.search(label)
+    return label[: pair.start()].strip() if pair else label
+
+
+def score_of(line: str) -> tuple[str, float] | None:
+    """(label, val_bpb) of a line that names a BPB and is no running figure and no difference."""
+    named = next((pair for pair in PAIR.finditer(line) if pair[1] == "val_bpb" and pair[2]), None)
+    other = None if named else ANY_BPB.search(line)
+    if named is None and other is None:
+        return None
+    label = label_of(line)
+    if RUNNING.search(label) or (other and NO_SCORE.search(line)):
+        return None
+    return label, float(named[2].replace(",", "") if named else other[1])  # type: ignore[index]
+
+
+def sweep(label: str, labels: list[str]) -> bool:
+    """Whether it is one of three or more that differ in a number alone: none of them is the final one."""
+    return sum(DIGITS.sub("#", one) == DIGITS.sub("#", label) for one in labels) > 2
 
 
 def numbers(line: str) -> dict[str, float]:
-    """The `key:number` pairs of a line; a number with ms or s is in seconds."""
+    """The `key:number` pairs of a line; a number with a unit of time is in seconds."""
     found: dict[str, float] = {}
-    for name, text in PAIR.findall(line):
-        if number := NUMBER.fullmatch(text):
-            value = float(number[1].replace(",", ""))
-            found.setdefault(name, value / 1000.0 if (number[2] or "").lower() == "ms" else value)
+    for name, text, unit in PAIR.findall(line):
+        if text:
+            found.setdefault(name, float(text.replace(",", "")) * UNITS.get(unit.lower(), 1.0))
     return found
