@@ -37,25 +37,33 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PREFIX = re.compile(
     r"(?:(?:\[(?:rank|default)?\d+\]:|\([^()]*pid=\d+[^()]*\)|"
     r"\[?(?:\d{4}-\d\d-\d\d[T ])?\d\d?:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\]?|\[?\d{9,}(?:\.\d+)?\]?|"
-    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[-|])\s*(?=\s|(?<=:)))+\s*"
+    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[-|])(?:\s+|$))+"
 )
 RULE = re.compile(r"={100,}")  # ends the source code at the head of a log
-STEP = re.compile(r"(?:\[?(?:step|iter(?:ation)?)\s*[:=#]?\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)/(\d+))\]?:?(?=\s|$)", re.I)
+STEP = re.compile(
+    r"(?:\[?(?:step|iter(?:ation)?)\s*[:=#]?\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)/(\d+))\]?:?(?=\s|$)", re.I
+)
 PAIR = re.compile(
     r"(?<![\w.])([A-Za-z_]\w*)\s?[:=]\s*(?:([-+]?(?:\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf))"
-    r"\s?(ms|s|m|min|h)?|\0)(?![\w.])",
+    r"(ms|s|m|min|h)?|\0)(?![\w.])",
     re.I,
 )
 UNITS = {"ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
-ANY_BPB = re.compile(r"(?<![a-z])(?:[a-z]+_)*bpb\b[^\d\n]{0,24}?([-+]?\d+\.\d+|\bnan\b|\binf\b)", re.I)
+ANY_BPB = re.compile(r"(?<![a-z\d_])((?:[a-z]\w*_)?bpb)\b[^\d\n]{0,24}?([-+]?\d+\.\d+|\bnan\b|\binf\b)", re.I)
 METRIC = re.compile(r"(?i)(?:^|_)(?:loss|bpb|nats)$")
-DIAGNOSTIC = re.compile(r"(?i)diag|pre.?quant|post.?ema|unquant|(?:^|[^a-z])pre.?ttt|float")
+DIAGNOSTIC = re.compile(
+    r"(?i)diag|pre.?quant|post.?ema|unquant|(?:^|[^a-z])pre.?ttt|float|^(?:ema|swa|fp32)\b|(?:^|[_ ])raw\b"
+)
 # a running figure or a difference; and, where it is not called val_bpb, somebody else's number
-RUNNING = re.compile(r"(?i)\d\s*/\s*\d|\d\s*%|chunk|running|batch|\bstep\W*\d|delta|\bgap|differ|improve|penalty")
-NO_SCORE = re.compile(r"(?i)\bgain|target|\bvs\b|baseline|previous|\bsota|record|best|\best_|mix_bpb|probe")
+RUNNING = re.compile(
+    r"(?i)\d\s*/\s*\d|\d\s*%|chunk|running|progress|search|sweep|batch|\bstep\W*\d|delta|\bgap|differ|improve|penalty"
+)
+NO_SCORE = re.compile(r"(?i)\bgain|target|\bvs\b|baseline|previous|\bsota|record|best|\best_|probe")
 DIGITS = re.compile(r"(?<![A-Za-z_\d])\d[\d.]*")
 SIZE = re.compile(r"(Total submission|Serialized model|Code size)(?: size)?(?: (\S+))?: ([\d,]+) bytes")
-TOTAL = re.compile(r"\b(?:total|budget)[:=]\s?(\d{5,})(?:/\d+)?(?: bytes)? \([\d./ ]+Mi?B\)")
+TOTAL = re.compile(
+    r"(?i)\b(?:total|budget|artifact(?: size)?)[:=]\s*([\d,]{4,})(?:/\d+)?(?: bytes| \([\d./ ]+Mi?B\))"
+)
 PEAK = re.compile(r"peak memory allocated: (\d+) MiB")
 Report = dict[str, Any]
 
@@ -118,6 +126,8 @@ class LogReader:
     wallclock_s: float = 0.0
     _point: tuple[float, float, float] | None = None  # progress, val_bpb, lr_scale of the last validation
     _told: float = 0.0  # grid points up to here are done with
+    _reported: float = 0.0  # progress of the last report
+    early: int = 0  # reports so far
 
     def __post_init__(self) -> None:
         self.wallclock_s = self.rules.wallclock_s
@@ -134,11 +144,12 @@ class LogReader:
         if size := SIZE.search(line):
             self._size(size[1], size[2] or "", int(size[3].replace(",", "")))
         elif total := TOTAL.search(line):
-            self._size("Total submission", "", int(total[1]))
+            self._size("Total submission", "", int(total[1].replace(",", "")))
         elif peak := PEAK.match(line):
             self.peak_memory_bytes = int(peak[1]) * 2**20
-        elif scored := score_of(line):
-            self._score(*scored, numbers(line), at_s)
+        elif scored := scores_of(line):
+            for label, value in scored:
+                self._score(label, value, numbers(line), at_s)
         elif ":" in line:
             self._told_of(line, numbers(line))
         return []
@@ -175,11 +186,13 @@ class LogReader:
                 told.pop(next((k for k in told if not {k, bare(k)} & {*self.rules.score}), label))
 
     def _step(self, step: int, total: int, found: Mapping[str, float], at_s: float) -> list[Report]:
-        if "train_loss" in found or step < min(2, self.steps):  # no final score came before training went on
+        if not {"val_loss", "val_bpb"} & found.keys() or step < min(
+            2, self.steps
+        ):  # training goes on: none was final
             self.scores.clear()
             self.eval_s.clear()
         if step < min(2, self.steps):  # a second run in one log: the last one counts
-            self.steps, self.train_s, self._point, self._told = 0, 0.0, None, 0.0
+            self.steps, self.train_s, self._point, self._told, self._reported = 0, 0.0, None, 0.0, 0.0
             self.sizes.clear()
         self.steps = max(self.steps, step)
         self.train_s = max(self.train_s, found.get("train_time", 0.0))
@@ -213,24 +226,27 @@ class LogReader:
         return 1.0
 
     def _on_grid(self, step: int, point: tuple[float, float, float], at_s: float) -> list[Report]:
-        """Reports of grid points since the last validation; interpolated across at most two of them."""
-        reports: list[Report] = []
+        """Reports of grid points since the last validation, interpolated across at most two of them; a
+        validation far from all of them that stands alone is told where it stands."""
+        found, grid, before = list[tuple[float, float, float]](), 1.0 / self.rules.num_reports, self._point
         for k in range(1, self.rules.num_reports):
-            at, here = k / self.rules.num_reports, point
+            at = k * grid
             if at <= self._told or at > point[0] + SAME_POINT:
                 continue
             self._told = at
-            if abs(at - point[0]) > SAME_POINT:
-                before = self._point
-                near = before is not None and 0.0 < before[0] < at
-                if before is None or not near or point[0] - before[0] > 2.0 / self.rules.num_reports:
-                    continue
+            if abs(at - point[0]) <= SAME_POINT:
+                found.append(point)
+            elif before is not None and 0.0 < before[0] < at and point[0] - before[0] <= 2.0 * grid:
                 share = (at - before[0]) / (point[0] - before[0])
-                here = (at, *(a + share * (b - a) for a, b in zip(before[1:], point[1:], strict=True)))
-            report = {"kind": "report", "step": step, "progress": here[0], "val_bpb": here[1]}
-            more = {"lr_scale": here[2], "train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
-            reports.append(report | more)
-        return reports
+                _, bpb, scale = (a + share * (b - a) for a, b in zip(before, point, strict=True))
+                found.append((at, bpb, scale))
+        if not found and grid <= point[0] - self._reported and point[0] < 1.0 - SAME_POINT:
+            found.append(point)
+        self._reported = found[-1][0] if found else self._reported
+        self.early += len(found)
+        more = {"train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
+        told = [{"progress": at, "val_bpb": bpb, "lr_scale": scale} for at, bpb, scale in found]
+        return [{"kind": "report", "step": step} | one | more for one in told]
 
     def value(self) -> tuple[str, float, float]:
         """(label, val_bpb in bits per byte, val_loss in nats per token) of the score; or LogError."""
@@ -243,7 +259,9 @@ class LogReader:
             )
         bpb = found.first if self.rules.occurrence == "first" else found.last
         if math.isfinite(bpb) and not found.possible:
-            raise LogError(f"impossible score: {label!r} says val_bpb {bpb:g}; a BPB is above 0, at most {MAX_BPB:g}")
+            raise LogError(
+                f"impossible score: {label!r} says val_bpb {bpb:g}; a BPB is above 0, at most {MAX_BPB:g}"
+            )
         return label, bpb, found.loss
 
     def _label(self) -> str:
@@ -259,11 +277,19 @@ class LogReader:
         if not finals:
             raise LogError(f"no score: lines with a val_bpb: {printed}. Name one: score = [...] in [trainer]")
         last = self.scores[finals[-1]]
+        if not last.possible:
+            return finals[-1]
+        if last.differ:  # a name that is printed for every stage: the stage's own name, if there is one
+            finals = [k for k in finals if k == finals[-1] or not self.scores[k].same(last)] + [
+                k for k in finals if not self.scores[k].differ and self.scores[k].same(last)
+            ]
+            last = self.scores[finals[-1]]
         rivals = [k for k in finals[:-1] if self._rival(self.scores[k], last)]
         if rivals or sweep(finals[-1], finals):
+            others = ", ".join(map(repr, rivals)) or "as one of several"
             raise LogError(
-                f"ambiguous score: {finals[-1]!r} was printed last, but {', '.join(map(repr, rivals)) or 'as one of several'}"
-                f" competes; printed: {printed}. Name the one that counts: score = [...] in [trainer]"
+                f"ambiguous score: {finals[-1]!r} was printed last, but {others} competes; printed: {printed}. "
+                "Name the one that counts: score = [...] in [trainer]"
             )
         exact = finals[-1].removesuffix(EXACT) + EXACT
         return exact if exact in self.scores and self.scores[exact].same(last) else finals[-1]
@@ -271,26 +297,23 @@ class LogReader:
     @staticmethod
     def _rival(score: Score, last: Score) -> bool:
         """Better than the last one, although the artifact had been made."""
-        return score.last < last.last - SAME_SCORE and score.packed >= last.packed
+        return score.possible and score.last < last.last - SAME_SCORE and score.packed >= last.packed
 
     def _refuse_rivals(self, wanted: str, found: list[str], finals: list[str], printed: str) -> None:
         """LogError when the rule's label stands for several values, or a later one is unknown to the rule."""
-        score, labels = self.scores[found[-1]], [*self.scores]
-        known = {*self.rules.score, *KNOWN_SCORES}
-        several = [k for k in found if not self.scores[k].same(score)]
-        later = [
-            k
-            for k in labels[labels.index(found[-1]) + 1 :]
-            if k in finals
-            and not {k, bare(k), k.removesuffix(EXACT)} & known
-            and not self.scores[k].same(score)
-        ]
-        if several:
-            raise LogError(f"ambiguous score: {wanted!r} is {', '.join(map(repr, found))}; printed: {printed}")
-        if later:
+        score = self.scores[found[-1]]
+        if any(not self.scores[k].same(score) for k in found):
             raise LogError(
-                f"ambiguous score: {', '.join(map(repr, later))} came later than {found[-1]!r} and is not in `score`. "
-                f"Add it there, first where it counts, last where it does not; printed: {printed}"
+                f"ambiguous score: {wanted!r} is {', '.join(map(repr, found))}; printed: {printed}"
+            )
+        known = {*KNOWN_SCORES, *self.rules.score, *(one.removesuffix(EXACT) for one in self.rules.score)}
+        order = [*self.scores]
+        later = [k for k in finals if order.index(k) > order.index(found[-1])]
+        later = [k for k in later if not {k, bare(k), k.removesuffix(EXACT)} & known]
+        if later := [k for k in later if self.scores[k].differ or not self.scores[k].same(score)]:
+            raise LogError(
+                f"ambiguous score: {', '.join(map(repr, later))} came later than {found[-1]!r} and is not in "
+                "`score`. Add it there, first where it counts, last where it does not; printed: " + printed
             )
 
     def artifact_bytes(self) -> int | None:
@@ -302,6 +325,18 @@ class LogReader:
             names = ", ".join(map(repr, packed))
             raise LogError(f"ambiguous size: sizes of {names} were printed. Name one: size = in [trainer]")
         return next(iter(packed.values()), None)
+
+    def seen(self) -> str:
+        """What the log told and what it did not, for the one who reads the first run's."""
+        missing = {
+            "no steps": self.steps,
+            "no early BPB: nothing will be pruned": self.early,
+            "no size line: only `files` can tell bytes": self.sizes,
+            "no train_time: the clock counts": self.train_s,
+            "no eval_time: the clock counts": self.eval_s or self.total_eval_s,
+        }
+        told = [f"{self.steps:,} steps", f"{self.early} early BPB", f"{len(self.scores)} lines with a BPB"]
+        return ", ".join(told) + "".join(f"; {what}" for what, there in missing.items() if not there)
 
     def train_seconds(self, end_s: float) -> tuple[float, str]:
         """(timed training in s, where it is from): train_time, the clock of the step lines, else `end_s`."""
@@ -329,14 +364,10 @@ class LogReader:
 
 
 def label_of(line: str) -> str:
-    """What stands before the loss and BPB of a score line: `final_int6 stride:64 val_bpb:…` is `final_int6
-    stride:64`; `Sliding BPB: …`, which has no val_bpb, is `Sliding BPB`."""
-    pairs = [pair for pair in PAIR.finditer(line) if METRIC.search(pair[1])]
-    named = any(pair[1] == "val_bpb" for pair in pairs)
-    label = line[: pairs[0].start()] if pairs else line
-    if not named and (other := ANY_BPB.search(line)):
-        label = f"{label[: other.start()]} {line[other.start() : other.start(1)]}"
-    return " ".join(label.split()).strip(" :=|,-([")[:MAX_LABEL]
+    """What stands before the loss and the BPB of a score line: `final_int6 stride:64 val_bpb:…` is
+    `final_int6 stride:64`."""
+    metric = next((pair for pair in PAIR.finditer(line) if METRIC.search(pair[1])), None)
+    return " ".join(line[: metric.start() if metric else None].split()).strip(" :=|,-([")[:MAX_LABEL]
 
 
 def bare(label: str) -> str:
@@ -345,16 +376,16 @@ def bare(label: str) -> str:
     return label[: pair.start()].strip() if pair else label
 
 
-def score_of(line: str) -> tuple[str, float] | None:
-    """(label, val_bpb) of a line that names a BPB and is no running figure and no difference."""
-    named = next((pair for pair in PAIR.finditer(line) if pair[1] == "val_bpb" and pair[2]), None)
-    other = None if named else ANY_BPB.search(line)
-    if named is None and other is None:
-        return None
-    label = label_of(line)
-    if RUNNING.search(label) or (other and NO_SCORE.search(line)):
-        return None
-    return label, float(named[2].replace(",", "") if named else other[1])  # type: ignore[index]
+def scores_of(line: str) -> list[tuple[str, float]]:
+    """(label, val_bpb) of a line that names a BPB and is no running figure and no difference. Without a
+    val_bpb every other BPB is one, by its name: `Sliding BPB: 1.2` is `Sliding BPB`."""
+    if named := next((pair for pair in PAIR.finditer(line) if pair[1] == "val_bpb" and pair[2]), None):
+        label = label_of(line)
+        return [] if RUNNING.search(label) else [(label, float(named[2].replace(",", "")))]
+    if RUNNING.search(label := label_of(line)) or NO_SCORE.search(line):
+        return []
+    found = [(f"{label} {name}", value) for name, value in ANY_BPB.findall(line)]
+    return [(" ".join(k.split())[:MAX_LABEL], float(v)) for k, v in found if not RUNNING.search(k)]
 
 
 def sweep(label: str, labels: list[str]) -> bool:
