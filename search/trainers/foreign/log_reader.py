@@ -288,8 +288,8 @@ class LogReader:
         if rivals or sweep(finals[-1], finals):
             others = ", ".join(map(repr, rivals)) or "as one of several"
             raise LogError(
-                f"ambiguous score: {finals[-1]!r} was printed last, but {others} competes; printed: {printed}. "
-                "Name the one that counts: score = [...] in [trainer]"
+                f"ambiguous score: {finals[-1]!r} was printed last, but {others} competes; printed: "
+                f"{printed}. Name the one that counts: score = [...] in [trainer]"
             )
         exact = finals[-1].removesuffix(EXACT) + EXACT
         return exact if exact in self.scores and self.scores[exact].same(last) else finals[-1]
@@ -310,7 +310,7 @@ class LogReader:
         order = [*self.scores]
         later = [k for k in finals if order.index(k) > order.index(found[-1])]
         later = [k for k in later if not {k, bare(k), k.removesuffix(EXACT)} & known]
-        if later := [k for k in later if self.scores[k].differ or not self.scores[k].same(score)]:
+        if later := [k for k in later if not self.scores[k].same(score)]:
             raise LogError(
                 f"ambiguous score: {', '.join(map(repr, later))} came later than {found[-1]!r} and is not in "
                 "`score`. Add it there, first where it counts, last where it does not; printed: " + printed

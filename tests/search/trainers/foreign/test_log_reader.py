@@ -185,12 +185,10 @@ def slow(text: str, rule: tuple[str, ...]) -> float | None:
         values = {float(m[1]) for m in found}
         if values:
             value = values.pop()
-            late = re.findall(
-                r"^(?:\[rank0\]: )?other(?:_exact)? .*val_bpb:([\d.]+)", text[found[-1].end() :], re.M
-            )
-            unknown = not any(name.startswith("other") for name in rule) and any(
-                float(v) != value for v in late
-            )
+            after = text[found[-1].end() :]
+            late = dict(re.findall(r"(?m)^(?:\[rank0\]: )?(other(?:_exact)?) .*val_bpb:([\d.]+)", after))
+            unlisted = not any(name.startswith("other") for name in rule)
+            unknown = unlisted and any(float(v) != value for v in late.values())
             return None if values or unknown else value
     return None
 
