@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
+from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, PROTOCOL, TECHNIQUES
 from search.report.rows import Row, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
 from search.study.limits import LIMITS, Limit
@@ -133,7 +133,8 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
-    text = f"Best: #{trial.number}, {trial.value:.4f} bits/byte. To run it again:\n"
+    by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
+    text = f"Best: #{trial.number}, {trial.value:.4f} bits/byte{by}. To run it again:\n"
     text += f"  {reproduce_command(session, trial)}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 

@@ -17,6 +17,7 @@ from search.common.attributes import (
     OVERHEAD,
     PARAMS,
     PASSPORT,
+    PROTOCOL,
     REASON,
     REJECTIONS,
     STAGE_REUSE,
@@ -57,8 +58,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     """What `show` lists."""
     attrs = trial.user_attrs
     out: dict[str, str] = {}
-    for key in (REASON, LEGALITY, WORKER):
-        if key in attrs:
+    for key in (REASON, PROTOCOL, LEGALITY, WORKER):
+        if attrs.get(key):
             out[key] = str(attrs[key])
     out["techniques on"] = ", ".join(attrs.get(TECHNIQUES, [])) or "none"
     for name, verdict in attrs.get(INACTIVE, {}).items():

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from search.trainers.foreign import work_folder as workfolder
-from search.trainers.foreign.log_reader import LogError, LogReader, Rules
+from search.trainers.foreign.log_reader import LogError, LogReader, Rules, plain
 
 CHUNK = 1 << 16
 MAX_LINE = 1 << 14  # bytes of a line that are read; the rest of it is skipped
@@ -203,6 +203,8 @@ class Run:
             "val_bpb": bpb,
             "val_loss": loss if math.isfinite(loss) else None,
             "protocol": label,
+            "labels": [plain(one) for one in (label, *self.reader.scores)],
+            "seen": self.reader.seen(),
             "artifact_bytes": count,
             "bytes_from": told,
             "train_seconds": train_s,

@@ -376,6 +376,11 @@ def bare(label: str) -> str:
     return label[: pair.start()].strip() if pair else label
 
 
+def plain(label: str) -> str:
+    """What a label shares with those of other runs: no parameters, and `X` for `X_exact`."""
+    return bare(label).removesuffix(EXACT)
+
+
 def scores_of(line: str) -> list[tuple[str, float]]:
     """(label, val_bpb) of a line that names a BPB and is no running figure and no difference. Without a
     val_bpb every other BPB is one, by its name: `Sliding BPB: 1.2` is `Sliding BPB`."""
