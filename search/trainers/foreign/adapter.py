@@ -35,7 +35,9 @@ TAIL_LINES, TAIL_CHUNK = 400, 2000  # and its last lines, in characters each
 DRAIN_S = 0.5  # after the script's end: a child that holds its output open is not waited for
 FINISHED, BAD_INPUT, CONFIG_FAILED, BROKEN = 0, 2, 3, 1
 SIGNALS = {one.value: one.name for one in signal.Signals}
-MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|can't allocate memory", re.IGNORECASE)
+MEMORY = re.compile(  # an exception or the allocator says so; a line that only tells of it is none
+    r"(?i)^(?:\[\w+\]:\s*)?[\w.]*(?:OutOfMemoryError|MemoryError|Error: .*out of memory|.*(?:can't|cannot) allocate memory)"
+)
 # an exception that complains about values; others may be the machine's (a lost GPU, NCCL, a missing file)
 WRONG_VALUES = re.compile(
     r"^(?:\[\w+\]:\s*)?((?:ValueError|AssertionError|TypeError|ZeroDivisionError|KeyError|IndexError|"

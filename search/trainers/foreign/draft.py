@@ -29,7 +29,7 @@ FIXED = re.compile(
 EVALUATION = re.compile(r"(?:^|_)(?:EVAL|TTT|SLIDING|SLOT|NGRAM|PPM|ROUNDTRIP|QUANT\w*|GPTQ|EXPORT)(?=_|$)")
 EVEN = re.compile(r"(?:^|_)DIMS?(?=_|$)")  # of what is halved, as rotary dimensions are
 INDEX = re.compile(r"(?:^|_)(?:START|END|LAST|LAYER)(?=_|$)")  # of a layer: never above its default
-MOST = {"BITS": 8, "ZSTD": 22, "BROTLI": 11, "QUALITY": 11, "LGWIN": 24, "LEVEL": 9, "PRESET": 9}  # by word
+MOST = {"BITS": 8, "ZSTD": 22, "LGWIN": 24, "BROTLI": 11, "QUALITY": 11, "LEVEL": 9, "PRESET": 9}  # by word
 RATE = re.compile(r"(^|_)(LR|WD|LEARNING_RATE|WEIGHT_DECAY|EPS|STD|LAMBDA|DAMP\w*)(_|$)")
 NEAR_ONE = re.compile(r"MOMENTUM|BETA|DECAY")
 SHARE = re.compile(r"FRAC|RATIO|PCT|DROPOUT|THRESHOLD|(^|_)PROB")

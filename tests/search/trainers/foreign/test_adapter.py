@@ -104,7 +104,7 @@ def test_a_score_by_another_label_than_the_baselines_is_a_failure_unless_that_wa
     for other in (
         Outcome("pruned"),
         Outcome("finished", result={"val_bpb": 1.0}),
-    ):  # our own trainer names none
+    ):  # as ours
         assert judged(other, {}) is other
 
 

@@ -280,7 +280,7 @@ def test_gates_by_truth_and_by_presence_are_off_when_empty_or_not_set(tmp_path: 
         "B_MODE",
         "C_MODE",
         "D_MODE",
-    }  # E_LR is a number without a default
+    }  # E_LR is a number
     off = space.environment({name: False for name in foreign.variables})
     assert off == {"A_MODE": "", "C_MODE": "", "D_MODE": ""}  # B_MODE is not set at all
     assert space.environment({name: True for name in foreign.variables}) == {
@@ -355,8 +355,9 @@ def test_what_a_script_forbids_is_not_drawn(tmp_path: Path):
     space, fixed = foreign.variables, foreign.fixed
     assert {"LOGIT_SOFTCAP", "PROFILE_LR", "SLOT_ENABLED"} <= {*space} and not found.labels
     for name in (
-        "LOG_DIR ARTIFACT_LIMIT_BYTES USE_WANDB TIE_EMBEDDINGS TTT_ENABLED PREQUANT_ONLY QUICK_ENABLED GROUPS USE_GAIN"
-    ).split():
+        *("LOG_DIR", "ARTIFACT_LIMIT_BYTES", "USE_WANDB", "TIE_EMBEDDINGS", "TTT_ENABLED"),
+        *("PREQUANT_ONLY", "QUICK_ENABLED", "GROUPS", "USE_GAIN"),
+    ):
         assert name in fixed, name
     assert fixed["TTT_ENABLED"] == "1" and fixed["QUICK_ENABLED"] == "0"
     assert space["ROPE_DIMS"].domain == Choice((8, 16, 32)) and space["ODD_DIMS"].domain == Choice((6, 12))
