@@ -36,7 +36,8 @@ DRAIN_S = 0.5  # after the script's end: a child that holds its output open is n
 FINISHED, BAD_INPUT, CONFIG_FAILED, BROKEN = 0, 2, 3, 1
 SIGNALS = {one.value: one.name for one in signal.Signals}
 MEMORY = re.compile(  # an exception or the allocator says so; a line that only tells of it is none
-    r"(?i)^(?:\[\w+\]:\s*)?[\w.]*(?:OutOfMemoryError|MemoryError|Error: .*out of memory|.*(?:can't|cannot) allocate memory)"
+    r"(?i)^(?:\[\w+\]:\s*)?[\w.]*(?:OutOfMemoryError|MemoryError|Error: .*out of memory|"
+    r".*(?:can't|cannot) allocate memory)"
 )
 # an exception that complains about values; others may be the machine's (a lost GPU, NCCL, a missing file)
 WRONG_VALUES = re.compile(

@@ -56,7 +56,7 @@ DIAGNOSTIC = re.compile(
 )
 # a running figure or a difference; and, where it is not called val_bpb, somebody else's number
 RUNNING = re.compile(
-    r"(?i)\d\s*/\s*\d|\d\s*%|chunk|running|progress|search|sweep|batch|\bstep\W*\d|delta|\bgap|differ|improve|penalty"
+    r"(?i)\d\s*/\s*\d|\d\s*%|chunk|running|progress|search|sweep|batch|\bstep\W*\d|delta|(?:^|[^a-z])gap|differ|improve|penalty"
 )
 NO_SCORE = re.compile(r"(?i)\bgain|target|\bvs\b|baseline|previous|\bsota|record|best|\best_|probe")
 DIGITS = re.compile(r"(?<![A-Za-z_\d])\d[\d.]*")
@@ -149,7 +149,9 @@ class LogReader:
             self.peak_memory_bytes = int(peak[1]) * 2**20
         elif scored := scores_of(line):
             for label, value in scored:
-                self._score(label, value, numbers(line), at_s)
+                again = any(abs(score.last - value) <= SAME_SCORE for score in self.scores.values())
+                if not (again and label.lower().endswith("bpb")):  # a summary says again what was said
+                    self._score(label, value, numbers(line), at_s)
         elif ":" in line:
             self._told_of(line, numbers(line))
         return []
@@ -180,7 +182,9 @@ class LogReader:
             self.eval_s.pop(label, None)
             self.eval_s[label] = time
         old = self.scores.pop(label, Score(value, value, loss, at_s))  # the latest stand last
-        self.scores[label] = Score(old.first, value, loss, at_s, old.differ or value != old.last, True)
+        self.scores[label] = Score(
+            old.first, value, loss, at_s, old.differ or not abs(value - old.last) <= SAME_SCORE, True
+        )
         for told in (self.scores, self.eval_s):
             if len(told) > MAX_LABELS:
                 told.pop(next((k for k in told if not {k, bare(k)} & {*self.rules.score}), label))

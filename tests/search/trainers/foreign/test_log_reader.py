@@ -308,6 +308,12 @@ def test_a_named_score_survives_noise_and_other_size_lines_are_read():
     assert read("INT6+zlib model: 5 bytes | Total submission: 15,000 bytes").artifact_bytes() == 15000
 
 
+def test_a_summary_that_repeats_earlier_scores_changes_nothing():
+    text = "rt val_bpb:1.18\nsliding val_bpb:1.15\nsliding_bpb: 1.15\nint6_bpb: 1.18\nsize_gap_from_ema val_bpb:0.01"
+    assert read(text).value()[:2] == ("sliding", 1.15)
+    assert read("rt val_bpb:1.18003\nrt val_bpb:1.18").value()[1] == 1.18  # rounding
+
+
 def test_seen_says_what_is_missing():
     assert "no early BPB: nothing will be pruned" in read("final val_bpb:1.2").seen()
     assert "no size line" in read("final val_bpb:1.2").seen() and "no size line" not in read(BASELINE).seen()
