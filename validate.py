@@ -29,6 +29,7 @@ from techniques import catalog
 from techniques.base import nearest
 
 RANKS_S = 60.0  # starting two ranks
+WIDE = 110  # columns that the whole table needs
 RANKS_EACH_S = 20.0  # one technique on two ranks, on a busy machine
 
 
@@ -43,15 +44,18 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def table_of(names: list[str], reports: dict[str, suite.Report], clock_s: float) -> Table:
+def table_of(names: list[str], reports: dict[str, suite.Report], clock_s: float, *, wide: bool) -> Table:
+    """A row a technique; a narrow terminal has no room for what its page tells too, the legality."""
     done = f"{len(reports)} of {len(names)} techniques, {clock_s:.0f} s"
-    table = Table(title=f"conformance: {done}", title_justify="left")
-    table.add_column("technique")
-    table.add_column("status")
-    for column in ("seconds", "Δparams", "Δbytes", "Δstep time", "ΔBPB (smoke)"):
-        table.add_column(column, justify="right")
-    table.add_column("legality")
-    table.add_column("activity")
+    padding = (0, 1) if wide else (0, 1, 0, 0)
+    table = Table(title=f"conformance: {done}", title_justify="left", show_edge=wide, padding=padding)
+    table.add_column("technique", no_wrap=True)
+    table.add_column("status", overflow="fold")
+    for column in ("s", "Δparams", "Δbytes", "Δstep\ntime", "ΔBPB\n(smoke)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("legality")
+    table.add_column("activity", overflow="fold")
     for name in names:
         report = reports.get(name)
         if report is None:
@@ -63,7 +67,7 @@ def table_of(names: list[str], reports: dict[str, suite.Report], clock_s: float)
             f"[{colour}]{report.status}",
             f"{report.seconds:.1f}",
             *figures(report),
-            report.verdict,
+            *((report.verdict,) if wide else ()),
             report.activity,
         )
     return table
@@ -83,7 +87,7 @@ def check_techniques(
     names: list[str], *, folder: Path, args: argparse.Namespace, console: Console
 ) -> dict[str, suite.Report]:
     """Every technique in a pool, beside the two ranks that run them all in one process group."""
-    start, reports, told = time.perf_counter(), {}, {}
+    start, reports, told, wide = time.perf_counter(), {}, {}, console.width >= WIDE
     ranks_out = folder.parent / "ranks.jsonl"
     alone = args.device == "cuda" and torch.cuda.device_count() < 2  # two ranks need two GPUs
     two_ranks = None if alone else ranks.start(names, folder=folder, out=ranks_out, device=args.device)
@@ -93,7 +97,7 @@ def check_techniques(
         while waiting:
             finished, waiting = concurrent.futures.wait(waiting, timeout=0.5)
             reports |= {report.technique: report for report in (f.result() for f in finished)}
-            live.update(table_of(names, reports, time.perf_counter() - start))
+            live.update(table_of(names, reports, time.perf_counter() - start, wide=wide))
         if two_ranks is not None:
             told = ranks.finish(two_ranks, ranks_out, timeout_s=RANKS_S + RANKS_EACH_S * len(names))
         for name in names:
@@ -107,7 +111,7 @@ def check_techniques(
                     reports[name].trace,
                     told.get(name, told.get("")),
                 )
-        live.update(table_of(names, reports, time.perf_counter() - start))
+        live.update(table_of(names, reports, time.perf_counter() - start, wide=wide))
     return reports
 
 
@@ -139,6 +143,8 @@ def main(argv: list[str]) -> int:
             if name not in shelf:
                 raise ValueError(f"Unknown technique {name!r}. {nearest(name, shelf)}")
         names = sorted(set(args.names)) or list(shelf)
+        if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+            raise ValueError(f"--json names a file to write, but {args.json} cannot be one. Correct it.")
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda needs a GPU, but torch sees none here. Use --device cpu.")
     except ValueError as error:

@@ -35,7 +35,9 @@ from techniques.config import TRAINER_FIELDS, Resolved
 
 # Receivers, keywords and calls that serve the audit, the ledger and machine-read files
 LAB = {"audit", "ledger", "differ", "noun"}
-LAB_CALLS = set("metrics write_json filled changed note note_of note_steps forget_steps averaged".split())
+LAB_CALLS = set(
+    "averaged changed check_finite filled forget_steps metrics note note_of note_steps write_json".split()
+)
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
 TEMPLATES = ROOT / "runs" / ".templates"
 UNDECIDED = (*HEARD, "device", "attention", "compile", "compute_dtype")
@@ -130,6 +132,8 @@ class Run:
         log(f"peak memory allocated: {{torch.cuda.max_memory_allocated() // 2**20}} MiB")
         world.close()
         return 0
+def compiled_or_eager(graph, eager, config, world):
+    return graph
 def main(argv):
     return Run(settings_from()).go()
 """
@@ -142,6 +146,9 @@ class Seams:
         for technique in self.entering(seam):
             value = getattr(technique, seam)(value, *rest)
         return value
+class World:
+    def seconds(self):
+        return time.perf_counter()
 class Trainer:
     def audit_schedule_and_model(self):
         next(self.loader.step())  # the audit's batch: what calibrates comes behind it
@@ -192,12 +199,13 @@ class Blanks:
 
 def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
     """Definitions that take the place of the bundle's own of the same names; values are left open."""
-    known, values = catalog.metadata(), resolved.values
+    values = resolved.values
     whole, stored = resolved.identity(), resolved.identity("pack")
     scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
     passes_of = resolved.costs[scorer].eval_passes if scorer else 0
     costs = f"{{{scorer!r}: SimpleNamespace(eval_passes={blanks.leave(passes_of)!r})}}" if scorer else "{}"
-    made = ", ".join(f"{n!r}: {known[n].__name__}(own({n + '.'!r}))" for n in resolved.techniques)
+    classes = {n: type(t).__name__ for n, t in resolved.techniques.items()}
+    made = ", ".join(f"{n!r}: {cls}(own({n + '.'!r}))" for n, cls in classes.items())
     outside = {n: values[n] for n in TRAINER_FIELDS if n not in whole and n not in (*OF_A_PLACE, "resume")}
     return STAND_INS.format(
         shape=tuple(map(blanks.leave, dataclasses.astuple(resolved.config.shape()))),

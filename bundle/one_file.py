@@ -2,23 +2,18 @@
 
 The file needs torch, numpy, sentencepiece and its codec, nothing of this project. Its settings are a literal;
 `--name value`, a configuration file and the standard variables still change whatever exists in it.
-Compressed, it is two lines that unpack and run the same code without docstrings. Code bytes are the size of
-the file that runs.
 """
 
 from __future__ import annotations
 
-import ast
-import base64
 import dataclasses
-import lzma
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bundle.inline import inline
 from techniques import catalog
-from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_layer, read_preset, resolve
+from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_preset, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "train_gpt.py"
@@ -67,12 +62,6 @@ def submitted_script(resolved: Resolved) -> bytes:
     """This file."""
     return Path(__file__).read_bytes()
 '''
-UNPACK = (
-    "import base64,linecache,lzma\n"
-    'n="<train_gpt>";s=lzma.decompress(base64.b85decode("{data}")).decode();'
-    "linecache.cache[n]=len(s),None,s.splitlines(True),n;"  # inspect, which Triton uses, finds it there
-    'exec(compile(s,n,"exec"))\n'
-)
 
 
 def literal_of(resolved: Resolved) -> dict[str, Any]:
@@ -111,40 +100,20 @@ def bundle(resolved: Resolved) -> str:
     return inline(ROOT, "train_gpt", replaced=replaced)
 
 
-def without_docstrings(source: str) -> str:
-    """The text less the docstrings that --help does not print: the module's and the techniques' stay."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            if not (isinstance(node, ast.ClassDef) and "Technique" in map(ast.unparse, node.bases)):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def compressed(source: str) -> str:
-    """Two lines that unpack `source`, less its docstrings, and run it."""
-    source = without_docstrings(source)
-    best = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
-    packed = lzma.compress(source.encode(), format=lzma.FORMAT_ALONE, filters=[best])
-    return UNPACK.format(data=base64.b85encode(packed).decode())
-
-
-def resolve_source(*, preset: str, file: Path | None) -> Resolved:
-    """The configuration of a preset, or of a file that may name one."""
-    layer = read_layer(file) if file else {}
-    preset = preset or str(layer.pop("preset", ""))
-    layer = {k: v for k, v in layer.items() if k.partition(".")[0] != "about"}
+def resolve_layer(layer: Mapping[str, Any]) -> Resolved:
+    """The configuration of a flat layer that may name a preset. ValueError for an unknown setting."""
     known = catalog.metadata()
-    for name in layer:
+    own = {n: v for n, v in layer.items() if n.partition(".")[0] not in ("about", "preset", *OF_A_PLACE)}
+    for name in own:
         known_field(name, known)
-    return resolve({"preset": read_preset(preset) if preset else {}, "file": layer}, known)
+    preset = str(layer.get("preset") or "")
+    return resolve({"preset": read_preset(preset) if preset else {}, "file": own}, known)
 
 
-def export(resolved: Resolved, folder: Path, *, compress: bool) -> Path:
+def export(resolved: Resolved, folder: Path) -> Path:
     """Writes folder/train_gpt.py. ValueError when there is one already."""
     check_free(folder)
-    text = bundle(resolved)
-    return write(folder, (compressed(text) if compress else text).encode())
+    return write(folder, bundle(resolved).encode())
 
 
 def check_free(folder: Path) -> None:

@@ -560,7 +560,8 @@ def reachable(tree: ast.Module) -> ast.Module:
         for i, node in enumerate(tree.body):
             if node in again or stores[node] & lost:
                 unread = Unread(spoken)
-                tree.body[i] = tidied(unread.visit(node))
+                tree.body[i] = unread.visit(node)
+                tidied(tree.body[i])
                 fresh |= {tree.body[i]} if unread.changed else set()
         if not fresh and not lost:
             tidied(tree)

@@ -5,8 +5,12 @@ Nothing here knows a technique by name: a technique enters as a class and its `s
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import random
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,6 +82,7 @@ class QuietLog:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.reports: list[dict[str, Any]] = []
 
     def __call__(self, line: str, *, screen: bool = True) -> None:
         pass
@@ -85,6 +90,8 @@ class QuietLog:
     def metrics(self, **values: Any) -> None:
         if values["kind"] == "train":
             self.losses.append(values["train_loss"])
+        elif values["kind"] == "report":
+            self.reports.append(values)
 
 
 @dataclass
@@ -96,6 +103,7 @@ class Finished:
     weights: dict[str, Tensor]
     losses: list[float]
     gradients: dict[str, float]  # parameter -> largest |gradient| of all steps; absent: none came
+    reports: list[dict[str, Any]] = field(default_factory=list)
     packed: list[train_gpt.Packed] = field(default_factory=list)
     artifact: bytes = b""
     score: train_gpt.Score | None = None
@@ -110,8 +118,9 @@ class Finished:
         return self.seams.audit
 
 
-def write_corpus(root: Path) -> Path:
-    """A small deterministic dataset of byte tokens: sentences from a fixed grammar, in short documents."""
+def write_corpus(root: Path, *, other_val: bool = False) -> Path:
+    """A small deterministic dataset of byte tokens: sentences from a fixed grammar, in short documents. With
+    `other_val` the training documents are the same and the validation documents are not."""
     rng = random.Random(7)
     words = [
         "the",
@@ -133,6 +142,8 @@ def write_corpus(root: Path) -> Path:
         return ". ".join(" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(rng.randint(2, 6)))
 
     split = Split(val=[document() for _ in range(40)], train=[document() for _ in range(250)])
+    if other_val:
+        split = Split(val=[document() for _ in range(40)], train=split.train)
     target = export.Target(root, "conformance", vocab_size=VOCAB_SIZE, shard_tokens=SHARD_TOKENS)
     export.export_dataset(target, split, source={"kind": "text", "what": "conformance"})
     return target.folder
@@ -155,9 +166,19 @@ class Lab:
     def __init__(self, folder: Path, device: str = "cpu", inductor: bool = False):
         self.folder, self.device, self.inductor = folder, device, inductor
         self.settings = {**SETTINGS, "data_path": str(folder), "device": device}
-        self.data: Any = dataset.open_dataset(folder, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
+        self.open()
         self.world = train_gpt.World(self.resolve({}, {}).config)
         self.world.ledger.watch(folder)
+
+    def open(self) -> None:
+        """The data, as a run opens them: whoever kept something of an earlier opening has this one's."""
+        self.data: Any = dataset.open_dataset(self.folder, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
+
+    @functools.cached_property
+    def other_val(self) -> Lab:
+        """A bench on the same training shards, with other validation shards."""
+        self._other = tempfile.TemporaryDirectory()
+        return Lab(write_corpus(Path(self._other.name), other_val=True), self.device)
 
     def resolve(
         self, settings: Mapping[str, Any], known: Mapping[str, type[Technique]], **trainer: Any
@@ -175,8 +196,14 @@ class Lab:
         ids[torch.rand(rows, length, generator=generator) < 0.06] = BOS
         return ids.to(self.world.device)
 
-    def train(self, resolved: Resolved, backend: Callable[..., Any] | str | None = None) -> Finished:
-        """The train stage (and average), its gradients watched; `backend` compiles the training graph."""
+    def train(
+        self,
+        resolved: Resolved,
+        backend: Callable[..., Any] | str | None = None,
+        watch: Callable[[train_gpt.Trainer], None] | None = None,
+    ) -> Finished:
+        """The train stage (and average), its gradients watched. `backend` compiles the training graph;
+        `watch` gets the trainer before its first step."""
         log, seams = QuietLog(), Seams(resolved)
         self.world.ledger.forget()
         trainer = train_gpt.Trainer(seams, self.world, self.data, log)  # type: ignore[arg-type]
@@ -185,8 +212,10 @@ class Lab:
             torch._dynamo.reset()
             compiled = torch.compile(trainer.model, backend=backend, fullgraph=True, dynamic=False)
             trainer.compiled = compiled  # type: ignore[assignment]
+        if watch is not None:
+            watch(trainer)
         trained = trainer.run()
-        return Finished(resolved, trainer, trained.weights, log.losses, gradients())
+        return Finished(resolved, trainer, trained.weights, log.losses, gradients(), log.reports)
 
     def finish(self, run: Finished) -> Finished:
         """Stages quantize, pack and evaluate."""
@@ -200,6 +229,7 @@ class Lab:
     def export(self, run: Finished) -> tuple[list[train_gpt.Packed], bytes]:
         """Quantise and pack the trained weights; calibration batches start at the same token every time."""
         run.trainer.loader = run.trainer.open_loader()
+        self.world.ledger.at("quantize", "rounding")
         batches = train_gpt.calibration(run.trainer)
         packed, _ = train_gpt.quantize(run.weights, run.trainer.model, run.seams, batches)
         artifact = train_gpt.pack(packed, run.resolved.identity(), run.seams.codec())
@@ -254,6 +284,35 @@ def watch_gradients(model: nn.Module) -> Callable[[], dict[str, float]]:
     for name, p in model.named_parameters():
         p.register_post_accumulate_grad_hook(keep(name))
     return lambda: {name: float(value) for name, value in largest.items()}
+
+
+def hash_of(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def executed(files: set[str]) -> Iterator[None]:
+    """Every file whose functions are called in here, but for what makes the script that is weighed."""
+    before, make_script = sys.gettrace(), train_gpt.submitted_script
+
+    def unwatched(resolved: Resolved) -> bytes:
+        watching = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return make_script(resolved)
+        finally:
+            sys.settrace(watching)
+
+    train_gpt.submitted_script = unwatched
+    sys.settrace(lambda frame, _event, _arg: files.add(frame.f_code.co_filename))
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        train_gpt.submitted_script = make_script
 
 
 @torch.no_grad()

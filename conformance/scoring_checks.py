@@ -1,22 +1,27 @@
-"""Checks of an evaluation technique, from outside: coverage, score-first, isolation, one forward.
+"""Checks of an evaluation technique, from outside: coverage, score-first, batches, isolation, one forward,
+and that what fails in it fails the run.
 
-Score-first is three detectors. *future*: change all tokens from p on, no score before p moves. *target
-flip*: change the last target, which is no input, no other score moves. *normalisation*: try every token as
-the target of one position, what they got must sum to 1. Settings that take documents in an order of their
+Score-first is four detectors. *future*: change all tokens from p on, no score before p moves; of a few chunks
+scored two by two, and of twenty and more scored sixteen by sixteen. *target flip*: change the last target,
+which is no input, no other score moves. *normalisation*: try every token as the target of one position, what
+they got must sum to 1. *early*: the evaluation's own meter (trainer/scoring.py) saw no position trained on
+before it had its score. Settings that take documents in an order of their
 own are held to it in that order, with the documents' bounds kept: the order may look at those (#1855), and
 at nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train_gpt
 from conformance.lab import BOS, SEQ_LEN, VOCAB_SIZE, NotApplicable, Violation, perturb
@@ -26,6 +31,9 @@ from techniques.config import Resolved
 
 TINY_VOCAB = 4  # small enough to try every target
 LENGTH = 5 * SEQ_LEN + 17  # positions: several chunks of an adapting scorer, and a ragged tail
+LONG = 22 * SEQ_LEN + 17  # positions: what begins behind the twelfth chunk shows, and batches of 16 are full
+ROWS = (1, 2, 16)  # sequences side by side
+BATCH_NATS = {"cpu": 2e-5, "cuda": 1e-3}  # float32 sums of other sizes; a leak of one token is far above
 LEGAL = (Verdict.LEGAL, Verdict.LEGAL_IF_TIMED)
 
 
@@ -39,6 +47,7 @@ class Ordered(train_gpt.Evaluation):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self.scorer: Any = None
         self.order: list[int] = []
         self.steps: list[int] = []  # places in `order`: inside of the first scores after a training step
         self.version = self.weights_version()
@@ -54,19 +63,26 @@ class Ordered(train_gpt.Evaluation):
         self.order += range(start, start + nll.numel())
 
 
-def score(subject: Subject, resolved: Resolved, tokens: Tensor) -> Ordered:
-    """The ledger after the technique scored `tokens` [N + 1] with a fresh model, every parameter moved; made
-    once for all checks."""
+def score(subject: Subject, resolved: Resolved, tokens: Tensor, rows: int = 2) -> Ordered:
+    """The ledger after the technique scored `tokens` [N + 1] with a fresh model, every parameter moved, up to
+    `rows` sequences side by side; made once for all checks."""
     tokens = tokens.to(torch.int32).cpu()
-    key = resolved.hash(), tokens.numpy().tobytes()
+    key = resolved.hash(), rows, tokens.numpy().tobytes()
     if key not in subject.scores:
-        model = subject.lab.build(resolved)
-        perturb(model)
-        model.eval()
-        run = Ordered(model, tokens, SEQ_LEN, 2, subject.lab.world)
-        resolved.techniques[subject.name].scorer().score(run)
+        run = open_scoring(subject, resolved, tokens, rows)
+        with run.ledger.watching():
+            run.scorer.score(run)
         subject.scores[key] = run
     return subject.scores[key]
+
+
+def open_scoring(subject: Subject, resolved: Resolved, tokens: Tensor, rows: int = 2) -> Ordered:
+    model = subject.lab.build(resolved)
+    perturb(model)
+    model.eval()
+    run = Ordered(model, tokens.to(torch.int32).cpu(), SEQ_LEN, rows, subject.lab.world)
+    run.scorer = resolved.techniques[subject.name].scorer()
+    return run
 
 
 def coverage(subject: Subject) -> None:
@@ -82,33 +98,48 @@ def coverage(subject: Subject) -> None:
 
 def future_moves(subject: Subject) -> str:
     """Change all tokens from p on: does a score of a token before p change? What was seen, or nothing. Tried
-    at three places and just behind the first two training steps, whose own tokens must all lie before."""
+    at some places and just behind some training steps, whose own tokens must all lie before."""
     if subject.technique.scores_by_document:
         return later_moves(subject)
-    tokens = subject.lab.ids(1, LENGTH + 1)[0]
-    first = score(subject, subject.resolved, tokens)
-    for p in (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5, *(first.order[at] + 1 for at in first.steps[:2])):
-        changed = tokens.clone()
-        changed[p:] = subject.lab.ids(1, LENGTH + 1 - p, seed=11)[0]
-        moved = score(subject, subject.resolved, changed).nll[: p - 1] != first.nll[: p - 1]
-        if bool(moved.any()):
-            return f"tokens from {p} on changed and the score of token {int(moved.nonzero()[0]) + 1} moved"
+    places = (SEQ_LEN // 2 + 1, 3 * SEQ_LEN, LENGTH - 5)
+    late = (13 * SEQ_LEN + SEQ_LEN // 2, 19 * SEQ_LEN + 2)
+    for length, rows, chosen in ((LENGTH, 2, places), (LONG, ROWS[-1], late)):
+        tokens = subject.lab.ids(1, length + 1)[0]
+        first = score(subject, subject.resolved, tokens, rows)
+        for p in (*chosen, *(first.order[at] + 1 for at in steps_of(first))):
+            changed = tokens.clone()
+            changed[p:] = subject.lab.ids(1, length + 1 - p, seed=11)[0]
+            moved = score(subject, subject.resolved, changed, rows).nll[: p - 1] != first.nll[: p - 1]
+            if bool(moved.any()):
+                return (
+                    f"tokens from {p} on changed and the score of token {int(moved.nonzero()[0]) + 1} moved"
+                )
     return ""
+
+
+def steps_of(run: Ordered) -> list[int]:
+    """Behind which training steps it is tried: the first two of a short stream; of a long one the first that
+    comes late, and the last."""
+    if run.num_positions < LONG:
+        return run.steps[:2]
+    late = [at for at in run.steps if at > LONG * 3 // 5]
+    return sorted({*late[:1], *late[-1:]})
 
 
 def later_moves(subject: Subject) -> str:
     """Change what is scored later, but no document's bounds: does an earlier score move? Tried at the
     same kinds of places."""
-    tokens = subject.lab.ids(1, LENGTH + 1)[0]
-    first = score(subject, subject.resolved, tokens)
-    for cut in (*(int(share * LENGTH) for share in (0.2, 0.5, 0.8)), *first.steps[:2]):
-        later = torch.tensor(first.order[cut:]) + 1
-        later = later[(tokens[later] != BOS).cpu()].to(tokens.device)
-        changed = tokens.clone()
-        changed[later] = 2 + (tokens[later] + 7) % (VOCAB_SIZE - 2)
-        moved = score(subject, subject.resolved, changed).nll != first.nll
-        if bool(moved[first.order[:cut]].any()):
-            return f"tokens that are scored later changed, and one of the first {cut} scores moved"
+    for length, rows, shares in ((LENGTH, 2, (0.2, 0.5, 0.8)), (LONG, ROWS[-1], (0.6, 0.9))):
+        tokens = subject.lab.ids(1, length + 1)[0]
+        first = score(subject, subject.resolved, tokens, rows)
+        for cut in (*(int(share * length) for share in shares), *steps_of(first)):
+            later = torch.tensor(first.order[cut:]) + 1
+            later = later[(tokens[later] != BOS).cpu()].to(tokens.device)
+            changed = tokens.clone()
+            changed[later] = 2 + (tokens[later] + 7) % (VOCAB_SIZE - 2)
+            moved = score(subject, subject.resolved, changed, rows).nll != first.nll
+            if bool(moved[first.order[:cut]].any()):
+                return f"tokens that are scored later changed, and one of the first {cut} scores moved"
     return ""
 
 
@@ -139,7 +170,23 @@ def target_sums(subject: Subject) -> str:
     return ""
 
 
-DETECTORS = {"future": future_moves, "target flip": flip_moves, "normalisation": target_sums}
+def early_reads(subject: Subject) -> str:
+    """Was a position trained on, or read before a step, while it had no score?"""
+    run = score(subject, subject.resolved, subject.lab.ids(1, LONG + 1)[0], ROWS[-1])
+    early = run.ledger.early & run.written.bool()
+    if not bool(early.any()):
+        return ""
+    return (
+        f"{int(early.sum())} positions, the first {int(early.nonzero()[0])}, were trained on without a score"
+    )
+
+
+DETECTORS = {
+    "future": future_moves,
+    "target flip": flip_moves,
+    "normalisation": target_sums,
+    "early": early_reads,
+}
 
 
 def detect(subject: Subject) -> dict[str, str]:
@@ -175,23 +222,98 @@ def isolated_scores(subject: Subject) -> None:
 
 
 def score_first(subject: Subject) -> str | None:
-    """Legal settings pass every detector; a technique that is illegal must set one off, and so must at least
-    one setting of a contested one: a detector that stays silent there detects nothing."""
+    """Settings that claim a strict prefix pass every detector, whatever their verdict, and others must set
+    one off: a detector that stays silent there detects nothing. What is legal must claim it; what is illegal
+    cannot."""
     require_scorer(subject)
-    seen: dict[str, tuple[Verdict, str]] = {}
+    fired: list[str] = []
     for label, one in subject.variants:
-        verdict = one.technique.verdict().verdict
+        verdict, claimed = one.technique.verdict().verdict, one.technique.strict_prefix
         found = "; ".join(f"{name}: {text}" for name, text in detect(one).items())
         if found and verdict in LEGAL:
             raise Violation(f"{label}{found}, but the verdict is {verdict}")
         if not found and verdict is Verdict.ILLEGAL:
             raise Violation(f"{label}the verdict is illegal, but no detector fires")
-        seen[label or "smoke: "] = (verdict, found)
-    contested = {label: found for label, (verdict, found) in seen.items() if verdict not in LEGAL}
-    if contested and not any(contested.values()):
-        raise Violation("the verdict is contested, but no detector fires under any setting")
-    fired = [f"{label}{found}" for label, found in contested.items() if found]
-    return "as its verdict says, a detector fires: " + "; ".join(fired) if fired else None
+        if found and claimed:
+            raise Violation(f"{label}{found}, but a strict prefix is claimed")
+        if not (found or claimed):
+            raise Violation(f"{label}no strict prefix is claimed, but no detector fires")
+        fired += [f"{label or 'smoke: '}{found}"] if found else []
+    return "as it says, a detector fires: " + "; ".join(fired) if fired else None
+
+
+def batches(subject: Subject) -> str:
+    """The same nats with one sequence, two and sixteen side by side."""
+    require_scorer(subject)
+    worst = 0.0
+    for label, one in subject.variants:
+        tokens, resolved = one.lab.ids(1, LONG + 1)[0], one.resolved
+        found = {f"{rows} sequences": score(one, resolved, tokens, rows) for rows in ROWS}
+        for key in one.cls.batching:
+            for rows in ROWS:
+                other = Subject(one.lab, one.cls, known=one.known, changes={**one.changes, key: rows})
+                found[f"{key} = {rows}"] = score(other, other.resolved, tokens, ROWS[-1])
+        first = found[f"{ROWS[0]} sequences"].nll
+        for what, run in found.items():
+            moved = (run.nll - first).abs()
+            worst = max(worst, float(moved.max()))
+            if not worst <= BATCH_NATS[one.lab.device]:
+                raise Violation(
+                    f"{label}with {what} side by side the score of token {int(moved.argmax()) + 1} is "
+                    f"{worst:.2g} nats away from that of a batch of one"
+                )
+    return f"at most {worst:.1g} nats apart"
+
+
+class Planted(RuntimeError):
+    """An error that the bench put there."""
+
+
+def failing(subject: Subject) -> str:
+    """An error inside the model, or inside an optimiser's step, ends the evaluation: nothing may catch it and
+    hand in the scores of something else. What takes steps tells how many pieces it adapted to."""
+    require_scorer(subject)
+    tokens = subject.lab.ids(1, LENGTH + 1)[0]
+    sound, calls = open_scoring(subject, subject.resolved, tokens), [0, 0]
+    with breaking(sound, calls, None), sound.ledger.watching():
+        sound.scorer.score(sound)
+    adapted = sound.ledger.steps or sound.steps
+    if adapted and not sound.scorer.facts.get("adapted"):
+        raise Violation("it adapts, but its facts do not tell to how many pieces (`adapted`)")
+    for place, what in enumerate(("forward", "optimiser's step")):
+        for at in sorted({0, calls[place] // 2, calls[place] - 1} if calls[place] else ()):
+            run = open_scoring(subject, subject.resolved, tokens)
+            try:
+                with breaking(run, [0, 0], (place, at)):
+                    run.scorer.score(run)
+            except Planted:
+                continue
+            raise Violation(f"{what} {at + 1} of {calls[place]} failed, and the scorer went on")
+    return f"{calls[0]} forwards, {calls[1]} steps"
+
+
+@contextlib.contextmanager
+def breaking(run: Ordered, calls: list[int], where: tuple[int, int] | None) -> Iterator[None]:
+    """Counts forwards and optimiser steps in `calls`; the one at `where` (which, number) fails."""
+
+    def count(place: int) -> None:
+        calls[place] += 1
+        if where == (place, calls[place] - 1):
+            raise Planted("planted")
+
+    hidden = run.model.hidden
+
+    def counted(ids: Tensor) -> Tensor:
+        count(0)
+        return hidden(ids)
+
+    run.hidden = run.model.hidden = counted
+    handle = register_optimizer_step_pre_hook(lambda *_: count(1))
+    try:
+        yield
+    finally:
+        handle.remove()
+        run.hidden = run.model.hidden = hidden
 
 
 def null_settings(subject: Subject) -> list[Mapping[str, Any]]:
@@ -250,6 +372,8 @@ def plain_nats(subject: Subject, tokens: Tensor) -> Tensor:
 CHECKS = (
     ("coverage", coverage),
     ("score-first", score_first),
+    ("batches", batches),
+    ("failing", failing),
     ("isolated scores", isolated_scores),
     ("one forward", one_forward),
 )

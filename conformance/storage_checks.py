@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 import train_gpt
-from conformance.lab import Finished, Violation
+from conformance.lab import SEQ_LEN, Finished, NotApplicable, Violation
 from conformance.subject import Subject
-from techniques.base import TensorSpec, claims
+from techniques.base import Technique, TensorSpec, claims
 from techniques.config import resolve
+from trainer.artifact import Fix
+from trainer.seams import Seams
 
 BYTES_TOLERANCE = 0.10  # of the estimate
 CODEC_GAIN = 0.25  # a codec may find more than the order-0 entropy of the estimate: neighbours that are alike
 CODEC_OVERHEAD = 1.03  # over order-0 entropy, measured here: zlib 4 to 13 % above it, lzma 6 % below
+NUM_SPECIALS = 4  # of the bench's byte tokens
 DAMAGE_BPB = 0.25  # what 5 to 8 bits may cost at this size; a wrong reload costs several bits
 
 
@@ -96,9 +99,15 @@ def reload(subject: Subject) -> None:
     for item in run.packed:
         if not torch.equal(item.dequantized(), weights[item.name]):
             raise Violation(f"{item.name} reloads with other values than were packed")
+    roles = {n: p.role for n, p in run.trainer.model.named_parameters()}  # type: ignore[attr-defined]
+    integers = {item.name for item in run.packed if item.scale is not None}
     for name, trained in run.weights.items():
         if name not in weights:  # of the training loss, not stored
             continue
+        exact = roles[name] == "scalar" or name not in integers
+        precise = trained if roles[name] == "scalar" else trained.half().float()
+        if exact and not torch.equal(weights[name], precise):
+            raise Violation(f"{name} is stored as it is, but reloads with other values than were trained")
         error = float((weights[name] - trained).norm() / trained.norm().clamp_min(1e-12))
         if not error <= 0.5:
             raise Violation(f"{name} reloads {100 * error:.0f} % away from its trained values")
@@ -134,9 +143,105 @@ def same_score(subject: Subject) -> None:
         )
 
 
+def counted(subject: Subject) -> str:
+    """The score's nats and bytes, counted here: every byte token is a byte, the others are none; without a
+    scorer the nats are those of each window by itself."""
+    run, lab = subject.run(), subject.lab
+    assert run.score is not None
+    c = run.resolved.config
+    tokens = torch.from_numpy(lab.data.val_tokens(max_tokens=c.val_tokens + 1).astype("int64"))
+    num_bytes = int((tokens[1:] >= NUM_SPECIALS).sum())
+    bits = run.score.val_loss * (len(tokens) - 1) / math.log(2)
+    told = (run.score.tokens, run.score.bytes, round(run.score.val_bpb, 6))
+    if told != (len(tokens) - 1, num_bytes, round(bits / num_bytes, 6)):
+        want = (len(tokens) - 1, num_bytes, round(bits / num_bytes, 6))
+        raise Violation(f"tokens, bytes and val_bpb are {told}, counted: {want}")
+    if run.resolved.owner("scorer") is None:
+        codecs = {codec.name: codec for codec in (train_gpt.ZlibCodec(), run.seams.codec())}
+        model = train_gpt.build_model(run.resolved, lab.world.device)
+        model.drop_aux()
+        train_gpt.load_weights(model, train_gpt.unpack(run.artifact, codecs)[1])
+        model.eval()
+        rows = tokens.to(lab.world.device).unfold(0, SEQ_LEN + 1, SEQ_LEN)
+        with torch.no_grad():
+            logits = torch.cat([model.logits(model.hidden(row[None, :-1]))[0] for row in rows])
+        nats = float(torch.nn.functional.cross_entropy(logits, rows[:, 1:].flatten()))
+        if not abs(nats - run.score.val_loss) <= 1e-5:
+            raise Violation(
+                f"val_loss is {run.score.val_loss:.6f}, but the windows one by one give {nats:.6f}"
+            )
+    return f"{num_bytes} bytes"
+
+
+class BenchBits(Technique):
+    """Five bits for everything: integers that leave their range show."""
+
+    name = "bench_bits"
+    stage = "quantize"
+
+    def bits(self, role: str) -> int:
+        return 5
+
+
+def integers(subject: Subject) -> str:
+    """Whatever rounds keeps to ±(2^(bits − 1) − 1), of heavy-tailed weights too."""
+    if not subject.enters("quantizer", "row_scale", "correct", "bits"):
+        raise NotApplicable("it rounds nothing")
+    run, lab, known, settings = subject.run(), subject.lab, dict(subject.known), dict(subject.settings)
+    if subject.resolved.owner("bits") is None:
+        known[BenchBits.name], settings[BenchBits.name] = BenchBits, True
+    seams, generator, weights = Seams(lab.resolve(settings, known)), torch.Generator().manual_seed(3), {}
+    for name, w in run.weights.items():
+        weights[name] = w * (1 + 8 * (torch.rand(w.shape, generator=generator) < 0.01))
+    lab.world.ledger.at("quantize", "rounding")
+    packed, _ = train_gpt.quantize(weights, run.trainer.model, seams, train_gpt.calibration(run.trainer))
+    roles, widest = {n: p.role for n, p in run.trainer.model.named_parameters()}, 0  # type: ignore[attr-defined]
+    for item in packed:
+        if item.scale is not None and not subject.enters("tensor_bits"):
+            role = roles[item.name]
+            most = 2 ** ((8 if role == "gate" else seams.bits(role)) - 1) - 1  # gates are floats, or 8 bits
+            widest = max(widest, int(item.q.to(torch.int32).abs().max()))
+            if int(item.q.to(torch.int32).abs().max()) > most:
+                raise Violation(f"{item.name} holds an integer of {int(item.q.abs().max())}, beyond {most}")
+    return f"at most {widest}"
+
+
+def container(subject: Subject) -> str:
+    """A codec gives back containers of every length: odd shapes, one element, corrections, no tensor."""
+    if not subject.enters("codec"):
+        raise NotApplicable("it is no codec")
+    generator, tried = torch.Generator().manual_seed(9), 0
+
+    def q(*shape: int) -> Tensor:
+        return torch.randint(-31, 32, shape, generator=generator, dtype=torch.int8)
+
+    def scale(rows: int) -> Tensor:
+        return torch.rand(rows, generator=generator).half()
+
+    for label, one in subject.variants:
+        for length in range(6):
+            fix = Fix("columns", q(3, 2), scale(3), 1)
+            items = [
+                train_gpt.Packed("blocks.0.attn.c_q.weight", q(3, 5 + length), scale(3), (fix,)),
+                train_gpt.Packed("tok_emb", q(1, 1), scale(1)),
+                train_gpt.Packed("half", torch.randn(2 * length + 1, generator=generator).half(), None),
+                train_gpt.Packed("scalar", torch.randn(1 + length, generator=generator), None),
+            ][: None if length else 0]
+            codec, values = one.technique.codec(), {"text": "x" * length}
+            told, weights = train_gpt.unpack(train_gpt.pack(items, values, codec), {codec.name: codec})
+            same = all(torch.equal(item.dequantized(), weights[item.name]) for item in items)
+            tried += 1
+            if told != values or not same or len(weights) != len(items):
+                raise Violation(f"{label}a container of {len(items)} small tensors comes back as another one")
+    return f"{tried} containers"
+
+
 CHECKS = (
     ("bytes", size),
     ("reload", reload),
     ("same file", same_file),
     ("same score", same_score),
+    ("counted", counted),
+    ("integers", integers),
+    ("container", container),
 )

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from conformance.lab import SHORT, Finished, Lab, NotApplicable, smoke_settings
+from conformance.lab import SHORT, Finished, Lab, NotApplicable, executed, smoke_settings
 from techniques.base import Choice, Technique, claims
 from techniques.config import Resolved
 
@@ -49,7 +49,8 @@ class Subject:
         self.settings = smoke_settings(cls, self.known, self.changes)
         self._run: Finished | None = None
         self._failed = False
-        self.scores: dict[tuple[str, bytes], Any] = {}  # (settings, tokens) -> how its scorer scored them
+        self.files: set[str] = set()  # whose functions the whole run called
+        self.scores: dict[tuple[str, int, bytes], Any] = {}  # (settings, rows, tokens) -> how its scorer did
 
     def resolve(self, **trainer: Any) -> Resolved:
         return self.lab.resolve(self.settings, self.known, **trainer)
@@ -84,14 +85,20 @@ class Subject:
             raise NotApplicable("the run did not finish")
         if self._run is None:
             self._failed = True
-            self._run = self.lab.finish(self.lab.train(self.resolved))
+            with executed(self.files):
+                self._run = self.lab.finish(self.lab.train(self.resolved))
             self._failed = False
         return self._run
 
     @functools.cached_property
+    def short_run(self) -> Finished:
+        """A few steps without warm-up."""
+        return self.lab.train(self.resolve(**SHORT))
+
+    @property
     def short(self) -> list[float]:
-        """The losses of a few steps without warm-up."""
-        return self.lab.train(self.resolve(**SHORT)).losses
+        """Their losses."""
+        return self.short_run.losses
 
     @property
     def has_finished(self) -> bool:

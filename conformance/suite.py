@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 
-from conformance import model_checks, scoring_checks, storage_checks, training_checks
+from conformance import (
+    data_checks,
+    model_checks,
+    optimizer_checks,
+    scoring_checks,
+    storage_checks,
+    training_checks,
+)
 from conformance.lab import CRASHES, SEQ_LEN, Lab, NotApplicable, Violation, smoke_settings, write_corpus
 from conformance.ranks import trace
 from conformance.subject import MODEL_SEAMS, Subject
@@ -26,6 +33,8 @@ from techniques.catalog import load
 CHECKS = (
     *model_checks.CHECKS,
     *training_checks.CHECKS,
+    *optimizer_checks.CHECKS,
+    *data_checks.CHECKS,
     *storage_checks.CHECKS,
     *scoring_checks.CHECKS,
 )

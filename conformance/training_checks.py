@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from conformance.lab import SHORT, Violation
+from itertools import pairwise
+
+from conformance.lab import SHORT, NotApplicable, Violation
 from conformance.subject import Subject
-from techniques.base import Verdict, claims
+from techniques.base import Batch, Verdict, claims
 
 
 def off(subject: Subject) -> None:
@@ -57,10 +59,33 @@ def reads(subject: Subject) -> str | None:
     return f"as its verdict says: {'; '.join(found)}" if found else None
 
 
+def phases(subject: Subject) -> str:
+    """Between the progresses that it declares neither a step's size nor the layers' order changes, and the
+    last one's stand at the end."""
+    if not subject.enters("batch", "plan"):
+        raise NotApplicable("no graph of it changes")
+    for label, one in subject.variants:
+        technique, c = one.technique, one.resolved.config
+        full = Batch(c.train_batch_tokens, c.train_seq_len)
+        plan = technique.plan(one.resolved.shape()) if one.enters("plan") else lambda _progress: ()
+        borders = [0.0, *technique.phases(), 1.0]
+        seen = [[(technique.batch(full, p), plan(p)) for p in (a, (a + b) / 2)] for a, b in pairwise(borders)]
+        ends = [*seen[-1], (technique.batch(full, 1.0), plan(1.0))]
+        for (a, b), (first, middle) in zip(pairwise(borders), seen, strict=True):
+            if first != middle:
+                raise Violation(f"{label}it changes from {first} to {middle} between {a} and {b}")
+        if ends[-1] != ends[0]:
+            raise Violation(f"{label}its last phase gives {ends[0]}, the end {ends[-1]}")
+        if any(one_phase[0] == next_phase[0] for one_phase, next_phase in pairwise(seen)):
+            raise Violation(f"{label}it declares a phase in which nothing changes")
+    return f"{len(seen)} phases"
+
+
 CHECKS = (
     ("off", off),
     ("warm-up", warm_up),
     ("learns", learns),
     ("activity", activity),
     ("reads", reads),
+    ("phases", phases),
 )

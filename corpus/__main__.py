@@ -18,7 +18,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Text in, token shards out.",
 )
-Root = Annotated[Path, typer.Option("--to", help="Root that holds datasets/ and tokenizers/.")]
+
+
+def _folder(text: str) -> Path:
+    if not str(text).strip():  # a variable that is not set must not mean the current folder
+        raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
+    return Path(text)
+
+
+Root = Annotated[
+    Path,
+    typer.Option("--to", parser=_folder, metavar="PATH", help="Root that holds datasets/ and tokenizers/."),
+]
 
 
 @app.command()

@@ -245,7 +245,7 @@ def _text_of(path: Path, number: int, raw: bytes) -> str:
         line = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _undecodable(path, f"line {number:,}, byte {error.start} ({error.reason})") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"A .jsonl file has one JSON object a line, but {path} line {number:,} is none ({error}). Repair "
             "the line."

@@ -13,7 +13,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
-from corpus.bpb import byte_luts, count_bytes, verify_bos
+from corpus.bpb import byte_luts, count_bytes, verify_bos, verify_luts
+from corpus.dataset import open_dataset
 from corpus.export import vocab_size_of
 from corpus.manifest import (
     Manifest,
@@ -74,10 +75,20 @@ def download(
     try:
         commit, listing = _listing(hub, folder.name)
         wanted = _wanted(hub, folder.name, listing, train_shards)
-        wanted[f"tokenizers/{tokenizer_name}"] = _entry(listing, f"tokenizers/{tokenizer_name}", hub)
+        small = f"tokenizers/{tokenizer_name}"
+        first = {small: _entry(listing, small, hub)}
         with locked(folder):
-            fetched, skipped = _fetch_all(root, hub, commit, wanted)
+            fetched, skipped = _fetch_all(root, hub, commit, first)
+            tokenizer = load_tokenizer(root / small, vocab_size=vocab_size)
+            verify_luts(tokenizer, byte_luts(tokenizer))  # before 200 MB a shard
+            more = _fetch_all(root, hub, commit, wanted)
+            fetched, skipped = fetched + more[0], skipped + more[1]
             manifest = _write_manifest(root, folder, tokenizer_name, vocab_size, _source(hub, commit))
+            try:
+                open_dataset(folder, vocab_size=vocab_size, seq_len=1)
+            except ValueError:  # what a run would refuse is no complete dataset
+                manifest_path(folder).unlink()
+                raise
     except HfHubHTTPError as error:
         raise OSError(_trouble(hub, error)) from error
     except _CLIENT_ERROR as error:
@@ -91,7 +102,7 @@ def _source(hub: Hub, commit: str) -> dict[str, Any]:
 
 def _trouble(hub: Hub, error: Exception) -> str:
     where = hub.endpoint or huggingface_hub.constants.ENDPOINT
-    facts = " ".join(str(error).split())[:300]
+    where, facts = (re.sub(r"//[^/\s]*@", "//", text) for text in (where, " ".join(str(error).split())[:300]))
     return (
         f"The export comes from {hub.repo_id} at {where}, but that failed: {type(error).__name__}: {facts}. "
         "Run the same command again to resume, or set HF_ENDPOINT to a mirror."

@@ -100,7 +100,7 @@ def read_manifest(folder: Path | str) -> Manifest | None:
             for name, entry in content["splits"].items()
         }
         manifest = Manifest(**{**content, "splits": splits})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"A manifest is a JSON file of format {FORMAT}, but {path} cannot be read "
             f"({type(error).__name__}: {error}). Delete the dataset folder and build it again."

@@ -182,7 +182,7 @@ def _parse_sentencepiece(path: Path, raw: bytes) -> Tokenizer:
 def _parse_byte260(path: Path, raw: bytes) -> Tokenizer:
     try:
         content = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"A .json tokenizer is the byte260 file, but {path} is no JSON ({error}). Build it again."
         ) from error

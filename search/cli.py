@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
     from search.session.session import Session
 
+
+def folder_of(text: str) -> Path:
+    """A folder's path as it was given; a variable that is not set must not mean the current folder."""
+    if text.strip():
+        return Path(text)
+    raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
+
+
 StudyOption = Annotated[Path | None, typer.Option(help="The study's file. [default: studies/laptop.toml]")]
 StorageOption = Annotated[
     str | None,
@@ -32,7 +40,12 @@ StorageOption = Annotated[
     ),
 ]
 HomeOption = Annotated[
-    Path | None, typer.Option(help="Folder of the private database and of runs/. [default: the project]")
+    Path | None,
+    typer.Option(
+        parser=folder_of,
+        metavar="PATH",
+        help="Folder of the private database and of runs/. [default: the project]",
+    ),
 ]
 # Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -70,8 +83,7 @@ def run(
         str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
     ] = "",
     niceness: Annotated[
-        int,
-        typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine."),
+        int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
     ] = 0,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
@@ -98,11 +110,7 @@ def run(
         run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
 
 
-def read(
-    context: typer.Context,
-    options: StudyOptions,
-    then: Callable[[Console, Session], None],
-) -> None:
+def read(context: typer.Context, options: StudyOptions, then: Callable[[Console, Session], None]) -> None:
     """Opens a study that was begun, and only reads it. Nothing that it reads becomes garbage before its end:
     not to look for any saves a tenth of the time."""
     gc.disable()
@@ -123,12 +131,9 @@ def read(
 
 @app.command()
 def status(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
-    """How far the study is, what failed and why, what a trial costs beside its work."""
+    """How far the study is, what failed and why. Then what a trial costs beside its work."""
     from search.report.status import print_status
 
     read(context, StudyOptions(study, storage, home), print_status)
@@ -172,12 +177,9 @@ def show(
 
 @app.command()
 def costs(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
 ) -> None:
-    """Predicted bytes and seconds against measured ones: errors, bias, how often the bound held."""
+    """Predicted bytes and seconds against measured ones. Errors, bias, how often the bound held."""
     from search.report.costs import print_costs
 
     read(context, StudyOptions(study, storage, home), print_costs)
@@ -191,7 +193,7 @@ def effects(
     home: HomeOption = None,
     top: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 15,
 ) -> None:
-    """By how much each technique and setting moves val_bpb, with what confidence, and which pairs clash."""
+    """By how much each technique and setting moves val_bpb. With what confidence, and which pairs clash."""
     from search.report.effects import print_effects
 
     read(
@@ -207,9 +209,9 @@ def dashboard(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
-    """optuna-dashboard for this study, on this machine only."""
+    """optuna-dashboard for this study, on this machine only. For who has the address that this prints."""
 
     def serve_it(console: Console, session: Session) -> None:
         from search.report.dashboard import serve
@@ -225,7 +227,7 @@ def scan(
     script: Annotated[Path, typer.Argument(help="A training script; it is read, never run.")],
     out: Annotated[Path | None, typer.Option(help="The study file to write. [default: print it]")] = None,
 ) -> None:
-    """Draft a study from what a script reads from its environment (docs/any_trainer.md)."""
+    """Draft a study from what a script reads from its environment. See docs/any_trainer.md."""
     with clear_errors():
         from search.trainers.foreign import draft
 
@@ -247,43 +249,32 @@ def export(
             "and to change, with every setting on its command line."
         ),
     ] = "lean",
-    compressed: Annotated[
-        bool, typer.Option("--compressed", help="Of a script: two lines that unpack it.")
-    ] = False,
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
 ) -> None:
-    """One configuration as a self-contained train_gpt.py, with only the techniques that are on."""
+    """One configuration as a self-contained train_gpt.py. It has only the techniques that are on."""
     with clear_errors():
         from bundle import lean, one_file
-        from search.exported import of_trial
+        from search.report.trial import configuration_of
+        from techniques.config import read_layer
 
         if sum(x is not None for x in (trial, preset or None, config)) != 1:
             raise ValueError("An export names one of --trial N, --preset NAME and --config FILE.")
-        if format not in ("script", "lean") or (compressed and format == "lean"):
-            raise ValueError(
-                f"An export has --format script, with --compressed or without, or --format lean, which is "
-                f"compressed already, but got {format!r}{' and --compressed' if compressed else ''}."
-            )
+        if format not in ("script", "lean"):
+            raise ValueError(f"An export has --format lean or --format script, but got {format!r}.")
 
     def write(resolved: one_file.Resolved) -> None:
-        if format == "lean":
-            path = lean.export_lean(resolved, to)
-        else:
-            path = one_file.export(resolved, to, compress=compressed)
+        path = (lean.export_lean if format == "lean" else one_file.export)(resolved, to)
         on = ", ".join(resolved.techniques) or "no technique"
         print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
 
     if trial is None:
         with clear_errors():
-            write(one_file.resolve_source(preset=preset, file=config))
+            write(one_file.resolve_layer(read_layer(config) if config else {"preset": preset}))
     else:
-        read(
-            context,
-            StudyOptions(study, storage, home),
-            lambda _, session: write(of_trial(session, trial)),
-        )
+        options = StudyOptions(study, storage, home)
+        read(context, options, lambda _, session: write(configuration_of(session, trial)))
 
 
 def main() -> None:

@@ -1,7 +1,5 @@
 """run_study(options): what `search.py --trials N` does, with workers here or on a cluster's machines."""
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import replace

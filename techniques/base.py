@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -128,7 +129,7 @@ def parse_value(name: str, value: Any, like: dataclasses.Field[Any]) -> Any:
         elif kind is str and isinstance(value, str):
             return value
         raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise ValueError(
             f"`{name}` takes {'0 or 1' if kind is bool else 'a ' + kind.__name__}, but got {value!r}: "
             f"{like.metadata['doc']}."
@@ -136,8 +137,10 @@ def parse_value(name: str, value: Any, like: dataclasses.Field[Any]) -> Any:
 
 
 def check_value(name: str, value: Any, like: dataclasses.Field[Any]) -> None:
-    """ValueError unless `value` lies within the field's hard limits."""
+    """ValueError unless `value` is finite and lies within the field's hard limits."""
     low, high, choices = (like.metadata[k] for k in ("low", "high", "choices"))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, but got {value}: {like.metadata['doc']}.")
     if choices and value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -282,7 +285,9 @@ class Technique:
         False  # with fresh parameters the model computes what it did without it
     )
     null: ClassVar[Mapping[str, Any] | None] = None  # a scorer's settings under which it adapts nothing
+    batching: ClassVar[tuple[str, ...]] = ()  # a scorer's settings that say how much is scored side by side
     space: ClassVar[Space] = {}  # keys are Config fields
+    unseen: ClassVar[tuple[str, ...]] = ()  # of these, what changes nothing in a tiny run under `smoke`
     env: ClassVar[
         Mapping[str, str]
     ] = {}  # the field's standard variables: "XSA_LAST_N" -> "last_n"; "on" is the gate
@@ -298,6 +303,9 @@ class Technique:
     def check(self, shape: Shape) -> None:
         """Raise ValueError for settings that this shape cannot take."""
 
+    def check_data(self, num_positions: int) -> None:
+        """Before training: raise Unavailable for settings that so few scored positions cannot take."""
+
     def verdict(self) -> Legality:
         """The legality of these settings."""
         return self.legality
@@ -310,6 +318,12 @@ class Technique:
         """Whether these settings keep a document from every other one; attention is judged only where it is
         the technique's own."""
         return False
+
+    @property
+    def strict_prefix(self) -> bool:
+        """Of a scorer: whether under these settings each score depends on the tokens before it alone, and is
+        a share of a distribution. It is checked whatever the verdict; what is legal must claim it."""
+        return self.verdict().admitted("record")
 
     @property
     def scores_by_document(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from techniques import catalog
 from techniques.base import (
@@ -66,7 +66,9 @@ class Config:
     train_seq_len: int = setting(1024, "tokens per training sequence", low=2)
     micro_batches: int = setting(8, "equal parts of a step's batch; the world size must divide it", low=1)
     iterations: int = setting(20_000, "steps at most", low=1)
-    max_wallclock_seconds: float = setting(600.0, "timed training seconds at most; 0: steps only", low=0.0)
+    max_wallclock_seconds: float = setting(
+        600.0, "timed training seconds at most, on a CPU of the processor; 0: steps only", low=0.0
+    )
     reserve_seconds: float = setting(0.0, "training seconds kept back for calibration, s", low=0.0)
     warmup_steps: int = setting(20, "discarded steps that trigger compilation", low=0)
     warmdown_iters: int = setting(1200, "last steps over which learning rates fall to 0", low=0)
@@ -77,7 +79,7 @@ class Config:
     matrix_lr: float = setting(0.04, "Muon, matrices", low=0.0)
     scalar_lr: float = setting(0.04, "Adam, vectors and scalars", low=0.0)
     grad_clip_norm: float = setting(0.0, "global gradient norm at most; 0: off", low=0.0)
-    seed: int = setting(1337, "seed of initialisation and data order", low=0)
+    seed: int = setting(1337, "seed of initialisation and data order", low=0, high=2**62)
     # artifact
     quantize_min_numel: int = setting(
         65_537, "matrices of fewer elements are stored as fp16", low=1, stage="quantize"
@@ -255,14 +257,20 @@ def known_field(name: str, known: Mapping[str, type[Technique]]) -> dataclasses.
 
 
 def read_layer(path: Path) -> dict[str, Any]:
-    """A JSON or TOML file as a flat layer."""
+    """A JSON or TOML file as a flat layer. ValueError for what is neither, or no table of settings."""
+    kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        text = path.read_text(encoding="utf-8")
-        return flatten(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
+        text = path.read_text(encoding="utf-8-sig")
+        layer: object = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except FileNotFoundError:
         raise ValueError(f"No configuration file {str(path)!r}.") from None
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not valid {path.suffix[1:] or 'TOML'}: {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not valid {kind}: {error}.") from None
+    except RecursionError:
+        raise ValueError(f"{str(path)!r} is no table of settings: it nests too deeply.") from None
+    if not isinstance(layer, dict):
+        raise ValueError(f"{str(path)!r} must hold settings by name, but is a {type(layer).__name__}.")
+    return flatten(cast("dict[str, Any]", layer))
 
 
 def read_preset(name: str) -> dict[str, Any]:

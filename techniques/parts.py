@@ -86,11 +86,11 @@ class MatrixOptimizer(Protocol):
 
 
 class Quantizer(HasFacts, Protocol):
-    reads_data: bool  # the training budget pays for the calibration
     hessians: dict[str, Torch]  # name -> mean XᵀX [c,c] of the inputs, of tensors where it was collected
 
     def calibrate(self, model: Torch, batches: Iterable[tuple[Torch, Torch]]) -> None:
-        """Once, before any tensor; `batches` of (inputs, targets) are training data."""
+        """Once, before any tensor; `batches` of (inputs, targets) are training data: the training budget
+        pays for this call if one is taken (trainer/ledger.py)."""
 
     def quantize(self, name: str, weight: Torch, bits: int, rule: Any) -> tuple[Torch, Torch]:
         """(q int8 [r,c], scale float16 [r]) of weight [r,c]; `rule` is what `row_scale` gave, or None."""

@@ -34,7 +34,7 @@ ORDER = (
     ("search.run",),
     ("search.engines",),
     ("search.workers", "search.report"),
-    ("search.samplers", "search.exported"),
+    ("search.samplers",),
     ("search.space", "search.session", "search.stage_cache"),
     ("search.costs", "search.pruning", "search.trainers"),
     ("search.study",),
@@ -68,7 +68,6 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         (
             "bundle.lean",
             "bundle.one_file",
-            "search.exported",
             "search.report.costs",
             "search.report.dashboard",
             "search.report.effects",
@@ -79,6 +78,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "search.session.session",
             "search.study.load",
             "search.trainers.foreign.draft",
+            "techniques.config",
         ),
     ),
     "search.session.session": (

@@ -126,7 +126,7 @@ def test_smoke_run_and_its_bundle(preset: str, tiny: dict[str, str], tmp_path: P
     idle = {n: f["verdict"] for n, f in result["activity"].items() if f["verdict"] != "active"}
     assert idle.keys() <= UNSEEN, idle
     layers = {"preset": read_preset(preset), "command line": settings}
-    script = export(resolve(layers, catalog.metadata()), tmp_path / "alone", compress=True)
+    script = export(resolve(layers, catalog.metadata()), tmp_path / "alone")
     again = alone(script, "--out_dir=out")
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
     assert facts(tmp_path / "alone" / "out") == facts(tmp_path / "whole")

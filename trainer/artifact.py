@@ -72,10 +72,14 @@ def round_to_nearest(weight: Tensor, bits: int, rule: Any = None) -> tuple[Tenso
     return torch.clamp(torch.round(w / scale.float()[:, None]), -qmax, qmax).to(torch.int8), scale
 
 
+def num_changed(before: Sequence[Packed], after: Sequence[Packed]) -> int:
+    """Tensors that reload with other values."""
+    pairs = zip(before, after, strict=True)
+    return sum(not torch.equal(a.dequantized(), b.dequantized()) for a, b in pairs)
+
+
 class RoundToNearest:
     """The baseline's quantiser. It looks at no data."""
-
-    reads_data = False
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}

@@ -1,5 +1,13 @@
 """The activity audit: what each technique of a run really changed. A flag that did nothing says so. No torch
-here."""
+here.
+
+A result's `findings` are of two kinds. Those of the rules take `record_legal` away: every one of the ledger
+(a read that is forbidden, untimed or past the training budget; a weight that a report moved; a position that
+was trained on before it was scored) and every one of `implausible` (a score that the training cannot explain
+is taken for a leak until somebody finds its cause). Those of quality do not: what Audit.findings tells (a
+quantiser's scales or errors, an average that is worse than the last weights) and a run that could not be
+compiled make a worse or a slower submission, not another one than the rules allow.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +73,8 @@ class Audit:
                 found.append(f"{name}: {facts['finding']}")
             if rows:
                 found.append(f"{name}: {rows:,} rows stand at the scale floor, where no clip search acts")
+            if facts.get("adapted") == 0:
+                found.append(f"{name}: it adapted to nothing, so its scores are those of the model as it is")
             if ratio > 1:
                 found.append(f"{name}: a tensor's output error is {ratio:.3f} times that of plain rounding")
         return found

@@ -1,20 +1,32 @@
 """Who read which tokens, when: an entry for each stage, reader and split; what the rules forbid is a finding.
 
 Reads are noted where tokens leave the files: training tokens by the loader, validation tokens where an
-evaluation opens. Beside that an audit hook of the interpreter sees every shard that is opened, by whomever:
-code that goes to the files itself is found under the stage it ran in. Allowed are: any read while the data
-are checked, before training; training tokens while training, and by calibration inside the training budget;
-validation tokens by a report of the training, which must leave every weight as it was (sums are compared),
-and by the scorer. A position whose target was read with gradients on before its score was written is a
-finding, too. Not seen: a reader that keeps tokens from one stage to the next, or that hides from both.
+evaluation opens. Beside that an audit hook of the interpreter sees every shard that is opened or mapped, by
+whomever: code that goes to the files itself is found under the stage it ran in. A shard is known by device
+and inode, so links, bytes for a path, a path relative to an open folder and a map of a descriptor that was
+opened earlier are seen, too. When training or quantising begins, validation shards that are still open or
+mapped count as read there. Allowed are: any read while the data are checked, before training; training tokens
+while training, and by calibration inside the training budget; validation tokens by a report of the training,
+which must leave every weight as it was (sums are compared), and by the scorer. A position whose target was
+read with gradients on before its score was written is a finding, too.
+
+A read must lie in a timed span, but for those that LEDGER_UNTIMED names. Quantising is timed by laps: a lap
+in which data were read counts whole, another one does not, whatever the quantiser says of itself. Once data
+were read, a lap in which the model runs counts, too.
+
+Not seen: a reader that keeps tokens from one stage to the next; shards that are opened by no Python code
+(torch.from_file, a library of its own, another process), as long as no map of them lasts; a read of a
+descriptor that was opened in an earlier stage and is closed before the next begins.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +41,109 @@ LEDGER_ALLOWED = {
     ("train", "report"): ("val",),
     ("quantize", "calibration"): ("train",),
 }
+# Not timed by the rules: nothing is trained or scored by these reads (docs/contracts.md)
+LEDGER_UNTIMED = {
+    ("data", "check"),
+    ("train", "build"),
+    ("train", "warm-up"),  # everything that it changes is put back
+    ("train", "audit"),
+    ("train", "report"),
+    ("evaluate", "audit"),  # every score is written
+}
+HELD_BEFORE = ("train", "quantize")  # stages that must begin without a hand on the validation shards
+OPEN_FILES = Path("/proc/self/fd")
+MAPS = Path("/proc/self/maps")
 
 
 class Ledger:
     """The reads of one process. `at` says who reads from now on."""
 
-    def __init__(self) -> None:
-        self.stage, self.reader = "data", "check"
+    def __init__(
+        self, seconds: Callable[[], float] = time.perf_counter, settle: Callable[[], None] = lambda: None
+    ) -> None:
+        """`settle` waits until the device has done what it was given."""
+        self.seconds, self.settle, self.stage, self.reader = seconds, settle, "data", "check"
         self.clock: Callable[[], float] = lambda: 0.0
-        self.entries: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self.faults: list[str] = []
-        self.folder = ""
+        self.shards: dict[tuple[int, int], str] = {}  # (device, inode) -> split
+        self.watching = False
+        self.forget()
 
     def forget(self) -> None:
         """Another run begins in this process."""
-        self.entries, self.faults = {}, []
+        self.entries: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.faults: list[str] = []
+        self.tokens = (0, "")  # how many the last evaluation had, and their hash
+        self.compared: dict[str, tuple[int, str]] = {}
+        self.reads, self.clocks = 0, 0  # of whatever kind; timed clocks that run
+        self.lap_s, self.calibrated_s = 0.0, 0.0  # of the last lap; of all laps that read data
+        self.lap_began: float | None = None
 
     def at(self, stage: str, reader: str, clock: Callable[[], float] | None = None) -> None:
         """From here on `reader` reads; `clock` tells the timed training seconds, by default the last one."""
+        if stage in HELD_BEFORE and (stage, reader) != (self.stage, self.reader) and "val" in self.held():
+            self.stage, self.reader = stage, reader
+            self.note("val", 0, 0, opened=True)
         self.stage, self.reader, self.clock = stage, reader, clock or self.clock
 
-    def calibrating(self, timed_s: float) -> None:
-        """Calibration begins when `timed_s` of the training budget are used; its own seconds count on."""
-        start = time.perf_counter()
-        self.at("quantize", "calibration", lambda: timed_s + time.perf_counter() - start)
+    def timing(self, clocks: int) -> None:
+        """So many more timed clocks run."""
+        self.clocks += clocks
 
-    def note(self, split: str, first: int, count: int, *, opened: bool = False) -> None:
-        """Tokens first … first + count - 1 of the split's stream."""
+    @contextmanager
+    def lap(self, model: Any) -> Iterator[None]:
+        """A timed span that counts if data are read in it, or if the model runs in it once data were read:
+        they may have been kept."""
+        kept = self.calibrated_s > 0.0
+        hook = model.blocks[0].register_forward_pre_hook(lambda *_: self._used()) if kept else None
+        self.settle()
+        before, self.lap_began = self.reads, self.seconds()
+        self.timing(1)
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+            self.settle()
+            self.timing(-1)
+            self.lap_s, self.lap_began = self.seconds() - self.lap_began, None
+            self.calibrated_s += self.lap_s if self.reads > before else 0.0
+
+    def _used(self) -> None:
+        self.reads += 1
+
+    def calibrating(self, timed_s: float) -> None:
+        """Calibration reads from here on; training used `timed_s` of the budget."""
+
+        def now() -> float:
+            lap_s = 0.0 if self.lap_began is None else self.seconds() - self.lap_began
+            return timed_s + self.calibrated_s + lap_s
+
+        self.at("quantize", "calibration", now)
+
+    def note(self, split: str, first: int, count: int, *, opened: bool = False, tokens: Any = None) -> None:
+        """Tokens first … first + count - 1 of the split's stream; `same_tokens` compares `tokens`."""
+        if tokens is not None:
+            self.tokens = (count, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16])
         now = self.clock()
         fresh = {"reads": 0, "tokens": 0, "first": first, "end": 0, "from_s": now, "to_s": now, "opened": 0}
-        entry = self.entries.setdefault((self.stage, self.reader, split), fresh)
+        entry = self.entries.setdefault((self.stage, self.reader, split), {**fresh, "untimed": 0})
         entry["opened"] += opened
+        entry["untimed"] += not self.clocks
+        self.reads += 1
         if not opened:
             entry["reads"] += 1
             entry["tokens"] += count
             entry["first"], entry["end"] = min(entry["first"], first), max(entry["end"], first + count)
             entry["to_s"] = now
+
+    def taken(self, split: str) -> None:
+        """A part of what `note` told is handed over only now."""
+        entry = self.entries.get((self.stage, self.reader, split))
+        if entry is None:
+            self.note(split, 0, 0)
+        else:
+            self.reads += 1
+            entry["untimed"] += not self.clocks
 
     @contextmanager
     def report(self, model: Any) -> Iterator[None]:
@@ -79,6 +158,15 @@ class Ledger:
                 self.faults.append(f"{before[0]}: weights moved while {self.reader} read validation tokens")
             self.stage, self.reader = before
 
+    def same_tokens(self, kind: str) -> None:
+        """Scores of this kind are compared with each other: the last one's tokens must be the first one's."""
+        first = self.compared.setdefault(kind, self.tokens)
+        if first != self.tokens:
+            self.faults.append(
+                f"{self.stage}: a {kind} scored {self.tokens[0]:,} tokens ({self.tokens[1]}), the first one "
+                f"{first[0]:,} ({first[1]})"
+            )
+
     def trained_early(self, count: int) -> None:
         """So many positions were read for training before their score was written."""
         if count:
@@ -86,20 +174,60 @@ class Ledger:
                 f"{self.stage}: {self.reader} trained on {count:,} validation tokens before they were scored"
             )
 
+    def saw_later(self, scorer: str, moved: int, count: int) -> None:
+        """Of `count` scores so many moved when every token was replaced whose score comes later."""
+        if count:
+            self.note("val", 0, count)
+        if moved:
+            self.faults.append(
+                f"{self.stage}: {moved:,} of {count:,} scores of {scorer} moved with tokens behind them"
+            )
+
     # -- the interpreter's own record ----------------------------------------------------------------------
 
     def watch(self, folder: Path | str) -> None:
         """Every shard of `folder` that is opened from now on is noted; the hook stays with the process."""
-        if not self.folder:
-            sys.addaudithook(self._opened)
-        self.folder = str(Path(folder).resolve())
-
-    def _opened(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and self.folder and isinstance(args[0], str | Path):
-            path = Path(args[0])
+        if not self.watching:
+            sys.addaudithook(self._seen)
+        self.watching, self.shards = True, {}
+        for path in Path(folder).glob("fineweb_*"):
             split = path.name.removeprefix("fineweb_").split("_")[0]
-            if split in ("train", "val") and str(path.resolve().parent) == self.folder:
+            if split in ("train", "val"):
+                found = path.stat()
+                self.shards[found.st_dev, found.st_ino] = split
+
+    def _seen(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(args[0], str | bytes):
+            self._note_opened(args[0])
+            if args[1] is None and not os.path.isabs(args[0]):  # of os.open, which takes a folder beside it
+                for folder in self._open_files():
+                    self._note_opened(args[0], dir_fd=folder)
+        elif event == "mmap.__new__" and args[0] >= 0:
+            self._note_opened(args[0])
+
+    def _note_opened(self, path: str | bytes | int, dir_fd: int | None = None) -> None:
+        """Once for a map behind its opening, which was noted."""
+        with suppress(OSError, ValueError):  # whoever opens it is told
+            found = os.stat(path, dir_fd=dir_fd)
+            split = self.shards.get((found.st_dev, found.st_ino))
+            entry = self.entries.get((self.stage, self.reader, split or ""), {"opened": 0})
+            if split and not (isinstance(path, int) and entry["opened"]):
                 self.note(split, 0, 0, opened=True)
+
+    def _open_files(self) -> list[int]:
+        return [int(name) for name in os.listdir(OPEN_FILES)] if OPEN_FILES.is_dir() else []
+
+    def held(self) -> set[str]:
+        """Splits of which a shard is open or mapped in this process now. {} where there is no /proc."""
+        if not (self.shards and MAPS.exists()):
+            return set()
+        mapped = {line.split(maxsplit=5)[-1] for line in MAPS.read_text().splitlines() if "/" in line}
+        found: set[str] = set()
+        for place in (*mapped, *self._open_files()):
+            with suppress(OSError, ValueError):
+                there = os.stat(place)
+                found.add(self.shards.get((there.st_dev, there.st_ino), ""))
+        return found
 
     # -- what it tells -------------------------------------------------------------------------------------
 
@@ -128,10 +256,12 @@ class Ledger:
         found = list(self.faults)
         for (stage, reader, split), e in self.entries.items():
             allowed = ("val",) if stage == "evaluate" else LEDGER_ALLOWED.get((stage, reader), ())
+            name = {"train": "training", "val": "validation"}[split]
+            what = f"{e['tokens']:,} {name} tokens" if e["reads"] else f"a {name} shard"
             if split not in allowed:
-                name = {"train": "training", "val": "validation"}[split]
-                what = f"{e['tokens']:,} {name} tokens" if e["reads"] else f"a {name} shard"
                 found.append(f"{stage}: {reader} read {what} that it may not read there")
+            elif e.get("untimed") and (stage, reader) not in LEDGER_UNTIMED:
+                found.append(f"{stage}: {reader} read {what} while no timed clock ran")
             elif budget_s and stage == "quantize" and e["to_s"] > budget_s:
                 found.append(
                     f"{stage}: {reader} read training tokens at {e['to_s']:.2f} s of a training budget of "

@@ -115,7 +115,7 @@ class Reporter:
             kind="validation", step=step, progress=progress, val_bpb=score.val_bpb, elapsed_s=elapsed_s
         )
 
-    def report(self, scores: Mapping[str, float], **moment: float) -> None:
+    def report(self, scores: Mapping[str, float], **moment: Any) -> None:
         """Early scores: val_bpb, and val_bpb_average where weights are averaged."""
         self.log.metrics(kind="report", **moment, **scores)
 

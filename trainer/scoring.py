@@ -1,25 +1,32 @@
 """What every scorer shares: nats of hidden states, one compiled forward, and whether the score is another.
 
 Evaluation is forwards without gradient, mostly of full batches: one graph of one size, compiled on random
-tokens before the clock that counts starts. Smaller batches are padded to it (behind a row's tokens and below
-its last row, where nothing can see it) and cut again.
+tokens while the clock that counts stands still. Batches of fewer rows are padded to it (below the last row,
+where nothing can see it) and cut again. Shorter rows, the split's end, go through the model as it is: what a
+technique does may depend on a row's length (partial_rope picks its table by it).
+
+Two things look over a scorer's shoulder, whatever it is: `Meter` knows which positions it read, and stepped
+on, before they had their score; `score_again` scores a sample with everything replaced that came later.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trainer.parameters import load_weights
-from trainer.world import compiles
+from trainer.world import compiled_or_eager, compiles
 
 NATS_AT_ONCE = 1 << 28  # logits that exist at a time, float32: 1 GiB
 COMPILE_FROM_TOKENS = 1 << 25  # forward tokens of a rank's evaluation from which on compiling it pays
+SAMPLE = 16  # a sample is the first 16th of the scores, and four sequences at least
 
 
 def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:
@@ -34,7 +41,7 @@ def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:
 
 
 class CompiledHidden:
-    """ids [b,t] -> hidden [b,t,D] for b ≤ rows and t ≤ length. `seconds` went into compiling."""
+    """ids [b,t] -> hidden [b,t,D], compiled for b ≤ rows and t = length."""
 
     def __init__(self, model: Any, rows: int, length: int):
         self.model, self.rows, self.length = model, rows, length
@@ -50,22 +57,23 @@ class CompiledHidden:
 
     def __call__(self, ids: Tensor) -> Tensor:
         rows, length = ids.shape
-        if torch.is_grad_enabled() or rows > self.rows or length > self.length:
+        if torch.is_grad_enabled() or rows > self.rows or length != self.length:
             return self.model.hidden(ids)
-        padded = F.pad(ids, (0, self.length - length, 0, self.rows - rows))
-        return self.graph(padded)[:rows, :length]
+        return self.graph(F.pad(ids, (0, 0, 0, self.rows - rows)))[:rows]
 
 
-def compile_scoring(run: Any, resolved: Any, scorer: str | None) -> float:
-    """Compile the forward of an evaluation that is long enough; the seconds it took. Like the warm-up of the
-    training it reads no data, and is no part of the timed seconds."""
-    start, c = time.perf_counter(), resolved.config
+def compile_scoring(run: Any, resolved: Any, scorer: str | None, clock: Any) -> None:
+    """Compile the forward of an evaluation that is long enough, while the clock stands still: like the
+    warm-up of the training it reads no data."""
+    c = resolved.config
     passes = 1.0 + (resolved.costs[scorer].eval_passes if scorer in resolved.costs else 0.0)
     if not compiles(c, run.world) or passes * run.num_positions < COMPILE_FROM_TOKENS * run.world.size:
-        return 0.0
-    run.hidden = graph = CompiledHidden(run.model, run.batch_seqs, run.seq_len)
-    graph.warm_up(c.vocab_size)
-    return time.perf_counter() - start
+        return
+    run.hidden = compiled = CompiledHidden(run.model, run.batch_seqs, run.seq_len)
+    compiled.graph = compiled_or_eager(compiled.graph, run.model.hidden, c, run.world)
+    clock.stop()
+    compiled.warm_up(c.vocab_size)
+    clock.start()
 
 
 @torch.no_grad()
@@ -84,3 +92,153 @@ def score_changed(weights: Mapping[str, Tensor], run: Any) -> bool:
         mine = run.written[start : start + len(plain)].bool()
         changed += int((run.nll[start : start + len(plain)] - plain)[mine].abs().gt(1e-6 + noise).sum())
     return run.world.max(float(changed)) > 0
+
+
+class Meter:
+    """Of one evaluation: which positions were trained on while they had no score (`early`), optimiser steps,
+    and the first scores in their order.
+
+    Early is a position that is read with gradients on, or read at all before an optimiser's step that comes
+    before its score: whoever reads it without gradients may train on it all the same."""
+
+    def __init__(self, run: Any):
+        self.run, self.steps = run, 0
+        self.early = torch.zeros(run.num_positions, dtype=torch.bool)
+        self.unscored: list[tuple[int, int]] = []  # read since the last step
+        self.first: list[tuple[int, int]] = []  # written first, in their order
+        self.size = max(run.num_positions // SAMPLE // run.world.size, 4 * run.seq_len)
+        self.wanted = self.size
+
+    def read(self, starts: Sequence[int], length: int) -> None:
+        """A window of `length` targets from each of `starts`."""
+        for start in starts:
+            end = start + length
+            if torch.is_grad_enabled():
+                self.early[start:end] |= self.run.written[start:end] == 0
+            last = self.unscored[-1] if self.unscored else (0, -1)
+            if last[0] <= start <= last[1]:
+                self.unscored[-1] = last[0], max(last[1], end)
+            else:
+                self.unscored.append((start, end))
+
+    def wrote(self, start: int, end: int) -> None:
+        if self.wanted > 0:
+            self.wanted -= end - start
+            if self.first and self.first[-1][1] == start:
+                start = self.first.pop()[0]
+            self.first.append((start, end))
+
+    def stepped(self, *_: Any) -> None:
+        self.steps += 1
+        for start, end in self.unscored:
+            self.early[start:end] |= self.run.written[start:end] == 0
+        self.unscored.clear()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Rows are read side by side whose steps are on parameters of their own: that a later row's step
+        comes before an earlier row's score says nothing. Reads with gradients on count all the same."""
+        unscored = [*self.unscored]
+        yield
+        self.unscored = unscored
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Every optimiser's step in here counts."""
+        handle = register_optimizer_step_post_hook(self.stepped)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def num_early(self, world: Any) -> int:
+        """Over all ranks; a position counts on the rank that scored it."""
+        mine = (self.early & self.run.written.bool()).sum()
+        return int(world.sum(mine.to(world.device, torch.float64)))
+
+    def sample(self) -> Tensor:
+        """The positions [n] that got the first scores."""
+        return torch.cat([torch.arange(start, end) for start, end in self.first])[: self.size]
+
+
+class TokenView:
+    """The validation tokens as a scorer looks at them; each look is noted."""
+
+    stream: Tensor  # [N + 1], int32
+    num_positions: int
+    world: Any
+    ledger: Meter
+
+    @property
+    def tokens(self) -> Tensor:
+        """The stream [N + 1], int32: who asks for it has read all of it."""
+        self.ledger.read([0], self.num_positions)
+        return self.stream
+
+    def bounds(self, token: int) -> Tensor:
+        """The stream [N + 1] with -1 in place of all tokens but this one: where documents begin."""
+        return torch.where(self.stream == token, token, -1)
+
+    def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each [length] int64 on the device, from position `start`."""
+        ids, targets = self.windows([start], length)
+        return ids[0], targets[0]
+
+    def windows(self, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each [n, length] int64 on the device, from the n positions `starts`."""
+        self.ledger.read(starts, length)
+        parts = torch.stack([self.stream[start : start + length + 1] for start in starts])
+        parts = parts.to(self.world.device).to(torch.int64)
+        return parts[:, :-1], parts[:, 1:]
+
+
+class Enough(BaseException):
+    """The sample has its scores; no scorer may catch this."""
+
+
+def sample_nats(
+    run: Any, weights: Mapping[str, Tensor], scorer: Any, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(positions, their nats) of the first scores of `tokens`, of this process alone and of fresh weights."""
+    load_weights(run.model, weights)
+    alone = copy.copy(run.world)
+    alone.rank, alone.size = 0, 1
+    again = type(run)(run.model, tokens, run.seq_len, run.batch_seqs, alone)
+    again.hidden = run.hidden
+    again.ledger.size = again.ledger.wanted = run.ledger.size
+    write = again.write
+
+    def write_until_enough(start: int, nll: Tensor) -> None:
+        write(start, nll)
+        if again.ledger.wanted <= 0:
+            raise Enough
+
+    again.write = write_until_enough
+    with suppress(Enough):
+        scorer.score(again)
+    run.model.zero_grad(set_to_none=True)
+    found = again.ledger.sample()
+    return found, again.nll[found]
+
+
+def score_again(run: Any, weights: Mapping[str, Tensor], make_scorer: Any, bos: int) -> tuple[int, int]:
+    """(scores that moved, scores tried): the first ones again, every token replaced whose score comes later.
+    Every `bos` stays, for an order may look at those. Where something moves, it counts beyond what a
+    second scoring of the same tokens moves (on a GPU gradients are not summed in one order). On several
+    ranks the first one tries it, alone."""
+    if run.world.rank or bool(run.ledger.early.any()):  # early: it is found out already
+        return 0, 0
+    found = run.ledger.sample()
+    first = run.nll[found]
+    if run.world.size > 1:
+        found, first = sample_nats(run, weights, make_scorer(), run.stream)
+    later = torch.ones(run.num_positions + 1, dtype=torch.bool)
+    later[found + 1] = later[0] = False
+    replaced = 2 + (run.stream + 7) % (run.model.tok_emb.size(0) - 2)
+    tokens = torch.where(later & (run.stream != bos), replaced.to(run.stream.dtype), run.stream)
+    _, again = sample_nats(run, weights, make_scorer(), tokens)
+    moved = (again - first).abs()
+    if bool(moved.any()):
+        noise = (sample_nats(run, weights, make_scorer(), run.stream)[1] - first).abs().max()
+        moved = moved > 4 * noise + 1e-6
+    return int(moved.sum()), len(found)

@@ -16,16 +16,18 @@ from techniques.config import Resolved
 from techniques.parts import Codec
 from trainer.artifact import ZlibCodec
 from trainer.audit import Audit
+from trainer.ledger import Ledger
 
 Value = TypeVar("Value")
 
 
 class Seams:
-    """A run's settings, its techniques, and the audit of what they change."""
+    """A run's settings, its techniques, the audit of what they change, the ledger of what they read."""
 
     def __init__(self, resolved: Resolved, audit: Audit | None = None):
         self.resolved, self.techniques = resolved, resolved.techniques
         self.audit = Audit(resolved.techniques) if audit is None else audit
+        self.ledger = Ledger()  # of the world, once there is one
         self.steps: dict[tuple[str, str], bool] = {}  # (technique, seam of every step) -> changed one of them
         self.at_work = ""  # the technique that a chain has come to
 
@@ -42,6 +44,14 @@ class Seams:
     def name(self, slot: str, otherwise: str) -> str:
         owner = self.owner(slot)
         return owner.name if owner else otherwise
+
+    def check_late_stages(self, num_positions: int) -> None:
+        """What only a stage behind the training would refuse (so few scored positions, a missing package) is
+        refused now. Raises Unavailable."""
+        for technique in self.techniques.values():
+            technique.check_data(num_positions)
+        for slot in ("quantizer", "codec", "scorer"):
+            self.slot(slot, lambda: None)
 
     # -- what they give ------------------------------------------------------------------------------------
 

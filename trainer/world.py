@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +30,12 @@ class World:
     def __init__(self, config: Config):
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
-        self.ledger = Ledger()
+        self.ledger = Ledger(self.seconds, self.synchronize)
         self.earlier_peak_bytes = 0  # of the processes whose stages were taken over
+        self.not_compiled: list[str] = []  # why `compile auto` compiled nothing, if it did not
+        self._thread = time.pthread_getcpuclockid(threading.get_ident())
+        self._threads, self._seconds = torch.get_num_threads(), 0.0
+        self._used = [0.0, 0.0]  # processor seconds of that thread, and a thread of all, at the last reading
         cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
         if cuda and not torch.cuda.is_available():
             raise Unavailable(
@@ -92,6 +97,19 @@ class World:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def seconds(self) -> float:
+        """What every timed clock reads. On a GPU the wall's seconds. On a CPU processor seconds a thread, so
+        that nobody else's work on the machine counts: between two readings what the run's own thread used,
+        or, where that is more, what all threads and the children that ended used, shared by the threads that
+        PyTorch has. Sleep and waiting (for a disk, for another rank) are no processor seconds."""
+        if self.device.type == "cuda":
+            return time.perf_counter()
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        whole = time.process_time() + ended.ru_utime + ended.ru_stime
+        before, self._used = self._used, [time.clock_gettime(self._thread), whole / self._threads]
+        self._seconds += max(now - then for now, then in zip(self._used, before, strict=True))
+        return self._seconds
+
     def keep_pace(self) -> int:
         """Once a step: waits until the device is one step behind at most. Returns how many it may be."""
         if self.device.type != "cuda":
@@ -142,25 +160,38 @@ class World:
             dist.destroy_process_group()
 
 
+class Diverged(Exception):
+    """A loss or a weight is no longer a number: the configuration's fault, not the machine's."""
+
+
+def check_finite(what: str, *tensors: Tensor) -> None:
+    """Diverged unless every element is a number."""
+    if not all(bool(t.isfinite().all()) for t in tensors):
+        raise Diverged(f"{what} is not finite")
+
+
 class Clock:
-    """Seconds that only run between start() and stop(), after the device has caught up."""
+    """World.seconds that only run between start() and stop(), after the device has caught up. What is timed
+    is timed by one of these, and the ledger knows whether one runs."""
 
     def __init__(self, world: World):
         self.world, self.seconds, self._since = world, 0.0, None
 
     def start(self) -> None:
         self.world.synchronize()
-        self._since = time.perf_counter()
+        self.world.ledger.timing(1)
+        self._since = self.world.seconds()
 
     def stop(self) -> float:
         self.world.synchronize()
+        self.seconds = self.now()
         if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
+            self.world.ledger.timing(-1)
         self._since = None
         return self.seconds
 
     def now(self) -> float:
-        return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        return self.seconds + (self.world.seconds() - self._since if self._since is not None else 0.0)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -177,8 +208,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def compiles(config: Config, world: World) -> bool:
-    """Whether the settings want compiled graphs here."""
-    return config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
+    """Whether the settings want compiled graphs here, and none has failed."""
+    wanted = config.compile == "auto" and world.device.type == "cuda" and not world.not_compiled
+    return config.compile == "on" or wanted
 
 
 def maybe_compile(model: Any, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:
@@ -186,7 +218,30 @@ def maybe_compile(model: Any, config: Config, world: World) -> Callable[[Tensor,
     if not compiles(config, world):
         return model
     torch._dynamo.config.recompile_limit = GRAPHS  # type: ignore[attr-defined]
-    return torch.compile(model, dynamic=False, fullgraph=True)  # type: ignore[return-value]
+    return compiled_or_eager(torch.compile(model, dynamic=False, fullgraph=True), model, config, world)
+
+
+def compiled_or_eager(graph: Any, eager: Any, config: Config, world: World) -> Callable[..., Tensor]:
+    """`graph`; once it cannot be compiled here, `eager` under `compile auto` (world.not_compiled says why).
+    Unavailable under `compile on`."""
+
+    def run(*args: Tensor) -> Tensor:
+        if world.not_compiled:
+            return eager(*args)
+        try:
+            return graph(*args)
+        except (torch._dynamo.exc.BackendCompilerFailed, OSError, ImportError) as error:  # type: ignore[attr-defined]
+            cause = getattr(error, "inner_exception", error)
+            why = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+            if config.compile == "on":
+                raise Unavailable(
+                    f"`compile` is on, but nothing can be compiled here: {why}. It takes a C++ compiler and "
+                    "a folder whose files may run (TMPDIR, or TORCHINDUCTOR_CACHE_DIR); or set --compile off."
+                ) from error
+            world.not_compiled.append(f"compile: the run was eager, because nothing can be compiled: {why}")
+            return eager(*args)
+
+    return run
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:

@@ -1,20 +1,48 @@
-"""What every command says, and where: the console, its errors, the log."""
+"""What every command says, and where: the console, its errors, the log; no text of ours holds a password."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_plus
 
 import typer
 
-from search.common.errors import redact
-
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+OPEN = ("host", "port", "dbname", "user", "sslmode")  # what may be told of a URL's query
+SHORT = 3  # a secret of fewer characters protects nothing, and would garble every text
+_secrets: set[str] = set()
+
+
+def conceal(url: str) -> None:
+    """From now on `redact` takes out the secrets of this URL: its password, and what its query gives, as they
+    are written and as they are meant."""
+    rest, _, query = url.partition("://")[2].partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    values = [value for name, _, value in pairs if name not in OPEN and not re.fullmatch(r"\d{1,5}", value)]
+    for value in (rest.rpartition("@")[0].partition(":")[2], *values):
+        _secrets.update(v for v in (value, unquote_plus(value), value.replace(" ", "%20")) if len(v) >= SHORT)
+
+
+def redact(text: object) -> str:
+    """The text with every secret of a concealed URL, and whatever looks like one, replaced by ***."""
+    clean = str(text)
+    for secret in sorted(_secrets, key=len, reverse=True):
+        clean = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", clean)
+    found = r"(\w[\w+.-]*://[^\s:/@]*):(?!\*\*\*@|password@host)[^\n@]*@(?:\S*@)?(?=[\w\[/*])"
+    clean = re.sub(found, r"\1:***@", clean)
+    clean = re.sub(
+        r"([?&][\w.-]*(?:pass|pwd|secret|token|key)[\w.-]*=)(?!\*\*\*)[^&\n'\"]+", r"\1***", clean, flags=re.I
+    )
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^&\s'\"]+)", r"\1***", clean, flags=re.IGNORECASE)
 
 
 class Redacted(logging.Formatter):
@@ -36,17 +64,21 @@ def clear_errors() -> Generator[None]:
     """One line on stderr and exit status 2 for whatever a person can solve; 130 for Ctrl-C."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        text = (
-            str(error)
-            if isinstance(error, ValueError)
-            else f"{error.filename or 'the system'}: {error.strerror}"
-        )
-        print(f"error: {redact(text)}", file=sys.stderr)
-        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+    except Exception as error:
+        if isinstance(error, OSError):
+            text = f"{error.filename or 'the system'}: {error.strerror or error}"
+        elif isinstance(error, ValueError):
+            text = str(error)
+        elif says := getattr(error, "orig", None) or getattr(error.__cause__, "orig", None):  # SQLAlchemy's
+            line = str(says).partition("\n")[0]
+            text = f"The database must let us use its tables, but says: {line}. Nothing stored is lost."
+        else:
+            raise
+        print(f"error: {redact(text)}", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def make_console() -> Console:

@@ -6,8 +6,6 @@ stands in each trial's `passport`, because seconds learnt on one machine say not
 search/stage_cache/addresses.py.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re
@@ -32,12 +30,21 @@ def gpu_numbers(dev: Path = DEV) -> tuple[str, ...]:
     return tuple(sorted(found, key=int))
 
 
-def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """NVIDIA GPUs that a process may use: what CUDA_VISIBLE_DEVICES lists, else all."""
+def visible_gpus(environ: Mapping[str, str], dev: Path = DEV) -> tuple[str, ...]:
+    """NVIDIA GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them: what it lists, up to the first
+    word that names none, as CUDA reads it (an index counts the cards that are here), each once; all where it
+    is not set."""
+    cards = len(gpu_numbers(dev))
     given = environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return tuple(d.strip() for d in given.split(",") if d.strip() and d.strip() != "-1")
-    return gpu_numbers()
+    if given is None:
+        return tuple(map(str, range(cards)))
+    found: list[str] = []
+    for word in map(str.strip, given.split(",")):
+        index = int(word) if re.fullmatch("[0-9]{1,4}", word) else -1
+        if not (0 <= index < (cards or 10_000) or re.fullmatch(r"(GPU|MIG)-[\w/-]+", word)):
+            break
+        found.append(word)
+    return tuple(dict.fromkeys(found))
 
 
 @functools.cache

@@ -25,9 +25,8 @@ class StudyOptions:
 
     def over(self, before: StudyOptions) -> StudyOptions:
         """These, and where they were not given, those from before the command's name."""
-        return StudyOptions(
-            self.study or before.study, self.storage or before.storage, self.home or before.home
-        )
+        storage = before.storage if self.storage is None else self.storage
+        return StudyOptions(self.study or before.study, storage, self.home or before.home)
 
     @property
     def home_folder(self) -> Path:

@@ -26,6 +26,7 @@ from search.common.options import ENVIRONMENT, WorkerSpec
 from search.common.paths import ROOT
 from search.report.progress import Progress
 from search.session.session import Session
+from search.storage.patient import normalise_url
 from search.study.model import Study
 from search.workers.prepare import worker_command
 
@@ -140,7 +141,7 @@ def last_error(log: Path) -> str:
 
 def check_reachable(url: str, engine: str) -> None:
     """ValueError when other machines cannot reach the database: the private one has no network address."""
-    parsed = sqlalchemy.make_url(url) if url else None
+    parsed = sqlalchemy.make_url(normalise_url(url)) if url else None
     host = str(parsed.query.get("host") or parsed.host or "") if parsed else ""
     if not host or host.startswith("/"):
         raise ValueError(

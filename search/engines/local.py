@@ -19,16 +19,7 @@ from optuna.trial import Trial, TrialState
 
 from search.common.attributes import WORKER
 from search.common.options import ENVIRONMENT, WorkerSpec
-from search.engines.base import (
-    POLL_S,
-    STOP_S,
-    WorkerFailed,
-    close_lifeline,
-    finished,
-    last_error,
-    start_worker,
-    stop_requested,
-)
+from search.engines import base
 from search.report.progress import Progress
 from search.session.session import Session
 from search.storage.patient import requeue
@@ -66,7 +57,7 @@ def launch(
         shared[ENVIRONMENT] = session.url
     own = [{"CUDA_VISIBLE_DEVICES": gpus[spec.index % len(gpus)]} if gpus else {} for spec in specs]
     slots = [Slot(spec, shared | more) for spec, more in zip(specs, own, strict=True)]
-    with stop_requested() as stopping:
+    with base.stop_requested() as stopping:
         try:
             for slot in slots:
                 start(slot, session)
@@ -74,7 +65,7 @@ def launch(
                 for slot in slots:
                     poll_worker(slot, session)
                 progress.look()
-                stopping.wait(POLL_S)
+                stopping.wait(base.POLL_S)
         finally:
             stop_all(slots, session)
     progress.look(now=True)
@@ -83,9 +74,14 @@ def launch(
 
 
 def start(slot: Slot, session: Session) -> None:
-    slot.log = session.folders.runs / "workers" / f"{slot.spec.index}.log"
-    slot.finished_then = finished(session)
-    slot.process = start_worker(slot.spec, slot.log, slot.environment)
+    slot.log = log_of(session, slot.spec.index)
+    slot.finished_then = base.finished(session)
+    slot.process = base.start_worker(slot.spec, slot.log, slot.environment)
+
+
+def log_of(session: Session, index: int) -> Path:
+    """A worker's log: this session's own, whoever else works under the home."""
+    return session.folders.runs / "workers" / f"{index}-{os.uname().nodename}-{os.getpid()}.log"
 
 
 def poll_worker(slot: Slot, session: Session) -> None:
@@ -94,25 +90,25 @@ def poll_worker(slot: Slot, session: Session) -> None:
         return
     ended = slot.process
     slot.process = None
-    close_lifeline(ended)
+    base.close_lifeline(ended)
     fail_dead_worker(session, ended.pid)
     if status == 0:
         return
-    said = last_error(slot.log)
+    said = base.last_error(slot.log)
     if status in (1, 2) and said.startswith("error: "):
-        raise WorkerFailed(said.removeprefix("error: "))
+        raise base.WorkerFailed(said.removeprefix("error: "))
     free = shutil.disk_usage(slot.log.parent).free
     if free < FULL_BYTES:  # its last words found no room either
-        raise WorkerFailed(
+        raise base.WorkerFailed(
             f"Trials must be able to write, but {slot.log.parent} has {free:,} bytes free. Free some, and "
             "run the same command to go on; nothing stored is lost."
         )
-    done = finished(session)
+    done = base.finished(session)
     if done >= slot.spec.target:
         return
     slot.restarts = 1 if done > slot.finished_then else slot.restarts + 1
     if slot.restarts > MAX_RESTARTS:
-        raise WorkerFailed(
+        raise base.WorkerFailed(
             f"A worker must live, but worker {slot.spec.index} died {slot.restarts} times without "
             f"finishing a trial (last: exit status {status}, {said}). Its log is {slot.log}. Every finished "
             "trial is stored."
@@ -142,8 +138,8 @@ def stop_all(slots: list[Slot], session: Session) -> None:
     for process in alive:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        close_lifeline(process)
-    until = time.monotonic() + STOP_S
+        base.close_lifeline(process)
+    until = time.monotonic() + base.STOP_S
     for process in alive:
         try:
             process.wait(max(0.1, until - time.monotonic()))

@@ -75,7 +75,7 @@ def print_costs(console: Console, session: Session) -> None:
         return
     title = f"{session.study.name}: predicted before the trial against measured"
     console.print(accuracy_table(pairs, title))
-    console.print(MEANING, soft_wrap=True, highlight=False)
+    console.print(MEANING, highlight=False)
 
 
 def prediction_summary(attrs: Mapping[str, Any], figure: str) -> str:

@@ -2,21 +2,23 @@
 
 optuna-dashboard 0.21 knows neither Optuna 5's named constraints nor feasibility when it picks the best trial:
 the storage handed to it here translates the first and decides the second. It has no log-in and its delete
-buttons work, so it is bound to this machine only.
+buttons work, so it is bound to this machine, and `guarded` lets in only who has the token of the printed
+address: no other user of this machine, and no page of another site, by whatever name it reaches us.
 """
 
-from __future__ import annotations
-
 import copy
+import hashlib
+import html
+import re
+import secrets
 import signal
-import socket
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, cast
+from urllib.parse import parse_qsl, quote, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import optuna
 import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
 from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.study import StudyDirection
@@ -31,6 +33,8 @@ from search.storage.patient import (
 )
 
 HOST = "127.0.0.1"
+OURS = re.compile(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")  # what Host may say; any tunnel's port
+Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 OLD_KEY = "constraints"  # the system attribute that optuna-dashboard reads: a list without names
 
 
@@ -73,6 +77,37 @@ class _Quiet(WSGIRequestHandler):
         """One line for each request is nobody's reading."""
 
 
+def guarded(app: Wsgi, token: str) -> Wsgi:
+    """`app` for requests to this machine, from its own pages, by who has the token. The address with
+    `?token=` leaves a cookie and goes on without it, so that no later request and no history shows it."""
+    cookie = f"caddie_{hashlib.sha256(token.encode()).hexdigest()[:8]}"  # cookies do not know ports
+
+    def same(given: str) -> bool:
+        return secrets.compare_digest(given.encode(), token.encode())
+
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        pairs = [part.strip().partition("=") for part in environ.get("HTTP_COOKIE", "").split(";")]
+        local = OURS.fullmatch(host) and origin in (None, f"http://{host}")
+        if local and environ["REQUEST_METHOD"] == "GET" and any(n == "token" and same(v) for n, v in query):
+            rest = urlencode([(n, v) for n, v in query if n != "token"])
+            path = f"/{quote(environ.get('PATH_INFO', '').lstrip('/'))}{f'?{rest}' if rest else ''}"
+            # Not a redirect: behind another site's link that would not send the cookie.
+            page = f'<meta http-equiv="refresh" content="0; url={html.escape(path)}">'
+            kept = f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
+            plain = [("Cache-Control", "no-store"), ("Referrer-Policy", "no-referrer")]
+            start("200 OK", [("Content-Type", "text/html"), ("Set-Cookie", kept), *plain])
+            return [page.encode()]
+        home = environ.get("HTTP_SEC_FETCH_SITE", "none") in ("none", "same-origin")
+        if local and home and any(name == cookie and same(value) for name, _, value in pairs):
+            return app(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"Open the address that `python search.py dashboard` printed, with its token.\n"]
+
+    return answer
+
+
 def make_dashboard(
     storage_url: str, study_name: str, *, port: int, artifact_dir: Path
 ) -> tuple[WSGIServer, str]:
@@ -81,23 +116,23 @@ def make_dashboard(
     connect_check(url)
     engine = {"pool_pre_ping": True, "pool_size": 2, "connect_args": connect_arguments(url)}
     storage = FeasibleStorage(RDBStorage(url, engine_kwargs=engine))
-    known = {
-        study.study_name: study for study in optuna.get_all_study_summaries(storage, include_best_trial=False)
-    }
-    if study_name not in known:
-        names = ", ".join(sorted(known)[:10]) or "none"
-        raise StorageError(f"The study must exist, but there is no {study_name!r} here. Known: {names}.")
+    try:
+        study_id = storage.get_study_id_from_name(study_name)
+    except KeyError:
+        names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())[:10]) or "none"
+        raise StorageError(
+            f"The study must exist, but there is no {study_name!r} here. Known: {names}."
+        ) from None
     wsgi = cast("Any", optuna_dashboard).wsgi  # its types name packages that are not installed
-    app = wsgi(storage, artifact_store=artifact_store(artifact_dir))
-    study_id = storage.get_study_id_from_name(study_name)
+    token = secrets.token_urlsafe(24)
+    app = guarded(wsgi(storage, artifact_store=artifact_store(artifact_dir)), token)
     try:
         server = make_server(HOST, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:
         raise ValueError(
-            f"The dashboard needs a free port on {HOST}, but {port} says: {error.strerror}. "
-            f"Use --port {_free_port(port + 1)}."
+            f"The dashboard needs a free port on {HOST}, but {port} says: {error.strerror}. Use --port 0."
         ) from error
-    return server, f"http://{HOST}:{server.server_port}/dashboard/studies/{study_id}"
+    return server, f"http://{HOST}:{server.server_port}/dashboard/studies/{study_id}?token={token}"
 
 
 def serve(storage_url: str, study_name: str, *, port: int = 8080, artifact_dir: Path) -> None:
@@ -111,15 +146,3 @@ def serve(storage_url: str, study_name: str, *, port: int = 8080, artifact_dir: 
             server.serve_forever()
         except KeyboardInterrupt:
             return
-
-
-def _free_port(first: int) -> int:
-    for port in range(max(first, 1024), 65536):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    return 0  # any: the system chooses

@@ -242,7 +242,7 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
         console.print("\nNo pair does more or less than the sum of both beyond doubt.")
     console.print()
     print_evidence(console, [read[number] for number in evidence], session.study.pruning)
-    console.print(f"\n{CAUTION}", soft_wrap=True)
+    console.print(f"\n{CAUTION}", highlight=False)
 
 
 def _table(title: str, effects: Sequence[Effect]) -> Table:

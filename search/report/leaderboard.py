@@ -111,7 +111,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     if bad:
         console.print()
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
-    console.print(f"\n{NOISE}", soft_wrap=True)
+    console.print(f"\n{NOISE}", highlight=False)
     if has_mixed_code([*good, *bad]):
         text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
         console.print(text, soft_wrap=True)

@@ -1,7 +1,5 @@
 """`search.py status`: how far a study is."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from optuna.trial import TrialState
@@ -25,7 +23,6 @@ def print_status(console: Console, session: Session) -> None:
         f"them over a limit; {seen.pruned} pruned; {seen.rejected} failed configurations), "
         f"{seen.running} running, {seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
         f"{seen.resampled} configurations resampled before running",
-        soft_wrap=True,
         highlight=False,
     )
     reasons = Counter(
@@ -43,6 +40,6 @@ def print_status(console: Console, session: Session) -> None:
     told = (reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
     for line in told:
         if line:
-            console.print(f"  {line}", highlight=False, soft_wrap=True)
+            console.print(f"  {line}", highlight=False)
     if good:
         print_reproduce(console, session, good[0])

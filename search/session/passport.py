@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
-from search.common.machine import describe, machine_kind
+from search.common.machine import describe, machine_kind, visible_gpus
 from search.session.session import Session
 from search.storage.patient import creation_lock
 from search.study.model import Study
@@ -28,7 +28,8 @@ def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> s
     """This session's code hash; ValueError if it does not fit. `runs_here=False`: a cluster runs trials."""
     study = session.optuna_study
     code = code_hash(session.trainer.code_files())
-    mine = {CODE_HASH: code} | ({TRAINER: BUILT_IN} if session.trainer.built_in else {})
+    trainer = session.trainer
+    mine = {CODE_HASH: code, TRAINER: BUILT_IN if trainer.built_in else trainer.command()[-1]}
     mine |= {HARDWARE: machine_kind()} if runs_here else {}
     if mine.keys() - study.user_attrs.keys():
         with creation_lock(session.url):
@@ -75,6 +76,7 @@ def _figures(study: optuna.Study, name: str) -> list[float]:
 
 def hardware_here(study: Study, *, num_threads: int, environ: Mapping[str, str]) -> str:
     """Where this worker's trials run: `num_threads` for a study that does not set its own."""
-    gpus = study.gpus_per_trial if environ.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1") else 0
+    dealt = "CUDA_VISIBLE_DEVICES" in environ and study.settled("device") != "cpu" and visible_gpus(environ)
+    gpus = study.gpus_per_trial if dealt else 0
     settled = study.fixed.get("num_threads") or study.base.get("num_threads") or num_threads
     return describe(gpus=gpus, threads=int(settled))

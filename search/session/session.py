@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY
+from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders
 from search.study.model import Study, study_hash, study_identity
@@ -83,7 +83,6 @@ def read_session(
 ) -> Session:
     """The study as stored, which was begun (ValueError). `brief`: without parameters, a third of the time."""
     import optuna
-    from sqlalchemy.exc import ProgrammingError
 
     from search.storage.patient import connect_check, open_storage, resolve_url
 
@@ -93,18 +92,20 @@ def read_session(
         f"{home}). Start it with `python search.py`, or give the --study, --home or --storage that it was "
         "started with."
     )
-    external = storage or environ.get(ENVIRONMENT)
-    if not external and not folders.database.exists():
+    if storage is None and not environ.get(ENVIRONMENT) and not folders.database.exists():
         raise nothing
     url = resolve_url(storage, home=folders.database, environ=environ)
-    connect_check(url)
+    if not connect_check(url, write=False):
+        raise nothing
     try:
         opened = open_storage(url, worker=True)
         opened.bulk.brief = brief
         stored = optuna.load_study(study_name=study.name, storage=opened)
-    except (KeyError, ProgrammingError):
+    except KeyError:
         raise nothing from None
-    session = Session(study, folders, url, stored, trainer_of(study))
+    ran = stored.user_attrs.get(TRAINER, "")  # a script of the contract by its path
+    script = Path(ran) if Path(ran).is_absolute() else None
+    session = Session(study, folders, url, stored, trainer_of(study, script))
     check_unedited(session)
     return measured(session)
 

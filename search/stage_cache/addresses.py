@@ -7,8 +7,6 @@ each record that a stage leaves, and the trainer compares it before it reuses an
 key decides. Reports of the training are part of an entry, so their number and size are part of its address.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,7 @@ files and manifest, named after its address. What comes back is checked like a l
 a miss. A store that does not answer is left alone for PAUSE_S: it costs hits, never a trial.
 """
 
-from __future__ import annotations
-
+import secrets
 import shutil
 import tarfile
 import tempfile
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from search.stage_cache.store import MANIFEST, Corrupt, Store, check
+from search.stage_cache.store import KNOWN_FILES, MANIFEST, MANIFEST_BYTES, Corrupt, Store, check, open_plain
 
 PAUSE_S = 600.0
-STAGE_FILES = {"stage_average.json", "stage_pack.json", "stage_evaluate.json", "weights.pt", "artifact.bin"}
-NAMES = {MANIFEST, "reports.jsonl", *STAGE_FILES}
 
 
 class Remote:
@@ -39,10 +36,10 @@ class Remote:
         try:
             with self.store.beside() as beside:
                 with self.objects.open_reader(self._id(name)) as reader:
-                    _unpack(reader, beside)
+                    _unpack(reader, beside, self.store.most_bytes())
                 check(beside)
                 return self.store.receive(name, beside)
-        except ArtifactNotFound:
+        except (ArtifactNotFound, FileNotFoundError):
             return False
         except (Corrupt, tarfile.TarError) as error:
             self.store.note("remote entry", f"{self._id(name)} in the shared store is not whole ({error})")
@@ -78,20 +75,52 @@ class Remote:
         self.store.note("remote", f"the shared store does not answer ({first}); the local one goes on")
 
 
-def _unpack(reader: Any, folder: Path) -> None:
-    with tarfile.open(fileobj=reader, mode="r|") as tar:
+class SharedFolder:
+    """An artifact store in a folder that others may write: no link is followed, no object seen half."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def open_reader(self, name: str) -> Any:
+        return open_plain(self.root / name)
+
+    def write(self, name: str, content: Any) -> None:
+        beside = self.root / f".{name}-{secrets.token_hex(8)}"
+        try:
+            with beside.open("xb") as file:
+                shutil.copyfileobj(content, file)
+            beside.replace(self.root / name)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended headers, which tarfile keeps in memory, are short."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if not self.isreg() and self.size > MANIFEST_BYTES:
+            raise Corrupt(f"a header has {self.size:,} bytes")
+        return cast("Any", super())._proc_member(tar)
+
+
+def _unpack(reader: Any, folder: Path, left: int) -> None:
+    """Plain files of known names, each once, `left` bytes in all; Corrupt before more is written."""
+    with tarfile.open(fileobj=reader, mode="r|", tarinfo=_Member) as tar:
         for member in tar:
-            content = tar.extractfile(member) if member.isfile() and member.name in NAMES else None
-            if content is None:
+            left, path = left - member.size, folder / member.name
+            known = member.name in (MANIFEST, *KNOWN_FILES) and not path.exists()
+            if not known or not member.isreg() or member.issparse():
                 raise Corrupt(f"it holds {member.name!r}")
-            with content, (folder / member.name).open("wb") as file:
+            if left < 0:
+                raise Corrupt(
+                    f"{member.name} has {member.size:,} bytes, {-left:,} more than there is room for"
+                )
+            with cast("Any", tar.extractfile(member)) as content, path.open("xb") as file:
                 shutil.copyfileobj(content, file)
 
 
 def open_remote(place: str, store: Store) -> Remote:
     """The shared store at `s3://bucket/prefix` or in a folder. ValueError when it cannot be used at all."""
-    from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore  # they import boto3
-
     if not place.startswith("s3://"):
         if "://" in place:
             raise ValueError(
@@ -99,12 +128,16 @@ def open_remote(place: str, store: Store) -> Remote:
             )
         folder = Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        return Remote(FileSystemArtifactStore(folder), "", store, ())
+        return Remote(SharedFolder(folder), "", store, ())
     parts = urlsplit(place)
-    if not parts.netloc:
+    if not parts.netloc or "@" in place:
+        got = "user-info, which process lists show" if "@" in place else repr(place)
         raise ValueError(
-            f"A shared stage cache on S3 names a bucket, but got {place!r}. Use s3://bucket/prefix."
+            f"A shared stage cache on S3 names a bucket, but got {got}. Use s3://bucket/prefix, and boto3's "
+            "credentials."
         )
+    from optuna.artifacts import Boto3ArtifactStore  # it imports boto3
+
     try:
         import boto3  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
         import botocore.config  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]

@@ -7,8 +7,6 @@ the early reports of their training too: a trial that takes it over replays them
 not, like any other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -7,10 +7,9 @@ An entry is whole or not there: it is written beside its place and renamed (of t
 stays; both have the same content). Every file is hashed while it is copied out: an entry that is not what it
 was is dropped with a note, and the stage runs again. Over the limit the least recently used entries go, never
 one that somebody holds. Trouble with the disk costs a hit, never a trial: one note of each kind, and on.
-The folder may be shared by machines (it needs rename and flock; NFS 4 has both).
+The folder may be shared by machines (it needs rename and flock; NFS 4 has both), so nothing in it is trusted:
+an entry holds plain files of known names and bounded size, and no link is followed.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
@@ -19,18 +18,24 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
+from search.common.console import redact
 from search.stage_cache.addresses import CHUNK_BYTES, sha256_of
 
 MANIFEST = "entry.json"
 MANIFEST_BYTES = 1000  # it has less
+TEXT_BYTES = 50_000_000  # a JSON file of an entry has less; of a manifest, 64 times MANIFEST_BYTES
+RECORDS = ("stage_average.json", "stage_pack.json", "stage_evaluate.json", "reports.jsonl")
+KNOWN_FILES = (*RECORDS, "weights.pt", "artifact.bin")  # whatever a stage leaves
 DEFAULT_BYTES = 10_000_000_000  # about ninety checkpoints of the challenge's 27 M parameters in float32
 KEEP_FREE_BYTES = 1_000_000_000  # of the disk: trials must be able to write
 ABANDONED_S = 3600.0  # a temporary folder of another machine that is older has no owner
@@ -58,6 +63,8 @@ class Store:
         self.notes: list[str] = []
         self._noted: set[str] = set()
         self._count = 0
+        if link := next((p for p in (self.entries, self.tmp, root / "lock") if p.is_symlink()), None):
+            raise ValueError(f"A stage cache is no link, but {link} is one. Name another --cache.")
         self._sweep()
 
     # -- reading
@@ -69,7 +76,8 @@ class Store:
     def facts(self, name: str) -> dict[str, Any] | None:
         """What was stored beside the files; {} of a ruin, None without an entry."""
         try:
-            return cast("dict[str, Any]", _manifest((self.entries / name / MANIFEST).read_bytes())["facts"])
+            with open_plain(self.entries / name / MANIFEST) as file:
+                return cast("dict[str, Any]", _manifest(file)["facts"])
         except FileNotFoundError:
             return None
         except (OSError, Corrupt):
@@ -77,22 +85,25 @@ class Store:
 
     def fetch(self, name: str, folder: Path) -> Mapping[str, Any] | None:
         """Copies an entry's files into `folder`, verified, and returns its facts; None: a miss. A corrupt
-        entry is dropped; what was copied of it is removed again."""
+        entry is dropped, one that cannot be copied stays; what was copied is removed again."""
         copied: list[Path] = []
         try:
             with self._held(name) as held:
-                if held is None:
+                if held is None or not self._fits(sum(f["bytes"] for f in held["files"].values())):
                     return None
+                folder.mkdir(parents=True, exist_ok=True)
                 for file, facts in held["files"].items():
-                    copied.append(folder / file)
-                    _copy(self.entries / name / file, folder / file, facts["sha256"])
-                os.utime(self.entries / name / MANIFEST)
+                    with open_plain(self.entries / name / file, facts["bytes"]) as source:
+                        copied.append(folder / file)
+                        _copy(source, folder / file, facts)
+                with contextlib.suppress(OSError):  # dropped meanwhile, or another user's
+                    os.utime(self.entries / name / MANIFEST)
                 return cast("dict[str, Any]", held["facts"])
-        except (Corrupt, FileNotFoundError) as error:
+        except Corrupt as error:
             self.note("corrupt", f"entry {name} was not what it should be ({error}); dropped, the stage runs")
             self.drop(name)
         except OSError as error:
-            self.note("read", f"entry {name} cannot be read ({error.strerror or error}); the stage runs")
+            self.note("read", f"entry {name} cannot be copied ({error.strerror or error}); the stage runs")
         for path in copied:
             path.unlink(missing_ok=True)
         return None
@@ -102,7 +113,7 @@ class Store:
         """The manifest, under a shared lock that keeps the entry from being evicted."""
         path = self.entries / name / MANIFEST
         try:
-            file = path.open("r+b")
+            file = open_plain(path)
         except FileNotFoundError:
             yield None
             return
@@ -111,7 +122,9 @@ class Store:
             if not path.exists():  # it was taken away while we waited
                 yield None
                 return
-            yield _manifest(file.read())
+            if path.parent.is_symlink():
+                raise Corrupt("it is a link")
+            yield _manifest(file)
 
     # -- writing
 
@@ -190,8 +203,7 @@ class Store:
 
     def _make_room(self, size: int) -> bool:
         """Evicts until `size` more bytes keep both limits. Under the store's lock."""
-        if size > self.limits.max_bytes:
-            self.note("size", f"a stage of {size:,} bytes is larger than the whole cache; raise --cache-size")
+        if not self._fits(size):
             return False
         listing = self._listing()
         excess = sum(s for _, _, s in listing) + size - self.limits.max_bytes
@@ -204,6 +216,17 @@ class Store:
         if lacking > 0:
             self.note("room", f"{self.root} has too little free space; nothing more is stored there")
         return excess <= 0 and lacking <= 0
+
+    def _fits(self, size: int) -> bool:
+        if size > self.limits.max_bytes:
+            self.note("size", f"a stage of {size:,} bytes is larger than the whole cache; raise --cache-size")
+        return size <= self.limits.max_bytes
+
+    def most_bytes(self) -> int:
+        """Of an entry that is to come in."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.root).free - self.limits.keep_free_bytes
+        return min(self.limits.max_bytes, max(free, 0))
 
     def _evict(self, entry: Path) -> bool:
         """False when somebody holds it."""
@@ -237,6 +260,7 @@ class Store:
         """Once for each kind: a worker may meet the same trouble in every trial."""
         if kind not in self._noted:
             self._noted.add(kind)
+            text = redact(text)  # notes are stored with the trial
             self.notes.append(f"stage cache: {text}")
             log.warning("stage cache: %s", text)
 
@@ -253,32 +277,58 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def check(folder: Path) -> None:
-    """Corrupt unless every file of the manifest is there as it was."""
+    """Corrupt unless the folder holds the files of its manifest as they were, and nothing else."""
     try:
-        manifest = _manifest((folder / MANIFEST).read_bytes())
-        for file, facts in manifest["files"].items():
-            if sha256_of(folder / file) != facts["sha256"]:
-                raise Corrupt(f"{file} has other content")
+        with open_plain(folder / MANIFEST) as file:
+            files = _manifest(file)["files"]
+        if {path.name for path in folder.iterdir()} != {MANIFEST, *files}:
+            raise Corrupt(f"{MANIFEST} names other files")
+        for name, facts in files.items():
+            with open_plain(folder / name, facts["bytes"]):
+                if sha256_of(folder / name) != facts["sha256"]:
+                    raise Corrupt(f"{name} has other content")
     except FileNotFoundError as error:
         raise Corrupt(f"{Path(error.filename).name} is missing") from None
 
 
-def _manifest(data: bytes) -> dict[str, Any]:
+def open_plain(path: Path, size: int | None = None) -> BinaryIO:
+    """The file, opened: Corrupt for a link, a pipe or another size; with a size, for none too (otherwise
+    FileNotFoundError)."""
     try:
-        found: object = json.loads(data)
-    except ValueError:
-        raise Corrupt(f"{MANIFEST} is no JSON") from None
-    if not isinstance(found, dict) or not {"files", "facts"} <= found.keys():
-        raise Corrupt(f"{MANIFEST} is not of this form")
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.ENOENT if size is not None else 0):
+            raise Corrupt(f"{path.name} is no plain file") from None
+        raise
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or size not in (None, found.st_size):
+        file.close()
+        raise Corrupt(f"{path.name} is no plain file of {size or 0:,} bytes")
+    return file
+
+
+def _manifest(file: BinaryIO) -> dict[str, Any]:
+    """The checked manifest. Corrupt: too long, of another form, or with a file that no stage leaves."""
+    try:
+        found: Any = json.loads(file.read(64 * MANIFEST_BYTES))
+        for name, facts in found["files"].items():
+            most = TEXT_BYTES if name in RECORDS else 1 << 62
+            sized = type(facts["bytes"]) is int and 0 <= facts["bytes"] <= most
+            if name not in KNOWN_FILES or not sized or not re.fullmatch("[0-9a-f]{64}", facts["sha256"]):
+                raise Corrupt(f"{MANIFEST} names {name!r} with {facts['bytes']!r} bytes")
+        found["facts"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Corrupt(f"{MANIFEST} is not of this form") from None
     return cast("dict[str, Any]", found)
 
 
-def _copy(source: Path, target: Path, sha256: str) -> None:
+def _copy(source: BinaryIO, target: Path, facts: Mapping[str, Any]) -> None:
     """Copies and hashes in one pass, so that what was checked is what lies there."""
     found = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
-        while part := read.read(CHUNK_BYTES):
+    target.unlink(missing_ok=True)  # a link there is no way out
+    with target.open("xb") as write:
+        while part := source.read(min(CHUNK_BYTES, facts["bytes"] - write.tell())):
             found.update(part)
             write.write(part)
-    if found.hexdigest() != sha256:
-        raise Corrupt(f"{source.name} has other content")
+    if found.hexdigest() != facts["sha256"]:
+        raise Corrupt(f"{target.name} has other content")

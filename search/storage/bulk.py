@@ -43,6 +43,7 @@ class Batch:
     user: dict[str, str] = field(default_factory=dict[str, str])
     system: dict[str, str] = field(default_factory=dict[str, str])
     steps: dict[int, float] = field(default_factory=dict[int, float])
+    until_told: bool = False  # it waits for the trial's end
     stored: FrozenTrial | None = None  # the trial as the database has it, once somebody asked
 
     def write(self, connection: Connection, trial_id: int) -> None:
@@ -72,6 +73,7 @@ class BulkStorage(RDBStorage):
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.brief = False
+        self.last_writes: dict[int, Batch] = {}  # trial -> what is stored with its end
         self._known: dict[str, BaseDistribution] = {}  # by their JSON
         super().__init__(url, **settings)
 
@@ -137,10 +139,20 @@ class BulkStorage(RDBStorage):
     def write_trial(self, trial_id: int, batch: Batch) -> None:
         """Stores the batch. UpdateFinishedTrialError, and nothing stored, when the trial is over."""
         with self.engine.begin() as connection:
-            query = text("select cast(state as text) from trials where trial_id = :trial for update")
-            state = connection.execute(query, {"trial": trial_id}).scalar_one()
+            state = connection.execute(text(sql.LOCK_TRIAL), {"trial": trial_id}).scalar_one()
             self.check_trial_is_updatable(trial_id, TrialState[state])
             batch.write(connection, trial_id)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """As Optuna's, and what waited for the trial's end in the same transaction. (The row first: who
+        writes a trial locks it so.)"""
+        if batch := self.last_writes.get(trial_id):
+            session = self.scoped_session()  # the one that Optuna commits
+            session.execute(text(sql.LOCK_TRIAL), {"trial": trial_id})
+            batch.write(session.connection(), trial_id)
+        return super().set_trial_state_values(trial_id, state, values)
 
     def _build(
         self, connection: Connection, rows: Sequence[Head], *, brief: bool = False
@@ -214,17 +226,34 @@ class BatchStorage(_CachedStorage):
         self._batches: dict[int, Batch] = {}
 
     @contextmanager
-    def collect(self, trial_id: int) -> Generator[None]:
-        """Writes to the trial are stored together at the block's end, also when it raises; may be nested."""
+    def collect(self, trial_id: int, *, until_told: bool = False) -> Generator[None]:
+        """Writes to the trial are stored together at the block's end, also when it raises; may be nested.
+        `until_told`: with the trial's end, so that none has a result and is not finished."""
         if trial_id in self._batches:
             yield
             return
-        batch = self._batches[trial_id] = Batch()
+        batch = self._batches[trial_id] = Batch(until_told=until_told)
         try:
             yield
         finally:
-            del self._batches[trial_id]
-            self.bulk.write_trial(trial_id, batch)
+            if not until_told:
+                del self._batches[trial_id]
+                self.bulk.write_trial(trial_id, batch)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """With what waited for it; of a trial that failed that is no result, whatever its trainer said."""
+        batch = self._batches.get(trial_id)
+        if batch is None or not batch.until_told:
+            return super().set_trial_state_values(trial_id, state, values)
+        if state == TrialState.FAIL:
+            batch.user.clear()
+        self.bulk.last_writes[trial_id] = batch
+        try:
+            return super().set_trial_state_values(trial_id, state, values)
+        finally:
+            del self._batches[trial_id], self.bulk.last_writes[trial_id]
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -288,11 +317,11 @@ class BatchStorage(_CachedStorage):
 
 
 @contextmanager
-def collected(trial: Trial) -> Generator[None]:
+def collected(trial: Trial, *, until_told: bool = False) -> Generator[None]:
     """Writes to `trial` inside the block become one transaction, where its storage can do that."""
     storage = trial.storage
     if not isinstance(storage, BatchStorage):
         yield
         return
-    with storage.collect(trial._trial_id):  # pyright: ignore[reportPrivateUsage]
+    with storage.collect(trial._trial_id, until_told=until_told):  # pyright: ignore[reportPrivateUsage]
         yield

@@ -8,6 +8,7 @@ and no text that leaves this module holds a password.
 import contextlib
 import functools
 import random
+import re
 import threading
 import time
 import warnings
@@ -21,13 +22,15 @@ import optuna
 import sqlalchemy
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
 from search.common.attributes import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, RETRY_OF
-from search.common.errors import redact
+from search.common.console import conceal, redact
 from search.common.options import ENVIRONMENT
+from search.storage import sql
 from search.storage.bulk import BatchStorage, BulkStorage
 from search.storage.server import WAY_OUT, StorageError, url_of
 
@@ -49,6 +52,10 @@ REPEATED = (
 KEPT_ON_RETRY = (FIXED_PARAMS, "grid_id", "search_space")  # they belong to the configuration
 DRIVER = "postgresql+psycopg2"
 SUPPORTED = "postgresql://user:password@host:5432/database"
+OTHERS = ("sqlite", "mysql", "mariadb", "oracle", "mssql", "redis", "http", "https", "postgresql")
+# user-info, hosts, database, query: as a browser cuts them, so that SQLAlchemy cannot cut them otherwise
+FORM = re.compile(r"[\w+]+://(?:[^\s:/?#@]*(?::[^\s/?#@]*)?@)?[^\s/?#@]*(?:/[^\s/?#@]*)?(?:\?[^\s?#@]*)?")
+TABLES = tuple(models.BaseModel.metadata.tables)
 VARIABLE = "CADDIE_TIMING"
 
 
@@ -136,25 +143,25 @@ def _gone(url: str, error: BaseException) -> StorageError:
 
 
 def _first_line(error: BaseException) -> str:
+    error = error.__cause__ or error if isinstance(error, StorageInternalError) else error
     return redact(str(getattr(error, "orig", None) or error).strip().split("\n")[0])
 
 
-def connect_check(url: str) -> None:
-    """Raises one clear StorageError within ten seconds when the database cannot be used for a study."""
+def connect_check(url: str, *, write: bool = True) -> bool:
+    """Whether Optuna's tables are there. Raises one clear StorageError within ten seconds when the database
+    cannot be used for a study; `write=False`: to read one, which a standby and a reader's role may do."""
     answer: list[str | None] = []
+    absent: list[str] = []
 
     def ask() -> None:
         engine = side_engine(url, connect_timeout_s=5)
-        may_create = "coalesce(has_schema_privilege(current_schema(), 'create'), false)"
-        query = f"select pg_is_in_recovery(), {may_create}"
         began = time.monotonic()
         for attempt in range(4):
             try:
                 with engine.connect() as connection:
-                    standby, writable = connection.execute(sqlalchemy.text(query)).one()
-                problem = "it is a read-only standby" if standby else None
-                problem = problem or (None if writable else "this user may not create tables in its schema")
-                answer.append(problem)
+                    row = connection.execute(sqlalchemy.text(sql.USABLE), {"names": list(TABLES)}).one()
+                    absent[:] = row.absent
+                    answer.append(_obstacle(connection, row, write=write))
                 return
             except exc.SQLAlchemyError as error:  # a connection that was dropped is made again
                 if attempt == 3 or not is_outage(error) or time.monotonic() - began > 1.0:
@@ -166,10 +173,30 @@ def connect_check(url: str) -> None:
     thread.join(CHECK_S)
     problem = answer[0] if answer else f"no answer within {CHECK_S:.0f} s"
     if problem is not None:
+        use = "write" if write else "read"
         raise StorageError(
-            f"The storage must be a PostgreSQL database that we can reach and write, but {redact(url)}: "
+            f"The storage must be a PostgreSQL database that we can reach and {use}, but {redact(url)}: "
             f"{problem}. Check host, port, user, password and database name. {WAY_OUT}"
         )
+    return not absent
+
+
+def _obstacle(connection: sqlalchemy.Connection, row: Any, *, write: bool) -> str | None:
+    """Why a database that answers cannot be used."""
+    if write and row.standby:
+        return "it is a read-only standby"
+    if write and not row.writable:
+        return "this user may not create tables in its schema"
+    if 0 < len(row.absent) < len(TABLES):
+        return f"of Optuna's tables it lacks {', '.join(row.absent)}: restore a backup of them"
+    stamped = row.stamped and not row.absent
+    found = connection.execute(sqlalchemy.text(sql.STAMP)).one_or_none() if stamped else None
+    if found is None or found.version == sql.SCHEMA:
+        return None
+    return (
+        f"its tables are of Optuna's schema {found.version}, made by Optuna {found.maker}, and Optuna "
+        f"{optuna.__version__} here needs {sql.SCHEMA}: use the version that made them, or another database"
+    )
 
 
 @contextmanager
@@ -211,7 +238,9 @@ def open_storage(
             try:
                 with creation_lock(url):
                     patient = _made(url, worker=False, timing=timing, revive=revive)
-            except (exc.SQLAlchemyError, RuntimeError) as error:
+            except (exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+                if is_outage(error):
+                    raise _gone(url, error) from None
                 raise StorageError(
                     f"The tables must be those of Optuna {optuna.__version__}, but {redact(url)}: "
                     f"{_first_line(error)}. Use another database, or an Optuna of the version that made it."
@@ -249,30 +278,37 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counted: bool) -> bool:
 
 
 def normalise_url(url: str) -> str:
-    """The URL for SQLAlchemy and Optuna: psycopg2 named, braces percent-encoded. Raises StorageError."""
+    """The URL for SQLAlchemy and Optuna: psycopg2 named, braces and spaces percent-encoded. Raises
+    StorageError, which repeats nothing of a URL that is refused; the secrets of others are concealed."""
     url = url.strip()
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgres", "postgresql", DRIVER):
-        shown = f"{scheme}://" if separator else "no URL" if not url else "a name without ://"
+        known = scheme.partition("+")[0] if scheme.partition("+")[0] in OTHERS else "something else"
+        shown = f"{known}://" if separator else "no URL" if not url else "a name without ://"
         raise StorageError(
             f"The storage must be a PostgreSQL URL such as {SUPPORTED} (postgres:// and {DRIVER}:// work "
             f"too), but got {shown}. Leave --storage out for the built-in PostgreSQL."
         )
-    plain = f"{DRIVER}://{rest}".replace("{", "%7B").replace("}", "%7D")
+    plain = f"{DRIVER}://{rest}"
+    for odd in "{} ":
+        plain = plain.replace(odd, f"%{ord(odd):02X}")
     try:
-        sqlalchemy.make_url(plain)
+        if not FORM.fullmatch(plain) or not 0 < (sqlalchemy.make_url(plain).port or 1) < 65536:
+            raise ValueError
     except (exc.ArgumentError, ValueError):
         raise StorageError(
             f"The storage must be a URL of the form {SUPPORTED}, but this one cannot be read. Percent-encode "
             "odd characters of the password (@ is %40, / is %2F, : is %3A), and check the port."
         ) from None
+    conceal(f"{DRIVER}://{rest}")
+    conceal(plain)
     return plain
 
 
 def resolve_url(option: str | None, *, home: Path, environ: Mapping[str, str]) -> str:
     """The URL to use: --storage, else CADDIE_STORAGE, else the private server under `home` (claimed)."""
-    given = option or environ.get(ENVIRONMENT)
-    return normalise_url(given) if given else url_of(home)
+    given = environ.get(ENVIRONMENT, "") if option is None else option
+    return normalise_url(given) if given or option is not None else url_of(home)
 
 
 def connect_arguments(url: str, *, link_s: int = Timing.link_s) -> dict[str, Any]:

@@ -12,8 +12,6 @@ What goes wrong at the start is written to PLACE/error.json under TOKEN, for the
 Here, too: its binaries, the user it runs as, and the folders that this user can reach.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl

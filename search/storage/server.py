@@ -5,8 +5,6 @@ last claim is gone. The socket's path and the password never change, so a URL st
 is no TCP: the socket's folder is private to one user, and the password is in a file only its owner reads.
 """
 
-from __future__ import annotations
-
 import fcntl
 import functools
 import hashlib

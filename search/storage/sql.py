@@ -2,6 +2,14 @@
 
 from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
 
+SCHEMA = "v3.2.0.a"  # as Optuna's migrations call it
+USABLE = """
+select pg_is_in_recovery() standby, to_regclass('alembic_version') is not null stamped,
+ coalesce(has_schema_privilege(current_schema(), 'create'), false) writable,
+ array(select n from unnest(cast(:names as text[])) n where to_regclass(n) is null order by n) absent"""
+STAMP = """
+select s.version_num as version, (select library_version from version_info limit 1) maker
+from alembic_version s"""
 TRIALS = """
 select trial_id, number, cast(state as text), datetime_start, datetime_complete from trials
 where study_id = :study and (trial_id > :after or trial_id = any(:also)) order by trial_id"""
@@ -13,6 +21,7 @@ with beat as (
  insert into trial_heartbeats (trial_id, heartbeat) select trial_id, now() from trials where trial_id = :trial
  on conflict (trial_id) do update set heartbeat = excluded.heartbeat)
 select cast(state as text) from trials where trial_id = :trial"""
+LOCK_TRIAL = "select cast(state as text) from trials where trial_id = :trial for update"
 STUDY = "select 1 from studies where study_id = :study"
 RETRY = """
 select t.trial_id from trials t join trial_system_attributes a on a.trial_id = t.trial_id

@@ -48,13 +48,13 @@ def load_study(path: Path, known: Catalogue) -> Study:
     """The study in the TOML file `path`, over the catalogue `known`. ValueError for anything wrong in it."""
     try:
         return build(_read(path), path, known)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         others = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         way_out = nearest(str(path), others) if others else "Give the path of a study's TOML file."
@@ -63,6 +63,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError("A study is one TOML file, but this is a folder. Name a file in it.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"Not valid TOML: {error}.") from None
+    except RecursionError:
+        raise ValueError("Not a study: its values nest too deeply.") from None
     for name, table in tables.items():
         if name not in TABLES:
             raise ValueError(f"Unknown table [{name}]. {nearest(name, TABLES)}")

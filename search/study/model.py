@@ -1,7 +1,5 @@
 """Study: a study file, checked; study_identity and study_hash: what it samples and measures."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any

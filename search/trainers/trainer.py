@@ -86,8 +86,10 @@ class NativeTrainer:
         return f"preset {self.study.preset}"
 
     def check(self) -> None:
-        if self.script is None or not self.script.is_file():
+        if self.script is None:
             return
+        if not self.script.is_file():
+            raise ValueError(f"--trainer names a script, but {self.script} is no file. Correct the path.")
         if "result.json" not in self.script.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(
                 f"A trainer under {self.study.path} takes config.json and writes result.json "
@@ -126,7 +128,13 @@ class NativeTrainer:
         if not path.exists():  # it ran on another machine
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        return f"python train_gpt.py {shlex.quote(str(shown(path)))}"
+        file = shlex.quote(str(shown(path)))
+        if self.script is None:
+            return f"python train_gpt.py {file}"
+        script, out = (shlex.quote(str(shown(p))) for p in (self.script.resolve(), path.parent / "again"))
+        return f"python {script} {file} --out_dir {out}"
 
     def no_bundle(self, number: int) -> str:
-        return ""
+        if self.script is None:
+            return ""
+        return f"A bundle is made of this trainer's files, but trial {number} ran {self.script}. Submit that."

@@ -271,7 +271,7 @@ def _tell(gate: _Gate, trial: Trial, value: float | None, state: TrialState | No
         told = gate.study.tell(trial, value, state=state, skip_if_finished=True)
     except UpdateFinishedTrialError:
         return None
-    if told.state == TrialState.FAIL and value is not None and not math.isnan(value):
+    if told.state == TrialState.FAIL and (value is None or not math.isnan(value)):
         log.warning("trial %d: it was silent for too long; its result is not counted", trial.number)
         return None
     return told

@@ -23,7 +23,9 @@ from search.study.limits import Limit, Limits
 from search.trainers.files import Record
 from search.trainers.process import Outcome
 
-PASSPORT_FIELDS = "code_hash data_id torch device attention compute_dtype world_size sha256".split()
+PASSPORT_FIELDS = (
+    "code_hash data_id torch device device_type attention compute_dtype world_size sha256".split()
+)
 FILES = ("config.json", "result.json", "train.tail.log")
 TAIL_BYTES = 16_384  # train.log begins with the code that ran; its end is what is read
 CURVE_SIZE = (640, 320)  # pixels

@@ -22,8 +22,8 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
 from search.common.attributes import CACHE_NOTES, OVERHEAD, RETRY_HISTORY, SPARED, WORKER
-from search.common.console import quiet_log
-from search.common.errors import Interrupted, TooManyFailures, redact
+from search.common.console import quiet_log, redact
+from search.common.errors import Interrupted, TooManyFailures
 from search.common.options import WorkerSpec
 from search.costs.preflight import costs_of
 from search.pruning.pruner import Pruner, remember
@@ -150,7 +150,7 @@ class Worker:
         with reused as fill:
             outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
-        with collected(trial):
+        with collected(trial, until_told=True):
             record.ended(trial, outcome, limits=self.study.limits, hardware=self.hardware)
             if self.reuse and self.reuse.store.notes:
                 trial.set_user_attr(CACHE_NOTES, self.reuse.store.notes)

@@ -73,6 +73,7 @@ class PartialRope(Technique):
     # a share, not a number of dims: valid for every head_dim. Not 1.0: that is the baseline where T ≤ 1024
     space = {"fraction": Choice((0.125, 0.25, 0.375, 0.5, 0.75)), "train_len": Choice((0, 1024))}
     env = {"ROPE_DIMS": "dims"}
+    unseen = ("train_len",)  # it counts in longer sequences
     smoke = {"fraction": 0.5}
 
     @dataclass(frozen=True)

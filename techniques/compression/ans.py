@@ -196,6 +196,7 @@ class Ans(Technique):
     reference = "constriction (R. Bamler), arXiv:2201.01741"
     stage = "pack"
     space = {"row_classes": Choice(CLASS_COUNTS), "column_classes": Choice(CLASS_COUNTS)}
+    unseen = ("row_classes",)  # all of few rows take one class
     smoke = {"row_classes": 4}
 
     @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class CoprimeLoader(Technique):
         "alpha_end": Float(0.0, 1.0),
     }
     env = {"COPRIME_LOADER": "on", "COPRIME_MAX_LOADERS": "shards_end"}
+    unseen = ("alpha_end",)  # shards of one size are alike to it
     smoke = {"shards_start": 1, "shards_end": 3, "grow_batches": 6}
 
     @dataclass(frozen=True)

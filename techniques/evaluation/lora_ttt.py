@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from techniques._adapt import ADAPTER_ENV, ADAPTER_SPACE, AdapterConfig, adapter_passes, check_adapters
-from techniques._lora import DocumentScorer, batches_of, documents
+from techniques._lora import LORA_BOS_ID, DocumentScorer, batches_of, documents
 from techniques.base import Choice, Cost, Float, Legality, Shape, Technique, Verdict
 
 
@@ -31,7 +31,7 @@ class LoraTttScorer:
         self.config, self.facts = config, {}
 
     def score(self, run: Any) -> None:
-        found = documents(run.tokens)
+        found = documents(run.bounds(LORA_BOS_ID))
         batches = batches_of(found, self.config.batch_docs)
         mine = run.world.my_range(len(batches))
         scorer = DocumentScorer(run, self.config)
@@ -40,6 +40,7 @@ class LoraTttScorer:
         self.facts = {
             "documents": len(found),
             "steps": scorer.steps,
+            "adapted": scorer.steps,
             "adapter_elements": sum(p[0].numel() for p in scorer.adapters.parameters),
         }
 
@@ -57,6 +58,7 @@ class LoraTtt(Technique):
     space = {**ADAPTER_SPACE, "lr": Float(1e-5, 3e-2, log=True), "mlp": Choice((False, True))}
     env = {**ADAPTER_ENV, "TTT_ENABLED": "on"}
     smoke = {"rank": 4, "alpha": 8.0, "lr": 0.02, "chunk": 16, "batch_docs": 1, "k": True, "o": True}
+    batching = ("batch_docs",)
 
     @dataclass(frozen=True)
     class Config(AdapterConfig):

@@ -91,7 +91,7 @@ class PhasedScorer:
         self.facts: dict[str, Any] = {"phases": 0, "global_steps": 0, "adapter_steps": 0}
 
     def score(self, run: Any) -> None:
-        c, found = self.config, documents(run.tokens)
+        c, found = self.config, documents(run.bounds(LORA_BOS_ID))
         self.facts["documents"] = len(found)
         queue = queue_of(found, c.batch_docs, c.order)
         # how many documents there will be is known where their lengths are (published), and not in a stream
@@ -105,6 +105,7 @@ class PhasedScorer:
             done = end
             scored = [document for _, batch in sorted(queue[:done]) for document in batch]
             self.facts["phases"] += self.train_on(run, scored[:boundary])
+        self.facts["adapted"] = self.facts["adapter_steps"] + self.facts["global_steps"]
 
     def train_on(self, run: Any, found: Sequence[Document]) -> bool:
         """SGD on the base weights, with documents that have their scores. Whether there was a step."""

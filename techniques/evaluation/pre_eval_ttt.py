@@ -37,7 +37,7 @@ class PreEvalScorer:
 
     def __init__(self, config: Any):
         self.config = config
-        self.facts: dict[str, Any] = {"steps": 0}
+        self.facts: dict[str, Any] = {"steps": 0, "adapted": 0}
 
     def score(self, run: Any) -> None:
         c = self.config
@@ -62,6 +62,7 @@ class PreEvalScorer:
                 set_rates(optimizer, c.lr, self.facts["steps"] / total)
                 sequence_step(run, starts[at : at + c.batch_seqs], optimizer, trained, c.grad_clip)
                 self.facts["steps"] += 1
+                self.facts["adapted"] += 1
 
 
 class PreEvalTtt(Technique):

@@ -36,21 +36,26 @@ from techniques.base import (
 )
 
 
+def chunks_of(num_positions: int, chunk_tokens: int) -> int:
+    """Unavailable if there is only one: the last chunk is never trained on."""
+    if num_positions <= chunk_tokens:
+        raise Unavailable(
+            f"score_first_ttt trains on all chunks but the last, and {num_positions} positions make "
+            f"only one chunk of {chunk_tokens}. Lower `score_first_ttt.chunk_tokens`."
+        )
+    return math.ceil(num_positions / chunk_tokens)
+
+
 class TttScorer:
     """Leaves the model with the weights of the last trained chunk. `facts` says what was trained."""
 
     def __init__(self, config: Any):
         self.config = config
-        self.facts: dict[str, Any] = {"steps": 0, "trained_chunks": 0}
+        self.facts: dict[str, Any] = {"steps": 0, "trained_chunks": 0, "adapted": 0}
 
     def score(self, run: Any) -> None:
         c, model = self.config, run.model
-        num_chunks = math.ceil(run.num_positions / c.chunk_tokens)
-        if num_chunks < 2:  # the last chunk is never trained on
-            raise Unavailable(
-                f"score_first_ttt trains on all chunks but the last, and {run.num_positions} positions make "
-                f"only one chunk of {c.chunk_tokens}. Lower `score_first_ttt.chunk_tokens`."
-            )
+        num_chunks = chunks_of(run.num_positions, c.chunk_tokens)
         chunks: list[list[Any]] = [[] for _ in range(num_chunks)]
         for window in windows(run.num_positions, run.seq_len, c.stride):
             chunks[window[1] // c.chunk_tokens].append(window)
@@ -78,6 +83,7 @@ class TttScorer:
                 sequence_step(run, starts[at : at + c.batch_seqs], optimizer, trained, c.grad_clip)
                 self.facts["steps"] += 1
         self.facts["trained_chunks"] += 1
+        self.facts["adapted"] += 1
 
 
 class ScoreFirstTtt(Technique):
@@ -128,6 +134,9 @@ class ScoreFirstTtt(Technique):
                 f"{shape.eval_seq_len}. Raise it, or lower eval_seq_len."
             )
         check_sliding(self.name, self.config, shape)
+
+    def check_data(self, num_positions: int) -> None:
+        chunks_of(num_positions, self.config.chunk_tokens)
 
     def cost(self, shape: Shape) -> Cost:
         return Cost(eval_passes=sliding_passes(self.config, shape))

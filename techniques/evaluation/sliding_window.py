@@ -38,6 +38,7 @@ class SlidingWindow(Technique):
     space = {"stride": Int(16, "eval_seq_len", log=True)}
     env = {"EVAL_STRIDE": "stride"}
     smoke = {"stride": 8}
+    batching = ("batch_seqs",)
 
     @dataclass(frozen=True)
     class Config:

@@ -70,19 +70,20 @@ class SlotScorer:
         mine = run.world.my_range(len(found))
         fitted = 0
         for batch in window_batches(found[mine.start : mine.stop], c.batch_seqs):
-            with torch.no_grad():
+            with torch.no_grad(), run.ledger.apart():  # a window's steps are on its own shift alone
                 ids, targets, context = window_tensors(run, batch)
                 h = run.hidden(ids).float()
                 z = run.model.project(h[:, context:])
             part = range(context, ids.size(1)) if c.mask == "scored" else range(context)
             if part:
-                with torch.set_grad_enabled(c.mask == "scored"):  # fitted before it is scored: for the ledger
+                leaks = c.mask == "scored"  # fitted before it is scored: for the ledger
+                with torch.set_grad_enabled(leaks), run.ledger.apart():
                     _, fit = run.windows([w[0] + part.start for w in batch], len(part))
                 z = z + slot_shift(run.model, h[:, part.start : part.stop], fit, c)
                 fitted += len(batch)
             with torch.no_grad():
                 write_window_nats(run, batch, slot_nats(run.model, z, targets[:, context:]))
-        self.facts = {"windows": len(mine), "fitted_windows": fitted}
+        self.facts = {"windows": len(mine), "fitted_windows": fitted, "adapted": fitted}
 
 
 class SlotTuning(Technique):
@@ -103,6 +104,7 @@ class SlotTuning(Technique):
     }
     env = {"SLOT_ENABLED": "on", "SLOT_STEPS": "steps", "SLOT_LR": "lr", "SLOT_LR_MIN": "lr_min"}
     smoke = {"steps": 2, "lr": 0.02, "stride": 16, "mask": "context"}
+    batching = ("batch_seqs",)
 
     @dataclass(frozen=True)
     class Config:
@@ -128,6 +130,10 @@ class SlotTuning(Technique):
             raise ValueError("`slot` fits nothing without use_delta and use_bias. Turn one on, or slot off.")
         if c.lr_min > c.lr:
             raise ValueError(f"`slot.lr_min` must be at most `slot.lr`, but got {c.lr_min} and {c.lr}.")
+
+    @property
+    def strict_prefix(self) -> bool:
+        return self.config.mask == "context"
 
     def verdict(self) -> Legality:
         return Legality(Verdict.CONTESTED, SLOT_SOURCES[self.config.mask])

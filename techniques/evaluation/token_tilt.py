@@ -78,7 +78,8 @@ class TiltScorer:
 
     def score(self, run: Any) -> None:
         c = self.config
-        tokens = run.tokens.cpu()
+        with torch.no_grad():
+            tokens = run.tokens.cpu()
         hints, more = tilt_hints(tokens, c.order, c.min_agree)
         strengths = c.beta + c.agreement * more.float()
         found = windows(run.num_positions, run.seq_len, c.stride)

@@ -29,6 +29,7 @@ class AdamGroups(Technique):
         **{f"{role}_lr_mult": Float(0.25, 4.0, log=True) for role in ("attn", "mlp", "matrix", "gate")},
     }
     env = {"BETA1": "beta1", "BETA2": "beta2", "ADAM_EPS": "eps"}
+    unseen = ("matrix_lr_mult", "gate_lr_mult")  # no such parameters without other techniques
     smoke = {"beta2": 0.99, "mlp_lr_mult": 0.5}
 
     @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from techniques.base import Choice, Technique, setting
 class GptqLiteQuantizer:
     """Rounding with a searched clip; needs no data. `facts` says what was done."""
 
-    reads_data = False
-
     def __init__(self, scale_floor: str):
         self.scale_floor, self.facts = scale_floor, {"rows_at_floor": 0}
         self.hessians: dict[str, Tensor] = {}

@@ -30,6 +30,7 @@ class MixedBits(Technique):
         "matrix_bits": Choice(BIT_CHOICES),
     }
     env = {"ATTN_BITS": "attn_bits", "MLP_BITS": "mlp_bits", "EMBED_BITS": "embed_bits"}
+    unseen = ("matrix_bits",)  # only techniques add such matrices
     smoke = {"attn_bits": 6, "mlp_bits": 5}
 
     @dataclass(frozen=True)

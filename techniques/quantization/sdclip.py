@@ -55,6 +55,7 @@ class SdClip(Technique):
         "EMBED_CLIP_SIGMAS": "embed_k",
         "HESSIAN_CLIP_LAMBDA": "hessian_lambda",
     }
+    unseen = ("hessian_lambda",)  # it needs the Hessians of gptq
     smoke = {"attn_k": 5.0, "mlp_k": 5.0, "embed_k": 5.0}
 
     @dataclass(frozen=True)

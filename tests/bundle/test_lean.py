@@ -14,7 +14,7 @@ import pytest
 
 from bundle import names
 from bundle.lean import FOREIGN, Blanks, decided_by, lean, lean_tree, stand_ins, whole_shelf
-from bundle.one_file import resolve_source
+from bundle.one_file import resolve_layer
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
 from tests.bundle.test_bundle import alone, crowd, resolved_of
@@ -54,6 +54,17 @@ def test_the_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Pat
     check_same_bits(settings, resolved_of(settings), tmp_path)
 
 
+@pytest.mark.slow
+def test_a_model_that_is_pruned_to_a_size_is_the_one_that_is_exported(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    """The script's bytes are part of the target."""
+    settings = {**tiny, "prune": "1", "prune.target_bytes": "39500"}
+    check_same_bits(settings, resolved_of(settings), tmp_path)
+    told = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert 39_450 < told["artifact_bytes"] <= 39_500, told["activity"]["prune"]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("preset", ["pr414", "pr518", "pr549", "pr569", "pr1263", "pr1019", "pr1855"])
@@ -67,7 +78,7 @@ def test_a_presets_lean_script_gives_the_same_bits(preset: str, tiny: dict[str, 
     "preset", ["naive", *(pytest.param(p, marks=pytest.mark.long) for p in BYTES if p != "naive")]
 )
 def test_bytes(preset: str) -> None:
-    assert len(lean(resolve_source(preset=preset, file=None))) <= BYTES[preset]
+    assert len(lean(resolve_layer({"preset": preset}))) <= BYTES[preset]
 
 
 def tree_of(resolved: Resolved) -> ast.Module:
@@ -132,9 +143,6 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     script = tmp_path / "x" / "train_gpt.py"
     assert f"{script.stat().st_size:,} code bytes" in ran.stdout
-    assert script.read_bytes() == lean(resolve_source(preset="naive", file=None))
-    for more in ([], ["--compressed"]):
-        refused = subprocess.run(
-            [sys.executable, "search.py", *words, *more], cwd=ROOT, capture_output=True, text=True
-        )
-        assert refused.returncode == 2 and refused.stderr.startswith("error: ")
+    assert script.read_bytes() == lean(resolve_layer({"preset": "naive"}))
+    refused = subprocess.run([sys.executable, "search.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: ")

@@ -167,7 +167,7 @@ class AheadPhased(PhasedTtt):
         return Ahead(self.config)
 
 
-ALL = {"future", "target flip", "normalisation"}
+ALL = {"future", "target flip", "normalisation", "early"}
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ ALL = {"future", "target flip", "normalisation"}
         (PreEvalTtt, {}, ALL),
         (PlantedRescoring, {}, ALL),
         (TrainsFirst, {}, ALL),
-        (PlantedNgrams, {}, {"normalisation"}),
-        (AheadLora, {}, {"future", "normalisation"}),  # no step follows a document's last chunk: no flip
-        (AheadPhased, {}, {"future"}),  # one document, far from the last target
+        (PlantedNgrams, {}, {"normalisation", "early"}),  # all tokens, with gradients on
+        (AheadLora, {}, {"future", "normalisation", "early"}),  # no step behind a last chunk: no flip
+        (AheadPhased, {}, {"future", "early"}),  # one document, far from the last target
     ],
 )
 def test_each_detector_fires_on_what_deserves_it(
@@ -264,6 +264,7 @@ def test_training_on_unscored_tokens_stands_on_the_ledger(lab: Lab) -> None:
 
 def test_what_the_ledger_allows_and_what_not() -> None:
     ledger = Ledger()
+    ledger.timing(1)
     for stage, reader, split in [
         ("data", "check", "val"),
         ("train", "steps", "train"),
@@ -289,11 +290,34 @@ def test_what_the_ledger_allows_and_what_not() -> None:
         assert again.findings() == one.findings() and again.summary() == one.summary()
 
 
+def test_every_read_is_timed_or_named_as_untimed() -> None:
+    reads = [
+        ("data", "check", "val", ""),
+        ("train", "build", "train", ""),
+        ("train", "warm-up", "train", ""),
+        ("train", "steps", "train", "256 training tokens"),
+        ("train", "report", "val", ""),
+        ("train", "audit", "train", ""),
+        ("quantize", "calibration", "train", "256 training tokens"),
+        ("evaluate", "plain", "val", "256 validation tokens"),
+        ("evaluate", "audit", "val", ""),
+    ]
+    for stage, reader, split, told in reads:
+        for timed in (False, True):
+            ledger = Ledger()
+            ledger.at(stage, reader)
+            ledger.timing(int(timed))
+            ledger.note(split, 0, 256)
+            expected = [f"{stage}: {reader} read {told} while no timed clock ran"]
+            assert ledger.findings() == (expected if told and not timed else [])
+
+
 def test_calibration_behind_the_budget_is_a_finding() -> None:
     for used, told in ((599.0, 0), (600.5, 1)):
         ledger = Ledger()
-        ledger.calibrating(used)
-        ledger.note("train", 0, 2048)
+        with ledger.lap(None):
+            ledger.calibrating(used)
+            ledger.note("train", 0, 2048)
         assert len(ledger.findings(600.0)) == told and ledger.findings(0.0) == []
     assert "training budget of 600 s" in ledger.findings(600.0)[0]
 

@@ -200,8 +200,10 @@ class ChunkTrainer:
 
     def score(self, run: Any) -> None:
         for start in range(0, run.num_positions, run.seq_len):
-            ids, targets = run.window(start, min(run.seq_len, run.num_positions - start))
+            length = min(run.seq_len, run.num_positions - start)
             for train in (True, False) if self.train_first else (False, True):
+                with torch.set_grad_enabled(train):
+                    ids, targets = run.window(start, length)
                 if train:
                     params = list(run.model.parameters())
                     grads = torch.autograd.grad(run.model(ids[None], targets[None]), params)

@@ -236,3 +236,55 @@ def test_ours_zeroes_what_it_says(lab: Lab) -> None:
     before = sum(int((p.q == 0).sum()) for p in lab.export(short_run(lab))[0] if p.scale is not None)
     after = sum(int((p.q == 0).sum()) for p in lab.export(run)[0] if p.scale is not None)
     assert after - before == run.audit.facts["prune"]["newly_zeroed"] > 500
+
+
+# -- integers beyond their bits, and a codec that drops an odd byte -----------------------------------------
+
+
+class Unclamped:
+    """Rounds by the 0.99 quantile, and clamps to eight bits whatever was asked for."""
+
+    facts: ClassVar[dict[str, Any]] = {}
+    hessians: ClassVar[dict[str, Any]] = {}
+    reads_data = False
+
+    def calibrate(self, model: Any, batches: Any) -> None:
+        pass
+
+    def quantize(self, name: str, weight: torch.Tensor, bits: int, rule: Any) -> tuple[Any, Any]:
+        scale = (weight.abs().quantile(0.99, dim=1) / (2 ** (bits - 1) - 1)).clamp_min(1e-7).half()
+        return (weight / scale.float()[:, None]).round().clamp(-128, 127).to(torch.int8), scale
+
+
+class PlantedUnclamped(Technique):
+    name = "planted_unclamped"
+    stage = "quantize"
+
+    def quantizer(self) -> Any:
+        return Unclamped()
+
+
+class EvenCodec:
+    """Pairs of bytes; an odd one at the end is lost."""
+
+    name = "even"
+
+    def compress(self, data: bytes) -> bytes:
+        return data[: len(data) // 2 * 2]
+
+    def decompress(self, data: bytes) -> bytes:
+        return data
+
+
+class PlantedEven(Technique):
+    name = "planted_even"
+    stage = "pack"
+
+    def codec(self) -> Any:
+        return EvenCodec()
+
+
+def test_integers_beyond_their_bits_and_lost_odd_bytes_are_caught(lab: Lab) -> None:
+    assert "beyond 15" in failures(lab, PlantedUnclamped, "integers")["integers"]
+    assert failures(lab, PlantedEven, "container").keys() == {"container"}
+    assert failures(lab, MixedBits, "integers") == {}

@@ -61,7 +61,15 @@ def test_a_crash_is_a_failed_check_and_not_the_end_of_the_suite() -> None:
     assert report.failures == ["causality: KeyError: 'lost'"] and report.status == "failed"
 
 
-TRACE: dict[str, Any] = {"losses": [5.0, 4.0], "val_bpb": 3.0}
+TRACE: dict[str, Any] = {
+    "losses": [5.0, 4.0],
+    "val_bpb": 3.0,
+    "read": [{"train": ["a", "b", "c", "d"], "quantize": ["e", "f"]}],
+    "held": 1,
+    "tensors": {"w": [0.5, 0.25]},
+}
+READ = [{"train": ["a", "c"], "quantize": ["e"]}, {"train": ["d", "b"], "quantize": ["f"]}]
+TWO = {**TRACE, "read": READ}
 
 
 @pytest.mark.parametrize(
@@ -69,8 +77,12 @@ TRACE: dict[str, Any] = {"losses": [5.0, 4.0], "val_bpb": 3.0}
     [
         (None, "hung or died"),
         ({"error": "ValueError: no"}, "ValueError: no"),
-        ({**TRACE, "losses": [5.0, 4.1]}, "loss at step 2"),
-        ({**TRACE, "val_bpb": 1.5}, "score is 3.00000 in one process, 1.50000 on two ranks"),
+        ({**TWO, "losses": [5.0, 4.1]}, "loss at step 2"),
+        ({**TWO, "val_bpb": 1.5}, "score is 3.00000 in one process, 1.50000 on two ranks"),
+        ({**TWO, "held": 2}, "hold different weights"),
+        ({**TWO, "read": [READ[0], {**READ[1], "quantize": ["e"]}]}, "quantize: both ranks read the same 1"),
+        ({**TWO, "read": [READ[0], {**READ[1], "quantize": ["g"]}]}, "and not the one process' 2"),
+        ({**TWO, "tensors": {"w": [0.5, 0.35]}}, "w is stored 0.1 of its norm away"),
     ],
 )
 def test_two_ranks_that_differ_are_caught(told: dict[str, Any] | None, reason: str) -> None:
@@ -79,7 +91,7 @@ def test_two_ranks_that_differ_are_caught(told: dict[str, Any] | None, reason: s
 
 
 def test_two_ranks_that_agree_pass() -> None:
-    ranks.compare(TRACE, dict(TRACE))
+    ranks.compare(TRACE, TWO)
 
 
 def test_pairs_are_those_that_no_slot_and_no_conflict_keeps_apart() -> None:

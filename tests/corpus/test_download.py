@@ -1,19 +1,22 @@
 """`corpus download` against a local server that speaks the hub's URLs: resumed, checked, skipped, refused."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
 import pytest
+import sentencepiece
 
 from corpus.dataset import check_dataset, open_dataset
 from corpus.download import Download, Hub, download
 from corpus.shards import write_shard
-from corpus.tokenizer import Tokenizer, byte260_bytes, encode_documents
+from corpus.tokenizer import PUBLISHED_SETTINGS, Tokenizer, byte260_bytes, encode_documents
 from tests.corpus.conftest import sentences
 from tests.corpus.hub_server import FakeHub, serve
 
@@ -169,6 +172,39 @@ def test_a_wrong_tokenizer_in_the_export(tmp_path: Path, hub: FakeHub):
     hub.files[MODEL] = b"no model"
     with pytest.raises(ValueError, match="cannot be read as one"):
         fetch(tmp_path, hub)
+
+
+def test_a_tokenizer_that_a_run_would_refuse_is_refused_before_the_shards(tmp_path: Path, hub: FakeHub):
+    """Of text without spaces SentencePiece makes no piece for one."""
+    words = ("".join(text.split()) for text in sentences(9, 120))
+    model = io.BytesIO()
+    cast(Any, sentencepiece.SentencePieceTrainer).train(
+        sentence_iterator=words,
+        model_writer=model,
+        vocab_size=400,
+        num_threads=1,
+        minloglevel=2,
+        **PUBLISHED_SETTINGS,
+    )
+    hub.files[MODEL] = model.getvalue()
+    with pytest.raises(ValueError, match=r"lone piece U\+2581"):
+        fetch(tmp_path, hub)
+    assert not any(path.endswith(".bin") for path, _ in hub.gets)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_shards_that_a_run_would_refuse_are_refused(tmp_path: Path, hub: FakeHub):
+    hub.files[f"{FOLDER}/fineweb_val_000000.bin"] = hub.files[TRAIN0]  # validation is training
+    with pytest.raises(ValueError, match=r"disjoint|overlap|both"):
+        fetch(tmp_path, hub)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_an_endpoint_s_password_is_not_told(tmp_path: Path):
+    where = Hub(repo_id=REPO, endpoint="http://me:hush@127.0.0.1:9")
+    with pytest.raises(OSError, match=r"at http://127\.0\.0\.1:9, but") as caught:
+        download(tmp_path / "data", variant="sp400", hub=where)
+    assert "hush" not in str(caught.value)
 
 
 def test_the_command_honours_hf_endpoint(tmp_path: Path, hub: FakeHub):

@@ -98,6 +98,11 @@ def test_an_edited_study_is_refused_and_goes_on_once_restored(home: Path) -> Non
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "Best: #" in again.stdout
     shown = caddie("show", "1", f"--study={study}", f"--home={home}")
     assert shown.returncode == 0 and "matrix_lr" in shown.stdout, shown.stderr
+    assert "python tests/search/fake_trainer.py " in shown.stdout and "again" in shown.stdout  # what it ran
+    refused(
+        caddie("export", "--trial=1", f"--to={home / 'out'}", f"--study={study}", f"--home={home}"),
+        "fake_trainer.py",
+    )
     refused(caddie("show", "9", f"--study={study}", f"--home={home}"), "trials 0 to 1, but not 9")
 
 

@@ -35,6 +35,7 @@ class StubWorld:
     def __init__(self, rank: int = 0, size: int = 1, meet: Any = None, board: Any = None):
         self.rank, self.size, self.meet, self.board = rank, size, meet, board
         self.ledger = Ledger()
+        self.not_compiled: list[str] = []
 
     def my_range(self, n: int) -> range:
         return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
@@ -54,10 +55,10 @@ def single() -> Any:
     return StubWorld()
 
 
-def tiny_model(**settings: Any) -> Any:
+def tiny_model(known: Any = None, **settings: Any) -> Any:
     """Every parameter moved off its initial value: zero-initialised projections would hide a leak."""
     with BUILDING:
-        model = build_model(resolve({"file": TINY | settings}, {}))
+        model = build_model(resolve({"file": TINY | settings}, known or {}))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():

@@ -1,15 +1,23 @@
-"""The compiled forward of an evaluation gives what the model gives, whatever the batch's size."""
+"""The compiled forward of an evaluation gives what the model gives, whatever the batch's size; and what
+happens where nothing can be compiled."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import train_gpt
+from techniques import catalog
 from techniques._windows import score_sliding, windows
+from techniques.base import Unavailable
+from techniques.config import Config
+from tests.conftest import run_trainer
 from tests.techniques.evaluation_rig import single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
 from trainer import scoring as _scoring
 from trainer.scoring import CompiledHidden, compile_scoring, nats_of
+from trainer.world import compiled_or_eager
 
 
 @pytest.fixture
@@ -21,7 +29,7 @@ def eager(monkeypatch):
 
 
 @pytest.mark.usefixtures("eager")
-def test_smaller_batches_are_padded_to_the_one_graph_and_cut_again():
+def test_batches_of_fewer_rows_are_padded_to_the_one_graph_and_shorter_rows_are_not():
     model = tiny_model()
     compiled, shapes = CompiledHidden(model, 4, 32), []
     compiled.warm_up(64)
@@ -31,7 +39,25 @@ def test_smaller_batches_are_padded_to_the_one_graph_and_cut_again():
         ids = torch.randint(64, (rows, length))
         with torch.no_grad():
             torch.testing.assert_close(compiled(ids), model.hidden(ids), rtol=1e-5, atol=1e-5)
-    assert shapes == [(4, 32)] * 4
+    assert shapes == [(4, 32)] * 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_short_last_window_has_the_positions_of_its_own_length():
+    """partial_rope takes another table for rows that are longer than those of the training."""
+    lengths = {"train_seq_len": 64, "eval_seq_len": 1088, "train_batch_tokens": 128}
+    rope = {"partial_rope": True, "partial_rope.fraction": 0.5, "partial_rope.train_len": 1024}
+    model, tokens = tiny_model(catalog.runtime(), **lengths, **rope), tiny_tokens(1088 + 26)
+    plain, compiled = (Evaluation(model, tokens, 1088, 2, single()) for _ in range(2))
+    compiled.hidden = CompiledHidden(model, 2, 1088)
+    for run in (plain, compiled):
+        train_gpt.PlainScorer().score(run)
+    assert torch.equal(compiled.nll[1088:], plain.nll[1088:])
+    torch.testing.assert_close(compiled.nll, plain.nll, rtol=1e-5, atol=1e-5)
+    ids = tokens[None, :26].long()
+    with torch.no_grad():  # the tables do differ
+        padded = model.hidden(torch.nn.functional.pad(ids, (0, 1088 - 26)))[:, :26]
+        assert (padded - model.hidden(ids)).abs().max() > 1e-3
 
 
 @pytest.mark.usefixtures("eager")
@@ -75,6 +101,57 @@ def test_only_a_long_evaluation_is_compiled(monkeypatch, mode, scorer, from_toke
     run = Evaluation(tiny_model(), tiny_tokens(90), 32, 4, single())
     costs = {"many": SimpleNamespace(eval_passes=9.0)}  # ten passes of 90 positions
     resolved = SimpleNamespace(config=SimpleNamespace(compile=mode, vocab_size=64), costs=costs)
-    seconds = compile_scoring(run, resolved, scorer)
-    assert isinstance(run.hidden, CompiledHidden) == compiles == (seconds > 0)
+    told = []
+    clock = SimpleNamespace(stop=lambda: told.append("stop"), start=lambda: told.append("start"))
+    compile_scoring(run, resolved, scorer, clock)
+    assert isinstance(run.hidden, CompiledHidden) == compiles
+    assert told == (["stop", "start"] if compiles else [])  # the clock stands still only to compile
     assert not run.written.any()
+
+
+# -- where nothing can be compiled -------------------------------------------------------------------------
+
+
+def broken(_graph, _inputs):
+    raise OSError("failed to map segment from shared object")
+
+
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_a_graph_that_cannot_be_compiled_is_an_error_or_eager_with_a_reason(mode):
+    model, world, config = tiny_model(), single(), Config(compile=mode)
+    torch._dynamo.reset()
+    run = compiled_or_eager(torch.compile(model.hidden, backend=broken), model.hidden, config, world)
+    ids = torch.randint(64, (2, 8))
+    if mode == "on":
+        with pytest.raises(Unavailable, match=r"failed to map segment.*or set --compile off"):
+            run(ids)
+        return
+    for _ in range(2):
+        assert torch.equal(run(ids), model.hidden(ids))
+    (why,) = world.not_compiled
+    assert "the run was eager" in why and "failed to map segment" in why
+
+
+def test_a_scoring_that_cannot_be_compiled_is_eager_where_auto_was_asked(monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile(f, backend=broken, **k))
+    monkeypatch.setattr(_scoring, "compiles", lambda *_: True)
+    monkeypatch.setattr(_scoring, "COMPILE_FROM_TOKENS", 1)
+    torch._dynamo.reset()
+    plain, run = (Evaluation(tiny_model(), tiny_tokens(90), 32, 4, single()) for _ in range(2))
+    config = SimpleNamespace(compile="auto", vocab_size=64)
+    clock = SimpleNamespace(stop=lambda: None, start=lambda: None)
+    compile_scoring(run, SimpleNamespace(config=config, costs={}), None, clock)
+    for scored in (plain, run):
+        train_gpt.PlainScorer().score(scored)
+    assert len(run.world.not_compiled) == 1 and torch.equal(run.nll, plain.nll)
+
+
+def test_compile_on_without_a_compiler_is_one_error(tiny, tmp_path):
+    environ = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"), "PATH": str(tmp_path)}
+    ran = run_trainer({**tiny, "compile": "on", "out_dir": str(tmp_path / "out")}, env=environ)
+    assert ran.returncode == 2, ran.stderr[-2000:]
+    errors = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "set --compile off" in errors[0] and "Traceback" not in ran.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["status"] == "failed" and f"error: {result['reason']}" == errors[0]

@@ -343,7 +343,8 @@ class LogReader:
         return ", ".join(told) + "".join(f"; {what}" for what, there in missing.items() if not there)
 
     def train_seconds(self, end_s: float) -> tuple[float, str]:
-        """(timed training in s, where it is from): train_time, the clock of the step lines, else `end_s`."""
+        """(timed training in s, where it is from): train_time, the clock of the step lines, else `end_s`.
+        The wall's clock, on a CPU too: what another trainer takes of the processor is not known."""
         if self.train_s > 0.0:
             return self.train_s, "train_time"
         if self.first_step_at_s is not None and self.last_step_at_s is not None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from search.common.machine import describe, gpu_models, gpu_numbers, machine_kind, num_cores, visible_gpus
+from search.session.passport import hardware_here
 from tests.conftest import ROOT
+from tests.search.fakes import make_study
 from trainer.machine import cpu_model, cpu_name
 
 CPUINFO = """processor : 0
@@ -74,10 +76,52 @@ def test_a_system_without_proc_still_has_a_name(tmp_path: Path):
     assert gpu_models(nothing, nothing) == () and machine_kind(nothing, nothing)
 
 
-def test_visible_gpus_are_those_that_the_environment_leaves():
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, 1,-1,"}) == ("3", "1")
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
-    assert visible_gpus({}) == gpu_numbers()
+LISTS = {  # CUDA_VISIBLE_DEVICES on a machine of four cards -> what CUDA sees of it, each card once
+    "3, 1,-1,": ("3", "1"),
+    "": (),
+    "-1": (),
+    "NoDevFiles": (),
+    "none": (),
+    "void": (),
+    "0 1": (),
+    "0;1": (),
+    "0.5": (),
+    "0x1": (),
+    ",0": (),
+    "0,,1": ("0",),
+    "0,0": ("0",),
+    "1,0,1": ("1", "0"),
+    "0,-1,1": ("0",),
+    "0,5,99": ("0",),
+    "0,4": ("0",),
+    "3,2,1,0": ("3", "2", "1", "0"),
+    "\u0661": (),
+    "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,1": ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "1"),
+    "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2": ("MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2",),
+    "MIG-94cd9d4a-5e9d,none": ("MIG-94cd9d4a-5e9d",),
+    "GPU": (),
+}
+
+
+@pytest.mark.parametrize("given", LISTS)
+def test_visible_gpus_are_those_that_the_environment_leaves(tmp_path: Path, given: str):
+    four = devices(tmp_path / "dev", "nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl")
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": given}, four) == LISTS[given]
+
+
+def test_without_a_list_all_gpus_are_visible_by_their_index(tmp_path: Path):
+    dev = devices(tmp_path / "dev", "nvidia3", "nvidia5")  # a container's share of a machine
+    assert visible_gpus({}, dev) == ("0", "1") and visible_gpus({}, tmp_path) == ()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "1,7"}, tmp_path) == ("1", "7")  # no files, no knowledge
+
+
+@pytest.mark.parametrize(("given", "gpus"), [("NoDevFiles", 0), ("none", 0), ("0", 1), (None, 0)])
+def test_a_trial_s_hardware_is_a_gpu_only_where_one_is_dealt(tmp_path: Path, given: str | None, gpus: int):
+    study = make_study(tmp_path)
+    environ = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    assert hardware_here(study, num_threads=1, environ=environ) == describe(gpus=gpus, threads=1)
+    study.fixed["device"] = "cpu"
+    assert hardware_here(study, num_threads=1, environ=environ) == describe(gpus=0, threads=1)
 
 
 def test_it_is_read_without_torch():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from search.report import dashboard
 from search.storage import patient as storage
 from search.workers import record as notes
 from search.workers.exact import run_exactly
-from tests.search.db_helpers import first_line, held_server, kill, python
+from tests.search.db_helpers import first_line, held_server, python
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 FLAGS = (
@@ -71,10 +73,11 @@ def page(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         line = first_line(process)
         assert "@" not in line  # no database URL, so no password
-        yield re.findall(r"http://127\.0\.0\.1:\d+/dashboard/studies/\d+", line)[0]
+        yield re.findall(r"http://127\.0\.0\.1:\d+/dashboard/studies/\d+\?token=[\w-]{32}", line)[0]
     finally:
-        kill(process, signal.SIGINT)
-    assert process.returncode == 0
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)
+    assert process.returncode == 0 and line.rpartition("=")[2] not in said[0] + said[1]  # no log of requests
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +115,68 @@ def see(browser: Any, address: str, *texts: str, picture: str) -> str:
     return body()
 
 
+def visitor() -> urllib.request.OpenerDirector:
+    """A browser without a face: it keeps cookies."""
+    return urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+
 def fetch(page: str) -> dict[str, Any]:
-    with urllib.request.urlopen(page.replace("/dashboard/", "/api/"), timeout=20) as answer:
+    opener = visitor()
+    with opener.open(page, timeout=20) as answer:
+        assert "token=" not in answer.read().decode()
+    with opener.open(page.partition("?")[0].replace("/dashboard/", "/api/"), timeout=20) as answer:
         return json.load(answer)
+
+
+def ask(page: str, method: str = "GET", path: str = "", body: bytes = b"", **headers: str) -> tuple[int, str]:
+    """(status, cookie) of one request with these headers, Host included."""
+    parts = urllib.parse.urlsplit(page)
+    connection = http.client.HTTPConnection(str(parts.netloc), timeout=20)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    named |= {"Content-Type": "application/json"} if body else {}
+    connection.request(method, path or f"{parts.path}?{parts.query}", body=body or None, headers=named)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, (answer.headers["Set-Cookie"] or "")
+
+
+def test_only_who_has_the_address_is_let_in(page: str):
+    parts = urllib.parse.urlsplit(page)
+    status, kept = ask(page)
+    assert status == 200 and kept.endswith("; Path=/; HttpOnly; SameSite=Strict")
+    cookie, study = kept.partition(";")[0], parts.path.replace("/dashboard/", "/api/")
+    for path in ("/", parts.path, study, "/static/bundle.js", "/api/studies"):
+        assert ask(page, path=path)[0] == 403, path
+        assert ask(page, path=path, Cookie=cookie)[0] in (200, 302, 404), path
+    for bad in (f"{parts.path}?token=", f"{parts.path}?token={'x' * 32}", f"{parts.path}?token=%C3%A9%ff"):
+        assert ask(page, path=bad)[0] == 403, bad
+    for method, path in (
+        ("POST", f"{study}/rename"),
+        ("DELETE", study),
+        ("PUT", study),
+        ("POST", f"{parts.path}?{parts.query}"),
+    ):
+        assert ask(page, method, path)[0] == 403, path
+        assert ask(page, method, path, Cookie=cookie.replace("=", "=x"))[0] == 403
+        assert ask(page, method, path, Cookie=cookie, Origin="http://evil.example")[0] == 403
+        assert ask(page, method, path, Cookie=cookie, Origin="null")[0] == 403
+        for site in ("cross-site", "same-site"):
+            assert ask(page, method, path, Cookie=cookie, Sec_Fetch_Site=site)[0] == 403
+    for host in (
+        "evil.example",
+        f"evil.example:{parts.port}",
+        "127.0.0.1.evil.example",
+        "localhost@evil",
+        "",
+    ):
+        assert ask(page, Host=host)[0] == 403, host  # a name of somebody's that leads to this machine
+        assert ask(page, path=study, Host=host, Cookie=cookie)[0] == 403, host
+    for host in (f"localhost:{parts.port}", "LOCALHOST", "[::1]:9000", "127.0.0.1"):
+        assert ask(page, path=study, Host=host, Cookie=cookie, Origin=f"http://{host}")[0] == 200, host
+    assert ask(page, Sec_Fetch_Site="cross-site")[0] == 200  # a link in a chat or a notebook
+    note = ask(page, "PUT", f"{study}/note", b'{"body": "seen", "version": 1}', Cookie=f"a=b; {cookie}")
+    assert note[0] == 204 and fetch(page)["note"]["body"] == "seen"
 
 
 def test_the_pages_programming_interface_knows_what_is_feasible(page: str):
@@ -131,7 +193,8 @@ def test_the_study_page(page: str, browser: Any):
 
 
 def test_a_trial_page(page: str, browser: Any):
-    see(browser, f"{page}/trials?numbers=4", "Note of 4.0", "log.txt", "val_bpb", picture="trial.png")
+    base, _, token = page.partition("?")
+    see(browser, f"{base}/trials?numbers=4&{token}", "Note of 4.0", "log.txt", "val_bpb", picture="trial.png")
 
 
 def test_bad_requests_have_one_clear_error(url: str, tmp_path: Path):

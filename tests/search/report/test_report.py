@@ -101,6 +101,18 @@ def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) ->
         print_trial(Console(file=io.StringIO()), session, 17)
 
 
+def test_show_tells_processor_seconds_and_those_on_the_clock(session: Session) -> None:
+    stages = {"seconds": {"train": 31.04, "evaluate": 2.0}, "reused": [], "spent_s": 40.0, "saved_s": 0.0}
+    for device, told in (
+        ("cpu", "9.5 s of processor time, 31.0 s on the clock (limit"),
+        ("cuda", "9.5 s (limit"),
+    ):
+        session.optuna_study.add_trial(trial_of(2.0, stages=stages, passport={"device_type": device}))
+        text = printed(print_trial, session, len(session.optuna_study.trials) - 1)
+        assert told in text and ("1.5 s of processor time, 2.0 s" in text) == (device == "cpu")
+    assert "9.5 s (limit" in printed(print_trial, session, 2)  # a trial of before
+
+
 def test_words() -> None:
     assert [duration(s) for s in (40, 720, 3900)] == ["40 s", "12 min", "1 h 05 min"]
     shares = [

@@ -70,7 +70,7 @@ class Rig:
         monkeypatch.setattr("tests.search.fakes.KNOWN", STAGED)
         self.study: Study = sampled_by(make_study(folder, SPACE, header=header), kind)
         self.space: Space = build_space(self.study, STAGED)
-        preflight = Preflight(self.study, root=folder)
+        preflight = Preflight(self.study)
         preflight._file_sizes = {"": 1000}  # type: ignore[reportPrivateUsage]
         self.trained: set[str] = set()
         self.chooser = StageChooser(self.space, share, self.is_cached)

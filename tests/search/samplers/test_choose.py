@@ -41,7 +41,7 @@ startup_trials = 10
 def test_it_proposes_only_what_is_admitted_and_new(tmp_path: Path, kind: str) -> None:
     study = sampled_by(make_study(tmp_path, TEXT, header=HEADER.replace("100_000_000", str(BYTES))), kind)
     space = build_space(study, KNOWN)
-    preflight = Preflight(study, root=tmp_path)
+    preflight = Preflight(study)
     preflight._file_sizes = {"": 100_000}  # type: ignore[reportPrivateUsage]
     optimizer = optuna.create_study(sampler=CaddieSampler(space, preflight, seed=0))
     running = optimizer.ask()  # another worker's

@@ -40,7 +40,7 @@ class Bench:
     def __init__(self, root: Path, settings: dict[str, str]):
         self.root, self.settings = root, settings
         self.reuse = Reuse(Store(root / "cache", Room(10**9, keep_free_bytes=0)), GROUND)
-        self.environment = trainer_environment(os.environ, strip=(), num_threads=1)
+        self.environment = trainer_environment(os.environ, strip=frozenset(), num_threads=1)
 
     def resolved(self, **changes: Any) -> Resolved:
         return resolve({"file": {**self.settings, **changes}}, catalog.metadata())

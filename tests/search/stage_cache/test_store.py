@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from search.stage_cache.remote import Remote, open_remote
-from search.stage_cache.store import MANIFEST, Limits, Store
+from search.stage_cache.reuse import FILES, REPORTS
+from search.stage_cache.store import KNOWN_FILES, MANIFEST, Limits, Store
 from tests.conftest import ROOT
 
 ROOMY = Limits(10**9, keep_free_bytes=0)
@@ -77,6 +81,87 @@ def test_a_damaged_entry_is_a_miss_and_is_built_anew(store: Store, tmp_path: Pat
     assert len(store.notes) == (damage != "no manifest")
     assert store.put("average-a", paths, {"key": "k"})
     assert store.fetch("average-a", target) == {"key": "k"}
+
+
+def relink(path: Path, to: Path) -> None:
+    path.unlink()
+    path.symlink_to(to)
+
+
+def retold(entry: Path, name: str, **facts: object) -> None:
+    """The manifest with another file in it, or with other facts of one."""
+    told = json.loads((entry / MANIFEST).read_text())
+    told["files"][name] = {**told["files"]["weights.pt"], **facts}
+    (entry / MANIFEST).write_text(json.dumps(told))
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def moved(entry: Path, outside: Path) -> None:
+    entry.rename(outside / "entry")
+    entry.symlink_to(outside / "entry")
+
+
+FORGERIES: dict[str, Callable[[Path, Path], object]] = {
+    "an absolute name": lambda entry, out: retold(entry, str(out / "victim")),
+    "a name above": lambda entry, out: retold(entry, "../../../out/victim"),
+    "a name within": lambda entry, out: retold(entry, "./weights.pt"),
+    "a file that no stage leaves": lambda entry, out: retold(entry, "config.json"),
+    "its own name": lambda entry, out: retold(entry, MANIFEST),
+    "an empty name": lambda entry, out: retold(entry, ""),
+    "no size": lambda entry, out: retold(entry, "weights.pt", bytes=None),
+    "a size below zero": lambda entry, out: retold(entry, "weights.pt", bytes=-1),
+    "a size that is a truth": lambda entry, out: retold(entry, "weights.pt", bytes=True),
+    "another size": lambda entry, out: retold(entry, "weights.pt", bytes=4999),
+    "a huge record": lambda entry, out: retold(entry, "stage_average.json", bytes=10**8),
+    "no hash": lambda entry, out: retold(entry, "weights.pt", sha256=[1]),
+    "a huge manifest": lambda entry, out: (entry / MANIFEST).write_bytes(b" " * 65_000 + b"{}"),
+    "a deep manifest": lambda entry, out: (entry / MANIFEST).write_bytes(b"[" * 30_000),
+    "a list of files": lambda entry, out: (entry / MANIFEST).write_text('{"files": [], "facts": {}}'),
+    "a linked file": lambda entry, out: relink(entry / "weights.pt", out / "victim"),
+    "a linked manifest": lambda entry, out: relink(entry / MANIFEST, out / "victim"),
+    "a linked entry": moved,
+    "a pipe": lambda entry, out: piped(entry / "weights.pt"),
+    "a pipe for a manifest": lambda entry, out: piped(entry / MANIFEST),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_entry_writes_and_reads_nothing_outside(store: Store, tmp_path: Path, forgery: str) -> None:
+    paths = stored(store, tmp_path)
+    (out := tmp_path / "out").mkdir()
+    (victim := out / "victim").write_bytes(paths[1].read_bytes())
+    FORGERIES[forgery](store.entries / "average-a", out)
+    (target := tmp_path / "other").mkdir()
+    assert store.fetch("average-a", target) is None and not any(target.iterdir())
+    assert victim.read_bytes() == paths[1].read_bytes() and not store.has("average-a")
+    assert len(store.notes) == 1 and "dropped" in store.notes[0]
+    assert store.put("average-a", paths, {"key": "k"}) and store.fetch("average-a", target) is not None
+
+
+def test_a_link_in_the_trial_s_folder_is_no_way_out(store: Store, tmp_path: Path) -> None:
+    stored(store, tmp_path)
+    (victim := tmp_path / "victim").write_text("mine")
+    (target := tmp_path / "other").mkdir()
+    (target / "weights.pt").symlink_to(victim)
+    assert store.fetch("average-a", target) is not None and victim.read_text() == "mine"
+    shutil.rmtree(store.tmp)
+    store.tmp.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="A stage cache is no link"):
+        Store(store.root, ROOMY)
+
+
+def test_a_target_that_cannot_be_written_drops_no_entry(store: Store, tmp_path: Path) -> None:
+    stored(store, tmp_path)
+    assert store.fetch("average-a", tmp_path / "not" / "there") == {"key": "k"}
+    (tmp_path / "file").touch()
+    assert store.fetch("average-a", tmp_path / "file") is None and store.has("average-a")
+    small = Store(store.root, Limits(5_000, keep_free_bytes=0))  # another machine's limit is larger
+    assert small.fetch("average-a", tmp_path / "o") is None and store.has("average-a")
+    assert "larger than the whole cache" in small.notes[0]
 
 
 def size_of(store: Store) -> int:
@@ -204,6 +289,63 @@ def test_half_an_object_is_a_miss(tmp_path: Path, damage: str) -> None:
     path.write_bytes(data)
     assert not open_remote(str(shared), there).fetch("average-a")
     assert not there.has("average-a") and len(there.notes) == 1 and not (tmp_path / "evil.pt").exists()
+
+
+def member(name: str, data: bytes = b"", **facts: object) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    for key, value in {"size": len(data), **facts}.items():
+        setattr(info, key, value)
+    return info, data
+
+
+PACKED = {
+    "an absolute name": [member("/tmp/weights.pt", b"x")],
+    "a link": [member("weights.pt", type=tarfile.SYMTYPE, linkname="/etc/passwd")],
+    "a folder": [member("weights.pt", type=tarfile.DIRTYPE)],
+    "a device": [member("weights.pt", type=tarfile.CHRTYPE)],
+    "one name twice": [member("weights.pt", b"x"), member("weights.pt", b"y")],
+    "more than there is room for": [
+        member("weights.pt", b"x" * 60_000),
+        member("artifact.bin", b"y" * 60_000),
+    ],
+    "a size that is not there": [member("weights.pt", b"x", size=10**15)],
+    "a long header": [member("weights.pt", b"x", pax_headers={"comment": "x" * 9000})],
+    "a file beside the manifest's": [
+        member(MANIFEST, b'{"files": {}, "facts": {}}'),
+        member("weights.pt", b"x"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_an_object_is_bounded_before_it_is_unpacked(tmp_path: Path, kind: str) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for info, data in PACKED[kind]:
+            if info.size == len(data):
+                tar.addfile(info, io.BytesIO(data))
+            else:
+                packed.write(info.tobuf(tarfile.GNU_FORMAT) + data)
+    (shared := tmp_path / "shared").mkdir()
+    (shared / "average-a.tar").write_bytes(packed.getvalue())
+    here = Store(tmp_path / "here", Limits(100_000, keep_free_bytes=0))
+    assert not open_remote(str(shared), here).fetch("average-a") and not here.has("average-a")
+    assert len(here.notes) == 1 and "is not whole" in here.notes[0] and not any(here.tmp.iterdir())
+
+
+def test_a_link_in_a_shared_folder_is_neither_read_nor_written(store: Store, tmp_path: Path) -> None:
+    stored(store, tmp_path)
+    (victim := tmp_path / "victim").write_text("mine")
+    remote = open_remote(str(tmp_path / "shared"), store)
+    (link := tmp_path / "shared" / "average-a.tar").symlink_to(victim)
+    assert not remote.fetch("average-a") and "no plain file" in store.notes[0]
+    assert remote.push("average-a") and victim.read_text() == "mine" and not link.is_symlink()
+    os.mkfifo(tmp_path / "shared" / "average-b.tar")
+    assert not remote.fetch("average-b")  # and does not wait for a writer
+
+
+def test_every_file_that_a_stage_leaves_is_known() -> None:
+    assert {REPORTS, *(name for names in FILES.values() for name in names)} == set(KNOWN_FILES)
 
 
 class Away:

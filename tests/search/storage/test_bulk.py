@@ -199,6 +199,41 @@ def test_a_finished_trial_takes_no_batch(study: optuna.Study):
     assert study.trials[0].params == {} and isinstance(study._storage, BatchStorage)
 
 
+def finished(study: optuna.Study) -> optuna.Trial:
+    """A trial whose result is known and not yet told."""
+    trial = asked(study)
+    trial.set_user_attr("config", 1)
+    with collected(trial, until_told=True):
+        trial.set_user_attr("outcome", "finished")
+    with collected(trial):
+        trial.set_constraint("bytes", -0.5)
+    assert study.trials[trial.number].user_attrs == {"config": 1}
+    return trial
+
+
+def test_a_result_is_stored_with_the_trial_s_end_or_not_at_all(study: optuna.Study):
+    told, pruned, lost, failed = (finished(study) for _ in range(4))
+    storage = study._storage
+    assert isinstance(storage, BatchStorage)
+    study.tell(told, 1.5)
+    study.tell(pruned, state=TrialState.PRUNED)
+    elsewhere = optuna.load_study(study_name=study.study_name, storage=storage.bulk)
+    elsewhere.tell(lost.number, state=TrialState.FAIL)  # its worker died between writing and telling
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.set_trial_state_values(lost._trial_id, TrialState.COMPLETE, [1.0])
+    study.tell(failed, state=TrialState.FAIL)
+    seen = [
+        (t.state.name, t.values, t.user_attrs.get("outcome"), dict(t.constraints)) for t in elsewhere.trials
+    ]
+    assert seen == [
+        ("COMPLETE", [1.5], "finished", {"bytes": -0.5}),
+        ("PRUNED", None, "finished", {"bytes": -0.5}),
+        ("FAIL", None, None, {}),
+        ("FAIL", None, None, {"bytes": -0.5}),
+    ]
+    assert not storage._batches and not storage.bulk.last_writes
+
+
 def test_a_batch_needs_no_database_of_ours():
     trial = optuna.create_study().ask()
     with collected(trial):

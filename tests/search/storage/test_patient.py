@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 import os
+import random
+import re
 import signal
 import time
 import warnings
@@ -11,15 +15,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
+import psycopg2
 import pytest
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from sqlalchemy import event
+from sqlalchemy import event, exc
+from typer.testing import CliRunner
 
-from search.common.errors import redact
+from search.cli import app
+from search.common import console
+from search.common.attributes import STUDY_HASH
+from search.common.console import Redacted, redact
 from search.storage import patient as storage
 from search.storage.patient import StorageError, normalise_url, resolve_url
+from search.study.load import find_study
+from search.study.model import study_hash
 from tests.search.db_helpers import alive, first_line, held_server, server_pids, until, worker
+from tests.search.fake_studies import write_study
 
 TIMING = storage.Timing(patience_s=30.0, heartbeat_s=1, grace_s=2)
 
@@ -81,6 +94,91 @@ def test_a_url_that_cannot_be_read_is_not_repeated():
 def test_passwords_are_redacted(text: str):
     clean = redact(text)
     assert "hush" not in clean and "***" in clean
+
+
+ODD = (
+    "{s}",
+    "a {s}",
+    "{s} b",
+    "x@{s}",
+    "{s}/y",
+    "{s}?z",
+    "#{s}",
+    "%20{s}%40",
+    "{s}:1",
+    "q'{s}'",
+    "[{s}]",
+    "{s}+&=",
+)
+ANY_URL = (
+    "{scheme}://me:{odd}@h{n}.invalid:{n}/db",
+    "{scheme}://:{odd}@h{n}.invalid/db?sslmode=require",
+    "{scheme}://me:{odd}@h1.invalid:1,h2.invalid:2/db",
+    "{scheme}://me:{odd}@/db?host=h1.invalid:1&host=h2.invalid:2",
+    "{scheme}://h{n}.invalid/db?{key}={odd}",
+    "{scheme}://h{n}.invalid:{n}?user=me&{key}={odd}&x=1",
+    "{scheme}://h{n}.invalid/db@me:{odd}",
+    "{scheme}://h{n}.invalid:{odd}/db",
+    "{scheme}://h{n}.invalid/db#{odd}",
+    "me:{odd}@h{n}.invalid/db",
+    "me:{odd}@h{n}.invalid://db",
+    "host=h{n}.invalid password={odd}",
+)
+KEYS = (
+    "password",
+    "sslpassword",
+    "passfile",
+    "token",
+    "x",
+    "PASSWORD",
+    "application_name",
+    "connect_timeout",
+)
+
+
+def any_url(rng: random.Random) -> tuple[str, str]:
+    """(a URL as somebody may write it, the secret in it)."""
+    secret = "".join(rng.choices("abcXYZ019_~!$", k=rng.randrange(6, 12))).strip("$!~") or "hushhush"
+    secret = f"Q{secret}Q"
+    scheme = rng.choice(
+        ("postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg", "mysql", "s3")
+    )
+    odd, key, n = rng.choice(ODD).replace("{s}", secret), rng.choice(KEYS), str(rng.randrange(1, 99_999))
+    text = rng.choice(ANY_URL)
+    for place, word in (("{scheme}", scheme), ("{key}", key), ("{n}", n), ("{odd}", odd)):
+        text = text.replace(place, word)
+    return text, secret
+
+
+def test_no_secret_of_any_url_is_told(monkeypatch: pytest.MonkeyPatch):
+    """2,000 URLs: in refusals, in what the driver says of those that are taken, in a log, in an outage."""
+    monkeypatch.setattr(console, "_secrets", set[str]())
+    rng, taken = random.Random(7), 0
+    line = Redacted("%(message)s")
+    for k in range(2000):
+        console._secrets.clear()
+        url, secret = any_url(rng)
+        texts = list[str]()
+        try:
+            plain = normalise_url(url)
+        except StorageError as error:
+            texts.append(str(error))
+        else:
+            parts = sqlalchemy.make_url(plain)
+            if secret in str(parts.host):  # it is the host's name, by any reading
+                continue
+            taken += 1
+            said = f'invalid value "{parts.password}" of {dict(parts.query)} in {url}'
+            gone = storage._gone(plain, exc.OperationalError("select", None, Exception(said)))
+            record = logging.LogRecord("x", logging.WARNING, "x", 1, f"{url} {plain}: {said}", None, None)
+            texts += [redact(url), redact(plain), str(gone), line.format(record)]
+            if k % 3 == 0:  # the driver itself, which tells what it cannot read
+                words = {"user": parts.username, "password": parts.password, **parts.query}
+                with pytest.raises(psycopg2.Error) as caught:
+                    psycopg2.connect(**words | {"host": "127.0.0.1", "port": 1})
+                texts.append(redact(caught.value))
+        assert not any(secret in text for text in texts), (url, texts)
+    assert taken > 200
 
 
 def test_the_url_comes_from_the_option_then_the_environment(tmp_path: Path):
@@ -222,3 +320,100 @@ def test_patience_ends_with_one_clear_error_or_a_revival():
         with pytest.raises(StorageError, match="The database must answer"):
             storage.open_study(impatient, "t", url=url)
         assert optuna.load_study(study_name="s", storage=revived).user_attrs == {}
+
+
+@pytest.fixture
+def apart(server: tuple[Path, str], request: pytest.FixtureRequest) -> Iterator[sqlalchemy.URL]:
+    """A database of its own on the server, empty."""
+    name = f"apart_{abs(hash(request.node.name)) % 10**9}"
+    engine = sqlalchemy.create_engine(server[1], isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"create database {name}"))
+        yield sqlalchemy.make_url(server[1]).set(database=name)
+        connection.execute(sqlalchemy.text(f"drop database {name} with (force)"))
+
+
+def told(url: sqlalchemy.URL) -> str:
+    """The URL as it is written, password and all."""
+    return url.render_as_string(hide_password=False)
+
+
+def run_sql(url: sqlalchemy.URL, *statements: str) -> None:
+    with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).begin() as connection:
+        for statement in statements:
+            connection.execute(sqlalchemy.text(statement))
+
+
+def status(tmp_path: Path, url: str) -> tuple[int, str]:
+    """(exit status, both outputs) of `search.py status`."""
+    study = write_study(tmp_path, "seen")
+    ran = CliRunner().invoke(app, ["status", f"--study={study}", f"--storage={url}", f"--home={tmp_path}"])
+    gc.enable()
+    assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
+    return ran.exit_code, ran.output
+
+
+def test_a_database_without_tables_holds_no_study(apart: sqlalchemy.URL, tmp_path: Path):
+    code, said = status(tmp_path, told(apart))
+    assert code == 2 and said.count("\n") == 1 and "there is no 'seen' in this database" in said
+    storage.open_storage(told(apart), worker=False)
+    code, said = status(tmp_path, told(apart))
+    assert code == 2 and said.count("\n") == 1 and "there is no 'seen' in this database" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("update alembic_version set version_num = 'v2.6.0.a'", "schema v2.6.0.a, made by Optuna"),
+        ("update alembic_version set version_num = 'v9.0.0.z'", "needs v3.2.0.a"),
+        ("drop table trial_params", "it lacks trial_params"),
+        ("drop table trial_values, trial_heartbeats", "it lacks trial_heartbeats, trial_values"),
+    ],
+)
+def test_tables_that_are_not_ours_are_one_error(
+    apart: sqlalchemy.URL, tmp_path: Path, change: str, says: str
+):
+    storage.open_storage(told(apart), worker=False)
+    run_sql(apart, change)
+    code, said = status(tmp_path, told(apart))
+    assert code == 2 and said.count("error: ") == said.count("\n") == 1 and says in said
+    with pytest.raises(StorageError, match=re.escape(says)):  # nothing is made anew in its place
+        storage.open_storage(told(apart), worker=False)
+
+
+def test_who_may_only_read_can_read(apart: sqlalchemy.URL, tmp_path: Path):
+    opened = storage.open_storage(told(apart), worker=False)
+    study = storage.open_study(opened, "seen", url=told(apart))
+    read = find_study(write_study(tmp_path, "seen"))
+    study.set_user_attr(STUDY_HASH, study_hash(read))
+    study.add_trial(optuna.create_trial(value=1.5, user_attrs={"config": {}}))
+    run_sql(
+        apart,
+        "create role onlooker login password 'hush'",
+        "grant select on all tables in schema public to onlooker",
+        "create role nobody_here login password 'hush'",
+    )
+    code, said = status(tmp_path, told(apart.set(username="onlooker", password="hush")))
+    assert code == 0 and "1 trials done" in said, said
+    run_sql(apart, "revoke select on trials from onlooker")
+    code, said = status(tmp_path, told(apart.set(username="onlooker", password="hush")))
+    assert code == 2 and said.count("\n") == 1 and "permission denied for table trials" in said, said
+    code, said = status(tmp_path, told(apart.set(username="nobody_here", password="hush")))
+    assert code == 2 and said.count("\n") == 1 and "permission denied" in said, said
+    run_sql(apart, "drop owned by onlooker", "drop role onlooker, nobody_here")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_outage_at_the_start_is_told_as_one(
+    server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, wrapped: bool
+):
+    def gone(url: str, **settings: object) -> None:
+        outage = exc.OperationalError("select 1", None, Exception("server closed it\nnow"))
+        if wrapped:
+            raise StorageInternalError("the commit failed") from outage
+        raise outage
+
+    monkeypatch.setattr(storage, "PatientStorage", gone)
+    with pytest.raises(StorageError, match=r"must answer, but .*: server closed it\. All") as caught:
+        storage.open_storage(server[1], worker=False)
+    assert "Optuna" not in str(caught.value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from search.samplers.admission import check_space
 from search.study.load import load_study
 from search.study.model import study_hash
 from techniques import catalog
@@ -142,3 +145,13 @@ def test_the_studies_of_this_repository_load(name: str):
     study = load_study(ROOT / "studies" / f"{name}.toml", catalog.metadata())
     assert study.name == name and study.question
     assert all(study.gates[t] != "on" for t in study.gates)
+
+
+def test_the_sample_study_of_the_readme_can_run(tmp_path: Path):
+    found = re.search(
+        r"## A study is one file\n\n((?:    .*\n|\n)+)", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    assert found is not None
+    (tmp_path / "sample.toml").write_text(textwrap.dedent(found[1]), encoding="utf-8")
+    sample = load_study(tmp_path / "sample.toml", catalog.metadata())
+    assert check_space(sample)  # raises where no configuration keeps the limits

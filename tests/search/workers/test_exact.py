@@ -184,7 +184,7 @@ def test_an_interrupted_trial_waits_for_the_next_session(
     assert study.trials[1].params == study.trials[0].params
 
 
-def test_what_died_between_ask_and_its_first_heartbeat_is_buried(study: optuna.Study, url: str):
+def test_what_died_between_ask_and_its_first_heartbeat_is_queued_again(study: optuna.Study, url: str):
     study.enqueue_trial({"x": 1.5})
     with pytest.warns(UserWarning):
         orphan = study.ask()

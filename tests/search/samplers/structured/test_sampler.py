@@ -309,7 +309,7 @@ def test_inside_caddie_on_a_study_with_techniques(tmp_path: Path) -> None:
     text = '[sampler]\nkind = "structured"\n[space]\nmatrix_lr = {low = 0.005, high = 0.5, log = true}\n'
     study = make_study(tmp_path, text)
     space = build_space(study, KNOWN)
-    sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=0)
+    sampler = CaddieSampler(space, Preflight(study), seed=0)
     optimizer = optuna.create_study(sampler=sampler)
     for _ in range(12):
         trial = optimizer.ask()
@@ -341,7 +341,7 @@ def test_the_studys_settings_reach_it(tmp_path: Path) -> None:
     assert [m > 15 for m in moved[1][1:]] == [True] + [False] * 7, moved
     assert [m > 15 for m in moved[6][1:]] == [True] * 6 + [False] * 2, moved
     study_file = make_study(tmp_path, '[sampler]\nkind = "structured"\nstartup_trials = 6\ncandidates = 7\n')
-    proposer = CaddieSampler(build_space(study_file, KNOWN), Preflight(study_file, root=tmp_path))._proposer
+    proposer = CaddieSampler(build_space(study_file, KNOWN), Preflight(study_file))._proposer
     assert isinstance(proposer, StructuredSampler)
     assert (proposer.startup_trials, proposer.candidates) == (6, 7)
 
@@ -353,7 +353,7 @@ def test_workers_that_begin_at_once_do_not_all_try_the_start(tmp_path: Path) -> 
     optimizer.ask()  # another worker's: it runs, and nothing of it is stored yet
     start = space.params_of({"preset": study.preset})
     for seed in range(5):
-        optimizer.sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=seed)
+        optimizer.sampler = CaddieSampler(space, Preflight(study), seed=seed)
         assert space.suggest(optimizer.ask()) != start
 
 
@@ -362,7 +362,7 @@ def test_the_first_trial_tries_the_start_whoever_began_beside_it(tmp_path: Path)
     space = build_space(study, KNOWN)
     optimizer = optuna.create_study()
     first, _ = optimizer.ask(), optimizer.ask()
-    sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=0)
+    sampler = CaddieSampler(space, Preflight(study), seed=0)
     frozen = optimizer.get_trials(deepcopy=False)[first.number]
     proposed = sampler.sample_relative(optimizer, frozen, space.distributions)
     assert space.keep_active(proposed) == space.params_of({"preset": study.preset})
@@ -371,7 +371,7 @@ def test_the_first_trial_tries_the_start_whoever_began_beside_it(tmp_path: Path)
 def test_it_begins_with_what_is_known_and_stays_near_while_nothing_is_feasible(tmp_path: Path) -> None:
     study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
     space = build_space(study, KNOWN)
-    sampler = CaddieSampler(space, Preflight(study, root=tmp_path), seed=0)
+    sampler = CaddieSampler(space, Preflight(study), seed=0)
     optimizer = optuna.create_study(sampler=sampler)
     start, moved = space.params_of({"preset": study.preset}), list[int]()
     for number in range(6):

@@ -309,8 +309,8 @@ def test_a_named_score_survives_noise_and_other_size_lines_are_read():
 
 
 def test_a_summary_that_repeats_earlier_scores_changes_nothing():
-    text = "rt val_bpb:1.18\nsliding val_bpb:1.15\nsliding_bpb: 1.15\nint6_bpb: 1.18\nsize_gap_from_ema val_bpb:0.01"
-    assert read(text).value()[:2] == ("sliding", 1.15)
+    text = "rt val_bpb:1.18\nsliding val_bpb:1.15\nsliding_bpb: 1.15\nint6_bpb: 1.18\n"
+    assert read(text + "size_gap_from_ema val_bpb:0.01").value()[:2] == ("sliding", 1.15)
     assert read("rt val_bpb:1.18003\nrt val_bpb:1.18").value()[1] == 1.18  # rounding
 
 
