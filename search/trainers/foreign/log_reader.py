@@ -128,6 +128,7 @@ class LogReader:
     _told: float = 0.0  # grid points up to here are done with
     _reported: float = 0.0  # progress of the last report
     early: int = 0  # reports so far
+    earlier: dict[str, float] = field(default_factory=dict[str, float])  # scores before training went on
 
     def __post_init__(self) -> None:
         self.wallclock_s = self.rules.wallclock_s
@@ -171,8 +172,6 @@ class LogReader:
         if what == "Code size":
             self.code_bytes = count
             return
-        for score in self.scores.values():
-            score.packed = False  # it was measured before the artifact was made
         if what == "Total submission" and (codec in self.sizes or len(self.sizes) < MAX_LABELS):
             self.sizes[codec] = count
 
@@ -182,9 +181,8 @@ class LogReader:
             self.eval_s.pop(label, None)
             self.eval_s[label] = time
         old = self.scores.pop(label, Score(value, value, loss, at_s))  # the latest stand last
-        self.scores[label] = Score(
-            old.first, value, loss, at_s, old.differ or not abs(value - old.last) <= SAME_SCORE, True
-        )
+        differ = old.differ or abs(value - old.last) > SAME_SCORE
+        self.scores[label] = Score(old.first, value, loss, at_s, differ, bool(self.sizes))
         for told in (self.scores, self.eval_s):
             if len(told) > MAX_LABELS:
                 told.pop(next((k for k in told if not {k, bare(k)} & {*self.rules.score}), label))
@@ -193,9 +191,11 @@ class LogReader:
         if not {"val_loss", "val_bpb"} & found.keys() or step < min(
             2, self.steps
         ):  # training goes on: none was final
+            self.earlier |= {label: score.last for label, score in self.scores.items()}
+            self.earlier = dict([*self.earlier.items()][-MAX_LABELS:])
             self.scores.clear()
             self.eval_s.clear()
-        if step < min(2, self.steps):  # a second run in one log: the last one counts
+        if step < min(2, self.steps):  # a second run in one log
             self.steps, self.train_s, self._point, self._told, self._reported = 0, 0.0, None, 0.0, 0.0
             self.sizes.clear()
         self.steps = max(self.steps, step)
@@ -260,6 +260,12 @@ class LogReader:
             raise LogError(
                 f"ambiguous score: {label!r} was printed with different values, {found.first:g} first and "
                 f'{found.last:g} last. Set occurrence = "first" or "last" in [trainer]'
+            )
+        better = self.earlier.get(label, math.inf) < found.last - SAME_SCORE
+        if better and self.rules.occurrence != "last":
+            raise LogError(
+                f"ambiguous score: two runs in one log, {label!r} was {self.earlier[label]:g} and is "
+                f'{found.last:g}. Give each a log of its own, or set occurrence = "last" in [trainer]'
             )
         bpb = found.first if self.rules.occurrence == "first" else found.last
         if math.isfinite(bpb) and not found.possible:

@@ -290,10 +290,14 @@ def test_steps_with_and_without_their_name_and_with_anything_before_them(before:
     assert "nan at step 901" in reader.failure
 
 
-def test_the_last_of_two_runs_in_one_log_counts_and_an_unfinished_one_has_no_score():
+def test_the_last_of_two_runs_in_one_log_counts_unless_it_is_worse_and_an_unfinished_one_has_no_score():
     run = "step:0/9 val_loss:7.0 val_bpb:4.1\nstep:9/9 train_loss:2.0 train_time:9ms\n"
     first, second = "final val_bpb:1.2\nTotal submission size a: 7 bytes\n", "final val_bpb:1.3\n"
-    assert read(run + first + run + second).value()[1] == 1.3
+    with pytest.raises(LogError, match=r"two runs in one log, 'final' was 1\.2 and is 1\.3"):
+        read(run + first + run + second).value()
+    assert read(run + first + run + second, occurrence="last").value()[1] == 1.3
+    assert read(run + first + run + "final val_bpb:1.1").value()[1] == 1.1
+    assert read(run + first + run + "other val_bpb:1.3").value()[1] == 1.3  # a rehearsal with another name
     assert read(run + first + run + second).sizes == {}
     with pytest.raises(LogError, match="no score"):
         read(run + first + run).value()
@@ -306,6 +310,13 @@ def test_a_named_score_survives_noise_and_other_size_lines_are_read():
     assert read("artifact:15.94MB code:9\ntotal:15943643 (15.94 MB)").artifact_bytes() == 15943643
     assert read("budget:15943643/16000000 (15.94/16.00MB) FITS").artifact_bytes() == 15943643
     assert read("INT6+zlib model: 5 bytes | Total submission: 15,000 bytes").artifact_bytes() == 15000
+
+
+def test_variants_with_an_artifact_each_compete():
+    text = "Total submission size a: 9 bytes\nv66 val_bpb:1.14\n"
+    text += "Total submission size b: 8 bytes\nv64 val_bpb:1.21"
+    with pytest.raises(LogError, match="'v64' was printed last, but 'v66' competes"):
+        read(text).value()
 
 
 def test_a_summary_that_repeats_earlier_scores_changes_nothing():
