@@ -46,6 +46,8 @@ EVAL_SECONDS = "eval_seconds"
 TRUE_SECONDS = "true_seconds"
 STEPS = "steps"
 PARAMS = "params"
+PROTOCOL = "protocol"  # label of the line that gave the score
+LABELS = "labels"  # of a result: all that were printed, without parameters, the score's first
 # of a result
 FIGURES = (ARTIFACT_BYTES, CODE_BYTES, TRAIN_SECONDS, EVAL_SECONDS, TRUE_SECONDS, STEPS, PARAMS)
 STAGE_SECONDS = "stage_seconds"  # stage -> timed seconds

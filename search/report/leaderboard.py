@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, TECHNIQUES
+from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, PROTOCOL, TECHNIQUES
 from search.common.paths import DEFAULT_STUDY, shown
 from search.report.rows import Row, confirmed_of, confirmed_text, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
@@ -163,7 +163,8 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
     facts = confirmed_of(session.optuna_study).get(trial.number)
     value = f"{confirmed_text(facts)}, search value {trial.value:.4f}" if facts else f"{trial.value:.4f}"
-    text = f"Best: #{trial.number}, {value} bits/byte. To run it again:\n"
+    by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
+    text = f"Best: #{trial.number}, {value} bits/byte{by}. To run it again:\n"
     text += f"  {reproduce_command(session, trial)}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 

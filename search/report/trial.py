@@ -63,8 +63,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     out: dict[str, str] = {}
     if trial.state == TrialState.FAIL:
         out["lost"] = "to the machine: nothing below counts"
-    for key in (stored.REASON, stored.LEGALITY, stored.WORKER):
-        if key in attrs:
+    for key in (stored.REASON, stored.PROTOCOL, stored.LEGALITY, stored.WORKER):
+        if attrs.get(key):
             out[key] = str(attrs[key])
     out["techniques on"] = ", ".join(attrs.get(stored.TECHNIQUES, [])) or "none"
     for name, verdict in attrs.get(stored.INACTIVE, {}).items():

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from search.common.numeric import distribution
 from search.space import space
 from search.space.space import Conditions, Params, Pick
-from search.study.foreign import Foreign, as_text
+from search.study.foreign import UNSET, Foreign, as_text
 from techniques.base import STAGES
 from techniques.config import digest
 
@@ -71,7 +71,8 @@ class ForeignSpace:
     def environment(self, params: Params) -> dict[str, str]:
         sampled = self.keep_active(params).items()
         texts = {name: as_text(value) for name, value in self.foreign.fixed.items()}
-        return texts | {name: self.foreign.variables[name].text(value) for name, value in sampled}
+        texts |= {name: self.foreign.variables[name].text(value) for name, value in sampled}
+        return {name: text for name, text in texts.items() if text != UNSET}
 
     def config(self, params: Params) -> dict[str, Any]:
         return {"environment": self.environment(params)}

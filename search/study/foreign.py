@@ -3,6 +3,7 @@ somebody else's script; docs/any_trainer.md has every entry.
 
     [fixed]    NAME = value                                environment variables of every run
     [space]    NAME = { low, high, log, step, type }       a number
+               NAME = { gate = true, unset = true }        a switch that is off when it is not set
                NAME = { choices }                          one of these
                NAME = { gate = true, on, off }             a switch: on = "1", off = "0"
                …, when = "GATE" or { PARENT = [values] }   asked for only then; else the script's default
@@ -24,7 +25,8 @@ from techniques.base import Choice, Float, Int, nearest
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PLACES = ("python", "script", "gpus", "work")  # what a command may name in braces
 PLACE = re.compile(r"\{(\w*)\}")
-KEYS = ("low", "high", "log", "step", "type", "choices", "gate", "on", "off", "when")
+KEYS = ("low", "high", "log", "step", "type", "choices", "gate", "on", "off", "unset", "when")
+UNSET = "\0"  # the text of what is not set at all; no variable can have it
 TYPES = ("int", "float")
 OCCURRENCES = ("only", "first", "last")
 Value = str | int | float | bool
@@ -198,10 +200,12 @@ def _variable(name: str, spec: Mapping[str, Any]) -> Variable:
             raise ValueError(f"`{name}` has no key {key!r} in [space]. {nearest(key, KEYS)}")
     when = _when(name, spec.get("when"))
     if "gate" in spec:
-        texts = as_text(spec.get("on", "1")), as_text(spec.get("off", "0"))
-        if spec["gate"] is not True or not {*spec} <= {"gate", "on", "off", "when"} or texts[0] == texts[1]:
+        off = UNSET if spec.get("unset") is True else as_text(spec.get("off", "0"))
+        texts, known = (as_text(spec.get("on", "1")), off), {"gate", "on", "off", "unset", "when"}
+        if spec["gate"] is not True or not {*spec} <= known or texts[0] == off or {"off", "unset"} <= {*spec}:
             raise ValueError(
-                f"`{name}` is a gate: gate = true, and on and off, two different texts, but got {dict(spec)}."
+                f"`{name}` is a gate: gate = true, and on and off, two different texts (or unset = true for "
+                f"one that is off when it is not set), but got {dict(spec)}."
             )
         return Variable(name, Choice((False, True)), True, *texts, when)
     return Variable(name, _domain(name, {k: v for k, v in spec.items() if k != "when"}), when=when)

@@ -83,7 +83,10 @@ def check_baseline(
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
     found = stored(session.optuna_study) or measure(session, spec, workers=workers, gpus=gpus)
     told = f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
-    return measured(session), told + f"(slowest of {found['workers']} at once)"
+    told += f"(slowest of {found['workers']} at once)"
+    return measured(session), told + (
+        f"; by {found['protocol']!r}: {found['seen']}" if "seen" in found else ""
+    )
 
 
 def machine(session: Session, spec: WorkerSpec) -> Session:
@@ -167,6 +170,7 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
             f"study's [fixed] settings ended: {reason}. Fix that first."
         )
     found = {key: results[0][key] for key in KEPT} | {"workers": workers}
+    found |= {key: results[0][key] for key in ("protocol", "labels", "seen") if key in results[0]}
     found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
         earlier = stored(session.optuna_study)

@@ -6,6 +6,7 @@ Attributes are few, because each is written and read with its trial; search/comm
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
 
 from search.common import attributes
+from search.common.attributes import LABELS
 from search.common.paths import Folders
 from search.costs.preflight import errors_of
 from search.storage.patient import artifact_store
@@ -58,9 +60,24 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
         passport = {name: result.get(name) for name in PASSPORT_FIELDS}
         facts[attributes.PASSPORT] = {**passport, attributes.HARDWARE: hardware}
     facts[attributes.COST_ERRORS] = errors_of({**trial.user_attrs, **result}) or None
+    facts[attributes.PROTOCOL] = result.get(attributes.PROTOCOL)
     for name, value in facts.items():
         if value is not None:
             trial.set_user_attr(name, value)
+
+
+def judged(outcome: Outcome, baseline: Mapping[str, Any]) -> Outcome:
+    """A trial that did not print the score that the baseline has has failed, whatever else it printed; one
+    with a further score counts, and says so."""
+    result, (wanted, *_) = outcome.result or {}, [*(baseline.get(LABELS) or ()), ""]
+    labels = result.get(LABELS) or [""]
+    if outcome.kind != "finished" or not wanted or labels[0] == wanted:
+        return outcome
+    told = f"it is scored by {labels[0]!r}, the baseline by {wanted!r}"
+    if wanted in labels:
+        return replace(outcome, result={**result, "findings": [*(result.get("findings") or ()), told]})
+    reason = f"another score: {told}, which was not printed: an evaluation failed or is switched off"
+    return replace(outcome, kind="failed", reason=reason)
 
 
 def stage_facts(result: Mapping[str, Any], *, spent_s: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import sampled_by
 from search.session.passport import check_joining, hardware_here
-from search.session.session import Session, open_session
+from search.session.session import Session, open_session, stored
 from search.space.native import build_space
 from search.stage_cache.reuse import REPLAYED, Fill, Reuse, open_reuse
 from search.storage.bulk import collected
@@ -191,7 +191,8 @@ class Worker:
             return None if verdict is None or verdict.spared else verdict.reason
 
         try:
-            return run_trainer(replace(job, fill=fill), on_report=on_report, stop=self.should_leave)
+            outcome = run_trainer(replace(job, fill=fill), on_report=on_report, stop=self.should_leave)
+            return record.judged(outcome, stored(self.session.optuna_study) or {})
         except DiskTrouble as error:
             raise self.disk_trouble(error) from error
         except TrainerCrashed as error:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from search.trainers.foreign import work_folder as workfolder
-from search.trainers.foreign.log_reader import LogError, LogReader, Rules
+from search.trainers.foreign.log_reader import LogError, LogReader, Rules, plain
 
 CHUNK = 1 << 16
 MAX_LINE = 1 << 14  # bytes of a line that are read; the rest of it is skipped
@@ -35,7 +35,10 @@ TAIL_LINES, TAIL_CHUNK = 400, 2000  # and its last lines, in characters each
 DRAIN_S = 0.5  # after the script's end: a child that holds its output open is not waited for
 FINISHED, BAD_INPUT, CONFIG_FAILED, BROKEN = 0, 2, 3, 1
 SIGNALS = {one.value: one.name for one in signal.Signals}
-MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|can't allocate memory", re.IGNORECASE)
+MEMORY = re.compile(  # an exception or the allocator says so; a line that only tells of it is none
+    r"(?i)^(?:\[\w+\]:\s*)?[\w.]*(?:OutOfMemoryError|MemoryError|Error: .*out of memory|"
+    r".*(?:can't|cannot) allocate memory)"
+)
 # an exception that complains about values; others may be the machine's (a lost GPU, NCCL, a missing file)
 WRONG_VALUES = re.compile(
     r"^(?:\[\w+\]:\s*)?((?:ValueError|AssertionError|TypeError|ZeroDivisionError|KeyError|IndexError|"
@@ -203,6 +206,8 @@ class Run:
             "val_bpb": bpb,
             "val_loss": loss if math.isfinite(loss) else None,
             "protocol": label,
+            "labels": [plain(one) for one in (label, *self.reader.scores)],
+            "seen": self.reader.seen(),
             "artifact_bytes": count,
             "bytes_from": told,
             "train_seconds": train_s,

@@ -9,17 +9,27 @@ import json
 import math
 import os
 import re
+import shlex
 from pathlib import Path
 
 from search.study.load import load_study
-from search.trainers.foreign.log_reader import EXACT, KNOWN_SCORES
+from search.trainers.foreign.log_reader import EXACT
 from search.trainers.foreign.scan import Read, Scan, scan
 
 SWITCH = re.compile(r"^(?:USE|ENABLE|WITH)_(\w+)$|^(\w+?)_(?:ENABLED|ENABLE|ON)$")
+# whole words: LOG_DIR is a path, LOGIT_SOFTCAP is none
+# evaluation, or must fit something else.
 FIXED = re.compile(
-    r"SEED|PATH|DIR$|FILE|RUN_ID|RUN_NAME|TOKENIZER|DATA(_|$)|VOCAB|LOG|VAL_|EVERY|PATTERN|ITERATIONS|WALLCLOCK|"
-    r"WARMUP_STEPS|NUM_HEADS|KV_HEADS|N_HEADS?$|MODEL_DIM|SEQ_LEN|BATCH|DEVICE|DTYPE|COMPILE|PRECISION|NAME$"
+    r"(?:^|_)(?:SEEDS?|PATHS?|DIR|FILES?|RUN_ID|TOKENIZER|DATA|DATASET|VOCAB|LOGS?|VAL|EVERY|PATTERNS?|ITERATIONS|"
+    r"WALLCLOCK|WARMUP_STEPS|NUM_HEADS|KV_HEADS|N_HEADS?|MODEL_DIM|SEQ_LEN|BATCH|DEVICE|DTYPE|COMPILE|PRECISION|NAME|"
+    r"ONLY|SKIP|STOP|EXIT|DEBUG|TEST|DRY|SAVE|LOAD|RESUME|CKPT|CHECKPOINT|TIED?|LIMIT|BYTES|WANDB|TRACKIO|TENSORBOARD|"
+    r"PROJECT|ENTITY|TOKEN|KEY|SECRET|PORT|WORKERS|ACCUM)(?=_|$)|MAX_.*_SECONDS"
 )
+# switches of an evaluation: off, the baseline's score is not printed
+EVALUATION = re.compile(r"(?:^|_)(?:EVAL|TTT|SLIDING|SLOT|NGRAM|PPM|ROUNDTRIP|QUANT\w*|GPTQ|EXPORT)(?=_|$)")
+EVEN = re.compile(r"(?:^|_)DIMS?(?=_|$)")  # of what is halved, as rotary dimensions are
+INDEX = re.compile(r"(?:^|_)(?:START|END|LAST|LAYER)(?=_|$)")  # of a layer: never above its default
+MOST = {"BITS": 8, "ZSTD": 22, "LGWIN": 24, "BROTLI": 11, "QUALITY": 11, "LEVEL": 9, "PRESET": 9}  # by word
 RATE = re.compile(r"(^|_)(LR|WD|LEARNING_RATE|WEIGHT_DECAY|EPS|STD|LAMBDA|DAMP\w*)(_|$)")
 NEAR_ONE = re.compile(r"MOMENTUM|BETA|DECAY")
 SHARE = re.compile(r"FRAC|RATIO|PCT|DROPOUT|THRESHOLD|(^|_)PROB")
@@ -78,11 +88,13 @@ def write(script: Path, out: Path | None) -> str:
         f"{out}: {len(found.reads)} variables of {script.name}; {len(variables)} to search ({gates} gates), "
         f"{len(foreign.fixed)} fixed",
         *(f"  not understood: {odd}" for odd in found.odd),
-        f"  score rule: {', '.join(score_rule(found)) or 'no score line found; name one in [trainer] score'}",
+        f"  score: the last that a run prints (the script has: {', '.join(score_rule(found)) or 'none'})",
     ]
     if not variables:
         told.append("  nothing to search: the script reads no setting that a range could be guessed for")
-    told.append(f"Read it, then: python search.py --study {out} --trials 20")
+    if not found.sizes:
+        told.append("  no size line: name what counts in [trainer] files, or no run has bytes")
+    told.append(f"Read it, then: python search.py --study {shlex.quote(str(out))} --trials 20")
     return "\n".join(told) + "\n"
 
 
@@ -98,10 +110,13 @@ def _reading(found: Scan) -> list[str]:
             lines.append(f"{key} = {_text(name)}")
     rule = score_rule(found)
     printed = ", ".join(f"{label} (line {line})" for label, line in found.labels.items())
-    if rule:
-        lines.append("# the first of these that a run prints is its score; CHECK the order")
-        lines.append(f"score = [{', '.join(map(_text, rule))}]")
-    lines.append(f"# score lines in the script: {printed or 'none found; name one in score = [...]'}")
+    lines.append("# a run's score is the last that it prints; to name it instead, the one that counts first:")
+    lines.append(f"# score = [{', '.join(map(_text, rule))}]")
+    lines.append(f"# score lines in the script: {printed or 'none found'}")
+    if not found.sizes:
+        lines.append(
+            '# no size line was found: name what counts, files = ["final_model.ptz", "train_gpt.py"]'
+        )
     codecs = [codec for codec in found.sizes if codec]
     if len(codecs) > 1:
         lines.append(f"# sizes are printed for {', '.join(codecs)}; CHECK which one counts")
@@ -110,43 +125,44 @@ def _reading(found: Scan) -> list[str]:
 
 
 def score_rule(found: Scan) -> list[str]:
-    """Labels by what is added last: KNOWN_SCORES' order, others before, latest first; `X_exact` for `X`."""
+    """Labels, the one that stands last in the script first; `X_exact` for `X`."""
     exact = [k for k in found.labels if k.endswith(EXACT) or k + EXACT not in found.labels]
-
-    def order(label: str) -> tuple[int, int]:
-        base = label.removesuffix(EXACT)
-        rank = KNOWN_SCORES.index(base) if base in KNOWN_SCORES else -1
-        return rank, -found.labels[label]
-
-    return sorted(exact, key=order)
+    return sorted(exact, key=lambda label: -found.labels[label])
 
 
 def _split(found: Scan) -> tuple[list[str], list[str]]:
-    gates = {n: stem for n, read in found.reads.items() if (stem := _stem(read))}
+    gates = {n: stem for n, read in found.reads.items() if (stem := _stem(read, found))}
+    highest = [read.default for n, read in found.reads.items() if INDEX.search(n) and read.kind == "int"]
     fixed, space = list[str](), list[str]()
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
         at = f"  # line {read.line}, default {read.default!r}" + (f"; {read.note}" if read.note else "")
         if name in gates:
-            on, off = _text(read.on), _text(OPPOSITES.get(read.on, "0"))
-            texts = "" if read.on == "1" else f", on = {on}, off = {off}"
+            off = OPPOSITES.get(read.on, "0") if read.off == "0" else read.off
+            texts = "" if read.on == "1" else f", on = {_text(read.on)}"
+            texts += ", unset = true" if off is None else f", off = {_text(off)}" if off != "0" else ""
             space.append(f"{name} = {{ gate = true{texts}{_when(name, gates)} }}{at}")
         elif read.default is None:
             reason = read.note or "no default: set it if the script needs it"
             fixed.append(f"# {name} =  # line {read.line}, {reason}")
-        elif spec := _range(read):
+        elif name.lower() not in found.divided and (spec := _range(read, found, bool(highest))):
             space.append(f"{name} = {{ {spec}{_when(name, gates)} }}{at}")
         else:
-            value = read.default if read.kind != "bool" else (read.on if read.default else "0")
+            value = read.default if read.kind != "bool" else read.on if read.default else read.off or "0"
             fixed.append(f"{name} = {_value(value)}{at}")
     return fixed, space
 
 
-def _stem(read: Read) -> str:
-    """What the settings of a switch begin with; "" when the variable is no switch."""
-    if FIXED.search(read.name):
+def _stem(read: Read, found: Scan) -> str:
+    """What the settings of a switch begin with; "" when the variable is none, or one that decides whether
+    there is a score."""
+    if FIXED.search(read.name) or read.name.lower() in found.ends:
+        return ""
+    if EVALUATION.search(read.name) and read.default in (True, 1, "1"):
         return ""
     named = SWITCH.match(read.name)
-    switch = read.kind == "bool" or (named is not None and read.default in (0, 1, "0", "1"))
+    switch = read.kind == "bool" or (
+        named is not None and read.default in (0, 1, "0", "1") and read.kind != "float"
+    )
     if not switch:
         return ""
     return (named[1] or named[2] if named else read.name) + "_"
@@ -160,19 +176,49 @@ def _when(name: str, gates: dict[str, str]) -> str:
     return f', when = "{owner}"' if owner and not circular else ""
 
 
-def _range(read: Read) -> str:
+def _range(read: Read, found: Scan, layered: bool) -> str:
     """A range around the default, as TOML; "" where none is to be guessed."""
     value = read.default
     if FIXED.search(read.name) or read.kind == "str" or isinstance(value, bool) or not math.isfinite(value):
         return ""
-    return _whole(read.name, int(value)) if read.kind == "int" else _real(read.name, float(value))
+    if read.kind == "float":
+        return _real(read.name, float(value))
+    words = {*read.name.split("_")}
+    most = next((top for word, top in MOST.items() if word in words), math.inf)
+    if INDEX.search(read.name):
+        most = value
+    least = _other_end(read, found)
+    if least is not None:
+        return (
+            f"low = {least}, high = {value}"
+            if "END" in words
+            else f"low = {max(1, value // 2)}, high = {least}"
+        )
+    return _whole(read.name, int(value), most, layered)
 
 
-def _whole(name: str, value: int) -> str:
-    if value < 1:
+def _other_end(read: Read, found: Scan) -> int | None:
+    """Where X_START's range ends and X_END's begins: half way; None where it is neither."""
+    for mine, other in (("START", "END"), ("END", "START")):
+        twin = found.reads.get(re.sub(rf"(^|_){mine}(?=_|$)", rf"\1{other}", read.name))
+        if twin and twin.name != read.name and twin.kind == "int" and isinstance(twin.default, int):
+            low, high = sorted((int(read.default), twin.default))
+            middle = (low + high) // 2
+            return middle if max(1, low // 2) < middle < high else None
+    return None
+
+
+def _whole(name: str, value: int, most: float, layered: bool) -> str:
+    if value < 1 or value > most:
         return ""
     if LAYERS.search(name) and value > 4:
-        return f"low = {value - 2}, high = {value + 2}"
+        return f"low = {value - (0 if layered else 2)}, high = {value + 2}"
+    if EVEN.search(name):
+        choices = [n for n in (value // 2, value, value * 2) if n % 2 == 0]
+        return f"choices = {choices}" if len(choices) > 1 else ""
+    if value * 2 > most:
+        low = max(1, value // 2)
+        return f"low = {low}, high = {int(most)}" if low < most else ""
     if value >= 32 and value & (value - 1) == 0:
         return f"choices = [{value // 2}, {value}, {value * 2}]"
     if value > 32:

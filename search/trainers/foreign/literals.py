@@ -1,13 +1,18 @@
-"""What a syntax tree says without being run: constants, texts as types, lines that are printed."""
+"""What a syntax tree says without being run: constants, types, printed lines, packed code."""
 
 import ast
+import base64
+import bz2
+import lzma
 import operator
 import re
+import zlib
 from collections.abc import Iterator
 from typing import Any, cast
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 EXACT: dict[type, Any] = {ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub}
+MAX_TEXT = 8_000_000  # bytes of packed code that are read
 HOLE = "\0"  # stands for a value in a printed line
 
 
@@ -77,6 +82,7 @@ def all_of(value: Any) -> list[str]:
 def printed_lines(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """(line, its number in the script) of every f-string and format string; a value in it is HOLE."""
     inside = {v for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for v in n.values}
+    inside |= {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)}  # a docstring prints nothing
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(v.value) if isinstance(v, ast.Constant) else HOLE for v in node.values)
@@ -86,3 +92,41 @@ def printed_lines(tree: ast.Module) -> Iterator[tuple[str, int]]:
             continue
         for line in text.split("\n"):
             yield line.strip(), node.lineno
+
+
+def unpacked(node: ast.expr) -> bytes | None:
+    """The text that a chain of base64, lzma, zlib and bz2 calls around a constant stands for, at most
+    MAX_TEXT bytes; None for anything else. Nothing of it is run."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+        return node.value.encode() if isinstance(node.value, str) else node.value
+    if not isinstance(node, ast.Call):
+        return None
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    inner = (
+        node.func.value if called in ("decode", "encode") and isinstance(node.func, ast.Attribute) else None
+    )
+    data = unpacked(inner or node.args[0]) if inner or node.args else None
+    if data is None or inner or called == "compile":
+        return data
+    try:
+        if called in ("b85decode", "b64decode", "a85decode", "b32decode"):
+            return getattr(base64, called)(data)
+        if called == "decompress":
+            raw = any(k.arg == "format" and "RAW" in ast.unparse(k.value) for k in node.keywords)
+            return _inflated(data, raw)
+    except (ValueError, lzma.LZMAError, zlib.error, OSError, EOFError):
+        pass
+    return None
+
+
+def _inflated(data: bytes, raw: bool) -> bytes:
+    """By the magic number of its head; raw lzma has none."""
+    if raw:
+        return lzma.LZMADecompressor(lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}]).decompress(
+            data, MAX_TEXT
+        )
+    if data[:3] == b"BZh":
+        return bz2.BZ2Decompressor().decompress(data, MAX_TEXT)
+    if data[:1] == b"\x78" or data[:2] == b"\x1f\x8b":
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, MAX_TEXT)
+    return lzma.LZMADecompressor().decompress(data, MAX_TEXT)

@@ -1,13 +1,15 @@
-"""LogReader(rules).feed(line, at_s): what a run has told in the challenge's standard log lines.
+"""LogReader(rules).feed(line, at_s): what a run has told in the challenge's log lines.
 
     step:<i>/<N> train_loss:<f> train_time:<ms>ms          training; nan or inf ends the run
-    step:<i>/<N> val_loss:<f> val_bpb:<f> train_time:...   validation; becomes early reports for the pruner
+    <i>/<N> val_loss: <f> val_bpb: <f>                     validation; becomes early reports for the pruner
     <label> val_loss:<f> val_bpb:<f> eval_time:<ms>ms      a score line; which one counts is a rule, see below
     Total submission size <codec>: <n> bytes               the artifact; `Code size: <n> bytes` its code
 
-The score is never "the last line that matches": of `Rules.score`'s labels the first that was printed counts.
-Without a rule it must be exactly one of KNOWN_SCORES (`X` and `X_exact` are one score). A label
-printed with different values is an error too, unless `occurrence` says first or last.
+`:` and `=` are one, and so are `step:` and nothing before `<i>/<N>`; colours, times and ranks before a line
+are skipped. A score line is whatever names a BPB, has no step and is no running figure. With `Rules.score`
+the first of its labels that was printed counts, unless a later one is unknown to it; without, the last that
+was printed after training, unless another one, printed since the artifact was made, is better.
+`X` and `X_exact` are one score; diagnostics are none. What competes is an error, never a guess.
 """
 
 import math
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EXACT = "_exact"
-# What published trainers call a final score, from what is added last to what every script prints.
+# What published trainers call a final score: known to every rule, also to one that does not list them.
 KNOWN_SCORES = (
     "quantized_ttt_phased",
     "legal_ttt",
@@ -25,15 +27,43 @@ KNOWN_SCORES = (
     "final_int6_roundtrip",
     "final_int8_zlib_roundtrip",
 )
-MAX_LABELS = 64  # of one run; more is noise
+MAX_LABELS = 64  # of one run; of more, the oldest are forgotten
 MAX_LABEL = 80  # characters
+MAX_BPB = 64.0  # eight times what a uniform distribution over bytes has: more is no score
 SAME_POINT = 0.02  # a validation this close to a grid point of the budget is taken for it
-PREFIX = re.compile(r"^\[(?:rank|default)?\d+\]:\s*")  # what torchrun puts before a rank's lines
+SAME_SCORE = 6e-5  # two prints of one score differ by their rounding
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# what stands before a line: torchrun's rank, a process, a time, a logger's level
+PREFIX = re.compile(
+    r"(?:(?:\[(?:rank|default)?\d+\]:|\([^()]*pid=\d+[^()]*\)|"
+    r"\[?(?:\d{4}-\d\d-\d\d[T ])?\d\d?:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\]?|\[?\d{9,}(?:\.\d+)?\]?|"
+    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[-|])(?:\s+|$))+"
+)
 RULE = re.compile(r"={100,}")  # ends the source code at the head of a log
-STEP = re.compile(r"step:(\d+)/(\d+)\s")
-PAIR = re.compile(r"(?<!\S)([A-Za-z_]\w*):\s*(\S+)")
-NUMBER = re.compile(r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf))(ms|s)?", re.IGNORECASE)
-SIZE = re.compile(r"(Total submission size|Serialized model|Code size)(?: (\S+))?: ([\d,]+) bytes")
+STEP = re.compile(
+    r"(?:\[?(?:step|iter(?:ation)?)\s*[:=#]?\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)/(\d+))\]?:?(?=\s|$)", re.I
+)
+PAIR = re.compile(
+    r"(?<![\w.])([A-Za-z_]\w*)\s?[:=]\s*(?:([-+]?(?:\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf))"
+    r"(ms|s|m|min|h)?|\0)(?![\w.])",
+    re.I,
+)
+UNITS = {"ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
+ANY_BPB = re.compile(r"(?<![a-z\d_])((?:[a-z]\w*_)?bpb)\b[^\d\n]{0,24}?([-+]?\d+\.\d+|\bnan\b|\binf\b)", re.I)
+METRIC = re.compile(r"(?i)(?:^|_)(?:loss|bpb|nats)$")
+DIAGNOSTIC = re.compile(
+    r"(?i)diag|pre.?quant|post.?ema|unquant|(?:^|[^a-z])pre.?ttt|float|^(?:ema|swa|fp32)\b|(?:^|[_ ])raw\b"
+)
+# a running figure or a difference; and, where it is not called val_bpb, somebody else's number
+RUNNING = re.compile(
+    r"(?i)\d\s*/\s*\d|\d\s*%|chunk|running|progress|search|sweep|batch|\bstep\W*\d|delta|(?:^|[^a-z])gap|differ|improve|penalty"
+)
+NO_SCORE = re.compile(r"(?i)\bgain|target|\bvs\b|baseline|previous|\bsota|record|best|\best_|probe")
+DIGITS = re.compile(r"(?<![A-Za-z_\d])\d[\d.]*")
+SIZE = re.compile(r"(Total submission|Serialized model|Code size)(?: size)?(?: (\S+))?: ([\d,]+) bytes")
+TOTAL = re.compile(
+    r"(?i)\b(?:total|budget|artifact(?: size)?)[:=]\s*([\d,]{4,})(?:/\d+)?(?: bytes| \([\d./ ]+Mi?B\))"
+)
 PEAK = re.compile(r"peak memory allocated: (\d+) MiB")
 Report = dict[str, Any]
 
@@ -54,13 +84,21 @@ class Rules:
 
 @dataclass
 class Score:
-    """One label's lines."""
+    """One label's lines since the last training step."""
 
     first: float
     last: float
     loss: float
     at_s: float  # of the last one, since the process began
     differ: bool = False
+    packed: bool = False  # the artifact had been made
+
+    @property
+    def possible(self) -> bool:
+        return 0.0 < self.last <= MAX_BPB
+
+    def same(self, other: "Score") -> bool:
+        return abs(self.last - other.last) <= SAME_SCORE
 
 
 class LogError(ValueError):
@@ -88,34 +126,40 @@ class LogReader:
     wallclock_s: float = 0.0
     _point: tuple[float, float, float] | None = None  # progress, val_bpb, lr_scale of the last validation
     _told: float = 0.0  # grid points up to here are done with
+    _reported: float = 0.0  # progress of the last report
+    early: int = 0  # reports so far
+    earlier: dict[str, float] = field(default_factory=dict[str, float])  # scores before training went on
 
     def __post_init__(self) -> None:
         self.wallclock_s = self.rules.wallclock_s
 
     def feed(self, line: str, at_s: float) -> list[Report]:
         """Reads one line, printed `at_s` seconds after the start; returns the early reports it completes."""
-        line = PREFIX.sub("", line.strip())
+        line = ANSI.sub("", line).strip()
+        line = line[before.end() :] if (before := PREFIX.match(line)) else line
         if RULE.fullmatch(line) and self.train_loss is None:
-            self.scores.clear()  # what came so far was source code, however much it looks like a log
-            self.eval_s.clear()
-            self.sizes.clear()
-        if step := STEP.match(line + " "):
-            return self._step(int(step[1]), int(step[2]), numbers(line), at_s)
-        if size := SIZE.match(line):
+            for told in (self.scores, self.eval_s, self.sizes):
+                told.clear()  # what came so far was source code, however much it looks like a log
+        if (step := STEP.match(line)) and (step[1] or "_loss" in line or "bpb" in line):
+            return self._step(int(step[1] or step[3]), int(step[2] or step[4] or 0), numbers(line), at_s)
+        if size := SIZE.search(line):
             self._size(size[1], size[2] or "", int(size[3].replace(",", "")))
+        elif total := TOTAL.search(line):
+            self._size("Total submission", "", int(total[1].replace(",", "")))
         elif peak := PEAK.match(line):
             self.peak_memory_bytes = int(peak[1]) * 2**20
+        elif scored := scores_of(line):
+            for label, value in scored:
+                again = any(abs(score.last - value) <= SAME_SCORE for score in self.scores.values())
+                if not (again and label.lower().endswith("bpb")):  # a summary says again what was said
+                    self._score(label, value, numbers(line), at_s)
         elif ":" in line:
-            self._told_of(line, numbers(line), at_s)
+            self._told_of(line, numbers(line))
         return []
 
-    def _told_of(self, line: str, found: Mapping[str, float], at_s: float) -> None:
-        """A line of pairs that is no step: a score, or one of the facts at the head and at the end."""
-        if "val_bpb" in found:
-            label = label_of(line)
-            if label in self.scores or len(self.scores) < MAX_LABELS:
-                self._score(label, found, at_s)
-        elif line.startswith("model_params:") and "model_params" in found:
+    def _told_of(self, line: str, found: Mapping[str, float]) -> None:
+        """One of the facts at the head and at the end."""
+        if line.startswith("model_params:") and "model_params" in found:
             self.params = int(found["model_params"])
         elif line.startswith("stopping_early:"):
             self.train_s = max(self.train_s, found.get("train_time", 0.0))
@@ -127,17 +171,33 @@ class LogReader:
     def _size(self, what: str, codec: str, count: int) -> None:
         if what == "Code size":
             self.code_bytes = count
-        elif what == "Total submission size" and (codec in self.sizes or len(self.sizes) < MAX_LABELS):
+            return
+        if what == "Total submission" and (codec in self.sizes or len(self.sizes) < MAX_LABELS):
             self.sizes[codec] = count
 
-    def _score(self, label: str, found: Mapping[str, float], at_s: float) -> None:
-        value, loss = found["val_bpb"], found.get("val_loss", math.nan)
-        if "eval_time" in found:
-            self.eval_s[label] = found["eval_time"]
-        old = self.scores.get(label, Score(value, value, loss, at_s))
-        self.scores[label] = Score(old.first, value, loss, at_s, old.differ or value != old.last)
+    def _score(self, label: str, value: float, found: Mapping[str, float], at_s: float) -> None:
+        loss = found.get("val_loss", math.nan)
+        if time := next((found[n] for n in ("eval_time", "time", "elapsed") if n in found), None):
+            self.eval_s.pop(label, None)
+            self.eval_s[label] = time
+        old = self.scores.pop(label, Score(value, value, loss, at_s))  # the latest stand last
+        differ = old.differ or abs(value - old.last) > SAME_SCORE
+        self.scores[label] = Score(old.first, value, loss, at_s, differ, bool(self.sizes))
+        for told in (self.scores, self.eval_s):
+            if len(told) > MAX_LABELS:
+                told.pop(next((k for k in told if not {k, bare(k)} & {*self.rules.score}), label))
 
     def _step(self, step: int, total: int, found: Mapping[str, float], at_s: float) -> list[Report]:
+        if not {"val_loss", "val_bpb"} & found.keys() or step < min(
+            2, self.steps
+        ):  # training goes on: none was final
+            self.earlier |= {label: score.last for label, score in self.scores.items()}
+            self.earlier = dict([*self.earlier.items()][-MAX_LABELS:])
+            self.scores.clear()
+            self.eval_s.clear()
+        if step < min(2, self.steps):  # a second run in one log
+            self.steps, self.train_s, self._point, self._told, self._reported = 0, 0.0, None, 0.0, 0.0
+            self.sizes.clear()
         self.steps = max(self.steps, step)
         self.train_s = max(self.train_s, found.get("train_time", 0.0))
         self.first_step_at_s = at_s if self.first_step_at_s is None else self.first_step_at_s
@@ -170,24 +230,27 @@ class LogReader:
         return 1.0
 
     def _on_grid(self, step: int, point: tuple[float, float, float], at_s: float) -> list[Report]:
-        """Reports of grid points since the last validation; interpolated across at most two of them."""
-        reports: list[Report] = []
+        """Reports of grid points since the last validation, interpolated across at most two of them; a
+        validation far from all of them that stands alone is told where it stands."""
+        found, grid, before = list[tuple[float, float, float]](), 1.0 / self.rules.num_reports, self._point
         for k in range(1, self.rules.num_reports):
-            at, here = k / self.rules.num_reports, point
+            at = k * grid
             if at <= self._told or at > point[0] + SAME_POINT:
                 continue
             self._told = at
-            if abs(at - point[0]) > SAME_POINT:
-                before = self._point
-                near = before is not None and 0.0 < before[0] < at
-                if before is None or not near or point[0] - before[0] > 2.0 / self.rules.num_reports:
-                    continue
+            if abs(at - point[0]) <= SAME_POINT:
+                found.append(point)
+            elif before is not None and 0.0 < before[0] < at and point[0] - before[0] <= 2.0 * grid:
                 share = (at - before[0]) / (point[0] - before[0])
-                here = (at, *(a + share * (b - a) for a, b in zip(before[1:], point[1:], strict=True)))
-            report = {"kind": "report", "step": step, "progress": here[0], "val_bpb": here[1]}
-            more = {"lr_scale": here[2], "train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
-            reports.append(report | more)
-        return reports
+                _, bpb, scale = (a + share * (b - a) for a, b in zip(before, point, strict=True))
+                found.append((at, bpb, scale))
+        if not found and grid <= point[0] - self._reported and point[0] < 1.0 - SAME_POINT:
+            found.append(point)
+        self._reported = found[-1][0] if found else self._reported
+        self.early += len(found)
+        more = {"train_loss": self.train_loss, "elapsed_s": round(at_s, 3)}
+        told = [{"progress": at, "val_bpb": bpb, "lr_scale": scale} for at, bpb, scale in found]
+        return [{"kind": "report", "step": step} | one | more for one in told]
 
     def value(self) -> tuple[str, float, float]:
         """(label, val_bpb in bits per byte, val_loss in nats per token) of the score; or LogError."""
@@ -198,25 +261,70 @@ class LogReader:
                 f"ambiguous score: {label!r} was printed with different values, {found.first:g} first and "
                 f'{found.last:g} last. Set occurrence = "first" or "last" in [trainer]'
             )
-        return label, found.first if self.rules.occurrence == "first" else found.last, found.loss
+        better = self.earlier.get(label, math.inf) < found.last - SAME_SCORE
+        if better and self.rules.occurrence != "last":
+            raise LogError(
+                f"ambiguous score: two runs in one log, {label!r} was {self.earlier[label]:g} and is "
+                f'{found.last:g}. Give each a log of its own, or set occurrence = "last" in [trainer]'
+            )
+        bpb = found.first if self.rules.occurrence == "first" else found.last
+        if math.isfinite(bpb) and not found.possible:
+            raise LogError(
+                f"impossible score: {label!r} says val_bpb {bpb:g}; a BPB is above 0, at most {MAX_BPB:g}"
+            )
+        return label, bpb, found.loss
 
     def _label(self) -> str:
-        printed = ", ".join(repr(label) for label in self.scores) or "none"
-        if self.rules.score:
-            if found := next((label for label in self.rules.score if label in self.scores), None):
-                return found
-            wanted = ", ".join(map(repr, self.rules.score))
+        printed = ", ".join(f"{label!r} {score.last:.4f}" for label, score in self.scores.items()) or "none"
+        finals = [label for label in self.scores if not DIAGNOSTIC.search(label)]
+        if rule := self.rules.score:
+            for wanted in rule:
+                if found := [k for k in self.scores if wanted in (k, bare(k))]:
+                    self._refuse_rivals(wanted, found, finals, printed)
+                    return found[-1]
+            wanted = ", ".join(map(repr, rule))
             raise LogError(f"no score: none of {wanted} was printed; lines with a val_bpb: {printed}")
-        families = {label.removesuffix(EXACT) for label in self.scores}
-        known = [name for name in KNOWN_SCORES if name in families]
-        if len(known) > 1:
-            raise LogError(
-                f"ambiguous score: the run printed {printed}. Name the one that counts: score = [...] in "
-                "[trainer]"
-            )
-        if not known:
+        if not finals:
             raise LogError(f"no score: lines with a val_bpb: {printed}. Name one: score = [...] in [trainer]")
-        return known[0] + EXACT if known[0] + EXACT in self.scores else known[0]
+        last = self.scores[finals[-1]]
+        if not last.possible:
+            return finals[-1]
+        if last.differ:  # a name that is printed for every stage: the stage's own name, if there is one
+            finals = [k for k in finals if k == finals[-1] or not self.scores[k].same(last)] + [
+                k for k in finals if not self.scores[k].differ and self.scores[k].same(last)
+            ]
+            last = self.scores[finals[-1]]
+        rivals = [k for k in finals[:-1] if self._rival(self.scores[k], last)]
+        if rivals or sweep(finals[-1], finals):
+            others = ", ".join(map(repr, rivals)) or "as one of several"
+            raise LogError(
+                f"ambiguous score: {finals[-1]!r} was printed last, but {others} competes; printed: "
+                f"{printed}. Name the one that counts: score = [...] in [trainer]"
+            )
+        exact = finals[-1].removesuffix(EXACT) + EXACT
+        return exact if exact in self.scores and self.scores[exact].same(last) else finals[-1]
+
+    @staticmethod
+    def _rival(score: Score, last: Score) -> bool:
+        """Better than the last one, although the artifact had been made."""
+        return score.possible and score.last < last.last - SAME_SCORE and score.packed >= last.packed
+
+    def _refuse_rivals(self, wanted: str, found: list[str], finals: list[str], printed: str) -> None:
+        """LogError when the rule's label stands for several values, or a later one is unknown to the rule."""
+        score = self.scores[found[-1]]
+        if any(not self.scores[k].same(score) for k in found):
+            raise LogError(
+                f"ambiguous score: {wanted!r} is {', '.join(map(repr, found))}; printed: {printed}"
+            )
+        known = {*KNOWN_SCORES, *self.rules.score, *(one.removesuffix(EXACT) for one in self.rules.score)}
+        order = [*self.scores]
+        later = [k for k in finals if order.index(k) > order.index(found[-1])]
+        later = [k for k in later if not {k, bare(k), k.removesuffix(EXACT)} & known]
+        if later := [k for k in later if not self.scores[k].same(score)]:
+            raise LogError(
+                f"ambiguous score: {', '.join(map(repr, later))} came later than {found[-1]!r} and is not in "
+                "`score`. Add it there, first where it counts, last where it does not; printed: " + printed
+            )
 
     def artifact_bytes(self) -> int | None:
         """Bytes of the "Total submission size" line that counts; None when none was printed."""
@@ -227,6 +335,18 @@ class LogReader:
             names = ", ".join(map(repr, packed))
             raise LogError(f"ambiguous size: sizes of {names} were printed. Name one: size = in [trainer]")
         return next(iter(packed.values()), None)
+
+    def seen(self) -> str:
+        """What the log told and what it did not, for the one who reads the first run's."""
+        missing = {
+            "no steps": self.steps,
+            "no early BPB: nothing will be pruned": self.early,
+            "no size line: only `files` can tell bytes": self.sizes,
+            "no train_time: the clock counts": self.train_s,
+            "no eval_time: the clock counts": self.eval_s or self.total_eval_s,
+        }
+        told = [f"{self.steps:,} steps", f"{self.early} early BPB", f"{len(self.scores)} lines with a BPB"]
+        return ", ".join(told) + "".join(f"; {what}" for what, there in missing.items() if not there)
 
     def train_seconds(self, end_s: float) -> tuple[float, str]:
         """(timed training in s, where it is from): train_time, the clock of the step lines, else `end_s`.
@@ -255,17 +375,44 @@ class LogReader:
 
 
 def label_of(line: str) -> str:
-    """The words before the first pair: `final_int6 stride:64 val_bpb:…` has the label `final_int6`."""
-    pair = PAIR.search(line)
-    words = line[: pair.start()] if pair else line
-    return " ".join(words.split())[:MAX_LABEL]
+    """What stands before the loss and the BPB of a score line: `final_int6 stride:64 val_bpb:…` is
+    `final_int6 stride:64`."""
+    metric = next((pair for pair in PAIR.finditer(line) if METRIC.search(pair[1])), None)
+    return " ".join(line[: metric.start() if metric else None].split()).strip(" :=|,-([")[:MAX_LABEL]
+
+
+def bare(label: str) -> str:
+    """Without its parameters: `final_int6 stride:64` is `final_int6`."""
+    pair = PAIR.search(label)
+    return label[: pair.start()].strip() if pair else label
+
+
+def plain(label: str) -> str:
+    """What a label shares with those of other runs: no parameters, and `X` for `X_exact`."""
+    return bare(label).removesuffix(EXACT)
+
+
+def scores_of(line: str) -> list[tuple[str, float]]:
+    """(label, val_bpb) of a line that names a BPB and is no running figure and no difference. Without a
+    val_bpb every other BPB is one, by its name: `Sliding BPB: 1.2` is `Sliding BPB`."""
+    if named := next((pair for pair in PAIR.finditer(line) if pair[1] == "val_bpb" and pair[2]), None):
+        label = label_of(line)
+        return [] if RUNNING.search(label) else [(label, float(named[2].replace(",", "")))]
+    if RUNNING.search(label := label_of(line)) or NO_SCORE.search(line):
+        return []
+    found = [(f"{label} {name}", value) for name, value in ANY_BPB.findall(line)]
+    return [(" ".join(k.split())[:MAX_LABEL], float(v)) for k, v in found if not RUNNING.search(k)]
+
+
+def sweep(label: str, labels: list[str]) -> bool:
+    """Whether it is one of three or more that differ in a number alone: none of them is the final one."""
+    return sum(DIGITS.sub("#", one) == DIGITS.sub("#", label) for one in labels) > 2
 
 
 def numbers(line: str) -> dict[str, float]:
-    """The `key:number` pairs of a line; a number with ms or s is in seconds."""
+    """The `key:number` pairs of a line; a number with a unit of time is in seconds."""
     found: dict[str, float] = {}
-    for name, text in PAIR.findall(line):
-        if number := NUMBER.fullmatch(text):
-            value = float(number[1].replace(",", ""))
-            found.setdefault(name, value / 1000.0 if (number[2] or "").lower() == "ms" else value)
+    for name, text, unit in PAIR.findall(line):
+        if text:
+            found.setdefault(name, float(text.replace(",", "")) * UNITS.get(unit.lower(), 1.0))
     return found

@@ -33,6 +33,7 @@ class Read:
     line: int
     note: str = ""  # what could not be understood
     on: str = "1"  # text of a boolean
+    off: str | None = "0"  # of one that is read by its truth: ""; by its presence: None, it must not be set
 
 
 @dataclass
@@ -45,16 +46,21 @@ class Scan:
     sizes: dict[str, int] = field(default_factory=dict[str, int])  # codec of the size line -> line
     odd: list[str] = field(default_factory=list[str])  # what could not be understood, with its line
     distributed: bool = False
+    ends: set[str] = field(default_factory=set[str])  # names, in small letters, that a run may end early by
+    divided: set[str] = field(default_factory=set[str])  # that a check divides, or divides by
 
 
 def scan(path: Path) -> Scan:
     """Reads the script. ValueError when it is no Python that can be read."""
-    tree = _parse(path)
-    reader = _Reader(tree)
     found = Scan(path)
+    tree = _unpack(_parse(path), found)
+    reader = _Reader(tree)
+    _checks(tree, found)
     for read in [*reader.reads(), *reader.fields()]:
         if read.name not in WORLD:
             old = found.reads.setdefault(read.name, read)
+            if old.off != "0" == read.off:  # whether it is there was asked first: no switch, but a value
+                old = found.reads[read.name] = read
             if old.default != read.default and read.default is not None:
                 again = f"the default {read.default!r}; line {old.line} has {old.default!r}"
                 found.odd.append(f"line {read.line}: {read.name} is read again, with {again}")
@@ -109,6 +115,18 @@ class _Reader:
         self.inside: set[ast.AST] = set()  # reads that are a helper's body
         while self._find_helpers():
             continue
+
+        for node in ast.walk(tree):
+            whole = list[ast.expr]()
+            if isinstance(node, ast.Dict):
+                whole = [v for k, v in zip(node.keys, node.values, strict=True) if k is None]
+            whole += (
+                [node.value] if isinstance(node, ast.Attribute) and node.attr in ("items", "keys") else []
+            )
+            if any(map(self._is_environ, whole)):
+                self.odd.append(
+                    f"line {getattr(node, 'lineno', 0)}: takes the whole environment, whatever is in it"
+                )
 
     def _is_environ(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Attribute):
@@ -193,7 +211,10 @@ class _Reader:
             value = self._or_default(node)
         kind = self._kind(node) or kind or literals.kind_of(value)
         value, problem = cast_to(value, kind)
-        return Read(name, kind, value, line, note or problem, self._on(node))
+        off = self._off(node)
+        if off != "0" and kind in ("str", "bool") and isinstance(value, str | bool | None):
+            kind, value = "bool", bool(value) if not isinstance(value, str) else value != ""
+        return Read(name, kind, value, line, note or problem, self._on(node), off)
 
     def constant(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
@@ -234,6 +255,16 @@ class _Reader:
                 texts = all_of(evaluate(parent.comparators[0]))
                 return "1" if "1" in texts else texts[0] if texts[0].lower() in literals.TRUE else "1"
         return "1"
+
+    def _off(self, node: ast.AST) -> str | None:
+        """What switches it off: "0", or "" where its truth is asked for; None: it must not be set."""
+        if isinstance(node, ast.Compare):
+            return None
+        parent = self.parents.get(node)
+        called = isinstance(parent, ast.Call) and getattr(parent.func, "id", "") == "bool"
+        asked = isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.Not)
+        tested = isinstance(parent, ast.If | ast.IfExp | ast.While) and parent.test is node
+        return "" if called or asked or tested else "0"
 
     def _or_default(self, node: ast.AST) -> Any:
         """`os.environ.get("X") or 3`."""
@@ -282,3 +313,56 @@ def _line(line: str, at: int, found: Scan) -> None:
         found.odd.append(f"line {at}: a score label built at run time, {line.replace(HOLE, '…')[:70]}")
     elif not label.lower().startswith("diagnostic"):
         found.labels.setdefault(label, at)
+
+
+def _unpack(tree: ast.Module, found: Scan) -> ast.Module:
+    """The tree, with the code that `exec` gets as packed text behind it; what cannot be read is told."""
+    for node in [
+        n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "exec"
+    ]:
+        text, told = (
+            literals.unpacked(node.args[0]) if node.args else None,
+            "runs text that is not known here",
+        )
+        try:
+            if text is not None:
+                tree.body += ast.parse(text).body
+                told = f"packed code, {len(text):,} bytes, read as text and never run; its own lines are told"
+        except (SyntaxError, ValueError, RecursionError):
+            pass
+        found.odd.append(f"line {node.lineno}: {told}")
+    return tree
+
+
+def _checks(tree: ast.Module, found: Scan) -> None:
+    """What may end a run early, what checks divide, and hidden files that are read."""
+    for node in ast.walk(tree):
+        body = node.body if isinstance(node, ast.If) else []
+        if isinstance(node, ast.If) and body and _ends(body[-1]):
+            found.ends |= _names(node.test)
+        if isinstance(node, ast.Assert) or (
+            isinstance(node, ast.If) and any(isinstance(n, ast.Raise) for n in body)
+        ):
+            for part in ast.walk(node.test):
+                if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod):
+                    found.divided |= _names(part)
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and re.fullmatch(r"\.env(\.\w+)?", node.value)
+        ):
+            found.odd.append(
+                f"line {node.lineno}: reads {node.value}, which no run gets: set its values in [fixed]"
+            )
+
+
+def _ends(last: ast.stmt) -> bool:
+    call = last.value if isinstance(last, ast.Expr) else None
+    left = isinstance(call, ast.Call) and ast.unparse(call.func) in ("exit", "quit", "sys.exit", "os._exit")
+    return left or (isinstance(last, ast.Return) and last.value is None)
+
+
+def _names(test: ast.AST) -> set[str]:
+    """Names, attributes and texts in an expression, in small letters."""
+    nodes = [n for n in ast.walk(test) if isinstance(n, ast.Name | ast.Attribute)]
+    return {(n.attr if isinstance(n, ast.Attribute) else n.id).lower() for n in nodes}

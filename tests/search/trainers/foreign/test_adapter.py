@@ -10,6 +10,7 @@ import pytest
 
 from search.common.errors import InfrastructureError
 from search.trainers.process import Outcome, TrainerCrashed
+from search.workers.record import judged
 from tests.conftest import TINY_MODEL
 from tests.search.db_helpers import alive
 from tests.search.fake_studies import ROOT, wait_for
@@ -83,10 +84,28 @@ def test_named_files_are_weighed_against_the_log(tmp_path: Path):
     assert outcome.kind == "failed" and "no file 'model.bin'" in outcome.reason
 
 
-def test_two_scores_without_a_rule_fail_with_a_list(tmp_path: Path):
-    outcome = run_one(foreign_study(tmp_path, SPACE), GOOD, tmp_path / "run")
-    assert outcome.kind == "failed" and outcome.reason.startswith("ambiguous score: ")
-    assert "'legal_ttt_exact'" in outcome.reason and "'final_int8_zlib_roundtrip'" in outcome.reason
+def test_two_scores_without_a_rule_are_the_later_one_and_all_are_told(tmp_path: Path):
+    result = result_of(run_one(foreign_study(tmp_path, SPACE), GOOD, tmp_path / "run"))
+    assert result["protocol"] == "legal_ttt_exact" and "20 steps" in str(result["seen"])
+    assert result["labels"][0] == "legal_ttt" and "final_int8_zlib_roundtrip" in result["labels"]  # type: ignore[index, operator]
+
+
+def test_a_score_by_another_label_than_the_baselines_is_a_failure_unless_that_was_printed_too():
+    def one(*labels: str) -> Outcome:
+        return judged(
+            Outcome("finished", result={"val_bpb": 1.0, "labels": [*labels]}), {"labels": ["ttt", "ttt"]}
+        )
+
+    assert one("ttt", "roundtrip").kind == "finished" and not one("ttt").result.get("findings")  # type: ignore[union-attr]
+    fallen = one("roundtrip", "roundtrip")
+    assert fallen.kind == "failed" and "scored by 'roundtrip', the baseline by 'ttt'" in fallen.reason
+    further = one("ngram", "ttt", "ngram")
+    assert further.kind == "finished" and "by 'ngram'" in further.result["findings"][0]  # type: ignore[index]
+    for other in (
+        Outcome("pruned"),
+        Outcome("finished", result={"val_bpb": 1.0}),
+    ):  # as ours
+        assert judged(other, {}) is other
 
 
 FAULTS = [

@@ -137,10 +137,12 @@ def test_every_misbehaviour_is_one_labelled_trial_of_a_readable_study(home: Path
 
 def test_a_script_that_does_not_run_is_told_before_any_trial(home: Path) -> None:
     study = write_foreign(
-        home, "unnamed", "[fixed]\nTTT_ENABLED = 1\n[space]\nNUM_LAYERS = { low = 2, high = 4 }\n"
+        home,
+        "unnamed",
+        'score = ["nobody"]\n[fixed]\nTTT_ENABLED = 1\n[space]\nNUM_LAYERS = { low = 2, high = 4 }\n',
     )
     ran = caddie(f"--study={study}", f"--home={home}", "--trials=2", "--workers=1")
-    assert ran.returncode == 2 and "ambiguous score" in ran.stderr and "legal_ttt_exact" in ran.stderr
+    assert ran.returncode == 2 and "none of 'nobody'" in ran.stderr and "legal_ttt_exact" in ran.stderr
     assert read_trials(study, home) == []
 
 

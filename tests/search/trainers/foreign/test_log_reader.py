@@ -56,9 +56,11 @@ def test_the_published_baseline_log():
     assert reader.peak_memory_bytes == 10184 * 2**20 and not reader.failure
 
 
-def test_several_scores_without_a_rule_are_an_error_that_lists_them():
+def test_without_a_rule_the_last_final_score_counts_and_what_beats_it_is_an_error_that_lists_them():
+    assert read(STACK).value() == ("legal_ttt_exact", 1.1171, 1.89)
+    worse = STACK.replace("1.1171", "1.2171")
     with pytest.raises(LogError, match="ambiguous score") as error:
-        read(STACK).value()
+        read(worse).value()
     for label in ("legal_ttt_exact", "final_int6_sliding_window_exact", "final_int8_zlib_roundtrip_exact"):
         assert label in str(error.value)
 
@@ -74,10 +76,11 @@ def test_the_first_label_of_the_rule_that_was_printed_counts_wherever_it_stands(
         read(STACK, score=("x",)).value()
 
 
-def test_an_unknown_label_alone_must_be_named():
+def test_an_unknown_label_counts_as_any_other_and_a_diagnostic_never():
     line = "my_score val_loss:1.0 val_bpb:1.5"
-    with pytest.raises(LogError, match="lines with a val_bpb: 'my_score'"):
-        read(line).value()
+    assert read(line).value() == ("my_score", 1.5, 1.0)
+    with pytest.raises(LogError, match=r"lines with a val_bpb: 'pre-quantization post-ema' 1\.1000"):
+        read("pre-quantization post-ema val_loss:1.0 val_bpb:1.1").value()
     assert read(line, score=("my_score",)).value() == ("my_score", 1.5, 1.0)
 
 
@@ -128,9 +131,9 @@ def test_reports_stand_on_the_grid_and_between_near_validations():
     assert [round(r["lr_scale"], 3) for r in found] == [1.0, 1.0, 0.625]
     sparse = LogReader(Rules(num_reports=4))
     lines = ["step:0/100 val_bpb:9.0", "step:40/100 val_bpb:2.0", "step:100/100 val_bpb:1.0"]
-    assert [
-        r for line in lines for r in sparse.feed(line, 0.0)
-    ] == []  # the steep start is never interpolated
+    # the steep start is never interpolated; a validation that stands alone is told where it stands
+    told = [r for line in lines for r in sparse.feed(line, 0.0)]
+    assert [(r["progress"], r["val_bpb"], r["step"]) for r in told] == [(0.4, 2.0, 40)]
 
 
 def test_progress_and_warm_down_by_the_clock():
@@ -178,9 +181,15 @@ def slow(text: str, rule: tuple[str, ...]) -> float | None:
     """One regular expression for each label, over the whole text."""
     for label in rule:
         pattern = rf"^(?:\[rank0\]: )?{re.escape(label)} val_loss:\S+ val_bpb:([\d.]+)"
-        values = {float(v) for v in re.findall(pattern, text, re.MULTILINE)}
+        found = [*re.finditer(pattern, text, re.MULTILINE)]
+        values = {float(m[1]) for m in found}
         if values:
-            return values.pop() if len(values) == 1 else None
+            value = values.pop()
+            after = text[found[-1].end() :]
+            late = dict(re.findall(r"(?m)^(?:\[rank0\]: )?(other(?:_exact)?) .*val_bpb:([\d.]+)", after))
+            unlisted = not any(name.startswith("other") for name in rule)
+            unknown = unlisted and any(float(v) != value for v in late.values())
+            return None if values or unknown else value
     return None
 
 
@@ -188,3 +197,134 @@ def test_numbers():
     found = numbers("a:1.5 b:20ms c: 3s d:1,234 e:nan f:x g:1e-3 h:enabled 2026-01-01 10:20:30")
     assert found.pop("e") != found.get("e") and not math.isfinite(numbers("e:nan")["e"])
     assert found == {"a": 1.5, "b": 0.02, "c": 3.0, "d": 1234.0, "g": 0.001}
+
+
+def test_an_unknown_score_that_comes_later_is_never_fallen_past():
+    text = "final_int8_zlib_roundtrip_exact val_bpb:1.2284\nfinal_lora val_bpb:1.1935"
+    assert read(text).value()[:2] == ("final_lora", 1.1935)
+    rule = ("final_new_lora", "final_int8_zlib_roundtrip_exact")
+    with pytest.raises(LogError, match=r"'final_lora' came later than .* not in `score`"):
+        read(text, score=rule).value()
+    assert read(text, score=(*rule, "final_lora")).value()[1] == 1.2284  # listed behind: it does not count
+    with pytest.raises(LogError, match="came later"):  # a label whose parameter differs from the rule's
+        read(
+            "final_int6_roundtrip val_bpb:1.12\nslot_k8 val_bpb:0.48",
+            score=("slot_k4", "final_int6_roundtrip"),
+        ).value()
+
+
+def test_the_order_of_printing_counts_not_the_name():
+    text = "legal_ttt_exact val_bpb:1.19\nfinal_int8_zlib_roundtrip_exact val_bpb:1.15"
+    assert read(text).value()[:2] == ("final_int8_zlib_roundtrip_exact", 1.15)
+    again = "final_roundtrip val_bpb:1.2\nfinal_slot val_bpb:1.1\nfinal_roundtrip val_bpb:1.1"
+    assert read(again).value()[:2] == ("final_slot", 1.1)  # the other is an alias of every stage
+    packed = "swa_model val_bpb:1.10\nTotal submission size int6+zlib: 9 bytes\nquantized val_bpb:1.12"
+    assert read(packed).value()[1] == 1.12 and read(packed).artifact_bytes() == 9
+
+
+def test_labels_with_parameters_and_without_a_name():
+    text = "win_exact stride:256 val_loss:2.0 val_bpb:1.19\nwin_exact stride:64 val_loss:1.9 val_bpb:1.16"
+    assert read(text).value() == ("win_exact stride:64", 1.16, 1.9)
+    with pytest.raises(LogError, match="'win_exact' is 'win_exact stride:256', 'win_exact stride:64'"):
+        read(text, score=("win_exact",)).value()
+    assert read(text, score=("win_exact stride:256", "win_exact")).value()[1] == 1.19
+    assert read("rt sliding val_loss:2.0 sliding val_bpb:1.1").value()[:2] == ("rt sliding", 1.1)
+    assert read("---\nval_bpb:   1.5").value()[:2] == ("", 1.5)
+    assert read("TTT BPB: 1.0787").value()[:2] == ("TTT BPB", 1.0787)
+    assert read("ttt:done val_loss=1.89, val_bpb=1.12, elapsed=405.0s").value() == ("ttt:done", 1.12, 1.89)
+    sweep = "".join(f"alpha={a} val_bpb:{1.2 - a}\n" for a in (0.1, 0.2, 0.3))
+    with pytest.raises(LogError, match="as one of several competes"):
+        read(sweep).value()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ttt_chunk [3/9] bpb=1.1",
+        "eval 40% val_bpb:1.1",
+        "quant_delta val_bpb:0.01",
+        "running val_bpb:1.2",
+        "best_bpb: 1.0",
+    ],
+)
+def test_running_figures_and_differences_are_no_scores(line: str):
+    assert read("final val_bpb:1.3\n" + line).value()[:2] == ("final", 1.3)
+
+
+@pytest.mark.parametrize("word", ["0.0", "-1.2", "65.0"])
+def test_an_impossible_bpb_is_an_error_by_name(word: str):
+    with pytest.raises(LogError, match="impossible score: 'legal_ttt' says"):
+        read(f"final_int6_roundtrip val_bpb:1.2\nlegal_ttt val_bpb:{word}").value()
+    assert read("legal_ttt val_bpb:12.5").value()[1] == 12.5  # untrained, but possible
+
+
+BEFORE = [
+    "",
+    "\x1b[32m",
+    "[rank0]: ",
+    "1776142719.307 ",
+    "[05:12:01] ",
+    "[2026-03-23 04:14:29] INFO: ",
+    "12:01:02,123 - INFO - ",
+]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("step", ["step:", "", "step "])
+def test_steps_with_and_without_their_name_and_with_anything_before_them(before: str, step: str):
+    lines = [
+        "max_wallclock_seconds: 600.0",
+        f"{step}0/1000 val_loss: 9.0 val_bpb: 3.5",
+        f"{step}400/1000 train_loss: 2.9 train_time: 4.0m tok/s: 6000000",
+        f"{step}450/1000 val_loss: 2.87 val_bpb: 1.11",
+        f"{step}900/1000 train_loss: 2.8 train_time: 590000ms",
+        "total_eval_time:12.5s",
+        "quantized val_loss:2.8 val_bpb:1.08 eval_time:900ms",
+    ]
+    reader = LogReader(Rules(num_reports=8))
+    told = [r for at, line in enumerate(lines) for r in reader.feed(before + line + "\x1b[0m", float(at))]
+    assert [(r["progress"], r["val_bpb"]) for r in told] == [(0.45, 1.11)]  # between the grid's 0.375 and 0.5
+    assert (reader.steps, reader.train_loss, reader.train_s) == (900, 2.8, 590.0)
+    assert reader.value()[:2] == ("quantized", 1.08) and reader.eval_seconds(0.0) == (12.5, "total_eval_time")
+    reader.feed(f"{before}{step}901/1000 train_loss: nan", 9.0)
+    assert "nan at step 901" in reader.failure
+
+
+def test_the_last_of_two_runs_in_one_log_counts_unless_it_is_worse_and_an_unfinished_one_has_no_score():
+    run = "step:0/9 val_loss:7.0 val_bpb:4.1\nstep:9/9 train_loss:2.0 train_time:9ms\n"
+    first, second = "final val_bpb:1.2\nTotal submission size a: 7 bytes\n", "final val_bpb:1.3\n"
+    with pytest.raises(LogError, match=r"two runs in one log, 'final' was 1\.2 and is 1\.3"):
+        read(run + first + run + second).value()
+    assert read(run + first + run + second, occurrence="last").value()[1] == 1.3
+    assert read(run + first + run + "final val_bpb:1.1").value()[1] == 1.1
+    assert read(run + first + run + "other val_bpb:1.3").value()[1] == 1.3  # a rehearsal with another name
+    assert read(run + first + run + second).sizes == {}
+    with pytest.raises(LogError, match="no score"):
+        read(run + first + run).value()
+
+
+def test_a_named_score_survives_noise_and_other_size_lines_are_read():
+    noise = "".join(f"noise{'x' * i} val_bpb:2.0\n" for i in range(70))
+    reader = read("mine val_bpb:1.5\n" + noise, score=("mine", "noise"))
+    assert "mine" in reader.scores and len(reader.scores) == 64
+    assert read("artifact:15.94MB code:9\ntotal:15943643 (15.94 MB)").artifact_bytes() == 15943643
+    assert read("budget:15943643/16000000 (15.94/16.00MB) FITS").artifact_bytes() == 15943643
+    assert read("INT6+zlib model: 5 bytes | Total submission: 15,000 bytes").artifact_bytes() == 15000
+
+
+def test_variants_with_an_artifact_each_compete():
+    text = "Total submission size a: 9 bytes\nv66 val_bpb:1.14\n"
+    text += "Total submission size b: 8 bytes\nv64 val_bpb:1.21"
+    with pytest.raises(LogError, match="'v64' was printed last, but 'v66' competes"):
+        read(text).value()
+
+
+def test_a_summary_that_repeats_earlier_scores_changes_nothing():
+    text = "rt val_bpb:1.18\nsliding val_bpb:1.15\nsliding_bpb: 1.15\nint6_bpb: 1.18\n"
+    assert read(text + "size_gap_from_ema val_bpb:0.01").value()[:2] == ("sliding", 1.15)
+    assert read("rt val_bpb:1.18003\nrt val_bpb:1.18").value()[1] == 1.18  # rounding
+
+
+def test_seen_says_what_is_missing():
+    assert "no early BPB: nothing will be pruned" in read("final val_bpb:1.2").seen()
+    assert "no size line" in read("final val_bpb:1.2").seen() and "no size line" not in read(BASELINE).seen()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import lzma
 import tomllib
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from search.common.numeric import distribution
+from search.space.foreign import ForeignSpace
 from search.study.foreign import Foreign
 from search.study.load import load_study
 from search.trainers.foreign.draft import draft, score_rule, write
@@ -124,7 +129,9 @@ def test_a_class_of_settings(tmp_path: Path):
         "score label built at run time" in odd for odd in found.odd
     )
     foreign, tables = drafted(tmp_path, found)
-    assert foreign.score == ("legal_ttt_exact", "final_int8_zlib_roundtrip_exact")
+    assert foreign.score == ()  # the last that a run prints; the draft names what the script has
+    text = (tmp_path / "theirs.toml").read_text(encoding="utf-8")
+    assert '# score = ["legal_ttt_exact", "final_int8_zlib_roundtrip_exact"]' in text
     assert (foreign.wallclock, foreign.warmdown) == ("MAX_WALLCLOCK_SECONDS", "WARMDOWN_ITERS")
     assert foreign.fixed["SEED"] == 1337 and foreign.fixed["DATA_PATH"] == "./data/datasets/fineweb10B_sp1024"
     assert foreign.fixed["GRAD_CLIP_NORM"] == 0.0 and "MUST_BE_SET" not in foreign.fixed
@@ -159,7 +166,7 @@ def test_helper_functions_and_aliases(tmp_path: Path):
     assert [*found.labels] == ["score final"]
     foreign, _ = drafted(tmp_path, found)
     assert foreign.variables["EMA_DECAY"].when == ("USE_EMA", (True,))
-    assert foreign.variables["FUSED"].text(False) == "false" and foreign.score == ("score final",)
+    assert foreign.variables["FUSED"].text(False) == "false" and [*found.labels] == ["score final"]
 
 
 def test_a_dataclass_whose_names_are_built(tmp_path: Path):
@@ -252,3 +259,117 @@ i = int(os.environ.get("A", 3))
     assert foreign.fixed["A"] == 'quote " and \\ and \n' and foreign.fixed["D"] == -1.5
     assert "C" not in foreign.fixed and any("A is read again" in odd for odd in found.odd)
     assert Rules().score == ()
+
+
+TRUTHS = """
+import os
+a = bool(os.environ.get("A_MODE"))
+b = "B_MODE" in os.environ
+c = 1 if not os.environ.get("C_MODE", False) else 2
+d = bool(os.environ.get("D_MODE", "yes"))
+if "E_LR" in os.environ:
+    e = float(os.environ["E_LR"])
+"""
+
+
+def test_gates_by_truth_and_by_presence_are_off_when_empty_or_not_set(tmp_path: Path):
+    foreign, _ = drafted(tmp_path, scanned(tmp_path, TRUTHS))
+    space = ForeignSpace(foreign, {n: distribution(v.domain) for n, v in foreign.variables.items()})
+    assert {*foreign.variables} == {
+        "A_MODE",
+        "B_MODE",
+        "C_MODE",
+        "D_MODE",
+    }  # E_LR is a number
+    off = space.environment({name: False for name in foreign.variables})
+    assert off == {"A_MODE": "", "C_MODE": "", "D_MODE": ""}  # B_MODE is not set at all
+    assert space.environment({name: True for name in foreign.variables}) == {
+        n: "1" for n in foreign.variables
+    }
+    for wrong in ('gate = true, unset = true, off = "0"', 'gate = true, on = "", off = ""'):
+        path = tmp_path / "wrong.toml"
+        path.write_text(
+            (tmp_path / "theirs.toml").read_text().partition("[space]")[0] + f"[space]\nX = {{ {wrong} }}"
+        )
+        with pytest.raises(ValueError, match="is a gate"):
+            load_study(path, {})
+
+
+PACKED = """
+import lzma as L, base64 as B, zlib
+exec({call})
+"""
+
+
+@pytest.mark.parametrize("how", ["raw", "xz", "zlib", "unknown", "broken"])
+def test_packed_code_is_read_as_text_and_never_run(tmp_path: Path, how: str):
+    raw = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
+    data = CLASSES.encode()
+    calls = {
+        "raw": f"L.decompress(B.b85decode({base64.b85encode(lzma.compress(data, **raw)).decode()!r}),"
+        'format=L.FORMAT_RAW,filters=[{"id":L.FILTER_LZMA2}])',
+        "xz": f"L.decompress(B.b64decode({base64.b64encode(lzma.compress(data)).decode()!r})).decode()",
+        "zlib": f"compile(zlib.decompress({zlib.compress(data)!r}), 'x', 'exec')",
+        "unknown": "open('other.py').read()",
+        "broken": "L.decompress(B.b85decode('!!'))",
+    }
+    found = scanned(tmp_path, PACKED.format(call=calls[how]))
+    packed = how in ("raw", "xz", "zlib")
+    assert ("MATRIX_LR" in found.reads) == packed and ("legal_ttt_exact" in found.labels) == packed
+    said = "never run" if packed else "runs text that is not known here"
+    assert said in found.odd[0] and found.odd[0].startswith("line 3: ")
+
+
+def test_what_is_left_to_the_script_is_told(tmp_path: Path):
+    text = "import os\nx = {**os.environ, 'A': 1}\ny = os.environ.items()\nload('.env')\n"
+    told = "\n".join(scanned(tmp_path, text).odd)
+    assert told.count("takes the whole environment") == 2 and "reads .env, which no run gets" in told
+
+
+KINDS = """
+import os
+def i(name, d): return int(os.environ.get(name, d))
+def f(name, d): return float(os.environ.get(name, d))
+LOGIT_SOFTCAP, PROFILE_LR = f("LOGIT_SOFTCAP", 30.0), f("PROFILE_LR", 0.02)
+LOG_DIR, ARTIFACT_LIMIT_BYTES = os.environ.get("LOG_DIR", "x"), i("ARTIFACT_LIMIT_BYTES", 16000000)
+USE_WANDB, TIE_EMBEDDINGS = i("USE_WANDB", 0), bool(i("TIE_EMBEDDINGS", 1))
+TTT_ENABLED, SLOT_ENABLED = bool(i("TTT_ENABLED", 1)), bool(i("SLOT_ENABLED", 0))
+PREQUANT_ONLY, QUICK = bool(i("PREQUANT_ONLY", 0)), bool(i("QUICK_ENABLED", 0))
+ROPE_DIMS, ODD_DIMS = i("ROPE_DIMS", 16), i("ODD_DIMS", 6)
+ZSTD_LEVEL, EMBED_BITS, LGWIN = i("ZSTD_LEVEL", 22), i("EMBED_BITS", 7), i("BROTLI_LGWIN", 20)
+NUM_LAYERS, LOOP_START, LOOP_END = i("NUM_LAYERS", 11), i("LOOP_START", 3), i("LOOP_END", 5)
+XSA_LAST_N, GROUPS, USE_GAIN = i("XSA_LAST_N", 11), i("GROUPS", 4), f("USE_GAIN", 0.0)
+if QUICK_ENABLED:
+    sys.exit()
+assert ROPE % GROUPS == 0
+def main():
+    "final val_bpb:{:.4f} is printed"
+    if h.quick_enabled:
+        return
+"""
+
+
+def test_what_a_script_forbids_is_not_drawn(tmp_path: Path):
+    found = scanned(tmp_path, KINDS)
+    foreign, _ = drafted(tmp_path, found)
+    space, fixed = foreign.variables, foreign.fixed
+    assert {"LOGIT_SOFTCAP", "PROFILE_LR", "SLOT_ENABLED"} <= {*space} and not found.labels
+    for name in (
+        *("LOG_DIR", "ARTIFACT_LIMIT_BYTES", "USE_WANDB", "TIE_EMBEDDINGS", "TTT_ENABLED"),
+        *("PREQUANT_ONLY", "QUICK_ENABLED", "GROUPS", "USE_GAIN"),
+    ):
+        assert name in fixed, name
+    assert fixed["TTT_ENABLED"] == "1" and fixed["QUICK_ENABLED"] == "0"
+    assert space["ROPE_DIMS"].domain == Choice((8, 16, 32)) and space["ODD_DIMS"].domain == Choice((6, 12))
+    assert space["ZSTD_LEVEL"].domain == Int(11, 22) and space["EMBED_BITS"].domain == Int(3, 8)
+    assert space["BROTLI_LGWIN"].domain.high <= 24 and space["XSA_LAST_N"].domain.high == 11  # type: ignore[union-attr]
+    start, end = space["LOOP_START"].domain, space["LOOP_END"].domain
+    assert (start, end) == (Int(1, 4), Int(4, 5)) and space["NUM_LAYERS"].domain == Int(11, 13)
+
+
+def test_a_script_without_a_size_line_is_told_before_anything_runs(tmp_path: Path):
+    found = scanned(tmp_path, KINDS)
+    out = tmp_path / "a b.toml"
+    told = write(found.path, out)
+    assert "no size line: name what counts in [trainer] files" in told and f"--study '{out}'" in told
+    assert "no size line" not in draft(scanned(tmp_path, CLASSES), out)
