@@ -105,11 +105,11 @@ def test_an_arm_that_fails_is_given_up_and_told(ask: Ask, tmp_path: Path) -> Non
         )
     words = (str(tmp_path / "good.json"), str(tmp_path / "bad.json"))
     text, (told,) = ask(*words)
-    assert told.kind == "fails" and "bad fails: 2 of 2 runs have no score (diverged: " in " ".join(
-        text.split()
-    )
+    assert told.kind == "fails"  # a third run may end before it is stopped
+    assert re.search(r"bad fails: ([23]) of \1 runs have no score \(diverged: ", " ".join(text.split()))
     text, (told,) = ask(*reversed(words))
-    assert told.kind == "base fails" and "bad fails: 2 of 2 runs" in " ".join(text.split())
+    assert told.kind == "base fails"
+    assert re.search(r"bad fails: ([23]) of \1 runs", " ".join(text.split()))
 
 
 def test_a_trainer_that_refuses_or_crashes(ask: Ask, tmp_path: Path) -> None:

