@@ -15,6 +15,7 @@ from search.common.numeric import distribution
 from search.space.foreign import ForeignSpace
 from search.study.foreign import Foreign
 from search.study.load import load_study
+from search.trainers.foreign import literals
 from search.trainers.foreign.draft import draft, score_rule, write
 from search.trainers.foreign.log_reader import Rules
 from search.trainers.foreign.scan import Scan, names_read, scan
@@ -373,3 +374,11 @@ def test_a_script_without_a_size_line_is_told_before_anything_runs(tmp_path: Pat
     told = write(found.path, out)
     assert "no size line: name what counts in [trainer] files" in told and f"--study '{out}'" in told
     assert "no size line" not in draft(scanned(tmp_path, CLASSES), out)
+
+
+def test_f_strings_of_a_newer_python_are_read():
+    text = 'log(f"{", ".join(sorted(names["a"]))} x")\nprint(f"final val_bpb:{b if c else "none"}")\n'
+    lines = [line for line, _ in literals.printed_lines(literals.parsed(text))]
+    assert {"\0 x", "final val_bpb:\0"} <= {*lines}
+    with pytest.raises(SyntaxError):
+        literals.parsed("def f(:")
