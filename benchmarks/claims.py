@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search.claims.sequential import FIRST, LAST, LEVEL, decisions
+from claims.sequential import FIRST, LAST, LEVEL, decisions
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
 SEEDS = 12  # compare's own number
@@ -87,7 +87,7 @@ def null_table(studies: int) -> list[str]:
 
 def confirm_null(*, seeds: int, studies: int, contenders: int = 3) -> float:
     """How often a confirmation says anything wrong where all its configurations are equal: every pair of
-    contenders, and each against the reference, under the level that search/claims/confirm.py shares out."""
+    contenders, and each against the reference, under the level that claims/confirm.py shares out."""
     arms = np.random.default_rng([15, seeds]).standard_normal((contenders + 1, studies, seeds))
     both = list(itertools.combinations(range(contenders + 1), 2))
     wrong = np.zeros(studies, dtype=bool)

@@ -311,8 +311,8 @@ def compare(
 ) -> None:
     """Does it help? Both arms on the same fresh seeds, until the answer is clear (docs/claims.md)."""
     with clear_errors():
-        from search.claims.compare import Asked
-        from search.claims.compare import compare as compare_arms
+        from claims.compare import Asked
+        from claims.compare import compare as compare_arms
         from search.study.load import find_study
 
         given = StudyOptions(study, storage, home).over(context.obj)
@@ -345,8 +345,8 @@ def confirm(
 ) -> None:
     """A study's best again on fresh seeds, until it is clear who is best; `best` ranks by it from then on."""
     with clear_errors():
-        from search.claims.compare import Asked
-        from search.claims.confirm import confirm as confirm_trials
+        from claims.compare import Asked
+        from claims.confirm import confirm as confirm_trials
 
         given = StudyOptions(study, storage, home).over(context.obj)
         asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)

@@ -18,6 +18,7 @@ KERNEL = sorted((ROOT / "trainer").glob("*.py"))
 CORPUS = sorted((ROOT / "corpus").glob("*.py"))
 SEARCH = sorted((ROOT / "search").rglob("*.py"))
 SUITE = [ROOT / "validate.py", *sorted((ROOT / "conformance").glob("*.py"))]
+READERS = sorted((ROOT / "readers").glob("*.py"))
 BUNDLE = sorted((ROOT / "bundle").glob("*.py"))
 TRAINER = [ROOT / "train_gpt.py"]
 ROOMS = {
@@ -26,6 +27,8 @@ ROOMS = {
     "train_gpt",
     "corpus",
     "bundle",
+    "claims",
+    "readers",
     "search",
     "validate",
     "conformance",
@@ -44,6 +47,7 @@ MAY: dict[str, tuple[list[Path], set[str]]] = {
         {"corpus", "numpy", "sentencepiece", "huggingface_hub", "zstandard", "typer", "rich"},
     ),
     "train_gpt": (TRAINER, {"bundle", "trainer", "techniques", "corpus", "numpy", "torch"}),
+    "readers": (READERS, {"readers"}),
     "bundle": (BUNDLE, {"bundle", "techniques"}),
     "suite": (SUITE, {"conformance", "train_gpt", "trainer", "techniques", "corpus", "torch", "rich"}),
 }

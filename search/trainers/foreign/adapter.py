@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from readers.log_reader import LogError, LogReader, Rules, plain
 from search.trainers.foreign import work_folder as workfolder
-from search.trainers.foreign.log_reader import LogError, LogReader, Rules, plain
 
 CHUNK = 1 << 16
 MAX_LINE = 1 << 14  # bytes of a line that are read; the rest of it is skipped

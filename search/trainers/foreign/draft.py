@@ -12,9 +12,9 @@ import re
 import shlex
 from pathlib import Path
 
+from readers.log_reader import EXACT
+from readers.scan import Read, Scan, scan
 from search.study.load import load_study
-from search.trainers.foreign.log_reader import EXACT
-from search.trainers.foreign.scan import Read, Scan, scan
 
 SWITCH = re.compile(r"^(?:USE|ENABLE|WITH)_(\w+)$|^(\w+?)_(?:ENABLED|ENABLE|ON)$")
 # whole words: LOG_DIR is a path, LOGIT_SOFTCAP is none

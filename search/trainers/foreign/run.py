@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from readers.log_reader import Rules
 from search.common.machine import machine_kind
 from search.study.foreign import Foreign
 from search.study.model import Study
 from search.trainers.files import code_hash
-from search.trainers.foreign.log_reader import Rules
 from techniques.config import digest
 
 ADAPTER = (sys.executable, "-m", "search.trainers.foreign.adapter")
@@ -59,7 +59,7 @@ class ForeignTrainer:
         return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
 
     def hidden(self) -> set[str]:
-        from search.trainers.foreign.scan import names_read  # a parser that only a worker's start needs
+        from readers.scan import names_read  # a parser that only a worker's start needs
 
         foreign = self.foreign
         read = names_read(Path(foreign.script)) if foreign.script else set[str]()

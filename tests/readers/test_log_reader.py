@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from search.trainers.foreign.log_reader import KNOWN_SCORES, LogError, LogReader, Rules, label_of, numbers
+from readers.log_reader import KNOWN_SCORES, LogError, LogReader, Rules, label_of, numbers
 
 BASELINE = """
 val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path=x

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from search.claims.sequential import (
+from claims.sequential import (
     FIRST,
     LAST,
     LEVEL,

@@ -14,10 +14,10 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.claims import confirm as module
-from search.claims.compare import Asked
-from search.claims.confirm import Confirmed, confirm, seed_sd, shrunken
-from search.claims.runs import Run
+from claims import confirm as module
+from claims.compare import Asked
+from claims.confirm import Confirmed, confirm, seed_sd, shrunken
+from claims.runs import Run
 from search.common.attributes import BASELINE, CONFIRMED
 from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from search.claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
-from search.claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
-from search.claims.race import Results, Settled, Tell, in_order, mean_sd, race
-from search.claims.runs import (
+from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
+from claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
+from claims.race import Results, Settled, Tell, in_order, mean_sd, race
+from claims.runs import (
     Place,
     Plan,
     Run,
@@ -23,7 +23,7 @@ from search.claims.runs import (
     timeout_of,
     write_json,
 )
-from search.claims.sequential import FIRST, LAST, LEVEL, WITHIN
+from claims.sequential import FIRST, LAST, LEVEL, WITHIN
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown

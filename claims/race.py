@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from search.claims.runs import Run, Runner
+from claims.runs import Run, Runner
 from search.common.errors import Interrupted
 
 Results = Mapping[str, Mapping[int, Run]]

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from search.claims.race import Results, differences, in_order, mean_sd, pairs
-from search.claims.runs import Run
-from search.claims.sequential import FIRST, LAST, LEVEL, WITHIN, Verdict, judge
+from claims.race import Results, differences, in_order, mean_sd, pairs
+from claims.runs import Run
+from claims.sequential import FIRST, LAST, LEVEL, WITHIN, Verdict, judge
 from search.study.limits import Limits
 
 FAILURES = 2

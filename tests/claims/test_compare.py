@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search.claims import compare as module
-from search.claims.answers import Answer
-from search.claims.compare import Asked, compare
-from search.claims.race import Chains
+from claims import compare as module
+from claims.answers import Answer
+from claims.compare import Asked, compare
+from claims.race import Chains
 from search.stage_cache.addresses import Ground
 from search.stage_cache.reuse import Reuse
 from search.stage_cache.store import Store

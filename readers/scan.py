@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search.trainers.foreign import literals
-from search.trainers.foreign.literals import HOLE, all_of, cast_to, evaluate
-from search.trainers.foreign.log_reader import label_of
+from readers import literals
+from readers.literals import HOLE, all_of, cast_to, evaluate
+from readers.log_reader import label_of
 
 MAX_BYTES = 8_000_000  # of a script; more is no script
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from search.claims.arms import Arm, fresh_seeds
-from search.claims.sequential import LAST
+from claims.arms import Arm, fresh_seeds
+from claims.sequential import LAST
 from search.common.errors import InfrastructureError, Interrupted
 from search.common.machine import num_cores
 from search.stage_cache.addresses import DataId, Ground, machine_id

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from search.claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
-from search.claims.arms import Arm, arm_of_source, arm_of_study, arm_of_trial
-from search.claims.compare import Asked, check_seeds, new_table, place_of, print_plan, run_all, say
-from search.claims.race import Results, differences, in_order, mean_sd, pairs
-from search.claims.runs import Plan, number, register
-from search.claims.sequential import LEVEL, best_p, judge
+from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
+from claims.arms import Arm, arm_of_source, arm_of_study, arm_of_trial
+from claims.compare import Asked, check_seeds, new_table, place_of, print_plan, run_all, say
+from claims.race import Results, differences, in_order, mean_sd, pairs
+from claims.runs import Plan, number, register
+from claims.sequential import LEVEL, best_p, judge
 from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
 from search.report.rows import ranked
 from search.session.session import Session
