@@ -13,6 +13,7 @@ from typing import Any, cast
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 EXACT: dict[type, Any] = {ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub}
 MAX_TEXT = 8_000_000  # bytes of packed code that are read
+MAX_REPAIRS = 200  # lines of packed code that are rewritten for this Python
 HOLE = "\0"  # stands for a value in a printed line
 
 
@@ -130,3 +131,33 @@ def _inflated(data: bytes, raw: bool) -> bytes:
     if data[:1] == b"\x78" or data[:2] == b"\x1f\x8b":
         return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, MAX_TEXT)
     return lzma.LZMADecompressor().decompress(data, MAX_TEXT)
+
+
+def parsed(text: str) -> ast.Module:
+    """The tree of `text`, also where f-strings use their own quotes inside, as newer Pythons allow."""
+    lines = text.split("\n")
+    for _ in range(MAX_REPAIRS):
+        try:
+            return ast.parse("\n".join(lines))
+        except SyntaxError as error:
+            at = (error.lineno or 1) - 1
+            if at >= len(lines) or (repaired := _other_quotes(lines[at])) == lines[at]:
+                raise
+            lines[at] = repaired
+    raise SyntaxError("too many f-strings of a newer Python")
+
+
+def _other_quotes(line: str) -> str:
+    """A line whose f-strings have the other quote within their braces."""
+    out, quote, depth = list[str](), "", 0
+    for i, c in enumerate(line):
+        if not quote:
+            quote = c if c in "'\"" and re.search(r"(?<!\w)[fF]$", line[:i]) else ""
+        elif c == quote and depth:
+            c = "'" if quote == '"' else '"'
+        elif c == quote:
+            quote = ""
+        else:
+            depth = max(0, depth + (c == "{") - (c == "}"))
+        out.append(c)
+    return "".join(out)

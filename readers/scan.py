@@ -324,12 +324,12 @@ def _unpack(tree: ast.Module, found: Scan) -> ast.Module:
             literals.unpacked(node.args[0]) if node.args else None,
             "runs text that is not known here",
         )
-        try:
-            if text is not None:
-                tree.body += ast.parse(text).body
-                told = f"packed code, {len(text):,} bytes, read as text and never run; its own lines are told"
-        except (SyntaxError, ValueError, RecursionError):
-            pass
+        if text is not None:
+            told = f"packed code, {len(text):,} bytes, read as text and never run; its own lines are told"
+            try:
+                tree.body += literals.parsed(text.decode("utf-8", "replace")).body
+            except (SyntaxError, ValueError, RecursionError) as error:
+                told = f"packed code that cannot be parsed, {error}"
         found.odd.append(f"line {node.lineno}: {told}")
     return tree
 

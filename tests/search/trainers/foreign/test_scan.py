@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from readers import literals
 from readers.log_reader import Rules
 from readers.scan import Scan, names_read, scan
 from search.common.numeric import distribution
@@ -373,3 +374,11 @@ def test_a_script_without_a_size_line_is_told_before_anything_runs(tmp_path: Pat
     told = write(found.path, out)
     assert "no size line: name what counts in [trainer] files" in told and f"--study '{out}'" in told
     assert "no size line" not in draft(scanned(tmp_path, CLASSES), out)
+
+
+def test_f_strings_of_a_newer_python_are_read():
+    text = 'log(f"{", ".join(sorted(names["a"]))} x")\nprint(f"final val_bpb:{b if c else "none"}")\n'
+    lines = [line for line, _ in literals.printed_lines(literals.parsed(text))]
+    assert {"\0 x", "final val_bpb:\0"} <= {*lines}
+    with pytest.raises(SyntaxError):
+        literals.parsed("def f(:")
