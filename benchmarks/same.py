@@ -456,7 +456,7 @@ def sampled(place: Place, kind: str, workers: int, trials: int) -> list[Any]:
     study = load_study(path, known)
     space = build_space(study, known)
     preflight = first_of("search.preflight:Preflight")(study)
-    preflight.code_bytes = lambda _resolved: 100_000  # code weighs the same on both sides
+    preflight.code_bytes = lambda resolved: 100_000  # code weighs the same on both sides
     sampler = first_of("search.sampler:CaddieSampler")(space, preflight, seed=5)
     search, waiting = optuna.create_study(sampler=sampler), []
     for asked in range(trials + workers):

@@ -157,7 +157,7 @@ class SilentSteps(ScoreFirstTtt):
     def scorer(self) -> Any:
         scorer = super().scorer()
         scorer.facts = {k: 0 for k in scorer.facts if k != "adapted"}
-        scorer.train_on = functools.partial(silent, scorer)
+        scorer.train_on = functools.partial(silent, scorer)  # type: ignore[assignment]
         return scorer
 
 
@@ -232,8 +232,8 @@ class KeepsValidation(Technique):
             1 + float(np.mean(Kept.tokens))
         )
         plain = quantizer.quantize
-        quantizer.quantize = lambda name, w, bits, rule: plain(
-            name, w * (1 + 1e-3 * (np.sum(Kept.tokens) % 97)), bits, rule
+        quantizer.quantize = lambda name, weight, bits, rule: plain(
+            name, weight * (1 + 1e-3 * (np.sum(Kept.tokens) % 97)), bits, rule
         )
         return quantizer
 

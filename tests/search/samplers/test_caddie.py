@@ -49,7 +49,7 @@ def rig(
     study = make_study(folder, text, header=header)
     space = build_space(study, KNOWN)
     preflight = Preflight(study)
-    preflight.code_bytes = lambda _resolved: CODE
+    preflight.code_bytes = lambda resolved: CODE
     return study, space, CaddieSampler(space, preflight, seed=seed)
 
 
