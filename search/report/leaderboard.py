@@ -142,7 +142,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
 
 def to_confirm(session: Session, good: Sequence[FrozenTrial]) -> str:
     """The line that makes a search value a claim; "" once the best is confirmed, or where it cannot be."""
-    if not good or session.study.foreign or good[0].number in confirmed_of(session.optuna_study):
+    if not good or not session.trainer.keeps_stages or good[0].number in confirmed_of(session.optuna_study):
         return ""
     path = Path(session.study.path)
     given = "" if path == DEFAULT_STUDY else f" --study {shlex.quote(str(shown(path)))}"

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -315,7 +316,7 @@ def test_every_read_is_timed_or_named_as_untimed() -> None:
 def test_calibration_behind_the_budget_is_a_finding() -> None:
     for used, told in ((599.0, 0), (600.5, 1)):
         ledger = Ledger()
-        with ledger.lap(None):
+        with ledger.lap(SimpleNamespace(blocks=[torch.nn.Identity()])):
             ledger.calibrating(used)
             ledger.note("train", 0, 2048)
         assert len(ledger.findings(600.0)) == told and ledger.findings(0.0) == []
