@@ -54,7 +54,7 @@ from techniques.settings import help_text, settings_from
 from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, round_to_nearest, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
-from trainer.machine import source_files
+from trainer.machine import end_process, source_files
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
@@ -1293,4 +1293,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -48,3 +49,12 @@ def source_files(resolved: Resolved) -> list[Path]:
     ours = {p for p in loaded if p.is_relative_to(root)}
     off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
     return sorted((ours - off) | {root / "train_gpt.py"})
+
+
+def end_process(code: int) -> None:
+    """Ends with this exit status; a rank at once: threads of torch.distributed may abort it at its end."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
