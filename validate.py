@@ -87,7 +87,10 @@ def check_techniques(
     names: list[str], *, folder: Path, args: argparse.Namespace, console: Console
 ) -> dict[str, suite.Report]:
     """Every technique in a pool, beside the two ranks that run them all in one process group."""
-    start, reports, told, wide = time.perf_counter(), {}, {}, console.width >= WIDE
+    start = time.perf_counter()
+    reports = {}
+    told = {}
+    wide = console.width >= WIDE
     ranks_out = folder.parent / "ranks.jsonl"
     alone = args.device == "cuda" and torch.cuda.device_count() < 2  # two ranks need two GPUs
     two_ranks = None if alone else ranks.start(names, folder=folder, out=ranks_out, device=args.device)

@@ -55,7 +55,8 @@ def simulate(
     kind: str, *, effect: float, shared: float, within: float, seeds: int, studies: int, seed: int = 14
 ) -> Told:
     """`effect`, `within`: in sd of one seed; the true difference is -effect."""
-    rng, size = np.random.default_rng([seed, seeds, int(100 * effect), int(100 * shared)]), (studies, seeds)
+    rng = np.random.default_rng([seed, seeds, int(100 * effect), int(100 * shared)])
+    size = (studies, seeds)
     common = rng.standard_normal(size) * np.sqrt(shared)
     kinds = ("normal" if "one arm" in kind else kind, kind)
     base, new = (common + np.sqrt(1.0 - shared) * noise(own, size, rng) for own in kinds)

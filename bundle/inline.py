@@ -296,7 +296,8 @@ def program(root: Path, entry: str, *, replaced: Mapping[str, str]) -> Program:
 
 def import_lines(whole: Program, used: Set[str]) -> list[str]:
     """The foreign imports that are used, one line a module."""
-    plain, froms = set[str](), dict[str, set[str]]()
+    plain = set[str]()
+    froms = dict[str, set[str]]()
     for name, what in whole.imports.items():
         if name not in used:
             continue

@@ -29,6 +29,7 @@ from typing import Any
 from bundle import names, passes
 from bundle.inline import DEFINITIONS, Piece, import_lines, piece_of, program, reached
 from bundle.one_file import CATALOG, OF_A_PLACE, ROOT, SCRIPT, check_free, dictionary, write
+from bundle.reach import reachable
 from techniques import catalog
 from techniques.base import SLOTS, claims
 from techniques.config import TRAINER_FIELDS, Resolved
@@ -200,7 +201,8 @@ class Blanks:
 def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
     """Definitions that take the place of the bundle's own of the same names; values are left open."""
     values = resolved.values
-    whole, stored = resolved.identity(), resolved.head()
+    whole = resolved.identity()
+    stored = resolved.head()
     scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
     passes_of = resolved.costs[scorer].eval_passes if scorer else 0
     costs = f"{{{scorer!r}: SimpleNamespace(eval_passes={blanks.leave(passes_of)!r})}}" if scorer else "{}"
@@ -235,7 +237,8 @@ def with_methods(node: ast.stmt, methods: Mapping[str, ast.ClassDef]) -> ast.stm
 
 def whole_shelf() -> list[Piece]:
     """Every statement of the trainer and of all techniques, the imports first."""
-    known, files = catalog.metadata(), catalog.technique_files()
+    known = catalog.metadata()
+    files = catalog.technique_files()
     classes = {name: cls.__name__ for name, cls in known.items()}
     froms = (f"from techniques.{files[n].parent.name}.{n} import {c}" for n, c in classes.items())
     catalog_of = CATALOG.format(imports="; ".join(froms), table="")
@@ -254,7 +257,7 @@ def lean_tree(stand_in: str, decided: passes.Decided, shelf: Sequence[Piece]) ->
     assert not new, f"the trainer no longer defines {sorted(new)}"
     imports = [p.text for p in pieces if p.text.startswith(("import ", "from "))]
     tree = ast.parse("\n".join([*imports, *(p.text for p in reached(pieces) if p.text not in imports)]))
-    tree = passes.reachable(passes.short(passes.decided(passes.reachable(tree), decided)))
+    tree = reachable(passes.short(passes.decided(reachable(tree), decided)))
     return ast.fix_missing_locations(tree)
 
 

@@ -74,7 +74,8 @@ def over_limits(runs: Sequence[Run], limits: Limits | None) -> list[str]:
 def sentence(told: Answer, rules: Rules) -> str:
     """One sentence that answers, and, where there is one, the fact that it must not hide."""
     v = told.verdict
-    size, seeds = f"{abs(v.mean):.4f}", f"{v.pairs} seeds each"
+    size = f"{abs(v.mean):.4f}"
+    seeds = f"{v.pairs} seeds each"
     way = "lower" if v.mean < 0 else "higher"
     between = f"{100 - 100 * rules.level:.3g} % interval {v.low:+.4f} to {v.high:+.4f}"
     measured = f"val_bpb is {size} {way} than {told.base} has ({between}; p {p_text(rules.p_of(v))}; {seeds})"

@@ -118,7 +118,8 @@ def arm_of_study(study: Study) -> Arm:
 
 
 def _arm(label: str, preset: str, layer: Layer) -> Arm:
-    kept, known = {k: v for k, v in layer.items() if k not in ("seed", "out_dir")}, catalog.metadata()
+    kept = {k: v for k, v in layer.items() if k not in ("seed", "out_dir")}
+    known = catalog.metadata()
     for name in kept:
         known_field(name, known)
     own = {**(read_preset(preset) if preset else {}), **layer}.get("seed", TRAINER_FIELDS["seed"].default)
@@ -172,7 +173,8 @@ def varied(word: str, base: Arm) -> list[Arm]:
     """What `smear_gate`, `smear_gate.mode=a,b` or `matrix_lr=0.02,0.04` asks of a base."""
     name, equals, text = word.partition("=")
     known = catalog.metadata()
-    field, owner = known_field(name, known), name.partition(".")[0]
+    field = known_field(name, known)
+    owner = name.partition(".")[0]
     on = bool(base.resolved().values.get(owner, False))
     if field is None:
         if equals:
@@ -208,7 +210,9 @@ def _with(base: Arm, change: Layer, label: str) -> Arm:
 
 def _with_needs(base: Arm, name: str) -> Arm:
     """The base with what a technique needs: both arms have it, the question is of the technique alone."""
-    known, waiting, needs = catalog.metadata(), [name], dict[str, bool]()
+    known = catalog.metadata()
+    waiting = [name]
+    needs = dict[str, bool]()
     values = base.resolved().values
     while waiting:
         for need in known[waiting.pop()].requires:
@@ -228,7 +232,8 @@ def _without(base: Arm, name: str) -> Arm:
 
 def fresh_seeds(question: str, count: int, known: set[int]) -> list[int]:
     """Seeds that follow from the question alone, none of them in use."""
-    found, i = list[int](), 0
+    found = list[int]()
+    i = 0
     while len(found) < count:
         seed = int(digest([question, "seed", i])[:8], 16) % (2**31 - 1)
         if seed not in known and seed not in found:

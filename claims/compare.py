@@ -76,7 +76,8 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
     plan = register("compare", arms, place, used=set())
     seeds = plan.seeds[: asked.seeds]
     print_plan(console, plan, arms, asked.seeds, place)
-    base_label, others = arms[0].label, [arm.label for arm in arms[1:]]
+    base_label = arms[0].label
+    others = [arm.label for arm in arms[1:]]
 
     def answers(results: Results) -> list[Answer]:
         return [answer(results, label, base_label, seeds, rules) for label in others]
@@ -120,7 +121,8 @@ def check_seeds(seeds: int) -> None:
 
 def place_of(resolved: Resolved, asked: Asked, study: Study | None) -> Place:
     """Where the runs are: min(cores, GPUs) side by side. The data is checked, the default one made."""
-    config, each = resolved.config, study.gpus_per_trial if study else 1
+    config = resolved.config
+    each = study.gpus_per_trial if study else 1
     found = () if config.device == "cpu" else visible_gpus(os.environ)
     gpus = tuple(",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each))
     if config.device == "cuda" and not gpus:

@@ -28,7 +28,8 @@ from search.session.session import Session
 from search.storage.patient import creation_lock
 from techniques.config import digest
 
-MARGIN_NATS, RULE_P = 0.005, 0.01  # the challenge's rule: better by so much per token, at p below
+MARGIN_NATS = 0.005  # the challenge's rule: better by so much per token
+RULE_P = 0.01  # at p below
 BASELINE_LABEL = "baseline"
 SHRUNKEN = (
     "shrunken = search + (median - search)·s²/v: the median of the study's feasible trials, v the mean "
@@ -90,7 +91,8 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
 
 def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]:
     """The best feasible trials, each another run. ValueError where there is none."""
-    taken, found = {digest(reference.identity())}, list[Contender]()
+    taken = {digest(reference.identity())}
+    found = list[Contender]()
     for trial in ranked(session.optuna_study.get_trials(deepcopy=False))[0]:
         arm = arm_of_trial(session, trial.number)
         if len(found) < top and trial.user_attrs.get(CONFIG_HASH) not in taken:
@@ -150,7 +152,8 @@ class Race:
 
     def confirmed(self, results: Results, values: Sequence[float]) -> list[Confirmed]:
         """The contenders, the best first; `values` are those of the study's feasible trials."""
-        sd, found = seed_sd(results, self.seeds), list[Confirmed]()
+        sd = seed_sd(results, self.seeds)
+        found = list[Confirmed]()
         for one in self.contenders:
             label = one.arm.label
             nats = differences(pairs(results, label, self.reference, self.seeds), "val_loss")
@@ -200,7 +203,8 @@ def print_confirmed(console: Console, results: Results, found: Sequence[Confirme
     scored = [run for run in in_order(results, race_.reference, seeds) if not run.reason]
     table.add_row(race_.reference, "", "", score, str(len(scored)), "", "", "")
     for one in found:
-        told, (runs, score) = one.answer, row_of_arm(results, one.contender.arm.label, seeds)
+        told = one.answer
+        runs, score = row_of_arm(results, one.contender.arm.label, seeds)
         table.add_row(
             one.contender.arm.label,
             f"{one.contender.search_bpb:.4f}",
@@ -233,7 +237,8 @@ def store(session: Session, found: Sequence[Confirmed], results: Results, race_:
     """Keeps the confirmation with the study; what was confirmed before stays, for other trials."""
     kept: dict[str, Any] = {}
     for one in found:
-        runs, told = in_order(results, one.contender.arm.label, race_.seeds), one.answer
+        runs = in_order(results, one.contender.arm.label, race_.seeds)
+        told = one.answer
         mean, sd = mean_sd([run.bpb for run in runs if not run.reason])
         kept[str(one.contender.number)] = {
             "bpb": number(mean),

@@ -35,7 +35,9 @@ from techniques.config import Resolved, digest
 from techniques.unanswered import environment_names
 
 FIGURES = ("val_bpb", "val_loss", "artifact_bytes", "train_seconds", "eval_seconds", "peak_memory_bytes")
-OUTCOME, PLAN, WEIGHTS = "outcome.json", "plan.json", "weights.pt"
+OUTCOME = "outcome.json"
+PLAN = "plan.json"
+WEIGHTS = "weights.pt"
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,16 @@ class Runner:
     """Runs of a plan; safe in several threads."""
 
     def __init__(self, plan: Plan, arms: Sequence[Arm], place: Place, reuse: Reuse | None):
-        self.plan, self.arms, self.place, self.reuse = plan, {arm.label: arm for arm in arms}, place, reuse
+        self.plan = plan
+        self.arms = {arm.label: arm for arm in arms}
+        self.place = place
+        self.reuse = reuse
         self.hidden = environment_names(catalog.metadata(), os.environ)
         self.free: queue.SimpleQueue[str] = queue.SimpleQueue()
         for gpu in place.gpus:
             self.free.put(gpu)
-        self.stopping, self.copying = threading.Event(), threading.Lock()
+        self.stopping = threading.Event()
+        self.copying = threading.Lock()
 
     def folder(self, label: str, seed: int) -> Path:
         return self.plan.folder / self.arms[label].folder / str(seed)
@@ -200,7 +206,8 @@ class Runner:
             return Outcome("failed", reason="crashed twice")
 
     def _process(self, label: str, seed: int) -> Outcome:
-        arm, folder = self.arms[label], self.folder(label, seed)
+        arm = self.arms[label]
+        folder = self.folder(label, seed)
         if self.stopping.is_set():
             raise Interrupted("told to stop")
         if self.place.trainer is None and arm.identity() != self.plan.question["arms"][label]:
@@ -208,7 +215,8 @@ class Runner:
                 "All runs of a comparison are of the same code, but the trainer's files changed under it. "
                 "Restore them, or run the same command again: it is another question now."
             )
-        config, resolved = arm.config(seed), arm.resolved(seed)
+        config = arm.config(seed)
+        resolved = arm.resolved(seed)
         config["num_threads"] = resolved.config.num_threads or (0 if self.place.gpus else 1)
         gpu = self.free.get() if self.place.gpus else ""
         threads = config["num_threads"] or self.place.threads

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
-FIRST, LAST = 4, 64  # pairs at the first and at the last look
+FIRST = 4  # pairs at the first look
+LAST = 64  # and at the last one
 LEVEL = 0.01  # of a wrong "helps" or "hurts" where there is no difference, both together
 SAME_LEVEL = 0.05  # of "no difference larger than d" where it is d
 WITHIN = 0.01  # bits per byte: d where nobody says
@@ -104,8 +105,10 @@ def scaled_p(differences: Sequence[float] | Array, shift: float = 0.0) -> Array:
 def decisions(differences: Array, *, within: float = WITHIN, level: float = LEVEL) -> tuple[Array, Array]:
     """[studies, n] -> the look (from 0, -1: none) and the sign (-1 helps, 1 hurts, 0 same) of the first
     decision of each."""
-    c, same_c = critical(level / 2), critical(SAME_LEVEL)
-    below, above = scaled_p(differences), scaled_p(-differences)
+    c = critical(level / 2)
+    same_c = critical(SAME_LEVEL)
+    below = scaled_p(differences)
+    above = scaled_p(-differences)
     differs = np.minimum(below, above) <= c
     same = np.zeros_like(differs)
     if within > 0.0:
@@ -127,14 +130,16 @@ def judge(differences: Sequence[float], *, within: float = WITHIN, level: float 
     """The first decision among the looks, and figures of all pairs. `within=0` never says "same"."""
     d = np.asarray(differences, dtype=float)
     count = len(d)
-    mean, sd = (float(d.mean()) if count else math.nan), (float(d.std(ddof=1)) if count > 1 else math.nan)
+    mean = float(d.mean()) if count else math.nan
+    sd = float(d.std(ddof=1)) if count > 1 else math.nan
     if count < FIRST:
         more = FIRST - count if count < 2 else missing(mean, sd, count, within=within, level=level)
         return Verdict("undecided", count, mean, sd, -math.inf, math.inf, 1.0, more)
     at, sign = (float(found[0]) for found in decisions(d[None], within=within, level=level))
     kind: Kind = "undecided" if at < 0 else "helps" if sign < 0 else "hurts" if sign > 0 else "same"
     half = quantile_at(min(count, LAST), critical(level / 2)) * sd / math.sqrt(count)
-    below, above = scaled_p(d), scaled_p(-d)
+    below = scaled_p(d)
+    above = scaled_p(-d)
     p = min(1.0, 2.0 * crossing(float(min(below.min(), above.min()))))
     more = missing(mean, sd, count, within=within, level=level) if kind == "undecided" else 0
     return Verdict(kind, count, mean, sd, mean - half, mean + half, p, more)
@@ -143,7 +148,9 @@ def judge(differences: Sequence[float], *, within: float = WITHIN, level: float 
 def missing(mean: float, sd: float, count: int, *, within: float, level: float = LEVEL) -> int:
     """Pairs beyond `count` that would decide with probability POWER if mean and sd were the truth; LAST:
     more than the test has."""
-    c, same_c, sure = critical(level / 2), critical(SAME_LEVEL), float(ndtri(POWER))
+    c = critical(level / 2)
+    same_c = critical(SAME_LEVEL)
+    sure = float(ndtri(POWER))
     for n in range(max(count + 1, FIRST), LAST + 1):
         scale = sd / math.sqrt(n)
         differs = abs(mean) >= (quantile_at(n, c) + sure) * scale

@@ -21,7 +21,8 @@ def blind(subject: Subject) -> str:
     losses, the same weights and the same artifact, byte for byte. The reports score the same tokens each."""
     if subject.cls.stage == "evaluate":
         raise NotApplicable("nothing before the evaluation knows it")
-    lab, other = subject.lab, subject.lab.other_val
+    lab = subject.lab
+    other = subject.lab.other_val
     lab.open()
     run = lab.train(subject.resolve(**SHORT))
     packed = [lab.export(run)[0]]
@@ -108,7 +109,8 @@ def probe_order(subject: Subject, shards: list[Any]) -> int:
             raise Violation(f"{twice} tokens are a target twice within half an epoch, in rows of {length}")
         if not torch.equal(batch(stream(1), length), batches[0]):
             raise Violation("the same seed gives another first batch")
-        first, other = stream(1), stream(1)
+        first = stream(1)
+        other = stream(1)
         batch(first, length)
         other.load(json.loads(json.dumps(first.state())))
         if not all(torch.equal(batch(first, length), batch(other, length)) for _ in range(3)):

@@ -286,7 +286,8 @@ def hash_of(*tensors: Tensor) -> str:
 @contextlib.contextmanager
 def executed(files: set[str]) -> Iterator[None]:
     """Every file whose functions are called in here, but for what makes the script that is weighed."""
-    before, make_script = sys.gettrace(), train_gpt.submitted_script
+    before = sys.gettrace()
+    make_script = train_gpt.submitted_script
 
     def unwatched(resolved: Resolved) -> bytes:
         watching = sys.gettrace()

@@ -32,7 +32,8 @@ PUBLISHED |= dict(beta1=0.9, beta2=0.95, adam_eps=1e-8, lr_mults=(), lr_mult=1.0
 def seeds(subject: Subject) -> str:
     """A model is the same from the same seed; from another one every tensor that was drawn is another."""
     config = subject.resolved.config
-    one, same = subject.lab.build(subject.resolved), subject.lab.build(subject.resolved)
+    one = subject.lab.build(subject.resolved)
+    same = subject.lab.build(subject.resolved)
     other = dict(subject.lab.build(subject.resolve(seed=config.seed + 1)).named_parameters())
     drawn = 0
     for (name, p), (_, q) in zip(one.named_parameters(), same.named_parameters(), strict=True):
@@ -95,7 +96,8 @@ def settings_at(resolved: Resolved, step: int, role: str) -> dict[str, float]:
         hyper = technique.hyper(hyper)
     warm = min(1.0, step / max(1, hyper.muon_momentum_warmup_steps))
     momentum = hyper.muon_momentum_start + warm * (hyper.muon_momentum - hyper.muon_momentum_start)
-    mult, progress = dict(hyper.lr_mults).get(role, 1.0), step / c.iterations
+    mult = dict(hyper.lr_mults).get(role, 1.0)
+    progress = step / c.iterations
     scale = min(1.0, (c.iterations - step) / c.warmdown_iters) if c.warmdown_iters else 1.0
     for technique in Seams(resolved).entering("hyper_at"):
         hyper = technique.hyper_at(hyper, progress)
@@ -169,14 +171,16 @@ def average(subject: Subject) -> None:
         raise NotApplicable("it averages nothing")
     for label, one in subject.variants:
         for moving in (0.0, 0.1):
-            model, generator = one.lab.build(one.resolved), torch.Generator().manual_seed(5)
+            model = one.lab.build(one.resolved)
+            generator = torch.Generator().manual_seed(5)
             averager = one.technique.averager(model, 12)
             low = {n: p.clone() for n, p in model.named_parameters()}
             high = {n: p.clone() for n, p in low.items()}
             for step in range(12):
                 for name, p in model.named_parameters():
                     p.add_((moving * torch.randn(p.shape, generator=generator)).to(p.device))
-                    low[name], high[name] = torch.minimum(low[name], p), torch.maximum(high[name], p)
+                    low[name] = torch.minimum(low[name], p)
+                    high[name] = torch.maximum(high[name], p)
                 before = hash_of(*model.parameters())
                 averager.update(model, 1 - step / 12)
                 weights = averager.weights()
@@ -223,7 +227,8 @@ def _is_live(one: Subject, f: Any, signs: dict[str, str]) -> bool:
 
 def other_values(one: Subject, f: Any) -> Iterator[Any]:
     """Other values of a setting, the plausible ones first."""
-    now, space = getattr(one.technique.config, f.name), one.cls.space.get(f.name)
+    now = getattr(one.technique.config, f.name)
+    space = one.cls.space.get(f.name)
     found: list[Any] = []
     if isinstance(space, Choice):
         found += space.options
@@ -235,7 +240,8 @@ def other_values(one: Subject, f: Any) -> Iterator[Any]:
         found += [now + 1, max(1, now // 2)]
     elif isinstance(now, float):
         found += [now / 2, f.metadata["high"] or 0.5]
-    low, high = f.metadata["low"], f.metadata["high"]
+    low = f.metadata["low"]
+    high = f.metadata["high"]
     for value in found:
         inside = isinstance(value, str) or ((low is None or value >= low) and (high is None or value <= high))
         if inside and value != now:

@@ -53,7 +53,8 @@ def trace(lab: Lab, *, cls: type[Technique], known: Mapping[str, type[Technique]
 
 def note_inputs(read: dict[str, list[str]], trainer: train_gpt.Trainer) -> None:
     """From now on the hash of each sequence that the model is given, in training steps and in the export."""
-    hidden, ledger = trainer.model.hidden, trainer.world.ledger
+    hidden = trainer.model.hidden
+    ledger = trainer.world.ledger
 
     def noted(ids: Tensor) -> Tensor:
         if ledger.stage == "quantize" or ledger.reader == "steps":

@@ -228,7 +228,8 @@ def score_first(subject: Subject) -> str | None:
     require_scorer(subject)
     fired: list[str] = []
     for label, one in subject.variants:
-        verdict, claimed = one.technique.verdict().verdict, one.technique.strict_prefix
+        verdict = one.technique.verdict().verdict
+        claimed = one.technique.strict_prefix
         found = "; ".join(f"{name}: {text}" for name, text in detect(one).items())
         if found and verdict in LEGAL:
             raise Violation(f"{label}{found}, but the verdict is {verdict}")
@@ -247,7 +248,8 @@ def batches(subject: Subject) -> str:
     require_scorer(subject)
     worst = 0.0
     for label, one in subject.variants:
-        tokens, resolved = one.lab.ids(1, LONG + 1)[0], one.resolved
+        tokens = one.lab.ids(1, LONG + 1)[0]
+        resolved = one.resolved
         found = {f"{rows} sequences": score(one, resolved, tokens, rows) for rows in ROWS}
         for key in one.cls.batching:
             for rows in ROWS:
@@ -274,7 +276,8 @@ def failing(subject: Subject) -> str:
     hand in the scores of something else. What takes steps tells how many pieces it adapted to."""
     require_scorer(subject)
     tokens = subject.lab.ids(1, LENGTH + 1)[0]
-    sound, calls = open_scoring(subject, subject.resolved, tokens), [0, 0]
+    sound = open_scoring(subject, subject.resolved, tokens)
+    calls = [0, 0]
     with breaking(sound, calls, None), sound.ledger.watching():
         sound.scorer.score(sound)
     adapted = sound.ledger.steps or sound.steps

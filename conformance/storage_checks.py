@@ -138,7 +138,8 @@ def read_anew(cls: type[Technique]) -> type[Technique]:
 def same_score(subject: Subject) -> None:
     """The artifact scores alike where nothing else is left of its run (techniques are read anew: what one
     kept beside the artifact counts no byte), and near what its weights score before they are quantised."""
-    run, lab = subject.run(), subject.lab
+    run = subject.run()
+    lab = subject.lab
     assert run.score is not None
     anew = lab.resolve(subject.settings, {name: read_anew(cls) for name, cls in subject.known.items()})
     again = train_gpt.evaluate(run.artifact, Seams(anew), lab.world, lab.data)[0]
@@ -161,7 +162,8 @@ def same_score(subject: Subject) -> None:
 def counted(subject: Subject) -> str:
     """The score's nats and bytes, counted here: every byte token is a byte, the others are none; without a
     scorer the nats are those of each window by itself."""
-    run, lab = subject.run(), subject.lab
+    run = subject.run()
+    lab = subject.lab
     assert run.score is not None
     c = run.resolved.config
     tokens = torch.from_numpy(lab.data.val_tokens(max_tokens=c.val_tokens + 1).astype("int64"))
@@ -202,15 +204,22 @@ def integers(subject: Subject) -> str:
     """Whatever rounds keeps to ±(2^(bits − 1) − 1), of heavy-tailed weights too."""
     if not subject.enters("quantizer", "row_scale", "correct", "bits"):
         raise NotApplicable("it rounds nothing")
-    run, lab, known, settings = subject.run(), subject.lab, dict(subject.known), dict(subject.settings)
+    run = subject.run()
+    lab = subject.lab
+    known = dict(subject.known)
+    settings = dict(subject.settings)
     if subject.resolved.owner("bits") is None:
-        known[BenchBits.name], settings[BenchBits.name] = BenchBits, True
-    seams, generator, weights = Seams(lab.resolve(settings, known)), torch.Generator().manual_seed(3), {}
+        known[BenchBits.name] = BenchBits
+        settings[BenchBits.name] = True
+    seams = Seams(lab.resolve(settings, known))
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
     for name, w in run.weights.items():
         weights[name] = w * (1 + 8 * (torch.rand(w.shape, generator=generator) < 0.01))
     lab.world.ledger.at("quantize", "rounding")
     packed, _ = train_gpt.quantize(weights, run.trainer.model, seams, train_gpt.calibration(run.trainer))
-    roles, widest = {n: p.role for n, p in run.trainer.model.named_parameters()}, 0  # type: ignore[attr-defined]
+    roles = {n: p.role for n, p in run.trainer.model.named_parameters()}  # type: ignore[attr-defined]
+    widest = 0
     for item in packed:
         if item.scale is not None and not subject.enters("tensor_bits"):
             role = roles[item.name]
@@ -225,7 +234,8 @@ def container(subject: Subject) -> str:
     """A codec gives back containers of every length: odd shapes, one element, corrections, no tensor."""
     if not subject.enters("codec"):
         raise NotApplicable("it is no codec")
-    generator, tried = torch.Generator().manual_seed(9), 0
+    generator = torch.Generator().manual_seed(9)
+    tried = 0
 
     def q(*shape: int) -> Tensor:
         return torch.randint(-31, 32, shape, generator=generator, dtype=torch.int8)
@@ -242,7 +252,8 @@ def container(subject: Subject) -> str:
                 train_gpt.Packed("half", torch.randn(2 * length + 1, generator=generator).half(), None),
                 train_gpt.Packed("scalar", torch.randn(1 + length, generator=generator), None),
             ][: None if length else 0]
-            codec, values = one.technique.codec(), {"text": "x" * length}
+            codec = one.technique.codec()
+            values = {"text": "x" * length}
             told, weights = train_gpt.unpack(train_gpt.pack(items, values, codec), {codec.name: codec})
             same = all(torch.equal(item.dequantized(), weights[item.name]) for item in items)
             tried += 1

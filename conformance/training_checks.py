@@ -65,7 +65,8 @@ def phases(subject: Subject) -> str:
     if not subject.enters("batch", "plan"):
         raise NotApplicable("no graph of it changes")
     for label, one in subject.variants:
-        technique, c = one.technique, one.resolved.config
+        technique = one.technique
+        c = one.resolved.config
         full = Batch(c.train_batch_tokens, c.train_seq_len)
         plan = technique.plan(one.resolved.shape()) if one.enters("plan") else lambda _progress: ()
         borders = [0.0, *technique.phases(), 1.0]

@@ -82,7 +82,8 @@ def download(
             tokenizer = load_tokenizer(root / small, vocab_size=vocab_size)
             verify_luts(tokenizer, byte_luts(tokenizer))  # before 200 MB a shard
             more = _fetch_all(root, hub, commit, wanted)
-            fetched, skipped = fetched + more[0], skipped + more[1]
+            fetched = fetched + more[0]
+            skipped = skipped + more[1]
             manifest = _write_manifest(root, folder, tokenizer_name, vocab_size, _source(hub, commit))
             try:
                 open_dataset(folder, vocab_size=vocab_size, seq_len=1)

@@ -149,7 +149,9 @@ def parsed(text: str) -> ast.Module:
 
 def _other_quotes(line: str) -> str:
     """A line whose f-strings have the other quote within their braces."""
-    out, quote, depth = list[str](), "", 0
+    out = list[str]()
+    quote = ""
+    depth = 0
     for i, c in enumerate(line):
         if not quote:
             quote = c if c in "'\"" and re.search(r"(?<!\w)[fF]$", line[:i]) else ""

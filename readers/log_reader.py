@@ -196,7 +196,11 @@ class LogReader:
             self.scores.clear()
             self.eval_s.clear()
         if step < min(2, self.steps):  # a second run in one log
-            self.steps, self.train_s, self._point, self._told, self._reported = 0, 0.0, None, 0.0, 0.0
+            self.steps = 0
+            self.train_s = 0.0
+            self._point = None
+            self._told = 0.0
+            self._reported = 0.0
             self.sizes.clear()
         self.steps = max(self.steps, step)
         self.train_s = max(self.train_s, found.get("train_time", 0.0))
@@ -232,7 +236,9 @@ class LogReader:
     def _on_grid(self, step: int, point: tuple[float, float, float], at_s: float) -> list[Report]:
         """Reports of grid points since the last validation, interpolated across at most two of them; a
         validation far from all of them that stands alone is told where it stands."""
-        found, grid, before = list[tuple[float, float, float]](), 1.0 / self.rules.num_reports, self._point
+        found = list[tuple[float, float, float]]()
+        grid = 1.0 / self.rules.num_reports
+        before = self._point
         for k in range(1, self.rules.num_reports):
             at = k * grid
             if at <= self._told or at > point[0] + SAME_POINT:

@@ -213,7 +213,8 @@ class _Reader:
         value, problem = cast_to(value, kind)
         off = self._off(node)
         if off != "0" and kind in ("str", "bool") and isinstance(value, str | bool | None):
-            kind, value = "bool", bool(value) if not isinstance(value, str) else value != ""
+            kind = "bool"
+            value = bool(value) if not isinstance(value, str) else value != ""
         return Read(name, kind, value, line, note or problem, self._on(node), off)
 
     def constant(self, node: ast.expr) -> Any:
@@ -284,7 +285,8 @@ class _Reader:
         made = [c for c in classes if any("dataclass" in ast.unparse(d) for d in c.decorator_list)]
         for item in [item for one in made for item in one.body] if built else []:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value:
-                kind, value = ast.unparse(item.annotation), self.constant(item.value)
+                kind = ast.unparse(item.annotation)
+                value = self.constant(item.value)
                 kind = kind if kind in KINDS else literals.kind_of(value)
                 name = _prefix(built[0][0]) + item.target.id.upper()
                 yield Read(name, kind, cast_to(value, kind)[0], item.lineno)
@@ -320,10 +322,8 @@ def _unpack(tree: ast.Module, found: Scan) -> ast.Module:
     for node in [
         n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "exec"
     ]:
-        text, told = (
-            literals.unpacked(node.args[0]) if node.args else None,
-            "runs text that is not known here",
-        )
+        text = literals.unpacked(node.args[0]) if node.args else None
+        told = "runs text that is not known here"
         if text is not None:
             told = f"packed code, {len(text):,} bytes, read as text and never run; its own lines are told"
             try:

@@ -286,7 +286,8 @@ def opener(given: StudyOptions) -> Callable[[], Session]:
         from search.session.session import read_session
         from search.study.load import find_study
 
-        study, home = find_study(given.study), given.home_folder
+        study = find_study(given.study)
+        home = given.home_folder
         return read_session(study, home=home, storage=given.storage, environ=os.environ)
 
     return opened

@@ -76,8 +76,10 @@ def inverse_factor(hessian: Tensor) -> Tensor | None:
 
 def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, config: Any) -> Tensor | None:
     """q int8 [P,r,c] of W [r,c] under each row of scales [P,r]; None if the Cholesky factorisation fails."""
-    qmax, columns = 2 ** (bits - 1) - 1, weight.size(1)
-    h, w = hessian.double().clone(), weight.double().clone()
+    qmax = 2 ** (bits - 1) - 1
+    columns = weight.size(1)
+    h = hessian.double().clone()
+    w = weight.double().clone()
     diagonal = h.diagonal().clone()
     dead = diagonal == 0
     w[:, dead] = 0
@@ -91,7 +93,8 @@ def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, confi
     if u is None:
         return None
     w = w[:, order].expand(scales.size(0), -1, -1).clone()  # [P,r,c]
-    s, q = scales.double()[..., None], torch.empty_like(w)
+    s = scales.double()[..., None]
+    q = torch.empty_like(w)
     for a in range(0, columns, config.block_size):
         b = min(a + config.block_size, columns)
         errors = torch.empty_like(w[:, :, a:b])
@@ -100,7 +103,8 @@ def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, confi
             rounded = torch.round(column / s).clamp(-qmax, qmax)
             error = (column - s * rounded) / u[j, j]
             w[:, :, j:b] -= error * u[j, j:b]
-            q[:, :, j : j + 1], errors[:, :, j - a : j - a + 1] = rounded, error
+            q[:, :, j : j + 1] = rounded
+            errors[:, :, j - a : j - a + 1] = error
         w[:, :, b:] -= errors @ u[a:b, b:]
     return q[:, :, torch.argsort(order)].to(torch.int8)
 
@@ -111,7 +115,8 @@ def self_generated(model: Any, config: Any, *, rank: int, ranks: int) -> Iterato
     Batch i draws from a generator of its own: it is the same on one rank and on many. One forward of the
     whole prefix a token: no cache of keys and values; a GPU, which waits for its launches there, runs it for
     all batches at once."""
-    device, vocab_size = model.tok_emb.device, model.tok_emb.size(0)
+    device = model.tok_emb.device
+    vocab_size = model.tok_emb.size(0)
     starts = range(0, config.self_sequences, SELF_BATCH)
     mine = range(rank, len(starts), ranks)
     for group in [mine] if device.type == "cuda" and mine else [[i] for i in mine]:

@@ -117,7 +117,8 @@ def check_bytes(complete: list[dict[str, Any]], folder: Path, options: list[str]
         ran = subprocess.run(alone, cwd=to, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         assert {p.name for p in to.iterdir()} == {"train_gpt.py", "artifact.bin", "train.log"}
-        script, model = (to / "train_gpt.py").stat().st_size, (to / "artifact.bin").stat().st_size
+        script = (to / "train_gpt.py").stat().st_size
+        model = (to / "artifact.bin").stat().st_size
         assert (trial["attrs"]["code_bytes"], trial["attrs"]["artifact_bytes"]) == (script, script + model)
 
 

@@ -63,7 +63,10 @@ class Ledger:
         self, seconds: Callable[[], float] = time.perf_counter, settle: Callable[[], None] = lambda: None
     ) -> None:
         """`settle` waits until the device has done what it was given."""
-        self.seconds, self.settle, self.stage, self.reader = seconds, settle, "data", "check"
+        self.seconds = seconds
+        self.settle = settle
+        self.stage = "data"
+        self.reader = "check"
         self.clock: Callable[[], float] = lambda: 0.0
         self.shards: dict[tuple[int, int], str] = {}  # (device, inode) -> split
         self.watching = False
@@ -75,14 +78,17 @@ class Ledger:
         self.faults: list[str] = []
         self.tokens = (0, "")  # how many the last evaluation had, and their hash
         self.compared: dict[str, tuple[int, str]] = {}
-        self.reads, self.clocks = 0, 0  # of whatever kind; timed clocks that run
-        self.lap_s, self.calibrated_s = 0.0, 0.0  # of the last lap; of all laps that read data
+        self.reads = 0  # of whatever kind
+        self.clocks = 0  # timed ones that run
+        self.lap_s = 0.0  # of the last lap
+        self.calibrated_s = 0.0  # of all laps that read data
         self.lap_began: float | None = None
 
     def at(self, stage: str, reader: str, clock: Callable[[], float] | None = None) -> None:
         """From here on `reader` reads; `clock` tells the timed training seconds, by default the last one."""
         if stage in HELD_BEFORE and (stage, reader) != (self.stage, self.reader) and "val" in self.held():
-            self.stage, self.reader = stage, reader
+            self.stage = stage
+            self.reader = reader
             self.note("val", 0, 0, opened=True)
         self.stage, self.reader, self.clock = stage, reader, clock or self.clock
 
@@ -98,7 +104,8 @@ class Ledger:
         kind = type(model.blocks[0])  # of a copy of the model, too
         hook = register_module_forward_pre_hook(lambda m, _: self._used(type(m) is kind)) if kept else None
         self.settle()
-        before, self.lap_began = self.reads, self.seconds()
+        before = self.reads
+        self.lap_began = self.seconds()
         self.timing(1)
         try:
             yield
@@ -107,7 +114,8 @@ class Ledger:
                 hook.remove()
             self.settle()
             self.timing(-1)
-            self.lap_s, self.lap_began = self.seconds() - self.lap_began, None
+            self.lap_s = self.seconds() - self.lap_began
+            self.lap_began = None
             self.calibrated_s += self.lap_s if self.reads > before else 0.0
 
     def _used(self, runs: bool) -> None:
@@ -191,7 +199,8 @@ class Ledger:
         """Every shard of `folder` that is opened from now on is noted; the hook stays with the process."""
         if not self.watching:
             sys.addaudithook(self._seen)
-        self.watching, self.shards = True, {}
+        self.watching = True
+        self.shards = {}
         for path in Path(folder).glob("fineweb_*"):
             split = path.name.removeprefix("fineweb_").split("_")[0]
             if split in ("train", "val"):

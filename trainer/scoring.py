@@ -102,7 +102,8 @@ class Meter:
     before its score: whoever reads it without gradients may train on it all the same."""
 
     def __init__(self, run: Any):
-        self.run, self.steps = run, 0
+        self.run = run
+        self.steps = 0
         self.early = torch.zeros(run.num_positions, dtype=torch.bool)
         self.unscored: list[tuple[int, int]] = []  # read since the last step
         self.first: list[tuple[int, int]] = []  # written first, in their order
@@ -202,7 +203,8 @@ def sample_nats(
     """(positions, their nats) of the first scores of `tokens`, of this process alone and of fresh weights."""
     load_weights(run.model, weights)
     alone = copy.copy(run.world)
-    alone.rank, alone.size = 0, 1
+    alone.rank = 0
+    alone.size = 1
     again = type(run)(run.model, tokens, run.seq_len, run.batch_seqs, alone)
     again.hidden = run.hidden
     again.ledger.size = again.ledger.wanted = run.ledger.size

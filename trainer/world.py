@@ -34,7 +34,8 @@ class World:
         self.earlier_peak_bytes = 0  # of the processes whose stages were taken over
         self.not_compiled: list[str] = []  # why `compile auto` compiled nothing, if it did not
         self._thread = time.pthread_getcpuclockid(threading.get_ident())
-        self._threads, self._seconds = torch.get_num_threads(), 0.0
+        self._threads = torch.get_num_threads()
+        self._seconds = 0.0
         self._used = [0.0, 0.0]  # processor seconds of that thread, and a thread of all, at the last reading
         cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
         if cuda and not torch.cuda.is_available():
@@ -106,7 +107,8 @@ class World:
             return time.perf_counter()
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         whole = time.process_time() + ended.ru_utime + ended.ru_stime
-        before, self._used = self._used, [time.clock_gettime(self._thread), whole / self._threads]
+        before = self._used
+        self._used = [time.clock_gettime(self._thread), whole / self._threads]
         self._seconds += max(now - then for now, then in zip(self._used, before, strict=True))
         return self._seconds
 

@@ -195,7 +195,9 @@ class CostModel:
         return sum((w * self.prior_sd(n)) ** 2 for n, w in weight.items() if not n.startswith("log "))
 
     def _flat(self, bill: Bill) -> _Row:
-        parts, columns, values = list[int](), list[int](), list[float]()
+        parts = list[int]()
+        columns = list[int]()
+        values = list[float]()
         shared = {n: e - self.centre[n] for n, e in bill.common.items() if n in self.columns}
         for i, part in enumerate(bill.parts):
             for name, exponent in part.factors.items():
@@ -227,7 +229,8 @@ class CostModel:
             return _Fit(np.zeros(width), np.linalg.inv(precision), self.prior_spread, PRIOR_TRIALS)
         rows, spread, dof = _Rows(known, width), self.prior_spread, PRIOR_TRIALS
         theta = np.pad(self._last, (0, width - len(self._last)))  # new factors at their prior's mean
-        weights, covariance = np.ones(len(known)), precision
+        weights = np.ones(len(known))
+        covariance = precision
         logs, gradient = rows.totals(theta)
         for step in range(STEPS):
             weighted = gradient.T * (weights / spread**2)

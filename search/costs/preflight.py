@@ -64,7 +64,8 @@ class Preflight:
     """One a worker, taught with the trials that finish anywhere. `hardware`: where the next trial runs."""
 
     def __init__(self, study: Study, *, hardware: str = ""):
-        self.study, self.hardware = study, hardware
+        self.study = study
+        self.hardware = hardware
         self.model_bytes = costs.byte_model()
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}

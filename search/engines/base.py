@@ -119,7 +119,8 @@ class WorkerFailed(ValueError):
 @contextmanager
 def stop_requested() -> Generator[threading.Event]:
     """While the block lasts, SIGINT and SIGTERM set the event instead of ending us."""
-    stopping, ends = threading.Event(), (signal.SIGINT, signal.SIGTERM)
+    stopping = threading.Event()
+    ends = (signal.SIGINT, signal.SIGTERM)
     old = {number: signal.signal(number, lambda number, frame: stopping.set()) for number in ends}
     try:
         yield stopping

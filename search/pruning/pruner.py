@@ -49,7 +49,8 @@ class Verdict:
 
     @property
     def facts(self) -> dict[str, float]:
-        predicted, standard = round(self.predicted, 6), round(self.standard, 6)
+        predicted = round(self.predicted, 6)
+        standard = round(self.standard, 6)
         return {"progress": self.progress, "predicted": predicted, "standard": standard}
 
 
@@ -169,7 +170,8 @@ class Pruner:
         known = evidence.count >= rule.min_trials and evidence.tells(rule.agreement)
         if not known or bpb <= evidence.best_early:
             return None
-        point, standard = Point(bpb, with_rates(features_of(trial), curve, progress)), self.standard()
+        point = Point(bpb, with_rates(features_of(trial), curve, progress))
+        standard = self.standard()
         probability = evidence.probability_worse(point, standard)
         if probability < rule.confidence:
             return None

@@ -86,7 +86,8 @@ def guarded(app: Wsgi, token: str) -> Wsgi:
         return secrets.compare_digest(given.encode(), token.encode())
 
     def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        host = environ.get("HTTP_HOST", "")
+        origin = environ.get("HTTP_ORIGIN")
         query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
         pairs = [part.strip().partition("=") for part in environ.get("HTTP_COOKIE", "").split(";")]
         local = OURS.fullmatch(host) and origin in (None, f"http://{host}")

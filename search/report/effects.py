@@ -100,7 +100,8 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     beliefs = Beliefs(space, learn_rules(space, examples))
     beliefs.learn(done)
     model, rng = beliefs.objective.model, np.random.default_rng(seed)
-    y, noise_sd = model.y * model.scale + model.centre, np.sqrt(model.extra) * model.scale
+    y = model.y * model.scale + model.centre
+    noise_sd = np.sqrt(model.extra) * model.scale
     model.observe(model.columns, y, noise_sd=noise_sd, fit=STEPS)
     beliefs.objective.mean = model.mean()
     switches = list(_switches(beliefs, rng))

@@ -72,7 +72,8 @@ class Progress:
         if seen.failed:
             counts += f", {seen.failed} lost to the machine and tried again"
         counts += f"; {seen.resampled} resampled before running"
-        out, best = [counts, "no feasible trial yet"], seen.best
+        out = [counts, "no feasible trial yet"]
+        best = seen.best
         if best is not None:
             out[1] = f"best #{best.number}: {best.bpb:.4f} bits/byte, {figures_summary(best.figures)}"
         done = seen.finished - (self.at_start or 0)

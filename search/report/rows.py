@@ -34,7 +34,8 @@ class Row:
 
 
 def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
-    attrs, facts = trial.user_attrs, confirmed.get(trial.number)
+    attrs = trial.user_attrs
+    facts = confirmed.get(trial.number)
     shown = [limit.figure for limit in LIMITS if limit.figure in attrs or not limit.optional]
     return Row(
         number=trial.number,

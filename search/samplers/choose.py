@@ -60,8 +60,10 @@ def proposer_of(
     """The sampler that the study asks for. `stages`: `structured` weighs finished training."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
-        startup, candidates = settings.startup_trials or TPE_STARTUP, settings.candidates
-        groups, dists = space.groups(), space.distributions
+        startup = settings.startup_trials or TPE_STARTUP
+        candidates = settings.candidates
+        groups = space.groups()
+        dists = space.distributions
         return GroupedTpe(groups, dists, startup_trials=startup, candidates=candidates, seed=seed)
     if settings.kind == "gp":
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)

@@ -106,7 +106,8 @@ class GroupedTpe(TPESampler):
 
     def _propose_many(self, count: int) -> list[Proposal]:
         """`count` proposals; together much cheaper than one by one."""
-        size, chosen = count * self._n_ei_candidates, list[Callable[[], Chosen]]()
+        size = count * self._n_ei_candidates
+        chosen = list[Callable[[], Chosen]]()
         for k, group in enumerate(self._groups):
             numbers = Numbers(self._rng.rng, size * (1 + len(group)) if group else 0)
             chosen.append(functools.cache(functools.partial(self._best, k, count, numbers)))
@@ -114,7 +115,8 @@ class GroupedTpe(TPESampler):
 
     def _best(self, index: int, count: int, numbers: Numbers) -> Chosen:
         """Values of a group's parameters in `count` proposals, each the best of its own candidates."""
-        group, found = self._groups[index], Chosen()
+        group = self._groups[index]
+        found = Chosen()
         below, above = self._densities(index)
         candidates = below.sample(numbers, count * self._n_ei_candidates)
         gains = below.log_pdf(candidates) - above.log_pdf(candidates)
@@ -129,7 +131,8 @@ class GroupedTpe(TPESampler):
         """Of the good and of the other trials that have every parameter of a group."""
         if index not in self._fitted:
             assert self._seen is not None
-            group, settings = self._groups[index], self._parzen_estimator_parameters
+            group = self._groups[index]
+            settings = self._parzen_estimator_parameters
             columns = [self._columns[name] for name in group]
             parts = [part[:, columns] for part in self._seen]
             good, other = (Parzen(part[~np.isnan(part).any(axis=1)], group, settings) for part in parts)
@@ -316,9 +319,11 @@ def settled_params(trial: FrozenTrial) -> dict[str, Any]:
     """The parameters of a trial; of a running one also those that it has sampled but not yet suggested."""
     if trial.state.is_finished():
         return trial.params
-    text, k = "", 0
+    text = ""
+    k = 0
     while part := trial.system_attrs.get(f"{_RELATIVE_PARAMS_KEY}:{k}"):
-        text, k = text + part, k + 1
+        text = text + part
+        k = k + 1
     try:
         return {**(json.loads(text) if text else {}), **trial.params}
     except json.JSONDecodeError:  # its worker is writing it just now
@@ -328,7 +333,8 @@ def settled_params(trial: FrozenTrial) -> dict[str, Any]:
 def set_system_attr(study: optuna.Study, trial: FrozenTrial, params: Mapping[str, Any]) -> None:
     """Shares a proposal with the other workers, the way TPE's constant liar reads it."""
     number = trial._trial_id  # pyright: ignore[reportPrivateUsage]
-    text, storage = json.dumps(params), study._storage  # pyright: ignore[reportPrivateUsage]
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    text = json.dumps(params)
     k = 0
     for k, start in enumerate(range(0, len(text), _SYSTEM_ATTR_MAX_LENGTH)):
         part = text[start : start + _SYSTEM_ATTR_MAX_LENGTH]

@@ -71,7 +71,8 @@ def open_session(
 
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/prepare.py)."""
-    study, baseline = session.study, stored(session.optuna_study)
+    study = session.study
+    baseline = stored(session.optuna_study)
     if baseline is None or not study.limits.relative:
         return session
     limits = study.limits.measured(baseline)

@@ -17,7 +17,9 @@ from techniques.config import Resolved, stage_keys
 
 Params = Mapping[str, Any]
 Pick = Callable[[str], Any]
-INACTIVE_CODE, OFF_CODE, ON_CODE = -1, 0, 1  # of what means nothing itself, and of a gate's choices
+INACTIVE_CODE = -1  # of what means nothing itself
+OFF_CODE = 0  # of a gate's choices
+ON_CODE = 1
 Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE_CODE
 Conditions = dict[str, Condition]  # parameter -> what must hold, all of it, for it to mean something
 TRAINED = "average"  # the stage whose result a checkpoint is

@@ -107,7 +107,8 @@ def _unpack(reader: Any, folder: Path, left: int) -> None:
     """Plain files of known names, each once, `left` bytes in all; Corrupt before more is written."""
     with tarfile.open(fileobj=reader, mode="r|", tarinfo=_Member) as tar:
         for member in tar:
-            left, path = left - member.size, folder / member.name
+            left = left - member.size
+            path = folder / member.name
             known = member.name in (MANIFEST, *KNOWN_FILES) and not path.exists()
             if not known or not member.isreg() or member.issparse():
                 raise Corrupt(f"it holds {member.name!r}")

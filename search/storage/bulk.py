@@ -196,7 +196,10 @@ class BulkStorage(RDBStorage):
         params: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
         distributions: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
         heads: list[tuple[str, BaseDistribution]] = []
-        keys, owners, kinds, values = list[int](), list[int](), list[int](), list[Any]()
+        keys = list[int]()
+        owners = list[int]()
+        kinds = list[int]()
+        values = list[Any]()
         for name, written, its_keys, its_owners, its_values in connection.execute(text(PARAMS), {"ids": ids}):
             if written not in self._known:
                 self._known[written] = json_to_distribution(written)
@@ -207,7 +210,8 @@ class BulkStorage(RDBStorage):
             heads.append((name, self._known[written]))
         for k in sorted(range(len(keys)), key=keys.__getitem__):  # as they were suggested
             name, dist = heads[kinds[k]]
-            params[owners[k]][name], distributions[owners[k]][name] = values[k], dist
+            params[owners[k]][name] = values[k]
+            distributions[owners[k]][name] = dist
         return params, distributions
 
 

@@ -89,7 +89,8 @@ class PatientStorage(BulkStorage):
     """BulkStorage whose every call waits out an outage of the database."""
 
     def __init__(self, url: str, *, worker: bool, timing: Timing, revive: Callable[[], object] | None):
-        self.timing, self.revive = timing, revive
+        self.timing = timing
+        self.revive = revive
         pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
         super().__init__(
             url,
@@ -228,7 +229,8 @@ def open_storage(
     url: str, *, worker: bool, timing: Timing | None = None, revive: Callable[[], object] | None = None
 ) -> BatchStorage:
     """Optuna's cache over it. `worker=False` makes or checks tables; `revive` may restart the database."""
-    url, timing = normalise_url(url), timing or Timing()
+    url = normalise_url(url)
+    timing = timing or Timing()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if worker:

@@ -91,11 +91,6 @@ def as_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def refuse_twice(fixed: Mapping[str, Any], space: Mapping[str, Any]) -> None:
-    for twice in fixed.keys() & space.keys():
-        raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
-
-
 def refuse_native(tables: Mapping[str, Mapping[str, Any]]) -> None:
     """ValueError for what only a study of our trainer can say."""
     if tables["techniques"]:
@@ -130,7 +125,6 @@ def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreig
     space = tables["space"]
     variables = {n: _variable(n, cast("Any", s)) for n, s in space.items() if isinstance(s, Mapping)}
     plain = {n: v for n, v in space.items() if not isinstance(v, Mapping)}
-    refuse_twice(tables["fixed"], space)
     fixed = {name: _fixed_value(name, value) for name, value in {**tables["fixed"], **plain}.items()}
     foreign = Foreign(**given, fixed=fixed, variables=_parents_first(variables, fixed))
     for key in ("wallclock", "warmdown", "warmdown_frac"):
@@ -201,7 +195,8 @@ def _variable(name: str, spec: Mapping[str, Any]) -> Variable:
     when = _when(name, spec.get("when"))
     if "gate" in spec:
         off = UNSET if spec.get("unset") is True else as_text(spec.get("off", "0"))
-        texts, known = (as_text(spec.get("on", "1")), off), {"gate", "on", "off", "unset", "when"}
+        texts = (as_text(spec.get("on", "1")), off)
+        known = {"gate", "on", "off", "unset", "when"}
         if spec["gate"] is not True or not {*spec} <= known or texts[0] == off or {"off", "unset"} <= {*spec}:
             raise ValueError(
                 f"`{name}` is a gate: gate = true, and on and off, two different texts (or unset = true for "

@@ -149,7 +149,8 @@ def violations(
     result: Mapping[str, Any] | None, limits: Limits, *, failure: str | None = None
 ) -> dict[str, float]:
     """All of the study's, always. `failure` says why the configuration failed, None when it did not."""
-    values, figures = dict[str, float](), result or {}
+    values = dict[str, float]()
+    figures = result or {}
     for limit in limits.given:
         found: Any = figures.get(limit.figure)
         known = isinstance(found, int | float) and math.isfinite(found)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from search.common.paths import DEFAULT_STUDY, ROOT
-from search.study.foreign import parse_foreign, refuse_native, refuse_twice
+from search.study.foreign import parse_foreign, refuse_native
 from search.study.limits import Limits, check_given
 from search.study.model import Domain, Header, Pruning, SamplerSettings, Slots, Study
 from techniques import base as declared
@@ -38,7 +38,9 @@ from techniques.config import TRAINER_FIELDS, Config, flatten, known_field, read
 NAME = re.compile(r"\w[\w.+-]*")
 TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
 Table = TypeVar("Table")
-FREE, ON, OFF = "free", "on", "off"
+FREE = "free"
+ON = "on"
+OFF = "off"
 BASELINE = "baseline"  # the choice of a slot that no technique fills
 Catalogue = Mapping[str, type[Technique]]
 RANGE_KEYS = ("low", "high", "log", "step", "choices")
@@ -92,8 +94,12 @@ def find_study(path: Path | None) -> Study:
 def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) -> Study:
     if tables["trainer"]:
         refuse_native(tables)
-        return dataclasses.replace(_whatever_runs(tables, path), foreign=parse_foreign(tables, path))
-    return _native(_whatever_runs(tables, path), tables, known)
+        study = dataclasses.replace(_whatever_runs(tables, path), foreign=parse_foreign(tables, path))
+    else:
+        study = _native(_whatever_runs(tables, path), tables, known)
+    for twice in tables["fixed"].keys() & tables["space"].keys():
+        raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
+    return study
 
 
 def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study:
@@ -121,7 +127,6 @@ def _native(study: Study, tables: Mapping[str, dict[str, Any]], known: Catalogue
     fixed, asked = _fixed(tables["fixed"], known)
     plain = {k: v for k, v in tables["space"].items() if not isinstance(v, Mapping)}
     more, more_asked = _fixed(plain, known)
-    refuse_twice(fixed, tables["space"])
     fixed, asked = fixed | more, asked | more_asked
     asked = _asked_gates(tables["techniques"], asked, known)
     gates = settle_gates(asked, known, base=study.base, track=study.track)
@@ -165,7 +170,8 @@ def checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
 
 def _fixed(table: Mapping[str, Any], known: Catalogue) -> tuple[dict[str, Any], dict[str, str]]:
     """(flat settings, gates that the table forces) of [fixed] or of the plain values in [space]."""
-    values, gates = dict[str, Any](), dict[str, str]()
+    values = dict[str, Any]()
+    gates = dict[str, str]()
     for name, value in flatten(table).items():
         field = known_field(name, known)
         if field is None:
@@ -194,7 +200,8 @@ def _asked_gates(table: Mapping[str, Any], fixed: Mapping[str, str], known: Cata
 
 def _domains(table: Mapping[str, Any], gates: Gates, known: Catalogue) -> tuple[Slots, dict[str, Domain]]:
     """(slot -> narrowed choices, setting -> domain) of [space]."""
-    slots, domains = Slots(), dict[str, Domain]()
+    slots = Slots()
+    domains = dict[str, Domain]()
     for name, value in table.items():
         if not isinstance(value, Mapping):
             continue
@@ -275,7 +282,9 @@ def settle_gates(asked: Mapping[str, str], known: Catalogue, *, base: Mapping[st
                 raise ValueError(
                     f"{name} cannot be {state[name]}: {reason}. Turn {name} off, or change the other."
                 )
-            state[name], reasons[name], changed = OFF, reason, True
+            state[name] = OFF
+            reasons[name] = reason
+            changed = True
     return Gates(state, reasons, frozenset(from_preset))
 
 
@@ -345,7 +354,9 @@ def parse_domain(name: str, spec: Mapping[str, Any], field: dataclasses.Field[An
         raise ValueError(
             f"`{name}` ({kind}) takes choices = [...], a number also low and high, but got {dict(spec)!r}."
         )
-    low, high, log = value("low"), value("high"), spec.get("log", False)
+    low = value("low")
+    high = value("high")
+    log = spec.get("log", False)
     if not low < high:
         raise ValueError(f"`{name}` must have low < high, but got {low} and {high}. A plain value fixes it.")
     if not isinstance(log, bool) or (log and low <= 0):

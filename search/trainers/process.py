@@ -112,7 +112,8 @@ def run_trainer(job: Job, *, on_report: OnReport, stop: Callable[[], bool] = lam
         watched.reports = watched.reports or list(recorded)
     finally:
         process.end()
-    process_s, reports = time.perf_counter() - process.began, tuple(watched.reports)
+    process_s = time.perf_counter() - process.began
+    reports = tuple(watched.reports)
     outcome = Outcome("finished", reports=reports, process_s=process_s, report_s=watched.report_s)
     return _classify(job, outcome, watched, process.status)
 

@@ -99,7 +99,8 @@ def run_exactly(
     KeyboardInterrupt fails the trial, queues it again, and goes on up."""
     if target < 0:
         raise ValueError(f"The number of trials must not be negative, but got {target}.")
-    stop, hooks = stop or (lambda: False), hooks or Hooks()
+    stop = stop or (lambda: False)
+    hooks = hooks or Hooks()
     gate = _gate(study, url, hooks.lost)
     failures = 0
     while not stop():

@@ -64,7 +64,9 @@ def check_corpus(study: Study) -> str:
 
 def check_data(data_path: str, tokenizer_path: str, *, vocab_size: int, seq_len: int) -> str:
     """Builds the embedded corpus if it is meant and missing; checks any. ValueError, as a trainer's."""
-    folder, tokenizer, data = ROOT / data_path, ROOT / tokenizer_path, ROOT / "data"
+    folder = ROOT / data_path
+    tokenizer = ROOT / tokenizer_path
+    data = ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
         try:
             embedded.ensure(data, f"sp{vocab_size}")
@@ -136,7 +138,8 @@ def trainer_job(
 
 def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[str] = ()) -> dict[str, Any]:
     """Runs the baseline (free techniques off, free settings at the preset's) and stores it; or ValueError."""
-    stopping, trainer = threading.Event(), session.trainer
+    stopping = threading.Event()
+    trainer = session.trainer
     config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
     hidden = trainer.hidden()

@@ -69,7 +69,8 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
 def judged(outcome: Outcome, baseline: Mapping[str, Any]) -> Outcome:
     """A trial that did not print the score that the baseline has has failed, whatever else it printed; one
     with a further score counts, and says so."""
-    result, (wanted, *_) = outcome.result or {}, [*(baseline.get(LABELS) or ()), ""]
+    result = outcome.result or {}
+    wanted, *_ = [*(baseline.get(LABELS) or ()), ""]
     labels = result.get(LABELS) or [""]
     if outcome.kind != "finished" or not wanted or labels[0] == wanted:
         return outcome
@@ -129,7 +130,8 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
             *(_row(limit, result.get(limit.figure), limits.of(limit)) for limit in limits.given),
             "",
         ]
-    verdicts, on = verdicts_of(result), trial.user_attrs.get(attributes.TECHNIQUES, [])
+    verdicts = verdicts_of(result)
+    on = trial.user_attrs.get(attributes.TECHNIQUES, [])
     lines += [f"- {name}: {verdicts.get(name, 'no verdict')}" for name in on]
     lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
     lines += ["", f"legality: {trial.user_attrs.get(attributes.LEGALITY, 'not known')}"]
@@ -169,9 +171,14 @@ def save_curve(
 
 def _curve_svg(points: Mapping[float, float], label: str) -> str:
     width, height = CURVE_SIZE
-    left, right, top, bottom = 70, width - 15, 30, height - 30
-    xs, ys = sorted(points), list(points.values())
-    x_span, y_span = (xs[-1] - xs[0]) or 1.0, (max(ys) - min(ys)) or 1.0
+    left = 70
+    right = width - 15
+    top = 30
+    bottom = height - 30
+    xs = sorted(points)
+    ys = list(points.values())
+    x_span = (xs[-1] - xs[0]) or 1.0
+    y_span = (max(ys) - min(ys)) or 1.0
 
     def at(x: float) -> str:
         across = left + (x - xs[0]) / x_span * (right - left)

@@ -87,8 +87,10 @@ def find_warm_start(session: Session, hardware: str) -> WarmStart:
     trials = {t._trial_id: t for t in storage.bulk.trials_of(list(owners))}  # pyright: ignore[reportPrivateUsage]
     found: list[EarlierTrial] = []
     for trial_id, owner in reversed(owners.items()):
-        trial, facts = trials[trial_id], studies[owner]
-        resolved, result = resolved_run(trial, facts[attributes.STUDY_IDENTITY]), result_of(trial)
+        trial = trials[trial_id]
+        facts = studies[owner]
+        resolved = resolved_run(trial, facts[attributes.STUDY_IDENTITY])
+        result = result_of(trial)
         if resolved is not None and result is not None:
             kept = comparable(session.study, hardware, resolved, trial, result)
             found.append(EarlierTrial(facts["name"], resolved, kept))

@@ -84,8 +84,11 @@ class Worker:
     """One worker of a study; `stopping` may be set from anywhere."""
 
     def __init__(self, session: Session, spec: WorkerSpec, *, reuse: Reuse | None = None):
-        self.session, self.spec, self.reuse = session, spec, reuse
-        self.trainer, self.study = session.trainer, session.study
+        self.session = session
+        self.spec = spec
+        self.reuse = reuse
+        self.trainer = session.trainer
+        self.study = session.study
         self.space = build_space(self.study, catalog.metadata())
         self.hardware = hardware_here(self.study, num_threads=spec.threads, environ=os.environ)
         share = self.study.sampler.reuse
@@ -104,9 +107,11 @@ class Worker:
         self.clock = Clock()
 
     def run(self) -> None:
-        study, hooks = self.session.optuna_study, Hooks(self.after_trial, self.lost)
+        study = self.session.optuna_study
+        hooks = Hooks(self.after_trial, self.lost)
         study.sampler = self.sampler
-        target, url = self.spec.target, self.session.url
+        target = self.spec.target
+        url = self.session.url
         run_exactly(study, self.objective, target=target, url=url, stop=self.should_stop, hooks=hooks)
 
     def should_stop(self) -> bool:

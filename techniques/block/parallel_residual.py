@@ -73,7 +73,8 @@ class ParallelRoutes(nn.Module):
 
     def lane_of(self, x: torch.Tensor, ctx: dict[str, Any]) -> torch.Tensor:
         """Lane 1 as this layer finds it; x has its skip already."""
-        lane, join_lane = ctx.get(PARALLEL_LANE), ctx["join"]
+        lane = ctx.get(PARALLEL_LANE)
+        join_lane = ctx["join"]
         if lane is None:
             return ctx["before_skip"] if self.crossed else x
         return lane if self.crossed or join_lane is None else join_lane(lane)

@@ -91,7 +91,8 @@ class PhasedScorer:
         self.facts: dict[str, Any] = {"phases": 0, "global_steps": 0, "adapter_steps": 0}
 
     def score(self, run: Any) -> None:
-        c, found = self.config, documents(run.bounds(LORA_BOS_ID))
+        c = self.config
+        found = documents(run.bounds(LORA_BOS_ID))
         self.facts["documents"] = len(found)
         queue = queue_of(found, c.batch_docs, c.order)
         # how many documents there will be is known where their lengths are (published), and not in a stream

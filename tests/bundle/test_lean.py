@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle import names, passes
-from bundle.lean import FOREIGN, Blanks, decided_by, lean, lean_tree, stand_ins, whole_shelf
+from bundle import names
+from bundle.lean import FOREIGN, LAB, LAB_CALLS, Blanks, decided_by, lean, lean_tree, stand_ins, whole_shelf
 from bundle.one_file import resolve_layer
+from bundle.reach import reachable
 from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
 from tests.bundle.test_bundle import alone, crowd, crowds_of, resolved_of
@@ -128,14 +129,16 @@ class Sums:
             pass
         for _ in self.tensors[:2]:
             done += 1
+        list(more)
+        unread = [x for x in given], len(given)
 Sums([1]).add([2], iter([3]))
 """
 
 
 def test_what_changes_in_place_stays(tiny: dict[str, str]) -> None:
     """`total += x` is a tensor that others read (swa's sums), `steps += 1` a number that nobody reads."""
-    text = ast.unparse(passes.reachable(ast.parse(KEEPS)))
-    kept = ("total += x", "given *= 2", "self.last -= 1", "for _ in more")
+    text = ast.unparse(reachable(ast.parse(KEEPS)))
+    kept = ("total += x", "given *= 2", "self.last -= 1", "for _ in more", "list(more)", "for x in given]")
     assert not [line for line in kept if line not in text], text
     assert not [word for word in ("steps", "done", "facts", "calls", "seen") if word in text], text
     swa = next(
@@ -147,6 +150,18 @@ def test_what_changes_in_place_stays(tiny: dict[str, str]) -> None:
 def test_the_log_takes_the_code_under_any_locale(tiny: dict[str, str]) -> None:
     log = next(n for n in tree_of(resolved_of(tiny)).body if getattr(n, "name", "") == "Log")
     assert "utf-8" in ast.unparse(log)  # packed code is latin-1 text; an ASCII locale could not write it
+
+
+def test_no_technique_has_a_part_of_the_lab_s_names() -> None:
+    """What the lean script leaves out by name must be the lab's alone."""
+    taken = []
+    for path in sorted((ROOT / "techniques").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if getattr(node, "name", "") in LAB | LAB_CALLS:
+                taken.append(f"{path.name}: {getattr(node, 'name', '')}")
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in LAB:
+                taken.append(f"{path.name}: {node.id}")
+    assert not taken, f"the lean script would leave these out, give them other names: {taken}"
 
 
 def test_a_lean_script_holds_nothing_of_the_lab(tiny: dict[str, str], tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def test_the_table_is_what_is_measured(name: str) -> None:
 
 
 def sets(count: int) -> list[list[str]]:
-    rng, found = random.Random(1), list[list[str]]()
+    rng = random.Random(1)
+    found = list[list[str]]()
     while len(found) < count:
         names = rng.sample(sorted(catalog.metadata()), rng.randint(2, 12))
         try:

@@ -146,7 +146,9 @@ def test_what_is_not_confirmed(session: Session) -> None:
 
 def test_shrinking_takes_back_what_luck_gave() -> None:
     """Of normal truths and noises the best of fifty keeps, on average, what the formula says."""
-    rng, gaps, raw = np.random.default_rng(2), list[float](), list[float]()
+    rng = np.random.default_rng(2)
+    gaps = list[float]()
+    raw = list[float]()
     for _ in range(300):
         truth = rng.normal(2.0, 0.01, 50)
         values = truth + rng.normal(0.0, 0.01, 50)
@@ -183,7 +185,8 @@ def test_a_study_is_confirmed_from_the_command_line(tmp_path: Path) -> None:
         board = caddie("best", *options[:2])
         assert "seeds), search value" in board.stdout, board.stdout + board.stderr
         values = sorted((t["value"], t["number"]) for t in read_trials(study, tmp_path))
-        best, worst = values[0][1], values[-1][1]
+        best = values[0][1]
+        worst = values[-1][1]
         words = [f"--trial={best}", f"--trial={worst}", "--seeds=4"]
         ran = quick("compare", *words, *options)
         assert ran.returncode == 0 and f"#{worst} hurts" in ran.stdout, ran.stdout + ran.stderr

@@ -255,7 +255,8 @@ def test_calibration_on_validation_tokens_that_were_kept_is_caught(
 
 
 def test_a_report_on_other_tokens_is_a_finding() -> None:
-    ledger, tokens = Ledger(), torch.arange(9, dtype=torch.int32)
+    ledger = Ledger()
+    tokens = torch.arange(9, dtype=torch.int32)
     for count, told in ((5, 0), (5, 0), (6, 1)):
         ledger.note("val", 0, count, tokens=tokens[:count])
         ledger.same_tokens("report")

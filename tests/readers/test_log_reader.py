@@ -292,7 +292,8 @@ def test_steps_with_and_without_their_name_and_with_anything_before_them(before:
 
 def test_the_last_of_two_runs_in_one_log_counts_unless_it_is_worse_and_an_unfinished_one_has_no_score():
     run = "step:0/9 val_loss:7.0 val_bpb:4.1\nstep:9/9 train_loss:2.0 train_time:9ms\n"
-    first, second = "final val_bpb:1.2\nTotal submission size a: 7 bytes\n", "final val_bpb:1.3\n"
+    first = "final val_bpb:1.2\nTotal submission size a: 7 bytes\n"
+    second = "final val_bpb:1.3\n"
     with pytest.raises(LogError, match=r"two runs in one log, 'final' was 1\.2 and is 1\.3"):
         read(run + first + run + second).value()
     assert read(run + first + run + second, occurrence="last").value()[1] == 1.3

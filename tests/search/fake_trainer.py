@@ -19,7 +19,8 @@ from typing import Any
 
 def bpb_of(config: dict[str, Any]) -> float:
     """Smaller for a larger matrix_lr up to 0.05; FAKE_NOISE is the standard deviation of a seed."""
-    noise, lr = float(os.environ.get("FAKE_NOISE", "0")), float(config.get("matrix_lr", 0.04))
+    noise = float(os.environ.get("FAKE_NOISE", "0"))
+    lr = float(config.get("matrix_lr", 0.04))
     by_seed = random.Random(f"{config.get('seed')} {lr}").gauss(0.0, noise) if noise else 0.0
     return 2.0 + abs(lr - 0.05) * 10 + by_seed
 

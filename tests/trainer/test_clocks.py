@@ -237,13 +237,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def missed(lab: Lab, seconds: float) -> dict[str, float]:
     """Stage -> processor seconds of its delays that its timed seconds do not hold; findings of the ledger."""
-    Place.spent, Place.seconds = {}, seconds
+    Place.spent = {}
+    Place.seconds = seconds
     short = {"iterations": 3, "warmdown_iters": 2, "warmup_steps": 0, "val_tokens": 64, "num_layers": 1}
     run = lab.train(lab.resolve({"slow": True}, {"slow": Slow}, **short))
     run.artifact = lab.export(run)[1]
     scored = train_gpt.evaluate(run.artifact, run.seams, lab.world, lab.data)
     ledger = lab.world.ledger
-    train_s, eval_s = run.trainer.clock.seconds, scored[2]["timed"]
+    train_s = run.trainer.clock.seconds
+    eval_s = scored[2]["timed"]
     timed = {"train": train_s, "quantize": ledger.calibrated_s, "evaluate": eval_s}
     spent = {stage: sum(s for key, s in Place.spent.items() if key[0] == stage) for stage in timed}
     assert Place.spent.keys() == EXPECTED
@@ -288,7 +290,8 @@ class Deferred(RoundToNearest):
     """Takes its batches at once, and works on them when it rounds."""
 
     def calibrate(self, model: Any, batches: Any) -> None:
-        self.model, self.kept = model, next(iter(batches))[0]
+        self.model = model
+        self.kept = next(iter(batches))[0]
 
     def quantize(self, name: str, weight: Any, bits: int, rule: Any) -> Any:
         with torch.no_grad():
@@ -399,16 +402,19 @@ def test_processor_seconds_are_those_of_this_process_and_its_children() -> None:
 
 def test_the_machines_load_is_not_timed(tiny: dict[str, str], tmp_path: Path) -> None:
     """Two busy processes on the run's own core: three times the seconds on the clock, and the same timed."""
-    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    before = os.sched_getaffinity(0)
+    threads = torch.get_num_threads()
     core = min(before)
     code = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
     settings = tiny | {"iterations": "60", "out_dir": str(tmp_path), "train_log_every": "0"}
     burners = [subprocess.Popen([sys.executable, "-S", "-c", code]) for _ in range(2)]
     try:
         os.sched_setaffinity(0, {core})
-        began_s, used_s = time.perf_counter(), time.process_time()
+        began_s = time.perf_counter()
+        used_s = time.process_time()
         assert train_gpt.main(arguments(settings)) == 0
-        used_s, waited_s = time.process_time() - used_s, time.perf_counter() - began_s
+        used_s = time.process_time() - used_s
+        waited_s = time.perf_counter() - began_s
     finally:
         os.sched_setaffinity(0, before)
         torch.set_num_threads(threads)

@@ -106,7 +106,8 @@ def test_a_map_of_a_descriptor_that_was_opened_earlier_is_seen(folder: Path) -> 
     at = os.open(folder / "fineweb_val_000000.bin", os.O_RDONLY)  # while the data are checked
     assert ledger.findings() == []
     ledger.timing(1)
-    ledger.stage, ledger.reader = "train", "steps"
+    ledger.stage = "train"
+    ledger.reader = "steps"
     mmap.mmap(at, 0, prot=mmap.PROT_READ).close()
     os.close(at)
     ledger.shards = {}
@@ -134,4 +135,5 @@ def test_what_is_still_open_when_training_begins_counts_as_read(folder: Path, ho
     other.watch(folder)
     other.at("train", "warm-up")
     assert other.findings() == []
-    ledger.shards, other.shards = {}, {}
+    ledger.shards = {}
+    other.shards = {}

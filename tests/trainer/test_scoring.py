@@ -47,7 +47,8 @@ def test_a_short_last_window_has_the_positions_of_its_own_length():
     """partial_rope takes another table for rows that are longer than those of the training."""
     lengths = {"train_seq_len": 64, "eval_seq_len": 1088, "train_batch_tokens": 128}
     rope = {"partial_rope": True, "partial_rope.fraction": 0.5, "partial_rope.train_len": 1024}
-    model, tokens = tiny_model(catalog.runtime(), **lengths, **rope), tiny_tokens(1088 + 26)
+    model = tiny_model(catalog.runtime(), **lengths, **rope)
+    tokens = tiny_tokens(1088 + 26)
     plain, compiled = (Evaluation(model, tokens, 1088, 2, single()) for _ in range(2))
     compiled.hidden = CompiledHidden(model, 2, 1088)
     for run in (plain, compiled):
@@ -118,7 +119,9 @@ def broken(_graph, _inputs):
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_a_graph_that_cannot_be_compiled_is_an_error_or_eager_with_a_reason(mode):
-    model, world, config = tiny_model(), single(), Config(compile=mode)
+    model = tiny_model()
+    world = single()
+    config = Config(compile=mode)
     torch._dynamo.reset()
     run = compiled_or_eager(torch.compile(model.hidden, backend=broken), model.hidden, config, world)
     ids = torch.randint(64, (2, 8))

@@ -101,7 +101,8 @@ class Beliefs:
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
-        count, running = len(values) + forgotten, self.columns_of(running)
+        count = len(values) + forgotten
+        running = self.columns_of(running)
         self.objective.update(columns, values, noise, steps=FIT_STEPS, count=count, running=running)
         self._learn_constraints(done, forgotten)
 

@@ -169,7 +169,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
         self._read = max((t.number + 1 for t in over), default=0)
-        groups, seed = self._beliefs.rows.groups(), int(self._rng.integers(2**31))
+        groups = self._beliefs.rows.groups()
+        seed = int(self._rng.integers(2**31))
         self._tpe = GroupedTpe(groups, space, startup_trials=TPE_FROM, candidates=self.candidates, seed=seed)
         return self._beliefs
 

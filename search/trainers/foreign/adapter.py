@@ -216,7 +216,8 @@ class Run:
         } | self._figures()
 
     def _figures(self) -> dict[str, Any]:
-        reader, loss = self.reader, self.reader.train_loss
+        reader = self.reader
+        loss = self.reader.train_loss
         return {
             "true_seconds": round(self.elapsed_s(), 3),
             "steps": reader.steps,

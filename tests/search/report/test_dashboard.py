@@ -145,7 +145,8 @@ def test_only_who_has_the_address_is_let_in(page: str):
     parts = urllib.parse.urlsplit(page)
     status, kept = ask(page)
     assert status == 200 and kept.endswith("; Path=/; HttpOnly; SameSite=Strict")
-    cookie, study = kept.partition(";")[0], parts.path.replace("/dashboard/", "/api/")
+    cookie = kept.partition(";")[0]
+    study = parts.path.replace("/dashboard/", "/api/")
     for path in ("/", parts.path, study, "/static/bundle.js", "/api/studies"):
         assert ask(page, path=path)[0] == 403, path
         assert ask(page, path=path, Cookie=cookie)[0] in (200, 302, 404), path

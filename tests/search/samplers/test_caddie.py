@@ -157,7 +157,8 @@ def test_two_workers_that_propose_the_same_at_once_run_two_configurations(tmp_pa
     _, space, first = rig(tmp_path, seed=3)
     _, _, second = rig(tmp_path, seed=3)
     optimizer = optuna.create_study(sampler=first)
-    ours, theirs = optimizer.ask(), optimizer.ask()
+    ours = optimizer.ask()
+    theirs = optimizer.ask()
     found: list[dict[str, Any]] = []
     certain = first._certain  # type: ignore[reportPrivateUsage]
 

@@ -143,7 +143,9 @@ def any_url(rng: random.Random) -> tuple[str, str]:
     scheme = rng.choice(
         ("postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg", "mysql", "s3")
     )
-    odd, key, n = rng.choice(ODD).replace("{s}", secret), rng.choice(KEYS), str(rng.randrange(1, 99_999))
+    odd = rng.choice(ODD).replace("{s}", secret)
+    key = rng.choice(KEYS)
+    n = str(rng.randrange(1, 99_999))
     text = rng.choice(ANY_URL)
     for place, word in (("{scheme}", scheme), ("{key}", key), ("{n}", n), ("{odd}", odd)):
         text = text.replace(place, word)
@@ -153,7 +155,8 @@ def any_url(rng: random.Random) -> tuple[str, str]:
 def test_no_secret_of_any_url_is_told(monkeypatch: pytest.MonkeyPatch):
     """2,000 URLs: in refusals, in what the driver says of those that are taken, in a log, in an outage."""
     monkeypatch.setattr(console, "_secrets", set[str]())
-    rng, taken = random.Random(7), 0
+    rng = random.Random(7)
+    taken = 0
     line = Redacted("%(message)s")
     for k in range(2000):
         console._secrets.clear()

@@ -353,7 +353,8 @@ def main():
 def test_what_a_script_forbids_is_not_drawn(tmp_path: Path):
     found = scanned(tmp_path, KINDS)
     foreign, _ = drafted(tmp_path, found)
-    space, fixed = foreign.variables, foreign.fixed
+    space = foreign.variables
+    fixed = foreign.fixed
     assert {"LOGIT_SOFTCAP", "PROFILE_LR", "SLOT_ENABLED"} <= {*space} and not found.labels
     for name in (
         *("LOG_DIR", "ARTIFACT_LIMIT_BYTES", "USE_WANDB", "TIE_EMBEDDINGS", "TTT_ENABLED"),
@@ -364,7 +365,8 @@ def test_what_a_script_forbids_is_not_drawn(tmp_path: Path):
     assert space["ROPE_DIMS"].domain == Choice((8, 16, 32)) and space["ODD_DIMS"].domain == Choice((6, 12))
     assert space["ZSTD_LEVEL"].domain == Int(11, 22) and space["EMBED_BITS"].domain == Int(3, 8)
     assert space["BROTLI_LGWIN"].domain.high <= 24 and space["XSA_LAST_N"].domain.high == 11  # type: ignore[union-attr]
-    start, end = space["LOOP_START"].domain, space["LOOP_END"].domain
+    start = space["LOOP_START"].domain
+    end = space["LOOP_END"].domain
     assert (start, end) == (Int(1, 4), Int(4, 5)) and space["NUM_LAYERS"].domain == Int(11, 13)
 
 
