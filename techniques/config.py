@@ -395,7 +395,7 @@ def _read_early(resolved: Resolved, code: Mapping[str, str], stage: str) -> dict
         bits = [{role: owner.bits(role) for role in ROLES}, code.get(owner.name, "")] if owner else []
         return {"stored_bits": bits, "stored_from_numel": resolved.config.quantize_min_numel}
     if stage == "quantize" and "correct" in seams:
-        aims = any(getattr(t.config, "target_bytes", 0) for t in resolved.techniques.values())
+        aims = any(t.aims_at_bytes for t in resolved.techniques.values())
         settings = resolved.identity() if aims else resolved.identity("pack")  # the script says them all
         return {"submission": dict(code), "codec": settings}
     return {}
