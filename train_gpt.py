@@ -48,13 +48,13 @@ from corpus.bpb import usable_tokens
 from corpus.tokenizer import BOS_ID
 from techniques import catalog
 from techniques.base import Batch, Shape, Technique, Unavailable
-from techniques.config import Config, Resolved, batch_at, codes, digest, stage_keys
+from techniques.config import Config, Resolved, batch_at, codes, digest, source_files, stage_keys
 from techniques.parts import Averager, MatrixOptimizer, Quantizer, Scorer
 from techniques.settings import help_text, settings_from
 from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, round_to_nearest, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
-from trainer.machine import end_process, source_files
+from trainer.machine import end_process
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -356,6 +357,18 @@ def _build_techniques(
             )
     catalog.check_together(on)
     return {t.name: t for t in catalog.order(on)}
+
+
+def source_files(resolved: Resolved) -> list[Path]:
+    """The files whose code this run executes: every loaded module of the trainer, less the techniques that
+    are off."""
+    rooms = ("trainer", "techniques", "corpus")
+    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
+    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
+    root = catalog.TECHNIQUES_FOLDER.parent
+    ours = {p for p in loaded if p.is_relative_to(root)}
+    off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
+    return sorted((ours - off) | {root / "train_gpt.py"})
 
 
 def codes(hashes: Mapping[Path, str], resolved: Resolved) -> dict[str, str]:
