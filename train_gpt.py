@@ -48,13 +48,13 @@ from corpus.bpb import usable_tokens
 from corpus.tokenizer import BOS_ID
 from techniques import catalog
 from techniques.base import Batch, Shape, Technique, Unavailable
-from techniques.config import Config, Resolved, batch_at, codes, digest, stage_keys
+from techniques.config import Config, Resolved, batch_at, codes, digest, source_files, stage_keys
 from techniques.parts import Averager, MatrixOptimizer, Quantizer, Scorer
 from techniques.settings import help_text, settings_from
 from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, round_to_nearest, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
-from trainer.machine import end_process, source_files
+from trainer.machine import end_process
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
@@ -580,10 +580,11 @@ class Trainer:
     def __init__(self, seams: Seams, world: World, data: corpus_dataset.Dataset, log: Log):
         self.seams, self.config, self.world, self.data = seams, seams.resolved.config, world, data
         self.log, self.reporter = log, Reporter(log, self.config)
-        world.ledger.at("train", "build", lambda: self.clock.now())
+        world.ledger.at("train", "model", lambda: self.clock.now())
         seams.ledger = world.ledger
         self.clock, self.step, self.train_loss, self.aux_loss = Clock(world), 0, math.nan, 0.0
         self.model = build_model(seams.resolved, world.device, seams)
+        world.ledger.at("train", "build", still=self.model)
         self.hyper = seams.chain("hyper", Hyper())
         owner = seams.owner("muon")
         muon = owner.muon if owner else Muon
@@ -680,7 +681,7 @@ class Trainer:
 
     def run(self) -> Trained:
         c, true_start = self.config, time.perf_counter()
-        self.world.ledger.at("train", "warm-up")
+        self.world.ledger.at("train", "warm-up", still=self.model)
         self.warm_up()
         self.world.ledger.at("train", "steps")
         next_report, self.step = 1, 0
@@ -783,7 +784,7 @@ class Trainer:
     def audit_schedule_and_model(self) -> None:
         """Each technique of the model is taken out of the finished model once: does the loss notice?"""
         self.seams.note_steps()
-        self.world.ledger.at("train", "audit")
+        self.world.ledger.at("train", "audit", still=self.model)
         ids, targets = next(iter(self.loader.step()))
         self.probe = ids, targets = ids[:2], targets[:2]
         with torch.no_grad():

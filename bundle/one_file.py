@@ -94,7 +94,7 @@ def bundle(resolved: Resolved) -> str:
         "techniques.settings": SETTINGS.format(
             literal=dictionary(literal_of(resolved)), elsewhere=repr(" ".join(sorted(elsewhere)))
         ),
-        "trainer.machine": SOURCES,
+        "techniques.config": SOURCES,
         "train_gpt": SCRIPT,
     }
     return inline(ROOT, "train_gpt", replaced=replaced)

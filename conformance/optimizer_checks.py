@@ -14,7 +14,7 @@ import train_gpt
 from conformance.lab import SHORT, NotApplicable, Violation, hash_of
 from conformance.scoring_checks import LENGTH, score
 from conformance.subject import Subject
-from techniques.base import STAGES, Choice, Float, Int, Technique
+from techniques.base import STAGES, Choice, Float, Int, Technique, claims
 from techniques.config import Resolved
 from trainer.seams import Seams
 
@@ -80,7 +80,6 @@ class BenchHyper(Technique):
     """Every optimiser setting off the baseline: what that leaves at 0, at a default or far away shows."""
 
     name = "bench_hyper"
-    after = ("adam_groups", "muon_details")
 
     def hyper(self, hyper: Any) -> Any:
         decays = {"muon_weight_decay": 0.2, "adam_weight_decay": 0.1, "embed_weight_decay": 0.05}
@@ -115,7 +114,9 @@ def steps(subject: Subject) -> str:
     """In each step every group has the settings that the formulas give, and every parameter moves as Adam or
     Muon move it under those."""
     found: list[Step] = []
-    known = {**subject.known, BenchHyper.name: BenchHyper}
+    setters = tuple(name for name, cls in subject.known.items() if "hyper" in claims(cls))
+    last = type("Last", (BenchHyper,), {"after": setters})
+    known = {**subject.known, last.name: last}
     resolved = subject.lab.resolve({**subject.settings, BenchHyper.name: True}, known, **SHORT)
     run = subject.lab.train(resolved, watch=functools.partial(watch_steps, found))
     roles = {n: p.role for n, p in run.trainer.model.named_parameters()}  # type: ignore[attr-defined]

@@ -321,9 +321,8 @@ def breaking(run: Ordered, calls: list[int], where: tuple[int, int] | None) -> I
 
 def null_settings(subject: Subject) -> list[Mapping[str, Any]]:
     """Settings that may switch the adaptation off: what the technique declares, else its settings at 0."""
-    declared = getattr(subject.cls, "null", None)
-    if declared is not None:
-        return [declared]
+    if subject.cls.null is not None:
+        return [subject.cls.null]
     zeros = {
         f.name: type(f.default)(0)
         for f in dataclasses.fields(subject.cls.Config)

@@ -331,6 +331,11 @@ class Technique:
         holds inside each of them only (#1855)."""
         return False
 
+    @property
+    def aims_at_bytes(self) -> bool:
+        """Whether what `correct` stores under these settings depends on the bytes of the submission."""
+        return False
+
     def phases(self) -> tuple[float, ...]:
         """Progress in (0, 1) at which the graph changes; every graph runs before the clock starts. A module
         that changes has enter_phase(progress). depth_recurrence; late quantisation-aware training."""

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -358,6 +359,18 @@ def _build_techniques(
     return {t.name: t for t in catalog.order(on)}
 
 
+def source_files(resolved: Resolved) -> list[Path]:
+    """The files whose code this run executes: every loaded module of the trainer, less the techniques that
+    are off."""
+    rooms = ("trainer", "techniques", "corpus")
+    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
+    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
+    root = catalog.TECHNIQUES_FOLDER.parent
+    ours = {p for p in loaded if p.is_relative_to(root)}
+    off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
+    return sorted((ours - off) | {root / "train_gpt.py"})
+
+
 def codes(hashes: Mapping[Path, str], resolved: Resolved) -> dict[str, str]:
     """technique -> hash of its file, "" -> hash of all other files: what a technique of a late stage says is
     no part of the stages before it."""
@@ -395,7 +408,7 @@ def _read_early(resolved: Resolved, code: Mapping[str, str], stage: str) -> dict
         bits = [{role: owner.bits(role) for role in ROLES}, code.get(owner.name, "")] if owner else []
         return {"stored_bits": bits, "stored_from_numel": resolved.config.quantize_min_numel}
     if stage == "quantize" and "correct" in seams:
-        aims = any(getattr(t.config, "target_bytes", 0) for t in resolved.techniques.values())
+        aims = any(t.aims_at_bytes for t in resolved.techniques.values())
         settings = resolved.identity() if aims else resolved.identity("pack")  # the script says them all
         return {"submission": dict(code), "codec": settings}
     return {}

@@ -2,11 +2,11 @@
 here.
 
 A result's `findings` are of two kinds. Those of the rules take `record_legal` away: every one of the ledger
-(a read that is forbidden, untimed or past the training budget; a weight that a report moved; a position that
-was trained on before it was scored) and every one of `implausible` (a score that the training cannot explain
-is taken for a leak until somebody finds its cause). Those of quality do not: what Audit.findings tells (a
-quantiser's scales or errors, an average that is worse than the last weights) and a run that could not be
-compiled make a worse or a slower submission, not another one than the rules allow.
+(a read that is forbidden, untimed or past the training budget; a weight that moved in a report or beside the
+timed steps; a position that was trained on before it was scored) and every one of `implausible` (a score that
+the training cannot explain is taken for a leak until somebody finds its cause). Those of quality do not: what
+Audit.findings tells (a quantiser's scales or errors, an average that is worse than the last weights) and a
+run that could not be compiled make a worse or a slower submission, not another one than the rules allow.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ which must leave every weight as it was (sums are compared), and by the scorer. 
 read with gradients on before its score was written is a finding, too.
 
 A read must lie in a timed span, but for those that LEDGER_UNTIMED names. Quantising is timed by laps: a lap
-in which data were read counts whole, another one does not, whatever the quantiser says of itself. Once data
-were read, a lap in which the model runs counts, too.
+in which data were read counts whole, another one does not. Once data were read, a lap in which the model runs
+counts, too.
 
 Not seen: a reader that keeps tokens from one stage to the next; shards that are opened by no Python code
 (torch.from_file, a library of its own, another process), as long as no map of them lasts; a read of a
@@ -35,7 +35,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 LEDGER_ALLOWED = {
     ("data", "check"): ("train", "val"),  # shapes, document starts, bytes, overlap; no weight exists yet
-    ("train", "build"): ("train",),  # the loader opens its first shard
+    ("train", "build"): ("train",),  # the loader opens its first shard; the model stands
     ("train", "warm-up"): ("train",),
     ("train", "steps"): ("train",),
     ("train", "audit"): ("train",),  # one batch after the last step, without gradient
@@ -76,7 +76,9 @@ class Ledger:
         """Another run begins in this process."""
         self.entries: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.faults: list[str] = []
-        self.tokens = (0, "")  # how many the last evaluation had, and their hash
+        self.still: tuple[Any, list[float]] | None = None  # a model that may not move, and its sums
+        self.scored: Any = None  # tokens of the last evaluation
+        self.tokens = (0, "")  # how many the last one had that was compared, and their hash
         self.compared: dict[str, tuple[int, str]] = {}
         self.reads = 0  # of whatever kind
         self.clocks = 0  # timed ones that run
@@ -84,8 +86,14 @@ class Ledger:
         self.calibrated_s = 0.0  # of all laps that read data
         self.lap_began: float | None = None
 
-    def at(self, stage: str, reader: str, clock: Callable[[], float] | None = None) -> None:
-        """From here on `reader` reads; `clock` tells the timed training seconds, by default the last one."""
+    def at(
+        self, stage: str, reader: str, clock: Callable[[], float] | None = None, *, still: Any = None
+    ) -> None:
+        """From here on `reader` reads; `clock` tells the timed training seconds, by default the last one. Of
+        the model `still` no weight may move before the next reader comes."""
+        if self.still is not None and weight_sums(self.still[0]) != self.still[1]:
+            self.faults.append(f"{self.stage}: weights moved beside the timed steps, under {self.reader}")
+        self.still = None if still is None else (still, weight_sums(still))
         if stage in HELD_BEFORE and (stage, reader) != (self.stage, self.reader) and "val" in self.held():
             self.stage = stage
             self.reader = reader
@@ -133,7 +141,7 @@ class Ledger:
     def note(self, split: str, first: int, count: int, *, opened: bool = False, tokens: Any = None) -> None:
         """Tokens first … first + count - 1 of the split's stream; `same_tokens` compares `tokens`."""
         if tokens is not None:
-            self.tokens = (count, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16])
+            self.scored = tokens
         now = self.clock()
         fresh = {"reads": 0, "tokens": 0, "first": first, "end": 0, "from_s": now, "to_s": now, "opened": 0}
         entry = self.entries.setdefault((self.stage, self.reader, split), {**fresh, "untimed": 0})
@@ -170,6 +178,8 @@ class Ledger:
 
     def same_tokens(self, kind: str) -> None:
         """Scores of this kind are compared with each other: the last one's tokens must be the first one's."""
+        self.tokens = (len(self.scored), hashlib.sha256(self.scored.numpy()).hexdigest()[:16])
+        self.scored = None
         first = self.compared.setdefault(kind, self.tokens)
         if first != self.tokens:
             self.faults.append(
@@ -284,5 +294,6 @@ class Ledger:
 def weight_sums(model: Any) -> list[float]:
     """Σ p and Σ |p| of every parameter: other sums, other weights."""
     with torch.no_grad():
-        parts = [s for p in model.parameters() for s in (p.double().sum(), p.double().abs().sum())]
+        whole = (p.double() for p in model.parameters())
+        parts = [s for p in whole for s in (p.sum(), p.abs().sum())]
     return torch.stack(parts).tolist()

@@ -1,4 +1,4 @@
-"""What of a machine, and which code, the last bits of a result depend on, told without torch."""
+"""What of a machine the last bits of a result depend on, and how a process ends on it; no torch here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-from techniques import catalog
-from techniques.config import Resolved
 
 PROC = Path("/proc")
 
@@ -37,18 +34,6 @@ def _cpu_facts(proc: Path) -> dict[str, str]:
 
 def _model_of(facts: Mapping[str, str]) -> str:
     return facts.get("model name") or platform.processor() or platform.machine() or "CPU"
-
-
-def source_files(resolved: Resolved) -> list[Path]:
-    """The files whose code this run executes: every loaded module of the trainer, less the techniques that
-    are off."""
-    rooms = ("trainer", "techniques", "corpus")
-    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms]
-    loaded = {Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)}  # type: ignore[arg-type]
-    root = catalog.TECHNIQUES_FOLDER.parent
-    ours = {p for p in loaded if p.is_relative_to(root)}
-    off = {p for name, p in catalog.technique_files().items() if name not in resolved.techniques}
-    return sorted((ours - off) | {root / "train_gpt.py"})
 
 
 def end_process(code: int) -> None:

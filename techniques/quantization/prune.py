@@ -112,6 +112,10 @@ class Prune(Technique):
         if not (self.config.fraction or self.config.target_bytes):
             raise ValueError("`prune` zeroes nothing without fraction or target_bytes. Set one of them.")
 
+    @property
+    def aims_at_bytes(self) -> bool:
+        return bool(self.config.target_bytes)
+
     def correct(self, packed: Any, export: Any) -> Any:
         c = self.config
         if all(item.scale is None for item in packed):

@@ -21,7 +21,7 @@ from techniques.evaluation.score_first_ttt import ScoreFirstTtt, TttScorer
 from trainer.artifact import RoundToNearest
 from trainer.audit import Audit
 from trainer.ledger import Ledger
-from trainer.stream import BlockStream
+from trainer.stream import BlockStream, TokenStream
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,24 @@ def test_a_last_row_that_sees_a_token_ahead_is_caught_by_batches_of_sixteen(lab:
     found = failures(lab, LastRow, "coverage", "score-first", "batches", "one forward", "failing")
     assert found.keys() == {"batches"} and "16 sequences side by side" in found["batches"]
     assert failures(lab, PlantedRows, "coverage", "score-first", "batches", "one forward", "failing") == {}
+
+
+class BatchRows(PlantedRows):
+    """From a width of eight on its scores are others, though that only says how many go side by side."""
+
+    batching: ClassVar[tuple[str, ...]] = ("width",)
+
+    @dataclass(frozen=True)
+    class Config:
+        width: int = setting(2, "sequences side by side", low=1)
+
+    def scorer(self) -> Any:
+        width = self.config.width
+        return Rows(lambda run, batch, h: h * (1.01 if width >= 8 else 1.0))
+
+
+def test_a_setting_of_batches_that_moves_scores_is_caught(lab: Lab) -> None:
+    assert "with width = 16 side by side" in failures(lab, BatchRows, "batches")["batches"]
 
 
 def test_a_look_ahead_is_found_when_a_run_scores_its_sample_again(lab: Lab) -> None:
@@ -272,6 +290,62 @@ def test_code_that_runs_and_is_not_counted_is_caught(lab: Lab, monkeypatch: pyte
     assert "trainer/muon.py" in failures(lab, PlantedRows, "counted code")["counted code"]
 
 
+# -- training that no clock sees ---------------------------------------------------------------------------
+
+
+class Untimed(Technique):
+    """Once a model is whole, at `place`, it trains that on data that nobody times."""
+
+    name = "planted_untimed"
+    place: ClassVar[str] = ""
+    shard: ClassVar[Any] = None
+
+    def init(self, model: Any) -> None:
+        self.model = model
+        if self.place == "init":
+            np.fromfile(self.shard, dtype=np.uint16)
+
+    def work(self, place: str) -> None:
+        if place == self.place:
+            with torch.no_grad():
+                self.model.skip_weights.mul_(0.999)
+
+    def loader(self, shards: Any, seed: int, longest: int) -> Any:
+        self.work("loader")
+        return TokenStream(shards)
+
+    def stepper(self, model: Any) -> Any:
+        self.work("stepper")
+        return lambda *_: self.work("step")
+
+    def loss_terms(self, shape: Any) -> Any:
+        def term(loss: Any, *_: Any) -> Any:
+            if not torch.is_grad_enabled():
+                self.work("audit")
+            return loss
+
+        return term
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("init", "train: model read a training shard that it may not read there"),
+        ("loader", "train: weights moved beside the timed steps, under build"),
+        ("stepper", "train: weights moved beside the timed steps, under build"),
+        ("audit", "train: weights moved beside the timed steps, under audit"),
+        ("step", ""),
+    ],
+)
+def test_training_beside_the_timed_steps_is_a_finding(
+    lab: Lab, place: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Untimed, "place", place)
+    monkeypatch.setattr(Untimed, "shard", lab.data.train_paths[0])
+    found = failures(lab, Untimed, "reads").get("reads", "")
+    assert found.startswith(told) and bool(found) is bool(told)
+
+
 # -- seeds, orders, steps, averages ------------------------------------------------------------------------
 
 
@@ -383,6 +457,22 @@ class DeadSetting(Technique):
 
 def test_a_setting_that_does_nothing_is_caught(lab: Lab) -> None:
     assert "no other value of strength" in failures(lab, DeadSetting, "settings")["settings"]
+
+
+class SaidUnseen(DeadSetting):
+    unseen: ClassVar[tuple[str, ...]] = ("strength",)
+
+
+class SaidUnseenButSeen(DeadSetting):
+    unseen: ClassVar[tuple[str, ...]] = ("strength", "scale")
+
+
+def test_what_is_said_to_be_unseen_must_be(lab: Lab) -> None:
+    assert failures(lab, SaidUnseen, "settings") == {}
+    assert (
+        "`unseen` names scale, but this run shows it"
+        in failures(lab, SaidUnseenButSeen, "settings")["settings"]
+    )
 
 
 class SwappedVariables(DeadSetting):

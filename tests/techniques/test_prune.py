@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from techniques.base import Shape
+from techniques.config import resolve, stage_keys
 from techniques.quantization import prune
 from techniques.quantization.prune import Prune, pruned
 from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest
@@ -106,3 +107,17 @@ def test_the_published_threshold_is_zero_and_prunes_nothing():
 def test_nothing_to_do_is_an_error():
     with pytest.raises(ValueError, match="zeroes nothing"):
         Prune(Prune.Config(fraction=0.0)).check(Shape(64, 2, 32, 4, 2, 2.0, 32, 32))
+
+
+@pytest.mark.parametrize(("field", "value", "aims"), [("fraction", 0.1, False), ("target_bytes", 9000, True)])
+def test_only_a_target_makes_the_stored_tensors_depend_on_the_whole_script(
+    field: str, value: float, aims: bool
+) -> None:
+    """The script says the evaluation's settings too, so its bytes follow them."""
+    one, other = (
+        resolve({"file": {"prune": True, f"prune.{field}": value, "val_batch_size": size}}, {"prune": Prune})
+        for size in (1 << 15, 1 << 16)
+    )
+    assert one.techniques["prune"].aims_at_bytes is aims
+    keys = [stage_keys(resolved, {"": "c"}, "d")["quantize"] for resolved in (one, other)]
+    assert (keys[0] != keys[1]) is aims

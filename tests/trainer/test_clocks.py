@@ -104,9 +104,8 @@ class SlowAverage:
 
 
 class SlowQuantizer(RoundToNearest):
-    """Claims that it reads no data, and takes a batch wherever it gets hold of one."""
+    """Takes a batch wherever it gets hold of one."""
 
-    reads_data = False
     batches: ClassVar[Iterator[Any]] = iter(())
 
     def calibrate(self, model: Any, batches: Any) -> None:
