@@ -10,7 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, PROTOCOL, TECHNIQUES
+from search.common.attributes import (
+    CODE_BYTES,
+    CODE_HASH,
+    CONFIG,
+    CONFIG_HASH,
+    PASSPORT,
+    PROTOCOL,
+    TECHNIQUES,
+)
+from search.common.console import counted
 from search.common.paths import DEFAULT_STUDY, shown
 from search.report.rows import Row, confirmed_of, confirmed_text, ranked, reuse_of_study, row_of
 from search.session.session import Session, stored
@@ -84,6 +93,8 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
     text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
     if good and (facts := confirmed_of(session.optuna_study).get(good[0].number)):
         text += f"; on fresh seeds trial #{good[0].number} stands {stands(facts)}"
+    elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found["hash"]:
+        text += f"; the best, trial #{good[0].number}, is that configuration"
     elif good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]
         text += f"; trial #{good[0].number} stands {gain:+.4f} from it"
@@ -102,8 +113,9 @@ def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
     if not (session.trainer.built_in and old):
         return ""
     return (
-        f"The bytes of {len(old)} trials were counted otherwise: all source files as they lie, {min(old):,} "
-        "bytes and more, where the script that is submitted takes 15,000 to 40,000. A new study counts that."
+        f"The bytes of {counted(len(old), 'trial')} were counted otherwise: all source files as they lie, "
+        f"{min(old):,} bytes and more, where the script that is submitted takes 15,000 to 40,000. A new "
+        "study counts that."
     )
 
 
@@ -113,7 +125,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     confirmed = confirmed_of(session.optuna_study)
     good, bad = ranked(trials, confirmed)
     study = session.study
-    title = f"{study.name}: {len(good)} feasible trials; limits {study.limits.summary()}; track {study.track}"
+    title = f"{study.name}: {counted(len(good), 'feasible trial')}; limits {study.limits.summary()}"
+    title += f"; track {study.track}"
     if not good and not bad:
         console.print(NOT_YET)
         return
@@ -127,7 +140,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
-        print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
+        title = f"Infeasible: {counted(len(bad), 'trial')}"
+        print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
     console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
