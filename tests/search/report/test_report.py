@@ -19,7 +19,7 @@ from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
 from search.report.rows import overhead_of_study, ranked, snapshot
 from search.report.status import print_status
-from search.report.trial import print_trial
+from search.report.trial import print_trial, shortcoming
 from search.session.session import Session
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
@@ -98,6 +98,15 @@ def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) ->
     assert "artifact_bytes" in text and "1.9e+06 bytes (limit 2e+06" in text and "bytes -0.100" in text
     with pytest.raises(ValueError, match="trials 0 to 5, but not 17"):
         print_trial(Console(file=io.StringIO()), session, 17)
+
+
+def test_an_export_says_why_a_trial_is_nothing_to_submit(session: Session) -> None:
+    session.optuna_study.add_trial(trial_of(1.8, broken="bytes", artifact_bytes=2_100_000))
+    told = [shortcoming(session, number) for number in range(7)]
+    assert told[0] == told[2] == ""
+    assert "is over a limit (artifact, 2,100,000 of 2,000,000 bytes)" in told[6]
+    assert "no result (diverged: train_loss is nan)" in told[3] and "(it is PRUNED)" in told[4]
+    assert "(it is FAIL)" in told[5]
 
 
 def test_show_tells_processor_seconds_and_those_on_the_clock(session: Session) -> None:
