@@ -1,5 +1,5 @@
-"""The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs` and
-`dashboard` read it.
+"""The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs`, `effects`,
+`dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a study.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """

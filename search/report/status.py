@@ -34,7 +34,8 @@ def print_status(console: Console, session: Session) -> None:
     )
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    good, bad = ranked(trials, confirmed_of(session.optuna_study))
+    confirmed = confirmed_of(session.optuna_study)
+    good, bad = ranked(trials, confirmed)
     for limit in LIMITS:
         if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
             console.print(f"  over a limit: {count} × {limit.label}", highlight=False)
@@ -44,4 +45,4 @@ def print_status(console: Console, session: Session) -> None:
         if line:
             console.print(f"  {line}", highlight=False)
     if good:
-        print_reproduce(console, session, good[0])
+        print_reproduce(console, session, good[0], confirmed)

@@ -23,7 +23,7 @@ from search.common.errors import InfrastructureError
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
-from search.session.session import Session, check_room, measured, stored
+from search.session.session import Session, baseline_of, check_room, measured
 from search.space.native import build_space
 from search.storage.patient import creation_lock
 from search.study.limits import IN_BASELINES, figures_summary
@@ -94,7 +94,7 @@ def check_baseline(
     session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...], say: Say = nobody
 ) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    found = stored(session.optuna_study)
+    found = baseline_of(session.optuna_study)
     if found is None:
         at_once = " at once" if workers > 1 else ""
         say(f"baseline: {session.trainer.start}, measured once by {counted(workers, 'run')}{at_once}")
@@ -191,7 +191,7 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
     found |= {key: results[0][key] for key in ("protocol", "labels", "seen") if key in results[0]}
     found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
-        earlier = stored(session.optuna_study)
+        earlier = baseline_of(session.optuna_study)
         if earlier is None:
             session.optuna_study.set_user_attr(BASELINE, found)
     return earlier or found
