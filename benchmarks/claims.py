@@ -27,6 +27,8 @@ NOISES = (
 )
 EFFECTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # sd of one seed
 SHARED = (0.0, 0.5, 0.9)  # correlation of the arms on a seed
+CONFIRM_EFFECTS = (3.0, 4.0)
+CONFIRM_SEEDS = (8, 12, 16)
 WIDTHS = (1.0, 1.5, 2.0, 3.0)  # d, in sd of one seed
 
 
@@ -129,8 +131,22 @@ def same_table(studies: int) -> list[str]:
     return rows
 
 
+def confirm_table(studies: int, contenders: int = 3) -> list[str]:
+    """How soon one pair is told under its share of a confirmation's level."""
+    level = LEVEL / len(list(itertools.combinations(range(contenders + 1), 2)))
+    rows = [f"| effect, sd of one seed |{''.join(f' within {n} seeds |' for n in CONFIRM_SEEDS)}"]
+    rows.append(f"| ---: |{' ---: |' * len(CONFIRM_SEEDS)}")
+    for effect in CONFIRM_EFFECTS:
+        base, new = np.random.default_rng([16, int(effect)]).standard_normal((2, studies, max(CONFIRM_SEEDS)))
+        at, sign = decisions(new - effect - base, within=0.0, level=level)
+        told = [((at >= 0) & (at + FIRST <= n) & (sign < 0.0)).mean() for n in CONFIRM_SEEDS]
+        rows.append(f"| {effect:g} | {' | '.join(f'{share:.1%}' for share in told)} |")
+    return rows
+
+
 def tables(studies: int) -> dict[str, str]:
-    found = {"null": null_table(studies), "power": power_table(studies), "same": same_table(studies)}
+    makers = {"null": null_table, "power": power_table, "same": same_table, "confirm": confirm_table}
+    found = {name: make(studies) for name, make in makers.items()}
     return {name: "\n".join(rows) for name, rows in found.items()}
 
 

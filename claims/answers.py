@@ -67,7 +67,7 @@ def over_limits(runs: Sequence[Run], limits: Limits | None) -> list[str]:
         most = limits.of(limit) if limits else 0.0
         known = sorted(run.of(limit.figure) for run in runs if not run.reason)
         if known and (middle := known[len(known) // 2]) > most:
-            found.append(f"{limit.label}, {limit.measured(middle)} of {limit.allowed(most)} {limit.unit}")
+            found.append(limit.over(middle, most))
     return found
 
 

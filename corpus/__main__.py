@@ -93,7 +93,8 @@ def download(
 
     where = hub.Hub(repo_id=repo or hub.REPO_ID, revision=revision, prefix=prefix)
     done = hub.download(to, variant=variant, train_shards=train_shards, hub=where)
-    print(f"fetched {len(done.fetched)} files, skipped {len(done.skipped)} that were complete")
+    files = "1 file" if len(done.fetched) == 1 else f"{len(done.fetched)} files"
+    print(f"fetched {files}, skipped {len(done.skipped)} that were complete")
     _print_manifest(done.folder, done.manifest)
 
 
@@ -127,7 +128,7 @@ def _print_manifest(folder: Path, manifest: Manifest | None) -> None:
     for split in ("train", "val"):
         paths = shard_paths(folder, split)
         tokens = sum(read_header(path) for path in paths)
-        line = f"{split:5} {tokens:>12,} tokens in {len(paths)} shards"
+        line = f"{split:5} {tokens:>12,} tokens in {len(paths)} shard{'' if len(paths) == 1 else 's'}"
         if manifest is not None:
             entry = manifest.splits[split]
             line += f", {entry.documents:,} documents"

@@ -1,5 +1,5 @@
-"""The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs` and
-`dashboard` read it.
+"""The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs`, `effects`,
+`dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a study.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """
@@ -48,6 +48,9 @@ HomeOption = Annotated[
         help="Folder of the private database and of runs/. [default: the project]",
     ),
 ]
+RunsOption = Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")]
+SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuration at most, 4 to 64.")]
+ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
 # Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -111,23 +114,21 @@ def run(
         run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
 
 
+def begun(given: StudyOptions, *, brief: bool = False) -> Session:
+    """The study that options name, which was begun; only to be read."""
+    from search.session.session import read_session
+    from search.study.load import find_study
+
+    study, home = find_study(given.study), given.home_folder
+    return read_session(study, home=home, storage=given.storage, environ=os.environ, brief=brief)
+
+
 def read(context: typer.Context, options: StudyOptions, then: Callable[[Console, Session], None]) -> None:
-    """Opens a study that was begun, and only reads it. Nothing that it reads becomes garbage before its end:
-    not to look for any saves a tenth of the time."""
+    """Reads a study for one report. Nothing that it reads becomes garbage before its end: not to look for any
+    saves a tenth of the time."""
     gc.disable()
     with clear_errors():
-        from search.session.session import read_session
-        from search.study.load import find_study
-
-        given = options.over(context.obj)
-        session = read_session(
-            find_study(given.study),
-            home=given.home_folder,
-            storage=given.storage,
-            environ=os.environ,
-            brief=True,
-        )
-        then(make_console(), session)
+        then(make_console(), begun(options.over(context.obj), brief=True))
 
 
 @app.command()
@@ -257,7 +258,7 @@ def export(
     """One configuration as a self-contained train_gpt.py. It has only the techniques that are on."""
     with clear_errors():
         from bundle import lean, one_file
-        from search.report.trial import configuration_of
+        from search.report.trial import configuration_of, shortcoming
         from techniques.config import read_layer
 
         if sum(x is not None for x in (trial, preset or None, config)) != 1:
@@ -270,27 +271,17 @@ def export(
         on = ", ".join(resolved.techniques) or "no technique"
         print(f"{path}: {path.stat().st_size:,} code bytes, {on}")
 
+    def write_trial(session: Session, number: int) -> None:
+        write(configuration_of(session, number))
+        if told := shortcoming(session, number):
+            print(told)
+
     if trial is None:
         with clear_errors():
             write(one_file.resolve_layer(read_layer(config) if config else {"preset": preset}))
     else:
         options = StudyOptions(study, storage, home)
-        read(context, options, lambda _, session: write(configuration_of(session, trial)))
-
-
-def opener(given: StudyOptions) -> Callable[[], Session]:
-    """Opens the study that options name, once, when it is asked for."""
-
-    @functools.cache
-    def opened() -> Session:
-        from search.session.session import read_session
-        from search.study.load import find_study
-
-        study = find_study(given.study)
-        home = given.home_folder
-        return read_session(study, home=home, storage=given.storage, environ=os.environ)
-
-    return opened
+        read(context, options, lambda _, session: write_trial(session, trial))
 
 
 @app.command()
@@ -302,10 +293,10 @@ def compare(
     ] = None,
     trial: Annotated[list[int] | None, typer.Option(help="A trial of the study, twice for two.")] = None,
     base: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: laptop]")] = "",
-    seeds: Annotated[int, typer.Option(help="Fresh seeds of each arm at most, 4 to 64.")] = 12,
+    seeds: SeedsOption = 12,
     within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")] = None,
-    trainer: Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")] = None,
+    workers: RunsOption = None,
+    trainer: ScriptOption = None,
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
@@ -327,7 +318,7 @@ def compare(
             home=given.home_folder,
             trainer=trainer,
             study=find_study(given.study) if given.study else None,
-            session=opener(given),
+            session=functools.cache(functools.partial(begun, given)),
         )
         compare_arms(make_console(), asked)
 
@@ -337,9 +328,9 @@ def confirm(
     context: typer.Context,
     top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, by their value.")] = 3,
     against: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: the start]")] = "",
-    seeds: Annotated[int, typer.Option(help="Fresh seeds of each at most, 4 to 64.")] = 12,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")] = None,
-    trainer: Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")] = None,
+    seeds: SeedsOption = 12,
+    workers: RunsOption = None,
+    trainer: ScriptOption = None,
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
@@ -351,7 +342,7 @@ def confirm(
 
         given = StudyOptions(study, storage, home).over(context.obj)
         asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)
-        confirm_trials(make_console(), opener(given)(), asked, top=top, against=against)
+        confirm_trials(make_console(), begun(given), asked, top=top, against=against)
 
 
 def main() -> None:

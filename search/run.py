@@ -3,11 +3,12 @@
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from search.common.console import make_console, print_step, quiet_log
+from search.common.console import counted, make_console, print_step, print_wait, quiet_log
 from search.common.machine import num_cores
 from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
 from search.common.paths import Folders
@@ -44,7 +45,8 @@ def run_study(options: RunOptions) -> None:
     gpus = () if cluster else prepare.gpus_for(study, os.environ)
     now = print_step(console, f"study {study.name}: {check_space(study)}", now)
     if trainer.built_in and not cluster:
-        now = print_step(console, f"corpus: {prepare.check_corpus(study)}", now)
+        corpus = prepare.check_corpus(study, say=partial(print_wait, console))
+        now = print_step(console, f"corpus: {corpus}", now)
     session = open_session(
         study, home=spec.home, storage=options.storage, environ=os.environ, trainer=trainer
     )
@@ -85,7 +87,9 @@ def run_here(
     hardware = hardware_here(session.study, num_threads=spec.threads, environ=environ)
     now = print_costs_known(console, session, now, hardware=hardware)
     if session.trainer.has_baseline:
-        session, summary = prepare.check_baseline(session, spec, workers=len(specs), gpus=gpus)
+        session, summary = prepare.check_baseline(
+            session, spec, workers=len(specs), gpus=gpus, say=partial(print_wait, console)
+        )
         now = print_step(console, summary, now)
     where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
     print_step(console, beginning(len(specs), where), now)
@@ -111,4 +115,4 @@ def print_costs_known(console: Console, session: Session, now: float, *, hardwar
 
 
 def beginning(workers: int, where: str) -> str:
-    return f"{workers} worker{'s' if workers > 1 else ''} on {where}; Ctrl-C stops, nothing is lost"
+    return f"{counted(workers, 'worker')} on {where}; Ctrl-C stops, nothing is lost"

@@ -14,6 +14,7 @@ FILE = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/[\w./-]*\w\.(?:py|md|toml|json)\b
 FOLDER = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/(?:[\w-]+/)*(?![\w.*{{<-])")
 MODULE = re.compile(rf"python -m ((?:{ROOMS})(?:\.\w+)*)")
 LINK = re.compile(r"\]\(([^)#:\s]+)[^):\s]*\)")
+TEST = re.compile(r"\b(test_\w+\.py)::(test_\w+)")  # the name's beginning is enough
 PLACEHOLDER = re.compile(r"NAME|TECHNIQUE|ROOM|tests/t\.py")  # the last: a made-up tree of tests/corpus
 
 
@@ -31,6 +32,9 @@ def texts() -> Iterator[Path]:
 
 def lost(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
+    for file, name in TEST.findall(text):
+        if not any(f"def {name}" in found.read_text("utf-8") for found in (ROOT / "tests").rglob(file)):
+            yield f"{file}::{name}"
     for pattern in (FILE, FOLDER):
         for found in pattern.finditer(text):
             if not PLACEHOLDER.search(found[0]) and not (ROOT / found[0]).exists():
@@ -56,3 +60,5 @@ def test_the_reader_of_texts_sees(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("`search/gone.py`, search/nowhere/, `python -m benchmarks.gone`; search/cli.py is there")
     assert list(lost(page)) == ["search/gone.py", "search/nowhere/", "python -m benchmarks.gone"]
+    page.write_text("`test_docs.py::test_the_reader…`, `test_gone.py::test_x`, `test_docs.py::test_gone`")
+    assert list(lost(page)) == ["test_gone.py::test_x", "test_docs.py::test_gone"]

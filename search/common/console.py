@@ -88,6 +88,16 @@ def make_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 trial, 2 trials, 1,200 trials."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def print_wait(console: Console, what: str) -> None:
+    """What begins now and takes its time; its step is printed when it is over."""
+    console.print(f"{what} …", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_step(console: Console, step: str, since: float) -> float:
     """One step of the start and its seconds; returns now."""
     now = time.monotonic()

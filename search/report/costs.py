@@ -46,8 +46,9 @@ def accuracy_of(pairs: Sequence[Pair]) -> Accuracy:
 
 
 def windows_of(pairs: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
-    """The first trials, the last ones and all, in the order in which they were tried."""
-    found = {f"first {WINDOW}": pairs[:WINDOW], f"last {WINDOW}": pairs[-WINDOW:], "all": pairs}
+    """All, and where those are more, the first and the last ones, in the order in which they were tried."""
+    ends = {f"first {WINDOW}": pairs[:WINDOW], f"last {WINDOW}": pairs[-WINDOW:]}
+    found = (ends if len(pairs) > WINDOW else {}) | {"all": pairs}
     return {name: part for name, part in found.items() if part}
 
 

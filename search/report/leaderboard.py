@@ -10,10 +10,27 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search.common.attributes import CODE_BYTES, CODE_HASH, CONFIG, PASSPORT, PROTOCOL, TECHNIQUES
+from search.common.attributes import (
+    CODE_BYTES,
+    CODE_HASH,
+    CONFIG,
+    CONFIG_HASH,
+    PASSPORT,
+    PROTOCOL,
+    TECHNIQUES,
+)
+from search.common.console import counted
 from search.common.paths import DEFAULT_STUDY, shown
-from search.report.rows import Row, confirmed_of, confirmed_text, ranked, reuse_of_study, row_of
-from search.session.session import Session, stored
+from search.report.rows import (
+    Confirmations,
+    Row,
+    confirmed_of,
+    confirmed_text,
+    ranked,
+    reuse_of_study,
+    row_of,
+)
+from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit
 
 NOISE = (
@@ -76,14 +93,16 @@ def cells_of(row: Row, limit: Limit) -> list[str]:
     return [*cells, limit.measured(row.slack[limit.figure])] if limit.slack else cells
 
 
-def against_baseline(session: Session, good: Sequence[FrozenTrial]) -> str:
+def against_baseline(session: Session, good: Sequence[FrozenTrial], confirmed: Confirmations) -> str:
     """By how much the best feasible trial beats the study's starting point."""
-    found = stored(session.optuna_study)
+    found = baseline_of(session.optuna_study)
     if found is None:
         return ""
     text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
-    if good and (facts := confirmed_of(session.optuna_study).get(good[0].number)):
+    if good and (facts := confirmed.get(good[0].number)):
         text += f"; on fresh seeds trial #{good[0].number} stands {stands(facts)}"
+    elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found["hash"]:
+        text += f"; the best, trial #{good[0].number}, is that configuration"
     elif good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]
         text += f"; trial #{good[0].number} stands {gain:+.4f} from it"
@@ -102,8 +121,9 @@ def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
     if not (session.trainer.built_in and old):
         return ""
     return (
-        f"The bytes of {len(old)} trials were counted otherwise: all source files as they lie, {min(old):,} "
-        "bytes and more, where the script that is submitted takes 15,000 to 40,000. A new study counts that."
+        f"The bytes of {counted(len(old), 'trial')} were counted otherwise: all source files as they lie, "
+        f"{min(old):,} bytes and more, where the script that is submitted takes 15,000 to 40,000. A new "
+        "study counts that."
     )
 
 
@@ -113,7 +133,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     confirmed = confirmed_of(session.optuna_study)
     good, bad = ranked(trials, confirmed)
     study = session.study
-    title = f"{study.name}: {len(good)} feasible trials; limits {study.limits.summary()}; track {study.track}"
+    title = f"{study.name}: {counted(len(good), 'feasible trial')}; limits {study.limits.summary()}"
+    title += f"; track {study.track}"
     if not good and not bad:
         console.print(NOT_YET)
         return
@@ -122,14 +143,15 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
-    for line in (against_baseline(session, good), reuse, old_bytes(session, trials)):
+    for line in (against_baseline(session, good, confirmed), reuse, old_bytes(session, trials)):
         if line:
             console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
-        print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], f"Infeasible: {len(bad)} trials")
+        title = f"Infeasible: {counted(len(bad), 'trial')}"
+        print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
     console.print(f"\n{NOISE}", highlight=False)
-    if told := to_confirm(session, good):
+    if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
         text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
@@ -137,12 +159,12 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
-        print_reproduce(console, session, good[0])
+        print_reproduce(console, session, good[0], confirmed)
 
 
-def to_confirm(session: Session, good: Sequence[FrozenTrial]) -> str:
+def to_confirm(session: Session, good: Sequence[FrozenTrial], confirmed: Confirmations) -> str:
     """The line that makes a search value a claim; "" once the best is confirmed, or where it cannot be."""
-    if not good or not session.trainer.keeps_stages or good[0].number in confirmed_of(session.optuna_study):
+    if not good or not session.trainer.keeps_stages or good[0].number in confirmed:
         return ""
     path = Path(session.study.path)
     given = "" if path == DEFAULT_STUDY else f" --study {shlex.quote(str(shown(path)))}"
@@ -160,8 +182,8 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
     return False
 
 
-def print_reproduce(console: Console, session: Session, trial: FrozenTrial) -> None:
-    facts = confirmed_of(session.optuna_study).get(trial.number)
+def print_reproduce(console: Console, session: Session, trial: FrozenTrial, confirmed: Confirmations) -> None:
+    facts = confirmed.get(trial.number)
     value = f"{confirmed_text(facts)}, search value {trial.value:.4f}" if facts else f"{trial.value:.4f}"
     by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
     text = f"Best: #{trial.number}, {value} bits/byte{by}. To run it again:\n"

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from search.common.console import counted
 from search.report.rows import Snapshot, snapshot
 from search.study.limits import figures_summary
 
@@ -68,7 +69,7 @@ class Progress:
         """What is shown: counts, the best, the pace."""
         elapsed_s = self.looked - self.began
         counts = f"{seen.finished} of {seen.target} trials done, {seen.running} running, {seen.pruned} pruned"
-        counts += f", {seen.infeasible} over a limit, {seen.rejected} failed configurations"
+        counts += f", {seen.infeasible} over a limit, {counted(seen.rejected, 'failed configuration')}"
         if seen.failed:
             counts += f", {seen.failed} lost to the machine and tried again"
         counts += f"; {seen.resampled} resampled before running"

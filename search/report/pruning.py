@@ -7,6 +7,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from search.common.attributes import EVAL_SECONDS, PREFLIGHT, SPARED, TRAIN_SECONDS
+from search.common.console import counted
 from search.pruning.pruner import Pruner, is_evidence, remembered
 from search.study.limits import has_failed
 from search.study.model import Pruning
@@ -41,8 +42,9 @@ def pruning_summary(trials: Sequence[FrozenTrial]) -> str:
     pruned, (spared, reached) = given_up(trials), spared_wrongly(trials)
     if not pruned and not spared:
         return ""
-    text = f"pruning: {len(pruned)} trials given up, about {seconds_saved(trials):,.0f} s saved"
-    return text + f"; {spared} more were spared, {reached} of them reached what they were to reach"
+    text = f"pruning: {counted(len(pruned), 'trial')} given up, about {seconds_saved(trials):,.0f} s saved"
+    text += f"; {spared} more {'was' if spared == 1 else 'were'} spared"
+    return text + f", {reached} of them reached what they were to reach"
 
 
 def print_evidence(console: Console, trials: Sequence[FrozenTrial], settings: Pruning) -> None:

@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes
+from search.common.console import counted
 from search.study.limits import LIMITS, feasible, has_failed
 
 Confirmations = Mapping[int, Mapping[str, Any]]  # of trials, by their number
@@ -61,7 +62,7 @@ def confirmed_text(facts: Mapping[str, Any]) -> str:
     """2.5510 ± 0.0071 (8 seeds), with ! for a configuration that failed or is over a limit there."""
     mean = "no score" if facts["bpb"] is None else f"{facts['bpb']:.4f}"
     spread = "" if facts["sd"] is None else f" ± {facts['sd']:.4f}"
-    return f"{mean}{spread} ({len(facts['seeds'])} seeds){'' if facts['sound'] else '!'}"
+    return f"{mean}{spread} ({counted(len(facts['seeds']), 'seed')}){'' if facts['sound'] else '!'}"
 
 
 def ranked(
@@ -161,7 +162,19 @@ def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
     if not shares:
         return ""
     mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
-    shown = [name for name in mean if name.endswith("_s") and name != "process_s"]
-    named = [(name.removesuffix("_s").replace("_before", ""), 1000 * mean[name]) for name in shown]
-    parts = ", ".join(f"{name} {milliseconds:.0f} ms" for name, milliseconds in named)
-    return f"overhead per trial: {parts}; {mean['share']:.1%} of a trial of {mean['process_s']:.1f} s"
+    return f"overhead per trial: {overhead_text(mean)}"
+
+
+def overhead_text(seconds: Mapping[str, float]) -> str:
+    """Of one trial or of a mean: `ask 20 ms, start 14.1 s, tell 8 ms; 2.0% of a trial of 15.0 s`."""
+    parts = [
+        f"{name.removesuffix('_s').removesuffix('_before')} {wait(spent)}"
+        for name, spent in seconds.items()
+        if name.endswith("_s") and name != "process_s"
+    ]
+    return f"{', '.join(parts)}; {seconds['share']:.1%} of a trial of {seconds['process_s']:.1f} s"
+
+
+def wait(seconds: float) -> str:
+    """14.1 s, 20 ms."""
+    return f"{seconds:.1f} s" if seconds >= 1.0 else f"{1000 * seconds:.0f} ms"

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from search.common.attributes import REASON
+from search.common.console import counted
 from search.report.leaderboard import old_bytes, print_reproduce
 from search.report.pruning import pruning_summary
 from search.report.rows import confirmed_of, overhead_of_study, ranked, reuse_of_study, snapshot
@@ -19,10 +20,11 @@ def print_status(console: Console, session: Session) -> None:
     trials = session.optuna_study.get_trials(deepcopy=False)
     seen = snapshot(trials, 0)
     console.print(
-        f"{session.study.name}: {seen.finished} trials done ({seen.complete} complete, {seen.infeasible} of "
-        f"them over a limit; {seen.pruned} pruned; {seen.rejected} failed configurations), "
+        f"{session.study.name}: {counted(seen.finished, 'trial')} done ({seen.complete} complete, "
+        f"{seen.infeasible} of them over a limit; {seen.pruned} pruned; "
+        f"{counted(seen.rejected, 'failed configuration')}), "
         f"{seen.running} running, {seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
-        f"{seen.resampled} configurations resampled before running",
+        f"{counted(seen.resampled, 'configuration')} resampled before running",
         highlight=False,
     )
     reasons = Counter(
@@ -32,7 +34,8 @@ def print_status(console: Console, session: Session) -> None:
     )
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    good, bad = ranked(trials, confirmed_of(session.optuna_study))
+    confirmed = confirmed_of(session.optuna_study)
+    good, bad = ranked(trials, confirmed)
     for limit in LIMITS:
         if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
             console.print(f"  over a limit: {count} × {limit.label}", highlight=False)
@@ -42,4 +45,4 @@ def print_status(console: Console, session: Session) -> None:
         if line:
             console.print(f"  {line}", highlight=False)
     if good:
-        print_reproduce(console, session, good[0])
+        print_reproduce(console, session, good[0], confirmed)

@@ -12,9 +12,9 @@ from bundle.one_file import resolve_layer
 from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
-from search.report.rows import confirmed_of, confirmed_text, reuse_of_trial, short
+from search.report.rows import confirmed_of, confirmed_text, overhead_text, reuse_of_trial, short
 from search.session.session import Session
-from search.study.limits import Limits
+from search.study.limits import Limits, feasible
 from techniques.config import Resolved
 
 
@@ -36,6 +36,20 @@ def configuration_of(session: Session, number: int) -> Resolved:
     if stored.CONFIG not in (attrs := trial_of(session, number).user_attrs):
         raise ValueError(f"Trial {number} of {session.study.name} has no configuration: it never began.")
     return resolve_layer(attrs[stored.CONFIG])
+
+
+def shortcoming(session: Session, number: int) -> str:
+    """Why a trial is nothing to submit: the limits that it broke, or that it gave no result; else ""."""
+    trial = trial_of(session, number)
+    if trial.state == TrialState.COMPLETE and feasible(trial):
+        return ""
+    attrs, limits = trial.user_attrs, session.study.limits
+    over = [limit for limit in limits.given if trial.constraints.get(limit.constraint, 0.0) > 0.0]
+    if over:
+        told = "; ".join(limit.over(attrs[limit.figure], limits.of(limit)) for limit in over)
+        return f"Not to be submitted: trial {number} of {session.study.name} is over a limit ({told})."
+    why = attrs.get(stored.REASON) or f"it is {trial.state.name}"
+    return f"Not to be submitted: trial {number} of {session.study.name} has no result ({why})."
 
 
 def print_trial(console: Console, session: Session, number: int) -> None:
@@ -88,7 +102,9 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])
     if stored.CACHE_NOTES in attrs:
         out["stage cache"] = "; ".join(attrs[stored.CACHE_NOTES])
-    for key in (stored.REJECTIONS, stored.OVERHEAD, stored.PASSPORT):
+    if stored.OVERHEAD in attrs:
+        out[stored.OVERHEAD] = overhead_text(attrs[stored.OVERHEAD])
+    for key in (stored.REJECTIONS, stored.PASSPORT):
         if attrs.get(key):
             out[key] = ", ".join(f"{k} {short(v)}" for k, v in attrs[key].items())
     return out

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from search.common.console import counted
 from search.common.numeric import draw
 from search.costs.preflight import Costs, costs_of
 from search.space.native import build_space
@@ -77,4 +78,5 @@ def check_space(study: Study) -> str:
     """ValueError unless something of the space can be tried. Returns its size in words."""
     space = build_space(study, catalog.metadata())
     require_feasible(space, costs_of(trainer_of(study), study))
-    return f"{len(space.distributions)} parameters, {len(space.switchable())} techniques to switch"
+    switches = counted(len(space.switchable()), "technique")
+    return f"{counted(len(space.distributions), 'parameter')}, {switches} to switch"

@@ -72,7 +72,7 @@ def open_session(
 def measured(session: Session) -> Session:
     """The session with the limits in seconds, once the baseline is measured (search/workers/prepare.py)."""
     study = session.study
-    baseline = stored(session.optuna_study)
+    baseline = baseline_of(session.optuna_study)
     if baseline is None or not study.limits.relative:
         return session
     limits = study.limits.measured(baseline)
@@ -178,5 +178,6 @@ def differences(stored: Any, mine: Any, at: str = "") -> list[str]:
     return [] if stored == mine else [f"{at}: {stored!r} -> {mine!r}"]
 
 
-def stored(study: optuna.Study) -> dict[str, Any] | None:
+def baseline_of(study: optuna.Study) -> dict[str, Any] | None:
+    """The figures of the study's starting point, once it was measured."""
     return study.user_attrs.get(BASELINE)

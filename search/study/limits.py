@@ -53,6 +53,10 @@ class Limit:
     def allowed(self, most: float) -> str:
         return f"{round(most, 3):g}" if self.unit == "s" else f"{int(most):,}"
 
+    def over(self, figure: float, most: float) -> str:
+        """artifact, 331,000 of 310,000 bytes."""
+        return f"{self.label}, {self.measured(figure)} of {self.allowed(most)} {self.unit}"
+
 
 LIMITS = (  # constraint, name, figure, label, unit, phrase
     Limit("bytes", "artifact_bytes", "artifact_bytes", "artifact", "bytes", "{} bytes", slack=SLACK_BYTES),

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Any
 
 from corpus import embedded
 from corpus.dataset import open_dataset
+from corpus.manifest import is_complete
 from search.common.attributes import BASELINE
+from search.common.console import counted
 from search.common.errors import InfrastructureError
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
-from search.session.session import Session, check_room, measured, stored
+from search.session.session import Session, baseline_of, check_room, measured
 from search.space.native import build_space
 from search.storage.patient import creation_lock
 from search.study.limits import IN_BASELINES, figures_summary
@@ -29,6 +31,7 @@ from search.study.model import Study
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
 from techniques import catalog
 
+Say = Callable[[str], None]  # told what begins now and takes its time
 KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch")
 
 
@@ -55,19 +58,27 @@ def default_workers(gpus: tuple[str, ...]) -> int:
     return len(gpus) or num_cores()
 
 
-def check_corpus(study: Study) -> str:
+def nobody(what: str) -> None:
+    """Nobody watches."""
+
+
+def check_corpus(study: Study, *, say: Say = nobody) -> str:
     """The study's data, checked; see check_data."""
     seq_len = max(int(study.settled("train_seq_len")), int(study.settled("eval_seq_len")))
     paths = (str(study.settled(name)) for name in ("data_path", "tokenizer_path"))
-    return check_data(*paths, vocab_size=int(study.settled("vocab_size")), seq_len=seq_len)
+    return check_data(*paths, vocab_size=int(study.settled("vocab_size")), seq_len=seq_len, say=say)
 
 
-def check_data(data_path: str, tokenizer_path: str, *, vocab_size: int, seq_len: int) -> str:
+def check_data(
+    data_path: str, tokenizer_path: str, *, vocab_size: int, seq_len: int, say: Say = nobody
+) -> str:
     """Builds the embedded corpus if it is meant and missing; checks any. ValueError, as a trainer's."""
     folder = ROOT / data_path
     tokenizer = ROOT / tokenizer_path
     data = ROOT / "data"
     if folder == data / "datasets" / f"{embedded.NAME}_sp{vocab_size}":
+        if not is_complete(folder):
+            say("corpus: built once, from the installed packages' documentation; about half a minute of CPU")
         try:
             embedded.ensure(data, f"sp{vocab_size}")
         except OSError as error:
@@ -80,10 +91,14 @@ def check_data(data_path: str, tokenizer_path: str, *, vocab_size: int, seq_len:
 
 
 def check_baseline(
-    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...]
+    session: Session, spec: WorkerSpec, *, workers: int, gpus: tuple[str, ...], say: Say = nobody
 ) -> tuple[Session, str]:
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
-    found = stored(session.optuna_study) or measure(session, spec, workers=workers, gpus=gpus)
+    found = baseline_of(session.optuna_study)
+    if found is None:
+        at_once = " at once" if workers > 1 else ""
+        say(f"baseline: {session.trainer.start}, measured once by {counted(workers, 'run')}{at_once}")
+        found = measure(session, spec, workers=workers, gpus=gpus)
     told = f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
     told += f"(slowest of {found['workers']} at once)"
     return measured(session), told + (
@@ -176,7 +191,7 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
     found |= {key: results[0][key] for key in ("protocol", "labels", "seen") if key in results[0]}
     found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
-        earlier = stored(session.optuna_study)
+        earlier = baseline_of(session.optuna_study)
         if earlier is None:
             session.optuna_study.set_user_attr(BASELINE, found)
     return earlier or found

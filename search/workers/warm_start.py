@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes
 from search.common.attributes import HARDWARE, result_of
+from search.common.console import counted
 from search.costs.bills import num_params
 from search.costs.factors import CARRIED
 from search.costs.preflight import Costs
@@ -68,7 +69,7 @@ class WarmStart:
         of = f"{'studies' if len(names) > 1 else 'study'} {', '.join(names[:NAMED])}{more}"
         timed = sum(attributes.TRAIN_SECONDS in trial.result for trial in self.trials)
         some = f", seconds of this machine from {timed or 'none'}" if seconds and timed < count else ""
-        return f"costs: learnt from {count} trial{'s' if count > 1 else ''} of {of}{some}"
+        return f"costs: learnt from {counted(count, 'trial')} of {of}{some}"
 
 
 def find_warm_start(session: Session, hardware: str) -> WarmStart:

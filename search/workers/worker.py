@@ -31,7 +31,7 @@ from search.samplers.caddie import CaddieSampler
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import sampled_by
 from search.session.passport import check_joining, hardware_here
-from search.session.session import Session, open_session, stored
+from search.session.session import Session, baseline_of, open_session
 from search.space.native import build_space
 from search.stage_cache.reuse import REPLAYED, Fill, Reuse, open_reuse
 from search.storage.bulk import collected
@@ -98,6 +98,7 @@ class Worker:
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
+        self.baseline = baseline_of(session.optuna_study) or {}
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = f"{os.uname().nodename}:{os.getpid()}:{spec.index}"
         self.stopping = threading.Event()
@@ -197,7 +198,7 @@ class Worker:
 
         try:
             outcome = run_trainer(replace(job, fill=fill), on_report=on_report, stop=self.should_leave)
-            return record.judged(outcome, stored(self.session.optuna_study) or {})
+            return record.judged(outcome, self.baseline)
         except DiskTrouble as error:
             raise self.disk_trouble(error) from error
         except TrainerCrashed as error:

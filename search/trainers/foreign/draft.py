@@ -14,11 +14,12 @@ from pathlib import Path
 
 from readers.log_reader import EXACT
 from readers.scan import Read, Scan, scan
+from search.common.console import counted
 from search.study.load import load_study
 
 SWITCH = re.compile(r"^(?:USE|ENABLE|WITH)_(\w+)$|^(\w+?)_(?:ENABLED|ENABLE|ON)$")
-# whole words: LOG_DIR is a path, LOGIT_SOFTCAP is none
-# evaluation, or must fit something else.
+# What stays fixed: it names the run, its data, its budget or its evaluation, or must fit something else.
+# Whole words: LOG_DIR is a path, LOGIT_SOFTCAP is none.
 FIXED = re.compile(
     r"(?:^|_)(?:SEEDS?|PATHS?|DIR|FILES?|RUN_ID|TOKENIZER|DATA|DATASET|VOCAB|LOGS?|VAL|EVERY|PATTERNS?|ITERATIONS|"
     r"WALLCLOCK|WARMUP_STEPS|NUM_HEADS|KV_HEADS|N_HEADS?|MODEL_DIM|SEQ_LEN|BATCH|DEVICE|DTYPE|COMPILE|PRECISION|NAME|"
@@ -85,8 +86,8 @@ def write(script: Path, out: Path | None) -> str:
     variables = foreign.variables
     gates = sum(v.gate for v in variables.values())
     told = [
-        f"{out}: {len(found.reads)} variables of {script.name}; {len(variables)} to search ({gates} gates), "
-        f"{len(foreign.fixed)} fixed",
+        f"{out}: {counted(len(found.reads), 'variable')} of {script.name}; {len(variables)} to search "
+        f"({counted(gates, 'gate')}), {len(foreign.fixed)} fixed",
         *(f"  not understood: {odd}" for odd in found.odd),
         f"  score: the last that a run prints (the script has: {', '.join(score_rule(found)) or 'none'})",
     ]

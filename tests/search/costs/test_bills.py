@@ -90,6 +90,7 @@ def test_accuracy_is_of_relative_errors():
     assert told.bias == pytest.approx(0.1 / 3) and told.coverage == pytest.approx(2 / 3)
     counts = {name: len(part) for name, part in windows_of(pairs * 15).items()}
     assert counts == {"first 20": 20, "last 20": 20, "all": 45}
+    assert list(windows_of(pairs * 6)) == ["all"]  # three equal rows tell nothing
     attrs = {"preflight": {"artifact_bytes": 100.0, "artifact_bytes_upper": 110.0}, "artifact_bytes": 104}
     assert errors_of(attrs) == {"bytes": 0.04}
     assert prediction_summary(attrs, "artifact_bytes") == ", predicted 100, at most 110, error +4.0%"

@@ -153,7 +153,7 @@ def test_some_run_on_and_tell_how_often_it_was_wrong():
     assert spared_wrongly(trials) == (3, 1)
     assert seconds_saved(trials) == pytest.approx(60.0)
     assert pruning_summary(trials).startswith(
-        "pruning: 1 trials given up, about 60 s saved; 3 more were spared, 1"
+        "pruning: 1 trial given up, about 60 s saved; 3 more were spared, 1"
     )
     assert pruning_summary([]) == ""
 

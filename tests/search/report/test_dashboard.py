@@ -198,7 +198,7 @@ def test_a_trial_page(page: str, browser: Any):
     see(browser, f"{base}/trials?numbers=4&{token}", "Note of 4.0", "log.txt", "val_bpb", picture="trial.png")
 
 
-def test_bad_requests_have_one_clear_error(url: str, tmp_path: Path):
+def test_bad_requests_have_one_clear_error(page: str, url: str, tmp_path: Path):
     with pytest.raises(storage.StorageError, match=r"no 'shwn' here. Known: shown"):
         dashboard.make_dashboard(url, "shwn", port=0, artifact_dir=tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -208,9 +208,8 @@ def test_bad_requests_have_one_clear_error(url: str, tmp_path: Path):
 
 
 def test_with_only_infeasible_trials_the_least_bad_is_best(url: str):
-    study = storage.open_study(
-        storage.open_storage(url, worker=True), "all-bad", url=url, direction="maximize"
-    )
+    opened = storage.open_storage(url, worker=False)  # makes the tables where no test before did
+    study = storage.open_study(opened, "all-bad", url=url, direction="maximize")
     for value, excess in ((1.0, 0.3), (2.0, 0.1), (9.0, 0.2)):
         study.add_trial(optuna.create_trial(value=value, constraints={"bytes": excess}))
     shown = dashboard.FeasibleStorage(optuna.storages.RDBStorage(url))

@@ -13,12 +13,13 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
+from search.common.console import counted
 from search.common.paths import Folders
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
 from search.report.rows import overhead_of_study, ranked, snapshot
 from search.report.status import print_status
-from search.report.trial import print_trial
+from search.report.trial import print_trial, shortcoming
 from search.session.session import Session
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
@@ -71,9 +72,7 @@ def test_feasible_first_whatever_the_infeasible_score(session: Session) -> None:
 def test_leaderboard_has_units_noise_and_the_way_to_repeat_it(session: Session) -> None:
     text = printed(print_leaderboard, session)
     assert "2 feasible trials; limits 2,000,000 bytes, 100 s training, 100 s evaluation; track open" in text
-    assert (
-        "slack, bytes" in text and "train, s" in text and "1,200" in text and "Infeasible: 1 trials" in text
-    )
+    assert "slack, bytes" in text and "train, s" in text and "1,200" in text and "Infeasible: 1 trial" in text
     assert "xsa, ema!" in text  # on, but changed nothing
     assert "0.005 to 0.010" in text and "not a claim" in text
     path = session.folders.trial(2) / "config.json"
@@ -101,6 +100,15 @@ def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) ->
         print_trial(Console(file=io.StringIO()), session, 17)
 
 
+def test_an_export_says_why_a_trial_is_nothing_to_submit(session: Session) -> None:
+    session.optuna_study.add_trial(trial_of(1.8, broken="bytes", artifact_bytes=2_100_000))
+    told = [shortcoming(session, number) for number in range(7)]
+    assert told[0] == told[2] == ""
+    assert "is over a limit (artifact, 2,100,000 of 2,000,000 bytes)" in told[6]
+    assert "no result (diverged: train_loss is nan)" in told[3] and "(it is PRUNED)" in told[4]
+    assert "(it is FAIL)" in told[5]
+
+
 def test_show_tells_processor_seconds_and_those_on_the_clock(session: Session) -> None:
     stages = {"seconds": {"train": 31.04, "evaluate": 2.0}, "reused": [], "spent_s": 40.0, "saved_s": 0.0}
     for device, told in (
@@ -121,6 +129,22 @@ def test_words() -> None:
     ]
     trials = [trial_of(2.0), *(trial_of(2.0, overhead=share) for share in shares)]
     assert overhead_of_study(trials) == "overhead per trial: ask 20 ms; 2.0% of a trial of 15.0 s"
+    assert [counted(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
+
+
+def test_show_and_status_tell_overhead_in_one_way(session: Session) -> None:
+    seconds = {"ask_s": 0.0083, "start_s": 14.07, "tell_before_s": 0.02, "process_s": 20.0, "share": 0.705}
+    session.optuna_study.add_trial(trial_of(2.0, overhead=seconds))
+    told = "ask 8 ms, start 14.1 s, tell 20 ms; 70.5% of a trial of 20.0 s"
+    assert told in printed(print_trial, session, 6) and told in printed(print_status, session)
+
+
+def test_the_best_is_told_by_its_distance_from_the_baseline_unless_it_is_that(session: Session) -> None:
+    session.optuna_study.set_user_attr("baseline", {"val_bpb": 2.04, "hash": "abc"})
+    assert ": 2.0400 val_bpb; trial #2 stands +0.0100 from it." in printed(print_leaderboard, session)
+    session.optuna_study.add_trial(trial_of(2.04, hash="abc"))
+    text = printed(print_leaderboard, session)
+    assert "val_bpb; the best, trial #6, is that configuration." in text and "+0.0000" not in text
 
 
 def test_a_trial_with_findings_carries_one_mark_and_show_tells_them(session: Session) -> None:
@@ -150,4 +174,4 @@ def test_a_study_of_an_earlier_version_says_how_its_bytes_were_counted(session: 
     session.optuna_study.add_trial(trial_of(2.2, code_bytes=18_000))
     assert "counted otherwise" not in printed(show, session)
     session.optuna_study.add_trial(trial_of(2.2, code_bytes=291_000))
-    assert "The bytes of 1 trials were counted otherwise" in printed(show, session)
+    assert "The bytes of 1 trial were counted otherwise" in printed(show, session)

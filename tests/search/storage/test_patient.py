@@ -397,7 +397,7 @@ def test_who_may_only_read_can_read(apart: sqlalchemy.URL, tmp_path: Path):
         "create role nobody_here login password 'hush'",
     )
     code, said = status(tmp_path, told(apart.set(username="onlooker", password="hush")))
-    assert code == 0 and "1 trials done" in said, said
+    assert code == 0 and "1 trial done" in said, said
     run_sql(apart, "revoke select on trials from onlooker")
     code, said = status(tmp_path, told(apart.set(username="onlooker", password="hush")))
     assert code == 2 and said.count("\n") == 1 and "permission denied for table trials" in said, said
