@@ -76,7 +76,7 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
     reference = reference or replace(arm_of_study(session.study), label=BASELINE_LABEL)
     contenders = contenders_of(session, reference, top)
     arms = [reference, *(one.arm for one in contenders)]
-    place = place_of(reference.resolved(), asked, session.study)
+    place = place_of(arms, asked, session.study)
     used = {int(c["seed"]) for t in trials if "seed" in (c := t.user_attrs.get(CONFIG, {}))}
     plan = register("confirm", arms, place, used=used)
     seeds = plan.seeds[: asked.seeds]
