@@ -337,7 +337,7 @@ def confirm(
     context: typer.Context,
     top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, by their value.")] = 3,
     against: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: the start]")] = "",
-    seeds: Annotated[int, typer.Option(help="Fresh seeds of each at most, 4 to 64.")] = 12,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds of each at most, 4 to 64.")] = 16,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")] = None,
     trainer: Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")] = None,
     study: StudyOption = None,
