@@ -8,6 +8,7 @@ in docs/claims.md. Some minutes of one core.
 
 import argparse
 import itertools
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from claims.sequential import FIRST, LAST, LEVEL, decisions
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
 SEEDS = 12  # compare's own number
+CONFIRM_SEEDS = 16  # confirm's
+MOST = 24  # of its table
+CONTENDERS = 3  # and how many it takes
 NOISES = (
     "normal",
     "heavy tails (t, 4 degrees)",
@@ -27,8 +31,6 @@ NOISES = (
 )
 EFFECTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # sd of one seed
 SHARED = (0.0, 0.5, 0.9)  # correlation of the arms on a seed
-CONFIRM_EFFECTS = (3.0, 4.0)
-CONFIRM_SEEDS = (8, 12, 16)
 WIDTHS = (1.0, 1.5, 2.0, 3.0)  # d, in sd of one seed
 
 
@@ -88,7 +90,7 @@ def null_table(studies: int) -> list[str]:
     return rows
 
 
-def confirm_null(*, seeds: int, studies: int, contenders: int = 3) -> float:
+def confirm_null(*, seeds: int, studies: int, contenders: int = CONTENDERS) -> float:
     """How often a confirmation says anything wrong where all its configurations are equal: every pair of
     contenders, and each against the reference, under the level that claims/confirm.py shares out."""
     arms = np.random.default_rng([15, seeds]).standard_normal((contenders + 1, studies, seeds))
@@ -116,6 +118,27 @@ def power_table(studies: int) -> list[str]:
     return rows
 
 
+def confirm_table(studies: int) -> list[str]:
+    counts = (8, SEEDS, CONFIRM_SEEDS, MOST)
+    rows = [
+        f"| effect, sd of one seed | {' | '.join(f'within {n} seeds' for n in counts)} |",
+        f"| ---: | {' | '.join('---:' for _ in counts)} |",
+    ]
+    for effect in EFFECTS:
+        told = confirm_told(effect, studies)
+        rows.append(f"| {effect:g} | {' | '.join(f'{told[n]:.1%}' for n in counts)} |")
+    return rows
+
+
+def confirm_told(effect: float, studies: int) -> dict[int, float]:
+    """seeds -> how often a contender's effect against the reference is told within them, under its share
+    of the level."""
+    level = LEVEL / math.comb(CONTENDERS + 1, 2)
+    base, new = np.random.default_rng([16, int(100 * effect)]).standard_normal((2, studies, MOST))
+    at, sign = decisions(new - effect - base, within=0.0, level=level)
+    return {n: float(((at >= 0) & (at + FIRST <= n) & (sign < 0.0)).mean()) for n in range(FIRST, MOST + 1)}
+
+
 def same_table(studies: int) -> list[str]:
     rows = [
         "| d, sd of one seed | effect 0: told within 12 | within 64 | effect d: told (wrongly) within 64 |",
@@ -131,23 +154,9 @@ def same_table(studies: int) -> list[str]:
     return rows
 
 
-def confirm_table(studies: int, contenders: int = 3) -> list[str]:
-    """How soon one pair is told under its share of a confirmation's level."""
-    level = LEVEL / len(list(itertools.combinations(range(contenders + 1), 2)))
-    rows = [f"| effect, sd of one seed |{''.join(f' within {n} seeds |' for n in CONFIRM_SEEDS)}"]
-    rows.append(f"| ---: |{' ---: |' * len(CONFIRM_SEEDS)}")
-    for effect in CONFIRM_EFFECTS:
-        base, new = np.random.default_rng([16, int(effect)]).standard_normal((2, studies, max(CONFIRM_SEEDS)))
-        at, sign = decisions(new - effect - base, within=0.0, level=level)
-        told = [((at >= 0) & (at + FIRST <= n) & (sign < 0.0)).mean() for n in CONFIRM_SEEDS]
-        rows.append(f"| {effect:g} | {' | '.join(f'{share:.1%}' for share in told)} |")
-    return rows
-
-
 def tables(studies: int) -> dict[str, str]:
     makers = {"null": null_table, "power": power_table, "same": same_table, "confirm": confirm_table}
-    found = {name: make(studies) for name, make in makers.items()}
-    return {name: "\n".join(rows) for name, rows in found.items()}
+    return {name: "\n".join(make(studies)) for name, make in makers.items()}
 
 
 def put(text: str, made: dict[str, str]) -> str:

@@ -9,6 +9,7 @@
 The base is a preset, a configuration file, or the number of a trial of the study.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +124,9 @@ def _arm(label: str, preset: str, layer: Layer) -> Arm:
     for name in kept:
         known_field(name, known)
     own = {**(read_preset(preset) if preset else {}), **layer}.get("seed", TRAINER_FIELDS["seed"].default)
-    return Arm(label, preset, kept, int(own))
+    if not isinstance(own, int):
+        raise ValueError(f"{label}: `seed` takes a whole number, but got {own!r}.")
+    return Arm(label, preset, kept, own)
 
 
 def arms_of(
@@ -184,12 +187,7 @@ def varied(word: str, base: Arm) -> list[Arm]:
         if on:
             return [_without(base, owner), base]
         base = _with_needs(base, owner)
-        new = _with(base, {owner: True}, owner)
-        try:
-            new.resolved()
-        except ValueError as error:
-            raise ValueError(f"{error} A setting can be said: compare {owner}.SETTING=VALUE.") from None
-        return [base, new]
+        return [base, _with_technique(base, owner)]
     if not text:
         raise ValueError(f"`{name}` is a setting: say its values, as in {name}={field.default},…")
     changes = [{name: parse_value(name, one, field)} for one in text.split(",")]
@@ -206,6 +204,24 @@ def varied(word: str, base: Arm) -> list[Arm]:
 
 def _with(base: Arm, change: Layer, label: str) -> Arm:
     return replace(base, label=label, layer={**base.layer, **change})
+
+
+def _with_technique(base: Arm, name: str) -> Arm:
+    """The base with a technique on: as it is by default, else (a default may ask for more layers than a small
+    model has) with the first value of one of its settings' spaces that fits, which its label then says."""
+    arm = _with(base, {name: True}, name)
+    try:
+        arm.resolved()
+        return arm
+    except ValueError as error:
+        for setting, within in catalog.metadata()[name].space.items():
+            for value in within.options if isinstance(within, Choice) else (within.low,):
+                change = {name: True, f"{name}.{setting}": value}
+                other = _with(base, change, f"{name} with {setting}={value}")
+                with contextlib.suppress(ValueError):
+                    other.resolved()
+                    return other
+        raise ValueError(f"{error} A setting can be said: compare {name}.SETTING=VALUE.") from None
 
 
 def _with_needs(base: Arm, name: str) -> Arm:

@@ -1,5 +1,6 @@
 """compare(asked): `search.py compare`: two or more configurations on the same fresh seeds; who is better."""
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from search.session.session import Session
 from search.stage_cache.reuse import Reuse, open_reuse
 from search.study.model import Study
 from search.workers.prepare import check_data
-from techniques.config import Config, Resolved
+from techniques.config import Config
 
 DEFAULT_PRESET = "laptop"
 PUBLISHED = "fineweb10B"  # the challenge's export
@@ -61,6 +62,8 @@ class Asked:
 def compare(console: Console, asked: Asked) -> list[Answer]:
     """Raises ValueError for what a person must solve; KeyboardInterrupt when it was stopped."""
     check_seeds(asked.seeds)
+    if not math.isfinite(asked.within):
+        raise ValueError(f"`--within` must be a finite number of bits per byte, but got {asked.within}.")
 
     def base() -> Arm:
         if asked.study is not None and not asked.base:
@@ -72,7 +75,7 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
     if asked.trials or asked.base.isdecimal():
         study = asked.session().study  # with its limits as they were measured
     rules = Rules(asked.within, LEVEL / (len(arms) - 1), study.limits if study else None)
-    place = place_of(arms[0].resolved(), asked, study)
+    place = place_of(arms, asked, study)
     plan = register("compare", arms, place, used=set())
     seeds = plan.seeds[: asked.seeds]
     print_plan(console, plan, arms, asked.seeds, place)
@@ -119,9 +122,10 @@ def check_seeds(seeds: int) -> None:
         raise ValueError(f"The test needs {FIRST} to {LAST} seeds of each arm, but got --seeds {seeds}.")
 
 
-def place_of(resolved: Resolved, asked: Asked, study: Study | None) -> Place:
+def place_of(arms: Sequence[Arm], asked: Asked, study: Study | None) -> Place:
     """Where the runs are: min(cores, GPUs) side by side. The data is checked, the default one made."""
-    config = resolved.config
+    configs = [arm.resolved().config for arm in arms]
+    config = configs[0]
     each = study.gpus_per_trial if study else 1
     found = () if config.device == "cpu" else visible_gpus(os.environ)
     gpus = tuple(",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each))
@@ -130,13 +134,14 @@ def place_of(resolved: Resolved, asked: Asked, study: Study | None) -> Place:
             f'The runs demand a GPU (device = "cuda"; {each} each), but this machine shows none.'
         )
     if asked.trainer is None:
-        check_data_of(config)
+        for one in configs:
+            check_data_of(one)
     return Place(
         home=asked.home,
         ranks=each,
         gpus=gpus,
         workers=min(asked.workers or LAST, len(gpus) or num_cores()),
-        timeout_s=study.timeout_seconds if study else timeout_of(resolved),
+        timeout_s=study.timeout_seconds if study else timeout_of(configs),
         trainer=asked.trainer,
     )
 

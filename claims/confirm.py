@@ -9,7 +9,7 @@ ranks by it.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
     reference = reference or replace(arm_of_study(session.study), label=BASELINE_LABEL)
     contenders = contenders_of(session, reference, top)
     arms = [reference, *(one.arm for one in contenders)]
-    place = place_of(reference.resolved(), asked, session.study)
+    place = place_of(arms, asked, session.study)
     used = {int(c["seed"]) for t in trials if "seed" in (c := t.user_attrs.get(CONFIG, {}))}
     plan = register("confirm", arms, place, used=used)
     seeds = plan.seeds[: asked.seeds]
@@ -94,11 +94,14 @@ def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]
     taken = {digest(reference.identity())}
     found = list[Contender]()
     for trial in ranked(session.optuna_study.get_trials(deepcopy=False))[0]:
+        if len(found) == top:
+            break
+        if trial.user_attrs.get(CONFIG_HASH) in taken:
+            continue
         arm = arm_of_trial(session, trial.number)
-        if len(found) < top and trial.user_attrs.get(CONFIG_HASH) not in taken:
-            if (key := digest(arm.identity())) not in taken:
-                found.append(Contender(trial.number, float(trial.value or 0.0), arm))
-                taken |= {key, str(trial.user_attrs.get(CONFIG_HASH))}
+        if (key := digest(arm.identity())) not in taken:
+            found.append(Contender(trial.number, float(trial.value or 0.0), arm))
+            taken |= {key, str(trial.user_attrs.get(CONFIG_HASH))}
     if not found:
         raise ValueError(
             f"Only feasible trials can be confirmed, but {session.study.name} has none that differs from "
@@ -151,7 +154,8 @@ class Race:
         return told.kind != "undecided"
 
     def confirmed(self, results: Results, values: Sequence[float]) -> list[Confirmed]:
-        """The contenders, the best first; `values` are those of the study's feasible trials."""
+        """The contenders, the best first; `values` are those of the study's feasible trials. One that another
+        beat stands behind: its mean is of fewer seeds, which may have been the easy ones."""
         sd = seed_sd(results, self.seeds)
         found = list[Confirmed]()
         for one in self.contenders:
@@ -168,7 +172,7 @@ class Race:
                 )
             )
         means = {one.arm.label: mean_of(results, one.arm.label, self.seeds) for one in self.contenders}
-        return sorted(found, key=lambda c: (not c.sound, means[c.contender.arm.label]))
+        return sorted(found, key=lambda c: (not c.sound, bool(c.beaten_by), means[c.contender.arm.label]))
 
 
 def mean_of(results: Results, label: str, seeds: Sequence[int]) -> float:
@@ -234,7 +238,8 @@ def print_confirmed(console: Console, results: Results, found: Sequence[Confirme
 
 
 def store(session: Session, found: Sequence[Confirmed], results: Results, race_: Race, plan: Plan) -> None:
-    """Keeps the confirmation with the study; what was confirmed before stays, for other trials."""
+    """Keeps the confirmation with the study; what was confirmed before stays, for other trials and where the
+    same question was answered from more seeds."""
     kept: dict[str, Any] = {}
     for one in found:
         runs = in_order(results, one.contender.arm.label, race_.seeds)
@@ -245,6 +250,7 @@ def store(session: Session, found: Sequence[Confirmed], results: Results, race_:
             "sd": number(sd),
             "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
             "sound": one.sound,
+            "beaten_by": one.beaten_by,
             "over": list(told.over[one.contender.arm.label]),
             "shrunken": one.shrunken,
             "against": race_.reference,
@@ -258,4 +264,10 @@ def store(session: Session, found: Sequence[Confirmed], results: Results, race_:
     study = session.optuna_study
     with creation_lock(session.url):
         before: dict[str, Any] = study.user_attrs.get(CONFIRMED) or {}
-        study.set_user_attr(CONFIRMED, {**before, **kept})
+        longer = {n for n, facts in kept.items() if n in before and more_seeds(before[n], facts)}
+        study.set_user_attr(CONFIRMED, {**before, **{n: kept[n] for n in kept if n not in longer}})
+
+
+def more_seeds(before: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether the same question's answer was stored from more seeds than these facts have."""
+    return before["plan"] == facts["plan"] and len(before["seeds"]) > len(facts["seeds"])

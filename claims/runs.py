@@ -31,7 +31,7 @@ from search.trainers.files import code_hash, read_result
 from search.trainers.process import Job, Outcome, TrainerCrashed, run_trainer, trainer_environment
 from search.trainers.trainer import TRAINER, trainer_command
 from techniques import catalog
-from techniques.config import Resolved, digest
+from techniques.config import Config, digest
 from techniques.unanswered import environment_names
 
 FIGURES = ("val_bpb", "val_loss", "artifact_bytes", "train_seconds", "eval_seconds", "peak_memory_bytes")
@@ -86,10 +86,11 @@ class Place:
 def question_of(arms: Sequence[Arm], place: Place) -> dict[str, Any]:
     """All that the answer depends on: settings and code of each arm, data, machine."""
     base = arms[0].resolved()
+    known = DataId(place.home / "runs" / ".cache" / "data.json")
     try:
-        data = DataId(place.home / "runs" / ".cache" / "data.json").of(base)
+        data = sorted({known.of(arm.resolved()) for arm in arms})
     except OSError:  # a trainer of one's own may need none
-        data = ""
+        data = list[str]()
     script = {"script": code_hash([place.trainer])} if place.trainer else {}
     kept = {"arms": {arm.label: arm.identity() for arm in arms}, "data": data, **script}
     return {**kept, "machine": machine_id(base, place.ground())}
@@ -247,6 +248,6 @@ class Runner:
             return self.reuse.fill(folder, at)
 
 
-def timeout_of(resolved: Resolved) -> float:
+def timeout_of(configs: Sequence[Config]) -> float:
     """Wall seconds of a run at most, where no study says."""
-    return 3.0 * resolved.config.max_wallclock_seconds + 3600.0
+    return 3.0 * max(config.max_wallclock_seconds for config in configs) + 3600.0

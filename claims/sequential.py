@@ -81,9 +81,19 @@ def critical(probability: float) -> float:
     return math.exp(np.interp(math.log(probability), np.log(chances), np.log(known)))
 
 
-def quantile_at(n: int, c: float) -> float:
+def quantile_at(n: int | Array, c: float) -> Array:
     """What |t| must exceed at pair n."""
-    return -float(stdtrit(n - 1, min(0.5, c * FIRST / n)))
+    return -stdtrit(np.asarray(n) - 1.0, np.minimum(0.5, c * FIRST / n))
+
+
+def moments(d: Array) -> tuple[Array, Array, Array]:
+    """[..., n] -> 1 to n, and of the first so many: mean, standard error (nan for one)."""
+    first: Array = d[..., :1]
+    n: Array = np.arange(1.0, 1.0 + d.shape[-1])
+    centred: Array = np.cumsum(d - first, axis=-1) / n  # about the first: equal ones have no spread
+    spread: Array = np.maximum(np.cumsum((d - first) ** 2, axis=-1) / n - centred**2, 0.0)
+    with np.errstate(invalid="ignore"):
+        return n, first + centred, np.sqrt(spread / (n - 1))
 
 
 def scaled_p(differences: Sequence[float] | Array, shift: float = 0.0) -> Array:
@@ -91,13 +101,10 @@ def scaled_p(differences: Sequence[float] | Array, shift: float = 0.0) -> Array:
     d: Array = np.asarray(differences, dtype=float)
     if d.shape[-1] < FIRST:
         return np.ones((*d.shape[:-1], 0))
-    first: Array = d[..., :1]
-    n: Array = np.arange(1.0, 1.0 + d.shape[-1])
-    centred: Array = np.cumsum(d - first, axis=-1) / n  # about the first: equal ones have no spread
-    spread: Array = np.maximum(np.cumsum((d - first) ** 2, axis=-1) / n - centred**2, 0.0)
-    mean: Array = first + centred - shift
+    n, mean, error = moments(d)
+    mean = mean - shift
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(mean == 0.0, 0.0, mean / np.sqrt(spread / (n - 1)))
+        t = np.where(mean == 0.0, 0.0, mean / error)
     looks = slice(FIRST - 1, LAST)
     return (stdtr(n - 1, t) * n / FIRST)[..., looks]
 
@@ -126,6 +133,17 @@ def best_p(differences: Sequence[float], shift: float = 0.0) -> float:
     return crossing(float(found.min())) if found.size else 1.0
 
 
+def bounds(differences: Array, level: float) -> tuple[float, float]:
+    """What the intervals of all looks so far have in common: they hold together, so a "helps" or "hurts" that
+    one look found stays outside 0. A look that has nothing in common with those before it is passed over."""
+    n, mean, error = (part[FIRST - 1 : LAST] for part in moments(differences))
+    half = quantile_at(n, critical(level / 2)) * error
+    low = np.maximum.accumulate(mean - half)
+    high = np.minimum.accumulate(mean + half)
+    last = np.flatnonzero(low <= high)[-1]
+    return float(low[last]), float(high[last])
+
+
 def judge(differences: Sequence[float], *, within: float = WITHIN, level: float = LEVEL) -> Verdict:
     """The first decision among the looks, and figures of all pairs. `within=0` never says "same"."""
     d = np.asarray(differences, dtype=float)
@@ -137,12 +155,12 @@ def judge(differences: Sequence[float], *, within: float = WITHIN, level: float 
         return Verdict("undecided", count, mean, sd, -math.inf, math.inf, 1.0, more)
     at, sign = (float(found[0]) for found in decisions(d[None], within=within, level=level))
     kind: Kind = "undecided" if at < 0 else "helps" if sign < 0 else "hurts" if sign > 0 else "same"
-    half = quantile_at(min(count, LAST), critical(level / 2)) * sd / math.sqrt(count)
+    low, high = bounds(d, level)
     below = scaled_p(d)
     above = scaled_p(-d)
     p = min(1.0, 2.0 * crossing(float(min(below.min(), above.min()))))
     more = missing(mean, sd, count, within=within, level=level) if kind == "undecided" else 0
-    return Verdict(kind, count, mean, sd, mean - half, mean + half, p, more)
+    return Verdict(kind, count, mean, sd, low, high, p, more)
 
 
 def missing(mean: float, sd: float, count: int, *, within: float, level: float = LEVEL) -> int:
@@ -153,7 +171,7 @@ def missing(mean: float, sd: float, count: int, *, within: float, level: float =
     sure = float(ndtri(POWER))
     for n in range(max(count + 1, FIRST), LAST + 1):
         scale = sd / math.sqrt(n)
-        differs = abs(mean) >= (quantile_at(n, c) + sure) * scale
-        if differs or within - abs(mean) >= (quantile_at(n, same_c) + sure) * scale:
+        needed, same = (float(quantile_at(n, of)) for of in (c, same_c))
+        if abs(mean) >= (needed + sure) * scale or within - abs(mean) >= (same + sure) * scale:
             return n - count
     return LAST

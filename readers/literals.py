@@ -47,11 +47,18 @@ def _arithmetic(a: Any, op: ast.operator, b: Any) -> Any:
     if not all(isinstance(n, int | float) and abs(n) < 1e12 for n in (a, b)):
         return None
     if isinstance(op, ast.Pow):
-        return a**b if abs(b) <= 64 and a > 0 else None
+        return _power(a, b) if abs(b) <= 64 and a > 0 else None
     if isinstance(op, ast.Div | ast.FloorDiv):
         return None if b == 0 else a / b if isinstance(op, ast.Div) else a // b
     exact = EXACT.get(type(op))
     return exact(a, b) if exact else None
+
+
+def _power(a: float, b: float) -> float | None:
+    try:
+        return a**b
+    except OverflowError:
+        return None
 
 
 def kind_of(value: Any) -> str:

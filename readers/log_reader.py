@@ -35,13 +35,14 @@ SAME_SCORE = 6e-5  # two prints of one score differ by their rounding
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # what stands before a line: torchrun's rank, a process, a time, a logger's level
 PREFIX = re.compile(
-    r"(?:(?:\[(?:rank|default)?\d+\]:|\([^()]*pid=\d+[^()]*\)|"
+    r"(?:(?:\[(?:rank|default)?\d+\]:|\((?=[^()]*pid=\d)[^()]*\)|"
     r"\[?(?:\d{4}-\d\d-\d\d[T ])?\d\d?:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\]?|\[?\d{9,}(?:\.\d+)?\]?|"
     r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[-|])(?:\s+|$))+"
 )
 RULE = re.compile(r"={100,}")  # ends the source code at the head of a log
 STEP = re.compile(
-    r"(?:\[?(?:step|iter(?:ation)?)\s*[:=#]?\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)/(\d+))\]?:?(?=\s|$)", re.I
+    r"(?:\[?(?:step|iter(?:ation)?)\s*(?:[:=#]\s*)?(\d{1,15})(?:\s*/\s*(\d{1,15}))?|(\d{1,15})/(\d{1,15}))\]?:?(?=\s|$)",
+    re.I,
 )
 PAIR = re.compile(
     r"(?<![\w.])([A-Za-z_]\w*)\s?[:=]\s*(?:([-+]?(?:\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf))"
@@ -49,7 +50,9 @@ PAIR = re.compile(
     re.I,
 )
 UNITS = {"ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
-ANY_BPB = re.compile(r"(?<![a-z\d_])((?:[a-z]\w*_)?bpb)\b[^\d\n]{0,24}?([-+]?\d+\.\d+|\bnan\b|\binf\b)", re.I)
+ANY_BPB = re.compile(
+    r"(?<![a-z\d_])((?:[a-z][a-z\d_]*_)?bpb)\b[^\d\n]{0,24}?([-+]?\d+\.\d+|\bnan\b|\binf\b)", re.I
+)
 METRIC = re.compile(r"(?i)(?:^|_)(?:loss|bpb|nats)$")
 DIAGNOSTIC = re.compile(
     r"(?i)diag|pre.?quant|post.?ema|unquant|(?:^|[^a-z])pre.?ttt|float|^(?:ema|swa|fp32)\b|(?:^|[_ ])raw\b"
@@ -60,11 +63,13 @@ RUNNING = re.compile(
 )
 NO_SCORE = re.compile(r"(?i)\bgain|target|\bvs\b|baseline|previous|\bsota|record|best|\best_|probe")
 DIGITS = re.compile(r"(?<![A-Za-z_\d])\d[\d.]*")
-SIZE = re.compile(r"(Total submission|Serialized model|Code size)(?: size)?(?: (\S+))?: ([\d,]+) bytes")
-TOTAL = re.compile(
-    r"(?i)\b(?:total|budget|artifact(?: size)?)[:=]\s*([\d,]{4,})(?:/\d+)?(?: bytes| \([\d./ ]+Mi?B\))"
+SIZE = re.compile(
+    r"(Total submission|Serialized model|Code size)(?: size)?(?: (\S+))?: (\d[\d,]{0,20}) bytes"
 )
-PEAK = re.compile(r"peak memory allocated: (\d+) MiB")
+TOTAL = re.compile(
+    r"(?i)\b(?:total|budget|artifact(?: size)?)[:=]\s*(\d[\d,]{3,20})(?:/\d+)?(?: bytes| \([\d./ ]+Mi?B\))"
+)
+PEAK = re.compile(r"peak memory allocated: (\d{1,15}) MiB")
 Report = dict[str, Any]
 
 
@@ -141,7 +146,7 @@ class LogReader:
             for told in (self.scores, self.eval_s, self.sizes):
                 told.clear()  # what came so far was source code, however much it looks like a log
         if (step := STEP.match(line)) and (step[1] or "_loss" in line or "bpb" in line):
-            return self._step(int(step[1] or step[3]), int(step[2] or step[4] or 0), numbers(line), at_s)
+            return self._step(int(step[1] or step[3]), int(step[2] or step[4] or 0), figures(line), at_s)
         if size := SIZE.search(line):
             self._size(size[1], size[2] or "", int(size[3].replace(",", "")))
         elif total := TOTAL.search(line):
@@ -152,9 +157,9 @@ class LogReader:
             for label, value in scored:
                 again = any(abs(score.last - value) <= SAME_SCORE for score in self.scores.values())
                 if not (again and label.lower().endswith("bpb")):  # a summary says again what was said
-                    self._score(label, value, numbers(line), at_s)
+                    self._score(label, value, figures(line), at_s)
         elif ":" in line:
-            self._told_of(line, numbers(line))
+            self._told_of(line, figures(line))
         return []
 
     def _told_of(self, line: str, found: Mapping[str, float]) -> None:
@@ -422,3 +427,8 @@ def numbers(line: str) -> dict[str, float]:
         if text:
             found.setdefault(name, float(text.replace(",", "")) * UNITS.get(unit.lower(), 1.0))
     return found
+
+
+def figures(line: str) -> dict[str, float]:
+    """Those of them that tell something: a loss that is nan is news, a time or count that is nan is none."""
+    return {k: v for k, v in numbers(line).items() if math.isfinite(v) or METRIC.search(k)}

@@ -52,6 +52,13 @@ class Scan:
 
 def scan(path: Path) -> Scan:
     """Reads the script. ValueError when it is no Python that can be read."""
+    try:
+        return _scanned(path)
+    except RecursionError:
+        raise ValueError(f"A scan reads Python, but {path} nests an expression too deeply to read.") from None
+
+
+def _scanned(path: Path) -> Scan:
     found = Scan(path)
     tree = _unpack(_parse(path), found)
     reader = _Reader(tree)
@@ -150,7 +157,8 @@ class _Reader:
             return (node.left, None, "bool") if self._is_environ(node.comparators[0]) else None
         if not isinstance(node, ast.Call):
             return None
-        values = [*node.args, *(k.value for k in node.keywords if k.arg == "default")]
+        named = {k.arg: k.value for k in node.keywords}
+        values = [*node.args, *(named[k] for k in ("key", "default") if k in named)]
         if self._is_getter(node.func) and values:
             return values[0], values[1] if len(values) > 1 else None, ""
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -242,7 +250,7 @@ class _Reader:
                 kind = parent.func.id
             elif isinstance(parent, ast.Compare):
                 texts = [text for c in parent.comparators for text in all_of(evaluate(c))]
-                if all(text.lower() in (*literals.TRUE, *literals.FALSE) for text in texts):
+                if texts and all(text.lower() in (*literals.TRUE, *literals.FALSE) for text in texts):
                     return "bool"
             elif isinstance(parent, ast.AnnAssign) and isinstance(parent.annotation, ast.Name):
                 known = parent.annotation.id in KINDS
@@ -254,7 +262,7 @@ class _Reader:
         for parent, _ in self._climb(node):
             if isinstance(parent, ast.Compare) and isinstance(parent.ops[0], ast.Eq | ast.In):
                 texts = all_of(evaluate(parent.comparators[0]))
-                return "1" if "1" in texts else texts[0] if texts[0].lower() in literals.TRUE else "1"
+                return texts[0] if "1" not in texts and texts and texts[0].lower() in literals.TRUE else "1"
         return "1"
 
     def _off(self, node: ast.AST) -> str | None:

@@ -328,7 +328,7 @@ def confirm(
     context: typer.Context,
     top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, by their value.")] = 3,
     against: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: the start]")] = "",
-    seeds: SeedsOption = 12,
+    seeds: SeedsOption = 16,
     workers: RunsOption = None,
     trainer: ScriptOption = None,
     study: StudyOption = None,

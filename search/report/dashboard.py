@@ -24,6 +24,7 @@ from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[report
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.report.rows import confirmed_in, ranked
 from search.storage.patient import (
     StorageError,
     artifact_store,
@@ -52,13 +53,17 @@ class FeasibleStorage(_CachedStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """The best complete trial that breaks no constraint; else the one that breaks them least.
+        """The best complete trial that breaks no constraint (the leaderboard's, once some are confirmed);
+        else the one that breaks them least.
 
         (The dashboard asks as soon as any trial is complete, and shows an error page for an exception.)
         """
         trials = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
         if not trials:
             raise ValueError("No trials are completed yet.")
+        confirmed = confirmed_in(self.get_study_user_attrs(study_id))
+        if confirmed and (good := ranked(trials, confirmed)[0]):
+            return good[0]
         sign = 1.0 if self.get_study_directions(study_id)[0] == StudyDirection.MINIMIZE else -1.0
 
         def rank(trial: FrozenTrial) -> tuple[float, float]:

@@ -53,8 +53,13 @@ def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
 
 
 def confirmed_of(study: optuna.Study) -> Confirmations:
-    """trial's number -> its confirmation: `bpb` (mean over fresh seeds), `sd`, `seeds`, `sound`, …"""
-    found = cast("Mapping[str, Mapping[str, Any]]", study.user_attrs.get(attributes.CONFIRMED) or {})
+    return confirmed_in(study.user_attrs)
+
+
+def confirmed_in(attrs: Mapping[str, Any]) -> Confirmations:
+    """By a study's attributes: trial's number -> its confirmation: `bpb` (mean over fresh seeds), `sd`,
+    `seeds`, `sound`, `beaten_by`, …"""
+    found = cast("Mapping[str, Mapping[str, Any]]", attrs.get(attributes.CONFIRMED) or {})
     return {int(number): facts for number, facts in found.items()}
 
 
@@ -68,15 +73,21 @@ def confirmed_text(facts: Mapping[str, Any]) -> str:
 def ranked(
     trials: Sequence[FrozenTrial], confirmed: Confirmations = NOTHING
 ) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-    """(feasible, infeasible) complete trials, the best first: confirmed ones by their mean, then the others
-    by their value, then those whose confirmation failed or was over a limit."""
+    """(feasible, infeasible) complete trials, the best first: confirmed ones by their mean, those that
+    another one beat behind them, then the others by their value, then those whose confirmation failed or was
+    over a limit."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
 
-    def key(trial: FrozenTrial) -> tuple[int, float, int]:
+    def key(trial: FrozenTrial) -> tuple[int, bool, float, int]:
         facts = confirmed.get(trial.number)
         if facts is None:
-            return 1, cast("float", trial.value), trial.number
-        return 0 if facts["sound"] else 2, float(facts["bpb"] or 0.0), trial.number
+            return 1, False, cast("float", trial.value), trial.number
+        return (
+            0 if facts["sound"] else 2,
+            bool(facts.get("beaten_by")),
+            float(facts["bpb"] or 0.0),
+            trial.number,
+        )
 
     complete.sort(key=key)
     good = {t.number for t in complete if feasible(t)}

@@ -48,8 +48,21 @@ def test_what_a_technique_needs_is_on_in_both_arms() -> None:
     assert labels("awq_lite") == ["laptop with gptq", "awq_lite"]
     assert all("gptq" in arm.resolved().techniques for arm in parsed("awq_lite"))
     assert all("gptq" in arm.resolved().techniques for arm in parsed("awq_lite.group=16,32"))
-    with pytest.raises(ValueError, match=r"compare xsa\.SETTING=VALUE"):
-        parsed("xsa")  # of more layers than the preset has
+    with pytest.raises(ValueError, match=r"both on.*compare swa\.SETTING=VALUE"):
+        parsed("swa", base="pr549")  # which has the other averager
+
+
+def test_a_default_that_does_not_fit_is_replaced_and_told() -> None:
+    base, with_ = parsed("xsa")  # by default of more layers than the preset has
+    assert (base.label, with_.label) == ("laptop", "xsa with last_n=1")
+    assert with_.resolved().techniques["xsa"].config.last_n == 1
+    assert labels("xsa", base="naive") == ["naive", "xsa"]
+
+
+def test_a_seed_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text('{"seed": "x"}')
+    with pytest.raises(ValueError, match="odd: `seed` takes a whole number, but got 'x'"):
+        arm_of_source(str(tmp_path / "odd.json"), no_session)
 
 
 def test_a_technique_that_is_on_is_taken_away() -> None:

@@ -146,6 +146,16 @@ def test_the_number_of_seeds_has_ends(ask: Ask) -> None:
             ask("smear_gate", seeds=seeds)
 
 
+def test_what_is_no_width_is_refused(ask: Ask) -> None:
+    with pytest.raises(ValueError, match="`--within` must be a finite number"):
+        ask("smear_gate", within=float("inf"))
+
+
+def test_the_data_of_each_arm_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no folder"):
+        compare(Console(file=io.StringIO()), Asked(words=("data_path=/nowhere",), home=tmp_path))
+
+
 def test_arms_that_share_their_training_run_one_after_the_other(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

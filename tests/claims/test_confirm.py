@@ -21,6 +21,7 @@ from claims.confirm import Confirmed, confirm, seed_sd, shrunken
 from claims.runs import Run
 from search.common.attributes import BASELINE, CONFIRMED
 from search.common.paths import Folders
+from search.report.dashboard import FeasibleStorage
 from search.report.leaderboard import print_leaderboard
 from search.report.rows import confirmed_of, ranked
 from search.report.status import print_status
@@ -129,6 +130,38 @@ def test_what_fails_or_is_over_a_limit_is_ranked_last(session: Session) -> None:
     assert [t.number for t in good[:2]] == [1, 0] and {t.number for t in good[-2:]} == {5, 6}
     board = printed(print_leaderboard, session)
     assert re.search(r"no score \([23] seeds\)!", board) and "Best: #1" in board
+
+
+def test_fewer_seeds_do_not_replace_more(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NOISE", "0.5")
+    confirmed(session, top=2, seeds=6)
+    before = session.optuna_study.user_attrs[CONFIRMED]
+    assert {len(facts["seeds"]) for facts in before.values()} == {6}
+    confirmed(session, top=2, seeds=4)
+    after = session.optuna_study.user_attrs[CONFIRMED]
+    assert all(len(after[n]["seeds"]) == len(before[n]["seeds"]) for n in before)
+
+
+def test_the_beaten_one_stands_behind_whatever_its_mean(session: Session) -> None:
+    """Its mean is of the first seeds alone."""
+    facts = {"sd": None, "seeds": {}, "sound": True}
+    told = {
+        "0": {**facts, "bpb": 2.0, "beaten_by": "#1"},
+        "1": {**facts, "bpb": 2.1, "beaten_by": ""},
+        "2": {**facts, "bpb": 1.9, "beaten_by": "", "sound": False},
+    }
+    session.optuna_study.set_user_attr(CONFIRMED, told)
+    good, _ = ranked(session.optuna_study.trials, confirmed_of(session.optuna_study))
+    assert [t.number for t in good] == [1, 0, 3, 4, 2]
+
+    storage = FeasibleStorage.__new__(FeasibleStorage)
+    shown = {
+        "get_all_trials": lambda *_, **__: session.optuna_study.trials,
+        "get_study_user_attrs": lambda _: session.optuna_study.user_attrs,
+    }
+    for name, given in shown.items():
+        object.__setattr__(storage, name, given)
+    assert storage.get_best_trial(0).number == 1
 
 
 def test_what_is_not_confirmed(session: Session) -> None:

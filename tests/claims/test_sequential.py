@@ -93,9 +93,21 @@ def test_an_interval_excludes_nothing_exactly_when_it_decides() -> None:
     for k in range(200):
         d = RNG.normal(-0.9, 1.0, 10)
         found = judge(list(d), within=0.0)
-        now = found.high < 0 or found.low > 0
-        earlier = any(judge(list(d[:n]), within=0.0).kind != "undecided" for n in range(FIRST, 10))
-        assert (found.kind != "undecided") == (now or earlier), k
+        now = found.high < 0 or found.low > 0  # also where an earlier look decided
+        assert (found.kind != "undecided") == now == (found.p <= LEVEL), k
+
+
+def test_the_interval_is_that_of_students_t_at_a_look_and_of_all_before_it() -> None:
+    d = list(np.random.default_rng(4).normal(-0.9, 1.0, 12))
+    found = judge(d, within=0.0)
+    each = list[tuple[float, float]]()
+    for n in range(FIRST, 13):
+        sure = 1.0 - 2.0 * critical(LEVEL / 2) * FIRST / n
+        each.append(stats.t.interval(sure, n - 1, np.mean(d[:n]), stats.sem(d[:n])))
+    assert found.low == pytest.approx(max(low for low, _ in each))
+    assert found.high == pytest.approx(min(high for _, high in each))
+    jump = judge([-1.0, -1.1, -0.9, -1.0, *[50.0 + k for k in range(60)]], within=0.0)
+    assert jump.low <= jump.high  # also where the looks contradict each other
 
 
 def test_a_stricter_level_says_less() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import time
 
 import pytest
 
@@ -329,3 +330,30 @@ def test_a_summary_that_repeats_earlier_scores_changes_nothing():
 def test_seen_says_what_is_missing():
     assert "no early BPB: nothing will be pruned" in read("final val_bpb:1.2").seen()
     assert "no size line" in read("final val_bpb:1.2").seen() and "no size line" not in read(BASELINE).seen()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("Code size: , bytes", "Total submission size x: ,, bytes", "total:,,,,, bytes"),
+        *("model_params:inf", "model_params:1e999", "total_eval_time:nan", "max_wallclock_seconds:nan"),
+        *("peak memory allocated: " + "9" * 6000 + " MiB", "Total submission size: " + "9" * 6000 + " bytes"),
+        *("step:" + "9" * 5000 + " train_loss:1", "stopping_early: train_time:nanms"),
+    ],
+)
+def test_figures_that_are_none_are_passed_over(line: str):
+    reader = read(f"{line}\n{BASELINE}{line}")
+    assert reader.value()[1] == 1.2243657 and reader.params == 17059912
+    assert reader.eval_seconds(9.0)[0] == 1.401 and reader.train_seconds(9.0)[0] == 600.039
+    assert reader.artifact_bytes() == 15863489 and reader.wallclock_s == 600.0
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "éa_", "中a", "(pid=1", "step ", "1/", "a:", "00:00:00 ", "val_bpb:1 ", "\x1b["]
+)
+def test_a_line_of_noise_takes_no_more_than_its_length(unit: str):
+    """Twenty times what the slowest takes; one that goes back over itself takes seconds."""
+    began = time.perf_counter()
+    for line in (unit * (16_000 // len(unit)), "step" + " " * 16_000 + "x"):
+        LogReader(Rules(score=("final",))).feed(line, 0.0)
+    assert time.perf_counter() - began < 0.4

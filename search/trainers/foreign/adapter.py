@@ -76,7 +76,7 @@ class Output:
         self._rest = rest
 
     def _line(self, line: bytes) -> None:
-        text = line[:MAX_LINE].decode("utf-8", "replace").rpartition("\r")[2].rstrip()
+        text = line[:MAX_LINE].decode("utf-8", "replace").rstrip().rpartition("\r")[2]
         if text.strip():
             self.last = text.strip()[:500]
             self.tail.append(text[:TAIL_CHUNK])

@@ -15,6 +15,7 @@ from pathlib import Path
 from readers.log_reader import EXACT
 from readers.scan import Read, Scan, scan
 from search.common.console import counted
+from search.study.foreign import VARIABLE
 from search.study.load import load_study
 
 SWITCH = re.compile(r"^(?:USE|ENABLE|WITH)_(\w+)$|^(\w+?)_(?:ENABLED|ENABLE|ON)$")
@@ -81,7 +82,11 @@ def write(script: Path, out: Path | None) -> str:
     if out.exists():
         raise ValueError(f"A draft overwrites nothing, but {out} exists. Give another --out, or remove it.")
     out.write_text(text, encoding="utf-8")
-    foreign = load_study(out, {}).foreign
+    try:
+        foreign = load_study(out, {}).foreign
+    except ValueError:
+        out.unlink()  # a draft that cannot be loaded is none, and must not stand in the way of the next
+        raise
     assert foreign is not None  # a draft has a [trainer]
     variables = foreign.variables
     gates = sum(v.gate for v in variables.values())
@@ -137,7 +142,9 @@ def _split(found: Scan) -> tuple[list[str], list[str]]:
     fixed, space = list[str](), list[str]()
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
         at = f"  # line {read.line}, default {read.default!r}" + (f"; {read.note}" if read.note else "")
-        if name in gates:
+        if not VARIABLE.fullmatch(name):
+            fixed.append(f"# {name!r}: no name that a study can set{at}")
+        elif name in gates:
             off = OPPOSITES.get(read.on, "0") if read.off == "0" else read.off
             texts = "" if read.on == "1" else f", on = {_text(read.on)}"
             texts += ", unset = true" if off is None else f", off = {_text(off)}" if off != "0" else ""
@@ -228,7 +235,7 @@ def _whole(name: str, value: int, most: float, layered: bool) -> str:
 
 
 def _real(name: str, value: float) -> str:
-    if value <= 0.0:
+    if not 1e-30 < value < 1e30:  # nothing, or a number that only says "never" or "always"
         return ""
     if NEAR_ONE.search(name) and 0.5 < value < 1.0 and not RATE.search(name):
         return f"low = {_short(max(0.0, 1 - 3 * (1 - value)))}, high = {_short(1 - (1 - value) / 3)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from search.common.errors import InfrastructureError
+from search.trainers.foreign.adapter import Output
 from search.trainers.process import Outcome, TrainerCrashed
 from search.workers.record import judged
 from tests.conftest import TINY_MODEL
@@ -199,3 +201,11 @@ MATRIX_LR = {{ low = 0.01, high = 0.1, log = true }}
     assert result["protocol"] == "final_int8_zlib_roundtrip_exact" and result["steps"] == 6
     assert 1.0 < float(str(result["val_bpb"])) < 12.0 and int(str(result["artifact_bytes"])) > 10_000
     assert [round(r["progress"], 2) for r in outcome.reports] == [0.5]
+
+
+def test_lines_that_end_as_on_another_system_are_read_and_a_bar_is_its_last_state():
+    lines = list[str]()
+    output = Output(io.BytesIO(), lines.append)
+    output.feed(b"step:1/2 train_loss:1\r\nfinal val_bpb:1.2\r\n10%\r20%\r30% done\n\xff\xfe\x00\n")
+    output.close()
+    assert lines[:3] == ["step:1/2 train_loss:1", "final val_bpb:1.2", "30% done"] and len(lines) == 4

@@ -384,3 +384,43 @@ def test_f_strings_of_a_newer_python_are_read():
     assert {"\0 x", "final val_bpb:\0"} <= {*lines}
     with pytest.raises(SyntaxError):
         literals.parsed("def f(:")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("x = os.environ.get('A') in ()", "A"),
+        ("x = os.environ.get('A') == []", "A"),
+        ("x = float(os.environ.get('A', 1e11 ** 64.0))", "A"),
+        ("x = float(os.environ.get('A_LR', 1e308))", "A_LR"),
+        ("x = os.getenv(key='A', default='2')", "A"),
+        ("x = os.environ.get('A.B', '1')", "A.B"),
+        ("x = int(os.environ.get('C D', 3))", "C D"),
+        (r"x = os.environ.get('\ud800', '1')", "\ud800"),
+    ],
+)
+def test_odd_reads_still_draft_a_study(tmp_path: Path, line: str, name: str):
+    script = tmp_path / "s.py"
+    script.write_text(f"import os\n{line}\ny = os.environ.get('LAST', '1')\n")
+    write(script, tmp_path / "s.toml")
+    assert names_read(script) == {"LAST", name}
+    told = "no name that a study can set" in (tmp_path / "s.toml").read_text()
+    assert told == (not name.isidentifier())
+
+
+def test_what_nests_too_deeply_is_one_error(tmp_path: Path):
+    script = tmp_path / "s.py"
+    for text in ("+".join("1" * 1500), "a" + ".b" * 900, "-" * 1500 + "1", "+".join("1" * 10_000)):
+        script.write_text(f"import os\nx = os.environ.get({text}, {text})\n")
+        with pytest.raises(ValueError, match=r"A scan reads Python, but .*s\.py (nests|cannot)"):
+            scan(script)
+        assert names_read(script) == set()
+
+
+def test_a_draft_that_cannot_be_loaded_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "s.py"
+    script.write_text("import os\nx = os.environ.get('A', '1')\n")
+    monkeypatch.setattr("search.trainers.foreign.draft.draft", lambda found, out: "no = toml = at all")
+    with pytest.raises(ValueError, match=r"s\.toml"):
+        write(script, tmp_path / "s.toml")
+    assert not (tmp_path / "s.toml").exists()
