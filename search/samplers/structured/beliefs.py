@@ -30,6 +30,16 @@ FEW = 4  # values of a constraint without which nothing is learned
 Settings = frozenset[tuple[str, object]]
 
 
+@dataclass(frozen=True)
+class Data:
+    """What the objective's model is told: `noise_sd` is 0 of a complete trial."""
+
+    rows: Array  # [n, parameters]
+    y: Array  # [n], to be small
+    noise_sd: Array  # [n]
+    running: Array  # rows [q, parameters] of running trials
+
+
 @dataclass
 class Learned:
     """A surrogate, how many trials its variances were fitted to, and its mean."""
@@ -74,6 +84,7 @@ class Beliefs:
         self.complete: list[FrozenTrial] = []
         self.seen: Array = np.zeros((0, len(distributions)))  # rows of `complete`
         self.columns: Array = np.zeros((0, len(self.basis.owner)))  # of `seen`
+        self.data = Data(self.seen, np.zeros(0), np.zeros(0), self.seen)
         self.tried: set[Settings] = set()  # configurations, running ones included
         self._weights: Array = np.zeros((0, 0))
         self._offsets: Array = np.zeros(0)
@@ -99,9 +110,11 @@ class Beliefs:
         pruned, at, scatter = self._expected_finals(done)
         self.tried = self._tried_by(trials)
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
-        columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
+        early = self._rows_of(pruned)
+        columns = np.concatenate([self.columns, self.columns_of(early)])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
         count = len(values) + forgotten
+        self.data = Data(np.concatenate([self.seen, early]), values, noise, running)
         running = self.columns_of(running)
         self.objective.update(columns, values, noise, steps=FIT_STEPS, count=count, running=running)
         self._learn_constraints(done, forgotten)

@@ -24,6 +24,7 @@ from search.samplers.checkpoints import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows, learn_rules, rules_within
+from search.samplers.structured.smooth import Smooth, spread
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe import GroupedTpe, other_trials
 from search.space.space import Conditions
@@ -36,6 +37,7 @@ STEPS = 10  # of a local search
 # move: while complete trials are fewer than parameters, and later.
 NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
 SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
+FIRST = 10  # trials of a study that knows no place to start from: spread, whatever the number of parameters
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
 PENALTY = 4.0  # sds of the objective for each sd of a constraint's expected excess
@@ -84,6 +86,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self._tpe: GroupedTpe | None = None
         self._asked_tpe = False
         self._weigher: StageWeigher | None = None
+        self._smooth = Smooth()
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -134,7 +137,23 @@ class StructuredSampler(optuna.samplers.BaseSampler):
                 found = self._tpe.propose()
                 if found and self._admitted(found):
                     return found
-        return self._beliefs.rows.decode(self._best_of_a_draw(self._beliefs))
+        return self._beliefs.rows.decode(self._smooth_row(self._beliefs))
+
+    def _smooth_row(self, beliefs: Beliefs) -> Array:
+        """Spread first trials; then the smooth model's row when the trials speak for it, else the best of a draw
+        of the surrogate."""
+        if self.startup_trials is None and self.prior.start is None and beliefs.begun < FIRST:
+            row = spread(beliefs, self._rng, lambda r: self._admitted(beliefs.rows.decode(r)))
+            if row is not None:
+                return row
+        if self._rng.random() < self._smooth.chance(beliefs):
+            row = self._smooth.propose(beliefs, self._rng, lambda r: self._is_new(beliefs, r))
+            if row is not None:
+                return row
+        return self._best_of_a_draw(beliefs)
+
+    def _is_new(self, beliefs: Beliefs, row: Array) -> bool:
+        return self._admitted(beliefs.rows.decode(row)) and not self._tried(beliefs, row)
 
     def recommend(self, study: optuna.Study) -> FrozenTrial:
         """The feasible trial with the best posterior mean: no winner by luck. ValueError without one."""

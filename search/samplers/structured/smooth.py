@@ -1,0 +1,292 @@
+"""Smooth: a Gaussian process beside the surrogate, for what has several optima, curved valleys and needles.
+
+Kernel: 1 + amplitude · Matérn 5/2 of the distance over all parameters, numbers scaled to [0, 1], each choice of
+a categorical at the distance 1 from the others, a length scale for each parameter (ARD); what is inactive
+stands at one place. Hyper-parameters maximise the marginal likelihood times log-normal priors whose length
+scales grow with the root of the number of parameters (Hvarfner et al. 2024). Which model proposes, the trials
+say: with Δ the difference of the summed leave-one-out log densities (closed form: Rasmussen and Williams 2006,
+5.4.2) of both models on the same trials and se its standard error, the smooth one has the chance Φ(Δ/se).
+It proposes the largest log expected improvement (Ament et al. 2023) over its best posterior mean among trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize  # pyright: ignore
+from scipy.special import erfcx, log_ndtr, ndtr  # pyright: ignore
+
+from search.samplers.structured.beliefs import GROWTH, Beliefs
+from search.samplers.structured.local_search import Moves, climb
+from search.samplers.structured.rows import Array, Mask, Rows
+from search.samplers.structured.surrogate import Surrogate, solved, triangle
+
+LEAST = 4  # complete trials without which it says nothing
+LENGTH, LENGTH_WIDTH = math.sqrt(2.0), math.sqrt(3.0)  # of the logarithm of a length scale, for one parameter
+AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
+NOISE, NOISE_WIDTH, LEAST_NOISE = math.log(1e-4), 3.0, math.log(1e-8)  # and of the noise's variance
+FIT_STEPS = 30  # of L-BFGS
+NO_CHANCE = 1e-3  # below it the comparison waits for more trials
+DRAWS = 60  # uniform ones that a spread first trial is chosen from
+POOL, GOOD, STARTS = 256, 5, 6  # uniform draws, good trials that are mutated, local searches
+SPREADS = (0.3, 0.1, 0.03, 0.01, 0.003)  # sds of mutations of numbers, on [-1, 1]
+CLIMB, REFINE = 6, 40  # steps of the local search; of L-BFGS over the numbers
+PENALTY = 4.0  # nats for each sd of a constraint's expected excess
+ROOT5 = math.sqrt(5.0)
+
+
+class Process:
+    """The Gaussian process over rows: `observe`, then `moments` and `log_gain`."""
+
+    def __init__(self, rows: Rows):
+        sizes = rows.sizes
+        self.rows, self.count = rows, len(sizes)
+        self.numbers, self.gates = np.flatnonzero(sizes == 0), np.flatnonzero(sizes == 2)
+        many = [(k, c) for k, n in enumerate(sizes.tolist()) if n == 1 or n > 2 for c in range(n)]
+        self.many = np.array([k for k, _ in many], dtype=np.int64)
+        self.choice = np.array([c for _, c in many], dtype=np.float64)
+        self.owner = np.concatenate([self.numbers, self.gates, self.many])
+        centre = np.full(self.count, LENGTH + 0.5 * math.log(max(self.count, 1)))
+        self.centre = np.concatenate([centre, [AMPLITUDE, NOISE]])
+        self.widths = np.concatenate(
+            [np.full(self.count, LENGTH_WIDTH), [AMPLITUDE_WIDTH, NOISE_WIDTH]]
+        )
+        self.hyper = self.centre.copy()  # logarithms: length scales, amplitude, noise
+        self.x: Array = np.zeros((0, len(self.owner)))
+        self.y: Array = np.zeros(0)
+        self.extra: Array = np.zeros(0)
+        self.mean, self.scale = 0.0, 1.0
+        self.best = 0.0  # what is to be improved on, y scaled
+
+    def places(self, rows: Array) -> Array:
+        """Coordinates [n, m] of rows [n, parameters], before the length scales."""
+        active = self.rows.active(rows)
+        numbers = np.where(active[:, self.numbers], 0.5 * rows[:, self.numbers], 0.0)
+        gates = np.where(active[:, self.gates], rows[:, self.gates], 0.0)
+        one_hot = (rows[:, self.many] == self.choice) & active[:, self.many]
+        return np.concatenate([numbers, gates, one_hot * math.sqrt(0.5)], axis=1)
+
+    def observe(self, rows: Array, y: Array, noise_sd: Array, *, running: Array, fit: bool) -> None:
+        """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the posterior
+        means of `running` rows (fantasies); `fit` the hyper-parameters first."""
+        self.x, self.mean = self.places(rows), float(y.mean())
+        self.scale = float(y.std()) or 1.0
+        self.y, self.extra = (y - self.mean) / self.scale, (noise_sd / self.scale) ** 2
+        if fit:
+            self._fit()
+        self._condition()
+        if len(running):
+            x = self.places(running)
+            fantasy = self._cross(x)[0] @ self.alpha
+            self.x, self.y = np.concatenate([self.x, x]), np.concatenate([self.y, fantasy])
+            self.extra = np.concatenate([self.extra, np.zeros(len(x))])
+            self._condition()
+
+    def _fit(self) -> None:
+        limits = [(-5.0, 8.0)] * self.count + [(-4.0, 4.0), (LEAST_NOISE, 2.0)]
+        settings: dict[str, Any] = {"jac": True, "bounds": limits, "options": {"maxiter": FIT_STEPS}}
+        found: list[Any] = [
+            minimize(self.objective, start, method="L-BFGS-B", **settings)  # pyright: ignore
+            for start in (self.hyper, self.centre)
+        ]
+        self.hyper = np.asarray(min(found, key=lambda f: f.fun).x, dtype=np.float64)
+
+    def _condition(self) -> None:
+        self.factor = triangle(self._kernel(self.x, self.x)[0], self._noise(self.hyper))
+        self.alpha = solved(self.factor, self.y)
+
+    def _noise(self, hyper: Array) -> Array:
+        return math.exp(hyper[-1]) + self.extra
+
+    def _kernel(self, a: Array, b: Array, hyper: Array | None = None) -> tuple[Array, Array]:
+        """(covariances [q, n] of coordinates a [q, m] and b [n, m], their slope by the squared distance)."""
+        hyper = self.hyper if hyper is None else hyper
+        scales = np.exp(-hyper[self.owner])
+        a, b = a * scales, b * scales
+        square = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
+        far = ROOT5 * np.sqrt(np.maximum(square, 0.0))
+        decay = math.exp(hyper[-2]) * np.exp(-far)
+        return 1.0 + decay * (1.0 + far + far * far / 3.0), -5.0 / 6.0 * decay * (1.0 + far)
+
+    def _cross(self, x: Array) -> tuple[Array, Array]:
+        return self._kernel(x, self.x)
+
+    def objective(self, hyper: Array) -> tuple[float, Array]:
+        """(negative log of marginal likelihood × priors, its gradient)."""
+        k, slope = self._kernel(self.x, self.x, hyper)
+        factor = triangle(k, self._noise(hyper))
+        alpha = solved(factor, self.y)
+        away = (hyper - self.centre) / self.widths
+        value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
+        a = np.outer(alpha, alpha) - solved(factor, np.eye(len(alpha)))
+        weights, x = a * slope, self.x * np.exp(-hyper[self.owner])
+        by_column = 2.0 * (weights.sum(axis=1) @ (x * x) - np.einsum("ij,ij->j", weights @ x, x))
+        gradient = np.zeros(len(hyper))
+        gradient[: self.count] = -2.0 * np.bincount(self.owner, by_column, minlength=self.count)
+        gradient[-2] = float((a * (k - 1.0)).sum())
+        gradient[-1] = math.exp(hyper[-1]) * float(np.trace(a))
+        return float(value), -0.5 * gradient + away / self.widths
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """Posterior mean and variance [q] at coordinates [q, m], y scaled."""
+        k, _ = self._cross(x)
+        own = 1.0 + math.exp(self.hyper[-2])
+        variance = own - np.einsum("ij,ji->i", k, solved(self.factor, k.T))
+        return k @ self.alpha, np.maximum(variance, 1e-12)
+
+    def log_gain(self, x: Array) -> Array:
+        """Logarithm [q] of the expected improvement over `best`, y scaled."""
+        mean, variance = self.moments(x)
+        sd = np.sqrt(variance)
+        return np.log(sd) + log_improvement((self.best - mean) / sd)
+
+    def log_gain_slope(self, x: Array) -> tuple[float, Array]:
+        """(`log_gain`, its gradient [m]) at one place x [m]."""
+        k, slope = self._cross(x[None, :])
+        weights = solved(self.factor, k[0])
+        mean = float(k[0] @ self.alpha)
+        sd = math.sqrt(max(1.0 + math.exp(self.hyper[-2]) - float(k[0] @ weights), 1e-12))
+        z = (self.best - mean) / sd
+        log_h = float(log_improvement(np.array([z]))[0])
+        by_mean = -math.exp(float(log_ndtr(z)) - log_h) / sd
+        by_sd = math.exp(-0.5 * z * z - 0.5 * math.log(2.0 * math.pi) - log_h) / sd
+        each = slope[0] * (by_mean * self.alpha - by_sd * weights / sd)  # by the squared distance to each trial
+        away = (x - self.x) * np.exp(-2.0 * self.hyper[self.owner])
+        return math.log(sd) + log_h, 2.0 * (each @ away)
+
+
+def log_improvement(z: Array) -> Array:
+    """log(φ(z) + z Φ(z)), exact far below 0."""
+    low = np.minimum(z, -1.0)
+    tail = np.sqrt(0.5 * np.pi) * erfcx(-low / math.sqrt(2.0))  # Φ(z) / φ(z)
+    lost = np.where(low > -1e4, np.log1p(np.maximum(low * tail, -1.0 + 1e-16)), -2.0 * np.log(-low))
+    far = -0.5 * low * low - 0.5 * math.log(2.0 * math.pi) + lost
+    high = np.maximum(z, -1.0)
+    near = np.log(np.exp(-0.5 * high * high) / math.sqrt(2.0 * math.pi) + high * ndtr(high))
+    return np.where(z > -1.0, near, far)
+
+
+def left_out(factor: Array, y: Array) -> Array:
+    """Log density [n] of each y under the model of the others, of whose covariance `factor` is the triangle."""
+    inverse = solved(factor, np.eye(len(y)))
+    variance = 1.0 / inverse.diagonal()
+    away = (inverse @ y) * variance
+    return -0.5 * (away**2 / variance + np.log(2.0 * np.pi * variance))
+
+
+class Smooth:
+    """For one sampler: `chance`, then `propose`."""
+
+    def __init__(self) -> None:
+        self.process: Process | None = None
+        self._fitted, self._chance = 0, 0.0
+
+    def chance(self, beliefs: Beliefs) -> float:
+        """The probability that it should propose rather than the surrogate."""
+        data = beliefs.data
+        count = len(data.y)
+        if len(beliefs.complete) < LEAST or not float(data.y.std()):
+            return 0.0
+        if self.process is None or self.process.rows is not beliefs.rows:
+            self.process, self._fitted = Process(beliefs.rows), 0
+        due = count >= max(self._fitted + 3, math.ceil(GROWTH * self._fitted)) or count < self._fitted
+        if not due and self._chance < NO_CHANCE:
+            return 0.0
+        one, none = self.process, data.running[:0]
+        one.observe(data.rows, data.y, data.noise_sd, running=none, fit=due)
+        if due:
+            self._fitted = count
+            whole = data.noise_sd == 0.0
+            gained = left_out(one.factor, one.y) - self._surrogate(beliefs.objective.model, count, one)
+            gained = gained[whole]
+            error = math.sqrt(len(gained)) * float(gained.std()) + 1e-12
+            self._chance = float(ndtr(float(gained.sum()) / error))
+        if len(data.running):
+            one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
+        return self._chance
+
+    @staticmethod
+    def _surrogate(model: Surrogate, count: int, one: Process) -> Array:
+        """The surrogate's log densities of the same values."""
+        columns = model.columns
+        model.columns = columns[:count]
+        kernel = model._kernel(model.hyper)[0]  # pyright: ignore[reportPrivateUsage]
+        model.columns = columns
+        noise = model._noise(model.hyper)[:count]  # pyright: ignore[reportPrivateUsage]
+        return left_out(triangle(kernel, noise), one.y)
+
+    def propose(
+        self, beliefs: Beliefs, rng: np.random.Generator, accepts: Callable[[Array], bool]
+    ) -> Array | None:
+        """The accepted row with the best gain that was found; None without one."""
+        one, best = self.process, beliefs.incumbents(GOOD)
+        if one is None or not best:
+            return None
+        one.best = float(one.moments(one.places(beliefs.seen[best]))[0].min())
+
+        def score(rows: Array) -> Array:
+            return PENALTY * beliefs.excess(beliefs.columns_of(rows)) - one.log_gain(one.places(rows))
+
+        pool = np.concatenate([beliefs.rows.uniform(rng, POOL), mutated(beliefs.seen[best], beliefs.rows, rng)])
+        order = np.argsort(score(pool))
+        ends, free = pool[order[:STARTS]], np.ones(len(beliefs.rows.names), dtype=bool)
+        if len(one.numbers) < one.count:
+            ends = climb(ends, score, Moves(beliefs.rows, free), rng=rng, steps=CLIMB)
+        if not beliefs.constraints:
+            ends = np.array([self._refined(one, row) for row in ends])
+        rows = np.concatenate([ends, pool[order]])
+        rows[: len(ends)] = beliefs.rows.encode([beliefs.rows.decode(row) for row in ends])  # rounded
+        ranked = np.concatenate([np.argsort(score(rows[: len(ends)])), np.arange(len(ends), len(rows))])
+        return next((rows[k] for k in ranked if accepts(rows[k])), None)
+
+    @staticmethod
+    def _refined(one: Process, row: Array) -> Array:
+        """`row`, its active numbers moved to a local optimum."""
+        active: Mask = one.rows.active(row[None, :])[0]
+        moving = np.flatnonzero(active[one.numbers])
+        if not len(moving):
+            return row
+        x = one.places(row[None, :])[0]
+
+        def cost(u: Array) -> tuple[float, Array]:
+            at = x.copy()
+            at[moving] = u
+            value, slope = one.log_gain_slope(at)
+            return -value, -slope[moving]
+
+        settings: dict[str, Any] = {"jac": True, "options": {"maxiter": REFINE}}
+        settings["bounds"] = [(-0.5, 0.5)] * len(moving)
+        found: Any = minimize(cost, x[moving], method="L-BFGS-B", **settings)  # pyright: ignore
+        row = row.copy()
+        row[one.numbers[moving]] = 2.0 * np.asarray(found.x)
+        return row
+
+
+def spread(beliefs: Beliefs, rng: np.random.Generator, accepts: Callable[[Array], bool]) -> Array | None:
+    """The accepted one of some uniform draws that is farthest from all trials; None without one."""
+    one, known = Process(beliefs.rows), np.concatenate([beliefs.data.rows, beliefs.data.running])
+    rows = beliefs.rows.uniform(rng, DRAWS)
+    if len(known):
+        x, y = one.places(rows), one.places(known)
+        square = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1) - 2.0 * (x @ y.T)
+        rows = rows[np.argsort(-square.min(axis=1))]
+    return next((row for row in rows if accepts(row)), None)
+
+
+def mutated(good: Array, rows: Rows, rng: np.random.Generator) -> Array:
+    """Good rows with about one, two or four parameters drawn anew, or with their numbers moved a little."""
+    found: list[Array] = []
+    share = np.array([1.0, 2.0, 4.0]) / max(good.shape[1], 1)
+    for row in good:
+        anew = rows.uniform(rng, 30)
+        moved = rng.random(anew.shape) < np.repeat(share, 10)[:, None]
+        found.append(np.where(moved, anew, row))
+        near = np.repeat(row[None, :], 2 * len(SPREADS), axis=0)
+        numbers = np.flatnonzero(rows.sizes == 0)
+        steps = rng.standard_normal((len(near), len(numbers))) * np.repeat(SPREADS, 2)[:, None]
+        near[:, numbers] = (near[:, numbers] + steps).clip(-1.0, 1.0)
+        found.append(near)
+    return np.concatenate(found)
