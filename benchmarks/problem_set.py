@@ -138,12 +138,12 @@ def nested(seed: int) -> Value:
 
 
 def plateau(seed: int) -> Value:
-    """Flat but for a basin of a twentieth of the space, under noise."""
+    """Flat but for a basin of a fourteenth of the space, under noise."""
     centre = np.random.default_rng([seed, 5]).uniform(0.2, 0.8, 4)
 
     def value(trial: optuna.Trial) -> float:
         away = float(np.sqrt(((floats(trial, 4, 0.0, 1.0) - centre) ** 2).sum()))
-        return 1.0 - max(0.0, 1.0 - away / 0.5)
+        return 1.0 - max(0.0, 1.0 - away / 0.35)
 
     return value
 

@@ -3,7 +3,7 @@
 Kernel: 1 + amplitude · Matérn 5/2 of the distance over all parameters, numbers scaled to [0, 1], each choice of
 a categorical at the distance 1 from the others, a length scale for each parameter (ARD); what is inactive
 stands at one place. Hyper-parameters maximise the marginal likelihood times log-normal priors whose length
-scales grow with the root of the number of parameters (Hvarfner et al. 2024). Which model proposes, the trials
+scales grow with the root of the mean number of active parameters (Hvarfner et al. 2024). Which model proposes, the trials
 say: with Δ the difference of the summed leave-one-out log densities (closed form: Rasmussen and Williams 2006,
 5.4.2) of both models on the same trials and se its standard error, the smooth one has the chance Φ(Δ/se).
 It proposes the largest log expected improvement (Ament et al. 2023) over its best posterior mean among trials.
@@ -25,7 +25,7 @@ from search.samplers.structured.rows import Array, Mask, Rows
 from search.samplers.structured.surrogate import Surrogate, solved, triangle
 
 LEAST = 4  # complete trials without which it says nothing
-LENGTH, LENGTH_WIDTH = math.sqrt(2.0), math.sqrt(3.0)  # of the logarithm of a length scale, for one parameter
+LENGTH, LENGTH_WIDTH = -0.5, 1.0  # of the logarithm of a length scale, for one parameter
 AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
 NOISE, NOISE_WIDTH, LEAST_NOISE = math.log(1e-4), 3.0, math.log(1e-8)  # and of the noise's variance
 FIT_STEPS = 30  # of L-BFGS
@@ -49,8 +49,7 @@ class Process:
         self.many = np.array([k for k, _ in many], dtype=np.int64)
         self.choice = np.array([c for _, c in many], dtype=np.float64)
         self.owner = np.concatenate([self.numbers, self.gates, self.many])
-        centre = np.full(self.count, LENGTH + 0.5 * math.log(max(self.count, 1)))
-        self.centre = np.concatenate([centre, [AMPLITUDE, NOISE]])
+        self.centre = np.concatenate([np.full(self.count, LENGTH), [AMPLITUDE, NOISE]])
         self.widths = np.concatenate(
             [np.full(self.count, LENGTH_WIDTH), [AMPLITUDE_WIDTH, NOISE_WIDTH]]
         )
@@ -73,6 +72,8 @@ class Process:
         """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the posterior
         means of `running` rows (fantasies); `fit` the hyper-parameters first."""
         self.x, self.mean = self.places(rows), float(y.mean())
+        alive = float(self.rows.active(rows).sum(axis=1).mean())
+        self.centre[: self.count] = LENGTH + 0.5 * math.log(max(alive, 1.0))
         self.scale = float(y.std()) or 1.0
         self.y, self.extra = (y - self.mean) / self.scale, (noise_sd / self.scale) ** 2
         if fit:
@@ -266,13 +267,15 @@ class Smooth:
 
 
 def spread(beliefs: Beliefs, rng: np.random.Generator, accepts: Callable[[Array], bool]) -> Array | None:
-    """The accepted one of some uniform draws that is farthest from all trials; None without one."""
+    """The accepted one of some uniform draws that is farthest from all trials; None without one. The ends of a
+    range count as neighbours, else the first trials would crowd into the corners."""
     one, known = Process(beliefs.rows), np.concatenate([beliefs.data.rows, beliefs.data.running])
     rows = beliefs.rows.uniform(rng, DRAWS)
     if len(known):
-        x, y = one.places(rows), one.places(known)
-        square = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1) - 2.0 * (x @ y.T)
-        rows = rows[np.argsort(-square.min(axis=1))]
+        away = np.abs(one.places(rows)[:, None, :] - one.places(known))
+        count = len(one.numbers)
+        away[:, :, :count] = np.minimum(away[:, :, :count], 1.0 - away[:, :, :count])
+        rows = rows[np.argsort(-(away * away).sum(axis=2).min(axis=1))]
     return next((row for row in rows if accepts(row)), None)
 
 
