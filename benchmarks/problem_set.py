@@ -179,20 +179,20 @@ def gates(seed: int) -> Value:
 
 @cache
 def data(name: str) -> tuple[Array, Array]:
-    """(inputs, targets) that come with scikit-learn, at most 450 rows."""
+    """(inputs, targets) that come with scikit-learn, at most 300 rows."""
     from sklearn import datasets  # pyright: ignore
 
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))[:450]
+    order = np.random.default_rng(0).permutation(len(x))[:300]
     return x[order], y[order]
 
 
 def scored(name: str, model: Any, scoring: str) -> float:
-    """Mean over five folds, as something that is to be small."""
+    """Mean over three folds, as something that is to be small."""
     from sklearn.model_selection import cross_val_score  # pyright: ignore
 
     x, y = data(name)
-    return -float(cross_val_score(model, x, y, cv=5, scoring=scoring).mean())
+    return -float(cross_val_score(model, x, y, cv=3, scoring=scoring).mean())
 
 
 def digits(_seed: int) -> Value:

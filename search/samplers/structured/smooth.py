@@ -1,8 +1,8 @@
 """Smooth: a Gaussian process beside the surrogate, for what has several optima, curved valleys and needles.
 
-Kernel: 1 + amplitude · Matérn 5/2 of the distance over all parameters, numbers scaled to [0, 1], each choice of
-a categorical at the distance 1 from the others, a length scale for each parameter (ARD); what is inactive
-stands at one place. Hyper-parameters maximise the marginal likelihood times log-normal priors whose length
+Kernel: 1 + trend · (numbers, their squares, choices) + amplitude · Matérn 5/2 of the distance over all parameters,
+numbers scaled to a range of 1, each choice of a categorical at the distance 1 from the others, a length scale
+for each parameter (ARD); what is inactive stands at one place. Hyper-parameters maximise the marginal likelihood times log-normal priors whose length
 scales grow with the root of the mean number of active parameters (Hvarfner et al. 2024). Which model proposes, the trials
 say: with Δ the difference of the summed leave-one-out log densities (closed form: Rasmussen and Williams 2006,
 5.4.2) of both models on the same trials and se its standard error, the smooth one has the chance Φ(Δ/se).
@@ -27,6 +27,7 @@ from search.samplers.structured.surrogate import Surrogate, solved, triangle
 LEAST = 4  # complete trials without which it says nothing
 LENGTH, LENGTH_WIDTH = -0.5, 1.0  # of the logarithm of a length scale, for one parameter
 AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
+TREND, TREND_WIDTH = math.log(0.1), 1.5  # and of the trend's variance
 NOISE, NOISE_WIDTH, LEAST_NOISE = math.log(1e-4), 3.0, math.log(1e-8)  # and of the noise's variance
 FIT_STEPS = 30  # of L-BFGS
 NO_CHANCE = 1e-3  # below it the comparison waits for more trials
@@ -49,11 +50,11 @@ class Process:
         self.many = np.array([k for k, _ in many], dtype=np.int64)
         self.choice = np.array([c for _, c in many], dtype=np.float64)
         self.owner = np.concatenate([self.numbers, self.gates, self.many])
-        self.centre = np.concatenate([np.full(self.count, LENGTH), [AMPLITUDE, NOISE]])
+        self.centre = np.concatenate([np.full(self.count, LENGTH), [TREND, AMPLITUDE, NOISE]])
         self.widths = np.concatenate(
-            [np.full(self.count, LENGTH_WIDTH), [AMPLITUDE_WIDTH, NOISE_WIDTH]]
+            [np.full(self.count, LENGTH_WIDTH), [TREND_WIDTH, AMPLITUDE_WIDTH, NOISE_WIDTH]]
         )
-        self.hyper = self.centre.copy()  # logarithms: length scales, amplitude, noise
+        self.hyper = self.centre.copy()  # logarithms: length scales, trend, amplitude, noise
         self.x: Array = np.zeros((0, len(self.owner)))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
@@ -81,13 +82,13 @@ class Process:
         self._condition()
         if len(running):
             x = self.places(running)
-            fantasy = self._cross(x)[0] @ self.alpha
+            fantasy = self._kernel(x, self.x)[0] @ self.alpha
             self.x, self.y = np.concatenate([self.x, x]), np.concatenate([self.y, fantasy])
             self.extra = np.concatenate([self.extra, np.zeros(len(x))])
             self._condition()
 
     def _fit(self) -> None:
-        limits = [(-5.0, 8.0)] * self.count + [(-4.0, 4.0), (LEAST_NOISE, 2.0)]
+        limits = [(-5.0, 8.0)] * self.count + [(-9.0, 4.0), (-4.0, 4.0), (LEAST_NOISE, 2.0)]
         settings: dict[str, Any] = {"jac": True, "bounds": limits, "options": {"maxiter": FIT_STEPS}}
         found: list[Any] = [
             minimize(self.objective, start, method="L-BFGS-B", **settings)  # pyright: ignore
@@ -102,22 +103,32 @@ class Process:
     def _noise(self, hyper: Array) -> Array:
         return math.exp(hyper[-1]) + self.extra
 
-    def _kernel(self, a: Array, b: Array, hyper: Array | None = None) -> tuple[Array, Array]:
-        """(covariances [q, n] of coordinates a [q, m] and b [n, m], their slope by the squared distance)."""
+    def _kernel(self, a: Array, b: Array, hyper: Array | None = None) -> tuple[Array, Array, Array]:
+        """Covariances [q, n] of coordinates a [q, m] and b [n, m], the trend's part of them, and the slope of the
+        other part by the squared distance."""
         hyper = self.hyper if hyper is None else hyper
+        trend = math.exp(hyper[-3]) * (self._trend(a) @ self._trend(b).T)
         scales = np.exp(-hyper[self.owner])
         a, b = a * scales, b * scales
         square = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
         far = ROOT5 * np.sqrt(np.maximum(square, 0.0))
         decay = math.exp(hyper[-2]) * np.exp(-far)
-        return 1.0 + decay * (1.0 + far + far * far / 3.0), -5.0 / 6.0 * decay * (1.0 + far)
+        smooth = decay * (1.0 + far + far * far / 3.0)
+        return 1.0 + trend + smooth, trend, -5.0 / 6.0 * decay * (1.0 + far)
 
-    def _cross(self, x: Array) -> tuple[Array, Array]:
-        return self._kernel(x, self.x)
+    def _trend(self, x: Array) -> Array:
+        """What the trend is linear in: numbers on [-1, 1], choices, squares of the numbers. [n, m + numbers]"""
+        u = 2.0 * x[:, : len(self.numbers)]
+        return np.concatenate([u, x[:, len(self.numbers) :], u * u], axis=1)
+
+    def _own(self, x: Array) -> Array:
+        """Prior variances. [q]"""
+        t = self._trend(x)
+        return 1.0 + math.exp(self.hyper[-3]) * np.einsum("ij,ij->i", t, t) + math.exp(self.hyper[-2])
 
     def objective(self, hyper: Array) -> tuple[float, Array]:
         """(negative log of marginal likelihood × priors, its gradient)."""
-        k, slope = self._kernel(self.x, self.x, hyper)
+        k, trend, slope = self._kernel(self.x, self.x, hyper)
         factor = triangle(k, self._noise(hyper))
         alpha = solved(factor, self.y)
         away = (hyper - self.centre) / self.widths
@@ -127,15 +138,15 @@ class Process:
         by_column = 2.0 * (weights.sum(axis=1) @ (x * x) - np.einsum("ij,ij->j", weights @ x, x))
         gradient = np.zeros(len(hyper))
         gradient[: self.count] = -2.0 * np.bincount(self.owner, by_column, minlength=self.count)
-        gradient[-2] = float((a * (k - 1.0)).sum())
+        gradient[-3] = float((a * trend).sum())
+        gradient[-2] = float((a * (k - trend - 1.0)).sum())
         gradient[-1] = math.exp(hyper[-1]) * float(np.trace(a))
         return float(value), -0.5 * gradient + away / self.widths
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Posterior mean and variance [q] at coordinates [q, m], y scaled."""
-        k, _ = self._cross(x)
-        own = 1.0 + math.exp(self.hyper[-2])
-        variance = own - np.einsum("ij,ji->i", k, solved(self.factor, k.T))
+        k = self._kernel(x, self.x)[0]
+        variance = self._own(x) - np.einsum("ij,ji->i", k, solved(self.factor, k.T))
         return k @ self.alpha, np.maximum(variance, 1e-12)
 
     def log_gain(self, x: Array) -> Array:
@@ -146,17 +157,23 @@ class Process:
 
     def log_gain_slope(self, x: Array) -> tuple[float, Array]:
         """(`log_gain`, its gradient [m]) at one place x [m]."""
-        k, slope = self._cross(x[None, :])
+        k, _, slope = self._kernel(x[None, :], self.x)
         weights = solved(self.factor, k[0])
         mean = float(k[0] @ self.alpha)
-        sd = math.sqrt(max(1.0 + math.exp(self.hyper[-2]) - float(k[0] @ weights), 1e-12))
+        sd = math.sqrt(max(float(self._own(x[None, :])[0] - k[0] @ weights), 1e-12))
         z = (self.best - mean) / sd
         log_h = float(log_improvement(np.array([z]))[0])
         by_mean = -math.exp(float(log_ndtr(z)) - log_h) / sd
         by_sd = math.exp(-0.5 * z * z - 0.5 * math.log(2.0 * math.pi) - log_h) / sd
-        each = slope[0] * (by_mean * self.alpha - by_sd * weights / sd)  # by the squared distance to each trial
+        each = by_mean * self.alpha - by_sd * weights / sd  # by the covariance with each trial
         away = (x - self.x) * np.exp(-2.0 * self.hyper[self.owner])
-        return math.log(sd) + log_h, 2.0 * (each @ away)
+        gradient = 2.0 * ((each * slope[0]) @ away)
+        t = self._trend(x[None, :])[0]
+        by_trend = math.exp(self.hyper[-3]) * (each @ self._trend(self.x) + by_sd / sd * t)
+        count = len(self.numbers)
+        gradient[:count] += 2.0 * by_trend[:count] + 8.0 * x[:count] * by_trend[len(x) :]
+        gradient[count:] += by_trend[count : len(x)]
+        return math.log(sd) + log_h, gradient
 
 
 def log_improvement(z: Array) -> Array:
