@@ -195,12 +195,17 @@ def left_out(factor: Array, y: Array) -> Array:
     return -0.5 * (away**2 / variance + np.log(2.0 * np.pi * variance))
 
 
+def chance_of(gained: Array) -> float:
+    """Φ(sum / its standard error) of log densities [n] that one model has beyond another."""
+    return float(ndtr(float(gained.sum()) / (math.sqrt(len(gained)) * float(gained.std()) + 1e-12)))
+
+
 class Smooth:
     """For one sampler: `chance`, then `propose`."""
 
     def __init__(self) -> None:
         self.process: Process | None = None
-        self._fitted, self._chance = 0, 0.0
+        self._fitted, self._chance, self._doubt = 0, 0.0, 0.0
 
     def chance(self, beliefs: Beliefs) -> float:
         """The probability that it should propose rather than the surrogate."""
@@ -217,11 +222,11 @@ class Smooth:
         one.observe(data.rows, data.y, data.noise_sd, running=none, fit=due)
         if due:
             self._fitted = count
-            whole = data.noise_sd == 0.0
-            gained = left_out(one.factor, one.y) - self._surrogate(beliefs.objective.model, count, one)
-            gained = gained[whole]
-            error = math.sqrt(len(gained)) * float(gained.std()) + 1e-12
-            self._chance = float(ndtr(float(gained.sum()) / error))
+            own, whole = left_out(one.factor, one.y), data.noise_sd == 0.0
+            rival = self._surrogate(beliefs.objective.model, count, one)
+            flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
+            self._chance = chance_of((own - rival)[whole])
+            self._doubt = chance_of((flat - own)[whole])
         if len(data.running):
             one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
         return self._chance
@@ -243,6 +248,8 @@ class Smooth:
         one, best = self.process, beliefs.incumbents(GOOD)
         if one is None or not best:
             return None
+        if rng.random() < self._doubt:
+            return spread(beliefs, rng, accepts)
         one.best = float(one.moments(one.places(beliefs.seen[best]))[0].min())
 
         def score(rows: Array) -> Array:
