@@ -1,7 +1,7 @@
 """Samplers side by side on small problems of many kinds: `python -m benchmarks.problems [--quick] [--write]`.
 
-Each (problem, method, seed) is one study (benchmarks/problem_set.py), kept as one JSON file under `--out`; what
-is there is not run again, so the command continues where it was stopped. `--write` puts what is there into
+Each (problem, method, seed) is one study (benchmarks/problem_set.py), kept as one JSON file under `--out`;
+what is there is not run again, so the command continues where it was stopped. `--write` puts what is there into
 docs/sampler_problems.md. Regret: true value of the best observed trial, less the optimum. The pipelines
 need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch; what does not import is
 left out. `--label` stores `ours` under another name (`before`: the same command in an older checkout).
@@ -144,11 +144,12 @@ def page(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range) -
 
 HEAD = """# The sampler on problems of many kinds
 
-Written by `python -m benchmarks.problems --write`; do not edit. Regret of the best observed trial (its true value less
-the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals, seeds {first} to {last}.
-Peers are Optuna 5's own samplers as they come. A problem's bar is 1.1 times the better of TPE and GPSampler plus 2 %
-of random's regret. Problems: `benchmarks/problem_set.py`. Development used other seeds; the second table's problems
-were looked at when the sampler was finished.
+Written by `python -m benchmarks.problems --write`; do not edit. Regret of the best observed trial (its true
+value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals, seeds
+{first} to {last}; a number in brackets says how many seeds are in where fewer are. Peers are Optuna 5's own
+samplers as they come. A problem's bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
+Problems: `benchmarks/problem_set.py`. Development used seeds from 100 on; the second table's problems were
+looked at once, when the sampler was finished.
 
 """
 

@@ -6,7 +6,8 @@ in a random subspace around the best trial, a small one while trials are fewer t
 draw over all of them is a jump into the unknown. Which parameters are active when, the caller's space says
 (`Prior.conditions`); in somebody else's study it is learned from the trials. With stages, a proposal may
 instead keep the finished stages of a good trial and change what lies downstream: the larger expected gain per
-second wins. A share of proposals is TPE's, for responses that this model cannot see.
+second wins. Where a Gaussian process foretells the trials better (search/samplers/structured/smooth.py), it
+proposes instead; a share of proposals is TPE's, for responses that neither model can see.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from search.samplers.checkpoints import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows, learn_rules, rules_within
-from search.samplers.structured.smooth import Smooth, spread
+from search.samplers.structured.smooth import LEAST, Smooth, spread
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe import GroupedTpe, other_trials
 from search.space.space import Conditions
@@ -140,13 +141,12 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return self._beliefs.rows.decode(self._smooth_row(self._beliefs))
 
     def _smooth_row(self, beliefs: Beliefs) -> Array:
-        """Spread first trials; then the smooth model's row when the trials speak for it, else the best of a draw
-        of the surrogate."""
+        """Spread first trials; then the smooth model's row when the trials speak for it, else a draw's best."""
         if self.startup_trials is None and self.prior.start is None and beliefs.begun < FIRST:
             row = spread(beliefs, self._rng, lambda r: self._admitted(beliefs.rows.decode(r)))
             if row is not None:
                 return row
-        if self._rng.random() < self._smooth.chance(beliefs):
+        if len(beliefs.complete) >= LEAST and self._rng.random() < self._smooth.chance(beliefs):
             row = self._smooth.propose(beliefs, self._rng, lambda r: self._is_new(beliefs, r))
             if row is not None:
                 return row

@@ -1,18 +1,21 @@
 """Smooth: a Gaussian process beside the surrogate, for what has several optima, curved valleys and needles.
 
-Kernel: 1 + trend · (numbers, their squares, choices) + amplitude · Matérn 5/2 of the distance over all parameters,
-numbers scaled to a range of 1, each choice of a categorical at the distance 1 from the others, a length scale
-for each parameter (ARD); what is inactive stands at one place. Hyper-parameters maximise the marginal likelihood times log-normal priors whose length
-scales grow with the root of the mean number of active parameters (Hvarfner et al. 2024). Which model proposes, the trials
-say: with Δ the difference of the summed leave-one-out log densities (closed form: Rasmussen and Williams 2006,
-5.4.2) of both models on the same trials and se its standard error, the smooth one has the chance Φ(Δ/se).
-It proposes the largest log expected improvement (Ament et al. 2023) over its best posterior mean among trials.
+Kernel: 1 + trend · (numbers, their squares, choices) + amplitude · Matérn 5/2 of the distance over all
+parameters, numbers scaled to a range of 1, the choices of a categorical at the distance 1 from each other, a
+length scale for each parameter (ARD); what is inactive stands at one place. Hyper-parameters maximise the
+marginal likelihood times log-normal priors; length scales are expected to grow with the root of the number of
+active parameters (Hvarfner et al. 2024). Which model proposes, the trials say: with Δ the difference of the
+summed leave-one-out log densities (closed form: Rasmussen and Williams 2006, 5.4.2) of both models on equal
+trials and se its standard error, the smooth one has the chance Φ(Δ/se). It proposes the largest log expected
+improvement (Ament et al. 2023) over its best posterior mean among good trials; where it says no more than a
+constant does, it proposes what is far from all trials: noise is not chased.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,17 +27,18 @@ from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows
 from search.samplers.structured.surrogate import Surrogate, solved, triangle
 
-LEAST = 4  # complete trials without which it says nothing
+LEAST = 4  # complete trials without which it is not asked
 LENGTH, LENGTH_WIDTH = -0.5, 1.0  # of the logarithm of a length scale, for one parameter
 AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
 TREND, TREND_WIDTH = math.log(0.1), 1.5  # and of the trend's variance
 NOISE, NOISE_WIDTH, LEAST_NOISE = math.log(1e-4), 3.0, math.log(1e-8)  # and of the noise's variance
 FIT_STEPS = 30  # of L-BFGS
+WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
 NO_CHANCE = 1e-3  # below it the comparison waits for more trials
 DRAWS = 60  # uniform ones that a spread first trial is chosen from
 POOL, GOOD, STARTS = 256, 5, 6  # uniform draws, good trials that are mutated, local searches
 SPREADS = (0.3, 0.1, 0.03, 0.01, 0.003)  # sds of mutations of numbers, on [-1, 1]
-CLIMB, REFINE = 6, 40  # steps of the local search; of L-BFGS over the numbers
+CLIMB, REFINE = 10, 40  # steps of the local search; of L-BFGS over the numbers
 PENALTY = 4.0  # nats for each sd of a constraint's expected excess
 ROOT5 = math.sqrt(5.0)
 
@@ -58,7 +62,7 @@ class Process:
         self.x: Array = np.zeros((0, len(self.owner)))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
-        self.mean, self.scale = 0.0, 1.0
+        self.mean, self.scale, self.alive = 0.0, 1.0, 1.0  # alive: mean number of active parameters
         self.best = 0.0  # what is to be improved on, y scaled
 
     def places(self, rows: Array) -> Array:
@@ -70,11 +74,11 @@ class Process:
         return np.concatenate([numbers, gates, one_hot * math.sqrt(0.5)], axis=1)
 
     def observe(self, rows: Array, y: Array, noise_sd: Array, *, running: Array, fit: bool) -> None:
-        """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the posterior
-        means of `running` rows (fantasies); `fit` the hyper-parameters first."""
+        """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the means
+        at `running` rows (fantasies); `fit` the hyper-parameters first."""
         self.x, self.mean = self.places(rows), float(y.mean())
-        alive = float(self.rows.active(rows).sum(axis=1).mean())
-        self.centre[: self.count] = LENGTH + 0.5 * math.log(max(alive, 1.0))
+        self.alive = max(float(self.rows.active(rows).sum(axis=1).mean()), 1.0)
+        self.centre[: self.count] = LENGTH + 0.5 * math.log(self.alive)
         self.scale = float(y.std()) or 1.0
         self.y, self.extra = (y - self.mean) / self.scale, (noise_sd / self.scale) ** 2
         if fit:
@@ -104,8 +108,8 @@ class Process:
         return math.exp(hyper[-1]) + self.extra
 
     def _kernel(self, a: Array, b: Array, hyper: Array | None = None) -> tuple[Array, Array, Array]:
-        """Covariances [q, n] of coordinates a [q, m] and b [n, m], the trend's part of them, and the slope of the
-        other part by the squared distance."""
+        """Covariances [q, n] of coordinates a [q, m] and b [n, m], the trend's part of them, and the slope of
+        the other part by the squared distance."""
         hyper = self.hyper if hyper is None else hyper
         trend = math.exp(hyper[-3]) * (self._trend(a) @ self._trend(b).T)
         scales = np.exp(-hyper[self.owner])
@@ -117,7 +121,7 @@ class Process:
         return 1.0 + trend + smooth, trend, -5.0 / 6.0 * decay * (1.0 + far)
 
     def _trend(self, x: Array) -> Array:
-        """What the trend is linear in: numbers on [-1, 1], choices, squares of the numbers. [n, m + numbers]"""
+        """What the trend is linear in: numbers on [-1, 1], choices, squares. [n, m + numbers]"""
         u = 2.0 * x[:, : len(self.numbers)]
         return np.concatenate([u, x[:, len(self.numbers) :], u * u], axis=1)
 
@@ -188,7 +192,7 @@ def log_improvement(z: Array) -> Array:
 
 
 def left_out(factor: Array, y: Array) -> Array:
-    """Log density [n] of each y under the model of the others, of whose covariance `factor` is the triangle."""
+    """Log density [n] of each y given the others; `factor` is the triangle of their covariance."""
     inverse = solved(factor, np.eye(len(y)))
     variance = 1.0 / inverse.diagonal()
     away = (inverse @ y) * variance
@@ -200,18 +204,20 @@ def chance_of(gained: Array) -> float:
     return float(ndtr(float(gained.sum()) / (math.sqrt(len(gained)) * float(gained.std()) + 1e-12)))
 
 
+@dataclass
 class Smooth:
     """For one sampler: `chance`, then `propose`."""
 
-    def __init__(self) -> None:
-        self.process: Process | None = None
-        self._fitted, self._chance, self._doubt = 0, 0.0, 0.0
+    process: Process | None = None
+    _fitted: int = 0  # trials that its hyper-parameters were fitted to
+    _chance: float = 0.0  # by that fit
+    _doubt: float = 0.0  # the probability that a constant says as much
 
     def chance(self, beliefs: Beliefs) -> float:
         """The probability that it should propose rather than the surrogate."""
         data = beliefs.data
         count = len(data.y)
-        if len(beliefs.complete) < LEAST or not float(data.y.std()):
+        if not float(data.y.std()):
             return 0.0
         if self.process is None or self.process.rows is not beliefs.rows:
             self.process, self._fitted = Process(beliefs.rows), 0
@@ -225,7 +231,7 @@ class Smooth:
             own, whole = left_out(one.factor, one.y), data.noise_sd == 0.0
             rival = self._surrogate(beliefs.objective.model, count, one)
             flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
-            self._chance = chance_of((own - rival)[whole])
+            self._chance = chance_of((own - rival)[whole]) * min(1.0, WIDE / one.alive) ** 2
             self._doubt = chance_of((flat - own)[whole])
         if len(data.running):
             one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
@@ -255,7 +261,9 @@ class Smooth:
         def score(rows: Array) -> Array:
             return PENALTY * beliefs.excess(beliefs.columns_of(rows)) - one.log_gain(one.places(rows))
 
-        pool = np.concatenate([beliefs.rows.uniform(rng, POOL), mutated(beliefs.seen[best], beliefs.rows, rng)])
+        pool = np.concatenate(
+            [beliefs.rows.uniform(rng, POOL), mutated(beliefs.seen[best], beliefs.rows, rng)]
+        )
         order = np.argsort(score(pool))
         ends, free = pool[order[:STARTS]], np.ones(len(beliefs.rows.names), dtype=bool)
         if len(one.numbers) < one.count:
@@ -286,13 +294,13 @@ class Smooth:
         settings["bounds"] = [(-0.5, 0.5)] * len(moving)
         found: Any = minimize(cost, x[moving], method="L-BFGS-B", **settings)  # pyright: ignore
         row = row.copy()
-        row[one.numbers[moving]] = 2.0 * np.asarray(found.x)
+        row[one.numbers[moving]] = 2.0 * np.asarray(found.x, dtype=np.float64)  # pyright: ignore
         return row
 
 
 def spread(beliefs: Beliefs, rng: np.random.Generator, accepts: Callable[[Array], bool]) -> Array | None:
-    """The accepted one of some uniform draws that is farthest from all trials; None without one. The ends of a
-    range count as neighbours, else the first trials would crowd into the corners."""
+    """The accepted one of some uniform draws that is farthest from all trials; None without one. The ends of
+    a range count as neighbours, else the first trials would crowd into the corners."""
     one, known = Process(beliefs.rows), np.concatenate([beliefs.data.rows, beliefs.data.running])
     rows = beliefs.rows.uniform(rng, DRAWS)
     if len(known):
