@@ -141,7 +141,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return self._beliefs.rows.decode(self._smooth_row(self._beliefs))
 
     def _smooth_row(self, beliefs: Beliefs) -> Array:
-        """Spread first trials; then the smooth model's row when the trials speak for it, else a draw's best."""
+        """Spread first trials; then the smooth model's row when the trials speak for it, else a draw's."""
         if self.startup_trials is None and self.prior.start is None and beliefs.begun < FIRST:
             row = spread(beliefs, self._rng, lambda r: self._admitted(beliefs.rows.decode(r)))
             if row is not None:

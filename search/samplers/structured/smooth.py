@@ -74,8 +74,8 @@ class Process:
         return np.concatenate([numbers, gates, one_hot * math.sqrt(0.5)], axis=1)
 
     def observe(self, rows: Array, y: Array, noise_sd: Array, *, running: Array, fit: bool) -> None:
-        """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the means
-        at `running` rows (fantasies); `fit` the hyper-parameters first."""
+        """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the
+        means at `running` rows (fantasies); `fit` the hyper-parameters first."""
         self.x, self.mean = self.places(rows), float(y.mean())
         self.alive = max(float(self.rows.active(rows).sum(axis=1).mean()), 1.0)
         self.centre[: self.count] = LENGTH + 0.5 * math.log(self.alive)

@@ -16,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from benchmarks.problem_set import PROBLEMS, branin
+from benchmarks.problems.problem_set import PROBLEMS, branin
 from search.samplers.structured.rows import Rows
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.smooth import Process, Smooth, left_out, log_improvement

@@ -1,9 +1,9 @@
 """Samplers side by side on small problems of many kinds: `python -m benchmarks.problems [--quick] [--write]`.
 
-Each (problem, method, seed) is one study (benchmarks/problem_set.py), kept as one JSON file under `--out`;
-what is there is not run again, so the command continues where it was stopped. `--write` puts what is there into
-docs/sampler_problems.md. Regret: true value of the best observed trial, less the optimum. The pipelines
-need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch; what does not import is
+Each (problem, method, seed) is one study (benchmarks/problems/problem_set.py), kept as one JSON file under
+`--out`; what is there is not run again, so the command continues where it was stopped. `--write` puts what is
+there into docs/sampler_problems.md. Regret: true value of the best observed trial, less the optimum. The
+pipelines need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch; what does not import is
 left out. `--label` stores `ours` under another name (`before`: the same command in an older checkout).
 
 The bar: our median regret is at most 1.1 times the better of Optuna's TPE and GPSampler (Optuna 5, as they
@@ -26,11 +26,11 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from benchmarks.efficiency_table import shown, table
-from benchmarks.problem_set import HELD_OUT, Problem, problems
+from benchmarks.problems.problem_set import HELD_OUT, Problem, problems
 from benchmarks.search_efficiency import write_json
 from search.samplers.structured.sampler import StructuredSampler
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENT = ROOT / "docs" / "sampler_problems.md"
 SEEDS = 10  # from 0; development used seeds from 100 on
 FACTOR, SHARE = 1.1, 0.02  # of the best peer's regret, of random's: the bar
@@ -125,6 +125,11 @@ def bar(cell: Mapping[str, list[float]]) -> float:
     return FACTOR * min(medians, default=np.inf) + SHARE * random
 
 
+def figure(values: list[float], most: int) -> str:
+    """Median and interval, and of how many seeds where fewer than `most` are in."""
+    return shown(values, ".3g") + (f" ({len(values)})" if 0 < len(values) < most else "")
+
+
 def page(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range) -> str:
     """The document, or what is printed."""
     final, parts = regrets(results, seeds), list[str]()
@@ -133,7 +138,8 @@ def page(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range) -
         for name, cell in final.items():
             if (name in HELD_OUT) != chosen:
                 continue
-            figures = [shown(cell.get(m, []), ".3g") for m in TITLES]
+            most = max(len(values) for values in cell.values())
+            figures = [figure(cell.get(m, []), most) for m in TITLES]
             ours = float(np.median(cell["ours"])) if "ours" in cell else np.nan
             verdict = "yes" if ours <= bar(cell) else "**no**"
             rows.append([f"{name} @{problems()[name].runs}", *figures, f"{bar(cell):.3g}: {verdict}"])
@@ -145,11 +151,11 @@ def page(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range) -
 HEAD = """# The sampler on problems of many kinds
 
 Written by `python -m benchmarks.problems --write`; do not edit. Regret of the best observed trial (its true
-value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals, seeds
-{first} to {last}; a number in brackets says how many seeds are in where fewer are. Peers are Optuna 5's own
-samplers as they come. A problem's bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
-Problems: `benchmarks/problem_set.py`. Development used seeds from 100 on; the second table's problems were
-looked at once, when the sampler was finished.
+value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals,
+seeds {first} to {last}; (3) after an interval says that only 3 seeds are in. Peers are Optuna 5's own samplers as
+they come. A problem's bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
+Problems: `benchmarks/problems/problem_set.py`. Development used seeds from 100 on; the second table's problems
+were looked at once, when the sampler was finished.
 
 """
 
