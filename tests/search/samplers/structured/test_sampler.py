@@ -21,8 +21,8 @@ from search.common.numeric import place, value_at
 from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
 from search.samplers.caddie import CaddieSampler
-from search.samplers.checkpoints import Stages
 from search.samplers.choose import sampled_by
+from search.samplers.stages import Stages
 from search.samplers.structured import beliefs as beliefs_module
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.rows import Rows, learn_rules
