@@ -1,5 +1,6 @@
 """The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs`, `effects`,
-`dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a study.
+`report`, `dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a
+study.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """
@@ -203,6 +204,29 @@ def effects(
         StudyOptions(study, storage, home),
         lambda console, session: print_effects(console, session, top=top),
     )
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="A file: .html, .md or .json. [default: HOME/runs/STUDY/report.html]"),
+    ] = None,
+    dollars_per_gpu_hour: Annotated[float, typer.Option(min=0.0, help="What an hour of a GPU costs.")] = 0.0,
+) -> None:
+    """The study as one offline page to read and to send. Or as Markdown, or JSON."""
+
+    def write(console: Console, session: Session) -> None:
+        from pages.report import write_report
+
+        path = write_report(session, to, dollars_per_gpu_hour=dollars_per_gpu_hour)
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+    read(context, StudyOptions(study, storage, home), write)
 
 
 @app.command()
