@@ -12,7 +12,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -246,6 +246,96 @@ def dashboard(
         serve(session.url, session.study.name, port=port, artifact_dir=session.folders.artifacts)
 
     read(context, StudyOptions(study, storage, home), serve_it)
+
+
+def on_shelf(context: typer.Context, options: StudyOptions, then: Callable[[Console, Any], None]) -> None:
+    """For a command about a database's studies; `then` gets a Shelf."""
+    with clear_errors():
+        from search.session.shelf import shelf_of
+
+        given = options.over(context.obj)
+        then(make_console(), shelf_of(given.home_folder, given.storage, os.environ))
+
+
+@app.command()
+def studies(
+    context: typer.Context,
+    every: Annotated[bool, typer.Option("--all", help="Archived ones too.")] = False,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Every study of the database. Its trials, its best, when it last ran."""
+
+    def show_all(console: Console, shelf: Any) -> None:
+        from search.report.studies import print_studies
+
+        print_studies(console, shelf, every=every)
+
+    on_shelf(context, StudyOptions(None, storage, home), show_all)
+
+
+@app.command()
+def rename(
+    context: typer.Context, old: str, new: str, storage: StorageOption = None, home: HomeOption = None
+) -> None:
+    """Gives a study another name, and its folder. Then set that `name` in its file."""
+
+    def rename_it(console: Console, shelf: Any) -> None:
+        shelf.rename(old, new)
+        console.print(f'{old} is {new} now. Set name = "{new}" in its file.', highlight=False, markup=False)
+
+    on_shelf(context, StudyOptions(None, storage, home), rename_it)
+
+
+@app.command()
+def archive(
+    context: typer.Context,
+    name: str,
+    undo: Annotated[bool, typer.Option("--undo", help="Show it again.")] = False,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Hides a study from the list of studies. Nothing of it is lost."""
+    on_shelf(
+        context, StudyOptions(None, storage, home), lambda console, shelf: shelf.archive(name, undo=undo)
+    )
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    name: str,
+    yes: Annotated[bool, typer.Option("--yes", help="Without it, only what would go is told.")] = False,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Deletes a study, its trials and its folder."""
+
+    def delete_it(console: Console, shelf: Any) -> None:
+        console.print(
+            f"deleted: {shelf.delete(name, sure=yes)}", highlight=False, soft_wrap=True, markup=False
+        )
+
+    on_shelf(context, StudyOptions(None, storage, home), delete_it)
+
+
+@app.command()
+def diff(
+    context: typer.Context,
+    first: Annotated[int, typer.Argument(metavar="A", help="A trial's number.")],
+    second: Annotated[int, typer.Argument(metavar="B", help="Another's.")],
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """What two trials differ in."""
+    from search.report.studies import print_diff
+
+    read(
+        context,
+        StudyOptions(study, storage, home),
+        lambda console, session: print_diff(console, session, first, second),
+    )
 
 
 @app.command()
