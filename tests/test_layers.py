@@ -82,6 +82,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "claims.compare",
             "claims.confirm",
             "pages.report",
+            "search.common.tables",
             "search.report.costs",
             "search.report.dashboard",
             "search.report.effects",

@@ -31,13 +31,13 @@ def print_studies(console: Console, shelf: Shelf, *, every: bool) -> None:
     for name in ("best", "newest trial", "trainer"):
         table.add_column(name, overflow="fold")
     for study in shown:
-        table.add_row(*map(escape, cells_of(study)))
+        table.add_row(*map(escape, cells(study)))
     console.print(table)
     if hidden := len(found) - len(shown):
         console.print(f"and {counted(hidden, 'archived one')} (--all)", highlight=False)
 
 
-def cells_of(study: Shelved) -> tuple[str, ...]:
+def cells(study: Shelved) -> tuple[str, ...]:
     best = "" if study.best is None else f"{study.best.value:.4f} (#{study.best.number})"
     start = study.newest.datetime_start if study.newest else None
     when = f"{start:%Y-%m-%d %H:%M}" if start else ""
