@@ -188,8 +188,9 @@ def rules_within(distributions: Distributions, conditions: Conditions) -> Condit
     return {name: each for name, each in found.items() if each}
 
 
-def learn_rules(distributions: Distributions, examples: Sequence[Params]) -> Rules:
-    """Rules that every example meets, ordered so that no condition depends on a later parameter."""
+def learn_rules(distributions: Distributions, examples: Sequence[Params], *, numbers: bool = True) -> Rules:
+    """Rules that every example meets, ordered so that no condition depends on a later parameter; `numbers`:
+    conditions on them too."""
     names = list(distributions)
     present: Mask = np.array([[n in e for n in names] for e in examples]).reshape(len(examples), len(names))
     counts = present.sum(axis=0)
@@ -202,6 +203,8 @@ def learn_rules(distributions: Distributions, examples: Sequence[Params]) -> Rul
             break
         if not has.all():
             rules[name] = _conditions(name, has, earlier)
+        if not numbers and not isinstance(dist, CategoricalDistribution):
+            continue
         places = [place(dist, e[name]) if name in e else math.nan for e in examples]
         earlier.append(_Candidate(name, dist, np.array(places)))
     return rules

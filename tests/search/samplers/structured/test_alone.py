@@ -457,6 +457,9 @@ def test_conditions_on_numbers_are_learned() -> None:
         {n for n in rows.keep_active(p) if "width" in n} == {n for n in keep(p) if "width" in n}
         for p in drawn
     )
+    examples = [keep(p) for p in drawn]
+    gates = learn_rules(space, examples, numbers=False)
+    assert {q for rule in gates.values() for q in rule} == {"g"}  # for who knows that numbers decide nothing
     assert set(rows.rules["z"]) == {"g", "x"} and isinstance(rows.rules["z"]["x"], Interval)
     grouped = [sorted(names) for names in rows.groups()]
     assert ["g", "lr", "n", "x"] in grouped and ["y"] in grouped
