@@ -3,8 +3,8 @@
 Each (problem, method, seed) is one study (benchmarks/problems/problem_set.py), kept as one JSON file under
 `--out`; what is there is not run again, so the command continues where it was stopped. `--write` puts what is
 there into docs/sampler_problems.md. Regret: true value of the best observed trial, less the optimum. The
-pipelines need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch; what does not import is
-left out. `--label` stores `ours` under another name (`before`: the same command in an older checkout).
+pipelines need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch; what does not
+import is left out. `--label` stores `ours` under another name (`before`: the same in an older checkout).
 
 The bar: our median regret is at most 1.1 times the better of Optuna's TPE and GPSampler (Optuna 5, as they
 come), plus 2 % of the median regret of random search.
@@ -152,10 +152,10 @@ HEAD = """# The sampler on problems of many kinds
 
 Written by `python -m benchmarks.problems --write`; do not edit. Regret of the best observed trial (its true
 value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals,
-seeds {first} to {last}; (3) after an interval says that only 3 seeds are in. Peers are Optuna 5's own samplers as
-they come. A problem's bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
-Problems: `benchmarks/problems/problem_set.py`. Development used seeds from 100 on; the second table's problems
-were looked at once, when the sampler was finished.
+seeds {first} to {last}; (3) after an interval says that only 3 seeds are in. Peers are Optuna 5's own
+samplers as they come. A problem's bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
+Problems: `benchmarks/problems/problem_set.py`. Development used seeds from 100 on; the second table's
+problems were looked at once, when the sampler was finished.
 
 """
 

@@ -32,6 +32,7 @@ LENGTH, LENGTH_WIDTH = -0.5, 1.0  # of the logarithm of a length scale, for one 
 AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
 TREND, TREND_WIDTH = math.log(0.1), 1.5  # and of the trend's variance
 NOISE, NOISE_WIDTH, LEAST_NOISE = math.log(1e-4), 3.0, math.log(1e-8)  # and of the noise's variance
+ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
 NO_CHANCE = 1e-3  # below it the comparison waits for more trials
@@ -101,11 +102,12 @@ class Process:
         self.hyper = np.asarray(min(found, key=lambda f: f.fun).x, dtype=np.float64)
 
     def _condition(self) -> None:
-        self.factor = triangle(self._kernel(self.x, self.x)[0], self._noise(self.hyper))
+        k = self._kernel(self.x, self.x)[0]
+        self.factor = triangle(k, self._noise(k, self.hyper))
         self.alpha = solved(self.factor, self.y)
 
-    def _noise(self, hyper: Array) -> Array:
-        return math.exp(hyper[-1]) + self.extra
+    def _noise(self, kernel: Array, hyper: Array) -> Array:
+        return math.exp(hyper[-1]) + self.extra + ROUNDING * float(np.trace(kernel))
 
     def _kernel(self, a: Array, b: Array, hyper: Array | None = None) -> tuple[Array, Array, Array]:
         """Covariances [q, n] of coordinates a [q, m] and b [n, m], the trend's part of them, and the slope of
@@ -133,7 +135,7 @@ class Process:
     def objective(self, hyper: Array) -> tuple[float, Array]:
         """(negative log of marginal likelihood × priors, its gradient)."""
         k, trend, slope = self._kernel(self.x, self.x, hyper)
-        factor = triangle(k, self._noise(hyper))
+        factor = triangle(k, self._noise(k, hyper))
         alpha = solved(factor, self.y)
         away = (hyper - self.centre) / self.widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
