@@ -153,7 +153,7 @@ HEAD = """# The sampler on problems of many kinds
 Written by `python -m benchmarks.problems --write`; do not edit. Regret of the best observed trial (its true
 value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals,
 seeds {first} to {last}; (3) after an interval says that only 3 seeds are in. Peers are Optuna 5's own
-samplers as they come. A problem's bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
+samplers as they come. A bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
 Problems: `benchmarks/problems/problem_set.py`. Development used seeds from 100 on; the second table's
 problems were looked at once, when the sampler was finished.
 

@@ -1,4 +1,4 @@
-"""PROBLEMS and HELD_OUT: small problems of many kinds for benchmarks/problems.py, each define-by-run.
+"""PROBLEMS and HELD_OUT: small problems of many kinds for benchmarks/problems/, each define-by-run.
 
 A problem's seed moves its optimum and draws its effects, so that no method gains from the middle of a range.
 `true` is the value without noise; what a study is told is `true` plus `noise` times a normal number. Two are

@@ -232,12 +232,16 @@ class Beliefs:
         offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
         self._offsets = np.array(offsets, dtype=np.float64)
 
+    def keeps(self, trial: FrozenTrial) -> bool:
+        """Whether a finished trial is complete and feasible."""
+        return self._merit(trial) < math.inf
+
     def incumbents(self, count: int) -> list[int]:
         """Indices into `complete` of the feasible trials with the best posterior means, best first."""
         if not self.complete or self.objective.mean is None:
             return []
         means = self.objective.mean(self.columns)
-        kept = np.array([self._merit(t) < math.inf for t in self.complete])
+        kept = np.array([self.keeps(t) for t in self.complete])
         order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
         return order[:count]
 

@@ -7,8 +7,8 @@ marginal likelihood times log-normal priors; length scales are expected to grow 
 active parameters (Hvarfner et al. 2024). Which model proposes, the trials say: with Δ the difference of the
 summed leave-one-out log densities (closed form: Rasmussen and Williams 2006, 5.4.2) of both models on equal
 trials and se its standard error, the smooth one has the chance Φ(Δ/se). It proposes the largest log expected
-improvement (Ament et al. 2023) over its best posterior mean among good trials; where it says no more than a
-constant does, it proposes what is far from all trials: noise is not chased.
+improvement (Ament et al. 2023) over its best posterior mean among good trials; where neither model says more
+than a constant does, it proposes what is far from all trials: noise is not chased.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LENGTH, LENGTH_WIDTH = -0.5, 1.0  # of the logarithm of a length scale, for one 
 AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
 TREND, TREND_WIDTH = math.log(0.1), 1.5  # and of the trend's variance
 NOISE, NOISE_WIDTH, LEAST_NOISE = math.log(1e-4), 3.0, math.log(1e-8)  # and of the noise's variance
+NEWEST = 5  # complete trials whose feasibility tells whether it may go on
 ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
@@ -224,7 +225,7 @@ class Smooth:
         if self.process is None or self.process.rows is not beliefs.rows:
             self.process, self._fitted = Process(beliefs.rows), 0
         due = count >= max(self._fitted + 3, math.ceil(GROWTH * self._fitted)) or count < self._fitted
-        if not due and self._chance < NO_CHANCE:
+        if not due and max(self._chance, self._doubt) < NO_CHANCE:
             return 0.0
         one, none = self.process, data.running[:0]
         one.observe(data.rows, data.y, data.noise_sd, running=none, fit=due)
@@ -233,11 +234,19 @@ class Smooth:
             own, whole = left_out(one.factor, one.y), data.noise_sd == 0.0
             rival = self._surrogate(beliefs.objective.model, count, one)
             flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
-            self._chance = chance_of((own - rival)[whole]) * min(1.0, WIDE / one.alive) ** 2
-            self._doubt = chance_of((flat - own)[whole])
+            self._chance = chance_of((own - rival)[whole])
+            better = own if self._chance > 0.5 else rival
+            self._chance *= min(1.0, WIDE / one.alive) ** 2
+            self._doubt = chance_of((flat - better)[whole]) * min(1.0, WIDE / one.alive) ** 2
         if len(data.running):
             one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
-        return self._chance
+        return self._share(beliefs)
+
+    def _share(self, beliefs: Beliefs) -> float:
+        """Of proposals; less where the newest trials break constraints, which only the surrogate knows."""
+        newest = beliefs.complete[-NEWEST:] if beliefs.constraints else []
+        kept = np.mean([beliefs.keeps(t) for t in newest]) ** 2 if newest else 1.0
+        return float(kept) * (self._chance + (1.0 - self._chance) * self._doubt)
 
     @staticmethod
     def _surrogate(model: Surrogate, count: int, one: Process) -> Array:
@@ -256,7 +265,7 @@ class Smooth:
         one, best = self.process, beliefs.incumbents(GOOD)
         if one is None or not best:
             return None
-        if rng.random() < self._doubt:
+        if rng.random() * (self._chance + (1.0 - self._chance) * self._doubt) < self._doubt:
             return spread(beliefs, rng, accepts)
         one.best = float(one.moments(one.places(beliefs.seen[best]))[0].min())
 
