@@ -39,6 +39,7 @@ WIDE = 20.0  # active parameters beyond which its chance falls, by the square: l
 NO_CHANCE = 1e-3  # below it the comparison waits for more trials
 DRAWS = 60  # uniform ones that a spread first trial is chosen from
 POOL, GOOD, STARTS = 256, 5, 6  # uniform draws, good trials that are mutated, local searches
+SEARCHED = 300  # parameters of all local searches together: what an ask can afford
 SPREADS = (0.3, 0.1, 0.03, 0.01, 0.003)  # sds of mutations of numbers, on [-1, 1]
 CLIMB, REFINE = 10, 40  # steps of the local search; of L-BFGS over the numbers
 PENALTY = 4.0  # nats for each sd of a constraint's expected excess
@@ -276,7 +277,8 @@ class Smooth:
             [beliefs.rows.uniform(rng, POOL), mutated(beliefs.seen[best], beliefs.rows, rng)]
         )
         order = np.argsort(score(pool))
-        ends, free = pool[order[:STARTS]], np.ones(len(beliefs.rows.names), dtype=bool)
+        starts = min(STARTS, max(1, SEARCHED // one.count))
+        ends, free = pool[order[:starts]], np.ones(len(beliefs.rows.names), dtype=bool)
         if len(one.numbers) < one.count:
             ends = climb(ends, score, Moves(beliefs.rows, free), rng=rng, steps=CLIMB)
         if not beliefs.constraints:
