@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from claims.arms import Arm, fresh_seeds
+from claims.arms import Arm
 from claims.sequential import LAST
 from search.common.errors import InfrastructureError, Interrupted
 from search.common.machine import num_cores
+from search.common.numeric import fresh_seeds
 from search.stage_cache.addresses import DataId, Ground, machine_id
 from search.stage_cache.reuse import Reuse
 from search.trainers.files import code_hash, read_result

@@ -19,13 +19,16 @@ from search.report.progress import Progress
 from search.report.rows import snapshot
 from search.samplers.admission import check_space
 from search.samplers.choose import sampled_by
+from search.samplers.finite import end_of
 from search.session.passport import check_joining, hardware_here
 from search.session.session import Session, check_room, measured, open_session
+from search.space.native import build_space
 from search.stage_cache.reuse import check_cache
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
 from search.workers import prepare
 from search.workers.warm_start import find_warm_start
+from techniques import catalog
 
 
 def run_study(options: RunOptions) -> None:
@@ -62,11 +65,13 @@ def run_study(options: RunOptions) -> None:
     elif cluster:
         specs = specs_of(session, replace(spec, prepare=True), workers=min(options.workers or 1, left))
         run_there(console, session, specs, cluster)
+        print_end(console, session, spec.target)
     else:
         workers = min(options.workers or prepare.default_workers(gpus), left)
         threads = max(1, num_cores() // workers) if gpus else 1  # on a CPU one is measured best
         specs = specs_of(session, replace(spec, threads=threads), workers=workers)
         run_here(console, session, specs, gpus=gpus, external=bool(external))
+        print_end(console, session, spec.target)
     print_leaderboard(console, measured(session))
 
 
@@ -106,6 +111,14 @@ def run_there(console: Console, session: Session, specs: list[WorkerSpec], clust
     print_step(console, beginning(len(specs), cluster.engine), now)
     with Progress(session.optuna_study, specs[0].target, console) as progress:
         engines.run_tasks(engine, tasks, session, progress)
+
+
+def print_end(console: Console, session: Session, target: int) -> None:
+    """Why all workers ended before the target: there was no more to try."""
+    if engines.finished(session) < target:
+        trials = session.optuna_study.get_trials(deepcopy=False)
+        told = end_of(build_space(session.study, catalog.metadata()), session.study, trials, target)
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_costs_known(console: Console, session: Session, now: float, *, hardware: str = "") -> float:

@@ -29,6 +29,7 @@ TECHNIQUES = "techniques"  # names of those that are on
 LEGALITY = "legality"
 REJECTIONS = "rejections"  # reason -> how many proposals of this trial it rejected
 PREFLIGHT = "preflight"  # what the sampler predicted
+REPLICATE = "replicate"  # `of`: the number of its configuration's first trial; `seed`: its own
 FROM_CHECKPOINT = "from_checkpoint"  # training key of the cached weights that the trial was sent to
 
 # while it runs
@@ -38,6 +39,7 @@ SPARED = "spared"  # facts of the verdict on a trial that runs on although it wo
 # after it ran
 RESULT = "result"  # of imported trials, in one piece
 OUTCOME = "outcome"
+UNUSED = "unused"  # as an outcome: nothing was left for the trial to try
 REASON = "reason"
 ARTIFACT_BYTES = "artifact_bytes"
 CODE_BYTES = "code_bytes"

@@ -1,4 +1,5 @@
-"""Optuna's distributions: a study's domain as one, a number's place in its range and back, uniform draws."""
+"""Optuna's distributions: a study's domain as one, a number's place in its range and back, uniform draws; and
+seeds that nobody chose."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from techniques.base import Choice, Float, Int
+from techniques.config import digest
 
 Distributions = Mapping[str, BaseDistribution]
 SearchSpace = dict[str, BaseDistribution]
@@ -84,3 +86,15 @@ def contains(dist: BaseDistribution, value: Any) -> bool:
     return dist.low <= value <= dist.high and (
         not isinstance(dist, IntDistribution) or (value - dist.low) % dist.step == 0
     )
+
+
+def fresh_seeds(question: str, count: int, known: set[int]) -> list[int]:
+    """Seeds that follow from the question alone, none of them in use."""
+    found = list[int]()
+    i = 0
+    while len(found) < count:
+        seed = int(digest([question, "seed", i])[:8], 16) % (2**31 - 1)
+        if seed not in known and seed not in found:
+            found.append(seed)
+        i += 1
+    return found

@@ -47,7 +47,7 @@ def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     wide = console.width >= WIDE
     console.print(table_of(rows, title, techniques=wide))
     for row in () if wide else rows:
-        told = f"confirmed {row.confirmed}; " if row.confirmed else ""
+        told = f"{means_of([row])} {row.confirmed}; " if row.confirmed else ""
         text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
         console.print(text, highlight=False, markup=False)
 
@@ -64,7 +64,7 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
     limits = [limit for limit in LIMITS if any(limit.figure in row.figures for row in rows)]
     figures = [name for limit in limits for name in columns_of(limit)]
     means = techniques and any(row.confirmed for row in rows)
-    heads = ("trial", "BPB", *(("confirmed BPB",) if means else ()), *figures, "steps")
+    heads = ("trial", "BPB", *((means_of(rows),) if means else ()), *figures, "steps")
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     if techniques:
@@ -80,6 +80,11 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
             *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
         )
     return table
+
+
+def means_of(rows: Sequence[Row]) -> str:
+    """What the means over seeds are called: `confirm` picked its trials, replicates are of all."""
+    return "mean of seeds" if all(row.replicates for row in rows if row.confirmed) else "confirmed BPB"
 
 
 def columns_of(limit: Limit) -> list[str]:
@@ -99,7 +104,13 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial], confirmed: C
     if found is None:
         return ""
     text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
-    if good and (facts := confirmed.get(good[0].number)):
+    facts = confirmed.get(good[0].number) if good else None
+    if facts and facts.get("replicates"):
+        gain = facts["bpb"] - found["val_bpb"]
+        text += (
+            f"; the mean of trial #{good[0].number}'s {len(facts['seeds'])} seeds stands {gain:+.4f} from it"
+        )
+    elif facts:
         text += f"; on fresh seeds trial #{good[0].number} stands {stands(facts)}"
     elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found["hash"]:
         text += f"; the best, trial #{good[0].number}, is that configuration"
@@ -130,7 +141,7 @@ def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
 def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
-    confirmed = confirmed_of(session.optuna_study)
+    confirmed = confirmed_of(session.optuna_study, trials)
     good, bad = ranked(trials, confirmed)
     study = session.study
     title = f"{study.name}: {counted(len(good), 'feasible trial')}; limits {study.limits.summary()}"
@@ -184,7 +195,10 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial, confirmed: Confirmations) -> None:
     facts = confirmed.get(trial.number)
-    value = f"{confirmed_text(facts)}, search value {trial.value:.4f}" if facts else f"{trial.value:.4f}"
+    value = f"{trial.value:.4f}"
+    if facts:
+        name = "first run" if facts.get("replicates") else "search value"
+        value = f"{confirmed_text(facts)}, {name} {value}"
     by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
     text = f"Best: #{trial.number}, {value} bits/byte{by}. To run it again:\n"
     text += f"  {reproduce_command(session, trial)}"

@@ -34,7 +34,7 @@ def print_status(console: Console, session: Session) -> None:
     )
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    confirmed = confirmed_of(session.optuna_study)
+    confirmed = confirmed_of(session.optuna_study, trials)
     good, bad = ranked(trials, confirmed)
     for limit in LIMITS:
         if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):

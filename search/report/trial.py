@@ -54,15 +54,18 @@ def shortcoming(session: Session, number: int) -> str:
 
 def print_trial(console: Console, session: Session, number: int) -> None:
     """Everything about one trial. ValueError for a number that there is not."""
-    trial = trial_of(session, number)
+    trial, study = trial_of(session, number), session.optuna_study
     value = f", {trial.value:.6f} bits/byte" if trial.state == TrialState.COMPLETE else ""
     console.print(f"trial #{number} of {session.study.name}: {trial.state.name}{value}", highlight=False)
     table = Table(show_header=False, show_edge=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     facts = facts_of(trial, session.study.limits)
-    if again := confirmed_of(session.optuna_study).get(number):
-        facts["confirmed"] = f"{confirmed_text(again)}, {stands(again)}"
+    others = study.get_trials(deepcopy=False) if session.study.sampler.replicates > 1 else ()
+    if again := confirmed_of(study, others).get(number):
+        replicates = again.get("replicates")
+        name, behind = ("mean of seeds", "") if replicates else ("confirmed", f", {stands(again)}")
+        facts[name] = f"{confirmed_text(again)}{behind}"
     for name, text in facts.items():
         table.add_row(name, escape(text))
     console.print(table)
@@ -80,6 +83,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     for key in (stored.REASON, stored.PROTOCOL, stored.LEGALITY, stored.WORKER):
         if attrs.get(key):
             out[key] = str(attrs[key])
+    if again := attrs.get(stored.REPLICATE):
+        out["replicate"] = f"of trial #{again['of']}, on seed {again['seed']}"
     out["techniques on"] = ", ".join(attrs.get(stored.TECHNIQUES, [])) or "none"
     for name, verdict in attrs.get(stored.INACTIVE, {}).items():
         out[f"! {name}"] = str(verdict)

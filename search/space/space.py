@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 
 from search.common.numeric import contains, suggest_one
 from techniques.base import STAGES
@@ -81,6 +81,12 @@ def groups(space: Walk) -> list[list[str]]:
         found.setdefault(space.condition(name), []).append(name)
     found.setdefault((), [])
     return [sorted(names) for _, names in sorted(found.items()) if names]
+
+
+def endless(space: Walk) -> str:
+    """A parameter with endlessly many values; "" in a finite space."""
+    found = space.distributions.items()
+    return next((name for name, d in found if isinstance(d, FloatDistribution) and not d.single()), "")
 
 
 def both(one: Condition, other: Condition) -> Condition:

@@ -8,7 +8,7 @@
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it
     [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
-    [sampler]     kind, startup_trials, max_resamples, candidates, reuse
+    [sampler]     kind, startup_trials, max_resamples, candidates, replicates, reuse
     [trainer]     somebody else's script (search/study/foreign.py)
 
 Domains say what a study may vary of each setting; gates are settled against slots, conflicts, requirements
@@ -99,7 +99,24 @@ def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) ->
         study = _native(_whatever_runs(tables, path), tables, known)
     for twice in tables["fixed"].keys() & tables["space"].keys():
         raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
+    _check_seeds(study)
     return study
+
+
+def _check_seeds(study: Study) -> None:
+    """A seed is nothing to search for, and a replicate needs one."""
+    own = {"seed", "SEED", study.foreign.seed} if study.foreign else {"seed"}
+    for name in own & {*(study.foreign.variables if study.foreign else study.free)}:
+        raise ValueError(
+            f"A search over seeds finds the luckiest one, but `{name}` is in [space]. Fix it, and write "
+            "`replicates = 4` under [sampler] for so many runs of each configuration on seeds of their own; "
+            "`python search.py confirm` runs a study's best on fresh seeds."
+        )
+    if study.sampler.replicates > 1 and study.foreign is not None and not study.foreign.seed:
+        raise ValueError(
+            "`replicates` in [sampler] runs configurations on further seeds, but [trainer] does not say "
+            'which variable of the script is its seed. Add it: seed = "SEED".'
+        )
 
 
 def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study:

@@ -36,6 +36,9 @@ class SamplerSettings:
     startup_trials: int = setting(0, "first trials, drawn anywhere; 0: the sampler's own number", low=0)
     max_resamples: int = setting(100, "rejected proposals before random draws", low=1)
     candidates: int = setting(24, "draws that a proposal of TPE is the best of", low=1)
+    replicates: int = setting(
+        1, "runs of each feasible configuration, on seeds of their own, once all were tried", low=1, high=64
+    )
     reuse: float = setting(
         0.25, "share of the seconds that trials on cached weights may take; 0: none", low=0.0, high=1.0
     )

@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from claims.arms import Arm, arm_of_source, arm_of_study, arms_of, fresh_seeds
+from claims.arms import Arm, arm_of_source, arm_of_study, arms_of
+from search.common.numeric import fresh_seeds
 from search.session.session import Session
 from search.study.foreign import Foreign
 from search.study.load import find_study
