@@ -98,7 +98,7 @@ def run_here(
         now = print_step(console, summary, now)
     where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
     print_step(console, beginning(len(specs), where), now)
-    with Progress(session.optuna_study, spec.target, console) as progress:
+    with Progress(session.optuna_study, spec.target, console, session.folders) as progress:
         launch(session, specs, progress, external=external, gpus=gpus)
 
 
@@ -109,7 +109,7 @@ def run_there(console: Console, session: Session, specs: list[WorkerSpec], clust
     engine = engines.make_engine(cluster.engine, cluster.options, folder=folder)
     tasks = [engines.Task(spec, session.url, cluster.gpus) for spec in specs]
     print_step(console, beginning(len(specs), cluster.engine), now)
-    with Progress(session.optuna_study, specs[0].target, console) as progress:
+    with Progress(session.optuna_study, specs[0].target, console, session.folders) as progress:
         engines.run_tasks(engine, tasks, session, progress)
 
 

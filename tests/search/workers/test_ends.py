@@ -1,4 +1,4 @@
-"""Studies whose space is used up: no configuration twice, no trial lost, exit status 0, and replicates after it."""
+"""Studies whose space is used up: none twice, no trial lost, exit status 0; and replicates after that."""
 
 from __future__ import annotations
 
