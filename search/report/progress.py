@@ -30,6 +30,8 @@ from search.study.limits import broken_limits, figures_summary, has_failed
 INTERVAL_S = 2.0
 TICK_S = 1.0
 LATEST = 5  # ended trials that are shown
+HEAD = f"{'trial':>6}  {'stage':<8}  {'step':>13}  {'early BPB':>9}  {'elapsed':>8}  {'ends in':>8}"
+ENDED = f"{'ended':>6}  {'BPB':<6}  what came of it"
 NO_BREAK = "\0"  # within one count
 ROOM = 100  # columns from which a running trial's techniques are shown
 
@@ -199,19 +201,21 @@ class Progress:
         seen = self.seen
         assert seen is not None
         elapsed = clock(time.monotonic() - self.began)
-        counts = f"{seen.finished} of {seen.target} trials done, {len(self.running)} running"
+        counts = f"{seen.finished} of {seen.target} done, {len(self.running)} running"
         rest = " · ".join(["", counts, elapsed, *self._pace(seen)])
         name = fit(self.study.study_name, max(8, width - len(rest)))
         head = Text(fit(f"{name}{rest}", width), "bold")
         whole = ", ".join(part.replace(" ", NO_BREAK) for part in self.reasons)
         foot = [Text(line.replace(NO_BREAK, " ")) for line in textwrap.wrap(whole, width)[:4]]
         foot += [Text(fit(self.note, width), "bold")] if self.note else []
-        room = height - 1 - len(foot) - 6  # both heads, the best, and lines between
-        shown = max(1, min(len(self.latest), room // 3, LATEST))
+        room = height - 1 - len(foot) - 8  # heads, the best, and lines between
+        shown = max(1, min(len(self.latest), max(room // 3, room - len(self.running))))
         rows = rows_of([self.watch.row(t) for t in self.running], max(1, room - shown), width)
         ended = [self._ended(trial, width) for trial in self.latest[:shown]]
-        middle = [Text(), Text(fit(HEAD, width), "dim"), *rows, Text(), *ended]
-        return [head, self._best(width), *middle, *([Text()] if ended else []), *foot][: height - 1]
+        middle = [Text(), Text(fit(HEAD, width), "dim"), *rows, Text()]
+        if ended:
+            middle += [Text(fit(ENDED, width), "dim"), *ended, Text()]
+        return [Text(), head, self._best(width), *middle, *foot][: height - 1]
 
     def _best(self, width: int) -> Text:
         best = self.seen.best if self.seen else None
@@ -226,14 +230,8 @@ class Progress:
         bpb = "" if trial.value is None else f"{trial.value:.4f}"
         verdict = verdict_of(trial, best)
         style = "" if verdict.startswith("within") else "red" if verdict.startswith("failed") else "yellow"
-        return Text(fit(f"{'#' + str(trial.number):>6}  {verdict_line(bpb, verdict)}", width), style)
-
-
-HEAD = f"{'trial':>6}  {'stage':<8}  {'step':>13}  {'early BPB':>9}  {'elapsed':>8}  {'ends in':>8}"
-
-
-def verdict_line(bpb: str, verdict: str) -> str:
-    return f"{bpb:<6}  {verdict}"
+        number = f"#{trial.number}"
+        return Text(fit(f"{number:>6}  {bpb:<6}  {verdict}", width), style)
 
 
 def rows_of(running: Sequence[Running], room: int, width: int) -> list[Text]:

@@ -51,7 +51,7 @@ class Running:
 class Sight:
     """What was read of one trial so far."""
 
-    folder: Path | None  # None: it runs on another machine
+    folder: Path | None = None  # None: it runs on another machine, or nobody said where
     tail: Tail | None = None
     steps: int = 0  # in all; 0: not known
     step: int = 0
@@ -121,9 +121,10 @@ class Watch:
 
     def row(self, trial: FrozenTrial) -> Running:
         """A running trial as it is now."""
-        sight = self.sights.get(trial.number)
-        if sight is None:
-            sight = self.sights[trial.number] = Sight(self._folder(trial))
+        sight = self.sights.setdefault(trial.number, Sight())
+        sight.folder = sight.folder or self._folder(
+            trial
+        )  # its worker says who it is a moment after it asked
         if sight.folder is None and (reports := trial.user_attrs.get(REPORTS)):
             sight.stage, (sight.progress, sight.bpb, *_) = "train", reports[-1]
         sight.read()
@@ -134,6 +135,10 @@ class Watch:
         again = trial.user_attrs.get(REPLICATE)
         told = f"trial #{again['of']} again, seed {again['seed']}" if again else ", ".join(on)
         left_s = None if whole_s is None else whole_s - elapsed_s
+        if left_s is not None and sight.stage == "train" and sight.progress >= ENOUGH:
+            left_s = max(
+                left_s, (elapsed_s - START_S) * (1.0 / sight.progress - 1.0)
+            )  # it is late, and how far
         return Running(trial.number, sight.stage, sight.text, sight.bpb, elapsed_s, left_s, told)
 
     def _folder(self, trial: FrozenTrial) -> Path | None:

@@ -78,7 +78,13 @@ def test_a_row_tells_stage_step_early_bpb_and_the_end(tmp_path: Path) -> None:
     folder_of(tmp_path, trains, {"kind": "train", "step": 9, "elapsed_s": 0.7}, REPORT)
     scores = running(study, 27.0)
     folder_of(tmp_path, scores, REPORT, done=("stage_average.json", "stage_pack.json"))
+    slow = running(study, 60.0)
+    folder_of(tmp_path, slow, REPORT)
     late = running(study, 90.0)
+    young = running(study, 1.0)
+    at = study.get_trials(deepcopy=False)[young].user_attrs
+    host = at.pop(WORKER)  # it was asked for, and its worker has not said who it is
+    folder_of(tmp_path, young, {"kind": "train", "step": 9, "elapsed_s": 0.7})
     far = running(study, 20.0, "elsewhere", **{REPORTS: [[0.25, 3.1, 1.0], [0.5, 2.8812, 1.0]]})
     folder_of(
         tmp_path, far, {"kind": "train", "step": 9, "elapsed_s": 0.7}
@@ -88,11 +94,15 @@ def test_a_row_tells_stage_step_early_bpb_and_the_end(tmp_path: Path) -> None:
     progress = progress_of(study, tmp_path)
     with progress:
         progress.watch.ended(study_of_before)
+        assert any(line.split()[:2] == [f"#{young}", "start"] for line in view(progress))
+        at[WORKER] = host
         lines = view(progress)
     rows = {int(m[1]): line.split() for line in lines if (m := re.match(r" *#(\d+)  [a-z]+ ", line))}
     assert rows[trains][1:4] == ["train", "50/100", "2.9928"] and rows[trains][5] in ("0:17", "0:18")
     assert rows[scores][1:3] == ["evaluate", "50/100"] and rows[scores][-1] in ("soon", "0:01")
+    assert rows[slow][1:3] == ["train", "50/100"] and rows[slow][5] in ("0:56", "0:55")  # by its own pace
     assert rows[late][1] == "start" and rows[late][-1] == "soon"
+    assert rows[young][1:3] == ["train", "9/100"]
     assert rows[far][1:5] == ["train", "50%", "2.8812", "0:20"]
     assert max(map(len, lines)) <= 80
 
@@ -107,7 +117,7 @@ def test_the_last_ended_ones_their_verdicts_and_the_counts_by_reason(tmp_path: P
     ended(study, 2.01, **{REPLICATE: {"of": 0, "seed": 5}})
     with progress_of(study, tmp_path, 100) as progress:
         text = "\n".join(view(progress))
-    assert "told · 5 of 20 trials done, 0 running" in text
+    assert "told · 5 of 20 done, 0 running" in text
     assert "best #0: 2.0500 bits/byte (mean of seeds 2.0300 ± 0.0283 (2 seeds)), 1,900,000 bytes" in text
     assert "#1  1.9000  over a limit: evaluation, 150.0 of 100 s" in text
     assert "#3          failed: diverged: train_loss is nan at step 7" in text
