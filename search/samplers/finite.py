@@ -25,7 +25,7 @@ from search.study.limits import feasible
 from search.study.model import Study
 from techniques.config import digest
 
-MOST = 10_000  # configurations that are listed
+MOST = 5_000  # configurations that are listed: 0.4 CPU s at a worker's start
 Params = Mapping[str, Any]
 
 
@@ -160,9 +160,11 @@ def end_of(space: Space, study: Study, trials: Sequence[FrozenTrial], target: in
     elif len(tried) >= len(every):
         told = f"all {counted(len(every), 'configuration')} were tried"
     else:
-        told = (
-            f"of {counted(len(every), 'configuration')} {len(tried)} were tried, the others are not admitted"
-        )
+        gone = every.keys() - tried
+        lost = len(gone & {digest(space.keep_active(t.params)) for t in trials if t.state == TrialState.FAIL})
+        rest = ", the others are not admitted" if lost < len(gone) else ""
+        rest += f", {lost} went with the machine again and again" if lost else ""
+        told = f"of {counted(len(every), 'configuration')} {len(tried)} were tried{rest}"
     runs = f", those that kept the limits on {many} seeds each" if many > 1 else ""
     more = max(4, 2 * many)
     return (

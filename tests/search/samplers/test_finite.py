@@ -214,9 +214,14 @@ def test_what_is_not_admitted_is_told(tmp_path: Path) -> None:
     while step(sampler, space, optimizer):
         pass
     assert len(optimizer.trials) == 4
-    assert "of 8 configurations 4 were tried, the others are not admitted" in end_of(
-        space, study, optimizer.trials, 9
-    )
+    told = end_of(space, study, optimizer.trials, 9)
+    assert "of 8 configurations 4 were tried, the others are not admitted; the study ends with 4 of 9" in told
+    tried, every = set(keys(optimizer)), list((listed(space) or {}).values())
+    params = next(one for one in every if str(sorted(one.items())) not in tried)
+    dists = {name: space.distributions[name] for name in params}
+    lost = optuna.create_trial(state=TrialState.FAIL, params=params, distributions=dists)
+    optimizer.add_trial(lost)
+    assert ", 1 went with the machine again and again;" in end_of(space, study, optimizer.trials, 9)
 
 
 def test_a_configuration_that_was_queued_is_taken_as_soon_as_it_runs(tmp_path: Path) -> None:
