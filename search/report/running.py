@@ -147,15 +147,18 @@ class Watch:
 
     def _whole_s(self, attrs: Mapping[str, Any], sight: Sight) -> float | None:
         """How long it will have taken."""
-        train_s = sight.train_s / sight.progress if sight.progress >= ENOUGH and sight.train_s else 0.0
+        train_s = sight.train_s / sight.progress if sight.progress >= ENOUGH and sight.train_s else None
+        if sight.stage not in ("start", "train") and not sight.step:
+            train_s = 0.0  # it took over a finished training
         if predicted := expected_s(attrs, train_s=train_s):
             return predicted * (statistics.median(self.paces) if self.paces else 1.0)
-        return max(train_s, statistics.median(self.lengths)) if self.lengths else train_s or None
+        return max(train_s or 0.0, statistics.median(self.lengths)) if self.lengths else train_s
 
 
-def expected_s(attrs: Mapping[str, Any], *, train_s: float = 0.0) -> float:
-    """Seconds of a trial as it was predicted; `train_s`: its training, once that shows; 0: nobody said."""
+def expected_s(attrs: Mapping[str, Any], *, train_s: float | None = None) -> float:
+    """Seconds of a trial as it was predicted; `train_s`: of its training, once that shows. 0: nobody said."""
     predicted = cast("Mapping[str, float]", attrs.get(PREFLIGHT) or {})
     if "eval_seconds" not in predicted:
         return 0.0
-    return START_S + (train_s or predicted.get("train_seconds", 0.0)) + predicted["eval_seconds"]
+    train_s = predicted.get("train_seconds", 0.0) if train_s is None else train_s
+    return START_S + train_s + predicted["eval_seconds"]

@@ -78,6 +78,8 @@ def test_a_row_tells_stage_step_early_bpb_and_the_end(tmp_path: Path) -> None:
     folder_of(tmp_path, trains, {"kind": "train", "step": 9, "elapsed_s": 0.7}, REPORT)
     scores = running(study, 27.0)
     folder_of(tmp_path, scores, REPORT, done=("stage_average.json", "stage_pack.json"))
+    cached = running(study, 5.0)
+    folder_of(tmp_path, cached, done=("stage_average.json",))
     slow = running(study, 60.0)
     folder_of(tmp_path, slow, REPORT)
     late = running(study, 90.0)
@@ -100,6 +102,7 @@ def test_a_row_tells_stage_step_early_bpb_and_the_end(tmp_path: Path) -> None:
     rows = {int(m[1]): line.split() for line in lines if (m := re.match(r" *#(\d+)  [a-z]+ ", line))}
     assert rows[trains][1:4] == ["train", "50/100", "2.9928"] and rows[trains][5] in ("0:17", "0:18")
     assert rows[scores][1:3] == ["evaluate", "50/100"] and rows[scores][-1] in ("soon", "0:01")
+    assert rows[cached][1] == "quantize" and rows[cached][-1] in ("0:07", "0:06")  # it need not train
     assert rows[slow][1:3] == ["train", "50/100"] and rows[slow][5] in ("0:56", "0:55")  # by its own pace
     assert rows[late][1] == "start" and rows[late][-1] == "soon"
     assert rows[young][1:3] == ["train", "9/100"]
