@@ -85,6 +85,8 @@ def replicated(trials: Sequence[FrozenTrial]) -> dict[int, Mapping[str, Any]]:
             "seeds": {seed: t.value for seed, t in each.items()},
             "sound": all(t.state == TrialState.COMPLETE and feasible(t) for t in each.values()),
             "replicates": True,
+            "against": "",
+            "difference_bpb": None,
         }
     return found
 

@@ -11,6 +11,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from pages.facts import facts_of
+from pages.words import headline
 from search.common.attributes import CONFIRMED, OUTCOME, REPLICATE, UNUSED
 from search.common.paths import Folders
 from search.report.effects import find_effects
@@ -106,3 +108,9 @@ def test_effects_take_each_run_as_one_noisy_observation() -> None:
     assert found.trials == 64 and 0.01 < found.noise_sd < 0.03
     assert effects["a"].mean == pytest.approx(-0.1, abs=0.015) and effects["a"].verdict == "helps"
     assert all(abs(effects[name].mean) < 0.012 for name in "bcd" if name in effects)
+
+
+def test_the_page_of_a_study_has_a_configuration_once(session: Session) -> None:
+    facts = facts_of(session)
+    assert facts.best == (1, 2, 0) and [g.label for g in facts.groups] == ["#1", "#0"]
+    assert "2.0250 ± 0.0071 (2 seeds)" in headline(facts)
