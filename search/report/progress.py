@@ -114,7 +114,7 @@ class Progress:
         self.began = time.monotonic()
         self.looked = self.drawn = 0.0
         self.at_start = -1  # trials that were finished at the first look; -1: there was none
-        self.watch = Watch(folders)
+        self.watch = Watch(folders) if self.live is not None else None
         self.ended: set[int] = set()
         self.latest: list[FrozenTrial] = []  # the newest first
         self.running: list[FrozenTrial] = []
@@ -159,8 +159,9 @@ class Progress:
         self.ended.update(t.number for t in new)
         new = [t for t in new if t.user_attrs.get(OUTCOME) != UNUSED]
         new.sort(key=lambda t: (t.datetime_complete is not None, t.datetime_complete, t.number))
-        for trial in new:
-            self.watch.ended(trial)
+        if self.watch is not None:
+            for trial in new:
+                self.watch.ended(trial)
         if self.live is None and self.at_start >= 0:
             self._print(new, self.seen)
         self.latest = [*reversed(new[-LATEST:]), *self.latest][:LATEST]
@@ -210,7 +211,8 @@ class Progress:
         foot += [Text(fit(self.note, width), "bold")] if self.note else []
         room = height - 1 - len(foot) - 8  # heads, the best, and lines between
         shown = max(1, min(len(self.latest), max(room // 3, room - len(self.running))))
-        rows = rows_of([self.watch.row(t) for t in self.running], max(1, room - shown), width)
+        seen_now = [self.watch.row(t) for t in self.running] if self.watch else []
+        rows = rows_of(seen_now, max(1, room - shown), width)
         ended = [self._ended(trial, width) for trial in self.latest[:shown]]
         middle = [Text(), Text(fit(HEAD, width), "dim"), *rows, Text()]
         if ended:

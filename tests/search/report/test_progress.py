@@ -95,6 +95,7 @@ def test_a_row_tells_stage_step_early_bpb_and_the_end(tmp_path: Path) -> None:
     study_of_before.user_attrs[PREFLIGHT] = PREDICTED
     progress = progress_of(study, tmp_path)
     with progress:
+        assert progress.watch is not None
         progress.watch.ended(study_of_before)
         assert any(line.split()[:2] == [f"#{young}", "start"] for line in view(progress))
         at[WORKER] = host
