@@ -123,6 +123,7 @@ class Progress:
         self.note = ""
 
     def __enter__(self) -> Progress:
+        self._read()  # what ended before is no news
         if self.live is not None:
             self.live.start()
         return self

@@ -112,7 +112,7 @@ class Watch:
         """A finished trial tells the pace of those to come."""
         self.sights.pop(trial.number, None)
         began, end = trial.datetime_start, trial.datetime_complete
-        took_over = (trial.user_attrs.get(STAGE_REUSE) or {}).get("reused")
+        took_over = cast("Mapping[str, Any]", trial.user_attrs.get(STAGE_REUSE) or {}).get("reused")
         if trial.state == TrialState.COMPLETE and began and end and not took_over:
             length_s = (end - began).total_seconds()
             self.lengths.append(length_s)

@@ -41,10 +41,10 @@ def running(study: optuna.Study, seconds: float, worker: str = HERE, **attrs: An
     return len(study.get_trials()) - 1
 
 
-def ended(study: optuna.Study, value: float | None, seconds: float = 28.0, **facts: Any) -> None:
+def ended(study: optuna.Study, value: float | None, **facts: Any) -> None:
     trial: FrozenTrial = trial_of(value, **facts)
     trial.datetime_complete = datetime.now()
-    trial.datetime_start = datetime.now() - timedelta(seconds=seconds)
+    trial.datetime_start = datetime.now() - timedelta(seconds=28.0)
     study.add_trial(trial)
 
 
