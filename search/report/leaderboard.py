@@ -161,7 +161,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print()
         title = f"Infeasible: {counted(len(bad), 'trial')}"
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
-    console.print(f"\n{NOISE}", highlight=False)
+    if not good or any(t.number not in confirmed for t in good[:top]):
+        console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
