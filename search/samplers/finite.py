@@ -16,13 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.common.attributes import REPLICATE
 from search.common.console import counted
-from search.common.numeric import fresh_seeds
 from search.costs.preflight import Costs
 from search.samplers.admission import examine
 from search.samplers.tpe import settled_params
 from search.space.space import Space, endless
 from search.study.limits import feasible
-from search.study.model import Study
+from search.study.model import Study, fresh_seeds
 from techniques.config import digest
 
 MOST = 5_000  # configurations that are listed: 0.4 CPU s at a worker's start

@@ -1,4 +1,4 @@
-"""Study: a study file, checked; study_identity and study_hash: what it samples and measures."""
+"""Study: a study file, checked; study_identity, study_hash: what it samples and measures; fresh_seeds."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -109,3 +109,15 @@ def study_identity(study: Study) -> dict[str, Any]:
 
 def study_hash(study: Study) -> str:
     return digest(study_identity(study))
+
+
+def fresh_seeds(question: str, count: int, known: set[int]) -> list[int]:
+    """Seeds that follow from the question alone, none of them in use."""
+    found = list[int]()
+    i = 0
+    while len(found) < count:
+        seed = int(digest([question, "seed", i])[:8], 16) % (2**31 - 1)
+        if seed not in known and seed not in found:
+            found.append(seed)
+        i += 1
+    return found

@@ -116,8 +116,3 @@ def test_a_foreign_study_that_fixes_everything_else(home: Path) -> None:
     assert set(configurations(trials).values()) == {2}
     seeds = [t["attrs"]["config"]["environment"].get("SEED") for t in trials]
     assert seeds[:6] == [None] * 6 and len(set(seeds[6:])) == 1 and seeds[6] is not None
-    enqueue(
-        study, home, '[{"TTT_ENABLED": true}]'
-    )  # what is asked for in part, and was tried: no trial is lost
-    ran = caddie(*words)
-    assert ran.returncode == 0 and "ends with 12 of 2100 trials" in ran.stdout, ran.stderr
