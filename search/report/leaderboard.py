@@ -112,7 +112,7 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial], confirmed: C
         )
     elif facts:
         text += f"; on fresh seeds trial #{good[0].number} stands {stands(facts)}"
-    elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found["hash"]:
+    elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found.get("hash", ""):
         text += f"; the best, trial #{good[0].number}, is that configuration"
     elif good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]

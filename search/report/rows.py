@@ -55,7 +55,7 @@ def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
     )
 
 
-def confirmed_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Confirmations:
+def confirmed_of(study: optuna.Study, trials: Sequence[FrozenTrial] = ()) -> Confirmations:
     return confirmed_in(study.user_attrs, trials)
 
 
