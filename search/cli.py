@@ -75,6 +75,14 @@ def run(
         str,
         typer.Option(help=f"{', '.join(SAMPLERS)} (docs/search_efficiency.md). [default: as the study says]"),
     ] = "",
+    earlier: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="OLD[,OLD2]",
+            help="Studies of this database whose BPB this one begins with, whatever differs (docs/prior.md).",
+        ),
+    ] = "",
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
@@ -111,7 +119,8 @@ def run(
     with clear_errors():
         from search.run import run_study
 
-        run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
+        names = tuple(name.strip() for name in earlier.split(",") if name.strip())
+        run_study(RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ())))
 
 
 def begun(given: StudyOptions, *, brief: bool = False) -> Session:
@@ -128,7 +137,10 @@ def read(context: typer.Context, options: StudyOptions, then: Callable[[Console,
     saves a tenth of the time."""
     gc.disable()
     with clear_errors():
-        then(make_console(), begun(options.over(context.obj), brief=True))
+        session, console = begun(options.over(context.obj), brief=True), make_console()
+        if session.note:
+            console.print(session.note, highlight=False, markup=False, soft_wrap=True)
+        then(console, session)
 
 
 @app.command()

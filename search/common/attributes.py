@@ -19,6 +19,7 @@ BASELINE = "baseline"  # figures of its starting point
 CODE_HASH = "code_hash"
 HARDWARE = "hardware"  # of the study's first machine; the same key stands in each trial's `passport`
 TRAINER = "trainer"
+PRIOR = "prior"  # earlier studies whose BPB it learns from: {"studies": {name: counts}, "published": …}
 CONFIRMED = "confirmed"  # trial's number -> what its runs on fresh seeds gave (claims/confirm.py)
 
 # -- of a trial (user attributes): before it runs
@@ -29,6 +30,7 @@ TECHNIQUES = "techniques"  # names of those that are on
 LEGALITY = "legality"
 REJECTIONS = "rejections"  # reason -> how many proposals of this trial it rejected
 PREFLIGHT = "preflight"  # what the sampler predicted
+LEARNT = "learnt"  # earlier study -> {"trials": read of it, "trust": 0 to 1} when this one was proposed
 FROM_CHECKPOINT = "from_checkpoint"  # training key of the cached weights that the trial was sent to
 
 # while it runs

@@ -73,17 +73,19 @@ class Earlier:
     """The trials of earlier studies as rows, the best first."""
 
     def __init__(self, sources: Sequence[Source], rows: Rows, basis: Basis, sign: float):
-        each = [(s, k) for s, source in enumerate(sources) for k in range(len(source.params))]
         found = [settled(sign * source.values) for source in sources]
-        values = np.array([found[s][k] - found[s].mean() for s, k in each])
-        each = [each[k] for k in np.argsort(values, kind="stable")]
-        self.rows = rows.encode([sources[s].params[k] for s, k in each])
+        which = [np.full(len(values), s, dtype=np.int64) for s, values in enumerate(found, start=1)]
+        none: list[Array] = [np.zeros(0)]
+        order = np.argsort(np.concatenate(none + [v - v.mean() for v in found]), kind="stable")
+        self.values: Array = np.concatenate(none + found)[order]
+        self.noise_sd: Array = np.concatenate(none + [source.noise_sd for source in sources])[order]
+        self.which: Index = np.concatenate([np.zeros(0, dtype=np.int64), *which])[order]
+        self.rows = rows.encode([p for source in sources for p in source.params])[order]
         self.columns = basis.columns(self.rows, rows.active(self.rows))
-        self.values = np.array([found[s][k] for s, k in each])
-        self.noise_sd = np.array([sources[s].noise_sd[k] for s, k in each])
-        self.which: Index = np.array([s + 1 for s, _ in each], dtype=np.int64)
-        self.constraints = [sources[s].constraints[k] for s, k in each]
-        self.feasible = np.array([sources[s].feasible[k] for s, k in each], dtype=np.bool_)
+        told = [c for source in sources for c in source.constraints]
+        self.constraints: list[Mapping[str, float]] = [told[k] for k in order.tolist()]
+        feasible = [f for source in sources for f in source.feasible]
+        self.feasible = np.array(feasible, dtype=np.bool_)[order]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -144,8 +146,8 @@ class Beliefs:
             values = np.concatenate([values, self.earlier.values[:more]])
         else:
             source = None
-        facts = {"count": count, "running": self.columns_of(running), "source": source}
-        self.objective.update(columns, values, noise, steps=FIT_STEPS, **facts)
+        running, update = self.columns_of(running), self.objective.update
+        update(columns, values, noise, steps=FIT_STEPS, count=count, running=running, source=source)
         self._learn_constraints(done, forgotten)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:

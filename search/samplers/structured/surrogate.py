@@ -308,6 +308,13 @@ class Surrogate:
             own -= np.einsum("ij,ji->i", cross, solved(self._factor, cross.T))
         return np.maximum(own, 0.0) * self.scale**2
 
+    def contrast_sd(self, columns: Array) -> Array:
+        """Posterior sd [q] of `columns @ main` in units of y, for differences of columns; without pairs."""
+        main = self._scales(self.hyper)[0]
+        cross = (columns * main) @ self.columns.T * self._gain()
+        own = (columns * columns) @ main - np.einsum("ij,ji->i", cross, solved(self._factor, cross.T))
+        return self.scale * np.sqrt(np.maximum(own, 0.0))
+
     def noise_sd(self) -> float:
         """sd of one full run's noise and of what the model cannot express, in units of y."""
         return self.scale * math.sqrt(math.exp(self.hyper.noise) + JITTER)
