@@ -48,6 +48,14 @@ HomeOption = Annotated[
         help="Folder of the private database and of runs/. [default: the project]",
     ),
 ]
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        metavar="OLD[,OLD2]",
+        help="Earlier studies of this database whose BPB it begins with, whatever differs (docs/prior.md).",
+    ),
+]
 RunsOption = Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")]
 SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuration at most, 4 to 64.")]
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
@@ -75,14 +83,7 @@ def run(
         str,
         typer.Option(help=f"{', '.join(SAMPLERS)} (docs/search_efficiency.md). [default: as the study says]"),
     ] = "",
-    earlier: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="OLD[,OLD2]",
-            help="Studies of this database whose BPB this one begins with, whatever differs (docs/prior.md).",
-        ),
-    ] = "",
+    earlier: FromOption = "",
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
@@ -116,10 +117,10 @@ def run(
         cache_shared=cache_shared,
         niceness=niceness,
     )
+    names = tuple(name.strip() for name in earlier.split(",") if name.strip())
     with clear_errors():
         from search.run import run_study
 
-        names = tuple(name.strip() for name in earlier.split(",") if name.strip())
         run_study(RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ())))
 
 

@@ -57,14 +57,12 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         preflight: Costs,
         *,
         seed: int | None = None,
-        max_resamples: int | None = None,
         results: ResultOf = result_of,
         stages: StageChooser | None = None,
         sources: Sequence[Source] = (),
     ):
-        settings = preflight.study.sampler
         self.space, self.preflight, self.results = space, preflight, results
-        self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
+        self.max_resamples = preflight.study.sampler.max_resamples
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)

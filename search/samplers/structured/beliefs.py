@@ -39,6 +39,7 @@ class Learned:
     """A surrogate, how many trials its variances were fitted to, and its mean."""
 
     model: Surrogate
+    steps: int = FIT_STEPS
     fitted: int = 0
     mean: Function | None = None
     caution: float = 0.0
@@ -49,14 +50,13 @@ class Learned:
         y: Array,
         noise_sd: Array | None,
         *,
-        steps: int,
         count: int,
         running: Array | None = None,
         source: Index | None = None,
     ) -> None:
         """Condition on the data, with fantasies in columns `running`; fit the variances when that is due."""
         due = self._due(count)
-        fit = steps if due else 0
+        fit = self.steps if due else 0
         self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=fit, source=source)
         self.fitted = count if due else self.fitted
         more = 0 if running is None or not len(y) else len(running)
@@ -147,7 +147,7 @@ class Beliefs:
         else:
             source = None
         running, update = self.columns_of(running), self.objective.update
-        update(columns, values, noise, steps=FIT_STEPS, count=count, running=running, source=source)
+        update(columns, values, noise, count=count, running=running, source=source)
         self._learn_constraints(done, forgotten)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -242,10 +242,12 @@ class Beliefs:
                 continue
             binary = len(np.unique(raw)) <= 2
             y = np.sign(raw) if binary else np.log1p(np.maximum(raw, -0.95))
-            found = self.constraints.setdefault(key, Learned(Surrogate(self.basis, pairs=False)))
+            found = self.constraints.setdefault(
+                key, Learned(Surrogate(self.basis, pairs=False), CONSTRAINT_STEPS)
+            )
             columns = self.columns_of(self._rows_of([t for t, _ in pairs]))
             columns = np.concatenate([columns, self.earlier.columns[known]])
-            found.update(columns, y, None, steps=CONSTRAINT_STEPS, count=len(y) + forgotten)
+            found.update(columns, y, None, count=len(y) + forgotten)
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
-START = np.array([0.0, 2.0, math.log(0.02)])  # priors' centres: log c, logit t (0.88), log variance of noise
-WIDTH = np.array([0.3, 1.5, 1.5])
+CENTRES = np.array(
+    [0.0, 2.0, math.log(0.02)]
+)  # priors' centres: log c, logit t (0.88), log variance of noise
+SPREADS = np.array([0.3, 1.5, 1.5])
 BIAS = 4.0  # prior variance of b; each source's values have mean 0, all values together sd 1
-LIMITS = [(-3.0, 3.0), (-6.0, 6.0), (-9.0, 2.0)]
+BOUNDS = [(-3.0, 3.0), (-6.0, 6.0), (-9.0, 2.0)]
 
 
 @dataclass(frozen=True)

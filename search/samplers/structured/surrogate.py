@@ -138,13 +138,13 @@ class Surrogate:
         noise_sd = np.zeros(len(y)) if noise_sd is None else noise_sd
         self.which = np.zeros(len(y), dtype=np.int64) if source is None else source
         if new := int(self.which.max(initial=0)) - len(self.hyper.sources):
-            grown = np.concatenate([self.hyper.sources, np.tile(earlier.START, (max(new, 0), 1))])
+            grown = np.concatenate([self.hyper.sources, np.tile(earlier.CENTRES, (max(new, 0), 1))])
             self.hyper = replace(self.hyper, sources=grown[: int(self.which.max(initial=0))])
         self._standardise(columns, y, noise_sd)
         if fit and len(y) > 4:
             start, sources = self.hyper.flat(), len(self.hyper.sources)
             limits = [(-12.0, 4.0)] * (len(start) - 3 * sources - 1) + [(-9.0, 2.0)]
-            limits = earlier.LIMITS * sources + limits
+            limits = earlier.BOUNDS * sources + limits
             settings: dict[str, Any] = {"jac": True, "bounds": limits, "options": {"maxiter": fit}}
             found: Any = minimize(self.objective, start, method="L-BFGS-B", **settings)  # pyright: ignore
             self.hyper = Hyper.of(np.asarray(found.x, dtype=np.float64), sources)  # pyright: ignore
@@ -211,8 +211,8 @@ class Surrogate:
         coupling = self._coupling(hyper)
         factor = triangle(coupling.couple(k) if coupling else k, self._noise(hyper))
         alpha = solved(factor, self.y)
-        widths = np.concatenate([np.tile(earlier.WIDTH, sources), vector(WIDTH, count)])
-        away = (flat - np.concatenate([np.tile(earlier.START, sources), vector(START, count)])) / widths
+        widths = np.concatenate([np.tile(earlier.SPREADS, sources), vector(WIDTH, count)])
+        away = (flat - np.concatenate([np.tile(earlier.CENTRES, sources), vector(START, count)])) / widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
         a = np.outer(alpha, alpha) - solved(factor, np.eye(len(self.y)))
         gradient = np.zeros(len(flat))

@@ -41,7 +41,7 @@ from search.samplers.structured.rows import rules_within
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.sources import Source
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "prior.md"
 KINDS = ("cold", "wider", "edited", "noisy", "flipped", "unrelated")
 RUNS, EARLIER, FIRST, SEEDS = 120, 100, 200, 12  # development used other seeds
