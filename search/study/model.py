@@ -46,7 +46,7 @@ class PriorSettings:
     """What is known of BPB before the first trial; search/workers/prior.py reads it."""
 
     studies: tuple[str, ...] = setting((), "earlier studies of this database, as --from names them")
-    published: bool = setting(False, "the published results of studies/published.toml")
+    published: bool = setting(False, "the published results of studies/published.json")
 
     @property
     def asked(self) -> bool:

@@ -11,9 +11,9 @@ code, a fixed setting) are its bias, which the sampler learns.
 
 from __future__ import annotations
 
+import json
 import math
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -39,10 +39,11 @@ from techniques import catalog
 from techniques.base import nearest
 from techniques.config import Resolved, flatten, known_field, read_preset, resolve
 
-PUBLISHED = ROOT / "studies" / "published.toml"
+PUBLISHED = ROOT / "studies" / "published.json"
 RECORDS = "published"  # its name as a source
 MOST = 200  # trials that are read of an earlier study: the best, and as many of the newest
 ENOUGH = 8  # trials that a model of the earlier study needs
+FEW = 3  # published results, with fewer of which nothing is told apart
 STEPS = 12  # of the fit of its variances
 DATA = ("data_path", "tokenizer_path", "vocab_size", "caseops", "val_tokens")
 Values = Mapping[str, Any]
@@ -335,7 +336,7 @@ def range_of(values: Sequence[Any]) -> BaseDistribution:
 
 
 def records(session: Session) -> Learnt:
-    """What studies/published.toml says of configurations that this study's space can come near to."""
+    """What studies/published.json says of configurations that this study's space can come near to."""
     space = build_space(session.study, catalog.metadata())
     if not isinstance(space, NativeSpace):
         raise ValueError(
@@ -343,13 +344,19 @@ def records(session: Session) -> Learnt:
             "script. Drop `prior.published`."
         )
     told: list[Told] = []
-    results = tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))["result"]
-    for result in cast("Iterable[Mapping[str, Any]]", results):
-        layer = {k: v for k, v in result.get("settings", {}).items()}
-        run = resolve({"preset": read_preset(result["preset"]), "file": flatten(layer)}, space.known)
+    results: list[dict[str, Any]] = json.loads(PUBLISHED.read_text(encoding="utf-8"))["result"]
+    for result in results:
+        layers = {"preset": read_preset(result["preset"]), "file": result.get("settings", {})}
         try:
+            run = resolve(layers, space.known)
             params, here = nearest_of(space, run)
         except ValueError:
             continue
         told.append(Told(run.identity(), params, here.identity(), float(result["val_bpb"]), {}))
-    return learn(RECORDS, told, unread=len(results) - len(told))
+    found = learn(RECORDS, told, unread=len(results) - len(told))
+    if len(found.source.params) < FEW:
+        raise ValueError(
+            f"Published results must be of runs like this study's, but of {len(results)} only "
+            f"{len(found.source.params)} can be expressed in {session.study.path}. Drop `prior.published`."
+        )
+    return found
