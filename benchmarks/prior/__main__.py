@@ -1,15 +1,15 @@
-"""`python -m benchmarks.prior`: what trials of an earlier study of a changed space are worth, on the simulator.
+"""`python -m benchmarks.prior`: what an earlier study of a changed space is worth, on the simulator.
 
 An earlier study of 100 runs, then the new one with it (`--from`) and without. Kinds of the earlier study:
 
     wider      the same problem with 6 gates fewer (and what hangs on them), one choice fewer, narrower ranges
-    edited     a third of the effects of gates drawn anew: techniques were edited
+    edited     a third of the effects of gates permuted: techniques were edited
     noisy      seeds that scatter ten times as much
     flipped    the opposite objective: what it found best is worst
     unrelated  its values shuffled among its trials
 
-Runs until the new study's best is as good as a cold study's (of other random numbers) after 15, 30 and 60 runs
-on the same problem; medians over problems, ratios to a second cold study with 95 % bootstrap intervals.
+Runs until the new study's best is as good as a cold study's (of other random numbers) after 15, 30 and 60
+runs on the same problem; medians over problems, ratios to a second cold study, 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
+import platform
 import statistics
 import time
 import warnings
@@ -48,6 +50,17 @@ RUNS, EARLIER, FIRST, SEEDS = 120, 100, 200, 12  # development used other seeds
 AT = (15, 30, 60)  # runs of the cold study whose regret is to be reached
 FEWER_GATES = 6
 Params = Mapping[str, Any]
+Rows = Mapping[tuple[int, str], Any]  # (problem, kind) -> what `one_row` found
+HEAD = """## Measured
+
+By `python -m benchmarks.prior --write`, on {cores} shared {machine} cores: {seeds} problems of
+benchmarks/simulator.py, an earlier study of {earlier} runs each, the new one of {runs}. `wider`: the new space has
+{gates} gates more (and what hangs on them), a choice more, ranges two thirds wider; `edited`: a third of the gates'
+effects permuted; `noisy`: seeds scattered ten times as much; `flipped`: the earlier study sought the opposite;
+`unrelated`: its values were shuffled. Medians, ratios with 95 % bootstrap intervals over the problems; less than
+1 is fewer runs.
+
+"""
 
 
 class Problem:
@@ -90,7 +103,7 @@ def within(dist: BaseDistribution, cut: float) -> BaseDistribution:
 def search(
     problem: Problem, runs: int, seed: int, *, sources: Sequence[Source] = (), sign: float = 1.0
 ) -> Any:
-    """(the study, regret-to-be of its best observed feasible run after each run, trust in the source by run)."""
+    """(the study, true value of its best feasible run after each run, trust in the source by run)."""
     one = problem.one
     rng = np.random.default_rng([one.seed, seed])
     calculators = Calculators(one)
@@ -173,7 +186,7 @@ def first_at(values: Sequence[float], most: float) -> int:
     return next((k for k, v in enumerate(values, start=1) if v <= most), len(values) + 1)
 
 
-def hits(rows: Mapping[tuple[int, str], Any], kind: str, at: int, seeds: Sequence[int]) -> list[int]:
+def hits(rows: Rows, kind: str, at: int, seeds: Sequence[int]) -> list[int]:
     return [first_at(rows[s, kind]["values"], rows[s, "cold"]["values"][at - 1]) for s in seeds]
 
 
@@ -186,30 +199,28 @@ def interval(ours: Sequence[int], theirs: Sequence[int], repeats: int = 4000) ->
     return float(np.median(a) / np.median(b)), float(low), float(high)
 
 
-def table(rows: Mapping[tuple[int, str], Any], seeds: Sequence[int], optima: Mapping[int, float]) -> str:
-    lines = ["| earlier study | " + " | ".join(f"runs to a cold study's best of {at}" for at in AT)]
-    lines[0] += (
-        " | ratio at "
-        + " | ratio at ".join(map(str, AT))
-        + " | regret after 10, 30 and 60 runs, mBPB | trust after 10 and 60 |"
-    )
-    lines.append("|---" * (3 + 2 * len(AT)) + "|")
+def table(rows: Rows, seeds: Sequence[int], optima: Mapping[int, float]) -> str:
+    """Runs and their ratio to a second cold study's, regret, trust."""
+    heads = ["earlier study", *(f"runs to a cold study's best of {at}: ratio" for at in AT)]
+    heads += ["regret after 10, 30, 60 runs, mBPB", "trust after 10, 60"]
+    lines = [heads, ["---"] * len(heads)]
     for kind in ("cold again", *KINDS[1:]):
-        cells = [kind if kind != "cold again" else "none"]
-        found = {at: hits(rows, kind, at, seeds) for at in AT}
-        cells += [f"{statistics.median(found[at]):g}" for at in AT]
+        told = rows[seeds[0], kind]
+        cells = ["none" if kind == "cold again" else kind]
         for at in AT:
-            ratio, low, high = interval(found[at], hits(rows, "cold again", at, seeds))
-            cells.append(f"{ratio:.2f} ({low:.2f} to {high:.2f})")
-        regret = [
-            statistics.median(1e3 * (rows[s, kind]["values"][n - 1] - optima[s]) for s in seeds)
-            for n in (10, 30, 60)
-        ]
-        cells.append(", ".join(f"{r:.1f}" for r in regret))
-        trust = [statistics.median(rows[s, kind]["trusts"][n - 1] for s in seeds) for n in (10, 60)]
-        cells.append(", ".join(f"{t:.2f}" for t in trust) if kind != "cold again" else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            found = hits(rows, kind, at, seeds)
+            ratio, low, high = interval(found, hits(rows, "cold again", at, seeds))
+            cells.append(f"{statistics.median(found):g}: {ratio:.2f} ({low:.2f} to {high:.2f})")
+        cells.append(", ".join(f"{median_at(rows, kind, n, seeds, optima):.1f}" for n in (10, 30, 60)))
+        trusts = (statistics.median(rows[s, kind]["trusts"][n - 1] for s in seeds) for n in (10, 60))
+        cells.append(", ".join(f"{t:.2f}" for t in trusts) if any(told["trusts"]) else "")
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def median_at(rows: Rows, kind: str, n: int, seeds: Sequence[int], optima: Mapping[int, float]) -> float:
+    """Median regret of the best observed feasible run of the first n, mBPB."""
+    return statistics.median(1e3 * (rows[s, kind]["values"][n - 1] - optima[s]) for s in seeds)
 
 
 def main() -> None:
@@ -247,12 +258,14 @@ def main() -> None:
                 f"{1e3 * rows[seed, kind]['cpu_s']:.0f} ms",
                 flush=True,
             )
-    for kind in (*KINDS[1:], "cold again"):
-        if kind in kinds:
-            print(
-                kind,
-                *(interval(hits(rows, kind, at, seeds), hits(rows, "cold again", at, seeds)) for at in AT),
-            )
+    if not options.kinds:
+        found = table(rows, list(seeds), optima)
+        print(found)
+        if options.write:
+            facts = {"cores": os.cpu_count(), "machine": platform.machine(), "seeds": len(seeds)}
+            facts |= {"earlier": EARLIER, "runs": options.runs, "gates": FEWER_GATES}
+            text = DOCUMENT.read_text(encoding="utf-8").partition("## Measured")[0]
+            DOCUMENT.write_text(f"{text}{HEAD.format(**facts)}{found}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
