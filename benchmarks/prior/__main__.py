@@ -54,11 +54,11 @@ Rows = Mapping[tuple[int, str], Any]  # (problem, kind) -> what `one_row` found
 HEAD = """## Measured
 
 By `python -m benchmarks.prior --write`, on {cores} shared {machine} cores: {seeds} problems of
-benchmarks/simulator.py, an earlier study of {earlier} runs each, the new one of {runs}. `wider`: the new space has
-{gates} gates more (and what hangs on them), a choice more, ranges two thirds wider; `edited`: a third of the gates'
-effects permuted; `noisy`: seeds scattered ten times as much; `flipped`: the earlier study sought the opposite;
-`unrelated`: its values were shuffled. Medians, ratios with 95 % bootstrap intervals over the problems; less than
-1 is fewer runs.
+benchmarks/simulator.py, an earlier study of {earlier} runs each, the new one of {runs}. `wider`: the new
+space has {gates} gates more (and what hangs on them), a choice more, ranges two thirds wider; `edited`: a
+third of the gates' effects permuted; `noisy`: seeds scattered ten times as much; `flipped`: the earlier study
+sought the opposite; `unrelated`: its values were shuffled. Medians, ratios with 95 % bootstrap intervals over
+the problems; less than 1 is fewer runs.
 
 """
 

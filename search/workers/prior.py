@@ -90,9 +90,10 @@ def settle(session: Session, given: Sequence[str]) -> list[Learnt]:
     own = session.study.prior
     names = list(dict.fromkeys([*given, *own.studies])) or list(kept.get("studies", ()))
     published = own.published or bool(kept.get("published"))
-    if not names and not published:
+    structured, asked = session.study.sampler.kind == "structured", bool(given) or own.asked
+    if not (names or published) or not (structured or asked):  # for a session another sampler goes on
         return []
-    if session.study.sampler.kind != "structured":
+    if not structured:
         raise ValueError(
             f"Earlier studies' BPB is learnt by the structured sampler, but {session.study.name} is sampled "
             f"by {session.study.sampler.kind}. Drop --from and [prior], or use --sampler structured."

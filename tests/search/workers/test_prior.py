@@ -312,6 +312,8 @@ def test_what_cannot_teach_is_one_clear_error(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="learnt by the structured sampler"):
             settle(by_tpe, ["teacher"])
         assert settle(by_tpe, []) == []
+        goes_on = dataclasses.replace(pupil, study=sampled_by(pupil.study, "tpe"))
+        assert settle(goes_on, []) == [] and pupil.optuna_study.user_attrs["prior"] == kept
 
 
 @pytest.mark.slow
