@@ -11,6 +11,7 @@ code, a fixed setting) are its bias, which the sampler learns.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -88,7 +89,7 @@ def settle(session: Session, given: Sequence[str]) -> list[Learnt]:
     study = session.optuna_study
     kept: dict[str, Any] = study.user_attrs.get(attributes.PRIOR) or {}
     own = session.study.prior
-    names = list(dict.fromkeys([*given, *own.studies])) or list(kept.get("studies", ()))
+    names = list(dict.fromkeys([*given, *own.studies])) or still_there(session)
     published = own.published or bool(kept.get("published"))
     structured, asked = session.study.sampler.kind == "structured", bool(given) or own.asked
     if not (names or published) or not (structured or asked):  # for a session another sampler goes on
@@ -100,7 +101,9 @@ def settle(session: Session, given: Sequence[str]) -> list[Learnt]:
         )
     found = [earlier(session, name) for name in names]
     found += [records(session)] if published else []
-    studies = {learnt.source.name: learnt.facts() for learnt in found[: len(names)]}
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    ids = {name: storage.get_study_id_from_name(name) for name in names}  # a study may get another name
+    studies = {r.source.name: {"id": ids[r.source.name], **r.facts()} for r in found[: len(names)]}
     now = {"studies": studies, "published": published}
     if now != kept:
         study.set_user_attr(attributes.PRIOR, now)
@@ -110,8 +113,19 @@ def settle(session: Session, given: Sequence[str]) -> list[Learnt]:
 def sources_of(session: Session, hardware: str) -> list[Source]:
     """For a worker: what `settle` kept, read again under the limits as measured."""
     kept = session.optuna_study.user_attrs[attributes.PRIOR]
-    found = [earlier(session, name, hardware).source for name in kept["studies"]]
+    found = [earlier(session, name, hardware).source for name in still_there(session)]
     return found + ([records(session).source] if kept["published"] else [])
+
+
+def still_there(session: Session) -> list[str]:
+    """The names that the studies have now that were kept; who deleted one wanted no more of it."""
+    study, found = session.optuna_study, list[str]()
+    kept: dict[str, dict[str, Any]] = study.user_attrs.get(attributes.PRIOR) or {}
+    for facts in kept.get("studies", {}).values():
+        with contextlib.suppress(KeyError):
+            storage = study._storage  # pyright: ignore[reportPrivateUsage]
+            found.append(storage.get_study_name_from_id(facts["id"]))
+    return found
 
 
 def earlier(session: Session, name: str, hardware: str = "") -> Learnt:

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
@@ -312,6 +314,16 @@ def test_what_cannot_teach_is_one_clear_error(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="learnt by the structured sampler"):
             settle(by_tpe, ["teacher"])
         assert settle(by_tpe, []) == []
+        renamed = pupil.optuna_study._storage.get_study_id_from_name("teacher")  # pyright: ignore
+        with sqlalchemy.create_engine(url).begin() as database:
+            rename = sqlalchemy.text("update studies set study_name = 'tutor' where study_id = :id")
+            database.execute(rename, {"id": renamed})
+        pupil = begin(url, tmp_path, "pupil")  # the next session
+        assert [r.source.name for r in settle(pupil, [])] == ["tutor"]
+        optuna.delete_study(study_name="tutor", storage=pupil.optuna_study._storage)  # pyright: ignore
+        pupil = begin(url, tmp_path, "pupil")
+        assert settle(pupil, []) == [] and sources_of(pupil, HERE) == []
+        kept = pupil.optuna_study.user_attrs["prior"]
         goes_on = dataclasses.replace(pupil, study=sampled_by(pupil.study, "tpe"))
         assert settle(goes_on, []) == [] and pupil.optuna_study.user_attrs["prior"] == kept
 
