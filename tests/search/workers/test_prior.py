@@ -18,13 +18,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import create_trial
 
 from search.common.numeric import draw
-from search.common.paths import ROOT
+from search.common.paths import ROOT, Folders
 from search.samplers.choose import sampled_by
-from search.session.session import Session
+from search.session.session import Session, as_stored
 from search.space.foreign import ForeignSpace, foreign_space
 from search.space.native import NativeSpace, native_space
 from search.study.load import find_study
-from search.study.model import Study
+from search.study.model import Study, study_hash
 from search.workers.prior import (
     Learnt,
     Told,
@@ -42,7 +42,7 @@ from techniques.config import read_preset
 from tests.search.db_helpers import held_server
 from tests.search.fake_studies import caddie, clear, read_trials, search, write_study
 from tests.search.fakes import KNOWN, make_study
-from tests.search.foreign_studies import foreign_study
+from tests.search.foreign_studies import foreign_study, write_foreign
 from tests.search.workers.test_warm_start import HERE, begin, fill
 
 OLD = """
@@ -326,6 +326,20 @@ def test_what_cannot_teach_is_one_clear_error(tmp_path: Path) -> None:
         kept = pupil.optuna_study.user_attrs["prior"]
         goes_on = dataclasses.replace(pupil, study=sampled_by(pupil.study, "tpe"))
         assert settle(goes_on, []) == [] and pupil.optuna_study.user_attrs["prior"] == kept
+
+
+def test_a_foreign_study_too_and_one_that_the_code_reads_otherwise(tmp_path: Path) -> None:
+    path = write_foreign(tmp_path, "theirs", 'score = ["a"]\n[space]\nLR = { low = 0.1, high = 1.0 }\n')
+    began = find_study(path)
+    facts = {"study_hash": study_hash(began), "study_file": path.read_text()}
+    stored, folders = cast("Any", SimpleNamespace(user_attrs=facts)), Folders(tmp_path, "theirs")
+    assert as_stored(began, stored, folders) == (began, "")
+    path.write_text(path.read_text().replace("1.0", "2.0"))
+    found, note = as_stored(find_study(path), stored, folders)
+    assert found == began and "was edited since 'theirs' began" in note
+    facts["study_hash"] = "of another version"
+    found, note = as_stored(find_study(path), stored, folders)
+    assert found == find_study(path) and "nor does a copy" in note
 
 
 @pytest.mark.slow
