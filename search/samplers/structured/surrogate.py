@@ -165,7 +165,8 @@ class Surrogate:
         """Keeps the data, y with mean 0 (each source's own) and together sd 1."""
         self.columns, own = columns, self.which == 0
         self.centre = float(y[own].mean() if own.any() else y.mean()) if len(y) else 0.0
-        centres = [self.centre] + [float(y[self.which == s].mean()) for s in self._sources()]
+        each = [y[self.which == s] for s in self._sources()]  # one of many may be left without rows
+        centres = [self.centre] + [float(v.mean()) if len(v) else 0.0 for v in each]
         off = y - np.array(centres)[self.which]
         self.scale = float(off.std()) if len(y) > 1 and off.std() > 0 else 1.0
         self.y = off / self.scale

@@ -223,6 +223,23 @@ def test_of_many_earlier_trials_the_best_are_read(monkeypatch: pytest.MonkeyPatc
     assert (np.diff(beliefs.earlier.values) >= 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_study_all_of_whose_trials_are_worse_than_others_may_be_left_without_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beliefs_module, "LARGEST", 20)
+    monkeypatch.setattr(beliefs_module, "EARLIER", 10)
+    flat = source()
+    flat = Source("flat", flat.params, 0.0 * flat.values, flat.noise_sd, flat.constraints, flat.feasible)
+    for given in ([flat, source()], [source(), flat]):
+        beliefs = Beliefs(LOSS, {}, sources=given)
+        beliefs.learn([])
+        assert (
+            1 <= len(beliefs.objective.model.trusts()) <= 2 and np.isfinite(beliefs.objective.model.y).all()
+        )
+        assert len(beliefs.best_earlier()) > 20
+
+
 def test_maximising_turns_the_earlier_values_too() -> None:
     beliefs = Beliefs(LOSS, {}, sign=-1.0, sources=[source()])
     beliefs.learn([])
