@@ -38,6 +38,7 @@ from search.workers.prior import (
     sources_of,
     worth_reading,
 )
+from techniques import catalog
 from techniques.config import read_preset
 from tests.search.db_helpers import held_server
 from tests.search.fake_studies import caddie, clear, read_trials, search, write_study
@@ -364,3 +365,20 @@ def test_an_edited_study_stays_readable_and_is_the_prior_of_the_next(home: Path)
     study.write_text(study.read_text().replace('"edited"', '"next"').replace("1_900_000", "2_000_000"))
     ran = caddie(*search(study, home, 1, 1), "--from", "edited")
     assert ran.returncode == 0 and "BPB: learnt from edited: 3 trials" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_in_its_own_space_every_configuration_of_the_catalogue_is_itself() -> None:
+    study = find_study(ROOT / "studies" / "record_8xh100.toml")
+    space = native_space(study, catalog.metadata())
+    rng, seen = np.random.default_rng(0), 0
+    for _ in range(40):
+        drawn = space.repaired(space.keep_active({n: draw(d, rng) for n, d in space.distributions.items()}))
+        params = space.keep_active(drawn)
+        try:
+            space.resolve(params)
+        except ValueError:  # a contradiction that no table says
+            continue
+        seen += 1
+        run, gone = resolved_now(space, space.config(params), study.base)
+        assert nearest_of(space, run)[0] == params and not gone
+    assert seen > 20
