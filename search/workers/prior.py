@@ -35,7 +35,7 @@ from search.space.foreign import ForeignSpace
 from search.space.native import NativeSpace, build_space
 from search.space.space import Space
 from search.study.limits import feasible, violations
-from search.workers.warm_start import comparable
+from search.workers.warm_start import SECONDS, comparable
 from techniques import catalog
 from techniques.base import nearest
 from techniques.config import Resolved, flatten, known_field, read_preset, resolve
@@ -212,8 +212,8 @@ def told_by(
     result: Mapping[str, Any] = result_of(trial) or {}
     if resolved is not None:
         result = comparable(session.study, hardware, resolved, trial, result)
-    elif hardware and result.get(HARDWARE) != hardware:
-        result = {}
+    elif not hardware or result.get(HARDWARE) != hardware:
+        result = {key: value for key, value in result.items() if key not in SECONDS}
     return Told(ran, params, here, float(trial.value or 0.0), violations(result, session.study.limits))
 
 

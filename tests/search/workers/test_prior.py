@@ -36,6 +36,7 @@ from search.workers.prior import (
     resolved_now,
     settle,
     sources_of,
+    told_by,
     worth_reading,
 )
 from techniques import catalog
@@ -206,6 +207,21 @@ def test_a_foreign_run_by_its_variables(tmp_path: Path) -> None:
     )
     ran, params, here = foreign_values(space, trial)
     assert params == {"LR": 0.1, "MODE": "y", "DEPTH": 5, "NEW": False}
+    session = cast("Session", SimpleNamespace(study=study))
+    trial.set_user_attr("artifact_bytes", 32_000_000)
+    trial.set_user_attr("train_seconds", 1200.0)
+    for hardware in (HERE, ""):  # it does not tell where it ran: its seconds say nothing
+        told = told_by(session, space, trial, {}, hardware)
+        assert told is not None and told.params == params
+        assert told.constraints["train"] == 0.0 and told.constraints["bytes"] == 1.0
+    trial.set_user_attr("passport", {"hardware": HERE})
+    told = told_by(session, space, trial, {}, HERE)
+    assert told is not None and told.constraints["bytes"] == 1.0 and told.constraints["train"] == 1.0
+    trial.set_user_attr("config", {"environment": {"LR": "warm", "MODE": "y"}})
+    odd = told_by(session, space, trial, {}, HERE)
+    assert odd is not None and odd.params["LR"] == pytest.approx(0.1)  # nobody knows: the middle
+    trial.set_user_attr("config", {})
+    assert told_by(session, space, trial, {}, HERE) is None
     assert ran["GONE"] == 7.0 and "GONE" not in here and here["LR"] == ran["LR"] == 0.1
 
 
