@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from search.common.attributes import PRIOR
 from search.common.console import counted, make_console, print_step, print_wait, quiet_log
 from search.common.machine import num_cores
 from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
@@ -26,7 +27,7 @@ from search.space.native import build_space
 from search.stage_cache.reuse import check_cache
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
-from search.workers import prepare
+from search.workers import prepare, prior
 from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
@@ -57,6 +58,9 @@ def run_study(options: RunOptions) -> None:
         study, home=spec.home, storage=options.storage, environ=os.environ, trainer=trainer
     )
     check_joining(session, mixed=spec.mixed, runs_here=not cluster)
+    if options.earlier or study.prior.asked or PRIOR in session.optuna_study.user_attrs:
+        for learnt in prior.settle(session, options.earlier):
+            now = print_step(console, f"BPB: learnt from {learnt.summary()}", now)
     seen = snapshot(session.optuna_study.get_trials(deepcopy=False), spec.target)
     print_step(console, f"database: {seen.finished} of {spec.target} trials done", now)
     left = spec.target - seen.finished

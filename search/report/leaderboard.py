@@ -15,6 +15,7 @@ from search.common.attributes import (
     CODE_HASH,
     CONFIG,
     CONFIG_HASH,
+    LEARNT,
     PASSPORT,
     PROTOCOL,
     TECHNIQUES,
@@ -26,6 +27,7 @@ from search.report.rows import (
     Row,
     confirmed_of,
     confirmed_text,
+    learnt_text,
     ranked,
     reuse_of_study,
     row_of,
@@ -146,6 +148,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     study = session.study
     title = f"{study.name}: {counted(len(good), 'feasible trial')}; limits {study.limits.summary()}"
     title += f"; track {study.track}"
+    told = [t.user_attrs[LEARNT] for t in trials if LEARNT in t.user_attrs]
+    title += f"; {learnt_text(told[-1])} (of 1)" if told else ""
     if not good and not bad:
         console.print(NOT_YET)
         return

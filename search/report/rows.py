@@ -126,6 +126,12 @@ def ranked(
     return [t for t in complete if t.number in good], [t for t in complete if t.number not in good]
 
 
+def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:
+    """Of the newest proposal: learnt from OLD: 100 trials, trust 0.8; "" where nothing was."""
+    each = [f"{n}: {counted(int(f['trials']), 'trial')}, trust {f['trust']:.1f}" for n, f in facts.items()]
+    return f"learnt from {'; '.join(each)}" if each else ""
+
+
 def short(value: object, *, digits: int = 5) -> str:
     """A value in a list: floats with so many digits."""
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

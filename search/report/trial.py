@@ -12,7 +12,7 @@ from bundle.one_file import resolve_layer
 from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
-from search.report.rows import confirmed_of, confirmed_text, overhead_text, reuse_of_trial, short
+from search.report.rows import confirmed_of, confirmed_text, learnt_text, overhead_text, reuse_of_trial, short
 from search.session.session import Session
 from search.study.limits import Limits, broken_limits, feasible
 from techniques.config import Resolved
@@ -106,6 +106,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])
     if stored.CACHE_NOTES in attrs:
         out["stage cache"] = "; ".join(attrs[stored.CACHE_NOTES])
+    if learnt := learnt_text(attrs.get(stored.LEARNT, {})):
+        out["proposal"] = f"{learnt}, from 0 (ignored) to 1 (as if this study's own)"
     if stored.OVERHEAD in attrs:
         out[stored.OVERHEAD] = overhead_text(attrs[stored.OVERHEAD])
     for key in (stored.REJECTIONS, stored.PASSPORT):

@@ -18,15 +18,16 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # pyright: ignore[reportMissingTypeStubs]
 
-from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, PREFLIGHT, REJECTIONS, result_of
+from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, LEARNT, PREFLIGHT, REJECTIONS, result_of
 from search.common.errors import UsedUp
 from search.common.numeric import SearchSpace, draw
 from search.costs.factors import LATEST
 from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.checkpoints import StageChooser
-from search.samplers.choose import proposer_of
+from search.samplers.choose import Proposer, proposer_of
 from search.samplers.finite import Left
+from search.samplers.structured.sources import Source
 from search.samplers.tpe import Lock, alone, other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.space import Space, endless, training_key
 from techniques.config import digest
@@ -60,18 +61,18 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         preflight: Costs,
         *,
         seed: int | None = None,
-        max_resamples: int | None = None,
         results: ResultOf = result_of,
         stages: StageChooser | None = None,
+        sources: Sequence[Source] = (),
     ):
-        settings = preflight.study.sampler
         self.space, self.preflight, self.results = space, preflight, results
-        self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
+        self.max_resamples = preflight.study.sampler.max_resamples
         self.lock = Lock()
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._proposer = proposer_of(space, preflight, seed, stages=stages)
+        self._proposer = proposer_of(space, preflight, seed, stages=stages, sources=sources)
+        self.sources = sources
         self.stages = None if self._proposer.weighs_stages else stages
         self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
         self._over: set[int] = set()  # finished trials among them
@@ -119,6 +120,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             rejected += more + Counter(duplicate=1)
         self.rejections += rejected
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
+        if self.sources and (learnt := learnt_from(self.sources, self._proposer)):
+            set_user_attr(study, trial, LEARNT, learnt)
         if self.last_prediction is not None:
             said = {k: round(v, 3) for k, v in vars(self.last_prediction).items() if v is not None}
             set_user_attr(study, trial, PREFLIGHT, said)
@@ -228,3 +231,10 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             except ValueError:  # an enqueued configuration that the space cannot express
                 continue
             self.preflight.learn([(resolved, result)])
+
+
+def learnt_from(sources: Sequence[Source], proposer: Proposer) -> dict[str, dict[str, float]]:
+    """earlier study -> how many of its trials a proposal knew, and its trust; {} before the first."""
+    trusts: dict[str, float] = getattr(proposer, "trusts", dict)()
+    counts = {source.name: len(source.params) for source in sources}
+    return {name: {"trials": counts[name], "trust": round(t, 3)} for name, t in trusts.items()}

@@ -45,6 +45,18 @@ class SamplerSettings:
 
 
 @dataclass(frozen=True)
+class PriorSettings:
+    """What is known of BPB before the first trial; search/workers/prior.py reads it."""
+
+    studies: tuple[str, ...] = setting((), "earlier studies of this database, as --from names them")
+    published: bool = setting(False, "the published results of studies/published.json")
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.studies) or self.published
+
+
+@dataclass(frozen=True)
 class Header:
     """The [study] table."""
 
@@ -84,6 +96,7 @@ class Study:
     )  # setting -> the size that it may not exceed
     gates: dict[str, str] = field(default_factory=dict[str, str])  # every technique -> "free", "on" or "off"
     slots: Slots = field(default_factory=dict[str, tuple[str, ...]])  # the choices that it narrows a slot to
+    prior: PriorSettings = PriorSettings()
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
     def settled(self, name: str) -> Any:

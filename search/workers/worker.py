@@ -25,6 +25,7 @@ from search.common.attributes import (
     CACHE_NOTES,
     OUTCOME,
     OVERHEAD,
+    PRIOR,
     REPLICATE,
     RETRY_HISTORY,
     SPARED,
@@ -53,6 +54,7 @@ from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
 from search.workers.exact import Hooks, locked, run_exactly
 from search.workers.prepare import read_command, trainer_job
+from search.workers.prior import sources_of
 from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
@@ -104,7 +106,9 @@ class Worker:
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
         preflight = costs_of(self.trainer, self.study, self.hardware)
         find_warm_start(session, self.hardware).apply(preflight)
-        self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
+        asked = PRIOR in session.optuna_study.user_attrs and self.study.sampler.kind == "structured"
+        sources = sources_of(session, self.hardware) if asked else ()
+        self.sampler = CaddieSampler(self.space, preflight, stages=chooser, sources=sources)
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
         self.baseline = baseline_of(session.optuna_study) or {}
