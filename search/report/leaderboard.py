@@ -49,7 +49,8 @@ def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     wide = console.width >= WIDE
     console.print(table_of(rows, title, techniques=wide))
     for row in () if wide else rows:
-        told = f"{means_of([row])} {row.confirmed}; " if row.confirmed else ""
+        name = "mean of seeds" if row.replicates else "confirmed"
+        told = f"{name} {row.confirmed}; " if row.confirmed else ""
         text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
         console.print(text, highlight=False, markup=False)
 
