@@ -3,18 +3,24 @@
 Bytes: exact elements by kind of tensor, each with the entropy of its integers and the codec's distance from
 it. Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how
 concentrated trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors.
+They begin at what recorded trials told: search/costs/prior.json, which `python -m benchmarks.cost_prior`
+writes.
 """
 
 import dataclasses
+import functools
+import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from search.costs.factors import Bill, CostModel, Part
+from search.costs.factors import Bill, CostModel, Learnt, Part
 from techniques.base import Choice, Technique, TensorSpec
 from techniques.config import Resolved
 
+PRIOR = Path(__file__).with_name("prior.json")
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
 NEWTON_SCHULZ = 5  # steps of Muon's orthogonalisation
 STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each element of the stream and layer
@@ -54,12 +60,33 @@ SECOND_SDS = {
 SEED_SPREAD = 0.001
 
 
-def byte_model() -> CostModel:
-    return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
+@functools.cache
+def learnt_before() -> Mapping[str, Learnt]:
+    """`bytes`, `train` and `eval` -> what the shipped prior says."""
+    told = json.loads(PRIOR.read_text(encoding="utf-8"))["models"]
+    return {
+        kind: Learnt(
+            {
+                name: (mean, sd, centre[0] if centre else 0.0)
+                for name, (mean, sd, *centre) in facts["factors"].items()
+            },
+            spread=facts["spread"],
+            trials=facts["trials"],
+        )
+        for kind, facts in told.items()
+    }
 
 
-def second_model() -> CostModel:
-    return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01)
+def byte_model(*, cold: bool = False) -> CostModel:
+    """`cold`: as if no trial had ever been recorded."""
+    learnt = None if cold else learnt_before()["bytes"]
+    return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD, learnt=learnt)
+
+
+def second_model(kind: str = "") -> CostModel:
+    """`kind`: `train` or `eval`, of a machine like those that the prior was learnt on; "": of any other."""
+    learnt = learnt_before()[kind] if kind else None
+    return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01, learnt=learnt)
 
 
 def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:

@@ -24,8 +24,11 @@ from search.common.paths import DEFAULT_STUDY, shown
 from search.report.rows import (
     Confirmations,
     Row,
+    broken_by,
     confirmed_of,
     confirmed_text,
+    limits_text,
+    over_by_limit,
     ranked,
     reuse_of_study,
     row_of,
@@ -38,6 +41,7 @@ NOISE = (
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
 WIDE = 120  # columns that the table with its techniques needs
+LISTED = 5  # trials over a limit whose figures are told
 UNBUNDLED = 100_000  # bytes of code: no script that is submitted has as many
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
 
@@ -48,6 +52,7 @@ def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     console.print(table_of(rows, title, techniques=wide))
     for row in () if wide else rows:
         told = f"confirmed {row.confirmed}; " if row.confirmed else ""
+        told += f"over {', '.join(row.over)}; " if row.over else ""
         text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
         console.print(text, highlight=False, markup=False)
 
@@ -64,7 +69,9 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
     limits = [limit for limit in LIMITS if any(limit.figure in row.figures for row in rows)]
     figures = [name for limit in limits for name in columns_of(limit)]
     means = techniques and any(row.confirmed for row in rows)
+    over = techniques and any(row.over for row in rows)
     heads = ("trial", "BPB", *(("confirmed BPB",) if means else ()), *figures, "steps")
+    heads += ("over",) if over else ()
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     if techniques:
@@ -77,6 +84,7 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
             *((row.confirmed,) if means else ()),
             *(cell for limit in limits for cell in cells_of(row, limit)),
             f"{row.steps:,}",
+            *((", ".join(row.over),) if over else ()),
             *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
         )
     return table
@@ -148,8 +156,10 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
-        title = f"Infeasible: {counted(len(bad), 'trial')}"
+        title = f"Infeasible: {counted(len(bad), 'trial')}{limits_text(over_by_limit(bad))}"
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
+        for line in over_lines(session, bad[: max(3, top // 3)]):
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
@@ -160,6 +170,19 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0], confirmed)
+
+
+def over_lines(session: Session, bad: Sequence[FrozenTrial]) -> list[str]:
+    """over a limit: 2 × training (#3: 7.4 of 5.6 s, #9: …); by limit, the newest LISTED trials."""
+    told: list[str] = []
+    for limit in LIMITS:
+        broke = sorted((t for t in bad if limit.label in broken_by(t)), key=lambda t: t.number)
+        most = limit.allowed(session.study.limits.of(limit))
+        known = [(t.number, t.user_attrs[limit.figure]) for t in broke if limit.figure in t.user_attrs]
+        figures = [f"#{number}: {limit.measured(figure)} of {most} {limit.unit}" for number, figure in known]
+        rest = f"{'…; ' if len(figures) > LISTED else ''}{'; '.join(figures[-LISTED:])}"
+        told += [f"over a limit: {len(broke)} × {limit.label} ({rest})"] if broke else []
+    return told
 
 
 def to_confirm(session: Session, good: Sequence[FrozenTrial], confirmed: Confirmations) -> str:

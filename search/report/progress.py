@@ -69,7 +69,7 @@ class Progress:
         """What is shown: counts, the best, the pace."""
         elapsed_s = self.looked - self.began
         counts = f"{seen.finished} of {seen.target} trials done, {seen.running} running, {seen.pruned} pruned"
-        counts += f", {seen.infeasible} over a limit, {counted(seen.rejected, 'failed configuration')}"
+        counts += f", {seen.infeasible_text}, {counted(seen.rejected, 'failed configuration')}"
         if seen.failed:
             counts += f", {seen.failed} lost to the machine and tried again"
         counts += f"; {seen.resampled} resampled before running"

@@ -32,6 +32,7 @@ class Row:
     inactive: tuple[str, ...]  # of them, what changed nothing
     findings: tuple[str, ...]  # what a person should look at before believing the number
     confirmed: str = ""  # its mean on fresh seeds
+    over: tuple[str, ...] = ()  # labels of the limits that it broke
 
 
 def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
@@ -49,7 +50,14 @@ def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
         inactive=tuple(cast("dict[str, str]", attrs.get(attributes.INACTIVE, {}))),
         findings=tuple(cast("list[str]", attrs.get(attributes.FINDINGS, []))),
         confirmed=confirmed_text(facts) if facts else "",
+        over=broken_by(trial),
     )
+
+
+def broken_by(trial: FrozenTrial) -> tuple[str, ...]:
+    """Labels of the limits that the trial broke."""
+    values = trial.constraints
+    return tuple(limit.label for limit in LIMITS if values.get(limit.constraint, 0.0) > 0.0)
 
 
 def confirmed_of(study: optuna.Study) -> Confirmations:
@@ -108,6 +116,7 @@ class Snapshot:
     pruned: int  # given up on
     rejected: int  # the configuration failed: constraint `run`
     infeasible: int  # complete, but over a limit
+    over: Mapping[str, int]  # label of a limit -> trials that broke it
     failed: int  # the machine's fault; tried again
     running: int
     waiting: int
@@ -117,6 +126,22 @@ class Snapshot:
     @property
     def finished(self) -> int:
         return self.complete + self.pruned + self.rejected
+
+    @property
+    def infeasible_text(self) -> str:
+        """3 over a limit (artifact 1, training 2)."""
+        return f"{self.infeasible} over a limit" + limits_text(self.over)
+
+
+def limits_text(over: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{label} {count}" for label, count in over.items())
+    return f" ({counts})" if counts else ""
+
+
+def over_by_limit(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """label -> how many broke that limit, in the order of LIMITS."""
+    counts = Counter(label for trial in trials for label in broken_by(trial))
+    return {limit.label: counts[limit.label] for limit in LIMITS if counts[limit.label]}
 
 
 def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
@@ -132,6 +157,7 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
         pruned=len(given_up) - rejected,
         rejected=rejected,
         infeasible=len(complete) - len(good),
+        over=over_by_limit(complete),
         failed=sum(t.state == TrialState.FAIL for t in trials),
         running=sum(t.state == TrialState.RUNNING for t in trials),
         waiting=sum(t.state == TrialState.WAITING for t in trials),

@@ -8,11 +8,11 @@ from rich.markup import escape
 
 from search.common.attributes import REASON
 from search.common.console import counted
-from search.report.leaderboard import old_bytes, print_reproduce
+from search.report.leaderboard import old_bytes, over_lines, print_reproduce
 from search.report.pruning import pruning_summary
 from search.report.rows import confirmed_of, overhead_of_study, ranked, reuse_of_study, snapshot
 from search.session.session import Session
-from search.study.limits import LIMITS, has_failed
+from search.study.limits import has_failed
 
 
 def print_status(console: Console, session: Session) -> None:
@@ -21,7 +21,7 @@ def print_status(console: Console, session: Session) -> None:
     seen = snapshot(trials, 0)
     console.print(
         f"{session.study.name}: {counted(seen.finished, 'trial')} done ({seen.complete} complete, "
-        f"{seen.infeasible} of them over a limit; {seen.pruned} pruned; "
+        f"{seen.infeasible_text}; {seen.pruned} pruned; "
         f"{counted(seen.rejected, 'failed configuration')}), "
         f"{seen.running} running, {seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
         f"{counted(seen.resampled, 'configuration')} resampled before running",
@@ -36,9 +36,8 @@ def print_status(console: Console, session: Session) -> None:
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
     confirmed = confirmed_of(session.optuna_study)
     good, bad = ranked(trials, confirmed)
-    for limit in LIMITS:
-        if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
-            console.print(f"  over a limit: {count} × {limit.label}", highlight=False)
+    for line in over_lines(session, bad):
+        console.print(f"  {line}", highlight=False)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     told = (reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
     for line in told:

@@ -3,7 +3,8 @@
 A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
 checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
 at no cost and unknown to the storage, so that a study's trials are only what was tried; rejections are
-counted by reason. After `max_resamples` proposals come uniform draws, then an error.
+counted by reason, those inside the proposer's own search too. After `max_resamples` proposals come uniform
+draws, then the most probable of what may keep the limits, then an error.
 """
 
 import functools
@@ -26,8 +27,10 @@ from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import proposer_of
 from search.samplers.tpe import other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.space import Space, training_key
+from search.study.limits import REQUIRED
 from techniques.config import digest
 
+BY_COST = frozenset(limit.constraint for limit in REQUIRED)  # reasons to reject that are a probability
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
@@ -66,7 +69,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._proposer = proposer_of(space, preflight, seed, stages=stages)
+        self._refused = Counter[str]()  # inside the proposer's own search, for this trial
+        self._proposer = proposer_of(space, preflight, seed, stages=stages, refused=self._refused)
         self.stages = None if self._proposer.weighs_stages else stages
         self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
         self._over: set[int] = set()  # finished trials among them
@@ -87,6 +91,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         """The active parameters of one admitted configuration; what an enqueued trial fixes is kept."""
         others = other_trials(study, trial)
         self._learn(others)
+        self._refused.clear()
+        self.preflight.begin(trial.number)
         taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
         fixed: dict[str, Any] = trial.system_attrs.get(FIXED_PARAMS, {})
         goal = self.stages.choose(others) if self.stages and not fixed else None
@@ -103,6 +109,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             params, more = self._certain(study, others, fixed, taken)
             rejected += more + Counter(duplicate=1)
             set_system_attr(study, trial, params)
+        rejected += self._refused
         self.rejections += rejected
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
         if self.last_prediction is not None:
@@ -126,6 +133,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
     ) -> tuple[dict[str, Any], Counter[str]] | None:
         """An admitted configuration; None: none on the weights of key `training`; Infeasible: none at all."""
         rejected, examples = Counter[str](), dict[str, str]()
+        likely: tuple[float, dict[str, Any]] = (0.0, {})
         given = self.space.keep_active(fixed)
         if fixed and not training and self.space.active(fixed) <= fixed.keys():
             resolved, _ = examine(self.space, self.preflight, given)  # enqueued whole: exactly this is wanted
@@ -137,14 +145,21 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             if attempt < self.max_resamples:
                 proposal.insert(1, cast("dict[str, Any]", self._proposer.propose()))
             params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
-            reason = self._reason(params, taken, training)
+            resolved, reason = self._examined(params, taken, training)
             if reason is None:
+                self.last_prediction = self.preflight.predict(resolved)
                 return params, rejected
             kind = reason.partition(":")[0]
             rejected[kind] += 1
             examples.setdefault(kind, reason)
+            if kind in BY_COST and not training and (chance := self.preflight.chance(resolved)) > likely[0]:
+                likely = chance, params
         if training:
             return None
+        resolved, reason = examine(self.space, self.preflight, likely[1], doubtful=True)
+        if likely[1] and reason is None:
+            self.last_prediction = self.preflight.predict(resolved)
+            return likely[1], rejected
         told = "; ".join(f"{rejected[kind]} × {example}" for kind, example in examples.items())
         raise Infeasible(
             f"A trial needs a configuration that is admitted and new, but {sum(rejected.values())} proposals "
@@ -162,15 +177,15 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         assert found is not None
         return found
 
-    def _reason(self, params: Mapping[str, Any], taken: set[str], training: str | None = None) -> str | None:
+    def _examined(
+        self, params: Mapping[str, Any], taken: set[str], training: str | None = None
+    ) -> tuple[Any | None, str | None]:
         if digest(params) in taken:
-            return "duplicate: it was tried"
+            return None, "duplicate: it was tried"
         resolved, reason = examine(self.space, self.preflight, params)
         if training and resolved is not None and training_key(resolved) != training:
-            return "other weights: it trains something else than its checkpoint"
-        if reason is None and resolved is not None:
-            self.last_prediction = self.preflight.predict(resolved)
-        return reason
+            reason = "other weights: it trains something else than its checkpoint"
+        return resolved, reason
 
     def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
         """Keys of every configuration that was tried, is running or is waiting."""

@@ -6,6 +6,7 @@ once a trial (`begin`) and proposes as often as it is asked (`propose`).
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
+from search.samplers.admission import examine
 from search.samplers.checkpoints import StageChooser
 from search.samplers.gp import GaussianProcess
 from search.samplers.tpe import GroupedTpe
@@ -55,9 +57,15 @@ def sampled_by(study: Study, kind: str) -> Study:
 
 
 def proposer_of(
-    space: Space, preflight: Costs, seed: int | None, *, stages: StageChooser | None = None
+    space: Space,
+    preflight: Costs,
+    seed: int | None,
+    *,
+    stages: StageChooser | None = None,
+    refused: Counter[str] | None = None,
 ) -> Proposer:
-    """The sampler that the study asks for. `stages`: `structured` weighs finished training."""
+    """The sampler that the study asks for. `stages`: `structured` weighs finished training. `refused` counts,
+    by reason, what the search for a proposal turned away before it was made."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
         startup = settings.startup_trials or TPE_STARTUP
@@ -69,10 +77,12 @@ def proposer_of(
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":
         return Uniform()
-    return _structured(space, preflight, seed, stages)
+    return _structured(space, preflight, seed, stages, Counter() if refused is None else refused)
 
 
-def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None) -> Proposer:
+def _structured(
+    space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None, refused: Counter[str]
+) -> Proposer:
     """Ours, with all that space and preflight know before the first trial."""
     from search.samplers.structured.sampler import Prior, StructuredSampler
 
@@ -80,10 +90,10 @@ def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageC
         return space.resolve(space.repaired(params))
 
     def admits(params: Mapping[str, Any]) -> bool:
-        try:
-            return preflight.rejection(resolved(params)) is None
-        except ValueError:
-            return False
+        _, reason = examine(space, preflight, space.repaired(params))
+        if reason is not None:
+            refused[reason.partition(":")[0]] += 1
+        return reason is None
 
     def seconds(params: Mapping[str, Any]) -> dict[str, float]:
         said = preflight.predict(resolved(params))
