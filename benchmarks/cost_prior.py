@@ -40,7 +40,7 @@ from search.workers.warm_start import EarlierTrial, resolved_run
 from tests.search.replay import read_trials
 
 KINDS = ("bytes", "train", "eval")
-TRANSFER = {"bytes": 0.25, "train": 0.3, "eval": 0.3}
+TRANSFER = {"bytes": 0.4, "train": 0.5, "eval": 0.5}
 WORTH = 10.0  # trials that the prior's word on the spread counts as
 TOLD = 0.9  # of the spread without a trial: a factor that keeps more was not learnt
 OWN_TEXT = "own_text"
