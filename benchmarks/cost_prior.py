@@ -2,10 +2,11 @@
 
     python -m benchmarks.cost_prior [--study FILE --home FOLDER] ... [--write]
 
-Reads the finished trials of the given studies (each in its home's private database) and of the committed
-ones (tests/search/own_text_trials.json), fits each cost model (bytes, seconds of training, of evaluation) to
-all of them at once, with a level of its own for every study, and prints what each factor became: its mean and
-the spread that a new study or machine should believe. --write: to search/costs/prior.json.
+Reads the committed trials (tests/search/own_text_trials.json and laptop_trials.json) and the finished ones of
+the given studies, each in its home's private database; fits each cost model (bytes, seconds of training, of
+evaluation) to all of them at once, with a level of its own for every study; and prints what each factor
+became: its mean and the spread that a new study or machine should believe. --write: to
+search/costs/prior.json. --record: the given studies, all of one preset, become the committed laptop trials.
 
 The spread of a factor has two parts. What the trials leave open given all other factors: 1 / sqrt of the
 posterior precision's diagonal (the best fit of independent normals to the posterior). And what these trials
@@ -29,21 +30,31 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
-from search.common.attributes import STUDY_IDENTITY, result_of
+from search.common.attributes import (
+    BASELINE,
+    CONFIG,
+    FIGURES,
+    STAGE_SECONDS,
+    STUDY_IDENTITY,
+    result_of,
+)
 from search.common.paths import ROOT
 from search.costs import bills
 from search.costs.factors import CostModel
 from search.costs.preflight import bills_of
 from search.session.session import read_session
+from search.space.native import build_space
 from search.study.load import find_study
 from search.workers.warm_start import EarlierTrial, resolved_run
-from tests.search.replay import read_trials
+from techniques import catalog
+from tests.search.replay import LAPTOP, read_trials
 
 KINDS = ("bytes", "train", "eval")
 TRANSFER = {"bytes": 0.4, "train": 0.5, "eval": 0.5}
 WORTH = 10.0  # trials that the prior's word on the spread counts as
 TOLD = 0.9  # of the spread without a trial: a factor that keeps more was not learnt
 OWN_TEXT = "own_text"
+RECORDED = (*FIGURES, STAGE_SECONDS)  # of a result
 
 
 def recorded(study: Path, home: Path) -> list[EarlierTrial]:
@@ -56,15 +67,41 @@ def recorded(study: Path, home: Path) -> list[EarlierTrial]:
 
 
 def committed() -> list[EarlierTrial]:
-    return [EarlierTrial(OWN_TEXT, t.resolved, t.result) for t in read_trials() if t.result is not None]
+    told = [(OWN_TEXT, t) for t in read_trials()]
+    told += [(t.home, t) for t in read_trials(LAPTOP)] if LAPTOP.exists() else []
+    return [EarlierTrial(name, t.resolved, t.result) for name, t in told if t.result is not None]
+
+
+def kept_of(homes: Sequence[tuple[Path, Path]]) -> str:
+    """(study, home)s as laptop_trials.json has them: a trial a line, what all have in common once."""
+    found: list[dict[str, Any]] = []
+    for study, home in homes:
+        session = read_session(find_study(study), home=home, storage=None, environ={})
+        baseline = session.optuna_study.user_attrs[BASELINE]
+        start = build_space(session.study, catalog.metadata()).config({}) | {"num_threads": 1}
+        told = [(start, baseline)]
+        trials = session.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        told += [(t.user_attrs[CONFIG], t.user_attrs) for t in trials]
+        for number, (config, attrs) in enumerate(told):
+            result = {key: attrs[key] for key in RECORDED if key in attrs}
+            found.append({"home": home.name, "number": number, "config": config, "result": result})
+    first = found[0]["config"]
+    fixed = {k: v for k, v in first.items() if all(t["config"].get(k) == v for t in found)}
+    for trial in found:
+        trial["config"] = {k: v for k, v in trial["config"].items() if k not in fixed}
+    head = json.dumps({"preset": fixed.pop("preset"), "fixed": fixed})[:-1]
+    return f'{head}, "trials": [\n' + ",\n".join(json.dumps(rounded(t)) for t in found) + "\n]}\n"
+
+
+def rounded(told: Any) -> Any:
+    """The same with seven digits of each float."""
+    if isinstance(told, dict):
+        return {key: rounded(value) for key, value in told.items()}  # pyright: ignore
+    return float(f"{told:.7g}") if isinstance(told, float) else told
 
 
 def cold_models() -> dict[str, CostModel]:
-    models = {
-        "bytes": bills.byte_model(cold=True),
-        "train": bills.second_model(),
-        "eval": bills.second_model(),
-    }
+    models = {"bytes": bills.byte_model()} | {kind: bills.second_model() for kind in ("train", "eval")}
     for model in models.values():
         model.rows = deque()  # all of them, however many
     return models
@@ -117,10 +154,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=Path, action="append", default=[])
     parser.add_argument("--home", type=Path, action="append", default=[])
+    parser.add_argument("--record", action="store_true", help=f"to {LAPTOP.relative_to(ROOT)}")
     parser.add_argument("--write", action="store_true", help=f"to {bills.PRIOR.relative_to(ROOT)}")
     options = parser.parse_args()
+    homes = list(zip(options.study, options.home, strict=True))
+    if options.record:
+        LAPTOP.write_text(kept_of(homes), encoding="utf-8")
+        homes = []
     trials = committed()
-    for study, home in zip(options.study, options.home, strict=True):
+    for study, home in homes:
         trials += recorded(study, home)
     text = document_of(trials)
     print(text, end="")

@@ -1,7 +1,7 @@
 """How many of a new study's first trials keep their limits.
 
     python -m benchmarks.first_trials [--homes 5] [--trials 20] [--code CHECKOUT] [--keep FOLDER]
-    python -m benchmarks.first_trials --simulated [--study FILE] [--homes 20] [--admit 0.85]
+    python -m benchmarks.first_trials --simulated [--study FILE] [--homes 20] [--admit 0.85] [--before]
 
 Real: the laptop study from empty homes, one after the other, one worker each. --code: another checkout's
 search (the version to compare with). --keep: where homes stay, and are not run again.
@@ -9,6 +9,8 @@ search (the version to compare with). --keep: where homes stay, and are not run 
 --simulated: no trainer runs. Costs are the bills of search/costs/bills.py under true factors that each home
 draws anew: around the shipped prior with the spread that it gives (`--surprise 1`), or more. The objective is
 additive over the parameters, and larger models are better, so that the search presses on its limits. Minutes.
+--before: the rule of earlier versions. No prior, no baseline among the trials, and doubt counts for a
+configuration: what was never tried is tried once.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,8 @@ from bundle.sizes import expected_bytes
 from search.common.attributes import PREFLIGHT, VIOLATION
 from search.common.numeric import place
 from search.costs import bills
-from search.costs.factors import Bill, CostModel
-from search.costs.preflight import Pair, Preflight, pair_of
+from search.costs.factors import Bill, CostModel, student_quantile
+from search.costs.preflight import BOUND, Pair, Preflight, pair_of
 from search.report.costs import accuracy_of
 from search.samplers.caddie import CaddieSampler
 from search.space.native import NativeSpace, build_space
@@ -58,9 +61,10 @@ class Machine:
     def __init__(self, study: Study, hardware: str, *, seed: int, surprise: float = 1.0):
         self.study, self.surprise = study, surprise
         self.rng = np.random.default_rng([seed, 1])
-        kinds = ("train", "eval") if hardware == CPU else ("", "")
-        models = (bills.byte_model(), *map(bills.second_model, kinds))
-        self.models = dict(zip(NOISE, models, strict=True))
+        prior = bills.learnt_before()
+        self.models = {"bytes": bills.byte_model(prior["bytes"])}
+        for kind in ("train", "eval"):
+            self.models[kind] = bills.second_model(prior[kind] if hardware == CPU else None)
         self.level = 1e-10 if hardware == CPU else 1.0 / GPU_FLOPS
         self.factors: dict[tuple[str, str], float] = {}
 
@@ -101,6 +105,21 @@ class Machine:
         }
 
 
+class Before(Preflight):
+    """The rule of earlier versions, from nothing."""
+
+    def __init__(self, study: Study, *, hardware: str):
+        super().__init__(study, hardware=hardware, prior={})
+
+    def rejection(self, resolved: Resolved, *, doubtful: bool = False) -> str | None:
+        for limit, estimate, most in self._judged(resolved):
+            noise = student_quantile(round(estimate.dof, 1), BOUND) if limit.constraint == "bytes" else 0.0
+            least = estimate.log + noise * estimate.spread - max(0.0, estimate.doubt - estimate.spread)
+            if most <= 0.0 or least > math.log(most):
+                return f"{limit.constraint}: over"
+        return None
+
+
 class Objective:
     """BPB of parameters: an effect for each choice, a parabola for each number; larger sizes are better."""
 
@@ -125,7 +144,9 @@ class Objective:
         return value
 
 
-def simulated(study: Study, *, seed: int, trials: int, surprise: float, hardware: str) -> Trials:
+def simulated(
+    study: Study, *, seed: int, trials: int, surprise: float, hardware: str, before: bool = False
+) -> Trials:
     """One home: the baseline, then so many trials."""
     machine, space = (
         Machine(study, hardware, seed=seed, surprise=surprise),
@@ -135,9 +156,10 @@ def simulated(study: Study, *, seed: int, trials: int, surprise: float, hardware
     start = space.resolve({})
     baseline = machine.measured(start)
     if study.limits.relative:
-        study = study_with(study, limits=study.limits.measured(baseline))
-    preflight = Preflight(study, hardware=hardware)
-    preflight.learn([(start, baseline)])
+        study = replace(study, limits=study.limits.measured(baseline))
+    preflight = (Before if before else Preflight)(study, hardware=hardware)
+    if not before:
+        preflight.learn([(start, baseline)])
     optimizer = optuna.create_study(sampler=CaddieSampler(space, preflight, seed=seed))
     for _ in range(trials):
         trial = optimizer.ask()
@@ -150,12 +172,6 @@ def simulated(study: Study, *, seed: int, trials: int, surprise: float, hardware
         optimizer.tell(trial, objective(params, resolved, rng))
     kept = [(t, all(v <= 0.0 for v in t.constraints.values())) for t in optimizer.trials]
     return [{"value": t.value, "attrs": t.user_attrs, "ok": ok} for t, ok in kept]
-
-
-def study_with(study: Study, **changes: Any) -> Study:
-    from dataclasses import replace
-
-    return replace(study, **changes)
 
 
 def searched(home: Path, *, trials: int, code: Path) -> Trials:
@@ -217,6 +233,7 @@ def main() -> None:
     parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--study", type=Path, default=ROOT / "studies" / "laptop.toml")
     parser.add_argument("--admit", type=float)
+    parser.add_argument("--before", action="store_true")
     parser.add_argument("--surprise", type=float, default=1.0, help="true factors' spread over the prior's")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -224,10 +241,10 @@ def main() -> None:
     if options.simulated:
         study = find_study(options.study)
         if options.admit is not None:
-            study = study_with(study, sampler=study_with(study.sampler, admit=options.admit))  # type: ignore[arg-type]
+            study = replace(study, sampler=replace(study.sampler, admit=options.admit))
         hardware = GPU if study.settled("device") == "cuda" else CPU
-        how = {"trials": options.trials, "surprise": options.surprise, "hardware": hardware}
-        homes = [simulated(study, seed=seed, **how) for seed in range(options.homes)]
+        how = {"trials": options.trials, "surprise": options.surprise, "before": options.before}
+        homes = [simulated(study, seed=k, hardware=hardware, **how) for k in range(options.homes)]
     else:
         with tempfile.TemporaryDirectory(prefix="first-trials-") as place_:
             folder = options.keep or Path(place_)

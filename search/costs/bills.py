@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,29 +64,27 @@ SEED_SPREAD = 0.001
 @functools.cache
 def learnt_before() -> Mapping[str, Learnt]:
     """`bytes`, `train` and `eval` -> what the shipped prior says."""
-    told = json.loads(PRIOR.read_text(encoding="utf-8"))["models"]
+    return read_prior(json.loads(PRIOR.read_text(encoding="utf-8"))["models"])
+
+
+def read_prior(models: Mapping[str, Any]) -> dict[str, Learnt]:
+    """As the file has it: kind -> spread, trials and factors, name -> [mean, sd] or [mean, sd, centre]."""
     return {
         kind: Learnt(
-            {
-                name: (mean, sd, centre[0] if centre else 0.0)
-                for name, (mean, sd, *centre) in facts["factors"].items()
-            },
+            {name: (mean, sd, sum(centre)) for name, (mean, sd, *centre) in facts["factors"].items()},
             spread=facts["spread"],
             trials=facts["trials"],
         )
-        for kind, facts in told.items()
+        for kind, facts in models.items()
     }
 
 
-def byte_model(*, cold: bool = False) -> CostModel:
-    """`cold`: as if no trial had ever been recorded."""
-    learnt = None if cold else learnt_before()["bytes"]
+def byte_model(learnt: Learnt | None = None) -> CostModel:
+    """`learnt`: None as if no trial had ever been recorded; of a second_model, on such machines."""
     return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD, learnt=learnt)
 
 
-def second_model(kind: str = "") -> CostModel:
-    """`kind`: `train` or `eval`, of a machine like those that the prior was learnt on; "": of any other."""
-    learnt = learnt_before()[kind] if kind else None
+def second_model(learnt: Learnt | None = None) -> CostModel:
     return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01, learnt=learnt)
 
 

@@ -1,7 +1,7 @@
 """CostModel: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise; the factors are learnt.
 
 A part of a bill is an exact amount (bits of a kind of tensor, FLOPs of a kind of work) and the names of the
-factors that correct it. Every factor's logarithm has a normal prior, of mean 0 unless a `Learnt` knows better:
+factors that correct it. A factor has a normal prior on its logarithm, of mean 0 unless a `Learnt` knows more:
 no trial means no correction, few mean a small one. The posterior's mode comes from a few Gauss-Newton steps
 under a Student likelihood (4 degrees of freedom): one stalled trial does not move the rest. The doubt of an
 estimate is the posterior's, plus the prior's for factors never seen; its spread is what remains between the

@@ -20,14 +20,14 @@ from typing import Any, Protocol, cast
 from bundle.sizes import expected_bytes
 from search.common.attributes import PREFLIGHT
 from search.costs import bills as costs
-from search.costs.factors import Bill, CostModel, Estimate
+from search.costs.factors import Bill, CostModel, Estimate, Learnt
 from search.study.limits import LIMITS, REQUIRED, Limit
 from search.study.model import Study
 from search.trainers.trainer import Trainer
 from techniques.config import Resolved
 
+Prior = Mapping[str, Learnt]  # `bytes`, `train`, `eval`
 BOUND = 0.975  # probability that a measurement stays below its bound
-OWN = 1  # own runs, the baseline included, before seconds judge: others' machines were busier or idler
 EXPLORE = 20  # trials for one that may be tried although it is doubtful
 DOUBTFUL = 0.5  # the probability that such a one needs when doubt counts for it, by a standard deviation
 
@@ -61,19 +61,21 @@ class Costs(Protocol):
 
 
 class Seconds:
-    """Of one machine. `known`: one of the kind that the shipped prior was learnt on."""
+    """Of one machine; `prior` for those of its kind."""
 
-    def __init__(self, *, known: bool):
-        self.models = {kind: costs.second_model(kind if known else "") for kind in ("train", "eval")}
+    def __init__(self, prior: Prior):
+        self.models = {kind: costs.second_model(prior.get(kind)) for kind in ("train", "eval")}
 
 
 class Preflight:
-    """One a worker, taught with the trials that finish anywhere. `hardware`: where the next trial runs."""
+    """One a worker, taught with the trials that finish anywhere. `hardware`: where the next trial runs;
+    `prior`: what the cost models begin at, {} for nothing, None for the shipped one."""
 
-    def __init__(self, study: Study, *, hardware: str = ""):
+    def __init__(self, study: Study, *, hardware: str = "", prior: Prior | None = None):
         self.study = study
         self.hardware = hardware
-        self.model_bytes = costs.byte_model()
+        self.prior = costs.learnt_before() if prior is None else prior
+        self.model_bytes = costs.byte_model(self.prior.get("bytes"))
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
@@ -156,8 +158,8 @@ class Preflight:
 
     def _machine(self, hardware: str) -> Seconds:
         """GPUs are described by their number, CPUs by their threads: search/common/machine.py."""
-        known = "thread" in hardware or not hardware
-        return self.machines.setdefault(hardware, Seconds(known=known))
+        alike = "thread" in hardware or not hardware
+        return self.machines.setdefault(hardware, Seconds(self.prior if alike else {}))
 
     def seconds(self, kind: str) -> CostModel:
         return self._machine(self.hardware).models[kind]
@@ -182,10 +184,9 @@ class Preflight:
         return self._known(self.seconds("eval"), costs.eval_bill(resolved), to_judge)
 
     def _known(self, model: CostModel, bill: Bill, to_judge: bool) -> Estimate | None:
-        """The estimate, once a trial tells how fast the machine is; to judge by, of this study."""
-        own, carried = len(model.rows), len(model.carried)
-        enough = own >= (OWN if carried else 1) if to_judge else own + carried > 0
-        return model.estimate(self._told_by(bill)) if enough else None
+        """The estimate, once a run tells how fast the machine is; to judge by, one of this study's."""
+        told = model.rows if to_judge else model.rows or model.carried
+        return model.estimate(self._told_by(bill)) if told else None
 
     def code_bytes(self, resolved: Resolved) -> int:
         """Bytes of the submitted script: told by a result with the same techniques, else expected."""
