@@ -3,7 +3,7 @@
 Bytes: exact elements by kind of tensor, each with the entropy of its integers and the codec's distance from
 it. Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how
 concentrated trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors.
-They begin at what recorded trials told: search/costs/prior.json, which `python -m benchmarks.cost_prior`
+They begin at what recorded trials told: search/costs/prior.json, which `python -m benchmarks.costs.prior`
 writes.
 """
 

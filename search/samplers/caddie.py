@@ -156,6 +156,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
                 likely = chance, params
         if training:
             return None
+        if self.preflight.forget_carried():  # what other studies taught leaves nothing here: start cold
+            return self._admitted(study, others, fixed, taken)
         resolved, reason = examine(self.space, self.preflight, likely[1], doubtful=True)
         if likely[1] and reason is None:
             self.last_prediction = self.preflight.predict(resolved)
@@ -168,13 +170,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         )
 
     def _certain(self, *args: Any) -> tuple[dict[str, Any], Counter[str]]:
-        try:
-            found = self._admitted(*args)
-        except Infeasible:
-            if not self.preflight.forget_carried():
-                raise
-            found = self._admitted(*args)  # what other studies taught leaves nothing here: start cold
-        assert found is not None
+        found = self._admitted(*args)
+        assert found is not None  # without given weights there is one, or an error
         return found
 
     def _examined(

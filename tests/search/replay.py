@@ -2,7 +2,7 @@
 
 As they were measured: two cores, one thread a trial, other work on the machine: seconds are noisy, as they
 are in use. In the order in which they ended. The code of `own_text` was counted unbundled; here it counts as
-a submission does. The laptop ones: `python -m benchmarks.cost_prior --record` (search with uniform draws,
+a submission does. The laptop ones: `python -m benchmarks.costs.prior --record` (search with uniform draws,
 search from empty homes).
 """
 

@@ -13,8 +13,8 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks.cost_prior import prior_of
-from benchmarks.first_trials import GPU, coverage_of, simulated
+from benchmarks.costs.first_trials import GPU, coverage_of, simulated
+from benchmarks.costs.prior import prior_of
 from search.costs import bills
 from search.costs.factors import Bill, CostModel, Estimate, Learnt, Part
 from search.costs.preflight import EXPLORE, Pair, Preflight
@@ -59,7 +59,7 @@ def test_the_file_is_small_and_speaks_of_factors_that_there_are() -> None:
             assert 0.0 < sd <= sds[family], name
             assert abs(mean) < 4.0 * sds[family] and (centre == 0.0 or family.startswith("log ")), name
             if family in ("technique", "passes", "passes head", "own work", "own bytes"):
-                assert rest in known, f"{name}: run `python -m benchmarks.cost_prior --write`"
+                assert rest in known, f"{name}: run `python -m benchmarks.costs.prior --write`"
     trials = read_trials(LAPTOP)
     names = {n for t in trials for b in (bills.eval_bill(t.resolved),) for p in b.parts for n in p.factors}
     assert len(names & bills.learnt_before()["eval"].factors.keys()) > 5  # the bills' names
@@ -208,7 +208,7 @@ def test_bounds_hold_from_the_first_trial_on_recorded_figures() -> None:
 
 
 def test_a_study_of_record_scale_keeps_its_limits_from_the_start() -> None:
-    """The simulated machine of benchmarks/first_trials.py, 600 s and 16 MB, on GPUs that no prior knows."""
+    """The simulated machine of benchmarks/costs: 600 s and 16 MB, on GPUs that no prior knows."""
     study = find_study(ROOT / "studies" / "record_8xh100.toml")
     homes = [simulated(study, seed=seed, trials=8, surprise=1.0, hardware=GPU) for seed in (0, 1)]
     assert sum(t["ok"] for trials in homes for t in trials) >= 14

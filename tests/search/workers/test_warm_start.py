@@ -88,7 +88,7 @@ def fill_by_copies(session: Session, url: str, copies: int) -> None:
 
 def learnt(session: Session) -> tuple[WarmStart, Preflight]:
     found = find_warm_start(session, HERE)
-    preflight = Preflight(session.study, hardware=HERE)
+    preflight = Preflight(session.study, hardware=HERE, prior={})
     found.apply(preflight)
     return found, preflight
 
@@ -100,7 +100,7 @@ def test_a_new_study_begins_where_another_ended(url: str, tmp_path: Path) -> Non
     fresh = begin(url, tmp_path, "fresh")
     found, taught = learnt(fresh)
     assert found.summary() == f"costs: learnt from {NUM} trials of study older"
-    cold, errors = Preflight(fresh.study, hardware=HERE), dict[str, list[float]]()
+    cold, errors = Preflight(fresh.study, hardware=HERE, prior={}), dict[str, list[float]]()
     for trial in read_trials()[-40:]:
         if trial.result is None:
             continue

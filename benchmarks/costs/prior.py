@@ -1,6 +1,6 @@
 """The prior of the cost models, learnt from recorded trials:
 
-    python -m benchmarks.cost_prior [--study FILE --home FOLDER] ... [--write]
+    python -m benchmarks.costs.prior [--study FILE --home FOLDER] ... [--write]
 
 Reads the committed trials (tests/search/own_text_trials.json and laptop_trials.json) and the finished ones of
 the given studies, each in its home's private database; fits each cost model (bytes, seconds of training, of
@@ -141,7 +141,7 @@ def document_of(trials: Sequence[EarlierTrial]) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     head = {
         "about": "Factors of the cost models: [mean, sd] or [mean, sd, centre] of each logarithm",
-        "command": "python -m benchmarks.cost_prior --write",
+        "command": "python -m benchmarks.costs.prior --write",
         "studies": {name: names.count(name) for name in dict.fromkeys(names)},
         "commit": commit.stdout.strip(),
         "machine": f"CPU, {platform.machine()}",

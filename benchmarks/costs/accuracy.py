@@ -1,4 +1,4 @@
-"""How exact costs are before and after learning: `python -m benchmarks.cost_accuracy`.
+"""How exact costs are before and after learning: `python -m benchmarks.costs.accuracy`.
 
 Replays the 200 trials of a finished study (tests/search/own_text_trials.json) in their order: each trial is
 predicted from those before it, then learnt from. No trainer runs; half a minute.

@@ -1,7 +1,7 @@
 """How many of a new study's first trials keep their limits.
 
-    python -m benchmarks.first_trials [--homes 5] [--trials 20] [--code CHECKOUT] [--keep FOLDER]
-    python -m benchmarks.first_trials --simulated [--study FILE] [--homes 20] [--admit 0.85] [--before]
+    python -m benchmarks.costs.first_trials [--homes 5] [--trials 20] [--code CHECKOUT] [--keep FOLDER]
+    python -m benchmarks.costs.first_trials --simulated [--study FILE] [--homes 20] [--admit 0.85] [--before]
 
 Real: the laptop study from empty homes, one after the other, one worker each. --code: another checkout's
 search (the version to compare with). --keep: where homes stay, and are not run again.
