@@ -9,6 +9,7 @@ writes.
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -99,14 +100,31 @@ def num_params(resolved: Resolved) -> int:
     return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
 
 
-def entropy_bits(bits: int, columns: int) -> float:
-    """Entropy of a Gaussian row's integers when its largest weight, E max |w| / σ, is the largest one."""
+def entropy_bits(bits: int, columns: int, largest: float = 0.0) -> float:
+    """Entropy of a Gaussian row's integers when the largest one stands for `largest` times σ; 0: for the row's
+    largest weight, E max |w| / σ."""
     root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
-    largest = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
+    expected = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
         2.0 * root
     )
-    sigma = (2 ** (bits - 1) - 1) / largest
-    return max(0.5, min(float(bits), math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))))
+    return min(float(bits), gaussian_bits((2 ** (bits - 1) - 1) / (largest or expected)))
+
+
+@functools.lru_cache(4096)
+def gaussian_bits(sigma: float) -> float:
+    """Entropy of round(x), x normal with this σ."""
+    if sigma > 2.0:
+        return math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))
+    below = [0.5 * (1.0 + math.erf((n + 0.5) / (sigma * math.sqrt(2.0)))) for n in range(-16, 17)]
+    shares = [b - a for a, b in itertools.pairwise(below) if b > a]
+    return max(0.1, -sum(share * math.log2(share) for share in shares))
+
+
+def _largest(owner: Technique | None, role: str) -> float:
+    """The σ that a row's largest integer stands for under a technique that says so (`attn_k`), else 0."""
+    role = {"head": "embed"}.get(role, role)
+    config = owner.config if owner else None
+    return float(getattr(config, f"{role}_k", getattr(config, "matrix_k", 0.0)))
 
 
 def words_of(technique: Technique | None) -> str:
@@ -133,7 +151,7 @@ def model_bill(resolved: Resolved) -> Bill:
             plain["half"] += HALF_BYTES * tensor.numel
         else:
             bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
-            entropy = entropy_bits(bits, tensor.shape[1])
+            entropy = entropy_bits(bits, tensor.shape[1], _largest(owners["row_scale"], tensor.role))
             overhead = float(np.interp(entropy, ENTROPIES, overheads))
             key = (source, tensor.role, bits)
             stored = tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]

@@ -96,8 +96,14 @@ class Estimate:
 
     def upper(self, probability: float) -> float:
         """The bound that a measurement stays below with this probability."""
-        k = student_quantile(round(min(self.dof, MANY), 1), probability)
+        k = student_quantile(round(self.freedom, 1), probability)
         return math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of noise and doubt together (Satterthwaite): only the spread was estimated."""
+        share = 1.0 + (self.doubt / self.spread) ** 2 if self.spread else math.inf
+        return min(MANY, self.dof * share**2)
 
     def chance(self, limit: float) -> float:
         """The probability that a measurement is at most the limit; doubt counts against it."""
@@ -105,7 +111,7 @@ class Estimate:
             math.log(limit) - self.log if limit > 0.0 else -math.inf,
             math.hypot(self.spread, self.doubt),
         )
-        return student_probability(min(self.dof, MANY), room / sd) if sd else float(room >= -1e-9)
+        return student_probability(self.freedom, room / sd) if sd else float(room >= -1e-9)
 
     def without_doubt(self) -> Estimate:
         """The best case for who is judged: factors half of whose doubt speaks for it."""

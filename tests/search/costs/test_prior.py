@@ -96,10 +96,11 @@ def test_the_chance_is_that_of_a_monte_carlo(tmp_path: Path) -> None:
         kept = np.ones(400_000, dtype=bool)
         for limit, estimate, most in preflight._judged(resolved):  # pyright: ignore[reportPrivateUsage]
             assert limit.constraint in ("bytes", "train", "eval")
-            noise = rng.standard_t(estimate.dof, len(kept)) * math.hypot(estimate.spread, estimate.doubt)
+            noise = rng.standard_t(estimate.dof, len(kept)) * estimate.spread
+            noise += rng.normal(0.0, estimate.doubt, len(kept))
             kept &= estimate.value * np.exp(noise) <= most
         assert 0.005 < kept.mean() < 0.98
-        assert preflight.chance(resolved) == pytest.approx(kept.mean(), abs=0.003)
+        assert preflight.chance(resolved) == pytest.approx(kept.mean(), abs=0.01)
 
 
 def test_a_certain_estimate_keeps_a_limit_or_does_not() -> None:
