@@ -29,6 +29,7 @@ STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each ele
 ADAM_FLOPS = 12.0  # an element and step
 LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
+USUAL_BITS, USUAL_RATE, MOST_LIFT = 4.0, 0.04, 2.5  # of an element; a learning rate; an exponent
 SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
 ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
 # bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then by the technique
@@ -49,9 +50,9 @@ RATES = {"embed": "tied_embed_lr", "head": "head_lr"}  # the learning rate of a 
 # and up to 30 % above the small models of a laptop, whose rows share one coarse step.
 BYTE_SDS = {
     **{"all": 0.15, "role": 0.1, "bits": 0.05, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
-    **{"cell": 0.12, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
+    **{"cell": 0.08, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
     "technique": 0.01,
-    **{"log rate": 0.1, "log rate rounded": 0.1, "log setting": 0.05, "log size": 0.05, "study": 0.05},
+    **{"rate": 0.1, "rate rounded": 0.1, "log setting": 0.08, "log size": 0.05, "study": 0.05},
 }
 SECOND_SDS = {
     **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 0.5, "passes": 0.2, "passes head": 0.4},
@@ -101,8 +102,8 @@ def num_params(resolved: Resolved) -> int:
 
 
 def entropy_bits(bits: int, columns: int, largest: float = 0.0) -> float:
-    """Entropy of a Gaussian row's integers when the largest one stands for `largest` times σ; 0: for the row's
-    largest weight, E max |w| / σ."""
+    """Entropy of a Gaussian row's integers when the largest one stands for `largest` times σ; 0: for the
+    row's largest weight, E max |w| / σ."""
     root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
     expected = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
         2.0 * root
@@ -141,6 +142,7 @@ def model_bill(resolved: Resolved) -> Bill:
     overheads = OVERHEAD.get(owners["codec"].name if owners["codec"] else "", OVERHEAD[""])
     words = {slot: words_of(owner) for slot, owner in owners.items()}
     amounts: dict[tuple[str, str, int], float] = {}
+    bits_of: dict[tuple[str, str, int], float] = {}
     plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
     for source, tensor in sourced_tensors(resolved):
         if tensor.role == "aux":
@@ -156,18 +158,21 @@ def model_bill(resolved: Resolved) -> Bill:
             key = (source, tensor.role, bits)
             stored = tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
             amounts[key] = amounts.get(key, 0.0) + stored
+            bits_of[key] = bits_of.get(key, 0.0) + tensor.numel / 8.0
     settings = _quantizer_settings(resolved)
     parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
     for name, cost in resolved.costs.items():
         if cost.artifact_bytes > 0:
             parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
     for (source, role, bits), amount in amounts.items():
-        rate = math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])))
+        # what moves the entropy by so many bits, whatever it is, moves few bits most
+        lift = min(MOST_LIFT, USUAL_BITS * bits_of[source, role, bits] / amount)
+        rate = lift * math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])) / USUAL_RATE)
         factors = {
-            **{"all": 1.0, f"role:{role}": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0},
-            **{f"rounding:{words['quantizer']}": 1.0, f"row_scale:{words['row_scale']}": 1.0},
-            **{f"cell:{role}/{words['quantizer']}/{bits}": 1.0, f"source:{source}/{role}": 1.0},
-            **{f"log rate:{role}": rate, f"log rate rounded:{words['quantizer']}": rate},
+            **{"all": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0, f"role:{role}": lift},
+            **{f"rounding:{words['quantizer']}": lift, f"row_scale:{words['row_scale']}": lift},
+            **{f"cell:{role}/{words['quantizer']}/{bits}": 1.0, f"source:{source}/{role}": lift},
+            **{f"rate:{role}": rate, f"rate rounded:{words['quantizer']}": rate},
             **{name: value for (of, name), value in settings.items() if of in ("", role)},
             **{f"technique:{name}": 1.0 for name in resolved.techniques},
         }
