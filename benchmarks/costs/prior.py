@@ -54,8 +54,8 @@ from techniques.config import PRESETS, read_preset, resolve
 from tests.search.replay import LAPTOP, read_trials
 
 KINDS = ("bytes", "train", "eval")
-TRANSFER = {"bytes": 0.6, "train": 0.5, "eval": 0.5}
-WORTH = 10.0  # trials that the prior's word on the spread counts as
+TRANSFER = {"bytes": 0.45, "train": 0.5, "eval": 0.5}
+WORTH = {"bytes": 4.0, "train": 10.0, "eval": 10.0}  # trials that the prior's word on the spread counts as
 TOLD = 0.9  # of the spread without a trial: a factor that keeps more was not learnt
 OWN_TEXT, PUBLISHED = "own_text", "published"
 NAIVE_BYTES = "15,863,489"
@@ -149,7 +149,7 @@ def told_by(kind: str, model: CostModel) -> dict[str, Any]:
         sd = min(before, math.hypot(float(open_sds[column]), TRANSFER[kind] * before))
         centre = [round(model.centre[name], 3)] if model.centre[name] else []
         factors[name] = [round(float(fit.mean[column]), 4), round(sd, 4), *centre]
-    return {"spread": round(fit.spread, 4), "trials": WORTH, "factors": factors}
+    return {"spread": round(fit.spread, 4), "trials": WORTH[kind], "factors": factors}
 
 
 def prior_of(trials: Sequence[EarlierTrial]) -> dict[str, Any]:
