@@ -41,7 +41,8 @@ from search.costs.factors import Bill, CostModel, student_quantile
 from search.costs.preflight import BOUND, Pair, Preflight, pair_of
 from search.report.costs import accuracy_of
 from search.samplers.caddie import CaddieSampler
-from search.space.native import NativeSpace, build_space
+from search.space.native import build_space
+from search.space.space import Space
 from search.study.limits import LIMITS, REQUIRED, set_all, violations
 from search.study.load import find_study
 from search.study.model import Study
@@ -123,7 +124,7 @@ class Before(Preflight):
 class Objective:
     """BPB of parameters: an effect for each choice, a parabola for each number; larger sizes are better."""
 
-    def __init__(self, space: NativeSpace, seed: int):
+    def __init__(self, space: Space, seed: int):
         self.space, rng = space, np.random.default_rng([seed, 2])
         self.choices, self.best = dict[tuple[str, Any], float](), dict[str, float]()
         for name, dist in space.distributions.items():

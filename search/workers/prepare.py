@@ -193,7 +193,8 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
     found |= {key: results[0][key] for key in SOMETIMES if key in results[0]}
     found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
     slowest = max(results, key=lambda r: float(r["train_seconds"]))
-    found[STAGE_SECONDS] = {s: t.get("timed") for s, t in (slowest.get("stage_seconds") or {}).items()}
+    stages: Mapping[str, Mapping[str, Any]] = slowest.get("stage_seconds") or {}
+    found[STAGE_SECONDS] = {name: clocks.get("timed") for name, clocks in stages.items()}
     dealt = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
     found[HARDWARE] = hardware_here(session.study, num_threads=spec.threads, environ={**os.environ, **dealt})
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts

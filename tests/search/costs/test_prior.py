@@ -158,6 +158,18 @@ def test_where_nothing_reaches_it_the_most_probable_is_tried(tmp_path: Path) -> 
     assert sampler.rejections["train"] > 50
 
 
+def test_what_the_structured_search_turns_away_is_counted(tmp_path: Path) -> None:
+    """It asks before it proposes: nothing is proposed in vain, and still something was refused."""
+    study = make_study(tmp_path, SPACE, header=HEADER.replace("100_000_000", "190_000"))
+    space, preflight = build_space(study, KNOWN), Preflight(study, prior={})
+    sampler = CaddieSampler(space, preflight, seed=0)
+    optimizer = optuna.create_study(sampler=sampler)
+    for _ in range(4):
+        space.suggest(optimizer.ask())
+    stored = [t.user_attrs["rejections"].get("bytes", 0) for t in optimizer.trials]
+    assert sum(stored) == sampler.rejections["bytes"] > 0
+
+
 def test_the_baseline_is_the_first_row_of_every_model(tmp_path: Path) -> None:
     study = make_study(tmp_path, SPACE)
     space, preflight = build_space(study, KNOWN), Preflight(study, hardware="here, 1 thread")
