@@ -50,7 +50,7 @@ def print_status(console: Console, session: Session) -> None:
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
     if isinstance(console, TableConsole):
         console.print(counts_table(seen))
-    confirmed = confirmed_of(session.optuna_study)
+    confirmed = confirmed_of(session.optuna_study, trials)
     good, bad = ranked(trials, confirmed)
     for line in over_lines(session, bad):
         console.print(f"  {line}", highlight=False)

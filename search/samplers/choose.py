@@ -18,6 +18,7 @@ from search.costs.preflight import Costs
 from search.samplers.admission import examine
 from search.samplers.checkpoints import StageChooser
 from search.samplers.gp import GaussianProcess
+from search.samplers.structured.sources import Source
 from search.samplers.tpe import GroupedTpe
 from search.space.space import Space
 from search.study.limits import UNKNOWN
@@ -63,10 +64,11 @@ def proposer_of(
     seed: int | None,
     *,
     stages: StageChooser | None = None,
+    sources: Sequence[Source] = (),
     refused: Counter[str] | None = None,
 ) -> Proposer:
-    """The sampler that the study asks for. `stages`: `structured` weighs finished training. `refused` counts,
-    by reason, what the search for a proposal turned away before it was made."""
+    """The sampler that the study asks for. `structured` weighs finished training (`stages`), learns from
+    earlier studies (`sources`), and counts, by reason, what its search turned away (`refused`)."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
         startup = settings.startup_trials or TPE_STARTUP
@@ -78,11 +80,16 @@ def proposer_of(
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":
         return Uniform()
-    return _structured(space, preflight, seed, stages, Counter() if refused is None else refused)
+    return _structured(space, preflight, seed, stages, sources, Counter() if refused is None else refused)
 
 
 def _structured(
-    space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None, refused: Counter[str]
+    space: Space,
+    preflight: Costs,
+    seed: int | None,
+    stages: StageChooser | None,
+    sources: Sequence[Source],
+    refused: Counter[str],
 ) -> Proposer:
     """Ours, with all that space and preflight know before the first trial."""
     from search.samplers.structured.sampler import Prior, StructuredSampler
@@ -111,6 +118,7 @@ def _structured(
         admits=admits,
         start=start,
         stages=stages.stages(seconds) if stages else None,
+        sources=sources,
         unknown=UNKNOWN,
     )
     settings = preflight.study.sampler

@@ -132,8 +132,11 @@ def test_every_misbehaviour_is_one_labelled_trial_of_a_readable_study(home: Path
     told = caddie("status", f"--study={study}", f"--home={home}").stdout
     assert "12 trials done" in told and "3 × no score" in told
     study.write_text(study.read_text().replace('"killed"', '"hung"'))
-    edited = caddie("status", f"--study={study}", f"--home={home}")
-    assert edited.returncode == 2 and "trainer.variables.FAULT" in edited.stderr
+    edited = caddie("status", f"--study={study}", f"--home={home}")  # readable, as it was begun
+    said = " ".join(edited.stdout.split())
+    assert edited.returncode == 0 and "was edited since" in said and "12 trials done" in said, edited.stderr
+    on = caddie(f"--study={study}", f"--home={home}", "--trials=13", "--workers=1")
+    assert on.returncode == 2 and "trainer.variables.FAULT" in on.stderr, on.stderr
 
 
 def test_a_script_that_does_not_run_is_told_before_any_trial(home: Path) -> None:
