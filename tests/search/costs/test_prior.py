@@ -151,7 +151,8 @@ def test_where_nothing_reaches_it_the_most_probable_is_tried(tmp_path: Path) -> 
     for k in range(6):
         seen = space.resolve({"matrix_lr": 0.02 + 0.01 * k})
         preflight.learn([(seen, {"train_seconds": 1.0 + 0.02 * (k - 3)})])
-    sampler = CaddieSampler(space, preflight, seed=0, max_resamples=5)
+    sampler = CaddieSampler(space, preflight, seed=0)
+    sampler.max_resamples = 5
     trial = optuna.create_study(sampler=sampler).ask()
     params = space.suggest(trial)
     assert 0.3 < preflight.chance(space.resolve(params)) < 0.85
