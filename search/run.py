@@ -44,6 +44,9 @@ def run_study(options: RunOptions) -> None:
     quiet_log()
     gpus = () if cluster else prepare.gpus_for(study, os.environ)
     now = print_step(console, f"study {study.name}: {check_space(study)}", now)
+    if not spec.target:
+        console.print("The study can be run. --trials 0 runs nothing, and stores nothing.")
+        return
     if trainer.built_in and not cluster:
         corpus = prepare.check_corpus(study, say=partial(print_wait, console))
         now = print_step(console, f"corpus: {corpus}", now)

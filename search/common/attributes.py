@@ -19,6 +19,7 @@ BASELINE = "baseline"  # figures of its starting point
 CODE_HASH = "code_hash"
 HARDWARE = "hardware"  # of the study's first machine; the same key stands in each trial's `passport`
 TRAINER = "trainer"
+ARCHIVED = "archived"  # hidden from the list of studies
 CONFIRMED = "confirmed"  # trial's number -> what its runs on fresh seeds gave (claims/confirm.py)
 
 # -- of a trial (user attributes): before it runs
