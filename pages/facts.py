@@ -126,7 +126,7 @@ def facts_of(session: Session) -> Facts:
     """Reads a study that was begun."""
     study, stored_study = session.study, session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
-    confirmed = confirmed_of(stored_study)
+    confirmed = confirmed_of(stored_study, trials)
     good, _ = ranked(trials, confirmed)
     steps = typical_steps(trials)
     effects, no_effects = effects_of(session, trials)

@@ -104,7 +104,7 @@ def progress(facts: Facts) -> Figure | None:
         return None
     data: list[dict[str, Any]] = []
     for state, trials in kinds.items():
-        ys = [cast("float", t.bpb) if t.bpb is not None else t.curve[-1][1] for t in trials]
+        ys = [t.bpb if t.bpb is not None else t.curve[-1][1] for t in trials]
         name = "pruned, at its last report" if state == PRUNED else state
         shown = [min(y, edge(values)) for y in ys]
         data += [dots(trials, [t.number for t in trials], shown, state) | {"name": name}] if trials else []
@@ -242,8 +242,10 @@ def groups(facts: Facts) -> Figure | None:
     fresh = {"type": "scatter", "mode": "markers", "x": names, "y": [g.bpb for g in there], "error_y": spread}
     found = {"type": "scatter", "mode": "markers", "x": names, "y": [g.search_bpb for g in there]}
     open_ = {"color": COLOURS[FEASIBLE], "size": 9, "symbol": "diamond-open", "line": {"width": 2}}
-    data = [fresh | {"name": "fresh seeds, mean ± sd", "marker": marker}]
-    data.append(found | {"name": "search value, one seed", "marker": open_})
+    data: list[dict[str, Any]] = [
+        fresh | {"name": "fresh seeds, mean ± sd", "marker": marker},
+        found | {"name": "search value, one seed", "marker": open_},
+    ]
     layout = base(x="trial", y="bits per byte", xaxis={"type": "category"})
     return {"data": data, "layout": layout}
 

@@ -29,6 +29,7 @@ from search.samplers.stages import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows, Settings, learn_rules, rules_within, space_of
+from search.samplers.structured.sources import Source
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe import GroupedTpe, Lock, alone, other_trials, settled_params, share
 
@@ -61,6 +62,7 @@ class Prior:
     admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
     start: Params | None = None  # a configuration to begin with, and to stay near until one is feasible
     stages: Stages | None = None  # what may be kept from run to run; None: every run costs the same
+    sources: Sequence[Source] = ()  # what earlier studies of a changed space found
     unknown: float | None = None  # a constraint's value that says nothing
 
 
@@ -205,7 +207,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             self._learned, self._checked = len(complete), {t.number for t in over}
         if same is not None and same.rows.rules == rules:
             return same
-        self._beliefs = Beliefs(space, rules, sign=sign, unknown=self.prior.unknown)
+        unknown, sources = self.prior.unknown, self.prior.sources
+        self._beliefs = Beliefs(space, rules, sign=sign, unknown=unknown, sources=sources)
         self._weigher = StageWeigher(self.prior.stages, set(self._space)) if self.prior.stages else None
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
@@ -253,11 +256,19 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             if beliefs.first and self._admitted(self.prior.start):
                 return base[0]
             beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
-        first = len(beliefs.rows.names) // SPREAD if self.startup_trials is None else self.startup_trials
+        earlier = self._best_earlier(beliefs)
+        if earlier and beliefs.begun <= len(self.prior.sources):
+            for row in earlier:
+                if not self._tried(beliefs, row):
+                    return row
+        if earlier and not best:
+            base = np.array(earlier[:1])
+        first = 0 if earlier else len(beliefs.rows.names) // SPREAD
+        first = first if self.startup_trials is None else self.startup_trials
         if 0 < beliefs.begun <= first and (best or not beliefs.finished):
             return self._any(beliefs, score)
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
-        late = len(beliefs.complete) >= len(free)
+        late = beliefs.known() >= len(free)
         if len(base) and self._rng.random() < NEARBY[late]:
             starts, free = base, self._rng.random(len(free)) < FREE[late]
         row = self._climbed(beliefs, starts, score, free)
@@ -265,6 +276,22 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._weigher is None or not best or not self._weigher.affordable(beliefs.complete):
             return row
         return self._cheapest_gain(self._weigher, row, best, score)
+
+    def _best_earlier(self, beliefs: Beliefs) -> list[Array]:
+        """The best admitted row of each earlier study, the best study's first."""
+        found: dict[int, Array] = {}
+        for source, row in beliefs.best_earlier():
+            if source not in found and self._admitted(beliefs.rows.decode(row)):
+                found[source] = row
+            if len(found) == len(self.prior.sources):
+                break
+        return list(found.values())
+
+    def trusts(self) -> dict[str, float]:
+        """By earlier study, from 0 (ignored) to 1 (as if its trials were this study's own); once asked."""
+        model = self._beliefs.objective.model if self._beliefs else None
+        names = [source.name for source in self.prior.sources]
+        return dict(zip(names, model.trusts() if model else [], strict=False))
 
     def _climbed(self, beliefs: Beliefs, starts: Array, score: MarginScore, free: Mask) -> Array | None:
         """The best admitted end of the starts. While all are refused, the constraints are tightened, so that
