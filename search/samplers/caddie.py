@@ -24,7 +24,7 @@ from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.checkpoints import StageChooser
 from search.samplers.choose import proposer_of
-from search.samplers.tpe import other_trials, set_system_attr, set_user_attr, settled_params
+from search.samplers.tpe import Lock, alone, other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.space import Space, training_key
 from techniques.config import digest
 
@@ -63,6 +63,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         settings = preflight.study.sampler
         self.space, self.preflight, self.results = space, preflight, results
         self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
+        self.lock = Lock()
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
@@ -72,6 +73,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self._over: set[int] = set()  # finished trials among them
         self._taught: set[int] = set()
 
+    @alone
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
         self._proposer.reseed_rng()
@@ -80,6 +82,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         """The whole static space: a proposal is made at once, with all that it may need."""
         return dict(self.space.distributions)
 
+    @alone
     @one_thread
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: SearchSpace

@@ -18,6 +18,7 @@ from search.samplers.checkpoints import StageChooser
 from search.samplers.gp import GaussianProcess
 from search.samplers.tpe import GroupedTpe
 from search.space.space import Space
+from search.study.limits import UNKNOWN
 from search.study.model import Study
 from techniques.config import Resolved
 
@@ -100,6 +101,7 @@ def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageC
         admits=admits,
         start=start,
         stages=stages.stages(seconds) if stages else None,
+        unknown=UNKNOWN,
     )
     settings = preflight.study.sampler
     return StructuredSampler(

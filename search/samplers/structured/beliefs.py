@@ -3,7 +3,8 @@
 Objective: complete trials; running ones stand in at the posterior mean (fantasies), so that workers spread;
 pruned ones at what a line through the complete trials' reports at that step predicts, with the scatter around
 it as noise. Constraints, each a surrogate without pairs: log(1 + relative violation), which is additive for
-sizes and times; one with two values only (it diverged or not) becomes ±1. Exactly 0 means unknown.
+sizes and times; one with two values only (it diverged or not) becomes ±1. What is infinite counts as somewhat
+beyond the finite values.
 """
 
 import math
@@ -14,10 +15,9 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common.numeric import Distributions
-from search.samplers.structured.rows import Array, Rows
+from search.samplers.structured.rows import Array, Rows, Rules, Settings
 from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
 from search.samplers.tpe import settled_params
-from search.space.space import Conditions
 
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
 GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on
@@ -27,7 +27,8 @@ CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
 BINARY_CAUTION = 0.3  # on ±1
 LEAST_REPORTS = 8  # complete trials with a report at a step, without which it predicts nothing
 FEW = 4  # values of a constraint without which nothing is learned
-Settings = frozenset[tuple[str, object]]
+BEYOND = 0.5  # of the finite values' range: how far outside infinity stands
+MOST = 1e100  # of an absolute value: its square is a number still
 
 
 @dataclass
@@ -66,8 +67,11 @@ class Learned:
 class Beliefs:
     """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
 
-    def __init__(self, distributions: Distributions, rules: Conditions, *, sign: float = 1.0):
-        self.rows = Rows(distributions, rules)
+    def __init__(
+        self, distributions: Distributions, rules: Rules, *, sign: float = 1.0, unknown: float | None = None
+    ):
+        """`unknown`: a constraint's value that says nothing."""
+        self.rows, self.unknown = Rows(distributions, rules), unknown
         self.basis, self.sign = Basis(distributions), sign
         self.objective = Learned(Surrogate(self.basis))
         self.constraints: dict[str, Learned] = {}
@@ -92,10 +96,10 @@ class Beliefs:
         self.first = all(t.number for t in trials)
         done = self._worth_learning(done)
         forgotten = self.finished - len(done)
-        self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
+        self.complete = [t for t in done if t.state == TrialState.COMPLETE]
         self.seen = self._rows_of(self.complete)
         self.columns = self.columns_of(self.seen)
-        y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
+        y = settled(bounded(np.array([self.sign * float(t.value or 0.0) for t in self.complete])))
         pruned, at, scatter = self._expected_finals(done)
         self.tried = self._tried_by(trials)
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
@@ -138,7 +142,7 @@ class Beliefs:
         """Rows [n, parameters]; a known one is made anew only when a running trial got another parameter."""
         params = [settled_params(t) for t in trials]
         stale = [k for k, t in enumerate(trials) if not self._is_known(t.number, params[k])]
-        rows = self.rows.encode([self._expressible(params[k]) for k in stale])
+        rows = self.rows.encode([self.rows.expressible(params[k]) for k in stale])
         self._known |= {trials[k].number: (params[k], row) for k, row in zip(stale, rows, strict=True)}
         found = [self._known[t.number][1] for t in trials]
         return np.array(found).reshape(len(found), len(self.rows.names))
@@ -149,14 +153,11 @@ class Beliefs:
 
     def _tried_by(self, trials: Sequence[FrozenTrial]) -> set[Settings]:
         new = [t for t in trials if t.number not in self._tried]
-        tried = [(t, frozenset(self._expressible(settled_params(t)).items())) for t in new]
+        tried = [(t, self.rows.settings(settled_params(t))) for t in new]
         over = {t.number: settings for t, settings in tried if t.state.is_finished()}
         self._tried |= over
         self._all_tried |= set(over.values())
         return self._all_tried | {settings for _, settings in tried}
-
-    def _expressible(self, params: Mapping[str, object]) -> dict[str, object]:
-        return {n: v for n, v in params.items() if n in self.rows.distributions}
 
     def columns_of(self, rows: Array) -> Array:
         """The surrogates' columns of rows. [n, m]"""
@@ -169,8 +170,9 @@ class Beliefs:
             step = trial.last_step
             if trial.state != TrialState.PRUNED or step is None:
                 continue
-            like = [t for t in self.complete if step in t.intermediate_values]
-            report = self.sign * trial.intermediate_values[step]
+            report, finite = self.sign * trial.intermediate_values[step], math.isfinite
+            like = [t for t in self.complete if finite(t.intermediate_values.get(step, math.nan))]
+            like = [t for t in like if finite(t.value or 0.0)]
             if len(like) < LEAST_REPORTS or not math.isfinite(report):
                 continue
             early = np.array([self.sign * t.intermediate_values[step] for t in like])
@@ -187,13 +189,15 @@ class Beliefs:
         values: dict[str, list[tuple[FrozenTrial, float]]] = {}
         for trial in done:
             for key, value in self._constraints_of(trial).items():
-                if value != 0.0:
+                if value != self.unknown:
                     values.setdefault(key, []).append((trial, value))
         for key, pairs in values.items():
-            raw = np.array([v for _, v in pairs])
+            raw = bounded(np.array([*(v for _, v in pairs), 0.0]))[:-1]  # infinity stays on its side of 0
             if len(raw) < FEW or (raw <= 0).all():
                 self.constraints.pop(key, None)  # never broken: nothing to fear
                 continue
+            if not (raw < 0).any():  # max(0, ...): what keeps it stands as far below as the others above
+                raw = np.where(raw == 0.0, -np.median(raw[raw > 0]), raw)
             binary = len(np.unique(raw)) <= 2
             y = np.sign(raw) if binary else np.log1p(np.maximum(raw, -0.95))
             found = self.constraints.setdefault(key, Learned(Surrogate(self.basis, pairs=False)))
@@ -220,6 +224,17 @@ class Beliefs:
         if not self.complete or self.objective.mean is None:
             return []
         means = self.objective.mean(self.columns)
-        kept = np.array([self._is_feasible(t) for t in self.complete])
+        kept = np.array([self._merit(t) < math.inf for t in self.complete])
         order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
         return order[:count]
+
+
+def bounded(values: Array) -> Array:
+    """Values with infinities somewhat beyond the finite ones: worse than the worst."""
+    if not len(values) or np.abs(values).max() < MOST:
+        return values
+    finite = values[np.isfinite(values)].clip(-MOST, MOST)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (-1.0, 1.0)
+    beyond = BEYOND * (high - low) or 1.0
+    values = np.where(values == math.inf, high + beyond, np.where(values == -math.inf, low - beyond, values))
+    return values.clip(-MOST, MOST)

@@ -14,8 +14,8 @@ import pytest
 from readers import literals
 from readers.log_reader import Rules
 from readers.scan import Scan, names_read, scan
-from search.common.numeric import distribution
 from search.space.foreign import ForeignSpace
+from search.space.space import distribution
 from search.study.foreign import Foreign
 from search.study.load import load_study
 from search.trainers.foreign.draft import draft, score_rule, write
