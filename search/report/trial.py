@@ -12,7 +12,16 @@ from bundle.one_file import resolve_layer
 from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
-from search.report.rows import confirmed_of, confirmed_text, learnt_text, overhead_text, reuse_of_trial, short
+from search.report.rows import (
+    chain_links,
+    chain_text,
+    confirmed_of,
+    confirmed_text,
+    learnt_text,
+    overhead_text,
+    reuse_of_trial,
+    short,
+)
 from search.session.session import Session
 from search.study.limits import Limits, feasible, over_limits
 from techniques.config import Resolved
@@ -103,6 +112,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
+    if links := chain_links(attrs):
+        out["BPB chain"] = f"{chain_text(links)}; on the tokens of a report"
     if stored.STAGE_REUSE in attrs:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])
     if stored.CACHE_NOTES in attrs:

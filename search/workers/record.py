@@ -56,6 +56,7 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     elif stages:
         facts[attributes.STAGE_REUSE] = stage_facts(result, spent_s=outcome.process_s)
     facts[attributes.STAGE_SECONDS] = {s: seconds.get("timed") for s, seconds in stages.items()} or None
+    facts[attributes.BPB_CHAIN] = result.get(attributes.BPB_CHAIN) or None
     facts[attributes.FINDINGS] = list(result.get("findings") or ()) or None
     if result:
         passport = {name: result.get(name) for name in PASSPORT_FIELDS}

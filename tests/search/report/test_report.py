@@ -193,3 +193,11 @@ def test_a_study_of_an_earlier_version_says_how_its_bytes_were_counted(session: 
     assert "counted otherwise" not in printed(show, session)
     session.optuna_study.add_trial(trial_of(2.2, code_bytes=291_000))
     assert "The bytes of 1 trial were counted otherwise" in printed(show, session)
+
+
+def test_show_tells_where_the_bpb_came_from(session: Session) -> None:
+    links = [["weights", 2.61], ["ema", 2.5867], ["packed", 2.6012], ["plain", 2.6012]]
+    session.optuna_study.add_trial(trial_of(2.6, bpb_chain=links))
+    number = len(session.optuna_study.trials) - 1
+    text = " ".join(printed(print_trial, session, number).split())
+    assert "weights 2.6100, ema 2.5867 (-0.0233), packed 2.6012 (+0.0145); on the tokens of a report" in text
