@@ -2,6 +2,7 @@
 to draw. https://plotly.com/javascript/reference
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -104,7 +105,7 @@ def progress(facts: Facts) -> Figure | None:
         return None
     data: list[dict[str, Any]] = []
     for state, trials in kinds.items():
-        ys = [cast("float", t.bpb) if t.bpb is not None else t.curve[-1][1] for t in trials]
+        ys = [t.bpb if t.bpb is not None else t.curve[-1][1] for t in trials]
         name = "pruned, at its last report" if state == PRUNED else state
         shown = [min(y, edge(values)) for y in ys]
         data += [dots(trials, [t.number for t in trials], shown, state) | {"name": name}] if trials else []
@@ -231,6 +232,32 @@ def short_name(name: str, most: int = 44) -> str:
     return escape(name if len(name) <= most else f"{name[: most - 1]}…")
 
 
+def chain(facts: Facts) -> Figure | None:
+    """What each stage behind training did to the best trial's BPB, on the tokens of a report."""
+    links = facts.named(facts.best[0]).chain if facts.best else ()
+    if len(links) < 2:
+        return None
+    values = [bpb for _, bpb in links]
+    steps = [values[0], *(new - old for old, new in itertools.pairwise(values))]
+    bars = {
+        "type": "waterfall",
+        "x": [name for name, _ in links],
+        "y": steps,
+        "measure": ["absolute", *["relative"] * (len(links) - 1)],
+        "text": [f"{values[0]:.4f}", *(f"{step:+.4f}" for step in steps[1:])],
+        "textposition": "outside",
+        "hoverinfo": "x+text",
+        "decreasing": {"marker": {"color": BEST}},
+        "increasing": {"marker": {"color": COLOURS[FAILED]}},
+        "totals": {"marker": {"color": COLOURS[FEASIBLE]}},
+        "connector": {"line": {"color": QUIET, "width": 1}},
+    }
+    pad = max(0.35 * (max(values) - min(values)), 0.005)
+    span = [min(values) - pad, max(values) + pad]
+    layout = base(x="", y="bits per byte", yaxis={"range": span}, xaxis={"title": {"text": ""}})
+    return {"data": [bars], "layout": layout}
+
+
 def groups(facts: Facts) -> Figure | None:
     """Configurations on fresh seeds, and what the search had said of each."""
     there = [g for g in facts.groups if g.bpb is not None]
@@ -242,8 +269,10 @@ def groups(facts: Facts) -> Figure | None:
     fresh = {"type": "scatter", "mode": "markers", "x": names, "y": [g.bpb for g in there], "error_y": spread}
     found = {"type": "scatter", "mode": "markers", "x": names, "y": [g.search_bpb for g in there]}
     open_ = {"color": COLOURS[FEASIBLE], "size": 9, "symbol": "diamond-open", "line": {"width": 2}}
-    data = [fresh | {"name": "fresh seeds, mean ± sd", "marker": marker}]
-    data.append(found | {"name": "search value, one seed", "marker": open_})
+    data: list[dict[str, Any]] = [
+        fresh | {"name": "fresh seeds, mean ± sd", "marker": marker},
+        found | {"name": "search value, one seed", "marker": open_},
+    ]
     layout = base(x="trial", y="bits per byte", xaxis={"type": "category"})
     return {"data": data, "layout": layout}
 

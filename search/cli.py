@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,14 @@ HomeOption = Annotated[
         help="Folder of the private database and of runs/. [default: the project]",
     ),
 ]
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        metavar="OLD[,OLD2]",
+        help="Earlier studies of this database whose BPB it begins with, whatever differs (docs/prior.md).",
+    ),
+]
 RunsOption = Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")]
 SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuration at most, 4 to 64.")]
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
@@ -79,6 +88,7 @@ def run(
         str,
         typer.Option(help=f"{', '.join(SAMPLERS)} (docs/search_efficiency.md). [default: as the study says]"),
     ] = "",
+    earlier: FromOption = "",
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
@@ -112,10 +122,11 @@ def run(
         cache_shared=cache_shared,
         niceness=niceness,
     )
+    names = tuple(name.strip() for name in earlier.split(",") if name.strip())
     with clear_errors():
         from search.run import run_study
 
-        run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
+        run_study(RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ())))
 
 
 def begun(given: StudyOptions, *, brief: bool = False) -> Session:
@@ -139,7 +150,10 @@ def read(
     saves a tenth of the time."""
     gc.disable()
     with clear_errors(), told(csv=csv, json=json) as console:
-        then(console, begun(options.over(context.obj), brief=True))
+        session = begun(options.over(context.obj), brief=True)
+        if session.note:
+            print(session.note, file=sys.stderr if csv or json else sys.stdout)
+        then(console, session)
 
 
 @contextmanager

@@ -106,6 +106,10 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "the structured sampler loads SciPy, 1.1 s of CPU that other studies do not pay",
         ("search.samplers.structured.sampler",),
     ),
+    "search.workers.prior": (
+        "a worker without earlier studies starts without SciPy, 1.1 s of CPU",
+        ("search.samplers.structured.surrogate",),
+    ),
     "search.trainers.foreign.run": (
         "every command knows its study's trainer, only a worker's start reads the script: 0.01 s of CPU",
         ("readers.scan",),

@@ -19,6 +19,7 @@ BASELINE = "baseline"  # figures of its starting point
 CODE_HASH = "code_hash"
 HARDWARE = "hardware"  # of the study's first machine; the same key stands in each trial's `passport`
 TRAINER = "trainer"
+PRIOR = "prior"  # earlier studies whose BPB it learns from: {"studies": {name: counts}, "published": …}
 ARCHIVED = "archived"  # hidden from the list of studies
 CONFIRMED = "confirmed"  # trial's number -> what its runs on fresh seeds gave (claims/confirm.py)
 
@@ -30,6 +31,8 @@ TECHNIQUES = "techniques"  # names of those that are on
 LEGALITY = "legality"
 REJECTIONS = "rejections"  # reason -> how many proposals of this trial it rejected
 PREFLIGHT = "preflight"  # what the sampler predicted
+REPLICATE = "replicate"  # `of`: the number of its configuration's first trial; `seed`: its own
+LEARNT = "learnt"  # earlier study -> {"trials": read of it, "trust": 0 to 1} when this one was proposed
 FROM_CHECKPOINT = "from_checkpoint"  # training key of the cached weights that the trial was sent to
 
 # while it runs
@@ -39,6 +42,7 @@ SPARED = "spared"  # facts of the verdict on a trial that runs on although it wo
 # after it ran
 RESULT = "result"  # of imported trials, in one piece
 OUTCOME = "outcome"
+UNUSED = "unused"  # as an outcome: nothing was left for the trial to try
 REASON = "reason"
 ARTIFACT_BYTES = "artifact_bytes"
 CODE_BYTES = "code_bytes"
@@ -51,8 +55,10 @@ PROTOCOL = "protocol"  # label of the line that gave the score
 LABELS = "labels"  # of a result: all that were printed, without parameters, the score's first
 # of a result
 FIGURES = (ARTIFACT_BYTES, CODE_BYTES, TRAIN_SECONDS, EVAL_SECONDS, TRUE_SECONDS, STEPS, PARAMS)
+BPB_CHAIN = "bpb_chain"  # [[link, bits per byte], …] of a result, from the last weights to the scorer
 STAGE_SECONDS = "stage_seconds"  # stage -> timed seconds
 STAGE_REUSE = "stages"  # recorded true seconds by stage, what was reused, seconds spent and saved
+OVER = "over_limit"  # the limits that it broke, in words
 SLACK_BYTES = "slack_bytes"  # below the limit; negative: over it
 INACTIVE = "inactive"  # technique -> why it changed nothing
 FINDINGS = "findings"

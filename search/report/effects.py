@@ -92,7 +92,7 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     if len(complete) < LEAST:
         raise ValueError(
             f"Effects are told from at least {LEAST} complete trials, but this study has {len(complete)}. "
-            "Go on with `python search.py --trials N`."
+            "Go on with the study's own command and a larger --trials N."
         )
     space: dict[str, BaseDistribution] = {}
     for trial in done:

@@ -12,9 +12,18 @@ from bundle.one_file import resolve_layer
 from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
-from search.report.rows import confirmed_of, confirmed_text, overhead_text, reuse_of_trial, short
+from search.report.rows import (
+    chain_links,
+    chain_text,
+    confirmed_of,
+    confirmed_text,
+    learnt_text,
+    overhead_text,
+    reuse_of_trial,
+    short,
+)
 from search.session.session import Session
-from search.study.limits import Limits, feasible
+from search.study.limits import Limits, feasible, over_limits
 from techniques.config import Resolved
 
 
@@ -44,9 +53,7 @@ def shortcoming(session: Session, number: int) -> str:
     if trial.state == TrialState.COMPLETE and feasible(trial):
         return ""
     attrs, limits = trial.user_attrs, session.study.limits
-    over = [limit for limit in limits.given if trial.constraints.get(limit.constraint, 0.0) > 0.0]
-    if over:
-        told = "; ".join(limit.over(attrs[limit.figure], limits.of(limit)) for limit in over)
+    if told := "; ".join(over_limits(attrs, limits).values()):
         return f"Not to be submitted: trial {number} of {session.study.name} is over a limit ({told})."
     why = attrs.get(stored.REASON) or f"it is {trial.state.name}"
     return f"Not to be submitted: trial {number} of {session.study.name} has no result ({why})."
@@ -54,15 +61,18 @@ def shortcoming(session: Session, number: int) -> str:
 
 def print_trial(console: Console, session: Session, number: int) -> None:
     """Everything about one trial. ValueError for a number that there is not."""
-    trial = trial_of(session, number)
+    trial, study = trial_of(session, number), session.optuna_study
     value = f", {trial.value:.6f} bits/byte" if trial.state == TrialState.COMPLETE else ""
     console.print(f"trial #{number} of {session.study.name}: {trial.state.name}{value}", highlight=False)
     table = Table(show_header=False, show_edge=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     facts = facts_of(trial, session.study.limits)
-    if again := confirmed_of(session.optuna_study).get(number):
-        facts["confirmed"] = f"{confirmed_text(again)}, {stands(again)}"
+    others = study.get_trials(deepcopy=False) if session.study.sampler.replicates > 1 else ()
+    if again := confirmed_of(study, others).get(number):
+        replicates = again.get("replicates")
+        name, behind = ("mean of seeds", "") if replicates else ("confirmed", f", {stands(again)}")
+        facts[name] = f"{confirmed_text(again)}{behind}"
     for name, text in facts.items():
         table.add_row(name, escape(text))
     console.print(table)
@@ -80,6 +90,10 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     for key in (stored.REASON, stored.PROTOCOL, stored.LEGALITY, stored.WORKER):
         if attrs.get(key):
             out[key] = str(attrs[key])
+    if over := over_limits(attrs, limits):
+        out["over a limit"] = "; ".join(over.values())
+    if again := attrs.get(stored.REPLICATE):
+        out["replicate"] = f"of trial #{again['of']}, on seed {again['seed']}"
     out["techniques on"] = ", ".join(attrs.get(stored.TECHNIQUES, [])) or "none"
     for name, verdict in attrs.get(stored.INACTIVE, {}).items():
         out[f"! {name}"] = str(verdict)
@@ -98,10 +112,14 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
+    if links := chain_links(attrs):
+        out["BPB chain"] = f"{chain_text(links)}; on the tokens of a report"
     if stored.STAGE_REUSE in attrs:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])
     if stored.CACHE_NOTES in attrs:
         out["stage cache"] = "; ".join(attrs[stored.CACHE_NOTES])
+    if learnt := learnt_text(attrs.get(stored.LEARNT, {})):
+        out["proposal"] = f"{learnt}, from 0 (ignored) to 1 (as if this study's own)"
     if stored.OVERHEAD in attrs:
         out[stored.OVERHEAD] = overhead_text(attrs[stored.OVERHEAD])
     for key in (stored.REJECTIONS, stored.PASSPORT):

@@ -11,7 +11,7 @@ from search.common.console import counted
 from search.common.numeric import draw
 from search.costs.preflight import Costs, costs_of
 from search.space.native import build_space
-from search.space.space import Space
+from search.space.space import Space, endless
 from search.study.model import Study
 from search.trainers.trainer import trainer_of
 from techniques import catalog
@@ -34,22 +34,24 @@ def smallest(space: Space) -> dict[str, Any]:
     }
 
 
-def examine(space: Space, preflight: Costs, params: Mapping[str, Any]) -> tuple[Any | None, str | None]:
+def examine(
+    space: Space, preflight: Costs, params: Mapping[str, Any], *, doubtful: bool = False
+) -> tuple[Any | None, str | None]:
     """(the run, why it cannot be tried): `contradiction: …`, or the preflight's reason, or None."""
     try:
         resolved = space.resolve(params)
     except ValueError as error:
         return None, f"contradiction: {error}"
-    return resolved, preflight.rejection(resolved)
+    return resolved, preflight.rejection(resolved, doubtful=doubtful)
 
 
 def require_feasible(space: Space, preflight: Costs, *, draws: int = 500, seed: int = 0) -> None:
-    """Infeasible (a ValueError) unless some of many draws can be tried: before the first trial of a study."""
+    """Infeasible (a ValueError) unless some of many draws may keep the limits: before the first trial."""
     rng = np.random.default_rng(seed)
     reasons, least, closest = Counter[str](), None, ""
     for k in range(draws):
         params = smallest(space) if k == 0 else space.repaired(draw_all(space, rng))
-        resolved, reason = examine(space, preflight, params)
+        resolved, reason = examine(space, preflight, params, doubtful=True)
         if reason is None:
             return
         kind = reason.partition(":")[0]
@@ -74,9 +76,22 @@ def _nothing_left(preflight: Costs, reasons: Mapping[str, int], *, draws: int, l
     )
 
 
+def check_replicates(study: Study, space: Space) -> None:
+    """ValueError where replicates would never begin."""
+    name = endless(space)
+    if study.sampler.replicates > 1 and (name or study.allow_duplicates):
+        why = f"`{name}` is a real number: give it choices = [...]" if name else "allow_duplicates is on"
+        raise ValueError(
+            "`replicates` in [sampler] runs configurations on further seeds once all were tried, but this "
+            f"space is never used up ({why}). Or leave it out: `python search.py confirm` runs the best "
+            "trials on fresh seeds."
+        )
+
+
 def check_space(study: Study) -> str:
     """ValueError unless something of the space can be tried. Returns its size in words."""
     space = build_space(study, catalog.metadata())
+    check_replicates(study, space)
     require_feasible(space, costs_of(trainer_of(study), study))
     switches = counted(len(space.switchable()), "technique")
     return f"{counted(len(space.distributions), 'parameter')}, {switches} to switch"

@@ -6,6 +6,7 @@ once a trial (`begin`) and proposes as often as it is asked (`propose`).
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,8 +15,10 @@ from optuna.trial import FrozenTrial
 
 from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
+from search.samplers.admission import examine
 from search.samplers.checkpoints import StageChooser
 from search.samplers.gp import GaussianProcess
+from search.samplers.structured.sources import Source
 from search.samplers.tpe import GroupedTpe
 from search.space.space import Space
 from search.study.limits import UNKNOWN
@@ -56,9 +59,16 @@ def sampled_by(study: Study, kind: str) -> Study:
 
 
 def proposer_of(
-    space: Space, preflight: Costs, seed: int | None, *, stages: StageChooser | None = None
+    space: Space,
+    preflight: Costs,
+    seed: int | None,
+    *,
+    stages: StageChooser | None = None,
+    sources: Sequence[Source] = (),
+    refused: Counter[str] | None = None,
 ) -> Proposer:
-    """The sampler that the study asks for. `stages`: `structured` weighs finished training."""
+    """The sampler that the study asks for. `structured` weighs finished training (`stages`), learns from
+    earlier studies (`sources`), and counts, by reason, what its search turned away (`refused`)."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
         startup = settings.startup_trials or TPE_STARTUP
@@ -70,10 +80,17 @@ def proposer_of(
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":
         return Uniform()
-    return _structured(space, preflight, seed, stages)
+    return _structured(space, preflight, seed, stages, sources, Counter() if refused is None else refused)
 
 
-def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None) -> Proposer:
+def _structured(
+    space: Space,
+    preflight: Costs,
+    seed: int | None,
+    stages: StageChooser | None,
+    sources: Sequence[Source],
+    refused: Counter[str],
+) -> Proposer:
     """Ours, with all that space and preflight know before the first trial."""
     from search.samplers.structured.sampler import Prior, StructuredSampler
 
@@ -81,10 +98,10 @@ def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageC
         return space.resolve(space.repaired(params))
 
     def admits(params: Mapping[str, Any]) -> bool:
-        try:
-            return preflight.rejection(resolved(params)) is None
-        except ValueError:
-            return False
+        _, reason = examine(space, preflight, space.repaired(params))
+        if reason is not None:
+            refused[reason.partition(":")[0]] += 1
+        return reason is None
 
     def seconds(params: Mapping[str, Any]) -> dict[str, float]:
         said = preflight.predict(resolved(params))
@@ -101,6 +118,7 @@ def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageC
         admits=admits,
         start=start,
         stages=stages.stages(seconds) if stages else None,
+        sources=sources,
         unknown=UNKNOWN,
     )
     settings = preflight.study.sampler

@@ -36,6 +36,7 @@ from optuna.samplers._tpe.sampler import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.attributes import FIXED_PARAMS
 from search.common.numeric import Distributions, fits
 
 BATCH = 4  # proposals at once, after the first of a trial was rejected
@@ -350,25 +351,27 @@ def ranks_of(trial: FrozenTrial, sign: float) -> tuple[float, float, float, floa
     return 1.0, -float(step), math.inf if math.isnan(value) else sign * value, trial.number
 
 
-def other_trials(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+def other_trials(study: optuna.Study, trial: FrozenTrial | None = None) -> list[FrozenTrial]:
     """Every trial but this one, as the storage knows them now; not to be changed."""
     trials = study._get_trials(deepcopy=False, use_cache=False)  # pyright: ignore[reportPrivateUsage]
-    return [t for t in trials if t.number != trial.number]
+    return [t for t in trials if trial is None or t.number != trial.number]
 
 
 def settled_params(trial: FrozenTrial) -> dict[str, Any]:
-    """The parameters of a trial; of a running one also those that it has sampled but not yet suggested."""
+    """The parameters of a trial; of one to come also what it has sampled but not yet suggested, and what was
+    fixed when it was queued."""
     if trial.state.is_finished():
         return trial.params
+    fixed: dict[str, Any] = trial.system_attrs.get(FIXED_PARAMS, {})
     text = ""
     k = 0
     while part := trial.system_attrs.get(f"{_RELATIVE_PARAMS_KEY}:{k}"):
         text = text + part
         k = k + 1
     try:
-        return {**(json.loads(text) if text else {}), **trial.params}
+        return {**fixed, **(json.loads(text) if text else {}), **trial.params}
     except json.JSONDecodeError:  # its worker is writing it just now
-        return trial.params
+        return {**fixed, **trial.params}
 
 
 def set_system_attr(study: optuna.Study, trial: FrozenTrial, params: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc, text
 
-from search.common.attributes import ARCHIVED, TRAINER, WORKER
+from search.common.attributes import ARCHIVED, REPLICATE, TRAINER, WORKER
 from search.common.console import counted
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders
@@ -52,7 +52,8 @@ class Shelf:
 
     def _read(self, storage: Any, study: Any) -> Shelved:
         trials = cast("list[FrozenTrial]", storage.get_all_trials(study._study_id, deepcopy=False))
-        good = [t for t in trials if t.state == TrialState.COMPLETE and feasible(t)]
+        first = [t for t in trials if t.state == TrialState.COMPLETE and REPLICATE not in t.user_attrs]
+        good = [t for t in first if feasible(t)]
         return Shelved(
             name=study.study_name,
             finished=sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials),

@@ -79,6 +79,12 @@ def groups(space: Walk) -> list[list[str]]:
     return [sorted(names) for _, names in sorted(found.items()) if names]
 
 
+def endless(space: Walk) -> str:
+    """A parameter with endlessly many values; "" in a finite space."""
+    found = space.distributions.items()
+    return next((name for name, d in found if isinstance(d, FloatDistribution) and not d.single()), "")
+
+
 def distribution(domain: Float | Int | Choice) -> BaseDistribution:
     """The Optuna distribution of a domain (an Int's high already a number)."""
     if isinstance(domain, Choice):

@@ -135,6 +135,12 @@ def figures_summary(figures: Mapping[str, float]) -> str:
     return ", ".join(limit.phrase.format(limit.measured(figures[limit.figure])) for limit in there)
 
 
+def over_limits(figures: Mapping[str, Any], limits: Limits) -> dict[str, str]:
+    """label -> figure and limit, of the limits that a result (a trial's attributes) broke."""
+    told = [(limit, figures.get(limit.figure), limits.of(limit)) for limit in limits.given]
+    return {limit.label: limit.over(figure, most) for limit, figure, most in told if figure and figure > most}
+
+
 def check_given(table: Mapping[str, Any]) -> None:
     """ValueError unless [limits] gives each of the three limits once."""
     for limit in REQUIRED:
@@ -180,6 +186,11 @@ def feasible(trial: FrozenTrial) -> bool:
     """Whether a finished trial kept every limit; without constraints it says nothing, and is not."""
     values = trial.constraints
     return all(key in values for key in CONSTRAINTS) and all(value <= 0.0 for value in values.values())
+
+
+def broken_limits(trial: FrozenTrial) -> tuple[Limit, ...]:
+    """The limits that a trial is over."""
+    return tuple(limit for limit in LIMITS if trial.constraints.get(limit.constraint, 0.0) > 0.0)
 
 
 def has_failed(trial: FrozenTrial) -> bool:

@@ -31,6 +31,7 @@ from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows, Settings, learn_rules, rules_within, space_of
 from search.samplers.structured.smooth import LEAST, Smooth, spread
+from search.samplers.structured.sources import Source
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe import GroupedTpe, Lock, alone, other_trials, settled_params, share
 
@@ -40,7 +41,7 @@ BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson dra
 STEPS = 10  # of a local search
 # Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
 # move: while complete trials are fewer than parameters, and later.
-NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
+NEARBY, FREE = (1.0, 0.7), (0.3, 0.5)
 SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
 FIRST = 10  # trials of a study that knows no place to start from: spread, whatever the number of parameters
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
@@ -64,6 +65,7 @@ class Prior:
     admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
     start: Params | None = None  # a configuration to begin with, and to stay near until one is feasible
     stages: Stages | None = None  # what may be kept from run to run; None: every run costs the same
+    sources: Sequence[Source] = ()  # what earlier studies of a changed space found
     unknown: float | None = None  # a constraint's value that says nothing
 
 
@@ -174,11 +176,17 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             row = spread(beliefs, self._rng, lambda r: self._admitted(beliefs.rows.decode(r)))
             if row is not None:
                 return row
-        if len(beliefs.complete) >= LEAST and self._rng.random() < self._smooth.chance(beliefs):
+        if self._asks_smooth(beliefs) and self._rng.random() < self._smooth.chance(beliefs):
             row = self._smooth.propose(beliefs, self._rng, lambda r: self._is_new(beliefs, r))
             if row is not None:
                 return row
         return self._best_of_a_draw(beliefs)
+
+    def _asks_smooth(self, beliefs: Beliefs) -> bool:
+        """The smooth model knows neither stages nor earlier studies, and begins after the first trials."""
+        if self._weigher is not None or len(beliefs.earlier):
+            return False
+        return len(beliefs.complete) >= LEAST and beliefs.begun > (self.startup_trials or 0)
 
     def _is_new(self, beliefs: Beliefs, row: Array) -> bool:
         return self._admitted(beliefs.rows.decode(row)) and not self._tried(beliefs, row)
@@ -224,7 +232,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             self._learned, self._checked = len(complete), {t.number for t in over}
         if same is not None and same.rows.rules == rules:
             return same
-        self._beliefs = Beliefs(space, rules, sign=sign, unknown=self.prior.unknown)
+        unknown, sources = self.prior.unknown, self.prior.sources
+        self._beliefs = Beliefs(space, rules, sign=sign, unknown=unknown, sources=sources)
         self._weigher = StageWeigher(self.prior.stages, set(self._space)) if self.prior.stages else None
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
@@ -272,11 +281,19 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             if beliefs.first and self._admitted(self.prior.start):
                 return base[0]
             beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
-        first = len(beliefs.rows.names) // SPREAD if self.startup_trials is None else self.startup_trials
+        earlier = self._best_earlier(beliefs)
+        if earlier and beliefs.begun <= len(self.prior.sources):
+            for row in earlier:
+                if not self._tried(beliefs, row):
+                    return row
+        if earlier and not best:
+            base = np.array(earlier[:1])
+        first = 0 if earlier else len(beliefs.rows.names) // SPREAD
+        first = first if self.startup_trials is None else self.startup_trials
         if 0 < beliefs.begun <= first and (best or not beliefs.finished):
             return self._any(beliefs, score)
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
-        late = len(beliefs.complete) >= len(free)
+        late = beliefs.known() >= len(free)
         if len(base) and self._rng.random() < NEARBY[late]:
             starts, free = base, self._rng.random(len(free)) < FREE[late]
         row = self._climbed(beliefs, starts, score, free)
@@ -284,6 +301,22 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._weigher is None or not best or not self._weigher.affordable(beliefs.complete):
             return row
         return self._cheapest_gain(self._weigher, row, best, score)
+
+    def _best_earlier(self, beliefs: Beliefs) -> list[Array]:
+        """The best admitted row of each earlier study, the best study's first."""
+        found: dict[int, Array] = {}
+        for source, row in beliefs.best_earlier():
+            if source not in found and self._admitted(beliefs.rows.decode(row)):
+                found[source] = row
+            if len(found) == len(self.prior.sources):
+                break
+        return list(found.values())
+
+    def trusts(self) -> dict[str, float]:
+        """By earlier study, from 0 (ignored) to 1 (as if its trials were this study's own); once asked."""
+        model = self._beliefs.objective.model if self._beliefs else None
+        names = [source.name for source in self.prior.sources]
+        return dict(zip(names, model.trusts() if model else [], strict=False))
 
     def _climbed(self, beliefs: Beliefs, starts: Array, score: MarginScore, free: Mask) -> Array | None:
         """The best admitted end of the starts. While all are refused, the constraints are tightened, so that

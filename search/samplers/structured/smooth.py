@@ -27,7 +27,7 @@ from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows
 from search.samplers.structured.surrogate import Surrogate, solved, triangle
 
-LEAST = 4  # complete trials without which it is not asked
+LEAST = 10  # complete trials without which it is not asked
 LENGTH, LENGTH_WIDTH = -0.5, 1.0  # of the logarithm of a length scale, for one parameter
 AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
 TREND, TREND_WIDTH = math.log(0.1), 1.5  # and of the trend's variance

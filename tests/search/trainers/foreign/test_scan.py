@@ -134,6 +134,7 @@ def test_a_class_of_settings(tmp_path: Path):
     text = (tmp_path / "theirs.toml").read_text(encoding="utf-8")
     assert '# score = ["legal_ttt_exact", "final_int8_zlib_roundtrip_exact"]' in text
     assert (foreign.wallclock, foreign.warmdown) == ("MAX_WALLCLOCK_SECONDS", "WARMDOWN_ITERS")
+    assert foreign.seed == "SEED"  # for replicates
     assert foreign.fixed["SEED"] == 1337 and foreign.fixed["DATA_PATH"] == "./data/datasets/fineweb10B_sp1024"
     assert foreign.fixed["GRAD_CLIP_NORM"] == 0.0 and "MUST_BE_SET" not in foreign.fixed
     space = foreign.variables
