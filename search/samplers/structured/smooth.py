@@ -40,7 +40,7 @@ NO_CHANCE = 1e-3  # below it the comparison waits for more trials
 DRAWS = 60  # uniform ones that a spread first trial is chosen from
 POOL, GOOD, STARTS = 256, 5, 6  # uniform draws, good trials that are mutated, local searches
 SEARCHED = 300  # parameters of all local searches together: what an ask can afford
-SPREADS = (0.3, 0.1, 0.03, 0.01, 0.003)  # sds of mutations of numbers, on [-1, 1]
+NUDGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # sds of mutations of numbers, on [-1, 1]
 CLIMB, REFINE = 10, 40  # steps of the local search; of L-BFGS over the numbers
 PENALTY = 4.0  # nats for each sd of a constraint's expected excess
 ROOT5 = math.sqrt(5.0)
@@ -332,9 +332,9 @@ def mutated(good: Array, rows: Rows, rng: np.random.Generator) -> Array:
         anew = rows.uniform(rng, 30)
         moved = rng.random(anew.shape) < np.repeat(share, 10)[:, None]
         found.append(np.where(moved, anew, row))
-        near = np.repeat(row[None, :], 2 * len(SPREADS), axis=0)
+        near = np.repeat(row[None, :], 2 * len(NUDGES), axis=0)
         numbers = np.flatnonzero(rows.sizes == 0)
-        steps = rng.standard_normal((len(near), len(numbers))) * np.repeat(SPREADS, 2)[:, None]
+        steps = rng.standard_normal((len(near), len(numbers))) * np.repeat(NUDGES, 2)[:, None]
         near[:, numbers] = (near[:, numbers] + steps).clip(-1.0, 1.0)
         found.append(near)
     return np.concatenate(found)
