@@ -155,8 +155,8 @@ value less the optimum) after the runs that the first column says: medians with 
 seeds {first} to {last}; (3) after an interval says that only 3 seeds are in. Peers are Optuna 5's own
 samplers as they come. A bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
 Where GPSampler has no column, it was not measured and the bar is TPE's alone. Problems:
-`benchmarks/problems/problem_set.py`. Development used seeds from 100 on; no choice was made by the problems of
-the second table. Measured on 2 shared x86_64 cores.
+`benchmarks/problems/problem_set.py`. Development used seeds from 100 on; no choice was made by the problems
+of the second table. Measured on 2 shared x86_64 cores.
 
 """
 
