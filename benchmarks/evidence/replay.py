@@ -1,0 +1,96 @@
+"""Samplers on the table of real trainings (benchmarks/evidence/table.py): `python -m benchmarks.evidence.replay`.
+
+A search asks for a configuration and is told what its training gave: val_bpb and bytes of the table, nothing
+else. Regret is exact: the best configuration within the limit is known. Each search is a line of `--out`, and
+the same command goes on from there; all of it takes some minutes of one core for each sampler, more for `gp`,
+which has fewer searches. The results go to docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evidence.samplers import (
+    Problem,
+    curves_of,
+    reach_sentences,
+    regret_table,
+    search_all,
+    write_section,
+)
+from benchmarks.evidence.table import MORE_SEEDS, SEED, Table, load_table
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCUMENT = ROOT / "docs" / "evidence.md"
+SEARCHES = {"structured": 200, "tpe": 200, "optuna_tpe": 200, "random": 200, "gp": 20}
+NUM_TRIALS = 100
+
+
+def problem_of(table: Table) -> Problem:
+    """The table as a problem; no noise: a configuration always gives what its training gave."""
+    best = table.results[table.ranked()[0]][SEED]["val_bpb"]
+
+    def run(params: Mapping[str, Any], rng: np.random.Generator) -> dict[str, float]:
+        return table.result(params)
+
+    return Problem(table.study, table.space, run, lambda params: run_value(table, params) - best)
+
+
+def run_value(table: Table, params: Mapping[str, Any]) -> float:
+    return table.result(params)["val_bpb"]
+
+
+def seed_sd(table: Table) -> float:
+    """Standard deviation over the seeds of one configuration, BPB, pooled over those with several."""
+    several = [runs for runs in table.results.values() if len(runs) > 1]
+    variances = [statistics.variance(r["val_bpb"] for r in runs.values()) for runs in several]
+    return math.sqrt(statistics.mean(variances)) if variances else math.nan
+
+
+def section_of(table: Table, out: Path) -> str:
+    """What docs/evidence.md says of the replay."""
+    ranked = table.ranked()
+    values = [table.results[key][SEED]["val_bpb"] for key in ranked]
+    again = {k: statistics.mean(table.results[k][s]["val_bpb"] for s in MORE_SEEDS) for k in ranked[:30]
+             if all(s in table.results[k] for s in MORE_SEEDS)}
+    text = (
+        f"{len(table.results)} configurations of benchmarks/evidence/replay.toml, each trained once by "
+        f"`train_gpt.py`; {len(ranked)} keep the limit of {table.study.limits.artifact_bytes:,} bytes. val_bpb of "
+        f"those: best {values[0]:.4f}, tenth {values[9]:.4f}, median {statistics.median(values):.4f}, worst "
+        f"{values[-1]:.4f}. "
+    )
+    if again:
+        order = sorted(again.values())
+        text += (
+            f"The best {len(again)} on {len(MORE_SEEDS)} further seeds: standard deviation of one run "
+            f"{seed_sd(table):.4f}; the best one has a mean of {again[ranked[0]]:.4f} there, place "
+            f"{order.index(again[ranked[0]]) + 1} of {len(again)}. "
+        )
+    curves = curves_of(out, NUM_TRIALS)
+    text += f"\n\nMedian regret in mBPB, 95 % interval.\n\n{regret_table(curves)}\n{reach_sentences(curves)}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--searches", type=int, default=0, help="of each method; 0: its own number")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "replay_searches.jsonl")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
+    options = parser.parse_args()
+    table = load_table()
+    seeds = {method: options.searches or many for method, many in SEARCHES.items()}
+    search_all(problem_of(table), options.out, seeds, trials=NUM_TRIALS, minutes=options.minutes)
+    text = section_of(table, options.out)
+    print(text)
+    write_section(DOCUMENT, "Exact replay", text)
+
+
+if __name__ == "__main__":
+    main()
