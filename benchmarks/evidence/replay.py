@@ -1,9 +1,9 @@
-"""Samplers on the table of real trainings (benchmarks/evidence/table.py): `python -m benchmarks.evidence.replay`.
+"""Samplers on the table of real trainings: `python -m benchmarks.evidence.replay`.
 
-A search asks for a configuration and is told what its training gave: val_bpb and bytes of the table, nothing
-else. Regret is exact: the best configuration within the limit is known. Each search is a line of `--out`, and
-the same command goes on from there; all of it takes some minutes of one core for each sampler, more for `gp`,
-which has fewer searches. The results go to docs/evidence.md.
+A search asks for a configuration and is told what its training gave (benchmarks/evidence/table.py). Regret is
+exact: the best configuration within the limit is known. Each search is a line of `--out`, and the same
+command goes on from there: five to ten minutes of one core for each sampler, more for each search of `gp`,
+which has fewer. The results go to docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evidence.files import ROOT, write_section
 from benchmarks.evidence.samplers import (
     Problem,
     curves_of,
     reach_sentences,
     regret_table,
     search_all,
-    write_section,
 )
-from benchmarks.evidence.table import MORE_SEEDS, SEED, Table, load_table
+from benchmarks.evidence.table import BEST, MORE_SEEDS, SEED, Table, load_table
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DOCUMENT = ROOT / "docs" / "evidence.md"
 SEARCHES = {"structured": 200, "tpe": 200, "optuna_tpe": 200, "random": 200, "gp": 20}
-NUM_TRIALS = 100
+NUM_TRIALS = 80
 
 
 def problem_of(table: Table) -> Problem:
@@ -40,11 +38,7 @@ def problem_of(table: Table) -> Problem:
     def run(params: Mapping[str, Any], rng: np.random.Generator) -> dict[str, float]:
         return table.result(params)
 
-    return Problem(table.study, table.space, run, lambda params: run_value(table, params) - best)
-
-
-def run_value(table: Table, params: Mapping[str, Any]) -> float:
-    return table.result(params)["val_bpb"]
+    return Problem(table.study, table.space, run, lambda params: table.result(params)["val_bpb"] - best)
 
 
 def seed_sd(table: Table) -> float:
@@ -54,28 +48,36 @@ def seed_sd(table: Table) -> float:
     return math.sqrt(statistics.mean(variances)) if variances else math.nan
 
 
+def again_of(table: Table) -> str:
+    """What further seeds say of the best."""
+    means = {
+        key: statistics.mean(table.results[key][seed]["val_bpb"] for seed in MORE_SEEDS)
+        for key in table.ranked()[:BEST]
+        if all(seed in table.results[key] for seed in MORE_SEEDS)
+    }
+    if len(means) < 2:
+        return ""
+    first = means[table.ranked()[0]]
+    place = sorted(means.values()).index(first) + 1
+    return (
+        f"On {len(MORE_SEEDS)} further seeds of the best {len(means)}, one run has a standard deviation of "
+        f"{seed_sd(table):.4f}; the best one has a mean of {first:.4f} there, place {place}; the best mean "
+        f"is {min(means.values()):.4f}."
+    )
+
+
 def section_of(table: Table, out: Path) -> str:
     """What docs/evidence.md says of the replay."""
     ranked = table.ranked()
     values = [table.results[key][SEED]["val_bpb"] for key in ranked]
-    again = {k: statistics.mean(table.results[k][s]["val_bpb"] for s in MORE_SEEDS) for k in ranked[:30]
-             if all(s in table.results[k] for s in MORE_SEEDS)}
-    text = (
-        f"{len(table.results)} configurations of benchmarks/evidence/replay.toml, each trained once by "
-        f"`train_gpt.py`; {len(ranked)} keep the limit of {table.study.limits.artifact_bytes:,} bytes. val_bpb of "
-        f"those: best {values[0]:.4f}, tenth {values[9]:.4f}, median {statistics.median(values):.4f}, worst "
-        f"{values[-1]:.4f}. "
-    )
-    if again:
-        order = sorted(again.values())
-        text += (
-            f"The best {len(again)} on {len(MORE_SEEDS)} further seeds: standard deviation of one run "
-            f"{seed_sd(table):.4f}; the best one has a mean of {again[ranked[0]]:.4f} there, place "
-            f"{order.index(again[ranked[0]]) + 1} of {len(again)}. "
-        )
     curves = curves_of(out, NUM_TRIALS)
-    text += f"\n\nMedian regret in mBPB, 95 % interval.\n\n{regret_table(curves)}\n{reach_sentences(curves)}"
-    return text
+    return (
+        f"{len(table.results)} configurations of benchmarks/evidence/replay.toml, each trained once by "
+        f"`train_gpt.py`; {len(ranked)} keep the limit of {table.study.limits.artifact_bytes:,} bytes. "
+        f"val_bpb of those: best {values[0]:.4f}, tenth {values[9]:.4f}, median "
+        f"{statistics.median(values):.4f}, worst {values[-1]:.4f}. {again_of(table)}\n\n"
+        f"Median regret in mBPB, 95 % interval.\n\n{regret_table(curves)}\n{reach_sentences(curves)}"
+    )
 
 
 def main() -> None:
@@ -89,7 +91,7 @@ def main() -> None:
     search_all(problem_of(table), options.out, seeds, trials=NUM_TRIALS, minutes=options.minutes)
     text = section_of(table, options.out)
     print(text)
-    write_section(DOCUMENT, "Exact replay", text)
+    write_section("Exact replay", text)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ search begins with the study's own starting point, if its space holds it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
 
+from benchmarks.evidence.files import open_lines, read_lines
 from search.common.attributes import RESULT
 from search.costs.preflight import Preflight
 from search.samplers.caddie import CaddieSampler
@@ -83,21 +83,13 @@ def search(method: str, problem: Problem, seed: int, trials: int) -> list[float]
     return curve
 
 
-def read_curves(out: Path) -> Iterator[dict[str, Any]]:
-    """What was searched so far; a last line that was cut off does not count."""
-    if out.exists():
-        whole, _, _ = out.read_text(encoding="utf-8").rpartition("\n")
-        yield from map(json.loads, whole.splitlines())
-
-
 def search_all(
     problem: Problem, out: Path, seeds: Mapping[str, int], *, trials: int, minutes: float = math.inf
 ) -> None:
     """Searches that `out` does not hold, seed by seed so that what is there at any time is balanced."""
-    done = {(one["method"], one["seed"]) for one in read_curves(out) if len(one["curve"]) >= trials}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(one["method"], one["seed"]) for one in read_lines(out) if len(one["curve"]) >= trials}
     begun = time.monotonic()
-    with out.open("a", encoding="utf-8") as file:
+    with open_lines(out) as file:
         for seed in range(max(seeds.values())):
             for method in (m for m, most in seeds.items() if seed < most and (m, seed) not in done):
                 if time.monotonic() - begun > 60.0 * minutes:
@@ -115,7 +107,7 @@ def search_all(
 def curves_of(out: Path, trials: int) -> Curves:
     """All searches of at least so many trials."""
     found: dict[str, dict[int, list[float]]] = {}
-    for one in read_curves(out):
+    for one in read_lines(out):
         if len(one["curve"]) >= trials:
             curve = [math.inf if v is None else v for v in one["curve"][:trials]]
             found.setdefault(one["method"], {})[one["seed"]] = curve
@@ -155,7 +147,10 @@ def regret_table(curves: Curves) -> str:
     rng = np.random.default_rng(0)
     trials = next(iter(curves.values())).shape[1]
     at = [n for n in AT if n <= trials]
-    lines = [f"| sampler | searches | {' | '.join(f'@{n}' for n in at)} |", "| --- |" + " ---: |" * (len(at) + 1)]
+    lines = [
+        f"| sampler | searches | {' | '.join(f'@{n}' for n in at)} |",
+        "| --- |" + " ---: |" * (len(at) + 1),
+    ]
     for method in (m for m in METHODS if m in curves):
         cells = list[str]()
         for n in at:
@@ -180,24 +175,9 @@ def reach_sentences(curves: Curves) -> str:
         back, back_low, back_high = trials_to_reach(curves, rival, OURS)
         met = "met" if ours <= GOAL and high < DOUBT else "not met"
         lines.append(
-            f"- The median search of `{OURS}` is at what the median one of `{rival}` has after {REFERENCE} "
-            f"trials after **{told(ours)}** (95 % interval {told(low)} to {told(high)}); the other way round: "
-            f"{told(back)} ({told(back_low)} to {told(back_high)}). Aim, {GOAL} with an interval below "
-            f"{DOUBT}: {met}."
+            f"- The median search of `{OURS}` reaches what the median one of `{rival}` has after "
+            f"{REFERENCE} trials after **{told(ours)}** (95 % interval {told(low)} to {told(high)}); the "
+            f"other way round: {told(back)} ({told(back_low)} to {told(back_high)}). Aim, {GOAL} with an "
+            f"interval below {DOUBT}: {met}."
         )
     return "\n".join(lines) + "\n"
-
-
-def limited(study: Study, **limits: float) -> Study:
-    """The study under other limits."""
-    return dataclasses.replace(study, limits=dataclasses.replace(study.limits, **limits))
-
-
-def write_section(document: Path, title: str, text: str) -> None:
-    """Puts `text` under `## title`, in the place of what stands there."""
-    old = document.read_text(encoding="utf-8")
-    head = f"## {title}\n"
-    before, found, rest = old.partition(head)
-    assert found, f"{document} has no section {title!r}"
-    _, next_head, after = rest.partition("\n## ")
-    document.write_text(f"{before}{head}\n{text.strip()}\n{next_head}{after}", encoding="utf-8")

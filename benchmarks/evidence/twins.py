@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import lzma
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -27,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState
+from scipy.stats import spearmanr
 
+from benchmarks.evidence.files import FOLDER, ROOT, pack, unpack, write_section
 from benchmarks.evidence.samplers import Problem, curves_of, reach_sentences, regret_table, search_all
-from benchmarks.evidence.samplers import write_section
 from search.common.attributes import result_of
 from search.common.numeric import place
 from search.costs.bills import eval_bill, model_bill, train_bill
@@ -42,11 +41,8 @@ from techniques import catalog
 
 Array = NDArray[np.float64]
 Params = Mapping[str, Any]
-FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent.parent
 STUDY = ROOT / "studies" / "laptop.toml"
 TRIALS = FOLDER / "trials.json.xz"
-DOCUMENT = ROOT / "docs" / "evidence.md"
 FIGURES = ("val_bpb", "artifact_bytes", "code_bytes", "train_seconds", "eval_seconds")
 TARGETS = ("val_bpb", "artifact_bytes", "train_seconds", "eval_seconds")  # of a twin, all by their logarithm
 KINDS = ("boosting", "forest")
@@ -93,7 +89,7 @@ def shortened(params: Params) -> dict[str, Any]:
 
 def load_trials(path: Path = TRIALS) -> Trials:
     """The committed trials. Those that today's space no longer expresses are left out."""
-    content = json.loads(lzma.decompress(path.read_bytes()))
+    content = unpack(path)
     known = catalog.metadata()
     study = find_study(STUDY)
     limits = dataclasses.replace(study.limits, **content["limits"])
@@ -133,7 +129,7 @@ class Features:
 
 def model_of(kind: str, seed: int) -> Any:
     """An unfitted regression of scikit-learn."""
-    from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
+    from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor  # pyright: ignore
 
     if kind == "boosting":
         return GradientBoostingRegressor(
@@ -170,8 +166,6 @@ def keeps(result: Mapping[str, Any], study: Study) -> Any:
 def cross_check(trials: Trials, kind: str) -> dict[str, dict[str, float]]:
     """Of trials that the model did not see (FOLDS folds): R² of the logarithm and rank correlation of each
     target; of keeping the limits, the share told rightly of those that do and of those that do not."""
-    from scipy.stats import spearmanr
-
     features = Features(trials.space)
     rows = np.array([features(params) for params in trials.params])
     fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
@@ -211,7 +205,9 @@ def problem_of(trials: Trials, kind: str) -> Problem:
 
 def check_table(trials: Trials) -> str:
     """Cross-validation of both kinds."""
-    lines = ["| twin | " + " | ".join(f"{t}: R², rank" for t in TARGETS) + " | kept, told so | broken, told so |"]
+    lines = [
+        "| twin | " + " | ".join(f"{t}: R², rank" for t in TARGETS) + " | kept, told so | broken, told so |"
+    ]
     lines.append("| --- |" + " ---: |" * (len(TARGETS) + 2))
     for kind in KINDS:
         found = cross_check(trials, kind)
@@ -225,10 +221,10 @@ def section_of(trials: Trials, out: Path) -> str:
     """What docs/evidence.md says of the twins."""
     kept = int(sum(bool(keeps(r, trials.study)) for r in trials.results))
     text = (
-        f"Fitted to {len(trials.params)} real trials of studies/laptop.toml ({kept} of them within all limits; "
-        f"benchmarks/evidence/trials.json.xz); {len(trials.space.distributions)} parameters. Trials that a "
-        f"model did not see ({FOLDS} folds; R² of the logarithm, rank correlation; of the trials that keep all "
-        "limits and of those that break one, how many it tells rightly):\n\n"
+        f"Fitted to {len(trials.params)} real trials of studies/laptop.toml, {kept} of them within all "
+        f"limits (benchmarks/evidence/trials.json.xz); {len(trials.space.distributions)} parameters. Of "
+        f"trials that a model did not see ({FOLDS} folds): R² of the logarithm and rank correlation; of the "
+        "trials that keep all limits, and of those that break one, how many it tells rightly.\n\n"
     )
     text += check_table(trials)
     for kind in KINDS:
@@ -252,8 +248,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     options = parser.parse_args()
     if options.export:
-        told = json.dumps(exported(options.export, options.study), separators=(",", ":"))
-        TRIALS.write_bytes(lzma.compress(told.encode(), preset=9))
+        pack(TRIALS, exported(options.export, options.study))
         return
     trials = load_trials()
     if options.check:
@@ -266,7 +261,7 @@ def main() -> None:
         search_all(problem_of(trials, kind), path, seeds, trials=NUM_TRIALS, minutes=share)
     text = section_of(trials, options.out)
     print(text)
-    write_section(DOCUMENT, "Twins of the laptop study", text)
+    write_section("Twins of the laptop study", text)
 
 
 if __name__ == "__main__":
