@@ -44,7 +44,7 @@ Curves = dict[str, np.ndarray]  # method -> regret of the best so far [searches,
 @dataclass(frozen=True)
 class Problem:
     """`run(params, rng)` gives a result (val_bpb and the figures of the limits); `regret(params)` is what
-    the configuration truly is above the best that is known, BPB."""
+    the configuration truly is above some best, BPB: at 0 there is nothing more to find."""
 
     study: Study
     space: Space
@@ -69,7 +69,7 @@ def search(method: str, problem: Problem, seed: int, trials: int) -> list[float]
     with contextlib.suppress(ValueError):
         study.enqueue_trial(space.params_of({"preset": problem.study.preset}))
     best, regret, curve = math.inf, math.inf, list[float]()
-    for _ in range(trials):
+    while len(curve) < trials and regret > 0.0:
         trial = study.ask()
         params = space.repaired(space.suggest(trial))
         result = problem.run(params, rng)
@@ -80,13 +80,14 @@ def search(method: str, problem: Problem, seed: int, trials: int) -> list[float]
         if result["val_bpb"] < best and all(v <= 0 for v in broken.values()):
             best, regret = result["val_bpb"], problem.regret(params)
         curve.append(regret)
-    return curve
+    return [*curve, *([regret] * (trials - len(curve)))]
 
 
 def search_all(
     problem: Problem, out: Path, seeds: Mapping[str, int], *, trials: int, minutes: float = math.inf
 ) -> None:
     """Searches that `out` does not hold, seed by seed so that what is there at any time is balanced."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     done = {(one["method"], one["seed"]) for one in read_lines(out) if len(one["curve"]) >= trials}
     begun = time.monotonic()
     with open_lines(out) as file:

@@ -69,13 +69,16 @@ def configurations(space: Space) -> dict[str, dict[str, Any]]:
 
 
 def gathered(lines: Sequence[Line]) -> Table:
-    """The table of these trainings."""
+    """The table of these trainings; those that are not of the space are left out."""
     known = catalog.metadata()
     study = load_study(STUDY, known)
     space = build_space(study, known)
     table = Table(study, space, configurations(space), {})
     for line in lines:
-        runs = table.results.setdefault(table.key(line["params"]), {})
+        key = table.key(line["params"])
+        if key not in table.params:
+            continue
+        runs = table.results.setdefault(key, {})
         runs[line["seed"]] = {name: line[name] for name in FIGURES}
     return table
 

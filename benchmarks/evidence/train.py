@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import math
-import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -71,10 +70,8 @@ def train(space: Space, params: Mapping[str, Any], seed: int) -> dict[str, float
 
 
 def wanted(table: Table) -> Iterator[tuple[str, int]]:
-    """(key, seed) of each run: all configurations, shuffled, widest models first; then seeds of the best."""
-    keys = list(table.params)
-    random.Random(0).shuffle(keys)
-    yield from ((key, SEED) for key in sorted(keys, key=lambda k: -table.params[k].get("model_dim", 0)))
+    """(key, seed) of each run: all configurations, then further seeds of the best."""
+    yield from ((key, SEED) for key in table.params)
     yield from itertools.product(table.ranked()[:BEST], MORE_SEEDS)
 
 

@@ -1,7 +1,7 @@
 """Models of the laptop study, fitted to real trials, as problems: `python -m benchmarks.evidence.twins`.
 
-    --export HOME [HOME …] --study FILE   packs the finished trials of these homes, and nothing else
-    --check                               cross-validation alone, no search
+    --export HOME [HOME …]   packs the finished trials of the studies in these homes, and nothing else
+    --check                  cross-validation alone, no search
 
 A twin predicts val_bpb, bytes and both seconds of any configuration of studies/laptop.toml, from every
 parameter and from the calculators' bills. It is gradient boosting or a random forest: no sum of effects. A
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from benchmarks.evidence.files import FOLDER, ROOT, pack, unpack, write_section
@@ -63,28 +63,35 @@ class Trials:
     results: list[dict[str, float]]  # FIGURES
 
 
-def exported(homes: Sequence[Path], study_file: Path) -> dict[str, Any]:
-    """What TRIALS holds: the finished trials of each home, and the first home's limits in seconds."""
+def exported(homes: Sequence[Path]) -> dict[str, Any]:
+    """What TRIALS holds: the finished trials of every study in these homes (their copies of the study files
+    name them), and the first study's limits in seconds. ValueError where there is no study."""
     rows, seconds = list[dict[str, Any]](), dict[str, float]()
     for home in homes:
-        session = read_session(find_study(study_file), home=home, storage=None, environ=os.environ)
-        limits = session.study.limits
-        seconds = seconds or {"train_seconds": limits.train_seconds, "eval_seconds": limits.eval_seconds}
-        for trial in session.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            result = result_of(trial) or {}
-            if trial.value is None or any(name not in result for name in FIGURES[1:]):
-                continue
-            figures = [trial.value, *(float(result[name]) for name in FIGURES[1:])]
-            rows.append({"params": shortened(trial.params), "figures": [short(v) for v in figures]})
+        files = sorted(home.glob("runs/*/study.toml"))
+        if not files:
+            raise ValueError(f"A home holds studies, but {home} has no runs/NAME/study.toml. Give another.")
+        for file in files:
+            session = read_session(find_study(file), home=home, storage=None, environ=os.environ)
+            limits = session.study.limits
+            seconds = seconds or {"train_seconds": limits.train_seconds, "eval_seconds": limits.eval_seconds}
+            rows += rows_of(session.optuna_study.get_trials(states=(TrialState.COMPLETE,)))
     return {"limits": seconds, "figures": FIGURES, "trials": rows}
+
+
+def rows_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """Parameters and FIGURES of the trials that have them all."""
+    found: list[dict[str, Any]] = []
+    for trial in trials:
+        figures = {**(result_of(trial) or {}), "val_bpb": trial.value}
+        if all(figures.get(name) is not None for name in FIGURES):
+            row = [short(float(figures[name])) for name in FIGURES]
+            found.append({"params": {n: short(v) for n, v in trial.params.items()}, "figures": row})
+    return found
 
 
 def short(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-
-
-def shortened(params: Params) -> dict[str, Any]:
-    return {name: short(value) for name, value in params.items()}
 
 
 def load_trials(path: Path = TRIALS) -> Trials:
@@ -241,14 +248,13 @@ def section_of(trials: Trials, out: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--export", type=Path, nargs="+", default=[], metavar="HOME")
-    parser.add_argument("--study", type=Path, default=STUDY, help="of the homes that are exported")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--searches", type=int, default=0, help="of each method; 0: its own number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "twins")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     options = parser.parse_args()
     if options.export:
-        pack(TRIALS, exported(options.export, options.study))
+        pack(TRIALS, exported(options.export))
         return
     trials = load_trials()
     if options.check:
