@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import TrialState
 
 from benchmarks.evidence.files import open_lines, read_lines
 from search.common.attributes import RESULT
@@ -60,7 +61,7 @@ def sampler_of(method: str, problem: Problem, seed: int) -> BaseSampler:
 
 
 def search(method: str, problem: Problem, seed: int, trials: int) -> list[float]:
-    """True regret of the best feasible observation after each trial; inf before there is one."""
+    """True regret of the best feasible observation after each trial that ran; inf before there is one."""
     rng = np.random.default_rng([seed, 11])
     space = problem.space
     with warnings.catch_warnings():
@@ -72,7 +73,11 @@ def search(method: str, problem: Problem, seed: int, trials: int) -> list[float]
     while len(curve) < trials and regret > 0.0:
         trial = study.ask()
         params = space.repaired(space.suggest(trial))
-        result = problem.run(params, rng)
+        try:
+            result = problem.run(params, rng)
+        except ValueError:  # settings that contradict each other: a trainer says so at once, at no cost
+            study.tell(trial, state=TrialState.FAIL)
+            continue
         trial.set_user_attr(RESULT, dict(result))
         broken = violations(result, problem.study.limits)
         set_all(trial, broken)

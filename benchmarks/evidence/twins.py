@@ -151,12 +151,46 @@ def model_of(kind: str, seed: int) -> Any:
     return RandomForestRegressor(100, max_features=0.33, min_samples_leaf=2, random_state=seed)
 
 
+class Trees:
+    """What a fitted model's own `predict` says; for one row some twenty times as fast, all trees at once."""
+
+    def __init__(self, model: Any):
+        boosted = hasattr(model, "init_")
+        trees = [tree.tree_ for tree in np.ravel(model.estimators_)]
+        shape = (len(trees), max(tree.node_count for tree in trees))
+        self.depth = max(tree.max_depth for tree in trees)
+        self.children = np.zeros((2, *shape), np.intp)  # a leaf is its own child
+        self.feature, self.leaf = np.zeros(shape, np.intp), np.zeros(shape)
+        self.threshold = np.zeros(shape)
+        for k, tree in enumerate(trees):
+            nodes = np.arange(tree.node_count)
+            inner = tree.children_left >= 0
+            for side, children in enumerate((tree.children_left, tree.children_right)):
+                self.children[side, k, nodes] = np.where(inner, children, nodes)
+            self.feature[k, nodes] = np.where(inner, tree.feature, 0)
+            self.threshold[k, nodes] = tree.threshold
+            self.leaf[k, nodes] = tree.value[:, 0, 0]
+        self.scale = model.learning_rate if boosted else 1.0 / len(trees)
+        self.offset = float(model.init_.constant_[0, 0]) if boosted else 0.0
+
+    def predict(self, rows: Array) -> Array:
+        """[n, features] -> [n]"""
+        number, tree = np.arange(len(rows))[:, None], np.arange(len(self.feature))[None, :]
+        at = np.zeros((len(rows), len(self.feature)), np.intp)
+        values = rows.astype(np.float32)  # as scikit-learn compares
+        for _ in range(self.depth):
+            right = values[number, self.feature[tree, at]] > self.threshold[tree, at]
+            at = self.children[right.astype(np.intp), tree, at]
+        return self.offset + self.scale * self.leaf[tree, at].sum(axis=1)
+
+
 class Twin:
     """log of each of TARGETS by a model of its own."""
 
     def __init__(self, kind: str, rows: Array, results: Sequence[Mapping[str, float]], seed: int = 0):
         self.models = {
-            name: model_of(kind, seed).fit(rows, np.log([r[name] for r in results])) for name in TARGETS
+            name: Trees(model_of(kind, seed).fit(rows, np.log([r[name] for r in results])))
+            for name in TARGETS
         }
 
     def predict(self, rows: Array) -> dict[str, Array]:
@@ -207,7 +241,10 @@ def problem_of(trials: Trials, kind: str) -> Problem:
         found = predicted(params)
         return found | {"val_bpb": found["val_bpb"] + SEED_SD * rng.standard_normal()}
 
-    return Problem(trials.study, trials.space, run, lambda params: predicted(params)["val_bpb"])
+    def true_value(params: Params) -> float:
+        return predicted(params)["val_bpb"]
+
+    return Problem(trials.study, trials.space, run, true_value)
 
 
 def check_table(trials: Trials) -> str:

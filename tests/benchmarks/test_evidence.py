@@ -122,6 +122,17 @@ def test_a_twin_is_no_sum_of_effects(trials: twins.Trials) -> None:
     assert said[:2].min() > 0.3 and said[2:].max() < -0.3
 
 
+@pytest.mark.parametrize("kind", twins.KINDS)
+def test_trees_say_what_the_fitted_model_says(kind: str) -> None:
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(2)
+    rows = np.hstack([rng.uniform(-1, 1, (80, 3)), rng.integers(0, 2, (80, 3))])
+    model = twins.model_of(kind, 0).fit(rows, rows @ rng.normal(size=6) + rows[:, 0] * rows[:, 3])
+    others = np.vstack([rows, rng.uniform(-1.2, 1.2, (40, 6))])
+    assert twins.Trees(model).predict(others) == pytest.approx(model.predict(others), abs=1e-9)
+    assert twins.Trees(model).predict(others[:1])[0] == pytest.approx(model.predict(others[:1])[0], abs=1e-9)
+
+
 def test_features_tell_configurations_apart(trials: twins.Trials) -> None:
     features = twins.Features(trials.space)
     rows = np.array([features(params) for params in trials.params[:40]])
@@ -145,6 +156,21 @@ def test_trials_to_reach_a_rival() -> None:
     assert "met" in samplers.reach_sentences(both) and "not met" not in samplers.reach_sentences(both)
     swapped = {"structured": both["tpe"], "tpe": both["structured"]}
     assert "not met" in samplers.reach_sentences(swapped)
+
+
+def test_contradictory_settings_cost_no_trial(table: Table) -> None:
+    """Who knows no rules proposes them; a trainer refuses them before it starts."""
+    problem, refused = replay.problem_of(table), []
+
+    def run(params: Any, rng: np.random.Generator) -> dict[str, float]:
+        if params["matrix_lr"] == 0.09 and len(refused) < 3:
+            refused.append(params)
+            raise ValueError("contradiction")
+        return dict(problem.run(params, rng))
+
+    picky = samplers.Problem(problem.study, problem.space, run, problem.regret)
+    curve = samplers.search("optuna_tpe", picky, 0, 15)
+    assert len(refused) == 3 and len(curve) == 15 and np.isfinite(curve).all()
 
 
 def test_a_search_without_a_feasible_trial_counts_as_worst() -> None:
