@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
+import textwrap
 from pathlib import Path
 from typing import Any, TextIO
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent.parent
 DOCUMENT = ROOT / "docs" / "evidence.md"
+README = ROOT / "README.md"
+# of the claim in it
+BEGINNING, END = (
+    "[On real trainings](docs/evidence.md) ",
+    " (`python -m benchmarks.evidence.replay`).",
+)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -47,3 +55,13 @@ def write_section(title: str, text: str, document: Path = DOCUMENT) -> None:
     assert found, f"{document} has no section {title!r}"
     _, next_head, after = rest.partition("\n## ")
     document.write_text(f"{before}{head}\n{text.strip()}\n{next_head}{after}", encoding="utf-8")
+
+
+def write_claim(claim: str, page: Path = README) -> None:
+    """Puts `claim` between BEGINNING and END of the page, on lines of its own."""
+    words = [r"\s+".join(map(re.escape, text.split())) for text in (BEGINNING, END)]
+    sentence = re.compile(".*?".join(words), re.DOTALL)
+    new = textwrap.fill(f"{BEGINNING} {claim} {END}", 120)
+    text, count = sentence.subn(lambda _: new, page.read_text(encoding="utf-8"))
+    assert count == 1, f"{page} has {count} sentences from {BEGINNING!r} to {END!r}"
+    page.write_text(text, encoding="utf-8")

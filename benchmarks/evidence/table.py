@@ -25,7 +25,6 @@ from techniques.config import digest
 STUDY = FOLDER / "replay.toml"
 TABLE = FOLDER / "replay.json.xz"
 SEED = 1337  # the trainer's own; every configuration has it
-MORE_SEEDS, BEST = (1, 2, 3, 4), 30  # further seeds, and of how many configurations
 FIGURES = ("val_bpb", "artifact_bytes", "code_bytes", "train_seconds", "eval_seconds")
 Params = Mapping[str, Any]
 Line = Mapping[str, Any]  # of one training: params, seed, FIGURES

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import io
-import itertools
 import json
 import math
 import tempfile
@@ -24,7 +23,7 @@ import torch
 
 import train_gpt
 from benchmarks.evidence.files import ROOT, open_lines, read_lines
-from benchmarks.evidence.table import BEST, FIGURES, MORE_SEEDS, SEED, Table, gathered, write_table
+from benchmarks.evidence.table import FIGURES, SEED, Table, gathered, write_table
 from search.space.space import Space
 from techniques import catalog
 from techniques.settings import settings_from
@@ -69,18 +68,18 @@ def train(space: Space, params: Mapping[str, Any], seed: int) -> dict[str, float
     return {name: result[name] for name in FIGURES}
 
 
-def wanted(table: Table) -> Iterator[tuple[str, int]]:
-    """(key, seed) of each run: all configurations, then further seeds of the best."""
+def wanted(table: Table, best: int, more: int) -> Iterator[tuple[str, int]]:
+    """(key, seed) of each run: all configurations, then `more` further seeds of the `best`."""
     yield from ((key, SEED) for key in table.params)
-    yield from itertools.product(table.ranked()[:BEST], MORE_SEEDS)
+    yield from ((key, seed) for seed in range(1, more + 1) for key in table.ranked()[:best])
 
 
-def make(out: Path, minutes: float) -> bool:
+def make(out: Path, minutes: float, *, best: int, more: int) -> bool:
     """Trains what is missing; whether all is there."""
     table = gathered(read_lines(out))
     begun, spent = time.monotonic(), time.process_time()
     with open_lines(out) as file, opened_once():
-        for count, (key, seed) in enumerate(wanted(table), 1):
+        for count, (key, seed) in enumerate(wanted(table, best, more), 1):
             if seed in table.results.get(key, {}):
                 continue
             if time.monotonic() - begun > 60.0 * minutes:
@@ -99,9 +98,11 @@ def make(out: Path, minutes: float) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "replay.jsonl")
+    parser.add_argument("--best", type=int, default=30, help="configurations that further seeds are run of")
+    parser.add_argument("--seeds", type=int, default=4, help="further ones")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     options = parser.parse_args()
-    if make(options.out, options.minutes):
+    if make(options.out, options.minutes, best=options.best, more=options.seeds):
         table = gathered(read_lines(options.out))
         write_table(table, machine(table))
 
