@@ -83,12 +83,15 @@ def section_of(table: Table, out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", nargs="+", choices=SEARCHES, default=list(SEARCHES))
     parser.add_argument("--searches", type=int, default=0, help="of each method; 0: its own number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "replay_searches.jsonl")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     options = parser.parse_args()
     table = load_table()
-    seeds = {method: options.searches or many for method, many in SEARCHES.items()}
+    seeds = {
+        method: options.searches or many for method, many in SEARCHES.items() if method in options.methods
+    }
     search_all(problem_of(table), options.out, seeds, trials=NUM_TRIALS, minutes=options.minutes)
     text = section_of(table, options.out)
     print(text)
