@@ -35,7 +35,7 @@ from scipy.stats import t as student
 from benchmarks.efficiency_table import write_table
 from benchmarks.simulator import CALCULATED, STAGES, Instance, Run, StageCache
 from search.common.numeric import value_at
-from search.samplers.checkpoints import Stages
+from search.samplers.stages import Stages
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.tpe import GroupedTpe
 

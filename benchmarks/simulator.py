@@ -34,8 +34,8 @@ from optuna.distributions import (
 )
 from scipy.special import expit, ndtri
 
+from search.common.conditions import INACTIVE_CODE, OFF_CODE, ON_CODE, Conditions
 from search.common.numeric import place, value_at
-from search.space.space import INACTIVE_CODE, OFF_CODE, ON_CODE, Conditions
 
 Array = NDArray[np.float64]
 Params = Mapping[str, Any]

@@ -244,15 +244,3 @@ def _without(base: Arm, name: str) -> Arm:
         return base
     kept = {k: v for k, v in base.layer.items() if k.partition(".")[0] != name}
     return replace(base, label=f"without {name}", layer={**kept, name: False})
-
-
-def fresh_seeds(question: str, count: int, known: set[int]) -> list[int]:
-    """Seeds that follow from the question alone, none of them in use."""
-    found = list[int]()
-    i = 0
-    while len(found) < count:
-        seed = int(digest([question, "seed", i])[:8], 16) % (2**31 - 1)
-        if seed not in known and seed not in found:
-            found.append(seed)
-        i += 1
-    return found

@@ -21,12 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from claims.arms import Arm, fresh_seeds
+from claims.arms import Arm
 from claims.sequential import LAST
 from search.common.errors import InfrastructureError, Interrupted
 from search.common.machine import num_cores
 from search.stage_cache.addresses import DataId, Ground, machine_id
 from search.stage_cache.reuse import Reuse
+from search.study.model import fresh_seeds
 from search.trainers.files import code_hash, read_result
 from search.trainers.process import Job, Outcome, TrainerCrashed, run_trainer, trainer_environment
 from search.trainers.trainer import TRAINER, trainer_command

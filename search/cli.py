@@ -1,5 +1,6 @@
 """The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs`, `effects`,
-`dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a study.
+`report`, `dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a
+study.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """
@@ -9,9 +10,11 @@ from __future__ import annotations
 import functools
 import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,9 +51,19 @@ HomeOption = Annotated[
         help="Folder of the private database and of runs/. [default: the project]",
     ),
 ]
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        metavar="OLD[,OLD2]",
+        help="Earlier studies of this database whose BPB it begins with, whatever differs (docs/prior.md).",
+    ),
+]
 RunsOption = Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")]
 SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuration at most, 4 to 64.")]
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Its tables as CSV; other text goes to stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Its tables as JSON; other text goes to stderr.")]
 # Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -75,6 +88,7 @@ def run(
         str,
         typer.Option(help=f"{', '.join(SAMPLERS)} (docs/search_efficiency.md). [default: as the study says]"),
     ] = "",
+    earlier: FromOption = "",
     engine: Annotated[str, typer.Option(help="Who runs the workers: local, ray or slurm.")] = "local",
     engine_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the engine, any number of times.")
@@ -108,10 +122,11 @@ def run(
         cache_shared=cache_shared,
         niceness=niceness,
     )
+    names = tuple(name.strip() for name in earlier.split(",") if name.strip())
     with clear_errors():
         from search.run import run_study
 
-        run_study(RunOptions(worker, storage, workers, engine, tuple(engine_option or ())))
+        run_study(RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ())))
 
 
 def begun(given: StudyOptions, *, brief: bool = False) -> Session:
@@ -123,22 +138,52 @@ def begun(given: StudyOptions, *, brief: bool = False) -> Session:
     return read_session(study, home=home, storage=given.storage, environ=os.environ, brief=brief)
 
 
-def read(context: typer.Context, options: StudyOptions, then: Callable[[Console, Session], None]) -> None:
+def read(
+    context: typer.Context,
+    options: StudyOptions,
+    then: Callable[[Console, Session], None],
+    *,
+    csv: bool = False,
+    json: bool = False,
+) -> None:
     """Reads a study for one report. Nothing that it reads becomes garbage before its end: not to look for any
     saves a tenth of the time."""
     gc.disable()
-    with clear_errors():
-        then(make_console(), begun(options.over(context.obj), brief=True))
+    with clear_errors(), told(csv=csv, json=json) as console:
+        session = begun(options.over(context.obj), brief=True)
+        if session.note:
+            print(session.note, file=sys.stderr if csv or json else sys.stdout)
+        then(console, session)
+
+
+@contextmanager
+def told(*, csv: bool, json: bool) -> Generator[Console]:
+    """Where a command prints: for a person, or its tables for a program. ValueError for both."""
+    if csv and json:
+        raise ValueError("A table has one form, but --csv and --json are both given. Leave one out.")
+    if not csv and not json:
+        yield make_console()
+        return
+    from search.common.tables import TableConsole
+
+    console = TableConsole("csv" if csv else "json")
+    yield console
+    console.close()
 
 
 @app.command()
 def status(
-    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
 ) -> None:
     """How far the study is, what failed and why. Then what a trial costs beside its work."""
     from search.report.status import print_status
 
-    read(context, StudyOptions(study, storage, home), print_status)
+    read(context, StudyOptions(study, storage, home), print_status, csv=csv, json=json)
 
 
 @app.command()
@@ -147,6 +192,8 @@ def best(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
     top: Annotated[int, typer.Option(min=1, help="Rows of the leaderboard.")] = 10,
 ) -> None:
     """The leaderboard, and the command that repeats the best trial."""
@@ -156,6 +203,8 @@ def best(
         context,
         StudyOptions(study, storage, home),
         lambda console, session: print_leaderboard(console, session, top=top),
+        csv=csv,
+        json=json,
     )
 
 
@@ -166,6 +215,8 @@ def show(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Everything about trial N."""
     from search.report.trial import print_trial
@@ -174,17 +225,24 @@ def show(
         context,
         StudyOptions(study, storage, home),
         lambda console, session: print_trial(console, session, number),
+        csv=csv,
+        json=json,
     )
 
 
 @app.command()
 def costs(
-    context: typer.Context, study: StudyOption = None, storage: StorageOption = None, home: HomeOption = None
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Predicted bytes and seconds against measured ones. Errors, bias, how often the bound held."""
     from search.report.costs import print_costs
 
-    read(context, StudyOptions(study, storage, home), print_costs)
+    read(context, StudyOptions(study, storage, home), print_costs, csv=csv, json=json)
 
 
 @app.command()
@@ -193,6 +251,8 @@ def effects(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
     top: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 15,
 ) -> None:
     """By how much each technique and setting moves val_bpb. With what confidence, and which pairs clash."""
@@ -202,7 +262,32 @@ def effects(
         context,
         StudyOptions(study, storage, home),
         lambda console, session: print_effects(console, session, top=top),
+        csv=csv,
+        json=json,
     )
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="A file: .html, .md or .json. [default: HOME/runs/STUDY/report.html]"),
+    ] = None,
+    dollars_per_gpu_hour: Annotated[float, typer.Option(min=0.0, help="What an hour of a GPU costs.")] = 0.0,
+) -> None:
+    """The study as one offline page to read and to send. Or as Markdown, or JSON."""
+
+    def write(console: Console, session: Session) -> None:
+        from pages.report import write_report
+
+        path = write_report(session, to, dollars_per_gpu_hour=dollars_per_gpu_hour)
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+    read(context, StudyOptions(study, storage, home), write)
 
 
 @app.command()
@@ -222,6 +307,109 @@ def dashboard(
         serve(session.url, session.study.name, port=port, artifact_dir=session.folders.artifacts)
 
     read(context, StudyOptions(study, storage, home), serve_it)
+
+
+def on_shelf(
+    context: typer.Context,
+    options: StudyOptions,
+    then: Callable[[Console, Any], None],
+    *,
+    csv: bool = False,
+    json: bool = False,
+) -> None:
+    """For a command about a database's studies; `then` gets a Shelf."""
+    with clear_errors(), told(csv=csv, json=json) as console:
+        from search.session.shelf import shelf_of
+
+        given = options.over(context.obj)
+        then(console, shelf_of(given.home_folder, given.storage, os.environ))
+
+
+@app.command()
+def studies(
+    context: typer.Context,
+    every: Annotated[bool, typer.Option("--all", help="Archived ones too.")] = False,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Every study of the database. Its trials, its best, when it last ran."""
+
+    def show_all(console: Console, shelf: Any) -> None:
+        from search.report.studies import print_studies
+
+        print_studies(console, shelf, every=every)
+
+    on_shelf(context, StudyOptions(None, storage, home), show_all, csv=csv, json=json)
+
+
+@app.command()
+def rename(
+    context: typer.Context, old: str, new: str, storage: StorageOption = None, home: HomeOption = None
+) -> None:
+    """Gives a study another name, and its folder. Then set that `name` in its file."""
+
+    def rename_it(console: Console, shelf: Any) -> None:
+        shelf.rename(old, new)
+        console.print(f'{old} is {new} now. Set name = "{new}" in its file.', highlight=False, markup=False)
+
+    on_shelf(context, StudyOptions(None, storage, home), rename_it)
+
+
+@app.command()
+def archive(
+    context: typer.Context,
+    name: str,
+    undo: Annotated[bool, typer.Option("--undo", help="Show it again.")] = False,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Hides a study from the list of studies. Nothing of it is lost."""
+    on_shelf(
+        context, StudyOptions(None, storage, home), lambda console, shelf: shelf.archive(name, undo=undo)
+    )
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    name: str,
+    yes: Annotated[bool, typer.Option("--yes", help="Without it, only what would go is told.")] = False,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Deletes a study, its trials and its folder."""
+
+    def delete_it(console: Console, shelf: Any) -> None:
+        console.print(
+            f"deleted: {shelf.delete(name, sure=yes)}", highlight=False, soft_wrap=True, markup=False
+        )
+
+    on_shelf(context, StudyOptions(None, storage, home), delete_it)
+
+
+@app.command()
+def diff(
+    context: typer.Context,
+    first: Annotated[int, typer.Argument(metavar="A", help="A trial's number.")],
+    second: Annotated[int, typer.Argument(metavar="B", help="Another's.")],
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
+) -> None:
+    """What two trials differ in."""
+    from search.report.studies import print_diff
+
+    read(
+        context,
+        StudyOptions(study, storage, home),
+        lambda console, session: print_diff(console, session, first, second),
+        csv=csv,
+        json=json,
+    )
 
 
 @app.command()
@@ -300,9 +488,11 @@ def compare(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Does it help? Both arms on the same fresh seeds, until the answer is clear (docs/claims.md)."""
-    with clear_errors():
+    with clear_errors(), told(csv=csv, json=json) as console:
         from claims.compare import Asked
         from claims.compare import compare as compare_arms
         from search.study.load import find_study
@@ -320,7 +510,7 @@ def compare(
             study=find_study(given.study) if given.study else None,
             session=functools.cache(functools.partial(begun, given)),
         )
-        compare_arms(make_console(), asked)
+        compare_arms(console, asked)
 
 
 @app.command()
@@ -334,15 +524,17 @@ def confirm(
     study: StudyOption = None,
     storage: StorageOption = None,
     home: HomeOption = None,
+    csv: CsvOption = False,
+    json: JsonOption = False,
 ) -> None:
     """A study's best again on fresh seeds, until it is clear who is best; `best` ranks by it from then on."""
-    with clear_errors():
+    with clear_errors(), told(csv=csv, json=json) as console:
         from claims.compare import Asked
         from claims.confirm import confirm as confirm_trials
 
         given = StudyOptions(study, storage, home).over(context.obj)
         asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)
-        confirm_trials(make_console(), begun(given), asked, top=top, against=against)
+        confirm_trials(console, begun(given), asked, top=top, against=against)
 
 
 def main() -> None:

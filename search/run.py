@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from search.common.attributes import PRIOR
 from search.common.console import counted, make_console, print_step, print_wait, quiet_log
 from search.common.machine import num_cores
 from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
@@ -19,13 +20,16 @@ from search.report.progress import Progress
 from search.report.rows import snapshot
 from search.samplers.admission import check_space
 from search.samplers.choose import sampled_by
+from search.samplers.finite import end_of
 from search.session.passport import check_joining, hardware_here
 from search.session.session import Session, check_room, measured, open_session
+from search.space.native import build_space
 from search.stage_cache.reuse import check_cache
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
-from search.workers import prepare
+from search.workers import prepare, prior
 from search.workers.warm_start import find_warm_start
+from techniques import catalog
 
 
 def run_study(options: RunOptions) -> None:
@@ -44,6 +48,9 @@ def run_study(options: RunOptions) -> None:
     quiet_log()
     gpus = () if cluster else prepare.gpus_for(study, os.environ)
     now = print_step(console, f"study {study.name}: {check_space(study)}", now)
+    if not spec.target:
+        console.print("The study can be run. --trials 0 runs nothing, and stores nothing.")
+        return
     if trainer.built_in and not cluster:
         corpus = prepare.check_corpus(study, say=partial(print_wait, console))
         now = print_step(console, f"corpus: {corpus}", now)
@@ -51,6 +58,9 @@ def run_study(options: RunOptions) -> None:
         study, home=spec.home, storage=options.storage, environ=os.environ, trainer=trainer
     )
     check_joining(session, mixed=spec.mixed, runs_here=not cluster)
+    if options.earlier or study.prior.asked or PRIOR in session.optuna_study.user_attrs:
+        for learnt in prior.settle(session, options.earlier):
+            now = print_step(console, f"BPB: learnt from {learnt.summary()}", now)
     seen = snapshot(session.optuna_study.get_trials(deepcopy=False), spec.target)
     print_step(console, f"database: {seen.finished} of {spec.target} trials done", now)
     left = spec.target - seen.finished
@@ -62,11 +72,13 @@ def run_study(options: RunOptions) -> None:
     elif cluster:
         specs = specs_of(session, replace(spec, prepare=True), workers=min(options.workers or 1, left))
         run_there(console, session, specs, cluster)
+        print_end(console, session, spec.target)
     else:
         workers = min(options.workers or prepare.default_workers(gpus), left)
         threads = max(1, num_cores() // workers) if gpus else 1  # on a CPU one is measured best
         specs = specs_of(session, replace(spec, threads=threads), workers=workers)
         run_here(console, session, specs, gpus=gpus, external=bool(external))
+        print_end(console, session, spec.target)
     print_leaderboard(console, measured(session))
 
 
@@ -93,7 +105,7 @@ def run_here(
         now = print_step(console, summary, now)
     where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
     print_step(console, beginning(len(specs), where), now)
-    with Progress(session.optuna_study, spec.target, console) as progress:
+    with Progress(session.optuna_study, spec.target, console, session.folders) as progress:
         launch(session, specs, progress, external=external, gpus=gpus)
 
 
@@ -104,8 +116,16 @@ def run_there(console: Console, session: Session, specs: list[WorkerSpec], clust
     engine = engines.make_engine(cluster.engine, cluster.options, folder=folder)
     tasks = [engines.Task(spec, session.url, cluster.gpus) for spec in specs]
     print_step(console, beginning(len(specs), cluster.engine), now)
-    with Progress(session.optuna_study, specs[0].target, console) as progress:
+    with Progress(session.optuna_study, specs[0].target, console, session.folders) as progress:
         engines.run_tasks(engine, tasks, session, progress)
+
+
+def print_end(console: Console, session: Session, target: int) -> None:
+    """Why all workers ended before the target: there was no more to try."""
+    if engines.finished(session) < target:
+        trials = session.optuna_study.get_trials(deepcopy=False)
+        told = end_of(build_space(session.study, catalog.metadata()), session.study, trials, target)
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_costs_known(console: Console, session: Session, now: float, *, hardware: str = "") -> float:

@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("studies/*.md")]
-ROOMS = "search|bundle|claims|readers|trainer|techniques|corpus|conformance|benchmarks|tests|docs|studies"
+ROOMS = (
+    "search|bundle|claims|package|pages|readers|trainer|techniques|corpus|conformance|benchmarks|tests|docs|"
+    "studies"
+)
 FILE = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/[\w./-]*\w\.(?:py|md|toml|json)\b")
 FOLDER = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/(?:[\w-]+/)*(?![\w.*{{<-])")
 MODULE = re.compile(rf"python -m ((?:{ROOMS})(?:\.\w+)*)")

@@ -21,7 +21,8 @@ SUITE = [ROOT / "validate.py", *sorted((ROOT / "conformance").glob("*.py"))]
 READERS = sorted((ROOT / "readers").glob("*.py"))
 BUNDLE = sorted((ROOT / "bundle").glob("*.py"))
 CLAIMS = sorted((ROOT / "claims").glob("*.py"))
-STRICT = [*SEARCH, *CLAIMS, *READERS, *BUNDLE]  # without torch, and read by whoever reads the search
+PAGES = sorted((ROOT / "pages").glob("*.py"))
+STRICT = [*SEARCH, *CLAIMS, *PAGES, *READERS, *BUNDLE]  # without torch, and read by whoever reads the search
 TRAINER = [ROOT / "train_gpt.py"]
 ROOMS = {
     "trainer",
@@ -30,6 +31,7 @@ ROOMS = {
     "corpus",
     "bundle",
     "claims",
+    "pages",
     "readers",
     "search",
     "validate",
@@ -56,6 +58,7 @@ MAY: dict[str, tuple[list[Path], set[str]]] = {
 NEVER: dict[str, tuple[list[Path], set[str]]] = {
     "search": (SEARCH, {"train_gpt", "torch", "validate", "conformance", "tests"}),
     "claims": (CLAIMS, {"train_gpt", "torch", "validate", "conformance", "tests"}),
+    "pages": (PAGES, {"train_gpt", "torch", "validate", "conformance", "tests"}),
 }
 TORCH_FREE = (
     "base.py",

@@ -19,6 +19,8 @@ BASELINE = "baseline"  # figures of its starting point
 CODE_HASH = "code_hash"
 HARDWARE = "hardware"  # of the study's first machine; the same key stands in each trial's `passport`
 TRAINER = "trainer"
+PRIOR = "prior"  # earlier studies whose BPB it learns from: {"studies": {name: counts}, "published": …}
+ARCHIVED = "archived"  # hidden from the list of studies
 CONFIRMED = "confirmed"  # trial's number -> what its runs on fresh seeds gave (claims/confirm.py)
 
 # -- of a trial (user attributes): before it runs
@@ -29,6 +31,8 @@ TECHNIQUES = "techniques"  # names of those that are on
 LEGALITY = "legality"
 REJECTIONS = "rejections"  # reason -> how many proposals of this trial it rejected
 PREFLIGHT = "preflight"  # what the sampler predicted
+REPLICATE = "replicate"  # `of`: the number of its configuration's first trial; `seed`: its own
+LEARNT = "learnt"  # earlier study -> {"trials": read of it, "trust": 0 to 1} when this one was proposed
 FROM_CHECKPOINT = "from_checkpoint"  # training key of the cached weights that the trial was sent to
 
 # while it runs
@@ -38,6 +42,7 @@ SPARED = "spared"  # facts of the verdict on a trial that runs on although it wo
 # after it ran
 RESULT = "result"  # of imported trials, in one piece
 OUTCOME = "outcome"
+UNUSED = "unused"  # as an outcome: nothing was left for the trial to try
 REASON = "reason"
 ARTIFACT_BYTES = "artifact_bytes"
 CODE_BYTES = "code_bytes"

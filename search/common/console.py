@@ -85,7 +85,7 @@ def make_console() -> Console:
     """A terminal's width; 160 columns in a file or a pipe."""
     from rich.console import Console  # a third of the time that --help takes
 
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return Console() if sys.stdout.isatty() else Console(width=160, force_interactive=False)
 
 
 def counted(number: int, noun: str) -> str:

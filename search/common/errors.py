@@ -9,5 +9,9 @@ class Interrupted(RuntimeError):
     """Raised by an objective that was told to stop: its configuration waits for the next session."""
 
 
+class UsedUp(RuntimeError):
+    """Raised by an objective: no configuration is left that was not tried. Its trial was none."""
+
+
 class TooManyFailures(RuntimeError):
     """MAX_FAILURES trials in a row failed in this worker."""

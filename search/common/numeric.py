@@ -1,4 +1,4 @@
-"""Optuna's distributions: a study's domain as one, a number's place in its range and back, uniform draws."""
+"""Optuna's distributions: a number's place in its range and back, what lies in one, uniform draws."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
-from techniques.base import Choice, Float, Int
 
 Distributions = Mapping[str, BaseDistribution]
 SearchSpace = dict[str, BaseDistribution]
@@ -39,7 +37,9 @@ def place(dist: BaseDistribution, value: Any) -> float:
     if high <= low:
         return 0.0
     if dist.log:
-        low, high, at = math.log(low), math.log(high), math.log(max(at, 1e-300))
+        low, high, at = math.log(low), math.log(high), math.log(max(at, 5e-324))
+    if high - low == math.inf:
+        low, high, at = 0.25 * low, 0.25 * high, 0.25 * at
     return min(1.0, max(-1.0, 2.0 * (at - low) / (high - low) - 1.0))
 
 
@@ -49,23 +49,20 @@ def value_at(dist: BaseDistribution, at: float) -> Any:
         return dist.choices[round(at)]
     assert isinstance(dist, FloatDistribution | IntDistribution)
     low, high, share = float(dist.low), float(dist.high), (min(1.0, max(-1.0, at)) + 1.0) / 2.0
-    value = low * (high / low) ** share if dist.log else low + share * (high - low)
-    step = dist.step or 0.0
-    if step:
-        value = low + round((value - low) / step) * step
-    value = min(max(value, low), high)
-    return round(value) if isinstance(dist, IntDistribution) else value
-
-
-def distribution(domain: Float | Int | Choice) -> BaseDistribution:
-    """The Optuna distribution of a domain (an Int's high already a number)."""
-    if isinstance(domain, Choice):
-        return CategoricalDistribution(domain.options)
-    if isinstance(domain, Float):
-        return FloatDistribution(domain.low, domain.high, log=domain.log)
-    assert isinstance(domain.high, int)
-    high = domain.low + (domain.high - domain.low) // domain.step * domain.step
-    return IntDistribution(domain.low, high, log=domain.log, step=domain.step)
+    if dist.log:
+        most = high / low
+        value = (
+            low * most**share
+            if most < math.inf
+            else math.exp(share * math.log(high) + (1.0 - share) * math.log(low))
+        )
+    else:
+        value = low + share * (high - low) if high - low < math.inf else (1.0 - share) * low + share * high
+    if isinstance(dist, IntDistribution):
+        return min(max(dist.low + round((value - low) / dist.step) * dist.step, dist.low), dist.high)
+    if dist.step:
+        value = low + round((value - low) / dist.step) * dist.step
+    return min(max(value, low), high)
 
 
 def suggest_one(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:
@@ -84,3 +81,41 @@ def contains(dist: BaseDistribution, value: Any) -> bool:
     return dist.low <= value <= dist.high and (
         not isinstance(dist, IntDistribution) or (value - dist.low) % dist.step == 0
     )
+
+
+def fits(dist: BaseDistribution, value: Any) -> bool:
+    """Whether `place` can tell where a value stands, be it outside: a choice, or any number."""
+    if not isinstance(dist, CategoricalDistribution):
+        return isinstance(value, int | float) and not math.isnan(value)
+    try:
+        return dist.to_internal_repr(value) >= 0
+    except ValueError:
+        return False
+
+
+def is_endless(dist: BaseDistribution) -> bool:
+    """Whether the width of a range is more than a number can say: Optuna draws from no such range."""
+    return isinstance(dist, FloatDistribution) and dist.high - dist.low == math.inf
+
+
+def joined(old: BaseDistribution, new: BaseDistribution) -> BaseDistribution:
+    """The range of two for one number; `new` where they are not of one kind and grid."""
+    if old is new or old == new:
+        return old
+    if isinstance(old, IntDistribution) and isinstance(new, IntDistribution):
+        if (old.log, old.step) == (new.log, new.step) and (old.low - new.low) % old.step == 0:
+            low, high = min(old.low, new.low), max(old.high, new.high)
+            return IntDistribution(low, high, log=old.log, step=old.step)
+    if isinstance(old, FloatDistribution) and isinstance(new, FloatDistribution):
+        if old.log == new.log and old.step is None and new.step is None:
+            return FloatDistribution(min(old.low, new.low), max(old.high, new.high), log=old.log)
+    return new
+
+
+def frozen(value: Any) -> Any:
+    """The value, or what is written for it where it is a list, a dict or the like: for sets."""
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value

@@ -59,5 +59,6 @@ class RunOptions:
     worker: WorkerSpec  # as the user gives it; run_study completes it
     storage: str | None = None
     workers: int | None = None  # None: one for each trial's GPUs, else for each core
+    earlier: tuple[str, ...] = ()  # --from: studies whose BPB this one learns from
     engine: str = "local"
     engine_options: tuple[str, ...] = ()  # KEY=VALUE

@@ -32,6 +32,7 @@ from search.workers.prepare import worker_command
 
 POLL_S = 0.2
 STOP_S = 20.0  # for a worker to kill its trainer and queue its trial again
+STOPPING = "stopping: what runs is queued again"
 ENGINES = ("local", "ray", "slurm")
 
 
@@ -208,6 +209,8 @@ def run_tasks(engine: Engine, tasks: Sequence[Task], session: Session, progress:
                         raise WorkerFailed(f"{said} (a worker on {task.host}, exit status {task.status})")
                 progress.look()
                 stopping.wait(POLL_S)
+            if stopping.is_set():
+                progress.leave(STOPPING)
         finally:
             engine.cancel()
             until = time.monotonic() + STOP_S

@@ -66,6 +66,8 @@ def launch(
                     poll_worker(slot, session)
                 progress.look()
                 stopping.wait(base.POLL_S)
+            if stopping.is_set():
+                progress.leave(base.STOPPING)
         finally:
             stop_all(slots, session)
     progress.look(now=True)

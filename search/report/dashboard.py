@@ -61,7 +61,7 @@ class FeasibleStorage(_CachedStorage):
         trials = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
         if not trials:
             raise ValueError("No trials are completed yet.")
-        confirmed = confirmed_in(self.get_study_user_attrs(study_id))
+        confirmed = confirmed_in(self.get_study_user_attrs(study_id), trials)
         if confirmed and (good := ranked(trials, confirmed)[0]):
             return good[0]
         sign = 1.0 if self.get_study_directions(study_id)[0] == StudyDirection.MINIMIZE else -1.0

@@ -31,6 +31,7 @@ from search.samplers.structured.beliefs import LARGEST, Beliefs
 from search.samplers.structured.rows import Array, learn_rules
 from search.samplers.structured.surrogate import Surrogate
 from search.samplers.tpe import settled_params
+from search.study.limits import UNKNOWN
 
 if TYPE_CHECKING:
     from search.session.session import Session
@@ -91,13 +92,13 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     if len(complete) < LEAST:
         raise ValueError(
             f"Effects are told from at least {LEAST} complete trials, but this study has {len(complete)}. "
-            "Go on with `python search.py --trials N`."
+            "Go on with the study's own command and a larger --trials N."
         )
     space: dict[str, BaseDistribution] = {}
     for trial in done:
         space |= {name: d for name, d in trial.distributions.items() if not d.single()}
     examples = [{n: v for n, v in settled_params(t).items() if n in space} for t in complete]
-    beliefs = Beliefs(space, learn_rules(space, examples))
+    beliefs = Beliefs(space, learn_rules(space, examples, numbers=False), unknown=UNKNOWN)
     beliefs.learn(done)
     model, rng = beliefs.objective.model, np.random.default_rng(seed)
     y = model.y * model.scale + model.centre

@@ -15,6 +15,7 @@ from search.common.attributes import (
     CODE_HASH,
     CONFIG,
     CONFIG_HASH,
+    LEARNT,
     PASSPORT,
     PROTOCOL,
     TECHNIQUES,
@@ -26,6 +27,7 @@ from search.report.rows import (
     Row,
     confirmed_of,
     confirmed_text,
+    learnt_text,
     ranked,
     reuse_of_study,
     row_of,
@@ -47,7 +49,8 @@ def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     wide = console.width >= WIDE
     console.print(table_of(rows, title, techniques=wide))
     for row in () if wide else rows:
-        told = f"confirmed {row.confirmed}; " if row.confirmed else ""
+        name = "mean of seeds" if row.replicates else "confirmed"
+        told = f"{name} {row.confirmed}; " if row.confirmed else ""
         text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
         console.print(text, highlight=False, markup=False)
 
@@ -64,7 +67,7 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
     limits = [limit for limit in LIMITS if any(limit.figure in row.figures for row in rows)]
     figures = [name for limit in limits for name in columns_of(limit)]
     means = techniques and any(row.confirmed for row in rows)
-    heads = ("trial", "BPB", *(("confirmed BPB",) if means else ()), *figures, "steps")
+    heads = ("trial", "BPB", *((means_of(rows),) if means else ()), *figures, "steps")
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     if techniques:
@@ -80,6 +83,11 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
             *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
         )
     return table
+
+
+def means_of(rows: Sequence[Row]) -> str:
+    """What the means over seeds are called: `confirm` picked its trials, replicates are of all."""
+    return "mean of seeds" if all(row.replicates for row in rows if row.confirmed) else "confirmed BPB"
 
 
 def columns_of(limit: Limit) -> list[str]:
@@ -99,9 +107,15 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial], confirmed: C
     if found is None:
         return ""
     text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
-    if good and (facts := confirmed.get(good[0].number)):
+    facts = confirmed.get(good[0].number) if good else None
+    if facts and facts.get("replicates"):
+        gain = facts["bpb"] - found["val_bpb"]
+        text += (
+            f"; the mean of trial #{good[0].number}'s {len(facts['seeds'])} seeds stands {gain:+.4f} from it"
+        )
+    elif facts:
         text += f"; on fresh seeds trial #{good[0].number} stands {stands(facts)}"
-    elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found["hash"]:
+    elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found.get("hash", ""):
         text += f"; the best, trial #{good[0].number}, is that configuration"
     elif good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]
@@ -130,11 +144,13 @@ def old_bytes(session: Session, trials: Sequence[FrozenTrial]) -> str:
 def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> None:
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
-    confirmed = confirmed_of(session.optuna_study)
+    confirmed = confirmed_of(session.optuna_study, trials)
     good, bad = ranked(trials, confirmed)
     study = session.study
     title = f"{study.name}: {counted(len(good), 'feasible trial')}; limits {study.limits.summary()}"
     title += f"; track {study.track}"
+    told = [t.user_attrs[LEARNT] for t in trials if LEARNT in t.user_attrs]
+    title += f"; {learnt_text(told[-1])} (of 1)" if told else ""
     if not good and not bad:
         console.print(NOT_YET)
         return
@@ -150,7 +166,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print()
         title = f"Infeasible: {counted(len(bad), 'trial')}"
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
-    console.print(f"\n{NOISE}", highlight=False)
+    if not good or any(t.number not in confirmed for t in good[:top]):
+        console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
@@ -184,7 +201,10 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
 
 def print_reproduce(console: Console, session: Session, trial: FrozenTrial, confirmed: Confirmations) -> None:
     facts = confirmed.get(trial.number)
-    value = f"{confirmed_text(facts)}, search value {trial.value:.4f}" if facts else f"{trial.value:.4f}"
+    value = f"{trial.value:.4f}"
+    if facts:
+        name = "first run" if facts.get("replicates") else "search value"
+        value = f"{confirmed_text(facts)}, {name} {value}"
     by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
     text = f"Best: #{trial.number}, {value} bits/byte{by}. To run it again:\n"
     text += f"  {reproduce_command(session, trial)}"

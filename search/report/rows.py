@@ -1,6 +1,7 @@
 """Rows and counts that every report shows; what a trial cost beside the trainer's work, and what the stage
 cache saved of it."""
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Row:
     inactive: tuple[str, ...]  # of them, what changed nothing
     findings: tuple[str, ...]  # what a person should look at before believing the number
     confirmed: str = ""  # its mean on fresh seeds
+    replicates: bool = False  # those of the study itself
 
 
 def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
@@ -49,18 +51,44 @@ def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
         inactive=tuple(cast("dict[str, str]", attrs.get(attributes.INACTIVE, {}))),
         findings=tuple(cast("list[str]", attrs.get(attributes.FINDINGS, []))),
         confirmed=confirmed_text(facts) if facts else "",
+        replicates=bool(facts and facts.get("replicates")),
     )
 
 
-def confirmed_of(study: optuna.Study) -> Confirmations:
-    return confirmed_in(study.user_attrs)
+def confirmed_of(study: optuna.Study, trials: Sequence[FrozenTrial] = ()) -> Confirmations:
+    return confirmed_in(study.user_attrs, trials)
 
 
-def confirmed_in(attrs: Mapping[str, Any]) -> Confirmations:
+def confirmed_in(attrs: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> Confirmations:
     """By a study's attributes: trial's number -> its confirmation: `bpb` (mean over fresh seeds), `sd`,
-    `seeds`, `sound`, `beaten_by`, …"""
+    `seeds`, `sound`, `beaten_by`, …; where there is none, its replicates'."""
     found = cast("Mapping[str, Mapping[str, Any]]", attrs.get(attributes.CONFIRMED) or {})
-    return {int(number): facts for number, facts in found.items()}
+    return {**replicated(trials), **{int(number): facts for number, facts in found.items()}}
+
+
+def replicated(trials: Sequence[FrozenTrial]) -> dict[int, Mapping[str, Any]]:
+    """The number of a configuration's first trial -> what that and its replicates gave, in a confirmation's
+    words, and `replicates`. Its mean is of all of them: none was picked for its value."""
+    runs: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        facts = trial.user_attrs.get(attributes.REPLICATE)
+        if facts and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            runs.setdefault(int(facts["of"]), []).append(trial)
+    found: dict[int, Mapping[str, Any]] = {}
+    for first in (t for t in trials if t.number in runs):
+        each = {"first": first}
+        each |= {str(t.user_attrs[attributes.REPLICATE]["seed"]): t for t in runs[first.number]}
+        scores = [t.value for t in each.values() if t.value is not None]
+        found[first.number] = {
+            "bpb": statistics.fmean(scores) if scores else None,
+            "sd": statistics.stdev(scores) if len(scores) > 1 else None,
+            "seeds": {seed: t.value for seed, t in each.items()},
+            "sound": all(t.state == TrialState.COMPLETE and feasible(t) for t in each.values()),
+            "replicates": True,
+            "against": "",
+            "difference_bpb": None,
+        }
+    return found
 
 
 def confirmed_text(facts: Mapping[str, Any]) -> str:
@@ -74,16 +102,20 @@ def ranked(
     trials: Sequence[FrozenTrial], confirmed: Confirmations = NOTHING
 ) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
     """(feasible, infeasible) complete trials, the best first: confirmed ones by their mean, those that
-    another one beat behind them, then the others by their value, then those whose confirmation failed or was
-    over a limit."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    another one beat behind them, then the others by their value (with replicates, the mean of all runs), then
+    those whose confirmation or replicate failed or was over a limit. A replicate is no row of its own."""
+    confirmed = {**replicated(trials), **confirmed}
+    complete = [
+        t for t in trials if t.state == TrialState.COMPLETE and attributes.REPLICATE not in t.user_attrs
+    ]
 
     def key(trial: FrozenTrial) -> tuple[int, bool, float, int]:
         facts = confirmed.get(trial.number)
         if facts is None:
             return 1, False, cast("float", trial.value), trial.number
+        tier = 1 if facts.get("replicates") else 0
         return (
-            0 if facts["sound"] else 2,
+            tier if facts["sound"] else 2,
             bool(facts.get("beaten_by")),
             float(facts["bpb"] or 0.0),
             trial.number,
@@ -92,6 +124,12 @@ def ranked(
     complete.sort(key=key)
     good = {t.number for t in complete if feasible(t)}
     return [t for t in complete if t.number in good], [t for t in complete if t.number not in good]
+
+
+def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:
+    """Of the newest proposal: learnt from OLD: 100 trials, trust 0.8; "" where nothing was."""
+    each = [f"{n}: {counted(int(f['trials']), 'trial')}, trust {f['trust']:.1f}" for n, f in facts.items()]
+    return f"learnt from {'; '.join(each)}" if each else ""
 
 
 def short(value: object, *, digits: int = 5) -> str:
@@ -120,23 +158,25 @@ class Snapshot:
 
 
 def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    complete, again = [t for t in trials if t.state == TrialState.COMPLETE], replicated(trials)
     given_up = [t for t in trials if t.state == TrialState.PRUNED]
     rejected = sum(map(has_failed, given_up))
-    good = [t for t in complete if feasible(t)]
-    best = min(good, key=lambda t: cast("float", t.value), default=None)
+    good = ranked(trials, again)[0]
     drawn = [cast("Mapping[str, int]", t.user_attrs.get(attributes.REJECTIONS, {})) for t in trials]
     return Snapshot(
         target=target,
         complete=len(complete),
         pruned=len(given_up) - rejected,
         rejected=rejected,
-        infeasible=len(complete) - len(good),
-        failed=sum(t.state == TrialState.FAIL for t in trials),
+        infeasible=sum(not feasible(t) for t in complete),
+        failed=sum(
+            t.state == TrialState.FAIL and t.user_attrs.get(attributes.OUTCOME) != attributes.UNUSED
+            for t in trials
+        ),
         running=sum(t.state == TrialState.RUNNING for t in trials),
         waiting=sum(t.state == TrialState.WAITING for t in trials),
         resampled=sum(sum(counts.values()) for counts in drawn),
-        best=row_of(best) if best else None,
+        best=row_of(good[0], again) if good else None,
     )
 
 

@@ -5,14 +5,26 @@ from collections import Counter
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from search.common.attributes import REASON
 from search.common.console import counted
+from search.common.tables import TableConsole
 from search.report.leaderboard import old_bytes, print_reproduce
 from search.report.pruning import pruning_summary
-from search.report.rows import confirmed_of, overhead_of_study, ranked, reuse_of_study, snapshot
+from search.report.rows import Snapshot, confirmed_of, overhead_of_study, ranked, reuse_of_study, snapshot
 from search.session.session import Session
-from search.study.limits import LIMITS, has_failed
+from search.study.limits import broken_limits, has_failed
+
+
+def counts_table(seen: Snapshot) -> Table:
+    """The counts for other programs."""
+    table = Table(show_header=False)
+    for name in ("complete", "pruned", "rejected", "infeasible", "running", "waiting", "failed", "resampled"):
+        table.add_row(name, str(getattr(seen, name)))
+    table.add_row("best", "" if seen.best is None else str(seen.best.number))
+    table.add_row("best BPB", "" if seen.best is None else str(seen.best.bpb))
+    return table
 
 
 def print_status(console: Console, session: Session) -> None:
@@ -34,11 +46,13 @@ def print_status(console: Console, session: Session) -> None:
     )
     for reason, count in reasons.most_common():
         console.print(f"  failed configurations: {count} × {escape(reason)}", highlight=False)
-    confirmed = confirmed_of(session.optuna_study)
+    if isinstance(console, TableConsole):
+        console.print(counts_table(seen))
+    confirmed = confirmed_of(session.optuna_study, trials)
     good, bad = ranked(trials, confirmed)
-    for limit in LIMITS:
-        if count := sum(trial.constraints.get(limit.constraint, 0.0) > 0.0 for trial in bad):
-            console.print(f"  over a limit: {count} × {limit.label}", highlight=False)
+    over = Counter(limit.label for trial in bad for limit in broken_limits(trial))
+    for label, count in over.items():
+        console.print(f"  over a limit: {count} × {label}", highlight=False)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     told = (reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
     for line in told:

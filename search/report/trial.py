@@ -12,9 +12,9 @@ from bundle.one_file import resolve_layer
 from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
-from search.report.rows import confirmed_of, confirmed_text, overhead_text, reuse_of_trial, short
+from search.report.rows import confirmed_of, confirmed_text, learnt_text, overhead_text, reuse_of_trial, short
 from search.session.session import Session
-from search.study.limits import Limits, feasible
+from search.study.limits import Limits, broken_limits, feasible
 from techniques.config import Resolved
 
 
@@ -44,8 +44,7 @@ def shortcoming(session: Session, number: int) -> str:
     if trial.state == TrialState.COMPLETE and feasible(trial):
         return ""
     attrs, limits = trial.user_attrs, session.study.limits
-    over = [limit for limit in limits.given if trial.constraints.get(limit.constraint, 0.0) > 0.0]
-    if over:
+    if over := broken_limits(trial):
         told = "; ".join(limit.over(attrs[limit.figure], limits.of(limit)) for limit in over)
         return f"Not to be submitted: trial {number} of {session.study.name} is over a limit ({told})."
     why = attrs.get(stored.REASON) or f"it is {trial.state.name}"
@@ -54,15 +53,18 @@ def shortcoming(session: Session, number: int) -> str:
 
 def print_trial(console: Console, session: Session, number: int) -> None:
     """Everything about one trial. ValueError for a number that there is not."""
-    trial = trial_of(session, number)
+    trial, study = trial_of(session, number), session.optuna_study
     value = f", {trial.value:.6f} bits/byte" if trial.state == TrialState.COMPLETE else ""
     console.print(f"trial #{number} of {session.study.name}: {trial.state.name}{value}", highlight=False)
     table = Table(show_header=False, show_edge=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     facts = facts_of(trial, session.study.limits)
-    if again := confirmed_of(session.optuna_study).get(number):
-        facts["confirmed"] = f"{confirmed_text(again)}, {stands(again)}"
+    others = study.get_trials(deepcopy=False) if session.study.sampler.replicates > 1 else ()
+    if again := confirmed_of(study, others).get(number):
+        replicates = again.get("replicates")
+        name, behind = ("mean of seeds", "") if replicates else ("confirmed", f", {stands(again)}")
+        facts[name] = f"{confirmed_text(again)}{behind}"
     for name, text in facts.items():
         table.add_row(name, escape(text))
     console.print(table)
@@ -80,6 +82,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     for key in (stored.REASON, stored.PROTOCOL, stored.LEGALITY, stored.WORKER):
         if attrs.get(key):
             out[key] = str(attrs[key])
+    if again := attrs.get(stored.REPLICATE):
+        out["replicate"] = f"of trial #{again['of']}, on seed {again['seed']}"
     out["techniques on"] = ", ".join(attrs.get(stored.TECHNIQUES, [])) or "none"
     for name, verdict in attrs.get(stored.INACTIVE, {}).items():
         out[f"! {name}"] = str(verdict)
@@ -102,6 +106,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])
     if stored.CACHE_NOTES in attrs:
         out["stage cache"] = "; ".join(attrs[stored.CACHE_NOTES])
+    if learnt := learnt_text(attrs.get(stored.LEARNT, {})):
+        out["proposal"] = f"{learnt}, from 0 (ignored) to 1 (as if this study's own)"
     if stored.OVERHEAD in attrs:
         out[stored.OVERHEAD] = overhead_text(attrs[stored.OVERHEAD])
     for key in (stored.REJECTIONS, stored.PASSPORT):

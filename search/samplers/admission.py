@@ -11,7 +11,7 @@ from search.common.console import counted
 from search.common.numeric import draw
 from search.costs.preflight import Costs, costs_of
 from search.space.native import build_space
-from search.space.space import Space
+from search.space.space import Space, endless
 from search.study.model import Study
 from search.trainers.trainer import trainer_of
 from techniques import catalog
@@ -74,9 +74,22 @@ def _nothing_left(preflight: Costs, reasons: Mapping[str, int], *, draws: int, l
     )
 
 
+def check_replicates(study: Study, space: Space) -> None:
+    """ValueError where replicates would never begin."""
+    name = endless(space)
+    if study.sampler.replicates > 1 and (name or study.allow_duplicates):
+        why = f"`{name}` is a real number: give it choices = [...]" if name else "allow_duplicates is on"
+        raise ValueError(
+            "`replicates` in [sampler] runs configurations on further seeds once all were tried, but this "
+            f"space is never used up ({why}). Or leave it out: `python search.py confirm` runs the best "
+            "trials on fresh seeds."
+        )
+
+
 def check_space(study: Study) -> str:
     """ValueError unless something of the space can be tried. Returns its size in words."""
     space = build_space(study, catalog.metadata())
+    check_replicates(study, space)
     require_feasible(space, costs_of(trainer_of(study), study))
     switches = counted(len(space.switchable()), "technique")
     return f"{counted(len(space.distributions), 'parameter')}, {switches} to switch"

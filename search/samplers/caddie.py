@@ -3,7 +3,8 @@
 A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
 checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
 at no cost and unknown to the storage, so that a study's trials are only what was tried; rejections are
-counted by reason. After `max_resamples` proposals come uniform draws, then an error.
+counted by reason. After `max_resamples` proposals come uniform draws, or whatever is left of a finite space,
+then an error. A proposal is stored, and so taken, under the lock that all workers of a study share (`claim`).
 """
 
 import functools
@@ -17,19 +18,23 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # pyright: ignore[reportMissingTypeStubs]
 
-from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, PREFLIGHT, REJECTIONS, result_of
+from search.common.attributes import FIXED_PARAMS, FROM_CHECKPOINT, LEARNT, PREFLIGHT, REJECTIONS, result_of
+from search.common.errors import UsedUp
 from search.common.numeric import SearchSpace, draw
 from search.costs.factors import LATEST
 from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.checkpoints import StageChooser
-from search.samplers.choose import proposer_of
-from search.samplers.tpe import other_trials, set_system_attr, set_user_attr, settled_params
-from search.space.space import Space, training_key
+from search.samplers.choose import Proposer, proposer_of
+from search.samplers.finite import Left
+from search.samplers.structured.sources import Source
+from search.samplers.tpe import Lock, alone, other_trials, set_system_attr, set_user_attr, settled_params
+from search.space.space import Space, endless, training_key
 from techniques.config import digest
 
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
+PROPOSALS = 10  # in a row that were tried, where what is left can be listed
 ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,22 +61,35 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         preflight: Costs,
         *,
         seed: int | None = None,
-        max_resamples: int | None = None,
         results: ResultOf = result_of,
         stages: StageChooser | None = None,
+        sources: Sequence[Source] = (),
     ):
-        settings = preflight.study.sampler
         self.space, self.preflight, self.results = space, preflight, results
-        self.max_resamples = settings.max_resamples if max_resamples is None else max_resamples
+        self.max_resamples = preflight.study.sampler.max_resamples
+        self.lock = Lock()
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._proposer = proposer_of(space, preflight, seed, stages=stages)
+        self._proposer = proposer_of(space, preflight, seed, stages=stages, sources=sources)
+        self.sources = sources
         self.stages = None if self._proposer.weighs_stages else stages
         self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
         self._over: set[int] = set()  # finished trials among them
         self._taught: set[int] = set()
+        ends = not endless(space) and not preflight.study.allow_duplicates
+        self.left = Left(space, preflight, self._rng) if ends else None
+        self.claim: Callable[[Callable[[], bool]], bool] = lambda store: store()  # alone: without a lock
 
+    def more(self, study: optuna.Study) -> bool:
+        """Whether a new trial has anything to try. Under the study's lock: it may queue a replicate."""
+        if self.left is None:
+            return True
+        trials = other_trials(study)
+        self._learn(trials)
+        return self.left.more(study, trials, self._keys(trials), len(self._taught))
+
+    @alone
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
         self._proposer.reseed_rng()
@@ -80,6 +98,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         """The whole static space: a proposal is made at once, with all that it may need."""
         return dict(self.space.distributions)
 
+    @alone
     @one_thread
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: SearchSpace
@@ -94,17 +113,15 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         if goal and found:
             set_user_attr(study, trial, FROM_CHECKPOINT, goal[0])
         params, rejected = found or self._certain(study, others, fixed, taken)
-        set_system_attr(study, trial, params)
-        while not fixed and not self.preflight.study.allow_duplicates:
+        free = bool(fixed) or self.preflight.study.allow_duplicates
+        while not self.claim(functools.partial(self._store, study, trial, params, free=free)):
             others = other_trials(study, trial)
-            taken = self._keys(others)
-            if digest(params) not in taken:
-                break  # who stores the same after this sees ours, and takes another
-            params, more = self._certain(study, others, fixed, taken)
+            params, more = self._certain(study, others, fixed, self._keys(others))
             rejected += more + Counter(duplicate=1)
-            set_system_attr(study, trial, params)
         self.rejections += rejected
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
+        if self.sources and (learnt := learnt_from(self.sources, self._proposer)):
+            set_user_attr(study, trial, LEARNT, learnt)
         if self.last_prediction is not None:
             said = {k: round(v, 3) for k, v in vars(self.last_prediction).items() if v is not None}
             set_user_attr(study, trial, PREFLIGHT, said)
@@ -116,6 +133,13 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         """Only for parameters that the space does not know: uniform."""
         return draw(param_distribution, self._rng)
 
+    def _store(self, study: optuna.Study, trial: FrozenTrial, params: dict[str, Any], *, free: bool) -> bool:
+        """Stores a proposal unless another trial has it; `free`: that may be."""
+        if not free and digest(params) in self._keys(other_trials(study, trial)):
+            return False
+        set_system_attr(study, trial, params)
+        return True
+
     def _admitted(
         self,
         study: optuna.Study,
@@ -124,7 +148,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         taken: set[str],
         training: str | None = None,
     ) -> tuple[dict[str, Any], Counter[str]] | None:
-        """An admitted configuration; None: none on the weights of key `training`; Infeasible: none at all."""
+        """An admitted configuration; None: none on the weights of key `training`. UsedUp, Infeasible."""
         rejected, examples = Counter[str](), dict[str, str]()
         given = self.space.keep_active(fixed)
         if fixed and not training and self.space.active(fixed) <= fixed.keys():
@@ -132,9 +156,11 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             self.last_prediction = self.preflight.predict(resolved) if resolved else None
             return given, rejected
         self._proposer.begin(study, others)
-        for attempt in range(self.max_resamples * (1 if training else 1 + UNIFORM)):
+        rest = self.left if self.left and self.left.every is not None and not fixed else None
+        most = min(self.max_resamples, PROPOSALS) if rest else self.max_resamples
+        for attempt in range(most * (1 if training or rest else 1 + UNIFORM)):
             proposal = [dict(fixed), draw_all(self.space, self._rng)]
-            if attempt < self.max_resamples:
+            if attempt < most:
                 proposal.insert(1, cast("dict[str, Any]", self._proposer.propose()))
             params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
             reason = self._reason(params, taken, training)
@@ -145,7 +171,13 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             examples.setdefault(kind, reason)
         if training:
             return None
+        for params in rest.new(taken, learnt=len(self._taught)) if rest else ():
+            if self._reason(params, taken) is None:
+                return params, rejected
         told = "; ".join(f"{rejected[kind]} × {example}" for kind, example in examples.items())
+        if self.left and rejected["duplicate"]:
+            self.left.used_up |= not fixed
+            raise UsedUp(f"Nothing new is left of the space ({told}).")
         raise Infeasible(
             f"A trial needs a configuration that is admitted and new, but {sum(rejected.values())} proposals "
             f"in a row were rejected ({told}). Raise the limits, widen [space], or set "
@@ -177,8 +209,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         for trial in others:
             if trial.number in self._over:
                 continue
-            waits = trial.state == TrialState.WAITING
-            params = trial.system_attrs.get(FIXED_PARAMS, {}) if waits else settled_params(trial)
+            params = settled_params(trial)
             known = self._taken.get(trial.number)
             if known is None or known[0] != params:  # a running trial may get another parameter
                 self._taken[trial.number] = dict(params), digest(self.space.keep_active(params))
@@ -200,3 +231,10 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             except ValueError:  # an enqueued configuration that the space cannot express
                 continue
             self.preflight.learn([(resolved, result)])
+
+
+def learnt_from(sources: Sequence[Source], proposer: Proposer) -> dict[str, dict[str, float]]:
+    """earlier study -> how many of its trials a proposal knew, and its trust; {} before the first."""
+    trusts: dict[str, float] = getattr(proposer, "trusts", dict)()
+    counts = {source.name: len(source.params) for source in sources}
+    return {name: {"trials": counts[name], "trust": round(t, 3)} for name, t in trusts.items()}

@@ -10,22 +10,21 @@ stages are, the more of them are tried.
   val_bpb, its weights are cached for the code, data and machine of now, and fewer than PATIENCE trials in a
   row failed to better it. The least tried is taken, then the best; its parameters up to the training are
   fixed, and a proposal counts only if its training has the checkpoint's key. Else the trial trains.
-- StageWeigher decides after the proposals, for a sampler that tells what each one gains: the largest gain for
-  each predicted second of the stages that it would run anew.
+- StageWeigher (search/samplers/stages.py) decides after the proposals, for a sampler that tells what each one
+  gains.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common.attributes import FROM_CHECKPOINT, STAGE_REUSE
-from search.samplers.tpe import settled_params
+from search.samplers.stages import Stages, StageSpending
 from search.space.space import Space, is_later, training_key
 from search.study.limits import feasible
 from techniques.config import Resolved
@@ -33,19 +32,6 @@ from techniques.config import Resolved
 BEST = 3
 PATIENCE = 8
 Params = Mapping[str, Any]
-Key = tuple[Any, ...]
-
-
-@dataclass
-class StageSpending:
-    """Seconds of trials that trained anew, and of those that went on from finished weights."""
-
-    anew_s: float = 0.0
-    kept_s: float = 0.0
-
-    def allows(self, share: float) -> bool:
-        """Whether at most this share of all went to finished weights."""
-        return self.kept_s <= share * (self.anew_s + self.kept_s)
 
 
 @dataclass
@@ -133,59 +119,3 @@ class StageChooser:
             found.best = value if better and value is not None else found.best
             found.tried += sent is not None
             found.in_vain = 0 if better else found.in_vain + (sent is not None)
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The stages of a run, for a sampler that weighs them."""
-
-    names: tuple[str, ...]  # upstream first
-    stage_of: Mapping[str, str]  # parameter -> stage; absent: the first
-    seconds: Callable[[Params], Mapping[str, float]]  # predicted, of each stage
-    share: float = 0.25  # of the seconds, for trials whose first stage is finished already
-
-    def level(self, name: str) -> int:
-        return self.names.index(self.stage_of.get(name, self.names[0]))
-
-    def keys(self, params: Params, among: AbstractSet[str]) -> list[Key]:
-        """Identity of the result of every stage: the active parameters, of these, up to it."""
-        items = sorted((self.level(n), n, v) for n, v in params.items() if n in among)
-        return [(k, *((n, v) for level, n, v in items if level <= k)) for k in range(len(self.names))]
-
-
-class StageWeigher:
-    """See the head of this file. `among`: the parameters that make a stage what it is."""
-
-    def __init__(self, stages: Stages, among: AbstractSet[str]):
-        self.stages, self.among = stages, among
-        self.spending = StageSpending()
-        self._finished: set[Key] = set()  # stages
-        self._seen: set[int] = set()
-
-    def affordable(self, trials: Iterable[FrozenTrial]) -> bool:
-        """Whether what these finished trials were predicted to spend keeps the share."""
-        for trial in trials:
-            if trial.number not in self._seen:
-                self._seen.add(trial.number)
-                self._learn(settled_params(trial))
-        return self.spending.allows(self.stages.share)
-
-    def _learn(self, params: Params) -> None:
-        keys, seconds = self.stages.keys(params, self.among), self.seconds(params)
-        if keys[0] in self._finished:
-            self.spending.kept_s += seconds
-        else:
-            self.spending.anew_s += seconds
-        self._finished.update(keys)
-
-    def seconds(self, params: Params) -> float:
-        """Predicted seconds of the stages that are not finished; at least 1."""
-        predicted, keys = self.stages.seconds(params), self.stages.keys(params, self.among)
-        named = zip(self.stages.names, keys, strict=True)
-        return max(sum(predicted.get(name, 0.0) for name, key in named if key not in self._finished), 1.0)
-
-    def best(self, gains: Sequence[float], options: Sequence[Params]) -> int:
-        """The option with the largest gain per second; the first where nothing gains."""
-        each = zip(gains, options, strict=True)
-        rates = [gain / self.seconds(option) if gain > 0 else -float("inf") for gain, option in each]
-        return rates.index(max(rates))

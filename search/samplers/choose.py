@@ -16,8 +16,10 @@ from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
 from search.samplers.checkpoints import StageChooser
 from search.samplers.gp import GaussianProcess
+from search.samplers.structured.sources import Source
 from search.samplers.tpe import GroupedTpe
 from search.space.space import Space
+from search.study.limits import UNKNOWN
 from search.study.model import Study
 from techniques.config import Resolved
 
@@ -55,9 +57,15 @@ def sampled_by(study: Study, kind: str) -> Study:
 
 
 def proposer_of(
-    space: Space, preflight: Costs, seed: int | None, *, stages: StageChooser | None = None
+    space: Space,
+    preflight: Costs,
+    seed: int | None,
+    *,
+    stages: StageChooser | None = None,
+    sources: Sequence[Source] = (),
 ) -> Proposer:
-    """The sampler that the study asks for. `stages`: `structured` weighs finished training."""
+    """The sampler that the study asks for. `structured` weighs finished training (`stages`) and learns from
+    earlier studies (`sources`)."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
         startup = settings.startup_trials or TPE_STARTUP
@@ -69,10 +77,12 @@ def proposer_of(
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":
         return Uniform()
-    return _structured(space, preflight, seed, stages)
+    return _structured(space, preflight, seed, stages, sources)
 
 
-def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None) -> Proposer:
+def _structured(
+    space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None, sources: Sequence[Source]
+) -> Proposer:
     """Ours, with all that space and preflight know before the first trial."""
     from search.samplers.structured.sampler import Prior, StructuredSampler
 
@@ -100,6 +110,8 @@ def _structured(space: Space, preflight: Costs, seed: int | None, stages: StageC
         admits=admits,
         start=start,
         stages=stages.stages(seconds) if stages else None,
+        sources=sources,
+        unknown=UNKNOWN,
     )
     settings = preflight.study.sampler
     return StructuredSampler(

@@ -16,9 +16,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 import optuna
@@ -35,17 +36,54 @@ from optuna.samplers._tpe.sampler import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.numeric import Distributions
+from search.common.attributes import FIXED_PARAMS
+from search.common.numeric import Distributions, fits
 
 BATCH = 4  # proposals at once, after the first of a trial was rejected
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 Chosen = list[dict[str, Any]]  # of a group, for each of some proposals
 MODELLED = (TrialState.COMPLETE, TrialState.PRUNED)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Lock:
+    """`with` it, one thread at a time, and again if it likes. A copy or a pickle is a lock of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()
+
+
+class Locked(Protocol):
+    lock: Lock
+
+
+S = TypeVar("S", bound=Locked)
+
+
+def alone(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """A method that one thread at a time is in: a study with n_jobs asks one sampler from many."""
+
+    @functools.wraps(method)
+    def locked(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 class GroupedTpe(TPESampler):
-    """begin(study, trials) once a trial, then propose() as often as needed. For one study."""
+    """begin(study, trials) once a trial, then propose() as often as needed, under one lock. For one study."""
 
     weighs_stages = False
 
@@ -92,6 +130,9 @@ class GroupedTpe(TPESampler):
         below = rows[is_good][np.argsort(numbers[: len(rows)][is_good], kind="stable")]
         above = others[by_number][is_other[by_number]]
         self._seen = below, above
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_waiting": []}  # they are worked out when asked for, which no pickle holds
 
     @property
     def begun(self) -> bool:
@@ -277,7 +318,8 @@ class Observed:
     def row(self, params: Mapping[str, Any]) -> Array:
         """The parameters in Optuna's units."""
         each = self.distributions.items()
-        found = [dist.to_internal_repr(params[name]) if name in params else math.nan for name, dist in each]
+        there = {name for name, dist in each if name in params and fits(dist, params[name])}
+        found = [dist.to_internal_repr(params[name]) if name in there else math.nan for name, dist in each]
         return np.array(found, dtype=np.float64)
 
     def finished(self, trials: Sequence[FrozenTrial], sign: float) -> tuple[Array, Array]:
@@ -309,25 +351,27 @@ def ranks_of(trial: FrozenTrial, sign: float) -> tuple[float, float, float, floa
     return 1.0, -float(step), math.inf if math.isnan(value) else sign * value, trial.number
 
 
-def other_trials(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+def other_trials(study: optuna.Study, trial: FrozenTrial | None = None) -> list[FrozenTrial]:
     """Every trial but this one, as the storage knows them now; not to be changed."""
     trials = study._get_trials(deepcopy=False, use_cache=False)  # pyright: ignore[reportPrivateUsage]
-    return [t for t in trials if t.number != trial.number]
+    return [t for t in trials if trial is None or t.number != trial.number]
 
 
 def settled_params(trial: FrozenTrial) -> dict[str, Any]:
-    """The parameters of a trial; of a running one also those that it has sampled but not yet suggested."""
+    """The parameters of a trial; of one to come also what it has sampled but not yet suggested, and what was
+    fixed when it was queued."""
     if trial.state.is_finished():
         return trial.params
+    fixed: dict[str, Any] = trial.system_attrs.get(FIXED_PARAMS, {})
     text = ""
     k = 0
     while part := trial.system_attrs.get(f"{_RELATIVE_PARAMS_KEY}:{k}"):
         text = text + part
         k = k + 1
     try:
-        return {**(json.loads(text) if text else {}), **trial.params}
+        return {**fixed, **(json.loads(text) if text else {}), **trial.params}
     except json.JSONDecodeError:  # its worker is writing it just now
-        return trial.params
+        return {**fixed, **trial.params}
 
 
 def set_system_attr(study: optuna.Study, trial: FrozenTrial, params: Mapping[str, Any]) -> None:
@@ -341,6 +385,15 @@ def set_system_attr(study: optuna.Study, trial: FrozenTrial, params: Mapping[str
         storage.set_trial_system_attr(number, f"{_RELATIVE_PARAMS_KEY}:{k}", part)
     if f"{_RELATIVE_PARAMS_KEY}:{k + 1}" in storage.get_trial_system_attrs(number):  # of a longer one before
         storage.set_trial_system_attr(number, f"{_RELATIVE_PARAMS_KEY}:{k + 1}", "")
+
+
+def share(study: optuna.Study, trial: FrozenTrial, params: Mapping[str, Any]) -> None:
+    """As set_system_attr; nothing where JSON cannot say a choice: others see it when it is suggested."""
+    try:
+        json.dumps(params)
+    except TypeError:
+        return
+    set_system_attr(study, trial, params)
 
 
 def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:

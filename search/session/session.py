@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
 from search.common.options import ENVIRONMENT
-from search.common.paths import Folders
+from search.common.paths import Folders, shown
+from search.study.load import read_study
 from search.study.model import Study, study_hash, study_identity
 from search.trainers.trainer import Trainer, trainer_of
+from techniques import catalog
 
 if TYPE_CHECKING:
     import optuna
@@ -34,6 +37,7 @@ class Session:
     url: str
     optuna_study: optuna.Study
     trainer: Trainer  # what the trials run
+    note: str = ""  # what a reader of the study must know first
 
     def whole(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Trials of a session that was opened `brief`, with their parameters and configurations."""
@@ -106,9 +110,31 @@ def read_session(
         raise nothing from None
     ran = stored.user_attrs.get(TRAINER, "")  # a script of the contract by its path
     script = Path(ran) if Path(ran).is_absolute() else None
-    session = Session(study, folders, url, stored, trainer_of(study, script))
-    check_unedited(session)
-    return measured(session)
+    study, note = as_stored(study, stored, folders)
+    return measured(Session(study, folders, url, stored, trainer_of(study, script), note))
+
+
+def as_stored(study: Study, stored: optuna.Study, folders: Folders) -> tuple[Study, str]:
+    """(the study as it was begun, a line about that where its file was edited since). What was begun stays
+    readable whatever became of its file: by the copy beside its trials, else by the database's own."""
+    began = stored.user_attrs.get(STUDY_HASH)
+    if began in (None, study_hash(study)):
+        return study, ""
+    kept, text = folders.runs / "study.toml", str(stored.user_attrs.get(STUDY_FILE) or "")
+    copies = {str(shown(kept)): kept.read_text(encoding="utf-8")} if kept.exists() else {}
+    file = shown(Path(study.path))
+    for where, copy in (copies | {"the copy in the database": text}).items():
+        try:
+            found = read_study(copy, Path(study.path), catalog.metadata())
+        except ValueError:
+            continue
+        if study_hash(found) == began:
+            note = f"{file} was edited since {study.name!r} began; read as it was then, from {where}."
+            return replace(found, name=study.name), note
+    return study, (
+        f"{file}, or the code, no longer describes {study.name!r} as it was begun, nor does a copy: limits "
+        "and space are shown as they are now."
+    )
 
 
 def check_unedited(session: Session) -> None:
@@ -132,7 +158,8 @@ def check_unedited(session: Session) -> None:
             f"A study samples one space under one set of limits, but {text} no longer describes the study "
             f"{session.study.name!r} that is stored ({mine} against {stored}{_edits(session)}). To go on "
             f"with the stored one, restore the file{copy}; to search the new space, or where another study "
-            "has that name, give it another `name` in [study]."
+            f"has that name, give it another `name` in [study]: with --from "
+            f"{shlex.quote(session.study.name)} it begins with what the stored one found."
         )
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)

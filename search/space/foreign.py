@@ -9,9 +9,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from search.common.numeric import distribution
+from search.common.conditions import Conditions
 from search.space import space
-from search.space.space import Conditions, Params, Pick
+from search.space.space import Params, Pick, distribution
 from search.study.foreign import UNSET, Foreign, as_text
 from techniques.base import STAGES
 from techniques.config import digest

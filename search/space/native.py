@@ -11,10 +11,10 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from search.common.numeric import distribution
+from search.common.conditions import INACTIVE_CODE, OFF_CODE, ON_CODE, Condition, Conditions
 from search.space import space
 from search.space.foreign import foreign_space
-from search.space.space import Condition, Conditions, Params, Pick, Space, both
+from search.space.space import Params, Pick, Space, both, distribution
 from search.study.load import BASELINE, FREE, ON, excludes
 from search.study.model import Study
 from techniques import catalog
@@ -196,9 +196,7 @@ class NativeSpace:
 
     def _off(self, technique: str, asked: Collection[str]) -> Condition:
         """When a technique is off: no slot took it, and its gate, if it is among those that were asked."""
-        gate: Condition = (
-            {technique: frozenset((space.INACTIVE_CODE, space.OFF_CODE))} if technique in asked else {}
-        )
+        gate: Condition = {technique: frozenset((INACTIVE_CODE, OFF_CODE))} if technique in asked else {}
         return both(self._not_taken(technique), gate)
 
     def _on(self, technique: str) -> Condition:
@@ -207,9 +205,9 @@ class NativeSpace:
             return {}
         if technique in self.switches:
             if not taken:
-                return {technique: frozenset((space.ON_CODE,))}
+                return {technique: frozenset((ON_CODE,))}
             here = {name: codes for name, codes in self._asked(technique).items() if name not in taken}
-            return both(here, {technique: frozenset((space.INACTIVE_CODE, space.ON_CODE))})
+            return both(here, {technique: frozenset((INACTIVE_CODE, ON_CODE))})
         return taken if len(taken) == 1 else {}
 
     def _taken(self, technique: str) -> Condition:

@@ -9,19 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from search.common.conditions import Condition, Conditions
 from search.common.numeric import contains, suggest_one
-from techniques.base import STAGES
+from techniques.base import STAGES, Choice, Float, Int
 from techniques.config import Resolved, stage_keys
 
 Params = Mapping[str, Any]
 Pick = Callable[[str], Any]
-INACTIVE_CODE = -1  # of what means nothing itself
-OFF_CODE = 0  # of a gate's choices
-ON_CODE = 1
-Condition = dict[str, frozenset[int]]  # categorical -> codes: indices of its choices, or INACTIVE_CODE
-Conditions = dict[str, Condition]  # parameter -> what must hold, all of it, for it to mean something
 TRAINED = "average"  # the stage whose result a checkpoint is
 
 
@@ -81,6 +77,23 @@ def groups(space: Walk) -> list[list[str]]:
         found.setdefault(space.condition(name), []).append(name)
     found.setdefault((), [])
     return [sorted(names) for _, names in sorted(found.items()) if names]
+
+
+def endless(space: Walk) -> str:
+    """A parameter with endlessly many values; "" in a finite space."""
+    found = space.distributions.items()
+    return next((name for name, d in found if isinstance(d, FloatDistribution) and not d.single()), "")
+
+
+def distribution(domain: Float | Int | Choice) -> BaseDistribution:
+    """The Optuna distribution of a domain (an Int's high already a number)."""
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.options)
+    if isinstance(domain, Float):
+        return FloatDistribution(domain.low, domain.high, log=domain.log)
+    assert isinstance(domain.high, int)
+    high = domain.low + (domain.high - domain.low) // domain.step * domain.step
+    return IntDistribution(domain.low, high, log=domain.log, step=domain.step)
 
 
 def both(one: Condition, other: Condition) -> Condition:

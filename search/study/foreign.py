@@ -65,6 +65,7 @@ class Foreign:
     wallclock: str = ""  # variable with the training budget, s
     warmdown: str = ""  # variable with the warm-down, steps
     warmdown_frac: str = ""  # or with its share of the budget
+    seed: str = ""  # variable with the seed, for replicates
     silent_seconds: float = 0.0  # without output before a run is given up; 0: only the time limit counts
     max_output_bytes: int = 256_000_000
     fixed: dict[str, Value] = field(default_factory=dict[str, Value])
@@ -73,7 +74,7 @@ class Foreign:
     def identity(self) -> dict[str, Any]:
         """What a study of it samples and measures: not where the script lies, not what is kept."""
         kept = dataclasses.asdict(self)
-        for name in ("script", "folder", "keep", "silent_seconds", "max_output_bytes"):
+        for name in ("script", "folder", "keep", "seed", "silent_seconds", "max_output_bytes"):
             kept.pop(name)
         for name, variable in self.variables.items():
             kept["variables"][name]["domain"]["kind"] = type(variable.domain).__name__

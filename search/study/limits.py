@@ -182,5 +182,10 @@ def feasible(trial: FrozenTrial) -> bool:
     return all(key in values for key in CONSTRAINTS) and all(value <= 0.0 for value in values.values())
 
 
+def broken_limits(trial: FrozenTrial) -> tuple[Limit, ...]:
+    """The limits that a trial is over."""
+    return tuple(limit for limit in LIMITS if trial.constraints.get(limit.constraint, 0.0) > 0.0)
+
+
 def has_failed(trial: FrozenTrial) -> bool:
     return trial.constraints.get(RUN, 0.0) > 0.0

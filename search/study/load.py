@@ -8,7 +8,8 @@
     [techniques]  name = "free" | "on" | "off"; others = "free" | "off" | "preset"
     [space]       name = {low, high, log, step} | {choices} | a value that fixes it
     [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
-    [sampler]     kind, startup_trials, max_resamples, candidates, reuse
+    [sampler]     kind, startup_trials, max_resamples, candidates, replicates, reuse
+    [prior]       studies, published: what BPB is learnt from before the first trial
     [trainer]     somebody else's script (search/study/foreign.py)
 
 Domains say what a study may vary of each setting; gates are settled against slots, conflicts, requirements
@@ -29,14 +30,14 @@ from typing import Any, TypeVar, cast
 from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study.foreign import parse_foreign, refuse_native
 from search.study.limits import Limits, check_given
-from search.study.model import Domain, Header, Pruning, SamplerSettings, Slots, Study
+from search.study.model import Domain, Header, PriorSettings, Pruning, SamplerSettings, Slots, Study
 from techniques import base as declared
 from techniques import catalog
 from techniques.base import Choice, Float, Int, Shape, Technique, check_value, nearest, parse_value
 from techniques.config import TRAINER_FIELDS, Config, flatten, known_field, read_preset
 
 NAME = re.compile(r"\w[\w.+-]*")
-TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "trainer")
+TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "prior", "trainer")
 Table = TypeVar("Table")
 FREE = "free"
 ON = "on"
@@ -48,15 +49,20 @@ RANGE_KEYS = ("low", "high", "log", "step", "choices")
 
 def load_study(path: Path, known: Catalogue) -> Study:
     """The study in the TOML file `path`, over the catalogue `known`. ValueError for anything wrong in it."""
+    return read_study(None, path, known)
+
+
+def read_study(text: str | None, path: Path, known: Catalogue) -> Study:
+    """The same with the text that `path` had; None: that it has."""
     try:
-        return build(_read(path), path, known)
+        return build(_read(path, text), path, known)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path, text: str | None) -> dict[str, dict[str, Any]]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig") if text is None else text)
     except FileNotFoundError:
         others = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         way_out = nearest(str(path), others) if others else "Give the path of a study's TOML file."
@@ -99,7 +105,24 @@ def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) ->
         study = _native(_whatever_runs(tables, path), tables, known)
     for twice in tables["fixed"].keys() & tables["space"].keys():
         raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")
+    _check_seeds(study)
     return study
+
+
+def _check_seeds(study: Study) -> None:
+    """A seed is nothing to search for, and a replicate needs one."""
+    own = {"seed", "SEED", study.foreign.seed} if study.foreign else {"seed"}
+    for name in own & {*(study.foreign.variables if study.foreign else study.free)}:
+        raise ValueError(
+            f"A search over seeds finds the luckiest one, but `{name}` is in [space]. Fix it, and write "
+            "`replicates = 4` under [sampler] for so many runs of each configuration on seeds of their own; "
+            "`python search.py confirm` runs a study's best on fresh seeds."
+        )
+    if study.sampler.replicates > 1 and study.foreign is not None and not study.foreign.seed:
+        raise ValueError(
+            "`replicates` in [sampler] runs configurations on further seeds, but [trainer] does not say "
+            'which variable of the script is its seed. Add it: seed = "SEED".'
+        )
 
 
 def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study:
@@ -118,8 +141,18 @@ def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study
         base=read_preset(header.preset) if header.preset else {},
         pruning=table_of(Pruning, tables["pruning"], "pruning", rename={"from": "start"}),
         sampler=table_of(SamplerSettings, tables["sampler"], "sampler"),
+        prior=_prior(tables["prior"]),
         **given,
     )
+
+
+def _prior(table: Mapping[str, Any]) -> PriorSettings:
+    names = table.get("studies", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in cast("list[Any]", names)):
+        raise ValueError(f'`prior.studies` must be a list of names, ["OLD"], but got {names!r}.')
+    rest = {key: value for key, value in table.items() if key != "studies"}
+    settings = table_of(PriorSettings, rest, "prior")
+    return dataclasses.replace(settings, studies=tuple(dict.fromkeys(cast("list[str]", names))))
 
 
 def _native(study: Study, tables: Mapping[str, dict[str, Any]], known: Catalogue) -> Study:

@@ -1,4 +1,4 @@
-"""Study: a study file, checked; study_identity and study_hash: what it samples and measures."""
+"""Study: a study file, checked; study_identity, study_hash: what it samples and measures; fresh_seeds."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -36,9 +36,24 @@ class SamplerSettings:
     startup_trials: int = setting(0, "first trials, drawn anywhere; 0: the sampler's own number", low=0)
     max_resamples: int = setting(100, "rejected proposals before random draws", low=1)
     candidates: int = setting(24, "draws that a proposal of TPE is the best of", low=1)
+    replicates: int = setting(
+        1, "runs of each feasible configuration, on seeds of their own, once all were tried", low=1, high=64
+    )
     reuse: float = setting(
         0.25, "share of the seconds that trials on cached weights may take; 0: none", low=0.0, high=1.0
     )
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """What is known of BPB before the first trial; search/workers/prior.py reads it."""
+
+    studies: tuple[str, ...] = setting((), "earlier studies of this database, as --from names them")
+    published: bool = setting(False, "the published results of studies/published.json")
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.studies) or self.published
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ class Study:
     )  # setting -> the size that it may not exceed
     gates: dict[str, str] = field(default_factory=dict[str, str])  # every technique -> "free", "on" or "off"
     slots: Slots = field(default_factory=dict[str, tuple[str, ...]])  # the choices that it narrows a slot to
+    prior: PriorSettings = PriorSettings()
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
     def settled(self, name: str) -> Any:
@@ -106,3 +122,15 @@ def study_identity(study: Study) -> dict[str, Any]:
 
 def study_hash(study: Study) -> str:
     return digest(study_identity(study))
+
+
+def fresh_seeds(question: str, count: int, known: set[int]) -> list[int]:
+    """Seeds that follow from the question alone, none of them in use."""
+    found = list[int]()
+    i = 0
+    while len(found) < count:
+        seed = int(digest([question, "seed", i])[:8], 16) % (2**31 - 1)
+        if seed not in known and seed not in found:
+            found.append(seed)
+        i += 1
+    return found

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,8 @@ class Trainer(Protocol):
     def code_files(self) -> list[Path]: ...  # the files whose text is the objective
     def hidden(self) -> set[str]: ...  # the variables that it reads: no run may see the shell's
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]: ...  # config.json, from the space's part
+    # a configuration and its run (config.json, what the space resolved it to) on another seed
+    def seeded(self, config: Mapping[str, Any], resolved: Any, seed: int) -> tuple[dict[str, Any], Any]: ...
     def time_budget(self) -> str: ...  # the setting that gives runs a time, not a number of steps; else ""
     def legality(self, resolved: Any) -> str: ...  # what the rules say of a run of it
     # a shell line that runs a stored configuration again; `path` is where its config.json belongs
@@ -114,6 +116,13 @@ class NativeTrainer:
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
+
+    def seeded(
+        self, config: Mapping[str, Any], resolved: Resolved, seed: int
+    ) -> tuple[dict[str, Any], Resolved]:
+        values = {**resolved.values, "seed": seed}
+        own = replace(resolved, config=replace(resolved.config, seed=seed), values=values)
+        return {**config, "seed": seed}, own
 
     def time_budget(self) -> str:
         name = "max_wallclock_seconds"

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import optuna
 import sqlalchemy
@@ -24,7 +25,7 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTr
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from search.common.errors import InfrastructureError, Interrupted, TooManyFailures
+from search.common.errors import InfrastructureError, Interrupted, TooManyFailures, UsedUp
 from search.storage import patient
 from search.storage.bulk import BatchStorage
 from search.storage.patient import StorageError, is_outage, normalise_url, requeue, side_engine
@@ -43,6 +44,7 @@ MIN_FROZEN_S = 5  # a holder of the lock that is frozen this long, or for half t
 POLL_S = 1.0  # all trials are given out, but one of them may still die
 MAX_FAILURES = 10  # failed trials in a row in one worker: something is wrong with all of them
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,21 @@ class _Gate:
     heartbeat_s: float
     lost: threading.Event
     frozen_s: int
+    more: Callable[[], bool]
+
+
+def always() -> bool:
+    return True
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller wants to hear: of each trial that it ended, and that the running one is no longer its."""
+    """What a caller wants to hear: of each trial that it ended, and that the running one is no longer its.
+    `more` is asked under the lock while no configuration waits: whether a new trial has anything to try."""
 
     after_trial: Callable[[FrozenTrial], None] | None = None
     lost: threading.Event = field(default_factory=threading.Event)
+    more: Callable[[], bool] = always
 
 
 def run_exactly(
@@ -90,7 +99,8 @@ def run_exactly(
     stop: Callable[[], bool] | None = None,
     hooks: Hooks | None = None,
 ) -> Tally:
-    """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true.
+    """Runs trials until `target` are finished in the study (all workers and sessions), or `stop()` is true,
+    or nothing runs, nothing waits, and there is no more to try: who runs may die, and is then queued again.
 
     The storage must be of `open_storage`. `stop` is asked between trials and while waiting; a running
     objective must look itself and raise Interrupted, also when `hooks.lost` is set: its trial was given to
@@ -101,14 +111,15 @@ def run_exactly(
         raise ValueError(f"The number of trials must not be negative, but got {target}.")
     stop = stop or (lambda: False)
     hooks = hooks or Hooks()
-    gate = _gate(study, url, hooks.lost)
+    gate = _gate(study, url, hooks)
     failures = 0
     while not stop():
         seen, trial = _ask(gate, target)
         if seen is None:
             continue
         if trial is None:
-            if seen.finished >= target:
+            used_up = seen.running == 0 and seen.finished < target
+            if seen.finished >= target or used_up:
                 return seen
             _pause(stop)
             continue
@@ -129,7 +140,7 @@ def run_exactly(
         return _count(gate, connection)
 
 
-def _gate(study: optuna.Study, url: str, lost: threading.Event) -> _Gate:
+def _gate(study: optuna.Study, url: str, hooks: Hooks) -> _Gate:
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     interval = getattr(storage, "get_heartbeat_interval", lambda: None)()
     if interval is None:
@@ -140,7 +151,7 @@ def _gate(study: optuna.Study, url: str, lost: threading.Event) -> _Gate:
     study_id = storage.get_study_id_from_name(study.study_name)
     frozen_s = max(MIN_FROZEN_S, int(getattr(storage, "grace_s", 0)) // 2)
     engine = storage.bulk.engine if isinstance(storage, BatchStorage) else side_engine(normalise_url(url))
-    return _Gate(study, storage, engine, study_id, float(interval), lost, frozen_s)
+    return _Gate(study, storage, engine, study_id, float(interval), hooks.lost, frozen_s, hooks.more)
 
 
 def _id(trial: Trial) -> int:
@@ -153,32 +164,60 @@ def _pause(stop: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def _turn(gate: _Gate) -> Generator[sqlalchemy.Connection]:
+    """The study's lock; the end succeeds only if it was ours up to there."""
+    with gate.engine.connect() as connection:
+        connection.execute(sqlalchemy.text(TIMEOUTS), {"wait": LOCK_WAIT, "frozen": f"{gate.frozen_s}s"})
+        keys = {"c": patient.LOCK_CLASS, "s": gate.study_id}
+        connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, :s)"), keys)
+        yield connection
+        connection.execute(sqlalchemy.text("select 1"))
+        connection.commit()
+
+
+def _await_turn(gate: _Gate, error: Exception) -> bool:
+    """After a turn that was lost: once the next may come; whether we had the lock. Else the error again."""
+    if not is_outage(error):
+        raise error
+    if getattr(getattr(error, "orig", None), "pgcode", "") == LOCK_NOT_AVAILABLE:
+        return False
+    gate.storage.get_study_id_from_name(gate.study.study_name)  # waits until the database is back
+    return True
+
+
+def locked(study: optuna.Study, url: str) -> Callable[[Callable[[], T]], T]:
+    """What calls a function under the study's lock, and again when the lock was lost meanwhile."""
+    gate = _gate(study, url, Hooks())
+
+    def call(function: Callable[[], T]) -> T:
+        while True:
+            try:
+                with _turn(gate):
+                    return function()
+            except patient.DATABASE_GONE as error:
+                _await_turn(gate, error)
+
+    return call
+
+
 def _ask(gate: _Gate, target: int) -> tuple[Tally | None, Trial | None]:
     """One turn under the lock: (tally, a trial that is ours or None); no tally when the turn was lost."""
     trial: Trial | None = None
     try:
-        with gate.engine.connect() as connection:
-            connection.execute(sqlalchemy.text(TIMEOUTS), {"wait": LOCK_WAIT, "frozen": f"{gate.frozen_s}s"})
-            keys = {"c": patient.LOCK_CLASS, "s": gate.study_id}
-            connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:c, :s)"), keys)
+        with _turn(gate) as connection:
             _fail_dead(gate, connection)
             tally = _count(gate, connection)
-            if tally.finished + tally.running >= target:
+            given_out = tally.finished + tally.running >= target
+            if given_out or not (tally.waiting or gate.more()):
                 return tally, None
             with warnings.catch_warnings():  # "heartbeat is supposed to be used with optimize": ours is below
                 warnings.simplefilter("ignore")
                 trial = gate.study.ask()
             beat(gate.storage, _id(trial))
-            connection.execute(sqlalchemy.text("select 1"))
-            connection.commit()  # succeeds only if the lock was ours up to here
             return tally, trial
     except patient.DATABASE_GONE as error:
-        if not is_outage(error):
-            raise
-        if getattr(getattr(error, "orig", None), "pgcode", "") == LOCK_NOT_AVAILABLE:
-            return None, None
-        gate.storage.get_study_id_from_name(gate.study.study_name)  # waits until the database is back
-        if trial is not None:
+        if _await_turn(gate, error) and trial is not None:
             log.warning("trial %d: the lock was lost while it was made; dropped", trial.number)
             _fail(gate, _id(trial), again=True)
         return None, None
@@ -258,6 +297,9 @@ def _run(gate: _Gate, trial: Trial, objective: Callable[[Trial], float]) -> Froz
         return gate.storage.get_trial(_id(trial))
     except Interrupted:
         _fail(gate, _id(trial), again=True)
+        return None
+    except UsedUp:
+        _fail(gate, _id(trial), again=False)
         return None
     except (KeyboardInterrupt, StorageError):
         raise  # the caller fails the trial; or the database is away, and it is failed once that is back

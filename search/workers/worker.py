@@ -21,9 +21,19 @@ from typing import Any
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, Trial
 
-from search.common.attributes import CACHE_NOTES, OVERHEAD, RETRY_HISTORY, SPARED, WORKER
+from search.common.attributes import (
+    CACHE_NOTES,
+    OUTCOME,
+    OVERHEAD,
+    PRIOR,
+    REPLICATE,
+    RETRY_HISTORY,
+    SPARED,
+    UNUSED,
+    WORKER,
+)
 from search.common.console import quiet_log, redact
-from search.common.errors import Interrupted, TooManyFailures
+from search.common.errors import Interrupted, TooManyFailures, UsedUp
 from search.common.options import WorkerSpec
 from search.costs.preflight import costs_of
 from search.pruning.pruner import Pruner, remember
@@ -42,8 +52,9 @@ from search.trainers.files import Record, changed
 from search.trainers.process import DiskTrouble, Outcome, TrainerCrashed, run_trainer
 from search.trainers.trainer import trainer_of
 from search.workers import prepare, record
-from search.workers.exact import Hooks, run_exactly
+from search.workers.exact import Hooks, locked, run_exactly
 from search.workers.prepare import read_command, trainer_job
+from search.workers.prior import sources_of
 from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
@@ -95,7 +106,9 @@ class Worker:
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
         preflight = costs_of(self.trainer, self.study, self.hardware)
         find_warm_start(session, self.hardware).apply(preflight)
-        self.sampler = CaddieSampler(self.space, preflight, stages=chooser)
+        asked = PRIOR in session.optuna_study.user_attrs and self.study.sampler.kind == "structured"
+        sources = sources_of(session, self.hardware) if asked else ()
+        self.sampler = CaddieSampler(self.space, preflight, stages=chooser, sources=sources)
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
         self.baseline = baseline_of(session.optuna_study) or {}
@@ -109,10 +122,11 @@ class Worker:
 
     def run(self) -> None:
         study = self.session.optuna_study
-        hooks = Hooks(self.after_trial, self.lost)
         study.sampler = self.sampler
         target = self.spec.target
         url = self.session.url
+        self.sampler.claim = locked(study, url)
+        hooks = Hooks(self.after_trial, self.lost, lambda: self.sampler.more(study))
         run_exactly(study, self.objective, target=target, url=url, stop=self.should_stop, hooks=hooks)
 
     def should_stop(self) -> bool:
@@ -144,15 +158,22 @@ class Worker:
     def run_trial(self, trial: Trial) -> Outcome:
         began = time.perf_counter()
         trial.set_user_attr(WORKER, self.name)  # first: so that our trial is found when we die
-        _ = trial.relative_params  # sampled and stored at once: no other worker takes the same
+        try:
+            _ = trial.relative_params  # sampled and stored at once: no other worker takes the same
+        except UsedUp:
+            trial.set_user_attr(OUTCOME, UNUSED)
+            raise
         with collected(trial):
             params = self.space.suggest(trial)
             resolved = self.space.resolve(params)
             config = self.config_of(params, resolved.values)
+            run = resolved
+            if again := trial.user_attrs.get(REPLICATE):
+                config, run = self.trainer.seeded(config, resolved, int(again["seed"]))
             legality = self.trainer.legality(resolved)
             record.started(trial, config=config, resolved=resolved, legality=legality)
         self.clock.sample_s = time.perf_counter() - began
-        reused = self.reuse.around(trial, resolved, self.session.folders) if self.reuse else nullcontext()
+        reused = self.reuse.around(trial, run, self.session.folders) if self.reuse else nullcontext()
         with reused as fill:
             outcome = self.run_process(trial, config, fill)
         began = time.perf_counter()
@@ -191,6 +212,8 @@ class Worker:
                 trial.report(float(point["val_bpb"]), step)
                 if REPLAYED not in point:  # one training is one standard, however many take it over
                     remember(trial, reports)
+            if REPLICATE in trial.user_attrs:  # a mean of the seeds that were not given up tells nothing
+                return None
             verdict = self.pruner.verdict(self.session.optuna_study, trial.number, reports)
             if verdict is not None and verdict.spared:
                 trial.set_user_attr(SPARED, verdict.facts)

@@ -44,6 +44,7 @@ def test_what_was_trained_matters_more_than_its_seed(table: Table) -> None:
     """Else the table would rank seeds, and no sampler could win."""
     values = [table.results[key][SEED]["val_bpb"] for key in table.ranked()]
     assert np.std(values) > 2 * replay.seed_sd(table)
+    assert 0.3 < replay.additive_share(table) < 0.95, "effects are there, and not they alone"
 
 
 @pytest.mark.parametrize("method", ["structured", "random", "optuna_tpe"])

@@ -7,10 +7,11 @@ from typing import cast
 
 import pytest
 
-from claims.arms import Arm, arm_of_source, arm_of_study, arms_of, fresh_seeds
+from claims.arms import Arm, arm_of_source, arm_of_study, arms_of
 from search.session.session import Session
 from search.study.foreign import Foreign
 from search.study.load import find_study
+from search.study.model import fresh_seeds
 from techniques.config import read_preset
 from tests.search.fake_studies import write_study
 

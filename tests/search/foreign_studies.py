@@ -41,6 +41,24 @@ for params in json.loads(sys.argv[3]):
 """
 
 
+BEGIN = """
+import sys
+from pathlib import Path
+from search.session.session import open_session
+from search.study.load import find_study
+from search.trainers.trainer import trainer_of
+study, home, script = (Path(word) for word in sys.argv[1:])
+found = find_study(study)
+open_session(found, home=home, storage=None, environ={}, trainer=trainer_of(found, script))
+"""
+
+
+def begin(study: Path, home: Path, script: Path) -> None:
+    """Stores a study without a trial, so that configurations can be queued."""
+    command = [sys.executable, "-c", BEGIN, str(study), str(home), str(script)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+
+
 def make_theirs(home: Path) -> Path:
     """The script as its author has it: beside its data, with outputs of an earlier run."""
     folder = home / "theirs"

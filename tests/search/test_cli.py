@@ -51,6 +51,13 @@ def test_reading_a_study_that_was_never_begun_makes_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "h").exists()
 
 
+def test_no_trials_store_no_study(tmp_path: Path) -> None:
+    study, home = write_study(tmp_path, "none"), tmp_path / "h"
+    ran = caddie("--trials=0", f"--study={study}", f"--home={home}")
+    assert ran.returncode == 0 and "stores nothing" in ran.stdout, ran.stderr
+    assert not (home / ".caddie").exists()
+
+
 def test_unreachable_database_is_told_without_its_password(home: Path) -> None:
     study = write_study(home, "far")
     url = "postgresql://me:hush@127.0.0.1:1/db"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.common.numeric import distribution, draw
+from search.common.numeric import draw
+from search.space.space import distribution
 from techniques import catalog
 from techniques.base import Int, Technique, check_value, parse_value
 from techniques.config import LAYERS, TRAINER_FIELDS, Config, Resolved, flatten, resolve

@@ -17,7 +17,7 @@ MOST_FILES = 45  # 54 of 77 before search/ had rooms
 HOOK = """
 import os, sys, threading
 FOLDER, NOTES = {folder!r}, {notes!r}
-ROOMS = tuple(FOLDER + room for room in ("search/", "bundle/", "claims/", "readers/"))
+ROOMS = tuple(FOLDER + room for room in ("search/", "bundle/", "claims/", "pages/", "readers/"))
 seen = set()
 def loading(frame):
     while frame is not None:

@@ -3,7 +3,9 @@
 Objective: complete trials; running ones stand in at the posterior mean (fantasies), so that workers spread;
 pruned ones at what a line through the complete trials' reports at that step predicts, with the scatter around
 it as noise. Constraints, each a surrogate without pairs: log(1 + relative violation), which is additive for
-sizes and times; one with two values only (it diverged or not) becomes ±1. Exactly 0 means unknown.
+sizes and times; one with two values only (it diverged or not) becomes ±1. What is infinite counts as somewhat
+beyond the finite values. Trials of earlier studies are rows of the objective under a bias and a trust of
+their own (search/samplers/structured/sources.py), and rows like any other of the constraints.
 """
 
 import math
@@ -14,20 +16,22 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common.numeric import Distributions
-from search.samplers.structured.rows import Array, Rows
+from search.samplers.structured.rows import Array, Rows, Rules, Settings
+from search.samplers.structured.sources import Index, Source
 from search.samplers.structured.surrogate import Basis, Function, Surrogate, settled
 from search.samplers.tpe import settled_params
-from search.space.space import Conditions
 
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
 GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on
 LATE = 250  # trials
 LARGEST, BEST = 400, 50  # trials that are learned from: the newest, and of the others the best feasible ones
+EARLIER = 50  # trials of earlier studies that are read at least, the best; else as many as LARGEST leaves
 CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
 BINARY_CAUTION = 0.3  # on ±1
 LEAST_REPORTS = 8  # complete trials with a report at a step, without which it predicts nothing
 FEW = 4  # values of a constraint without which nothing is learned
-Settings = frozenset[tuple[str, object]]
+BEYOND = 0.5  # of the finite values' range: how far outside infinity stands
+MOST = 1e100  # of an absolute value: its square is a number still
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Learned:
     """A surrogate, how many trials its variances were fitted to, and its mean."""
 
     model: Surrogate
+    steps: int = FIT_STEPS
     fitted: int = 0
     mean: Function | None = None
     caution: float = 0.0
@@ -45,17 +50,18 @@ class Learned:
         y: Array,
         noise_sd: Array | None,
         *,
-        steps: int,
         count: int,
         running: Array | None = None,
+        source: Index | None = None,
     ) -> None:
         """Condition on the data, with fantasies in columns `running`; fit the variances when that is due."""
         due = self._due(count)
-        self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=steps if due else 0)
+        fit = self.steps if due else 0
+        self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=fit, source=source)
         self.fitted = count if due else self.fitted
         more = 0 if running is None or not len(y) else len(running)
-        if more and self._due(len(y) + more):
-            self.fitted = len(y) + more  # with many workers a fit waits for those that run
+        if more and self._due(count + more):
+            self.fitted = count + more  # with many workers a fit waits for those that run
         self.mean = self.model.mean()
 
     def _due(self, count: int) -> bool:
@@ -63,12 +69,44 @@ class Learned:
         return count >= max(self.fitted + 3, math.ceil(growth * self.fitted))
 
 
+class Earlier:
+    """The trials of earlier studies as rows, the best first."""
+
+    def __init__(self, sources: Sequence[Source], rows: Rows, basis: Basis, sign: float):
+        found = [settled(sign * source.values) for source in sources]
+        which = [np.full(len(values), s, dtype=np.int64) for s, values in enumerate(found, start=1)]
+        none: list[Array] = [np.zeros(0)]
+        order = np.argsort(np.concatenate(none + [v - v.mean() for v in found]), kind="stable")
+        self.values: Array = np.concatenate(none + found)[order]
+        self.noise_sd: Array = np.concatenate(none + [source.noise_sd for source in sources])[order]
+        self.which: Index = np.concatenate([np.zeros(0, dtype=np.int64), *which])[order]
+        self.rows = rows.encode([p for source in sources for p in source.params])[order]
+        self.columns = basis.columns(self.rows, rows.active(self.rows))
+        told = [c for source in sources for c in source.constraints]
+        self.constraints: list[Mapping[str, float]] = [told[k] for k in order.tolist()]
+        feasible = [f for source in sources for f in source.feasible]
+        self.feasible = np.array(feasible, dtype=np.bool_)[order]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
 class Beliefs:
     """`learn` every trial of the study; then `objective`, `excess` and `incumbents` judge."""
 
-    def __init__(self, distributions: Distributions, rules: Conditions, *, sign: float = 1.0):
-        self.rows = Rows(distributions, rules)
+    def __init__(
+        self,
+        distributions: Distributions,
+        rules: Rules,
+        *,
+        sign: float = 1.0,
+        unknown: float | None = None,
+        sources: Sequence[Source] = (),
+    ):
+        """`unknown`: a constraint's value that says nothing."""
+        self.rows, self.unknown = Rows(distributions, rules), unknown
         self.basis, self.sign = Basis(distributions), sign
+        self.earlier = Earlier(sources, self.rows, self.basis, sign)
         self.objective = Learned(Surrogate(self.basis))
         self.constraints: dict[str, Learned] = {}
         self.complete: list[FrozenTrial] = []
@@ -92,18 +130,26 @@ class Beliefs:
         self.first = all(t.number for t in trials)
         done = self._worth_learning(done)
         forgotten = self.finished - len(done)
-        self.complete = [t for t in done if t.state == TrialState.COMPLETE and math.isfinite(t.value or 0.0)]
+        self.complete = [t for t in done if t.state == TrialState.COMPLETE]
         self.seen = self._rows_of(self.complete)
         self.columns = self.columns_of(self.seen)
-        y = settled(np.array([self.sign * float(t.value or 0.0) for t in self.complete]))
+        y = settled(bounded(np.array([self.sign * float(t.value or 0.0) for t in self.complete])))
         pruned, at, scatter = self._expected_finals(done)
         self.tried = self._tried_by(trials)
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
         columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
         count = len(values) + forgotten
-        running = self.columns_of(running)
-        self.objective.update(columns, values, noise, steps=FIT_STEPS, count=count, running=running)
+        if more := min(len(self.earlier), max(EARLIER, LARGEST - len(values))):
+            count += FEW  # they alone are reason to fit
+            columns = np.concatenate([columns, self.earlier.columns[:more]])
+            noise = np.concatenate([noise, self.earlier.noise_sd[:more]])
+            source = np.concatenate([np.zeros(len(values), dtype=np.int64), self.earlier.which[:more]])
+            values = np.concatenate([values, self.earlier.values[:more]])
+        else:
+            source = None
+        running, update = self.columns_of(running), self.objective.update
+        update(columns, values, noise, count=count, running=running, source=source)
         self._learn_constraints(done, forgotten)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -138,7 +184,7 @@ class Beliefs:
         """Rows [n, parameters]; a known one is made anew only when a running trial got another parameter."""
         params = [settled_params(t) for t in trials]
         stale = [k for k, t in enumerate(trials) if not self._is_known(t.number, params[k])]
-        rows = self.rows.encode([self._expressible(params[k]) for k in stale])
+        rows = self.rows.encode([self.rows.expressible(params[k]) for k in stale])
         self._known |= {trials[k].number: (params[k], row) for k, row in zip(stale, rows, strict=True)}
         found = [self._known[t.number][1] for t in trials]
         return np.array(found).reshape(len(found), len(self.rows.names))
@@ -149,14 +195,11 @@ class Beliefs:
 
     def _tried_by(self, trials: Sequence[FrozenTrial]) -> set[Settings]:
         new = [t for t in trials if t.number not in self._tried]
-        tried = [(t, frozenset(self._expressible(settled_params(t)).items())) for t in new]
+        tried = [(t, self.rows.settings(settled_params(t))) for t in new]
         over = {t.number: settings for t, settings in tried if t.state.is_finished()}
         self._tried |= over
         self._all_tried |= set(over.values())
         return self._all_tried | {settings for _, settings in tried}
-
-    def _expressible(self, params: Mapping[str, object]) -> dict[str, object]:
-        return {n: v for n, v in params.items() if n in self.rows.distributions}
 
     def columns_of(self, rows: Array) -> Array:
         """The surrogates' columns of rows. [n, m]"""
@@ -169,8 +212,9 @@ class Beliefs:
             step = trial.last_step
             if trial.state != TrialState.PRUNED or step is None:
                 continue
-            like = [t for t in self.complete if step in t.intermediate_values]
-            report = self.sign * trial.intermediate_values[step]
+            report, finite = self.sign * trial.intermediate_values[step], math.isfinite
+            like = [t for t in self.complete if finite(t.intermediate_values.get(step, math.nan))]
+            like = [t for t in like if finite(t.value or 0.0)]
             if len(like) < LEAST_REPORTS or not math.isfinite(report):
                 continue
             early = np.array([self.sign * t.intermediate_values[step] for t in like])
@@ -184,21 +228,30 @@ class Beliefs:
         return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
 
     def _learn_constraints(self, done: Sequence[FrozenTrial], forgotten: int) -> None:
-        values: dict[str, list[tuple[FrozenTrial, float]]] = {}
+        told = {key for constraints in self.earlier.constraints for key in constraints}
+        values: dict[str, list[tuple[FrozenTrial, float]]] = {key: [] for key in sorted(told)}
         for trial in done:
             for key, value in self._constraints_of(trial).items():
-                if value != 0.0:
+                if value != self.unknown:
                     values.setdefault(key, []).append((trial, value))
         for key, pairs in values.items():
-            raw = np.array([v for _, v in pairs])
+            earlier = self.earlier.constraints
+            known = [k for k, told in enumerate(earlier) if told.get(key, self.unknown) != self.unknown]
+            every = [*(v for _, v in pairs), *(earlier[k][key] for k in known)]
+            raw = bounded(np.array([*every, 0.0]))[:-1]  # infinity stays on its side of 0
             if len(raw) < FEW or (raw <= 0).all():
                 self.constraints.pop(key, None)  # never broken: nothing to fear
                 continue
+            if not (raw < 0).any():  # max(0, ...): what keeps it stands as far below as the others above
+                raw = np.where(raw == 0.0, -np.median(raw[raw > 0]), raw)
             binary = len(np.unique(raw)) <= 2
             y = np.sign(raw) if binary else np.log1p(np.maximum(raw, -0.95))
-            found = self.constraints.setdefault(key, Learned(Surrogate(self.basis, pairs=False)))
+            found = self.constraints.setdefault(
+                key, Learned(Surrogate(self.basis, pairs=False), CONSTRAINT_STEPS)
+            )
             columns = self.columns_of(self._rows_of([t for t, _ in pairs]))
-            found.update(columns, y, None, steps=CONSTRAINT_STEPS, count=len(y) + forgotten)
+            columns = np.concatenate([columns, self.earlier.columns[known]])
+            found.update(columns, y, None, count=len(y) + forgotten)
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 
@@ -215,11 +268,36 @@ class Beliefs:
         offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
         self._offsets = np.array(offsets, dtype=np.float64)
 
+    def best_earlier(self) -> list[tuple[int, Array]]:
+        """(source, row) of earlier studies' feasible trials, the best posterior mean first."""
+        if self.objective.mean is None or not len(self.earlier):
+            return []
+        order = np.argsort(self.objective.mean(self.earlier.columns), kind="stable")
+        kept = [int(k) for k in order if self.earlier.feasible[k]]
+        return [(int(self.earlier.which[k]), self.earlier.rows[k]) for k in kept]
+
+    def known(self) -> float:
+        """Complete trials, those of earlier studies by their trust."""
+        trusts = np.array([0.0, *self.objective.model.trusts()])
+        source = self.objective.model.which
+        return len(self.complete) + float((trusts[source] ** 2).sum() if len(trusts) > 1 else 0.0)
+
     def incumbents(self, count: int) -> list[int]:
         """Indices into `complete` of the feasible trials with the best posterior means, best first."""
         if not self.complete or self.objective.mean is None:
             return []
         means = self.objective.mean(self.columns)
-        kept = np.array([self._is_feasible(t) for t in self.complete])
+        kept = np.array([self._merit(t) < math.inf for t in self.complete])
         order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
         return order[:count]
+
+
+def bounded(values: Array) -> Array:
+    """Values with infinities somewhat beyond the finite ones: worse than the worst."""
+    if not len(values) or np.abs(values).max() < MOST:
+        return values
+    finite = values[np.isfinite(values)].clip(-MOST, MOST)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (-1.0, 1.0)
+    beyond = BEYOND * (high - low) or 1.0
+    values = np.where(values == math.inf, high + beyond, np.where(values == -math.inf, low - beyond, values))
+    return values.clip(-MOST, MOST)

@@ -2,30 +2,75 @@
 
 A row holds one number for each parameter of the union space: a categorical the index of its choice, a number
 its place in [-1, 1]. A rule says: `p` is active where every one of these categoricals is active with one of
-these choices (or is itself inactive). A study's own space declares them (search/space/space.py). For somebody
-else's, `learn_rules` finds the fewest conditions that examples with `p` share and none without `p` meets.
+these choices (or is itself inactive), and every one of these numbers inside an interval. A study's own space
+declares them (search/space/space.py). For somebody else's, `learn_rules` finds the fewest conditions that
+examples with `p` share and none without `p` meets.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
-from search.common.numeric import Distributions, place, value_at
-from search.space.space import INACTIVE_CODE, Conditions
+from search.common.conditions import INACTIVE_CODE, Conditions
+from search.common.numeric import Distributions, SearchSpace, fits, frozen, joined, place, value_at
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int64]
 Params = Mapping[str, Any]
+Settings = frozenset[tuple[str, object]]
+RECENT = (
+    30  # trials: a range is joined from what the newest asked for; older ones count where these are silent
+)
+FEW_LEVELS = 12  # of an integer, with which one example on either side of a threshold is enough
+FEWEST = 3  # examples on either side of another number's
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A condition on a number: its place lies in [low, high]; `idle`: or it means nothing itself."""
+
+    low: float
+    high: float
+    idle: bool
+
+
+Rules = Mapping[str, Mapping[str, frozenset[int] | Interval]]  # as Conditions, and of numbers
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Conditions, one of each parameter `of`, that are judged together."""
+
+    of: Codes
+    on: Codes  # the parameter that each depends on
+    allowed: (
+        Mask  # [conditions, choices + 1] of categoricals, the first for an inactive one; of numbers empty
+    )
+    low: Array  # of numbers
+    high: Array
+    idle: Mask
+
+    def holds(self, rows: Array, active: Mask) -> Mask:
+        """Which conditions hold [n, conditions], given what is active upstream."""
+        on = active[:, self.on]
+        if self.allowed.size:
+            codes = (rows[:, self.on].astype(np.int64) + 1) * on
+            return self.allowed[np.arange(len(self.of)), codes]
+        u = rows[:, self.on]
+        return np.where(on, (self.low <= u) & (u <= self.high), self.idle)
 
 
 class Rows:
     """The union space and its rules."""
 
-    def __init__(self, distributions: Distributions, rules: Conditions):
+    def __init__(self, distributions: Distributions, rules: Rules):
         self.distributions = dict(distributions)
         self.names = list(distributions)
         self.at = {name: k for k, name in enumerate(self.names)}
@@ -34,40 +79,59 @@ class Rows:
         self.sizes: Codes = np.array(sizes, dtype=np.int64)
         self.rules = rules
         self._exact: dict[tuple[str, float], Any] = {}
-        self._kinds = np.flatnonzero(self.sizes)
+        self._floats = [(n, k) for n, k in self.at.items() if isinstance(distributions[n], FloatDistribution)]
         self._layers = self._compiled()
 
-    def _compiled(self) -> list[tuple[Codes, Codes, Mask]]:
-        """The rules as layers of (parameters, the categorical of each, allowed choices), upstream first."""
+    def _compiled(self) -> list[Layer]:
+        """The rules as layers, upstream first."""
         depth = dict.fromkeys(self.names, 0)
-        layers: dict[tuple[int, int], list[tuple[int, int, Mask]]] = {}
+        layers: dict[tuple[int, int, bool], list[tuple[int, int, frozenset[int] | Interval]]] = {}
         for name, conditions in self.rules.items():  # ordered: conditions first
             depth[name] = 1 + max((depth[q] for q in conditions), default=0)
-            for j, (q, allowed) in enumerate(conditions.items()):
-                one = (self.at[name], int(np.searchsorted(self._kinds, self.at[q])), self._table(q, allowed))
-                layers.setdefault((depth[name], j), []).append(one)
-        widest = 1 + int(self.sizes.max(initial=0))
-        return [
-            (
-                np.array([k for k, _, _ in layer]),
-                np.array([q for _, q, _ in layer]),
-                np.array([np.pad(table, (0, widest - len(table))) for _, _, table in layer]),
-            )
-            for _, layer in sorted(layers.items())
-        ]
+            for j, (q, condition) in enumerate(conditions.items()):
+                key = (depth[name], j, isinstance(condition, Interval))
+                layers.setdefault(key, []).append((self.at[name], self.at[q], condition))
+        return [self._layer(layer) for _, layer in sorted(layers.items())]
 
-    def _table(self, name: str, allowed: frozenset[int]) -> Mask:
-        """allowed?[index of the choice + 1]; the first entry is for an inactive parameter."""
-        return np.array([k in allowed for k in range(INACTIVE_CODE, int(self.sizes[self.at[name]]))])
+    def _layer(self, conditions: Sequence[tuple[int, int, frozenset[int] | Interval]]) -> Layer:
+        """Of conditions (parameter, what it depends on, how), all on categoricals or all on numbers."""
+        codes = range(INACTIVE_CODE, int(self.sizes.max(initial=0)))
+        tables = [[k in c for k in codes] for _, _, c in conditions if not isinstance(c, Interval)]
+        inside = [c for _, _, c in conditions if isinstance(c, Interval)]
+        return Layer(
+            np.array([k for k, _, _ in conditions]),
+            np.array([q for _, q, _ in conditions]),
+            np.array(tables, dtype=bool),
+            np.array([c.low for c in inside]),
+            np.array([c.high for c in inside]),
+            np.array([c.idle for c in inside], dtype=bool),
+        )
 
     def encode(self, configurations: Iterable[Params]) -> Array:
         """Rows [n, parameters]; what a configuration lacks is 0: off, or the middle of the range."""
         found: list[list[float]] = []
         for c in configurations:
             row = [place(d, c[name]) if name in c else 0.0 for name, d in self.distributions.items()]
-            self._exact |= {(n, at): c[n] for n, at in zip(self.names, row, strict=True) if n in c}
+            self._exact |= {(n, row[k]): c[n] for n, k in self._floats if n in c and self._is_inside(n, c[n])}
             found.append(row)
         return np.array(found, dtype=np.float64).reshape(len(found), len(self.names))
+
+    def _is_inside(self, name: str, value: float) -> bool:
+        """Whether a number may be proposed as it is."""
+        dist = self.distributions[name]
+        assert isinstance(dist, FloatDistribution)
+        if not dist.low <= value <= dist.high:
+            return False
+        return not dist.step or abs((value - dist.low) / dist.step % 1.0 - 0.5) > 0.5 - 1e-8
+
+    def expressible(self, params: Params) -> dict[str, Any]:
+        """What of a trial's parameters this space knows."""
+        each = self.distributions
+        return {n: v for n, v in params.items() if n in each and fits(each[n], v)}
+
+    def settings(self, params: Params) -> Settings:
+        """The same, to be compared: lists and dicts may be choices."""
+        return frozenset((n, frozen(v)) for n, v in self.expressible(params).items())
 
     def decode(self, row: Array) -> dict[str, Any]:
         """A value of every parameter; what `encode` saw comes back to the bit, so kept stages keep keys."""
@@ -84,10 +148,8 @@ class Rows:
     def active(self, rows: Array) -> Mask:
         """Which parameters mean something. [n, parameters]"""
         found = np.ones(rows.shape, dtype=bool)
-        choices = rows[:, self._kinds].astype(np.int64) + 1
-        for k, q, table in self._layers:
-            codes = choices[:, q] * found[:, self._kinds[q]]
-            found[:, k] &= table[np.arange(len(k)), codes]
+        for layer in self._layers:
+            found[:, layer.of] &= layer.holds(rows, found)
         return found
 
     def uniform(self, rng: np.random.Generator, count: int) -> Array:
@@ -99,11 +161,24 @@ class Rows:
 
     def groups(self) -> list[list[str]]:
         """Parameters with equal rules, those without any first."""
-        found: dict[Any, list[str]] = {(): []}
+        found: dict[Any, list[str]] = {frozenset(): []}
         for name in self.names:
-            key = tuple(sorted((q, tuple(sorted(a))) for q, a in self.rules.get(name, {}).items()))
+            key = frozenset(self.rules.get(name, {}).items())
             found.setdefault(key, []).append(name)
         return [names for names in found.values() if names]
+
+
+def space_of(trials: Sequence[FrozenTrial]) -> SearchSpace:
+    """Every parameter of these trials, ordered by number, with the range that the newest asked for."""
+    found: SearchSpace = {}
+    recent = max((t.number for t in trials), default=0) - RECENT
+    for trial in trials:
+        if trial.number <= recent:
+            found |= trial.distributions
+            continue
+        for name, dist in trial.distributions.items():
+            found[name] = joined(found[name], dist) if name in found else dist
+    return found
 
 
 def rules_within(distributions: Distributions, conditions: Conditions) -> Conditions:
@@ -113,42 +188,90 @@ def rules_within(distributions: Distributions, conditions: Conditions) -> Condit
     return {name: each for name, each in found.items() if each}
 
 
-def learn_rules(distributions: Distributions, examples: Sequence[Params]) -> Conditions:
-    """Rules that every example meets, ordered so that no condition depends on a later parameter."""
+def learn_rules(distributions: Distributions, examples: Sequence[Params], *, numbers: bool = True) -> Rules:
+    """Rules that every example meets, ordered so that no condition depends on a later parameter; `numbers`:
+    conditions on them too."""
     names = list(distributions)
-    kinds = [n for n, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     present: Mask = np.array([[n in e for n in names] for e in examples]).reshape(len(examples), len(names))
-    codes: dict[str, Codes] = {}
-    for name in kinds:
-        dist = distributions[name]
-        codes[name] = np.array([int(place(dist, e[name])) if name in e else INACTIVE_CODE for e in examples])
     counts = present.sum(axis=0)
     order = sorted(range(len(names)), key=lambda k: (-int(counts[k]), k))
-    rules: Conditions = {}
-    for rank, k in enumerate(order):
-        has = present[:, k]
-        if has.all() or not has.any():
+    rules: dict[str, dict[str, frozenset[int] | Interval]] = {}
+    earlier: list[_Candidate] = []
+    for k in order:
+        has, name, dist = present[:, k], names[k], distributions[names[k]]
+        if not has.any():
+            break
+        if not has.all():
+            rules[name] = _conditions(name, has, earlier)
+        if not numbers and not isinstance(dist, CategoricalDistribution):
             continue
-        earlier = [names[q] for q in order[:rank] if names[q] in codes]
-        rules[names[k]] = _conditions(names[k], has, {q: codes[q] for q in earlier})
+        places = [place(dist, e[name]) if name in e else math.nan for e in examples]
+        earlier.append(_Candidate(name, dist, np.array(places)))
     return rules
 
 
-def _conditions(name: str, has: Mask, codes: Mapping[str, Codes]) -> dict[str, frozenset[int]]:
+@dataclass(frozen=True)
+class _Candidate:
+    """A parameter that others may depend on, and its place in every example, NaN where it is not."""
+
+    name: str
+    dist: BaseDistribution
+    places: Array
+
+    def condition(self, has: Mask) -> tuple[frozenset[int] | Interval, Mask] | None:
+        """(What holds in all these examples, where it fails in the others); None: it tells nothing."""
+        if isinstance(self.dist, CategoricalDistribution):
+            codes = np.where(np.isnan(self.places), INACTIVE_CODE, self.places).astype(np.int64)
+            allowed = np.unique(codes[has])
+            return frozenset(int(a) for a in allowed), ~np.isin(codes, allowed)
+        there, is_int = ~np.isnan(self.places), isinstance(self.dist, IntDistribution)
+        inside, idle = self.places[has & there], bool((has & ~there).any())
+        few = 1 if self.levels <= FEW_LEVELS else FEWEST
+        if len(inside) < few:
+            return None
+        low, high = float(inside.min()), float(inside.max())
+        below, above = there & (self.places < low), there & (self.places > high)
+        if not is_int:  # one end: two of them are chance, as a rule
+            below, above = (below, above & False) if below.sum() >= above.sum() else (below & False, above)
+        if (below | above).sum() < few:
+            return None
+        low = self._between(float(self.places[below].max()), low) if below.any() else -math.inf
+        high = self._between(high, float(self.places[above].min())) if above.any() else math.inf
+        return Interval(low, high, idle), below | above | (~there & (not idle))
+
+    def _between(self, low: float, high: float) -> float:
+        """A place that parts two; of integers half-way between two of them."""
+        if not isinstance(self.dist, IntDistribution):
+            return 0.5 * (low + high)
+        return place(self.dist, (value_at(self.dist, low) + value_at(self.dist, high)) // 2 + 0.5)
+
+    @property
+    def levels(self) -> float:
+        """How many values a number has."""
+        if not isinstance(self.dist, IntDistribution):
+            return math.inf
+        return (self.dist.high - self.dist.low) // self.dist.step + 1
+
+    def rank(self, owner: str) -> tuple[bool, bool, float]:
+        """Of two that explain as much: a categorical, the owner of the name, what has fewer values."""
+        kind = isinstance(self.dist, CategoricalDistribution)
+        return kind, self.name == owner, 0.0 if kind else -self.levels
+
+
+def _conditions(name: str, has: Mask, earlier: Sequence[_Candidate]) -> dict[str, frozenset[int] | Interval]:
     """The fewest conditions (greedily) that hold wherever `name` is and fail wherever it is not."""
-    left, found = ~has, dict[str, frozenset[int]]()
-    options: dict[str, tuple[frozenset[int], Mask]] = {}
-    for q, code in codes.items():
-        allowed = np.unique(code[has])
-        fails = ~np.isin(code, allowed)
-        if fails.any():
-            options[q] = (frozenset(int(a) for a in allowed), fails)
-    owner = name.partition(".")[0]
+    left, found = ~has, dict[str, frozenset[int] | Interval]()
+    options: dict[str, tuple[frozenset[int] | Interval, Mask]] = {}
+    rank: dict[str, tuple[bool, bool, float]] = {}
+    for one in earlier:
+        told = one.condition(has)
+        if told and told[1].any():
+            options[one.name], rank[one.name] = told, one.rank(name.partition(".")[0])
     while left.any() and options:
-        best = max(options, key=lambda q: (int((options[q][1] & left).sum()), q == owner))
-        allowed, fails = options.pop(best)
+        best = max(options, key=lambda q: (int((options[q][1] & left).sum()), rank[q]))
+        condition, fails = options.pop(best)
         if not (fails & left).any():
             break
-        found[best] = allowed
+        found[best] = condition
         left = left & ~fails
     return found

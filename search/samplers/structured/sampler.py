@@ -7,6 +7,10 @@ draw over all of them is a jump into the unknown. Which parameters are active wh
 (`Prior.conditions`); in somebody else's study it is learned from the trials. With stages, a proposal may
 instead keep the finished stages of a good trial and change what lies downstream: the larger expected gain per
 second wins. A share of proposals is TPE's, for responses that this model cannot see.
+
+One sampler may serve many threads of one study (each proposal is made alone) and be pickled for processes.
+A range that changes from trial to trial is joined over the newest trials; what is proposed outside the one
+that a trial asks for becomes the nearest value in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +23,15 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.common.numeric import Distributions, SearchSpace
-from search.samplers.checkpoints import Stages, StageWeigher
+from search.common.conditions import Conditions
+from search.common.numeric import Distributions, SearchSpace, fits, is_endless, place, value_at
+from search.samplers.stages import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
-from search.samplers.structured.rows import Array, Mask, Rows, learn_rules, rules_within
+from search.samplers.structured.rows import Array, Mask, Rows, Settings, learn_rules, rules_within, space_of
+from search.samplers.structured.sources import Source
 from search.samplers.structured.surrogate import Function
-from search.samplers.tpe import GroupedTpe, other_trials
-from search.space.space import Conditions
+from search.samplers.tpe import GroupedTpe, Lock, alone, other_trials, settled_params, share
 
 TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials
@@ -40,6 +45,7 @@ REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made a
 BASES = 3  # good trials whose finished stages a proposal may keep
 PENALTY = 4.0  # sds of the objective for each sd of a constraint's expected excess
 SHAKEN = 0.15  # share of coordinates that a shaken start has redrawn
+RELEARNED = 1.2  # growth of the trials after which rules that say too little are learned anew
 
 NARROWEST, WIDEST = 0.03, 1.0  # sds by which constraints are tightened, first and last
 Params = Mapping[str, Any]
@@ -56,6 +62,8 @@ class Prior:
     admits: Callable[[Params], bool] | None = None  # False: known, before running, to be infeasible
     start: Params | None = None  # a configuration to begin with, and to stay near until one is feasible
     stages: Stages | None = None  # what may be kept from run to run; None: every run costs the same
+    sources: Sequence[Source] = ()  # what earlier studies of a changed space found
+    unknown: float | None = None  # a constraint's value that says nothing
 
 
 class StructuredSampler(optuna.samplers.BaseSampler):
@@ -77,55 +85,77 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self.weighs_stages = self.prior.stages is not None
         self.tpe_share, self.boldness = tpe_share, boldness
         self.startup_trials, self.candidates = startup_trials, candidates
+        self.lock = Lock()
         self._rng = np.random.default_rng(seed)
         self._beliefs: Beliefs | None = None
+        self._of: tuple[str, int] | None = None  # the study
         self._space: dict[str, BaseDistribution] = dict(self.prior.distributions)
-        self._read = 0  # trials whose distributions are in the space
+        self._checked: set[int] = set()  # finished trials that the rules agree with
+        self._learned = 0  # complete trials that the rules were learned from
         self._tpe: GroupedTpe | None = None
         self._asked_tpe = False
         self._weigher: StageWeigher | None = None
 
+    @alone
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
         if self._tpe is not None:
             self._tpe.reseed_rng()
 
+    @alone
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> SearchSpace:
-        """Every parameter that any trial had, active or not: a proposal is made at once."""
+        """Every parameter that any trial had, active or not: a proposal is made at once. ValueError for a
+        study with several objectives."""
+        self._begin_study(study)
+        sign_of(study)
         if not self.prior.distributions:
-            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-                self._space |= t.distributions
+            states = (TrialState.COMPLETE, TrialState.PRUNED)
+            self._space |= space_of(study.get_trials(deepcopy=False, states=states))
         return {n: d for n, d in self._space.items() if not d.single()}
 
+    @alone
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: SearchSpace
     ) -> dict[str, Any]:
-        """One admitted proposal: a value of every parameter of the space."""
+        """One admitted proposal: a value of every parameter that is asked for."""
         if not search_space:
             return {}
+        self._begin_study(study)
         self.begin(study, other_trials(study, trial), search_space)
-        return dict(self.propose())
+        proposed = self.propose()
+        found = {name: proposed[name] for name in search_space}
+        active = self._active_of(proposed)
+        share(study, trial, {name: value for name, value in found.items() if name in active})
+        return found
 
+    @alone
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Uniform: a parameter that no trial had so far."""
+        """The value nearest to what was proposed for another range; uniform where nothing was."""
+        proposed = settled_params(trial).get(param_name)
+        if proposed is not None and fits(param_distribution, proposed):
+            return value_at(param_distribution, place(param_distribution, proposed))
         rows = Rows({param_name: param_distribution}, {})
         return rows.decode(rows.uniform(self._rng, 1)[0])[param_name]
 
+    @alone
     def begin(
         self, study: optuna.Study, trials: Sequence[FrozenTrial], space: Distributions | None = None
     ) -> None:
-        """Learn from `trials` (all but the one that is sampled); then `propose` as often as needed."""
-        self._space |= space or {}
+        """Learn from `trials` (all but the one that is sampled); then `propose` as often as needed. `space`:
+        parameters that are asked for, where no trial shows them yet. ValueError: several objectives."""
+        self._space |= {n: d for n, d in (space or {}).items() if n not in self._space}
         space = {n: d for n, d in self._space.items() if not d.single()}
-        beliefs = self._refreshed(space, trials, -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0)
+        beliefs = self._refreshed(space, trials, sign_of(study))
         beliefs.learn(trials)
         self._asked_tpe = beliefs.finished >= TPE_FROM and self._rng.random() < self.tpe_share
+        self._asked_tpe &= not any(is_endless(d) for d in space.values())
         assert self._tpe is not None
         if self._asked_tpe or (self.tpe_share and not self._tpe.begun):  # history: by the first proposal
             self._tpe.begin(study, trials)
 
+    @alone
     def propose(self) -> Params:
         """A value of every parameter, active or not; TPE's are worked out as they are asked for."""
         assert self._beliefs is not None, "begin() comes first"
@@ -136,11 +166,12 @@ class StructuredSampler(optuna.samplers.BaseSampler):
                     return found
         return self._beliefs.rows.decode(self._best_of_a_draw(self._beliefs))
 
+    @alone
     def recommend(self, study: optuna.Study) -> FrozenTrial:
         """The feasible trial with the best posterior mean: no winner by luck. ValueError without one."""
+        self._begin_study(study)
         trials = study.get_trials(deepcopy=False)
-        for t in trials:
-            self._space |= {} if self.prior.distributions else t.distributions
+        self._space |= {} if self.prior.distributions else space_of(trials)
         self.begin(study, trials)
         assert self._beliefs is not None
         best = self._beliefs.incumbents(1)
@@ -150,32 +181,50 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             )
         return self._beliefs.complete[best[0]]
 
+    def _begin_study(self, study: optuna.Study) -> None:
+        """What was learned of another study is forgotten."""
+        now = study.study_name, id(study._storage)  # pyright: ignore[reportPrivateUsage]
+        if self._of not in (None, now):
+            self._beliefs, self._tpe, self._weigher, self._asked_tpe = None, None, None, False
+            self._space, self._learned = dict(self.prior.distributions), 0
+            self._checked.clear()
+        self._of = now
+
     def _refreshed(self, space: Distributions, trials: Sequence[FrozenTrial], sign: float) -> Beliefs:
         """The beliefs, begun anew when the space changed or a trial contradicts the rules."""
         known, old = self.prior.conditions, self._beliefs
         over = [] if known is not None else [t for t in trials if t.state.is_finished()]
-        if old is not None and old.rows.distributions == dict(space):
-            fresh = [self._own(t, space) for t in over if t.number >= self._read]
-            if all(set(old.rows.keep_active(p)) == set(p) for p in fresh):
-                self._read = max((t.number + 1 for t in over), default=0)
-                return old
+        same = old if old is not None and old.rows.distributions == dict(space) else None
+        if same is not None and all(self._agrees(same, t) for t in over if t.number not in self._checked):
+            self._checked |= {t.number for t in over}
+            return same
         if known is not None:
             rules = rules_within(space, known)
         else:
-            examples = [self._own(t, space) for t in trials if t.state == TrialState.COMPLETE]
-            rules = learn_rules(space, examples)
-        self._beliefs = Beliefs(space, rules, sign=sign)
+            plain = Rows(space, {})
+            complete = [t for t in trials if t.state == TrialState.COMPLETE]
+            rules = learn_rules(space, [plain.expressible(t.params) for t in complete])
+            self._learned, self._checked = len(complete), {t.number for t in over}
+        if same is not None and same.rows.rules == rules:
+            return same
+        unknown, sources = self.prior.unknown, self.prior.sources
+        self._beliefs = Beliefs(space, rules, sign=sign, unknown=unknown, sources=sources)
         self._weigher = StageWeigher(self.prior.stages, set(self._space)) if self.prior.stages else None
         if old is not None and old.basis.count == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
-        self._read = max((t.number + 1 for t in over), default=0)
         groups = self._beliefs.rows.groups()
         seed = int(self._rng.integers(2**31))
         self._tpe = GroupedTpe(groups, space, startup_trials=TPE_FROM, candidates=self.candidates, seed=seed)
         return self._beliefs
 
-    def _own(self, trial: FrozenTrial, space: Distributions) -> dict[str, Any]:
-        return {n: v for n, v in trial.params.items() if n in space}
+    def _agrees(self, beliefs: Beliefs, trial: FrozenTrial) -> bool:
+        """Whether the rules say no parameter of a finished trial means nothing, nor, once enough trials came
+        to learn them anew, that a complete one lacks any."""
+        params = beliefs.rows.expressible(trial.params)
+        active = beliefs.rows.active(beliefs.rows.encode([params]))[0]
+        meant = {name for name, is_active in zip(beliefs.rows.names, active, strict=True) if is_active}
+        due = trial.state == TrialState.COMPLETE and trial.number >= RELEARNED * self._learned
+        return params.keys() == meant if due else params.keys() <= meant
 
     def _admitted(self, params: Params) -> bool:
         return self.prior.admits is None or self.prior.admits(self._active_of(params))
@@ -207,11 +256,19 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             if beliefs.first and self._admitted(self.prior.start):
                 return base[0]
             beliefs.tried.add(self._key(beliefs, base[0]))  # by the first trial, stored or not
-        first = len(beliefs.rows.names) // SPREAD if self.startup_trials is None else self.startup_trials
+        earlier = self._best_earlier(beliefs)
+        if earlier and beliefs.begun <= len(self.prior.sources):
+            for row in earlier:
+                if not self._tried(beliefs, row):
+                    return row
+        if earlier and not best:
+            base = np.array(earlier[:1])
+        first = 0 if earlier else len(beliefs.rows.names) // SPREAD
+        first = first if self.startup_trials is None else self.startup_trials
         if 0 < beliefs.begun <= first and (best or not beliefs.finished):
             return self._any(beliefs, score)
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
-        late = len(beliefs.complete) >= len(free)
+        late = beliefs.known() >= len(free)
         if len(base) and self._rng.random() < NEARBY[late]:
             starts, free = base, self._rng.random(len(free)) < FREE[late]
         row = self._climbed(beliefs, starts, score, free)
@@ -219,6 +276,22 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._weigher is None or not best or not self._weigher.affordable(beliefs.complete):
             return row
         return self._cheapest_gain(self._weigher, row, best, score)
+
+    def _best_earlier(self, beliefs: Beliefs) -> list[Array]:
+        """The best admitted row of each earlier study, the best study's first."""
+        found: dict[int, Array] = {}
+        for source, row in beliefs.best_earlier():
+            if source not in found and self._admitted(beliefs.rows.decode(row)):
+                found[source] = row
+            if len(found) == len(self.prior.sources):
+                break
+        return list(found.values())
+
+    def trusts(self) -> dict[str, float]:
+        """By earlier study, from 0 (ignored) to 1 (as if its trials were this study's own); once asked."""
+        model = self._beliefs.objective.model if self._beliefs else None
+        names = [source.name for source in self.prior.sources]
+        return dict(zip(names, model.trusts() if model else [], strict=False))
 
     def _climbed(self, beliefs: Beliefs, starts: Array, score: MarginScore, free: Mask) -> Array | None:
         """The best admitted end of the starts. While all are refused, the constraints are tightened, so that
@@ -247,8 +320,8 @@ class StructuredSampler(optuna.samplers.BaseSampler):
     def _tried(self, beliefs: Beliefs, row: Array) -> bool:
         return self._key(beliefs, row) in beliefs.tried
 
-    def _key(self, beliefs: Beliefs, row: Array) -> frozenset[tuple[str, Any]]:
-        return frozenset(self._active_of(beliefs.rows.decode(row)).items())
+    def _key(self, beliefs: Beliefs, row: Array) -> Settings:
+        return beliefs.rows.settings(self._active_of(beliefs.rows.decode(row)))
 
     def _starts(self, beliefs: Beliefs, best: Sequence[int], score: MarginScore) -> Array:
         """The best trial, the best trial by the draw, and a good one shaken."""
@@ -279,3 +352,14 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         gains = reference - score(np.array(options))
         active = [self._active_of(beliefs.rows.decode(option)) for option in options]
         return options[weigher.best(gains.tolist(), active)]
+
+
+def sign_of(study: optuna.Study) -> float:
+    """-1 where more is better. ValueError for several objectives."""
+    directions = study.directions
+    if len(directions) > 1:
+        raise ValueError(
+            f"StructuredSampler improves one objective, but this study has {len(directions)}. Keep one and "
+            "make constraints of the others (trial.set_constraint), or take optuna.samplers.NSGAIISampler."
+        )
+    return -1.0 if directions[0] == StudyDirection.MAXIMIZE else 1.0

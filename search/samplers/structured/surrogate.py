@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ from scipy.linalg import cho_solve  # pyright: ignore
 from scipy.optimize import minimize  # pyright: ignore
 
 from search.common.numeric import Distributions
+from search.samplers.structured import sources as earlier
+from search.samplers.structured.sources import Array, Coupling, Index
 
-Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Index = NDArray[np.int64]
 QUADRATIC, QUARTIC = 0.6, 0.6  # prior variance of P2 over P1, of P4 over P3
 # centres of the priors, as logarithms, and their sds; y has sd 1
 START = {k: math.log(v) for k, v in {"relevance": 0.05, "rho": 0.1, "bend": 0.05, "noise": 0.02}.items()}
@@ -91,13 +91,17 @@ class Hyper:
     rho: float
     bend: float
     noise: float
+    sources: Array = field(default_factory=lambda: np.zeros((0, 3)))  # search/samplers/structured/sources.py
 
     def flat(self) -> Array:
-        return np.concatenate([self.relevance, [self.rho, self.bend, self.noise]])
+        """The sources' first."""
+        return np.concatenate([self.sources.ravel(), self.relevance, [self.rho, self.bend, self.noise]])
 
     @staticmethod
-    def of(flat: Array) -> Hyper:
-        return Hyper(flat[:-3], float(flat[-3]), float(flat[-2]), float(flat[-1]))
+    def of(flat: Array, sources: int = 0) -> Hyper:
+        cut = 3 * sources
+        each = flat[:cut].reshape(sources, 3)
+        return Hyper(flat[cut:-3], float(flat[-3]), float(flat[-2]), float(flat[-1]), each)
 
 
 def vector(values: Mapping[str, float], count: int) -> Array:
@@ -114,6 +118,7 @@ class Surrogate:
         self.columns: Array = np.zeros((0, len(basis.owner)))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
+        self.which: Index = np.zeros(0, dtype=np.int64)  # 0: this study, else the source of each row
         self.centre, self.scale = 0.0, 1.0
         self._factor: Array = np.zeros((0, 0))
 
@@ -125,24 +130,31 @@ class Surrogate:
         noise_sd: Array | None = None,
         more: Array | None = None,
         fit: int = 0,
+        source: Index | None = None,
     ) -> None:
         """Condition on values y [n] of columns [n, m], and at `more` columns [q, m] on their posterior means
         (fantasies). `noise_sd` [n], in units of y, is noise beyond the common one (shorter runs). `fit` steps
-        of L-BFGS improve the variances first."""
+        of L-BFGS improve the variances first. `source` [n]: 0 for this study's own, s for the s-th source."""
         noise_sd = np.zeros(len(y)) if noise_sd is None else noise_sd
+        self.which = np.zeros(len(y), dtype=np.int64) if source is None else source
+        if new := int(self.which.max(initial=0)) - len(self.hyper.sources):
+            grown = np.concatenate([self.hyper.sources, np.tile(earlier.CENTRES, (max(new, 0), 1))])
+            self.hyper = replace(self.hyper, sources=grown[: int(self.which.max(initial=0))])
         self._standardise(columns, y, noise_sd)
         if fit and len(y) > 4:
-            start = self.hyper.flat()
-            limits = [(-12.0, 4.0)] * (len(start) - 1) + [(-9.0, 2.0)]
+            start, sources = self.hyper.flat(), len(self.hyper.sources)
+            limits = [(-12.0, 4.0)] * (len(start) - 3 * sources - 1) + [(-9.0, 2.0)]
+            limits = earlier.BOUNDS * sources + limits
             settings: dict[str, Any] = {"jac": True, "bounds": limits, "options": {"maxiter": fit}}
             found: Any = minimize(self.objective, start, method="L-BFGS-B", **settings)  # pyright: ignore
-            self.hyper = Hyper.of(np.asarray(found.x, dtype=np.float64))  # pyright: ignore
+            self.hyper = Hyper.of(np.asarray(found.x, dtype=np.float64), sources)  # pyright: ignore
         if more is None or not len(more) or not len(y):
-            self._factor = triangle(self._kernel(self.hyper)[0], self._noise(self.hyper))
+            self._factor = triangle(self._coupled(self._kernel(self.hyper)[0]), self._noise(self.hyper))
             return
         n, noise = len(y), self._noise(self.hyper)
         self.columns = np.concatenate([columns, more])
-        k = self._kernel(self.hyper)[0]  # once, for both systems
+        self.which = np.concatenate([self.which, np.zeros(len(more), dtype=np.int64)])
+        k = self._coupled(self._kernel(self.hyper)[0])  # once, for both systems
         alpha = solved(triangle(k[:n, :n], noise), self.y)
         fantasy = self.centre + self.scale * (k[n:, :n] @ alpha)
         noise_sd = np.concatenate([noise_sd, np.zeros(len(more))])
@@ -150,11 +162,25 @@ class Surrogate:
         self._factor = triangle(k, self._noise(self.hyper))
 
     def _standardise(self, columns: Array, y: Array, noise_sd: Array) -> None:
-        """Keeps the data, y with mean 0 and sd 1."""
-        self.columns, self.centre = columns, float(y.mean()) if len(y) else 0.0
-        self.scale = float(y.std()) if len(y) > 1 and y.std() > 0 else 1.0
-        self.y = (y - self.centre) / self.scale
+        """Keeps the data, y with mean 0 (each source's own) and together sd 1."""
+        self.columns, own = columns, self.which == 0
+        self.centre = float(y[own].mean() if own.any() else y.mean()) if len(y) else 0.0
+        each = [y[self.which == s] for s in self._sources()]  # one of many may be left without rows
+        centres = [self.centre] + [float(v.mean()) if len(v) else 0.0 for v in each]
+        off = y - np.array(centres)[self.which]
+        self.scale = float(off.std()) if len(y) > 1 and off.std() > 0 else 1.0
+        self.y = off / self.scale
         self.extra = (noise_sd / self.scale) ** 2
+
+    def _sources(self) -> range:
+        return range(1, 1 + len(self.hyper.sources))
+
+    def _coupling(self, hyper: Hyper) -> Coupling | None:
+        return Coupling(self.which, hyper.sources) if len(hyper.sources) else None
+
+    def _coupled(self, kernel: Array) -> Array:
+        coupling = self._coupling(self.hyper)
+        return coupling.couple(kernel) if coupling else kernel
 
     def _scales(self, hyper: Hyper) -> tuple[Array, Array]:
         """Prior variances of the main columns [m] and of the factors of pairs [factors]."""
@@ -163,7 +189,8 @@ class Surrogate:
         return main, relevance[: self.basis.factors]
 
     def _noise(self, hyper: Hyper) -> Array:
-        return math.exp(hyper.noise) + self.extra + JITTER
+        coupling, own = self._coupling(hyper), math.exp(hyper.noise)
+        return (coupling.noise(own) if coupling else own) + self.extra + JITTER
 
     def _kernel(self, hyper: Hyper) -> tuple[Array, Array, Array, Array]:
         """(K [n, n] without noise, scaled columns, and for pairs: scaled factors and their own kernel T)."""
@@ -179,32 +206,40 @@ class Surrogate:
 
     def objective(self, flat: Array) -> tuple[float, Array]:
         """(negative log of marginal likelihood × priors, its gradient) at `Hyper.flat()`."""
-        hyper, count = Hyper.of(flat), self.basis.count
+        sources, count = len(self.hyper.sources), self.basis.count
+        hyper, first = Hyper.of(flat, sources), 3 * sources  # the first of the kernel's own
         k, scaled, z, t = self._kernel(hyper)
-        factor = triangle(k, self._noise(hyper))
+        coupling = self._coupling(hyper)
+        factor = triangle(coupling.couple(k) if coupling else k, self._noise(hyper))
         alpha = solved(factor, self.y)
-        widths = vector(WIDTH, count)
-        away = (flat - vector(START, count)) / widths
+        widths = np.concatenate([np.tile(earlier.SPREADS, sources), vector(WIDTH, count)])
+        away = (flat - np.concatenate([np.tile(earlier.CENTRES, sources), vector(START, count)])) / widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
         a = np.outer(alpha, alpha) - solved(factor, np.eye(len(self.y)))
-        by_column = np.einsum("ij,ij->j", a @ scaled, scaled)
         gradient = np.zeros(len(flat))
-        gradient[:count] = np.bincount(self.basis.owner, by_column, minlength=count)
+        gradient[-1] = math.exp(hyper.noise) * float(
+            np.trace(a) if not sources else a.diagonal() @ (self.which == 0)
+        )
+        if coupling:
+            a, by_source = coupling.gradient(a, k)
+            gradient[:first] = by_source.ravel()
+        own = slice(first, first + count)
+        by_column = np.einsum("ij,ij->j", a @ scaled, scaled)
+        gradient[own] = np.bincount(self.basis.owner, by_column, minlength=count)
         gradient[-2] = by_column[self.basis.bent].sum()
         if self.pairs:
             rho, squares = math.exp(hyper.rho), z * z
             by_factor = np.einsum("ij,ij->j", (a * t) @ z, z) - np.einsum("ij,ij->j", a @ squares, squares)
             owners = self.basis.owner[: self.basis.factors]
-            gradient[:count] += rho * np.bincount(owners, by_factor, minlength=count)
+            gradient[own] += rho * np.bincount(owners, by_factor, minlength=count)
             gradient[-3] = 0.5 * rho * float(by_factor.sum())
-        gradient[-1] = math.exp(hyper.noise) * float(np.trace(a))
         return float(value), -0.5 * gradient + away / widths
 
     def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
         """A prior's function corrected by `wrong` [n]: y less it and a draw of noise (Matheron's rule)."""
         scales, factors = self._scales(self.hyper)
         if len(self.y):
-            alpha = solved(self._factor, wrong)
+            alpha = self._gain() * solved(self._factor, wrong)
             z = self.columns[:, : self.basis.factors]
             intercept += float(alpha.sum())
             main = main + scales * (self.columns.T @ alpha)
@@ -215,6 +250,16 @@ class Surrogate:
                 pair = pair + moved
         return Function(self.centre + self.scale * intercept, self.scale * main, self.scale * pair)
 
+    def _gain(self) -> Array | float:
+        """Covariance of each row with the function, over that of a row of this study. [n]"""
+        coupling = self._coupling(self.hyper)
+        return coupling.rows() if coupling else 1.0
+
+    def trusts(self) -> list[float]:
+        """Of each source, from 0 (ignored) to 1 (as if its trials were this study's own)."""
+        coupling = self._coupling(self.hyper)
+        return [float(t) for t in coupling.trust[1:]] if coupling else []
+
     def mean(self) -> Function:
         """The posterior mean, in units of y."""
         size = self.basis.factors if self.pairs else 0
@@ -222,6 +267,15 @@ class Surrogate:
 
     def draw(self, rng: np.random.Generator) -> Function:
         """A function drawn from the posterior, in units of y."""
+        found = self._prior_draw(rng)
+        noise = np.sqrt(self._noise(self.hyper)) * rng.standard_normal(len(self.y))
+        observed = found(self.columns)
+        if coupling := self._coupling(self.hyper):
+            observed = coupling.observed(observed, lambda: self._prior_draw(rng)(self.columns), rng)
+        return self._posterior(found.intercept, found.main, found.pair, self.y - observed - noise)
+
+    def _prior_draw(self, rng: np.random.Generator) -> Function:
+        """Of the function, y scaled to sd 1."""
         scales, factors = self._scales(self.hyper)
         size = self.basis.factors if self.pairs else 0
         pair = np.zeros((size, size))
@@ -230,10 +284,7 @@ class Surrogate:
             pair = np.triu(sd * rng.standard_normal((size, size)), 1)
             pair = 0.5 * (pair + pair.T)
         main = np.sqrt(scales) * rng.standard_normal(len(scales))
-        noise = np.sqrt(self._noise(self.hyper)) * rng.standard_normal(len(self.y))
-        intercept = float(rng.standard_normal())
-        wrong = self.y - Function(intercept, main, pair)(self.columns) - noise
-        return self._posterior(intercept, main, pair, wrong)
+        return Function(float(rng.standard_normal()), main, pair)
 
     def cross(self, columns: Array) -> Array:
         """Prior covariance [q, n] of q points with the observed ones, y scaled to sd 1."""
@@ -243,7 +294,7 @@ class Surrogate:
             size = self.basis.factors
             a, b = columns[:, :size] * np.sqrt(factor), self.columns[:, :size] * np.sqrt(factor)
             k += 0.5 * math.exp(self.hyper.rho) * ((a @ b.T) ** 2 - (a * a) @ (b * b).T)
-        return k
+        return k * self._gain()
 
     def variance(self, columns: Array) -> Array:
         """Posterior variance [q] of the function (not of an observation), in squared units of y."""
@@ -257,6 +308,13 @@ class Surrogate:
             cross = self.cross(columns)
             own -= np.einsum("ij,ji->i", cross, solved(self._factor, cross.T))
         return np.maximum(own, 0.0) * self.scale**2
+
+    def contrast_sd(self, columns: Array) -> Array:
+        """Posterior sd [q] of `columns @ main` in units of y, for differences of columns; without pairs."""
+        main = self._scales(self.hyper)[0]
+        cross = (columns * main) @ self.columns.T * self._gain()
+        own = (columns * columns) @ main - np.einsum("ij,ji->i", cross, solved(self._factor, cross.T))
+        return self.scale * np.sqrt(np.maximum(own, 0.0))
 
     def noise_sd(self) -> float:
         """sd of one full run's noise and of what the model cannot express, in units of y."""

@@ -107,6 +107,7 @@ def write(script: Path, out: Path | None) -> str:
 def _reading(found: Scan) -> list[str]:
     reads, lines = found.reads, list[str]()
     for key, names in (
+        ("seed", ("SEED",)),
         ("wallclock", ("MAX_WALLCLOCK_SECONDS",)),
         ("warmdown", ("WARMDOWN_ITERS", "WARMDOWN_STEPS")),
         ("warmdown_frac", ("WARMDOWN_FRAC",)),

@@ -68,6 +68,10 @@ class ForeignTrainer:
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {**config, "trainer": self.facts(config["environment"])}
 
+    def seeded(self, config: Mapping[str, Any], resolved: Any, seed: int) -> tuple[dict[str, Any], Any]:
+        environment = {**config["environment"], self.foreign.seed: str(seed)}
+        return {**config, **self.complete({"environment": environment})}, resolved
+
     def time_budget(self) -> str:
         name, fixed = self.foreign.wallclock, self.foreign.fixed
         varies = name in self.foreign.variables or (name and float(fixed.get(name, 0) or 0) > 0)

@@ -96,7 +96,7 @@ def test_a_trial_over_it_is_infeasible_everywhere(tmp_path: Path) -> None:
     assert bad.user_attrs["violation_memory"] == 0.5  # for the dashboard's table
     assert "| peak memory, bytes | 1,500,000,000 | 2,000,000,000 |" in text
     board = printed(print_leaderboard, session)
-    assert "1 feasible trials" in board and "2,000,000,000 bytes of memory" in board
+    assert "1 feasible trial;" in board and "2,000,000,000 bytes of memory" in board
     assert "memory, bytes" in board and "3,000,000,000" in board
     assert "over a limit: 1 × peak memory" in printed(print_status, session)
     assert "3e+09 bytes (limit 2e+09)" in printed(print_trial, session, 1)

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from search.storage import patient as storage
 from search.workers import exact
-from search.workers.exact import Hooks, run_exactly
+from search.workers.exact import Hooks, locked, run_exactly
 from tests.search.db_helpers import first_line, held_server, kill, server_pids, until, worker
 
 WORKERS = 4
@@ -231,3 +231,48 @@ def test_stop_is_obeyed_while_waiting_for_others(study: optuna.Study, url: str):
     tally = run_exactly(study, quadratic, target=1, url=url, stop=lambda: time.monotonic() > began + 0.5)
     assert tally.running == 1 and tally.finished == 0
     until(lambda: run_exactly(study, quadratic, target=1, url=url).finished == 1)
+
+
+def test_a_space_that_is_used_up_ends_the_study_once_nobody_runs(study: optuna.Study, url: str):
+    with pytest.warns(UserWarning):
+        other = study.ask()
+    x = other.suggest_float("x", -5.0, 5.0)
+    getattr(other.storage, "record_heartbeat")(other._trial_id)  # noqa: B009
+    until_s, hooks = time.monotonic() + 0.5, Hooks(more=lambda: False)
+    tally = run_exactly(
+        study, quadratic, target=9, url=url, hooks=hooks, stop=lambda: time.monotonic() > until_s
+    )
+    assert tally.running == 1 and tally.finished == 0  # it waits: the other may die
+    study.enqueue_trial({"x": 1.5})
+    tally = run_exactly(study, quadratic, target=9, url=url, hooks=hooks)
+    assert tally.finished == 2 and tally.running == tally.waiting == 0 and tally.failed == 1
+    assert {t.params["x"] for t in study.trials if t.state == TrialState.COMPLETE} == {1.5, x}
+
+
+def test_a_trial_that_finds_nothing_left_is_none_and_is_not_run_again(study: optuna.Study, url: str):
+    left = [1.0]
+
+    def last(trial: optuna.Trial) -> float:
+        if not left:
+            raise exact.UsedUp("nothing new is left")
+        return trial.suggest_float("x", left[0], left.pop())
+
+    asked: list[bool] = []
+    hooks = Hooks(more=lambda: not asked.append(True) and len(asked) < 3)
+    tally = run_exactly(study, last, target=5, url=url, hooks=hooks)
+    assert tally.finished == 1 and tally.failed == 1 and tally.waiting == 0 and len(asked) == 3
+
+
+def test_what_was_done_under_a_lock_that_was_lost_is_done_again(study: optuna.Study, url: str):
+    cutter, done = _Cutter(url), list[int]()
+
+    def act() -> str:
+        done.append(cutter.cut)
+        cutter.before_trial(study, optuna.trial.create_trial(value=0.0))
+        return "stored"
+
+    assert locked(study, url)(act) == "stored"
+    assert done == [0, 1]
+    with sqlalchemy.create_engine(url).connect() as connection:  # and it was given back
+        held = "select count(*) from pg_locks where locktype = 'advisory'"
+        assert connection.execute(sqlalchemy.text(held)).scalar_one() == 0

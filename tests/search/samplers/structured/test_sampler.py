@@ -21,8 +21,8 @@ from search.common.numeric import place, value_at
 from search.costs.bills import model_bill
 from search.costs.preflight import Preflight
 from search.samplers.caddie import CaddieSampler
-from search.samplers.checkpoints import Stages
 from search.samplers.choose import sampled_by
+from search.samplers.stages import Stages
 from search.samplers.structured import beliefs as beliefs_module
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.rows import Rows, learn_rules
@@ -201,13 +201,17 @@ def search(sampler: optuna.samplers.BaseSampler, trials: int, seed: int = 0) -> 
 
 
 def test_alone_in_a_plain_study_with_conditions_and_a_constraint() -> None:
-    sampler = StructuredSampler(seed=1)
-    study = search(sampler, 40)
-    best = sampler.recommend(study)
-    assert best.params["gate"] and best.params["kind"] == "b" and best.params["layers"] == 6
-    assert loss(best.params) < -0.36  # the optimum is -0.38
-    late = study.trials[25:]
-    assert sum(t.constraints["size"] > 0 for t in late) <= 5
+    """By the median of five seeds: one in six ends beside the optimum, with the gate off."""
+    found: list[float] = []
+    for seed in range(5):
+        sampler = StructuredSampler(seed=seed)
+        study = search(sampler, 40, seed=seed)
+        best = sampler.recommend(study)
+        found.append(loss(best.params))
+        if found[-1] < -0.36:  # the optimum is -0.38
+            assert best.params["gate"] and best.params["kind"] == "b" and best.params["layers"] == 6
+        assert sum(t.constraints["size"] > 0 for t in study.trials[25:]) <= 5
+    assert np.median(found) < -0.37 and max(found) < -0.25
 
 
 def test_equal_seeds_give_equal_studies() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.search.db_helpers import first_line, hold, kill
 from tests.search.fake_studies import FINISHED, ROOT, caddie, clear, read_trials, states
-from tests.search.foreign_studies import SCORE, SCRIPT, enqueue, make_theirs, write_foreign
+from tests.search.foreign_studies import SCORE, SCRIPT, begin, enqueue, make_theirs, write_foreign
 
 pytestmark = pytest.mark.slow
 CODE = SCRIPT.stat().st_size
@@ -65,8 +65,7 @@ def test_trials_on_two_workers_with_pruning_and_limits(home: Path) -> None:
     study.write_text(study.read_text().replace("MAX_WALL", "WARMDOWN_ITERS = 10\nMAX_WALL"))
     study.write_text(study.read_text().replace('script = "theirs/train_gpt.py"\n', ""))  # --trainer gives it
     words = [f"--trainer={script}", f"--study={study}", f"--home={home}", "--workers=2"]
-    begun = caddie(*words, "--trials=0")
-    assert begun.returncode == 0, begun.stderr
+    begin(study, home, script)
     good = {"NUM_LAYERS": 8, "MATRIX_LR": 0.05, "TTT_ENABLED": True, "TTT_LR": 0.003}
     big = {"NUM_LAYERS": 12, "MATRIX_LR": 0.05, "TTT_ENABLED": False}
     bad = {"NUM_LAYERS": 8, "MATRIX_LR": 1.0, "TTT_ENABLED": False}
@@ -132,8 +131,11 @@ def test_every_misbehaviour_is_one_labelled_trial_of_a_readable_study(home: Path
     told = caddie("status", f"--study={study}", f"--home={home}").stdout
     assert "12 trials done" in told and "3 × no score" in told
     study.write_text(study.read_text().replace('"killed"', '"hung"'))
-    edited = caddie("status", f"--study={study}", f"--home={home}")
-    assert edited.returncode == 2 and "trainer.variables.FAULT" in edited.stderr
+    edited = caddie("status", f"--study={study}", f"--home={home}")  # readable, as it was begun
+    said = " ".join(edited.stdout.split())
+    assert edited.returncode == 0 and "was edited since" in said and "12 trials done" in said, edited.stderr
+    on = caddie(f"--study={study}", f"--home={home}", "--trials=13", "--workers=1")
+    assert on.returncode == 2 and "trainer.variables.FAULT" in on.stderr, on.stderr
 
 
 def test_a_script_that_does_not_run_is_told_before_any_trial(home: Path) -> None:

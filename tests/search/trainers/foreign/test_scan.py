@@ -14,8 +14,8 @@ import pytest
 from readers import literals
 from readers.log_reader import Rules
 from readers.scan import Scan, names_read, scan
-from search.common.numeric import distribution
 from search.space.foreign import ForeignSpace
+from search.space.space import distribution
 from search.study.foreign import Foreign
 from search.study.load import load_study
 from search.trainers.foreign.draft import draft, score_rule, write
@@ -134,6 +134,7 @@ def test_a_class_of_settings(tmp_path: Path):
     text = (tmp_path / "theirs.toml").read_text(encoding="utf-8")
     assert '# score = ["legal_ttt_exact", "final_int8_zlib_roundtrip_exact"]' in text
     assert (foreign.wallclock, foreign.warmdown) == ("MAX_WALLCLOCK_SECONDS", "WARMDOWN_ITERS")
+    assert foreign.seed == "SEED"  # for replicates
     assert foreign.fixed["SEED"] == 1337 and foreign.fixed["DATA_PATH"] == "./data/datasets/fineweb10B_sp1024"
     assert foreign.fixed["GRAD_CLIP_NORM"] == 0.0 and "MUST_BE_SET" not in foreign.fixed
     space = foreign.variables

@@ -1,0 +1,114 @@
+"""write_report(session, to): the study's report as HTML, Markdown or JSON, by the file's ending."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pages.facts import Facts, all_effects, facts_of
+from pages.html import TOP, measured, page_of, techniques
+from pages.words import advice, counts_line, headline, money_line
+from search.session.session import Session
+
+FORMS = (".html", ".md", ".json")
+EFFECTS = 20  # rows of each table of effects in Markdown
+
+
+def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: float = 0.0) -> Path:
+    """Writes the report, runs/<study>/report.html where nobody names a file. Returns its path. ValueError for
+    another ending, or a path that cannot be written."""
+    path = to or session.folders.runs / "report.html"
+    if path.suffix not in FORMS:
+        raise ValueError(
+            f"A report is one of {', '.join(FORMS)}, by its file's ending, but --to is {path}. Give another."
+        )
+    facts = facts_of(session)
+    if path.suffix == ".html":
+        text = page_of(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
+    elif path.suffix == ".md":
+        text = markdown_of(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
+    else:
+        text = json_of(facts)
+    write_whole(path, text)
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file is there whole, or as it was. ValueError where it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise ValueError(
+            f"A report needs a file that can be written, but {path}: {error.strerror}. Give another --to."
+        ) from error
+
+
+def json_of(facts: Facts) -> str:
+    """All facts; null where nothing is known, no NaN."""
+    return json.dumps(dataclasses.asdict(facts), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
+    """The page's text and tables, without its figures."""
+    parts = [f"# {facts.name}"]
+    parts += [facts.question] if facts.question else []
+    parts += [f"**{headline(facts)}** {advice(facts)}"]
+    parts += [f"{counts_line(facts)}. Limits: {facts.limits_text}. Track: {facts.track}."]
+    parts += [money_line(facts, dollars_per_gpu_hour)]
+    if facts.best:
+        parts += ["## Leaderboard", board(facts), "To run the best again:", f"```\n{facts.repeat}\n```"]
+    if facts.groups:
+        rows = [
+            [g.label, "" if g.search_bpb is None else f"{g.search_bpb:.4f}", g.text, g.against]
+            for g in facts.groups
+        ]
+        parts += ["## Fresh seeds", grid(["trial", "search value", "fresh seeds", "against"], rows)]
+    over = {limit.constraint: limit.label for limit in facts.limits}
+    broke = [[f"over: {over.get(name, name)}", str(n)] for name, n in facts.over_counts().most_common()]
+    broke += [[f"failed: {name}", str(n)] for name, n in facts.failures().most_common()]
+    parts += ["## What broke", grid(["reason", "trials"], broke)] if broke else []
+    parts += ["## Effects", *effects(facts)]
+    found = [[f"#{t.number}", text] for t in facts.trials for text in t.findings]
+    parts += ["## Findings of the audit", grid(["trial", "finding"], found)] if found else []
+    return "\n\n".join(parts) + "\n"
+
+
+def board(facts: Facts) -> str:
+    heads = [
+        "trial",
+        "BPB",
+        "fresh seeds",
+        *(f"{lim.label}, {lim.unit}" for lim in facts.limits),
+        "techniques",
+    ]
+    rows: list[list[str]] = []
+    for trial in map(facts.named, facts.best[:TOP]):
+        figures = [measured(trial.figures.get(limit.figure), limit.unit) for limit in facts.limits]
+        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", trial.confirmed, *figures, techniques(trial)])
+    return grid(heads, rows)
+
+
+def effects(facts: Facts) -> list[str]:
+    if facts.effects is None:
+        return [facts.no_effects]
+    parts: list[str] = []
+    for title, found in all_effects(facts.effects).items():
+        rows = [
+            [e.name, f"{e.mean:+.4f}", f"{e.low:+.4f} to {e.high:+.4f}", str(e.trials), e.verdict]
+            for e in found[:EFFECTS]
+        ]
+        parts += [grid([title, "effect", "95 % interval", "trials", "verdict"], rows)] if rows else []
+    return parts
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

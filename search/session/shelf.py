@@ -1,0 +1,148 @@
+"""Studies as things of a database: listed, renamed, put away, deleted. A study that runs is left alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import exc, text
+
+from search.common.attributes import ARCHIVED, REPLICATE, TRAINER, WORKER
+from search.common.console import counted
+from search.common.options import ENVIRONMENT
+from search.common.paths import Folders
+from search.storage.patient import connect_check, creation_lock, open_storage, resolve_url, side_engine
+from search.study.limits import feasible
+from search.study.load import NAME
+
+RENAME = "update studies set study_name = :new where study_name = :old"
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """One stored study, at a glance."""
+
+    name: str
+    finished: int
+    running: int
+    best: FrozenTrial | None  # feasible, by its value
+    newest: FrozenTrial | None  # by its start
+    trainer: str  # "" for ours
+    archived: bool
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The studies of one database, and their folders under `home`."""
+
+    url: str
+    home: Path
+
+    def studies(self) -> list[Shelved]:
+        """Newest first."""
+        storage = open_storage(self.url, worker=True)
+        storage.bulk.brief = True
+        found = [self._read(storage, study) for study in storage.get_all_studies()]
+        return sorted(found, key=lambda s: begun(s.newest), reverse=True)
+
+    def _read(self, storage: Any, study: Any) -> Shelved:
+        trials = cast("list[FrozenTrial]", storage.get_all_trials(study._study_id, deepcopy=False))
+        first = [t for t in trials if t.state == TrialState.COMPLETE and REPLICATE not in t.user_attrs]
+        good = [t for t in first if feasible(t)]
+        return Shelved(
+            name=study.study_name,
+            finished=sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials),
+            running=sum(t.state == TrialState.RUNNING for t in trials),
+            best=min(good, key=lambda t: t.value or 0.0, default=None),
+            newest=max(trials, key=begun, default=None),
+            trainer=str(study.user_attrs.get(TRAINER, "")),
+            archived=bool(study.user_attrs.get(ARCHIVED)),
+        )
+
+    def study(self, name: str) -> optuna.Study:
+        """ValueError, with the names that there are."""
+        storage = open_storage(self.url, worker=True)
+        try:
+            return optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none"
+            raise ValueError(
+                f"A study must be there, but there is no {name!r}. There are: {names}."
+            ) from None
+
+    def archive(self, name: str, *, undo: bool) -> None:
+        """Hides it from the list, or shows it again; nothing else changes."""
+        self.study(name).set_user_attr(ARCHIVED, not undo)
+
+    def rename(self, old: str, new: str) -> None:
+        """The study and its folder. ValueError for a name that is taken, odd, or of a study that runs."""
+        if not NAME.fullmatch(new):
+            raise ValueError(
+                f"A study's name is also a folder's: letters, digits and . _ + - only, but got {new!r}. Give "
+                "another."
+            )
+        folders = Folders(self.home, old).runs, Folders(self.home, new).runs
+        self._check_still(self.study(old), "renamed")
+        with creation_lock(self.url), side_engine(self.url).begin() as connection:
+            try:
+                connection.execute(text(RENAME), {"old": old, "new": new})
+            except exc.IntegrityError:
+                raise ValueError(
+                    f"A name stands for one study, but {new!r} is taken. Give another."
+                ) from None
+            if folders[1].exists():
+                raise ValueError(
+                    f"A study's folder is its own, but {folders[1]} is there already. Move it away, or give "
+                    "another name."
+                )
+            if folders[0].exists():
+                folders[0].rename(folders[1])  # last: what fails before it changed nothing
+
+    def delete(self, name: str, *, sure: bool) -> str:
+        """Deletes trials and folder; returns what went. Unless `sure`, a ValueError says what would."""
+        study, folder = self.study(name), Folders(self.home, name).runs
+        self._check_still(study, "deleted")
+        trials = counted(len(study.get_trials(deepcopy=False)), "trial")
+        size = (
+            sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+        )
+        what = f"{trials} of {name}" + (f" and {folder} ({size / 1e6:,.1f} MB)" if folder.exists() else "")
+        if not sure:
+            raise ValueError(
+                f"What is deleted is gone: {what}. Say it with --yes, or put the study away: archive {name}."
+            )
+        optuna.delete_study(study_name=name, storage=study._storage)  # pyright: ignore[reportPrivateUsage]
+        shutil.rmtree(folder, ignore_errors=True)
+        return what
+
+    def _check_still(self, study: optuna.Study, what: str) -> None:
+        running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        if running:
+            worker = running[0].user_attrs.get(WORKER, "a worker")
+            raise ValueError(
+                f"A study is {what} while nobody runs it, but trial {running[0].number} of "
+                f"{study.study_name} is running ({worker}). Stop its workers with Ctrl-C; where they died, "
+                "run the study again for a moment: that clears what they left behind."
+            )
+
+
+def begun(trial: FrozenTrial | None) -> float:
+    return trial.datetime_start.timestamp() if trial is not None and trial.datetime_start else 0.0
+
+
+def shelf_of(home: Path, storage: str | None, environ: Mapping[str, str]) -> Shelf:
+    """The database that these options name. ValueError where there is none yet."""
+    folders = Folders(home, "")
+    nothing = ValueError(f"No study was begun here (home {home}). Start one with `python search.py`.")
+    if storage is None and not environ.get(ENVIRONMENT) and not folders.database.exists():
+        raise nothing
+    url = resolve_url(storage, home=folders.database, environ=environ)
+    if not connect_check(url, write=False):
+        raise nothing
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return Shelf(url, home)

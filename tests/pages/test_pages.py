@@ -1,0 +1,172 @@
+"""The report of a study: what it says, in three forms, and how its page looks in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
+import pytest
+
+from pages import figures
+from pages.facts import FEASIBLE, STATES, facts_of, pareto
+from pages.html import page_of
+from pages.report import json_of, markdown_of, write_report
+from search.report.rows import ranked
+from tests.pages.made_up import made_up_session
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+LOOK = """
+const wide = document.documentElement.scrollWidth, room = document.documentElement.clientWidth;
+const plots = [...document.querySelectorAll('.figure')].map(f => f.querySelectorAll('svg.main-svg').length);
+const over = [...document.querySelectorAll('section, header, .figure, .tile, pre')]
+    .filter(e => e.getBoundingClientRect().right > room + 1).length;
+return {wide, room, plots, over, text: document.body.innerText};
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return facts_of(made_up_session(tmp_path_factory.mktemp("told"), 80))
+
+
+def drawn(facts: Any) -> dict[str, figures.Figure | None]:
+    found = {
+        "progress": figures.progress(facts),
+        "curves": figures.curves(facts),
+        "groups": figures.groups(facts),
+        "reasons": figures.reasons(facts),
+        "timeline": figures.timeline(facts),
+    }
+    found |= {f"against {limit.figure}": figures.against(facts, limit) for limit in facts.limits}
+    effects = facts.effects.techniques if facts.effects else ()
+    return found | {"effects": figures.forest(effects, "techniques")}
+
+
+def test_facts_agree_with_the_leaderboard(tmp_path: Path) -> None:
+    session = made_up_session(tmp_path, 60)
+    facts = facts_of(session)
+    trials = session.optuna_study.trials
+    good, bad = ranked(trials, {int(n): f for n, f in session.optuna_study.user_attrs["confirmed"].items()})
+    counts = facts.counts()
+    assert facts.best == tuple(t.number for t in good)
+    assert counts[FEASIBLE] == len(good) and counts["over a limit"] == len(bad)
+    assert sum(counts.values()) == len(trials) and set(counts) <= {*STATES}
+    front = pareto(facts.trials, "artifact_bytes")
+    for trial in front:  # nobody is better in both
+        rivals = [t for t in facts.trials if t.state == FEASIBLE and t.number != trial.number]
+        assert not [
+            t
+            for t in rivals
+            if t.bpb is not None
+            and trial.bpb is not None
+            and t.bpb < trial.bpb
+            and t.figures["artifact_bytes"] <= trial.figures["artifact_bytes"]
+        ]
+
+
+def test_every_figure_is_one_that_plotly_knows(told: Any) -> None:
+    found = drawn(told)
+    assert all(found.values()), {name: f is not None for name, f in found.items()}
+    for figure in found.values():
+        assert figure is not None
+        go.Figure({"data": figure["data"], "layout": figure["layout"]})  # raises for an unknown property
+
+
+def test_what_a_trial_says_cannot_write_into_the_page(told: Any) -> None:
+    page = page_of(told)
+    assert "<b>unseen</b>" not in page and "&lt;b&gt;unseen&lt;/b&gt;" in page
+    assert len(re.findall(r"<script", page.replace(_plotly(page), ""))) == 2
+
+
+def _plotly(page: str) -> str:
+    """The longest script: Plotly's own."""
+    return max(re.findall(r"<script>(.*?)</script>", page, flags=re.S), key=len)
+
+
+def test_the_page_asks_no_network(told: Any) -> None:
+    page = page_of(told)
+    own = page.replace(_plotly(page), "")
+    assert not re.findall(r"https?://|<link|<img|@import|src=", own)
+
+
+def test_markdown_and_json_say_the_same(told: Any) -> None:
+    text = markdown_of(told)
+    best = told.named(told.best[0])
+    assert f"Best: trial #{best.number}" in text and f"{best.bpb:.4f}" in text
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
+    assert widths and min(widths) >= 3
+    facts: Mapping[str, Any] = json.loads(json_of(told), parse_constant=pytest.fail)
+    assert facts["best"][0] == best.number and len(facts["trials"]) == 80
+    assert facts["effects"]["techniques"][0]["name"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_study_that_has_hardly_begun(tmp_path: Path, count: int) -> None:
+    session = made_up_session(tmp_path, count, confirmed=False)
+    facts = facts_of(session)
+    page, text = page_of(facts), markdown_of(facts)
+    assert "Effects are told from at least" in page and "Effects are told from at least" in text
+    assert ("No trial kept every limit yet." in page) == (not facts.best)
+    json.loads(json_of(facts))
+
+
+def test_money_is_told_of_gpus_alone(told: Any) -> None:
+    import dataclasses
+
+    assert "dollars" not in page_of(told, dollars_per_gpu_hour=2.0).replace(_plotly(page_of(told)), "")
+    rented = dataclasses.replace(told, gpus=8)
+    hours = rented.hours()
+    assert f"{hours * 8 * 2.0:,.2f} dollars at 2 an hour" in markdown_of(rented, dollars_per_gpu_hour=2.0)
+
+
+def test_a_thousand_trials_are_quick_and_small(tmp_path: Path) -> None:
+    session = made_up_session(tmp_path, 1000)
+    began = time.process_time()
+    path = write_report(session, tmp_path / "out" / "report.html")
+    assert time.process_time() - began < 10.0
+    assert path.stat().st_size < 8_000_000
+
+
+def test_where_it_cannot_be_written(tmp_path: Path) -> None:
+    session = made_up_session(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"one of \.html, \.md, \.json"):
+        write_report(session, tmp_path / "report.pdf")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="Give another --to"):
+        write_report(session, tmp_path / "file" / "report.html")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (os.path.exists(CHROMIUM) and shutil.which(DRIVER)), reason="needs Chromium")
+@pytest.mark.parametrize("width", [800, 1440])
+def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
+    from selenium import webdriver
+
+    path = write_report(made_up_session(tmp_path, 80), tmp_path / "report.html")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},1000"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        browser.get(path.as_uri())
+        until = time.monotonic() + 60.0
+        seen: Mapping[str, Any] = {"plots": [0]}
+        while not all(seen["plots"]) and time.monotonic() < until:
+            seen = browser.execute_script(LOOK)
+        assert all(seen["plots"]) and len(seen["plots"]) >= 8, seen["plots"]
+        assert seen["wide"] <= seen["room"] and not seen["over"]
+        for word in ("Best: trial #", "Leaderboard", "Budgets", "Effects", "Fresh seeds", "Audit"):
+            assert word in seen["text"]
+        assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    finally:
+        browser.quit()
