@@ -118,7 +118,7 @@ def test_a_twin_is_no_sum_of_effects(trials: twins.Trials) -> None:
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     rows = rng.uniform(-1, 1, (300, 2))
-    results = [dict.fromkeys(twins.TARGETS, math.exp(float(a * b))) for a, b in rows]
+    results = [{name: math.exp(float(a * b)) for name in twins.TARGETS} for a, b in rows]
     twin = twins.Twin("boosting", rows, results)
     said = np.log(twin.predict(np.array([[0.8, 0.8], [-0.8, -0.8], [0.8, -0.8], [-0.8, 0.8]]))["val_bpb"])
     assert said[:2].min() > 0.3 and said[2:].max() < -0.3
@@ -128,7 +128,7 @@ def test_a_twin_is_no_sum_of_effects(trials: twins.Trials) -> None:
 def test_trees_say_what_the_fitted_model_says(kind: str) -> None:
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(2)
-    rows = np.hstack([rng.uniform(-1, 1, (80, 3)), rng.integers(0, 2, (80, 3))])
+    rows = np.hstack([rng.uniform(-1, 1, (80, 3)), rng.integers(0, 2, (80, 3)).astype(float)])
     model = twins.model_of(kind, 0).fit(rows, rows @ rng.normal(size=6) + rows[:, 0] * rows[:, 3])
     others = np.vstack([rows, rng.uniform(-1.2, 1.2, (40, 6))])
     assert twins.Trees(model).predict(others) == pytest.approx(model.predict(others), abs=1e-9)
