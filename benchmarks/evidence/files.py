@@ -16,8 +16,8 @@ DOCUMENT = ROOT / "docs" / "evidence.md"
 README = ROOT / "README.md"
 # of the claim in it
 BEGINNING, END = (
-    "[On real trainings](docs/evidence.md) ",
-    " (`python -m benchmarks.evidence.replay`).",
+    "[On real trainings](docs/evidence.md)",
+    "(`python -m benchmarks.evidence.replay`).",
 )
 
 
@@ -61,7 +61,8 @@ def write_claim(claim: str, page: Path = README) -> None:
     """Puts `claim` between BEGINNING and END of the page, on lines of its own."""
     words = [r"\s+".join(map(re.escape, text.split())) for text in (BEGINNING, END)]
     sentence = re.compile(".*?".join(words), re.DOTALL)
-    new = textwrap.fill(f"{BEGINNING} {claim} {END}", 120)
+    beginning, end = (text.strip().replace(" ", "\0") for text in (BEGINNING, END))  # no line breaks in them
+    new = textwrap.fill(f"{beginning} {claim} {end}", 120, break_on_hyphens=False).replace("\0", " ")
     text, count = sentence.subn(lambda _: new, page.read_text(encoding="utf-8"))
     assert count == 1, f"{page} has {count} sentences from {BEGINNING!r} to {END!r}"
     page.write_text(text, encoding="utf-8")

@@ -274,6 +274,7 @@ def section_of(trials: Trials, out: Path) -> str:
     for kind in KINDS:
         curves = curves_of(out.with_name(f"{out.name}-{kind}.jsonl"), NUM_TRIALS)
         if not curves:
+            text += f"\n### {kind}\n\nToo few searches so far: the same command continues.\n"
             continue
         best = min(float(c.min()) for c in curves.values())
         curves = {method: c - best for method, c in curves.items()}

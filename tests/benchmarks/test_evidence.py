@@ -189,8 +189,10 @@ def test_a_stopped_command_goes_on(tmp_path: Path, table: Table) -> None:
         file.write('{"method": "random", "seed": 2, "cur')  # killed while it wrote
     assert len(read_lines(out)) == 2
     samplers.search_all(problem, out, {"random": 3}, trials=5)
-    curves = samplers.curves_of(out, 5)
-    assert curves["random"].shape == (3, 5)
+    assert [one["seed"] for one in read_lines(out)] == [0, 1, 2]
+    assert samplers.curves_of(out, 5) == {}, "three searches say nothing"
+    samplers.search_all(problem, out, {"random": samplers.LEAST}, trials=5)
+    assert samplers.curves_of(out, 5)["random"].shape == (samplers.LEAST, 5)
 
 
 def test_packed_files_and_sections_come_back(tmp_path: Path) -> None:
