@@ -58,7 +58,7 @@ from trainer.machine import end_process
 from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
-from trainer.scoring import Meter, TokenView, compile_scoring, nats_of, score_again, score_changed
+from trainer.scoring import Meter, Score, TokenView, compile_scoring, first_bpb, score_again, score_changed
 from trainer.seams import Seams
 from trainer.stream import TokenStream
 from trainer.world import Clock, Diverged, World, check_finite, compute_dtype, maybe_compile, write_atomically
@@ -752,22 +752,24 @@ class Trainer:
     def report(self, moment: Moment) -> None:
         """An early BPB for whoever may prune this run: same tokens each time, raw and averaged weights."""
         self.clock.stop()
-        score = functools.partial(
-            score_plainly, self.model, self.world, self.data, self.config, self.config.report_tokens
-        )
-        scores = {"val_bpb": score().val_bpb}
-        self.world.ledger.same_tokens("report")
+        scores = {"val_bpb": self.early_bpb()}
         if self.averager is not None:
             with swapped(self.model, self.averager.weights()):
-                scores["val_bpb_average"] = score().val_bpb
-            self.world.ledger.same_tokens("report")
+                scores["val_bpb_average"] = self.early_bpb()
         now = {"step": self.step, "train_loss": self.train_loss, "elapsed_s": self.clock.now()}
         now["tokens"] = self.world.ledger.tokens  # their count and hash
         self.reporter.report(scores, progress=moment.progress, lr_scale=self.lr_scale(moment), **now)
         self.clock.start()
 
+    def early_bpb(self) -> float:
+        """The plain score of the model as it stands, on a report's tokens."""
+        score = score_plainly(self.model, self.world, self.data, self.config, self.config.report_tokens)
+        self.world.ledger.same_tokens("report")
+        return score.val_bpb
+
     def exported_weights(self) -> dict[str, Tensor]:
         weights = {n: p.detach() for n, p in self.model.named_parameters()}
+        self.seams.audit.link("weights", self.early_bpb())
         if self.averager is not None:
             self.clock.start()
             name, averaged = self.seams.name("averager", ""), self.averager.weights()
@@ -777,6 +779,7 @@ class Trainer:
             last = self.probe_loss()
             with swapped(self.model, averaged):
                 self.seams.audit.averaged(name, last, self.probe_loss())
+                self.seams.audit.link(name, self.early_bpb())
             self.log(f"{name}:applying averaged weights")
             weights = averaged
         return {n: w.to("cpu", torch.float32).clone() for n, w in weights.items()}
@@ -904,14 +907,6 @@ def submitted_script(resolved: Resolved) -> bytes:
 # ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Score:
-    val_loss: float  # nats per token
-    val_bpb: float  # bits per byte
-    tokens: int
-    bytes: int
-
-
 class Evaluation(TokenView):
     """What a scorer gets: the model, the validation tokens, and a ledger that takes each position exactly
     once.
@@ -935,10 +930,6 @@ class Evaluation(TokenView):
         self.written[start:end] = 1
         self.nll[start:end] = nll.detach().float().cpu()
         self.ledger.wrote(start, end)
-
-    def nats(self, h: Tensor, targets: Tensor) -> Tensor:
-        """Nats of `targets` [..] under hidden states h [.., D]; softmax over the whole vocabulary."""
-        return nats_of(self.model, h, targets)
 
     def result(self, data: corpus_dataset.Dataset) -> Score:
         """Sums in float64 over all positions and ranks; ValueError unless the ranks together scored each
@@ -1006,6 +997,7 @@ def score_plainly(
 def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Score, str, dict[str, float]]:
     """(score, protocol, seconds timed and true) of the artifact's bytes under the active scorer."""
     start, clock, protocol = time.perf_counter(), Clock(world), seams.name("scorer", "plain")
+    config = seams.resolved.config
     world.ledger.at("evaluate", protocol)
     clock.start()
     _, weights = unpack(artifact, {codec.name: codec for codec in (ZlibCodec(), seams.codec())})
@@ -1013,7 +1005,7 @@ def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Sc
     model.drop_aux()
     load_weights(model, weights)
     model.eval()
-    run = open_evaluation(model, world, data, seams.resolved.config)
+    run = open_evaluation(model, world, data, config)
     compile_scoring(run, seams.resolved, protocol, clock)
     scorer: Scorer = seams.slot("scorer", PlainScorer)
     with run.ledger.watching():
@@ -1026,6 +1018,9 @@ def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Sc
     world.ledger.saw_later(protocol, *score_again(run, weights, again, BOS_ID))
     if seams.owner("scorer"):
         seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)
+    seams.audit.link("packed", score_plainly(model, world, data, config, config.report_tokens).val_bpb)
+    world.ledger.same_tokens("report")
+    seams.audit.link(protocol, first_bpb(run, data, config.report_tokens))
     return score, protocol, seconds
 
 
@@ -1244,6 +1239,7 @@ class Run:
             "true_seconds": time.perf_counter() - self.true_start,
             "peak_memory_bytes": self.world.peak_memory_bytes(),
             "activity": self.audit.report(),
+            "bpb_chain": list(self.audit.links.items()),
             "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},
             "record_legal": all(v.admitted("record") for v in verdicts) and not forbidden,
             "reads": self.world.ledger.summary(),

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common import attributes as stored
 from search.report.effects import LARGEST, LEARNED, Effect, Findings, find_effects
 from search.report.leaderboard import NOISE, reproduce_command
-from search.report.rows import Confirmations, confirmed_of, confirmed_text, ranked, short
+from search.report.rows import Confirmations, chain_links, confirmed_of, confirmed_text, ranked, short
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
@@ -46,6 +46,7 @@ class TrialFacts:
     worker: str
     began_s: float | None  # of the epoch
     ended_s: float | None
+    chain: tuple[tuple[str, float], ...]  # (link, BPB), from the last weights to the scorer
     confirmed: str  # its mean on fresh seeds, in words
 
     @property
@@ -186,6 +187,7 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> T
         worker=str(attrs.get(stored.WORKER, "")),
         began_s=epoch(trial.datetime_start),
         ended_s=epoch(trial.datetime_complete),
+        chain=tuple(chain_links(attrs)),
         confirmed=confirmed_text(facts) if facts else "",
     )
 

@@ -2,6 +2,7 @@
 to draw. https://plotly.com/javascript/reference
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -229,6 +230,32 @@ def forest(effects: Sequence[Effect], title: str) -> Figure | None:
 
 def short_name(name: str, most: int = 44) -> str:
     return escape(name if len(name) <= most else f"{name[: most - 1]}…")
+
+
+def chain(facts: Facts) -> Figure | None:
+    """What each stage behind training did to the best trial's BPB, on the tokens of a report."""
+    links = facts.named(facts.best[0]).chain if facts.best else ()
+    if len(links) < 2:
+        return None
+    values = [bpb for _, bpb in links]
+    steps = [values[0], *(new - old for old, new in itertools.pairwise(values))]
+    bars = {
+        "type": "waterfall",
+        "x": [name for name, _ in links],
+        "y": steps,
+        "measure": ["absolute", *["relative"] * (len(links) - 1)],
+        "text": [f"{values[0]:.4f}", *(f"{step:+.4f}" for step in steps[1:])],
+        "textposition": "outside",
+        "hoverinfo": "x+text",
+        "decreasing": {"marker": {"color": BEST}},
+        "increasing": {"marker": {"color": COLOURS[FAILED]}},
+        "totals": {"marker": {"color": COLOURS[FEASIBLE]}},
+        "connector": {"line": {"color": QUIET, "width": 1}},
+    }
+    pad = max(0.35 * (max(values) - min(values)), 0.005)
+    span = [min(values) - pad, max(values) + pad]
+    layout = base(x="", y="bits per byte", yaxis={"range": span}, xaxis={"title": {"text": ""}})
+    return {"data": [bars], "layout": layout}
 
 
 def groups(facts: Facts) -> Figure | None:

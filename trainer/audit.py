@@ -47,6 +47,12 @@ class Audit:
     def __init__(self, names: Iterable[str]):
         self.facts: dict[str, dict[str, Any]] = {name: {} for name in names}
         self.changes: dict[str, dict[str, bool]] = {name: {} for name in names}
+        self.links: dict[str, float] = {}
+
+    def link(self, what: str, val_bpb: float) -> None:
+        """The BPB chain: bits per byte, on the tokens of a report, of the last weights, their average, the
+        packed model (these three scored plainly) and the scorer, in this order."""
+        self.links[what] = val_bpb
 
     def note(self, name: str, **facts: Any) -> None:
         """Keep figures: parameters added, tensors and elements touched, bytes, ms/step, seconds."""
@@ -81,13 +87,14 @@ class Audit:
 
     def state(self) -> dict[str, Any]:
         """For `restore`."""
-        return {"facts": self.facts, "changes": self.changes}
+        return {"facts": self.facts, "changes": self.changes, "links": list(self.links.items())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """What an earlier process noted of the stages that it finished."""
         for name in self.facts:
             self.facts[name] |= state["facts"].get(name, {})
             self.changes[name] |= state["changes"].get(name, {})
+        self.links |= dict(state.get("links", ()))
 
     def report(self) -> dict[str, dict[str, Any]]:
         """name -> {verdict: "active" | "inactive: reason", **facts}."""

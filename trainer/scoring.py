@@ -12,8 +12,10 @@ on, before they had their score; `score_again` scores a sample with everything r
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +29,23 @@ from trainer.world import compiled_or_eager, compiles
 NATS_AT_ONCE = 1 << 28  # logits that exist at a time, float32: 1 GiB
 COMPILE_FROM_TOKENS = 1 << 25  # forward tokens of a rank's evaluation from which on compiling it pays
 SAMPLE = 16  # a sample is the first 16th of the scores, and four sequences at least
+
+
+@dataclass(frozen=True)
+class Score:
+    val_loss: float  # nats per token
+    val_bpb: float  # bits per byte
+    tokens: int
+    bytes: int
+
+
+def first_bpb(run: Any, data: Any, count: int) -> float:
+    """Bits per byte of the first `count` positions of an evaluation that all ranks finished."""
+    mine = run.written[:count].bool()
+    sizes = data.target_bytes(run.stream[: count + 1].numpy())[mine.numpy()]
+    sums = torch.tensor([run.nll[:count][mine].double().sum(), float(sizes.sum())], dtype=torch.float64)
+    nats, num_bytes = (float(x) for x in run.world.sum(sums.to(run.world.device)))
+    return nats / math.log(2) / num_bytes
 
 
 def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:
@@ -167,6 +186,7 @@ class TokenView:
 
     stream: Tensor  # [N + 1], int32
     num_positions: int
+    model: Any
     world: Any
     ledger: Meter
 
@@ -191,6 +211,10 @@ class TokenView:
         parts = torch.stack([self.stream[start : start + length + 1] for start in starts])
         parts = parts.to(self.world.device).to(torch.int64)
         return parts[:, :-1], parts[:, 1:]
+
+    def nats(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Nats of `targets` [..] under hidden states h [.., D]; softmax over the whole vocabulary."""
+        return nats_of(self.model, h, targets)
 
 
 class Enough(BaseException):

@@ -3,24 +3,33 @@
 Bytes: exact elements by kind of tensor, each with the entropy of its integers and the codec's distance from
 it. Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how
 concentrated trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors.
+They begin at what recorded trials told: search/costs/prior.json, which `python -m benchmarks.costs.prior`
+writes.
 """
 
 import dataclasses
+import functools
+import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from search.costs.factors import Bill, CostModel, Part
+from search.costs.factors import Bill, CostModel, Learnt, Part
 from techniques.base import Choice, Technique, TensorSpec
 from techniques.config import Resolved
 
+PRIOR = Path(__file__).with_name("prior.json")
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
 NEWTON_SCHULZ = 5  # steps of Muon's orthogonalisation
 STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each element of the stream and layer
 ADAM_FLOPS = 12.0  # an element and step
 LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
+USUAL_BITS, USUAL_RATE, MOST_LIFT = 4.0, 0.04, 2.5  # of an element; a learning rate; an exponent
 SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
 ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
 # bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then by the technique
@@ -40,26 +49,45 @@ RATES = {"embed": "tied_embed_lr", "head": "head_lr"}  # the learning rate of a 
 # Prior standard deviations of the logarithms. Bytes: the calculator is within 5 % of published 16 MB exports
 # and up to 30 % above the small models of a laptop, whose rows share one coarse step.
 BYTE_SDS = {
-    **{"all": 0.15, "role": 0.1, "bits": 0.1, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
-    **{"cell": 0.15, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
-    "technique": 0.03,
-    **{"log rate": 0.1, "log rate rounded": 0.1, "log setting": 0.3, "log size": 0.05, "study": 0.05},
+    **{"all": 0.15, "role": 0.1, "bits": 0.05, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
+    **{"cell": 0.08, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
+    "technique": 0.01,
+    **{"rate": 0.1, "rate rounded": 0.1, "log setting": 0.08, "log size": 0.05, "study": 0.05},
 }
 SECOND_SDS = {
-    **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 1.0, "passes": 0.5, "passes head": 1.0},
-    **{"stage": 0.5, "technique": 0.15, "log size": 0.15, "study": 0.7},  # another load may halve the speed
+    **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 0.5, "passes": 0.2, "passes head": 0.4},
+    **{"stage": 0.5, "technique": 0.045, "log size": 0.15, "study": 0.7},  # another load may halve the speed
 }
 # Seeds move bytes: over 20 published records of three seeds and 16 MB the standard deviation is 5 kB
 # (median) and 72 kB at most (prior_art.md A5).
 SEED_SPREAD = 0.001
 
 
-def byte_model() -> CostModel:
-    return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD)
+@functools.cache
+def learnt_before() -> Mapping[str, Learnt]:
+    """`bytes`, `train` and `eval` -> what the shipped prior says."""
+    return read_prior(json.loads(PRIOR.read_text(encoding="utf-8"))["models"])
 
 
-def second_model() -> CostModel:
-    return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01)
+def read_prior(models: Mapping[str, Any]) -> dict[str, Learnt]:
+    """As the file has it: kind -> spread, trials and factors, name -> [mean, sd] or [mean, sd, centre]."""
+    return {
+        kind: Learnt(
+            {name: (mean, sd, sum(centre)) for name, (mean, sd, *centre) in facts["factors"].items()},
+            spread=facts["spread"],
+            trials=facts["trials"],
+        )
+        for kind, facts in models.items()
+    }
+
+
+def byte_model(learnt: Learnt | None = None) -> CostModel:
+    """`learnt`: None as if no trial had ever been recorded; of a second_model, on such machines."""
+    return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD, learnt=learnt)
+
+
+def second_model(learnt: Learnt | None = None) -> CostModel:
+    return CostModel(SECOND_SDS, spread=0.1, least_spread=0.01, learnt=learnt)
 
 
 def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:
@@ -73,14 +101,31 @@ def num_params(resolved: Resolved) -> int:
     return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
 
 
-def entropy_bits(bits: int, columns: int) -> float:
-    """Entropy of a Gaussian row's integers when its largest weight, E max |w| / σ, is the largest one."""
+def entropy_bits(bits: int, columns: int, largest: float = 0.0) -> float:
+    """Entropy of a Gaussian row's integers when the largest one stands for `largest` times σ; 0: for the
+    row's largest weight, E max |w| / σ."""
     root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
-    largest = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
+    expected = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
         2.0 * root
     )
-    sigma = (2 ** (bits - 1) - 1) / largest
-    return max(0.5, min(float(bits), math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))))
+    return min(float(bits), gaussian_bits((2 ** (bits - 1) - 1) / (largest or expected)))
+
+
+@functools.lru_cache(4096)
+def gaussian_bits(sigma: float) -> float:
+    """Entropy of round(x), x normal with this σ."""
+    if sigma > 2.0:
+        return math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))
+    below = [0.5 * (1.0 + math.erf((n + 0.5) / (sigma * math.sqrt(2.0)))) for n in range(-16, 17)]
+    shares = [b - a for a, b in itertools.pairwise(below) if b > a]
+    return max(0.1, -sum(share * math.log2(share) for share in shares))
+
+
+def _largest(owner: Technique | None, role: str) -> float:
+    """The σ that a row's largest integer stands for under a technique that says so (`attn_k`), else 0."""
+    role = {"head": "embed"}.get(role, role)
+    config = owner.config if owner else None
+    return float(getattr(config, f"{role}_k", getattr(config, "matrix_k", 0.0)))
 
 
 def words_of(technique: Technique | None) -> str:
@@ -97,6 +142,7 @@ def model_bill(resolved: Resolved) -> Bill:
     overheads = OVERHEAD.get(owners["codec"].name if owners["codec"] else "", OVERHEAD[""])
     words = {slot: words_of(owner) for slot, owner in owners.items()}
     amounts: dict[tuple[str, str, int], float] = {}
+    bits_of: dict[tuple[str, str, int], float] = {}
     plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
     for source, tensor in sourced_tensors(resolved):
         if tensor.role == "aux":
@@ -107,23 +153,26 @@ def model_bill(resolved: Resolved) -> Bill:
             plain["half"] += HALF_BYTES * tensor.numel
         else:
             bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
-            entropy = entropy_bits(bits, tensor.shape[1])
+            entropy = entropy_bits(bits, tensor.shape[1], _largest(owners["row_scale"], tensor.role))
             overhead = float(np.interp(entropy, ENTROPIES, overheads))
             key = (source, tensor.role, bits)
             stored = tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
             amounts[key] = amounts.get(key, 0.0) + stored
+            bits_of[key] = bits_of.get(key, 0.0) + tensor.numel / 8.0
     settings = _quantizer_settings(resolved)
     parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
     for name, cost in resolved.costs.items():
         if cost.artifact_bytes > 0:
             parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
     for (source, role, bits), amount in amounts.items():
-        rate = math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])))
+        # what moves the entropy by so many bits, whatever it is, moves few bits most
+        lift = min(MOST_LIFT, USUAL_BITS * bits_of[source, role, bits] / amount)
+        rate = lift * math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])) / USUAL_RATE)
         factors = {
-            **{"all": 1.0, f"role:{role}": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0},
-            **{f"rounding:{words['quantizer']}": 1.0, f"row_scale:{words['row_scale']}": 1.0},
-            **{f"cell:{role}/{words['quantizer']}/{bits}": 1.0, f"source:{source}/{role}": 1.0},
-            **{f"log rate:{role}": rate, f"log rate rounded:{words['quantizer']}": rate},
+            **{"all": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0, f"role:{role}": lift},
+            **{f"rounding:{words['quantizer']}": lift, f"row_scale:{words['row_scale']}": lift},
+            **{f"cell:{role}/{words['quantizer']}/{bits}": 1.0, f"source:{source}/{role}": lift},
+            **{f"rate:{role}": rate, f"rate rounded:{words['quantizer']}": rate},
             **{name: value for (of, name), value in settings.items() if of in ("", role)},
             **{f"technique:{name}": 1.0 for name in resolved.techniques},
         }

@@ -1,11 +1,11 @@
 """CostModel: measured = Σ_parts amount·exp(Σ its factors' logarithms)·noise; the factors are learnt.
 
 A part of a bill is an exact amount (bits of a kind of tensor, FLOPs of a kind of work) and the names of the
-factors that correct it. Every factor's logarithm has a normal prior of mean 0: no trial means no correction,
-few mean a small one. The posterior's mode comes from a few Gauss-Newton steps under a Student likelihood (4
-degrees of freedom): one stalled trial does not move the rest. The doubt of an estimate is the posterior's,
-plus the prior's for factors never seen; its spread is what remains between the fit and the measurements,
-never less than what two seeds of one configuration differ by.
+factors that correct it. A factor has a normal prior on its logarithm, of mean 0 unless a `Learnt` knows more:
+no trial means no correction, few mean a small one. The posterior's mode comes from a few Gauss-Newton steps
+under a Student likelihood (4 degrees of freedom): one stalled trial does not move the rest. The doubt of an
+estimate is the posterior's, plus the prior's for factors never seen; its spread is what remains between the
+fit and the measurements, never less than what two seeds of one configuration differ by.
 """
 
 from __future__ import annotations
@@ -52,6 +52,16 @@ class Bill:
         return sum(part.amount for part in self.parts)
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What recorded trials taught beforehand: name -> (mean, sd, centre) of a factor's logarithm, and the
+    spread that remained, worth so many `trials`. The centre is where a `log ` factor's exponent counts 0."""
+
+    factors: Mapping[str, tuple[float, float, float]]
+    spread: float
+    trials: float
+
+
 @functools.cache
 def student_quantile(dof: float, probability: float) -> float:
     """Of Student's t; from MANY degrees on the normal's, without SciPy: its import takes half a second."""
@@ -60,6 +70,15 @@ def student_quantile(dof: float, probability: float) -> float:
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     return float(cast("Any", stdtrit)(dof, probability))
+
+
+def student_probability(dof: float, value: float) -> float:
+    """That Student's t lies below the value."""
+    if dof >= MANY:
+        return NormalDist().cdf(value)
+    from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    return float(cast("Any", stdtr)(dof, value))
 
 
 @dataclass(frozen=True)
@@ -77,15 +96,26 @@ class Estimate:
 
     def upper(self, probability: float) -> float:
         """The bound that a measurement stays below with this probability."""
-        return self.moved(probability, math.hypot(self.spread, self.doubt))
+        k = student_quantile(round(self.freedom, 1), probability)
+        return math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
 
-    def upper_if_sure(self, probability: float) -> float:
-        """The same for factors that are as they seem: the part of the bound that no trial can lower."""
-        return self.moved(probability, self.spread)
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of noise and doubt together (Satterthwaite): only the spread was estimated."""
+        share = 1.0 + (self.doubt / self.spread) ** 2 if self.spread else math.inf
+        return min(MANY, self.dof * share**2)
 
-    def moved(self, probability: float, sd: float) -> float:
-        k = student_quantile(round(min(self.dof, MANY), 1), probability)
-        return math.exp(min(700.0, self.log + k * sd))
+    def chance(self, limit: float) -> float:
+        """The probability that a measurement is at most the limit; doubt counts against it."""
+        room, sd = (
+            math.log(limit) - self.log if limit > 0.0 else -math.inf,
+            math.hypot(self.spread, self.doubt),
+        )
+        return student_probability(self.freedom, room / sd) if sd else float(room >= -1e-9)
+
+    def without_doubt(self) -> Estimate:
+        """The best case for who is judged: factors half of whose doubt speaks for it."""
+        return replace(self, log=self.log - self.doubt, doubt=0.0)
 
 
 class _Rows:
@@ -139,17 +169,24 @@ class _Fit:
 
 
 class CostModel:
-    """The factors of one kind of bill. `sds`: prior sds of logarithms, by a name's part before the colon."""
+    """The factors of one kind of bill. `sds`: prior sds of logarithms, by a name's part before the colon, for
+    factors that `learnt` does not know."""
 
-    def __init__(self, sds: Mapping[str, float], *, spread: float, least_spread: float):
-        self.sds, self.prior_spread, self.least_spread = sds, spread, least_spread
+    def __init__(
+        self, sds: Mapping[str, float], *, spread: float, least_spread: float, learnt: Learnt | None = None
+    ):
+        self.sds, self.least_spread = sds, least_spread
+        self.learnt = learnt or Learnt({}, spread, PRIOR_TRIALS)
         self.rows: deque[_Row] = deque(maxlen=LATEST)
         self.carried: deque[_Row] = deque(maxlen=CARRIED)  # of other studies, what goes first at the left
-        self.columns: dict[str, int] = {}
-        self.centre: dict[str, float] = {}
+        self.columns = {name: column for column, name in enumerate(self.learnt.factors)}
+        self.centre = {name: centre for name, (_, _, centre) in self.learnt.factors.items()}
         self._fit: _Fit | None = None
         self._new = 0  # trials since the last fit
-        self._last: Array = np.zeros(0)
+        self._last = self._prior_means()
+
+    def _prior_means(self) -> Array:
+        return np.array([mean for mean, _, _ in self.learnt.factors.values()], dtype=np.float64)
 
     def add(self, bill: Bill, measured: float, *, carried: bool = False) -> None:
         """One finished trial; `measured` > 0. One that is `carried` over makes room for this study's."""
@@ -168,7 +205,7 @@ class CostModel:
         """From here on its own trials alone; False when there were no others."""
         had = bool(self.carried)
         self.carried.clear()
-        self._fit, self._last = None, np.zeros(0)
+        self._fit, self._last = None, self._prior_means()
         return had
 
     def estimate(self, bill: Bill) -> Estimate:
@@ -184,7 +221,8 @@ class CostModel:
         return Estimate(math.log(total), fit.spread, math.sqrt(variance), fit.dof)
 
     def prior_sd(self, name: str) -> float:
-        return self.sds[name.partition(":")[0]]
+        known = self.learnt.factors.get(name)
+        return self.sds[name.partition(":")[0]] if known is None else known[1]
 
     def _unseen(self, bill: Bill, shares: Array) -> float:
         weight = {name: 1.0 for name in bill.common if name not in self.columns}
@@ -225,9 +263,11 @@ class CostModel:
     def _solve(self) -> _Fit:
         width, known = len(self.columns), [*self.carried, *self.rows]
         precision = np.diag([1.0 / self.prior_sd(name) ** 2 for name in self.columns])
+        means = np.pad(self._prior_means(), (0, width - len(self.learnt.factors)))
+        pull, spread, before = precision @ means, self.learnt.spread, self.learnt.trials
         if not known:
-            return _Fit(np.zeros(width), np.linalg.inv(precision), self.prior_spread, PRIOR_TRIALS)
-        rows, spread, dof = _Rows(known, width), self.prior_spread, PRIOR_TRIALS
+            return _Fit(means, np.linalg.inv(precision), spread, before)
+        rows, dof = _Rows(known, width), before
         theta = np.pad(self._last, (0, width - len(self._last)))  # new factors at their prior's mean
         weights = np.ones(len(known))
         covariance = precision
@@ -236,13 +276,13 @@ class CostModel:
             weighted = gradient.T * (weights / spread**2)
             information = weighted @ gradient
             covariance = np.asarray(np.linalg.inv(precision + information), dtype=np.float64)
-            theta = covariance @ (weighted @ (rows.y - logs + gradient @ theta))
+            theta = covariance @ (weighted @ (rows.y - logs + gradient @ theta) + pull)
             logs, gradient = rows.totals(theta)
             residuals = rows.y - logs
             free = max(0.0, len(residuals) - float(np.sum(covariance * information)))
             squares = float(np.sum(weights * residuals**2)) / (CLIPPED_SQUARES if step else 1.0)
-            dof = PRIOR_TRIALS + free
-            spread = math.sqrt((PRIOR_TRIALS * self.prior_spread**2 + squares) / dof)
+            dof = before + free
+            spread = math.sqrt((before * self.learnt.spread**2 + squares) / dof)
             spread = max(spread, self.least_spread)
             weights = np.minimum(1.0, (STUDENT + 1.0) / (STUDENT + (residuals / spread) ** 2))
         self._last = theta

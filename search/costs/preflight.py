@@ -5,29 +5,31 @@ Bytes and seconds are the bills of search/costs/bills.py under the factors that 
 with probability BOUND: doubt of the factors, what they do not explain, and seeds. The submitted script's
 bytes are expected by its techniques (bundle/sizes.py) until a trial with the same ones told them.
 
-A configuration is turned away when a limit lies below its prediction moved by the noise that no trial can
-lower: for bytes up to the bound (a byte too many voids a run; 1 % of spread costs little), for seconds not
-at all (another program on the machine moves them by a tenth, and half of the space would be lost). Doubt
-beyond the noise counts for the configuration: what was never tried is tried once.
+Before the first trial the factors are those of the shipped prior (seconds: on a CPU), and the baseline run is
+the first row of every model: it tells how fast this machine is. A configuration is admitted when the
+probability that it keeps all limits is at least `[sampler] admit`; doubt counts against it. So that no part
+of the space stays shut for ever, every EXPLORE-th trial may be one that doubt alone speaks against, and where
+nothing reaches `admit` the most probable one is tried (search/samplers/caddie.py).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from bundle.sizes import expected_bytes
 from search.common.attributes import PREFLIGHT
 from search.costs import bills as costs
-from search.costs.factors import Bill, CostModel, Estimate
-from search.study.limits import LIMITS
+from search.costs.factors import Bill, CostModel, Estimate, Learnt
+from search.study.limits import LIMITS, REQUIRED, Limit
 from search.study.model import Study
 from search.trainers.trainer import Trainer
 from techniques.config import Resolved
 
+Prior = Mapping[str, Learnt]  # `bytes`, `train`, `eval`
 BOUND = 0.975  # probability that a measurement stays below its bound
-OWN = 3  # own trials before seconds carried over from others turn anything away: one may have stalled
-ADMITTED = {"bytes": BOUND, "train": 0.5, "eval": 0.5}  # noise that a configuration must leave room for
+EXPLORE = 20  # trials for one that may be tried although it is doubtful
+DOUBTFUL = 0.5  # the probability that such a one needs when doubt counts for it, by a standard deviation
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,36 @@ class Costs(Protocol):
     @property
     def study(self) -> Study: ...
     def predict(self, resolved: Any) -> Prediction | None: ...  # None where nothing is known of costs
-    def rejection(self, resolved: Any) -> str | None: ...  # `what: facts`; None when it is worth a trial
+    def begin(self, number: int) -> None: ...  # the trial that is sampled now
+    # `what: facts`; None when it is worth a trial. `doubtful`: or may keep the limits for all that is known
+    def rejection(self, resolved: Any, *, doubtful: bool = False) -> str | None: ...
+    def chance(self, resolved: Any) -> float: ...  # the probability that it keeps all limits
     # from finished trials; `study` names another study that they come from
     def learn(self, results: Iterable[tuple[Any, Mapping[str, Any]]], *, study: str = "") -> None: ...
     def forget_carried(self) -> bool: ...  # drops what other studies taught; False: there was nothing
 
 
 class Seconds:
-    def __init__(self):
-        self.train, self.evaluate = costs.second_model(), costs.second_model()
+    """Of one machine; `prior` for those of its kind."""
+
+    def __init__(self, prior: Prior):
+        self.models = {kind: costs.second_model(prior.get(kind)) for kind in ("train", "eval")}
 
 
 class Preflight:
-    """One a worker, taught with the trials that finish anywhere. `hardware`: where the next trial runs."""
+    """One a worker, taught with the trials that finish anywhere. `hardware`: where the next trial runs;
+    `prior`: what the cost models begin at, {} for nothing, None for the shipped one."""
 
-    def __init__(self, study: Study, *, hardware: str = ""):
+    def __init__(self, study: Study, *, hardware: str = "", prior: Prior | None = None):
         self.study = study
         self.hardware = hardware
-        self.model_bytes = costs.byte_model()
+        self.prior = costs.learnt_before() if prior is None else prior
+        self.model_bytes = costs.byte_model(self.prior.get("bytes"))
         self.factor = ""  # this study's own, once others taught something: see costs.from_study
         self.machines: dict[str, Seconds] = {}
         self._known_code: dict[tuple[str, ...], int] = {}  # techniques -> code bytes that a result told
         self._learnt: set[tuple[str, Any]] = set()
+        self._explores = False
 
     def predict(self, resolved: Resolved) -> Prediction:
         size, code = self._bytes(resolved), self.code_bytes(resolved)
@@ -85,22 +95,40 @@ class Preflight:
             eval_seconds_upper=evaluation.upper(BOUND) if evaluation else None,
         )
 
-    def rejection(self, resolved: Resolved) -> str | None:
+    def begin(self, number: int) -> None:
+        self._explores = number > 0 and number % EXPLORE == 0
+
+    def rejection(self, resolved: Resolved, *, doubtful: bool = False) -> str | None:
         for name, technique in resolved.techniques.items():
             law, track = technique.verdict(), self.study.track
             if not law.admitted(track):
                 return f"legality: {name} is {law.verdict.value} on the track {track} ({law.source})"
-        limits, size, code = self.study.limits, self._bytes(resolved), self.code_bytes(resolved)
-        if admitted_at(size, "bytes") + code > limits.artifact_bytes:
-            upper = round(size.upper(BOUND)) + code
-            return f"bytes: up to {upper:,} predicted, {limits.artifact_bytes:,} allowed"
-        for what, estimate, limit in (
-            ("train", self._train(resolved, to_judge=True), limits.train_seconds),
-            ("eval", self._eval(resolved, to_judge=True), limits.eval_seconds),
-        ):
-            if estimate and admitted_at(estimate, what) > limit:
-                return f"{what}: {estimate.value:.4g} s predicted, {limit:g} s allowed"
-        return None
+        doubtful = doubtful or self._explores
+        told = self._judged(resolved)
+        sure = [(e.without_doubt() if doubtful else e).chance(most) for _, e, most in told]
+        if math.prod(sure) >= (DOUBTFUL if doubtful else self.study.sampler.admit):
+            return None
+        limit, estimate, most = min(told, key=lambda one: one[1].chance(one[2]))
+        code = self.code_bytes(resolved) if limit.constraint == "bytes" else 0
+        return (
+            f"{limit.constraint}: {limit.over(estimate.value + code, most + code)} predicted; "
+            f"within all limits with a probability of {self.chance(resolved):.0%}"
+        )
+
+    def chance(self, resolved: Resolved) -> float:
+        return math.prod(estimate.chance(most) for _, estimate, most in self._judged(resolved))
+
+    def _judged(self, resolved: Resolved) -> list[tuple[Limit, Estimate, float]]:
+        """What is predicted, and how much of it is allowed: of bytes, beside the script."""
+        limits, size = self.study.limits, self._bytes(resolved)
+        train, evaluation = self._train(resolved, to_judge=True), self._eval(resolved, to_judge=True)
+        room = limits.artifact_bytes - self.code_bytes(resolved)
+        found = zip(REQUIRED, (size, train, evaluation), strict=True)
+        return [
+            (limit, estimate, room if limit.constraint == "bytes" else limits.of(limit))
+            for limit, estimate in found
+            if estimate is not None
+        ]
 
     def learn(self, results: Iterable[tuple[Resolved, Mapping[str, Any]]], *, study: str = "") -> None:
         """Calibrate from finished trials; one seen before is skipped, a missing figure teaches nothing.
@@ -113,46 +141,34 @@ class Preflight:
             if key in self._learnt:
                 continue
             self._learnt.add(key)
-            code, artifact = _positive(result, "code_bytes"), _positive(result, "artifact_bytes")
-            if code and artifact > code:
-                if not study:
-                    self._known_code[tuple(sorted(resolved.techniques))] = int(code)
-                bill = self._told_by(costs.model_bill(resolved), study)
-                self.model_bytes.add(bill, artifact - code, carried=bool(study))
-            self._learn_seconds(resolved, result, study)
+            if not study and (code := _positive(result, "code_bytes")):
+                self._known_code[tuple(sorted(resolved.techniques))] = int(code)
+            seconds = self._machine(str(result.get("hardware") or self.hardware))
+            for kind, bill, measured in bills_of(resolved, result):
+                model = self.model_bytes if kind == "bytes" else seconds.models[kind]
+                model.add(self._told_by(bill, study), measured, carried=bool(study))
 
     def forget_carried(self) -> bool:
         models = [self.model_bytes]
-        models += [model for machine in self.machines.values() for model in (machine.train, machine.evaluate)]
+        models += [model for machine in self.machines.values() for model in machine.models.values()]
         return any([model.forget_carried() for model in models])
 
     def _told_by(self, bill: Bill, study: str = "") -> Bill:
         return costs.from_study(bill, study or self.factor)
 
-    def _learn_seconds(self, resolved: Resolved, result: Mapping[str, Any], study: str) -> None:
-        machine = self.machines.setdefault(str(result.get("hardware") or self.hardware), Seconds())
+    def _machine(self, hardware: str) -> Seconds:
+        """GPUs are described by their number, CPUs by their threads: search/common/machine.py."""
+        alike = "thread" in hardware or not hardware
+        return self.machines.setdefault(hardware, Seconds(self.prior if alike else {}))
 
-        def add(model: CostModel, bill: Bill | None, seconds: float) -> None:
-            if bill and seconds:
-                model.add(self._told_by(bill, study), seconds, carried=bool(study))
-
-        add(machine.evaluate, costs.eval_bill(resolved), _positive(result, "eval_seconds"))
-        steps = _positive(result, "steps") or float(resolved.config.iterations)
-        stages: Mapping[str, Any] = result.get("stage_seconds") or {}
-        if trained := _positive(stages, "train"):
-            add(machine.train, costs.steps_bill(resolved, steps), trained)
-            add(machine.train, costs.calibration_bill(resolved), _positive(stages, "quantize"))
-        else:
-            add(machine.train, costs.train_bill(resolved, steps), _positive(result, "train_seconds"))
-
-    def seconds(self) -> Seconds:
-        return self.machines.get(self.hardware) or Seconds()
+    def seconds(self, kind: str) -> CostModel:
+        return self._machine(self.hardware).models[kind]
 
     def _bytes(self, resolved: Resolved) -> Estimate:
         return self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
 
     def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
-        config, model = resolved.config, self.seconds().train
+        config, model = resolved.config, self.seconds("train")
         budget = config.max_wallclock_seconds
         if not budget:
             return self._known(model, costs.train_bill(resolved, config.iterations), to_judge)
@@ -165,13 +181,12 @@ class Preflight:
         return Estimate(math.log(total), share * more.spread, share * more.doubt, more.dof)
 
     def _eval(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
-        return self._known(self.seconds().evaluate, costs.eval_bill(resolved), to_judge)
+        return self._known(self.seconds("eval"), costs.eval_bill(resolved), to_judge)
 
     def _known(self, model: CostModel, bill: Bill, to_judge: bool) -> Estimate | None:
-        """The estimate, once a trial tells how fast the machine is; to judge by, of this study."""
-        own, carried = len(model.rows), len(model.carried)
-        enough = own >= (OWN if carried else 1) if to_judge else own + carried > 0
-        return model.estimate(self._told_by(bill)) if enough else None
+        """The estimate, once a run tells how fast the machine is; to judge by, one of this study's."""
+        told = model.rows if to_judge else model.rows or model.carried
+        return model.estimate(self._told_by(bill)) if told else None
 
     def code_bytes(self, resolved: Resolved) -> int:
         """Bytes of the submitted script: told by a result with the same techniques, else expected."""
@@ -179,10 +194,22 @@ class Preflight:
         return expected_bytes(resolved.techniques) if known is None else known
 
 
-def admitted_at(estimate: Estimate, what: str) -> float:
-    """What the limit is compared with: see the head of this file."""
-    optimism = max(0.0, estimate.doubt - estimate.spread)
-    return estimate.upper_if_sure(ADMITTED[what]) * math.exp(-optimism)
+def bills_of(resolved: Resolved, result: Mapping[str, Any]) -> Iterator[tuple[str, Bill, float]]:
+    """(`bytes`, `train` or `eval`; the bill; what was measured) of all that a result tells."""
+    code, artifact = _positive(result, "code_bytes"), _positive(result, "artifact_bytes")
+    if code and artifact > code:
+        yield "bytes", costs.model_bill(resolved), artifact - code
+    if evaluated := _positive(result, "eval_seconds"):
+        yield "eval", costs.eval_bill(resolved), evaluated
+    steps = _positive(result, "steps") or float(resolved.config.iterations)
+    stages: Mapping[str, Any] = result.get("stage_seconds") or {}
+    if trained := _positive(stages, "train"):
+        yield "train", costs.steps_bill(resolved, steps), trained
+        calibration, calibrated = costs.calibration_bill(resolved), _positive(stages, "quantize")
+        if calibration and calibrated:
+            yield "train", calibration, calibrated
+    elif whole := _positive(result, "train_seconds"):
+        yield "train", costs.train_bill(resolved, steps), whole
 
 
 def _positive(result: Mapping[str, Any], key: str) -> float:
@@ -200,7 +227,11 @@ class NoCosts:
     study: Study
 
     def predict(self, resolved: object) -> None: ...
-    def rejection(self, resolved: object) -> None: ...
+    def begin(self, number: int) -> None: ...
+    def rejection(self, resolved: object, *, doubtful: bool = False) -> None: ...
+    def chance(self, resolved: object) -> float:
+        return 1.0
+
     def learn(self, results: Iterable[tuple[object, Mapping[str, Any]]], *, study: str = "") -> None: ...
 
     def forget_carried(self) -> bool:

@@ -28,18 +28,21 @@ from search.report.rows import (
     confirmed_of,
     confirmed_text,
     learnt_text,
+    limits_text,
+    over_by_limit,
     ranked,
     reuse_of_study,
     row_of,
 )
 from search.session.session import Session, baseline_of
-from search.study.limits import LIMITS, Limit
+from search.study.limits import LIMITS, Limit, broken_limits
 
 NOISE = (
     "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
 WIDE = 120  # columns that the table with its techniques needs
+LISTED = 5  # trials over a limit whose figures are told
 UNBUNDLED = 100_000  # bytes of code: no script that is submitted has as many
 NOT_YET = "No trial of this study has finished. Start it with `python search.py`."
 
@@ -51,6 +54,7 @@ def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     for row in () if wide else rows:
         name = "mean of seeds" if row.replicates else "confirmed"
         told = f"{name} {row.confirmed}; " if row.confirmed else ""
+        told += f"over {', '.join(row.over)}; " if row.over else ""
         text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
         console.print(text, highlight=False, markup=False)
 
@@ -67,7 +71,9 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
     limits = [limit for limit in LIMITS if any(limit.figure in row.figures for row in rows)]
     figures = [name for limit in limits for name in columns_of(limit)]
     means = techniques and any(row.confirmed for row in rows)
+    over = techniques and any(row.over for row in rows)
     heads = ("trial", "BPB", *((means_of(rows),) if means else ()), *figures, "steps")
+    heads += ("over",) if over else ()
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     if techniques:
@@ -80,6 +86,7 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
             *((row.confirmed,) if means else ()),
             *(cell for limit in limits for cell in cells_of(row, limit)),
             f"{row.steps:,}",
+            *((", ".join(row.over),) if over else ()),
             *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
         )
     return table
@@ -164,8 +171,10 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
             console.print(f"\n{line}", highlight=False, soft_wrap=True)
     if bad:
         console.print()
-        title = f"Infeasible: {counted(len(bad), 'trial')}"
+        title = f"Infeasible: {counted(len(bad), 'trial')}{limits_text(over_by_limit(bad))}"
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
+        for line in over_lines(session, bad[: max(3, top // 3)]):
+            console.print(line, highlight=False, soft_wrap=True)
     if not good or any(t.number not in confirmed for t in good[:top]):
         console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
@@ -177,6 +186,19 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0], confirmed)
+
+
+def over_lines(session: Session, bad: Sequence[FrozenTrial]) -> list[str]:
+    """over a limit: 2 × training (#3: 7.4 of 5.6 s, #9: …); by limit, the newest LISTED trials."""
+    told: list[str] = []
+    for limit in LIMITS:
+        broke = sorted((t for t in bad if limit in broken_limits(t)), key=lambda t: t.number)
+        most = limit.allowed(session.study.limits.of(limit))
+        known = [(t.number, t.user_attrs[limit.figure]) for t in broke if limit.figure in t.user_attrs]
+        figures = [f"#{number}: {limit.measured(figure)} of {most} {limit.unit}" for number, figure in known]
+        rest = f"{'…; ' if len(figures) > LISTED else ''}{'; '.join(figures[-LISTED:])}"
+        told += [f"over a limit: {len(broke)} × {limit.label} ({rest})"] if broke else []
+    return told
 
 
 def to_confirm(session: Session, good: Sequence[FrozenTrial], confirmed: Confirmations) -> str:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes
 from search.common.console import counted
-from search.study.limits import LIMITS, feasible, has_failed
+from search.study.limits import LIMITS, broken_limits, feasible, has_failed
 
 Confirmations = Mapping[int, Mapping[str, Any]]  # of trials, by their number
 NOTHING: Confirmations = MappingProxyType({})
@@ -33,6 +33,7 @@ class Row:
     inactive: tuple[str, ...]  # of them, what changed nothing
     findings: tuple[str, ...]  # what a person should look at before believing the number
     confirmed: str = ""  # its mean on fresh seeds
+    over: tuple[str, ...] = ()  # labels of the limits that it broke
     replicates: bool = False  # those of the study itself
 
 
@@ -51,6 +52,7 @@ def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
         inactive=tuple(cast("dict[str, str]", attrs.get(attributes.INACTIVE, {}))),
         findings=tuple(cast("list[str]", attrs.get(attributes.FINDINGS, []))),
         confirmed=confirmed_text(facts) if facts else "",
+        over=tuple(limit.label for limit in broken_limits(trial)),
         replicates=bool(facts and facts.get("replicates")),
     )
 
@@ -132,6 +134,22 @@ def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:
     return f"learnt from {'; '.join(each)}" if each else ""
 
 
+def chain_links(attrs: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(link, BPB) from the last weights to the scorer; the plain scorer is the packed model again."""
+    found = [(str(name), float(bpb)) for name, bpb in attrs.get(attributes.BPB_CHAIN) or ()]
+    return [link for link in found if link[0] != "plain"]
+
+
+def chain_text(links: Sequence[tuple[str, float]]) -> str:
+    """weights 2.6104, ema 2.5871 (-0.0233), packed 2.6012 (+0.0141), sliding_window 2.5833 (-0.0179)."""
+    before: float | None = None
+    told: list[str] = []
+    for name, bpb in links:
+        told.append(f"{name} {bpb:.4f}" + ("" if before is None else f" ({bpb - before:+.4f})"))
+        before = bpb
+    return ", ".join(told)
+
+
 def short(value: object, *, digits: int = 5) -> str:
     """A value in a list: floats with so many digits."""
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
@@ -146,6 +164,7 @@ class Snapshot:
     pruned: int  # given up on
     rejected: int  # the configuration failed: constraint `run`
     infeasible: int  # complete, but over a limit
+    over: Mapping[str, int]  # label of a limit -> trials that broke it
     failed: int  # the machine's fault; tried again
     running: int
     waiting: int
@@ -155,6 +174,22 @@ class Snapshot:
     @property
     def finished(self) -> int:
         return self.complete + self.pruned + self.rejected
+
+    @property
+    def infeasible_text(self) -> str:
+        """3 over a limit (artifact 1, training 2)."""
+        return f"{self.infeasible} over a limit" + limits_text(self.over)
+
+
+def limits_text(over: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{label} {count}" for label, count in over.items())
+    return f" ({counts})" if counts else ""
+
+
+def over_by_limit(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """label -> how many broke that limit, in the order of LIMITS."""
+    counts = Counter(limit.label for trial in trials for limit in broken_limits(trial))
+    return {limit.label: counts[limit.label] for limit in LIMITS if counts[limit.label]}
 
 
 def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
@@ -169,6 +204,7 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
         pruned=len(given_up) - rejected,
         rejected=rejected,
         infeasible=sum(not feasible(t) for t in complete),
+        over=over_by_limit(complete),
         failed=sum(
             t.state == TrialState.FAIL and t.user_attrs.get(attributes.OUTCOME) != attributes.UNUSED
             for t in trials

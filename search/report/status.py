@@ -10,11 +10,11 @@ from rich.table import Table
 from search.common.attributes import REASON
 from search.common.console import counted
 from search.common.tables import TableConsole
-from search.report.leaderboard import old_bytes, print_reproduce
+from search.report.leaderboard import old_bytes, over_lines, print_reproduce
 from search.report.pruning import pruning_summary
 from search.report.rows import Snapshot, confirmed_of, overhead_of_study, ranked, reuse_of_study, snapshot
 from search.session.session import Session
-from search.study.limits import broken_limits, has_failed
+from search.study.limits import has_failed
 
 
 def counts_table(seen: Snapshot) -> Table:
@@ -22,6 +22,8 @@ def counts_table(seen: Snapshot) -> Table:
     table = Table(show_header=False)
     for name in ("complete", "pruned", "rejected", "infeasible", "running", "waiting", "failed", "resampled"):
         table.add_row(name, str(getattr(seen, name)))
+    for label, count in seen.over.items():
+        table.add_row(f"over {label}", str(count))
     table.add_row("best", "" if seen.best is None else str(seen.best.number))
     table.add_row("best BPB", "" if seen.best is None else str(seen.best.bpb))
     return table
@@ -33,7 +35,7 @@ def print_status(console: Console, session: Session) -> None:
     seen = snapshot(trials, 0)
     console.print(
         f"{session.study.name}: {counted(seen.finished, 'trial')} done ({seen.complete} complete, "
-        f"{seen.infeasible} of them over a limit; {seen.pruned} pruned; "
+        f"{seen.infeasible_text}; {seen.pruned} pruned; "
         f"{counted(seen.rejected, 'failed configuration')}), "
         f"{seen.running} running, {seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
         f"{counted(seen.resampled, 'configuration')} resampled before running",
@@ -50,9 +52,8 @@ def print_status(console: Console, session: Session) -> None:
         console.print(counts_table(seen))
     confirmed = confirmed_of(session.optuna_study, trials)
     good, bad = ranked(trials, confirmed)
-    over = Counter(limit.label for trial in bad for limit in broken_limits(trial))
-    for label, count in over.items():
-        console.print(f"  over a limit: {count} × {label}", highlight=False)
+    for line in over_lines(session, bad):
+        console.print(f"  {line}", highlight=False)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     told = (reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
     for line in told:

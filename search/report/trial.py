@@ -12,9 +12,18 @@ from bundle.one_file import resolve_layer
 from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
-from search.report.rows import confirmed_of, confirmed_text, learnt_text, overhead_text, reuse_of_trial, short
+from search.report.rows import (
+    chain_links,
+    chain_text,
+    confirmed_of,
+    confirmed_text,
+    learnt_text,
+    overhead_text,
+    reuse_of_trial,
+    short,
+)
 from search.session.session import Session
-from search.study.limits import Limits, broken_limits, feasible
+from search.study.limits import Limits, feasible, over_limits
 from techniques.config import Resolved
 
 
@@ -44,8 +53,7 @@ def shortcoming(session: Session, number: int) -> str:
     if trial.state == TrialState.COMPLETE and feasible(trial):
         return ""
     attrs, limits = trial.user_attrs, session.study.limits
-    if over := broken_limits(trial):
-        told = "; ".join(limit.over(attrs[limit.figure], limits.of(limit)) for limit in over)
+    if told := "; ".join(over_limits(attrs, limits).values()):
         return f"Not to be submitted: trial {number} of {session.study.name} is over a limit ({told})."
     why = attrs.get(stored.REASON) or f"it is {trial.state.name}"
     return f"Not to be submitted: trial {number} of {session.study.name} has no result ({why})."
@@ -82,6 +90,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     for key in (stored.REASON, stored.PROTOCOL, stored.LEGALITY, stored.WORKER):
         if attrs.get(key):
             out[key] = str(attrs[key])
+    if over := over_limits(attrs, limits):
+        out["over a limit"] = "; ".join(over.values())
     if again := attrs.get(stored.REPLICATE):
         out["replicate"] = f"of trial #{again['of']}, on seed {again['seed']}"
     out["techniques on"] = ", ".join(attrs.get(stored.TECHNIQUES, [])) or "none"
@@ -102,6 +112,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
+    if links := chain_links(attrs):
+        out["BPB chain"] = f"{chain_text(links)}; on the tokens of a report"
     if stored.STAGE_REUSE in attrs:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])
     if stored.CACHE_NOTES in attrs:

@@ -34,22 +34,24 @@ def smallest(space: Space) -> dict[str, Any]:
     }
 
 
-def examine(space: Space, preflight: Costs, params: Mapping[str, Any]) -> tuple[Any | None, str | None]:
+def examine(
+    space: Space, preflight: Costs, params: Mapping[str, Any], *, doubtful: bool = False
+) -> tuple[Any | None, str | None]:
     """(the run, why it cannot be tried): `contradiction: …`, or the preflight's reason, or None."""
     try:
         resolved = space.resolve(params)
     except ValueError as error:
         return None, f"contradiction: {error}"
-    return resolved, preflight.rejection(resolved)
+    return resolved, preflight.rejection(resolved, doubtful=doubtful)
 
 
 def require_feasible(space: Space, preflight: Costs, *, draws: int = 500, seed: int = 0) -> None:
-    """Infeasible (a ValueError) unless some of many draws can be tried: before the first trial of a study."""
+    """Infeasible (a ValueError) unless some of many draws may keep the limits: before the first trial."""
     rng = np.random.default_rng(seed)
     reasons, least, closest = Counter[str](), None, ""
     for k in range(draws):
         params = smallest(space) if k == 0 else space.repaired(draw_all(space, rng))
-        resolved, reason = examine(space, preflight, params)
+        resolved, reason = examine(space, preflight, params, doubtful=True)
         if reason is None:
             return
         kind = reason.partition(":")[0]

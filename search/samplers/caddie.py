@@ -3,8 +3,9 @@
 A proposal is complete (every parameter of the static space), reduced to what is active under its gates, and
 checked: contradictions, legality, predicted bytes and seconds, duplicates. What fails is drawn again here,
 at no cost and unknown to the storage, so that a study's trials are only what was tried; rejections are
-counted by reason. After `max_resamples` proposals come uniform draws, or whatever is left of a finite space,
-then an error. A proposal is stored, and so taken, under the lock that all workers of a study share (`claim`).
+counted by reason, those inside the proposer's own search too. After `max_resamples` proposals come uniform
+draws, or whatever is left of a finite space, then the most probable of what may keep the limits, then an
+error. A proposal is stored, and so taken, under the lock that all workers of a study share (`claim`).
 """
 
 import functools
@@ -30,8 +31,10 @@ from search.samplers.finite import Left
 from search.samplers.structured.sources import Source
 from search.samplers.tpe import Lock, alone, other_trials, set_system_attr, set_user_attr, settled_params
 from search.space.space import Space, endless, training_key
+from search.study.limits import REQUIRED
 from techniques.config import digest
 
+BY_COST = frozenset(limit.constraint for limit in REQUIRED)  # reasons to reject that are a probability
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 PROPOSALS = 10  # in a row that were tried, where what is left can be listed
@@ -71,7 +74,10 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
-        self._proposer = proposer_of(space, preflight, seed, stages=stages, sources=sources)
+        self._refused = Counter[str]()  # inside the proposer's own search, for this trial
+        self._proposer = proposer_of(
+            space, preflight, seed, stages=stages, sources=sources, refused=self._refused
+        )
         self.sources = sources
         self.stages = None if self._proposer.weighs_stages else stages
         self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
@@ -106,6 +112,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         """The active parameters of one admitted configuration; what an enqueued trial fixes is kept."""
         others = other_trials(study, trial)
         self._learn(others)
+        self._refused.clear()
+        self.preflight.begin(trial.number)
         taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
         fixed: dict[str, Any] = trial.system_attrs.get(FIXED_PARAMS, {})
         goal = self.stages.choose(others) if self.stages and not fixed else None
@@ -118,6 +126,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             others = other_trials(study, trial)
             params, more = self._certain(study, others, fixed, self._keys(others))
             rejected += more + Counter(duplicate=1)
+        rejected += self._refused
         self.rejections += rejected
         set_user_attr(study, trial, REJECTIONS, dict(rejected))
         if self.sources and (learnt := learnt_from(self.sources, self._proposer)):
@@ -150,6 +159,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
     ) -> tuple[dict[str, Any], Counter[str]] | None:
         """An admitted configuration; None: none on the weights of key `training`. UsedUp, Infeasible."""
         rejected, examples = Counter[str](), dict[str, str]()
+        likely: tuple[float, dict[str, Any]] = (0.0, {})
         given = self.space.keep_active(fixed)
         if fixed and not training and self.space.active(fixed) <= fixed.keys():
             resolved, _ = examine(self.space, self.preflight, given)  # enqueued whole: exactly this is wanted
@@ -163,17 +173,27 @@ class CaddieSampler(optuna.samplers.BaseSampler):
             if attempt < most:
                 proposal.insert(1, cast("dict[str, Any]", self._proposer.propose()))
             params = self.space.repaired(self.space.keep_active(ChainMap(*proposal))) | given
-            reason = self._reason(params, taken, training)
+            resolved, reason = self._examined(params, taken, training)
             if reason is None:
+                self.last_prediction = self.preflight.predict(resolved)
                 return params, rejected
             kind = reason.partition(":")[0]
             rejected[kind] += 1
             examples.setdefault(kind, reason)
+            if kind in BY_COST and not training and (chance := self.preflight.chance(resolved)) > likely[0]:
+                likely = chance, params
         if training:
             return None
         for params in rest.new(taken, learnt=len(self._taught)) if rest else ():
-            if self._reason(params, taken) is None:
+            resolved, reason = self._examined(params, taken)
+            if reason is None:
+                self.last_prediction = self.preflight.predict(resolved)
                 return params, rejected
+        if self.preflight.forget_carried():  # what other studies taught leaves nothing here: start cold
+            return self._admitted(study, others, fixed, taken)
+        if likely[1] and examine(self.space, self.preflight, likely[1], doubtful=True)[1] is None:
+            self.last_prediction = self.preflight.predict(self.space.resolve(likely[1]))
+            return likely[1], rejected
         told = "; ".join(f"{rejected[kind]} × {example}" for kind, example in examples.items())
         if self.left and rejected["duplicate"]:
             self.left.used_up |= not fixed
@@ -185,24 +205,19 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         )
 
     def _certain(self, *args: Any) -> tuple[dict[str, Any], Counter[str]]:
-        try:
-            found = self._admitted(*args)
-        except Infeasible:
-            if not self.preflight.forget_carried():
-                raise
-            found = self._admitted(*args)  # what other studies taught leaves nothing here: start cold
-        assert found is not None
+        found = self._admitted(*args)
+        assert found is not None  # without given weights there is one, or an error
         return found
 
-    def _reason(self, params: Mapping[str, Any], taken: set[str], training: str | None = None) -> str | None:
+    def _examined(
+        self, params: Mapping[str, Any], taken: set[str], training: str | None = None
+    ) -> tuple[Any | None, str | None]:
         if digest(params) in taken:
-            return "duplicate: it was tried"
+            return None, "duplicate: it was tried"
         resolved, reason = examine(self.space, self.preflight, params)
         if training and resolved is not None and training_key(resolved) != training:
-            return "other weights: it trains something else than its checkpoint"
-        if reason is None and resolved is not None:
-            self.last_prediction = self.preflight.predict(resolved)
-        return reason
+            reason = "other weights: it trains something else than its checkpoint"
+        return resolved, reason
 
     def _keys(self, others: Sequence[FrozenTrial]) -> set[str]:
         """Keys of every configuration that was tried, is running or is waiting."""

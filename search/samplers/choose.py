@@ -6,6 +6,7 @@ once a trial (`begin`) and proposes as often as it is asked (`propose`).
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from search.common.options import SAMPLERS
 from search.costs.preflight import Costs
+from search.samplers.admission import examine
 from search.samplers.checkpoints import StageChooser
 from search.samplers.gp import GaussianProcess
 from search.samplers.structured.sources import Source
@@ -63,9 +65,10 @@ def proposer_of(
     *,
     stages: StageChooser | None = None,
     sources: Sequence[Source] = (),
+    refused: Counter[str] | None = None,
 ) -> Proposer:
-    """The sampler that the study asks for. `structured` weighs finished training (`stages`) and learns from
-    earlier studies (`sources`)."""
+    """The sampler that the study asks for. `structured` weighs finished training (`stages`), learns from
+    earlier studies (`sources`), and counts, by reason, what its search turned away (`refused`)."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
         startup = settings.startup_trials or TPE_STARTUP
@@ -77,11 +80,16 @@ def proposer_of(
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":
         return Uniform()
-    return _structured(space, preflight, seed, stages, sources)
+    return _structured(space, preflight, seed, stages, sources, Counter() if refused is None else refused)
 
 
 def _structured(
-    space: Space, preflight: Costs, seed: int | None, stages: StageChooser | None, sources: Sequence[Source]
+    space: Space,
+    preflight: Costs,
+    seed: int | None,
+    stages: StageChooser | None,
+    sources: Sequence[Source],
+    refused: Counter[str],
 ) -> Proposer:
     """Ours, with all that space and preflight know before the first trial."""
     from search.samplers.structured.sampler import Prior, StructuredSampler
@@ -90,10 +98,10 @@ def _structured(
         return space.resolve(space.repaired(params))
 
     def admits(params: Mapping[str, Any]) -> bool:
-        try:
-            return preflight.rejection(resolved(params)) is None
-        except ValueError:
-            return False
+        _, reason = examine(space, preflight, space.repaired(params))
+        if reason is not None:
+            refused[reason.partition(":")[0]] += 1
+        return reason is None
 
     def seconds(params: Mapping[str, Any]) -> dict[str, float]:
         said = preflight.predict(resolved(params))

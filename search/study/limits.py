@@ -135,6 +135,12 @@ def figures_summary(figures: Mapping[str, float]) -> str:
     return ", ".join(limit.phrase.format(limit.measured(figures[limit.figure])) for limit in there)
 
 
+def over_limits(figures: Mapping[str, Any], limits: Limits) -> dict[str, str]:
+    """label -> figure and limit, of the limits that a result (a trial's attributes) broke."""
+    told = [(limit, figures.get(limit.figure), limits.of(limit)) for limit in limits.given]
+    return {limit.label: limit.over(figure, most) for limit, figure, most in told if figure and figure > most}
+
+
 def check_given(table: Mapping[str, Any]) -> None:
     """ValueError unless [limits] gives each of the three limits once."""
     for limit in REQUIRED:

@@ -35,6 +35,9 @@ class SamplerSettings:
     kind: str = setting("structured", "what makes the proposals", choices=SAMPLERS)
     startup_trials: int = setting(0, "first trials, drawn anywhere; 0: the sampler's own number", low=0)
     max_resamples: int = setting(100, "rejected proposals before random draws", low=1)
+    admit: float = setting(
+        0.85, "probability of keeping all limits that a configuration needs to be tried", low=0.0, high=1.0
+    )
     candidates: int = setting(24, "draws that a proposal of TPE is the best of", low=1)
     replicates: int = setting(
         1, "runs of each feasible configuration, on seeds of their own, once all were tried", low=1, high=64

@@ -17,12 +17,13 @@ from typing import Any
 from corpus import embedded
 from corpus.dataset import open_dataset
 from corpus.manifest import is_complete
-from search.common.attributes import BASELINE
+from search.common.attributes import BASELINE, HARDWARE, STAGE_SECONDS
 from search.common.console import counted
 from search.common.errors import InfrastructureError
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
+from search.session.passport import hardware_here
 from search.session.session import Session, baseline_of, check_room, measured
 from search.space.native import build_space
 from search.storage.patient import creation_lock
@@ -33,6 +34,7 @@ from techniques import catalog
 
 Say = Callable[[str], None]  # told what begins now and takes its time
 KEPT = ("val_bpb", "artifact_bytes", "params", "steps", "hash", "device", "torch")
+SOMETIMES = ("protocol", "labels", "seen", "code_bytes")  # of them only those that the result has
 
 
 def gpus_for(study: Study, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -188,8 +190,13 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
             f"study's [fixed] settings ended: {reason}. Fix that first."
         )
     found = {key: results[0][key] for key in KEPT} | {"workers": workers}
-    found |= {key: results[0][key] for key in ("protocol", "labels", "seen") if key in results[0]}
+    found |= {key: results[0][key] for key in SOMETIMES if key in results[0]}
     found |= {limit.figure: max(float(r[limit.figure]) for r in results) for limit in IN_BASELINES}
+    slowest = max(results, key=lambda r: float(r["train_seconds"]))
+    stages: Mapping[str, Mapping[str, Any]] = slowest.get("stage_seconds") or {}
+    found[STAGE_SECONDS] = {name: clocks.get("timed") for name, clocks in stages.items()}
+    dealt = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
+    found[HARDWARE] = hardware_here(session.study, num_threads=spec.threads, environ={**os.environ, **dealt})
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
         earlier = baseline_of(session.optuna_study)
         if earlier is None:

@@ -19,7 +19,7 @@ from search.common.attributes import LABELS
 from search.common.paths import Folders
 from search.costs.preflight import errors_of
 from search.storage.patient import artifact_store
-from search.study.limits import Limit, Limits
+from search.study.limits import Limit, Limits, over_limits
 from search.trainers.files import Record
 from search.trainers.process import Outcome
 
@@ -45,6 +45,7 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     figures = (*attributes.FIGURES, *(limit.figure for limit in limits.given))
     facts: dict[str, Any] = {attributes.OUTCOME: outcome.kind, attributes.REASON: outcome.reason or None}
     facts |= {name: result.get(name) for name in figures}
+    facts[attributes.OVER] = "; ".join(over_limits(result, limits).values()) or None
     for limit in limits.given:
         if limit.slack and result.get(limit.figure) is not None:
             facts[limit.slack] = limits.of(limit) - int(result[limit.figure])
@@ -55,6 +56,7 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     elif stages:
         facts[attributes.STAGE_REUSE] = stage_facts(result, spent_s=outcome.process_s)
     facts[attributes.STAGE_SECONDS] = {s: seconds.get("timed") for s, seconds in stages.items()} or None
+    facts[attributes.BPB_CHAIN] = result.get(attributes.BPB_CHAIN) or None
     facts[attributes.FINDINGS] = list(result.get("findings") or ()) or None
     if result:
         passport = {name: result.get(name) for name in PASSPORT_FIELDS}
@@ -122,6 +124,7 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     """Markdown: what came out against the limits, what was on, and whether it did anything."""
     result = outcome.result or {}
     lines = [f"**{outcome.kind}**" + (f": {outcome.reason}" if outcome.reason else ""), ""]
+    lines += [f"**over a limit**: {told}" for told in over_limits(result, limits).values()]
     if outcome.kind == "finished":
         lines += [
             "| | measured | limit |",

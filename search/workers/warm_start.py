@@ -22,6 +22,7 @@ from search.costs.factors import CARRIED
 from search.costs.preflight import Costs
 from search.session.passport import BUILT_IN
 from search.session.session import Session
+from search.space.space import Space
 from search.storage.bulk import BatchStorage
 from search.study.model import Study
 from techniques import catalog
@@ -96,6 +97,12 @@ def find_warm_start(session: Session, hardware: str) -> WarmStart:
             kept = comparable(session.study, hardware, resolved, trial, result)
             found.append(EarlierTrial(facts["name"], resolved, kept))
     return WarmStart(tuple(found))
+
+
+def teach_baseline(preflight: Costs, space: Space, baseline: Mapping[str, Any]) -> None:
+    """The study's starting point is its first own run: it tells how fast the machine is that measured it."""
+    if HARDWARE in baseline and (start := space.resolve({})).hash() == baseline.get("hash"):
+        preflight.learn([(start, baseline)])
 
 
 def related_studies(session: Session, storage: BatchStorage) -> dict[int, dict[str, Any]]:

@@ -55,7 +55,7 @@ from search.workers import prepare, record
 from search.workers.exact import Hooks, locked, run_exactly
 from search.workers.prepare import read_command, trainer_job
 from search.workers.prior import sources_of
-from search.workers.warm_start import find_warm_start
+from search.workers.warm_start import find_warm_start, teach_baseline
 from techniques import catalog
 
 SAME_REFUSALS = 5  # in a row, in the same words: then it is not the configurations
@@ -105,13 +105,14 @@ class Worker:
         share = self.study.sampler.reuse
         chooser = StageChooser(self.space, share, reuse.has_training) if reuse and share else None
         preflight = costs_of(self.trainer, self.study, self.hardware)
+        self.baseline = baseline_of(session.optuna_study) or {}
         find_warm_start(session, self.hardware).apply(preflight)
+        teach_baseline(preflight, self.space, self.baseline)
         asked = PRIOR in session.optuna_study.user_attrs and self.study.sampler.kind == "structured"
         sources = sources_of(session, self.hardware) if asked else ()
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser, sources=sources)
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
-        self.baseline = baseline_of(session.optuna_study) or {}
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = f"{os.uname().nodename}:{os.getpid()}:{spec.index}"
         self.stopping = threading.Event()

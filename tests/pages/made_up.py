@@ -71,6 +71,8 @@ def made_up_trial(number: int, rng: np.random.Generator, at: float) -> tuple[Fro
             "slack_bytes": 330_000 - bytes_,
             "inactive": {"swa": "inactive"} if on[7] else None,
         }
+        links = [["weights", value + 0.02], ["ema", value + 0.01], ["packed", value + 0.03], ["ttt", value]]
+        attrs |= {"bpb_chain": [link for link in links if on[1] or link[0] != "ema"]}
         attrs |= {"passport": {"device": "a laptop's CPU", "device_type": "cpu"}}
         attrs |= {"findings": ["ledger: 12 tokens <b>unseen</b>"]} if number % 17 == 3 else {}
     attrs |= {"reports": reports, "reason": reason}

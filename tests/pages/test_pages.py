@@ -41,6 +41,7 @@ def drawn(facts: Any) -> dict[str, figures.Figure | None]:
         "progress": figures.progress(facts),
         "curves": figures.curves(facts),
         "groups": figures.groups(facts),
+        "chain": figures.chain(facts),
         "reasons": figures.reasons(facts),
         "timeline": figures.timeline(facts),
     }

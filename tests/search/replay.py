@@ -1,7 +1,9 @@
-"""The 200 trials of a finished study, `own_text` on twelve public-domain books, as they were measured.
+"""Recorded trials: 200 of `own_text` on twelve public-domain books, and laptop studies (LAPTOP).
 
-Two cores, one thread a trial, other work on the machine: seconds are noisy, as they are in use. In the order
-in which they ended. Their code was counted unbundled; here it counts as a submission does.
+As they were measured: two cores, one thread a trial, other work on the machine: seconds are noisy, as they
+are in use. In the order in which they ended. The code of `own_text` was counted unbundled; here it counts as
+a submission does. The laptop ones: `python -m benchmarks.costs.prior --record` (search with uniform draws,
+search from empty homes).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from techniques import catalog
 from techniques.config import Resolved, read_preset, resolve
 
 FILE = Path(__file__).with_name("own_text_trials.json")
+LAPTOP = Path(__file__).with_name("laptop_trials.json")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class Measured:
     resolved: Resolved
     reports: list[list[float]]
     result: Mapping[str, Any] | None  # None: given up half-way
+    home: str = ""  # of several searches, which
 
 
 def as_submitted(result: dict[str, Any] | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result with the bytes of the script that an export of it takes."""
-    if result is None:
-        return None
+    if result is None or "code_bytes" not in result:  # a baseline of an earlier version did not tell
+        return result
     code = expected_bytes({name for name, value in config.items() if value is True} & sizes().keys())
     return {
         **result,
@@ -43,16 +47,17 @@ def as_submitted(result: dict[str, Any] | None, config: Mapping[str, Any]) -> di
     }
 
 
-def read_trials() -> list[Measured]:
-    """All 200."""
-    told, known = json.loads(FILE.read_text(encoding="utf-8")), catalog.metadata()
+def read_trials(file: Path = FILE) -> list[Measured]:
+    """All of them."""
+    told, known = json.loads(file.read_text(encoding="utf-8")), catalog.metadata()
     preset = read_preset(told["preset"])
     return [
         Measured(
             number=trial["number"],
             resolved=resolve({"preset": preset, "file": told["fixed"] | trial["config"]}, known),
-            reports=trial["reports"],
+            reports=trial.get("reports", []),
             result=as_submitted(trial.get("result"), trial["config"]),
+            home=trial.get("home", ""),
         )
         for trial in told["trials"]
     ]

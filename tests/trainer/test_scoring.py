@@ -158,3 +158,27 @@ def test_compile_on_without_a_compiler_is_one_error(tiny, tmp_path):
     assert len(errors) == 1 and "set --compile off" in errors[0] and "Traceback" not in ran.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["status"] == "failed" and f"error: {result['reason']}" == errors[0]
+
+
+@pytest.mark.slow
+def test_the_bpb_chain_ends_at_the_score(tiny: dict[str, str], tmp_path):
+    """Each link is a plain score on a report's tokens, the last one the scorer's; a reused stage keeps its
+    links."""
+    shared = {"ema": "true", "report_tokens": "1000000", "iterations": "4", "out_dir": str(tmp_path / "out")}
+    ttt = {"score_first_ttt": "true", "score_first_ttt.chunk_tokens": "64", "score_first_ttt.stride": "16"}
+    ran = run_trainer({**tiny, **shared, **ttt})
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    path = tmp_path / "out" / "result.json"
+    result = json.loads(path.read_text())
+    assert [name for name, _ in result["bpb_chain"]] == ["weights", "ema", "packed", "score_first_ttt"]
+    links = dict(result["bpb_chain"])
+    assert links["score_first_ttt"] == pytest.approx(result["val_bpb"], rel=1e-9)  # all tokens are a report's
+    assert len(set(links.values())) == 4 and max(links.values()) < 20.0
+    assert result["record_legal"] and not [f for f in result["findings"] if f.startswith(("train", "eval"))]
+    plain = run_trainer({**tiny, **shared})
+    assert plain.returncode == 0, plain.stderr
+    again = json.loads(path.read_text())
+    assert again["reused"] == ["train", "quantize", "pack"]
+    assert dict(again["bpb_chain"])["packed"] == links["packed"]
+    assert again["bpb_chain"][:3] == result["bpb_chain"][:3]
+    assert again["val_bpb"] == pytest.approx(links["packed"], rel=1e-9)

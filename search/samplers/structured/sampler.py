@@ -39,7 +39,7 @@ BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson dra
 STEPS = 10  # of a local search
 # Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
 # move: while complete trials are fewer than parameters, and later.
-NEARBY, FREE = (1.0, 0.7), (0.15, 0.5)
+NEARBY, FREE = (1.0, 0.7), (0.3, 0.5)
 SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep

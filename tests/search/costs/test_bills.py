@@ -31,7 +31,7 @@ def trials() -> list[Measured]:
 
 @pytest.fixture(scope="module")
 def replayed(trials: list[Measured], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Pair]]:
-    return replay(Preflight(make_study(tmp_path_factory.mktemp("study"))), trials[:110])
+    return replay(Preflight(make_study(tmp_path_factory.mktemp("study")), prior={}), trials[:110])
 
 
 def test_parameters_are_those_of_the_trainer(trials: list[Measured]):

@@ -91,14 +91,18 @@ def test_a_trial_over_it_is_infeasible_everywhere(tmp_path: Path) -> None:
     study = study_of(tmp_path, "memory_bytes = 2_000_000_000")
     session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study(), trainer_of(study))
     good, text = run(session, 1_500_000_000)
-    bad, _ = run(session, 3_000_000_000)
+    bad, said = run(session, 3_000_000_000)
     assert feasible(good) and not feasible(bad)
     assert bad.user_attrs["violation_memory"] == 0.5  # for the dashboard's table
+    told = "peak memory, 3,000,000,000 of 2,000,000,000 bytes"
+    assert bad.user_attrs["over_limit"] == told and f"**over a limit**: {told}" in said
+    assert "over_limit" not in good.user_attrs and "over a limit" not in text
+    assert told in " ".join(printed(print_trial, session, 1).split())
     assert "| peak memory, bytes | 1,500,000,000 | 2,000,000,000 |" in text
     board = printed(print_leaderboard, session)
     assert "1 feasible trial;" in board and "2,000,000,000 bytes of memory" in board
     assert "memory, bytes" in board and "3,000,000,000" in board
-    assert "over a limit: 1 × peak memory" in printed(print_status, session)
+    assert "over a limit: 1 × peak memory (#1: 3,000,000,000 of 2" in printed(print_status, session)
     assert "3e+09 bytes (limit 2e+09)" in printed(print_trial, session, 1)
     assert "memory +0.500" in printed(print_trial, session, 1)
 

@@ -85,6 +85,24 @@ def test_snapshot_counts_each_kind(session: Session) -> None:
     assert (seen.complete, seen.infeasible, seen.rejected, seen.pruned, seen.failed) == (3, 1, 1, 1, 1)
     assert seen.finished == 5 and seen.resampled == 4
     assert seen.best is not None and seen.best.number == 2
+    assert seen.over == {"artifact": 1} and seen.infeasible_text == "1 over a limit (artifact 1)"
+
+
+def test_the_limits_that_trials_broke_are_counted_and_named(session: Session) -> None:
+    """By limit, with figures of the newest; one trial may break two; a trial of before tells too."""
+    over = {"artifact_bytes": 2_100_000, "train_seconds": 200.0}
+    trial = trial_of(1.7, broken="bytes", **over)
+    session.optuna_study.add_trial(trial)
+    for k in range(7):
+        session.optuna_study.add_trial(trial_of(1.8, broken="train", train_seconds=101.0 + k))
+    status, board = printed(print_status, session), printed(print_leaderboard, session)
+    for text in (status, board):
+        assert "(artifact 2, training 7)" in text
+        assert "over a limit: 7 × training (…; #9: 103.0 of 100 s; " in text or text is board
+        assert "#6: 2,100,000 of 2,000,000 bytes" in text
+    assert "over artifact; " in board or " artifact " in board
+    assert "artifact, 2,100,000 of 2,000,000 bytes" in printed(print_trial, session, 6)
+    assert "over a limit" not in printed(print_trial, session, 0)
 
 
 def test_status_tells_why_configurations_failed(session: Session) -> None:
@@ -175,3 +193,11 @@ def test_a_study_of_an_earlier_version_says_how_its_bytes_were_counted(session: 
     assert "counted otherwise" not in printed(show, session)
     session.optuna_study.add_trial(trial_of(2.2, code_bytes=291_000))
     assert "The bytes of 1 trial were counted otherwise" in printed(show, session)
+
+
+def test_show_tells_where_the_bpb_came_from(session: Session) -> None:
+    links = [["weights", 2.61], ["ema", 2.5867], ["packed", 2.6012], ["plain", 2.6012]]
+    session.optuna_study.add_trial(trial_of(2.6, bpb_chain=links))
+    number = len(session.optuna_study.trials) - 1
+    text = " ".join(printed(print_trial, session, number).split())
+    assert "weights 2.6100, ema 2.5867 (-0.0233), packed 2.6012 (+0.0145); on the tokens of a report" in text

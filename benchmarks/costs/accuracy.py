@@ -1,0 +1,65 @@
+"""How exact costs are: from nothing over a whole study, and in the first trials of one under the prior.
+
+    python -m benchmarks.costs.accuracy
+
+Replays recorded trials in their order: each is predicted from those before it, then learnt from. First the
+200 trials of tests/search/own_text_trials.json, from nothing. Then the searches of laptop_trials.json, each
+under a prior that is learnt without it, in parts of 20 trials that begin anew with the search's baseline:
+what a new study's first 20 predictions are worth. No trainer runs; a minute.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from benchmarks.costs.prior import committed, prior_of, published
+from search.common.paths import ROOT
+from search.costs.bills import read_prior
+from search.costs.preflight import Pair, Preflight
+from search.report.costs import accuracy_of, accuracy_table
+from search.study.load import find_study
+from tests.search.replay import LAPTOP, Measured, read_trials, replay
+
+FIRST = 20  # trials of a part
+FEWEST = 5  # of the last one
+
+
+def held_out(laptop: Sequence[Measured]) -> dict[str, list[Pair]]:
+    """constraint -> the pairs of all searches."""
+    study = find_study(ROOT / "studies" / "laptop.toml")
+    found: dict[str, list[Pair]] = {}
+    for home in dict.fromkeys(trial.home for trial in laptop):
+        prior = read_prior(prior_of([*published(), *(t for t in committed() if t.study != home)]))
+        baseline, *own = [trial for trial in laptop if trial.home == home]
+        for begin in range(0, len(own) - FEWEST + 1, FIRST):
+            preflight = Preflight(study, prior=prior)
+            preflight.learn([(baseline.resolved, baseline.result or {})])
+            for name, pairs in replay(preflight, own[begin : begin + FIRST]).items():
+                found.setdefault(name, []).extend(pairs)
+    return found
+
+
+def table_of(pairs: Mapping[str, Sequence[Pair]]) -> str:
+    lines = ["| limit on | trials | mean error | below the 97.5 % bound | bound / prediction, median |"]
+    lines += ["|" + " --- |" * 5]
+    for name, found in pairs.items():
+        told, width = accuracy_of(found), statistics.median(pair.upper / pair.predicted for pair in found)
+        shares = f"{told.mean_absolute:.1%} | {told.coverage:.1%} | {width:.3f}"
+        lines.append(f"| {name} | {told.count} | {shares} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    study = find_study(ROOT / "studies" / "own_text.toml")
+    pairs = replay(Preflight(study, prior={}), read_trials())
+    Console(width=120).print(
+        accuracy_table(pairs, "own_text, 196 trials, each predicted from those before it")
+    )
+    print(table_of(held_out(read_trials(LAPTOP))))
+
+
+if __name__ == "__main__":
+    main()
