@@ -34,6 +34,16 @@ BEYOND = 0.5  # of the finite values' range: how far outside infinity stands
 MOST = 1e100  # of an absolute value: its square is a number still
 
 
+@dataclass(frozen=True)
+class Data:
+    """What the objective's model is told: `noise_sd` is 0 of a complete trial."""
+
+    rows: Array  # [n, parameters]
+    y: Array  # [n], to be small
+    noise_sd: Array  # [n]
+    running: Array  # rows [q, parameters] of running trials
+
+
 @dataclass
 class Learned:
     """A surrogate, how many trials its variances were fitted to, and its mean."""
@@ -112,6 +122,7 @@ class Beliefs:
         self.complete: list[FrozenTrial] = []
         self.seen: Array = np.zeros((0, len(distributions)))  # rows of `complete`
         self.columns: Array = np.zeros((0, len(self.basis.owner)))  # of `seen`
+        self.data = Data(self.seen, np.zeros(0), np.zeros(0), self.seen)
         self.tried: set[Settings] = set()  # configurations, running ones included
         self._weights: Array = np.zeros((0, 0))
         self._offsets: Array = np.zeros(0)
@@ -137,9 +148,11 @@ class Beliefs:
         pruned, at, scatter = self._expected_finals(done)
         self.tried = self._tried_by(trials)
         running = self._rows_of([t for t in trials if t.state == TrialState.RUNNING])
-        columns = np.concatenate([self.columns, self.columns_of(self._rows_of(pruned))])
+        early = self._rows_of(pruned)
+        columns = np.concatenate([self.columns, self.columns_of(early)])
         values, noise = np.concatenate([y, at]), np.concatenate([np.zeros(len(y)), scatter])
         count = len(values) + forgotten
+        self.data = Data(np.concatenate([self.seen, early]), values, noise, running)
         if more := min(len(self.earlier), max(EARLIER, LARGEST - len(values))):
             count += FEW  # they alone are reason to fit
             columns = np.concatenate([columns, self.earlier.columns[:more]])
@@ -268,6 +281,10 @@ class Beliefs:
         offsets = [(c.mean.intercept + c.caution) / c.model.scale for c in learned if c.mean]
         self._offsets = np.array(offsets, dtype=np.float64)
 
+    def keeps(self, trial: FrozenTrial) -> bool:
+        """Whether a finished trial is complete and feasible."""
+        return self._merit(trial) < math.inf
+
     def best_earlier(self) -> list[tuple[int, Array]]:
         """(source, row) of earlier studies' feasible trials, the best posterior mean first."""
         if self.objective.mean is None or not len(self.earlier):
@@ -287,7 +304,7 @@ class Beliefs:
         if not self.complete or self.objective.mean is None:
             return []
         means = self.objective.mean(self.columns)
-        kept = np.array([self._merit(t) < math.inf for t in self.complete])
+        kept = np.array([self.keeps(t) for t in self.complete])
         order = [int(k) for k in np.argsort(np.where(kept, means, np.inf)) if kept[k]]
         return order[:count]
 

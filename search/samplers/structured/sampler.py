@@ -6,7 +6,8 @@ in a random subspace around the best trial, a small one while trials are fewer t
 draw over all of them is a jump into the unknown. Which parameters are active when, the caller's space says
 (`Prior.conditions`); in somebody else's study it is learned from the trials. With stages, a proposal may
 instead keep the finished stages of a good trial and change what lies downstream: the larger expected gain per
-second wins. A share of proposals is TPE's, for responses that this model cannot see.
+second wins. Where a Gaussian process foretells the trials better (search/samplers/structured/smooth.py), it
+proposes instead; a share of proposals is TPE's, for responses that neither model can see.
 
 One sampler may serve many threads of one study (each proposal is made alone) and be pickled for processes.
 A range that changes from trial to trial is joined over the newest trials; what is proposed outside the one
@@ -29,6 +30,7 @@ from search.samplers.stages import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows, Settings, learn_rules, rules_within, space_of
+from search.samplers.structured.smooth import LEAST, Smooth, spread
 from search.samplers.structured.sources import Source
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe import GroupedTpe, Lock, alone, other_trials, settled_params, share
@@ -41,6 +43,7 @@ STEPS = 10  # of a local search
 # move: while complete trials are fewer than parameters, and later.
 NEARBY, FREE = (1.0, 0.7), (0.3, 0.5)
 SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
+FIRST = 10  # trials of a study that knows no place to start from: spread, whatever the number of parameters
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
 PENALTY = 4.0  # sds of the objective for each sd of a constraint's expected excess
@@ -95,6 +98,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         self._tpe: GroupedTpe | None = None
         self._asked_tpe = False
         self._weigher: StageWeigher | None = None
+        self._smooth = Smooth()
 
     @alone
     def reseed_rng(self) -> None:
@@ -164,7 +168,28 @@ class StructuredSampler(optuna.samplers.BaseSampler):
                 found = self._tpe.propose()
                 if found and self._admitted(found):
                     return found
-        return self._beliefs.rows.decode(self._best_of_a_draw(self._beliefs))
+        return self._beliefs.rows.decode(self._smooth_row(self._beliefs))
+
+    def _smooth_row(self, beliefs: Beliefs) -> Array:
+        """Spread first trials; then the smooth model's row when the trials speak for it, else a draw's."""
+        if self.startup_trials is None and self.prior.start is None and beliefs.begun < FIRST:
+            row = spread(beliefs, self._rng, lambda r: self._admitted(beliefs.rows.decode(r)))
+            if row is not None:
+                return row
+        if self._asks_smooth(beliefs) and self._rng.random() < self._smooth.chance(beliefs):
+            row = self._smooth.propose(beliefs, self._rng, lambda r: self._is_new(beliefs, r))
+            if row is not None:
+                return row
+        return self._best_of_a_draw(beliefs)
+
+    def _asks_smooth(self, beliefs: Beliefs) -> bool:
+        """The smooth model knows neither stages nor earlier studies, and begins after the first trials."""
+        if self._weigher is not None or len(beliefs.earlier):
+            return False
+        return len(beliefs.complete) >= LEAST and beliefs.begun > (self.startup_trials or 0)
+
+    def _is_new(self, beliefs: Beliefs, row: Array) -> bool:
+        return self._admitted(beliefs.rows.decode(row)) and not self._tried(beliefs, row)
 
     @alone
     def recommend(self, study: optuna.Study) -> FrozenTrial:

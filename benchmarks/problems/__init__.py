@@ -1,0 +1,1 @@
+"""Small problems of many kinds, and samplers side by side on them: `python -m benchmarks.problems`."""

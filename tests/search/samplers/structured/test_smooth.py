@@ -1,0 +1,207 @@
+"""The smooth model beside the surrogate: its maths against slow formulas, and who proposes where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from benchmarks.problems.problem_set import PROBLEMS, branin
+from search.samplers.structured.rows import Rows
+from search.samplers.structured.sampler import Prior, StructuredSampler
+from search.samplers.structured.smooth import Process, Smooth, left_out, log_improvement
+from search.samplers.structured.surrogate import Basis, Surrogate, triangle
+
+SPACE: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "layers": IntDistribution(2, 9),
+    "gate": CategoricalDistribution((False, True)),
+    "kind": CategoricalDistribution(("a", "b", "c")),
+}
+NONE = np.zeros((0, len(SPACE)))
+
+
+def rig(n: int = 20) -> tuple[Process, np.ndarray]:
+    """A process with every hyper-parameter moved, told n values, some with more noise; and its rows."""
+    rng = np.random.default_rng(0)
+    rows = Rows(SPACE, {"layers": {"gate": frozenset((1,))}})
+    one, x = Process(rows), rows.uniform(rng, n)
+    one.hyper = one.hyper + 0.3 * rng.standard_normal(len(one.hyper))
+    noise = 0.3 * rng.random(n) * (rng.random(n) < 0.5)
+    one.observe(x, rng.standard_normal(n), noise, running=NONE, fit=False)
+    one.best = -0.5
+    return one, x
+
+
+def without(covariance: np.ndarray, y: np.ndarray, k: int) -> float:
+    """Log density of y[k] under the model that was told the others."""
+    others = np.arange(len(y)) != k
+    weights = np.linalg.solve(covariance[np.ix_(others, others)], covariance[others, k])
+    mean, variance = weights @ y[others], covariance[k, k] - weights @ covariance[others, k]
+    return float(-0.5 * (y[k] - mean) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance))
+
+
+def test_leave_one_out_densities_are_those_of_refits() -> None:
+    one, _ = rig()
+    covariance = one.factor @ one.factor.T
+    found = left_out(one.factor, one.y)
+    assert np.allclose(found, [without(covariance, one.y, k) for k in range(len(one.y))], atol=1e-9)
+
+
+def test_the_surrogate_is_judged_on_the_trials_alone_whatever_runs_beside_them() -> None:
+    """Fantasies of running trials stand in its system; they must not tell it the value that is left out."""
+    one, x = rig()
+    basis = Basis(SPACE)
+    columns = basis.columns(x, one.rows.active(x))
+    model = Surrogate(basis)
+    y = np.random.default_rng(1).standard_normal(len(x))
+    one.observe(x, y, np.zeros(len(x)), running=NONE, fit=False)
+    model.observe(columns, y)
+    alone = Smooth._surrogate(model, len(x), one)
+    covariance = model._kernel(model.hyper)[0] + np.diag(model._noise(model.hyper))
+    assert np.allclose(alone, [without(covariance, one.y, k) for k in range(len(y))], atol=1e-8)
+    model.observe(columns, y, more=columns[:5] * 0.5)
+    assert np.allclose(Smooth._surrogate(model, len(x), one), alone, atol=1e-8)
+    assert len(model.columns) == len(x) + 5
+
+
+def slopes(function: Callable[[np.ndarray], float], at: np.ndarray, step: float) -> np.ndarray:
+    """Central differences."""
+    moves = step * np.eye(len(at))
+    return np.array([(function(at + m) - function(at - m)) / (2 * step) for m in moves])
+
+
+def test_the_gradients_are_those_of_finite_differences() -> None:
+    one, _ = rig()
+    _, gradient = one.objective(one.hyper)
+    assert np.allclose(gradient, slopes(lambda h: one.objective(h)[0], one.hyper, 1e-5), atol=1e-5)
+    rng = np.random.default_rng(2)
+    for x in one.places(one.rows.uniform(rng, 5)):
+        value, gradient = one.log_gain_slope(x)
+        assert value == pytest.approx(float(one.log_gain(x[None, :])[0]))
+        wanted = slopes(lambda at: float(one.log_gain(at[None, :])[0]), x, 1e-6)
+        assert np.allclose(gradient, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_log_expected_improvement_is_that_of_many_draws_and_exact_far_below() -> None:
+    draws = np.random.default_rng(3).standard_normal(400_000)
+    for z in (-2.0, -1.0, -0.5, 0.0, 2.0):
+        wanted = math.log(float(np.maximum(z + draws, 0.0).mean()))
+        assert float(log_improvement(np.array([z]))[0]) == pytest.approx(wanted, abs=0.03)
+    far = np.array([-8.0, -40.0, -1e3, -1e6])  # φ(z) / z² to the first order
+    wanted = -0.5 * far**2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far)
+    assert np.allclose(log_improvement(far), wanted, atol=0.05)
+    assert (np.diff(log_improvement(np.linspace(-60.0, 3.0, 2000))) > 0).all()
+
+
+def test_a_fantasy_changes_no_mean_and_leaves_less_variance_there() -> None:
+    one, x = rig()
+    y, noise = one.y.copy(), np.zeros(len(x))
+    running = one.rows.uniform(np.random.default_rng(4), 3)
+    one.observe(x, y, noise, running=NONE, fit=False)
+    at = one.places(one.rows.uniform(np.random.default_rng(5), 6))
+    before, there = one.moments(at), one.moments(one.places(running))
+    one.observe(x, y, noise, running=running, fit=False)
+    assert np.allclose(one.moments(at)[0], before[0], atol=1e-6)
+    assert (one.moments(one.places(running))[1] < 0.5 * there[1]).all()
+
+
+def test_the_kernel_is_positive_definite_with_equal_rows_and_inactive_numbers() -> None:
+    rows = Rows(SPACE, {"layers": {"gate": frozenset((1,))}})
+    one, x = Process(rows), rows.uniform(np.random.default_rng(6), 12)
+    x[:, 2] = 0.0  # the gate is off: its number means nothing
+    other = x.copy()
+    other[:, 1] = -other[:, 1]
+    assert np.array_equal(one.places(x), one.places(other))
+    places = one.places(np.concatenate([x, other]))
+    assert np.isfinite(triangle(one._kernel(places, places)[0], np.full(24, 1e-8))).all()
+
+
+class Asked:
+    """Who made the proposals: `smooth` of `asked`, TPE's left out."""
+
+    def __init__(self, sampler: StructuredSampler):
+        self.smooth, self.asked = 0, 0
+        inner, draw = sampler._smooth.propose, sampler._best_of_a_draw
+        notes: Any = sampler
+        notes._smooth.propose = lambda *a: self._note(1) or inner(*a)
+        notes._best_of_a_draw = lambda *a: self._note(0) or draw(*a)
+
+    def _note(self, smooth: int) -> None:
+        self.smooth += smooth
+        self.asked += 1
+
+
+def solved_by(sampler: StructuredSampler, objective: Callable[[optuna.Trial], float], runs: int) -> float:
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(objective, n_trials=runs)
+    return float(study.best_value)
+
+
+def test_a_smooth_problem_of_two_numbers_is_solved_in_40_trials() -> None:
+    sampler = StructuredSampler(seed=3)
+    asked = Asked(sampler)
+
+    def objective(trial: optuna.Trial) -> float:
+        return branin(np.array([trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)]))
+
+    assert solved_by(sampler, objective, 40) - 0.39788736 < 1e-2
+    assert asked.smooth > asked.asked / 2
+
+
+def test_gates_stay_with_the_structured_model() -> None:
+    sampler = StructuredSampler(seed=3)
+    asked = Asked(sampler)
+    assert solved_by(sampler, PROBLEMS["gates"].of(3), 60) < 1.0
+    assert asked.smooth < asked.asked / 4
+
+
+def test_what_is_refused_or_infeasible_is_not_proposed_by_the_smooth_model() -> None:
+    """`admits` cuts the optimum away; a learned constraint cuts away more."""
+    refused = lambda p: p["x"] + p["y"] >= 0.4  # noqa: E731
+    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
+    sampler = StructuredSampler(seed=0, prior=Prior(distributions=space, admits=refused), tpe_share=0.0)
+    study = optuna.create_study(sampler=sampler)
+    late: list[float] = []
+    for k in range(45):
+        trial = study.ask(space)
+        x, y = trial.params["x"], trial.params["y"]
+        assert k == 0 or x + y >= 0.4
+        trial.set_constraint("left", 0.2 - x)
+        late += [x] if k > 30 else []
+        study.tell(trial, (x - 0.1) ** 2 + (y - 0.1) ** 2)
+    assert np.mean([x >= 0.2 for x in late]) > 0.7
+    best = min(float(t.value or 0) for t in study.trials if t.constraints["left"] <= 0)
+    assert best < 0.03  # at (0.2, 0.2): 0.02
+
+
+def test_noise_alone_is_not_chased_into_a_corner() -> None:
+    rng = np.random.default_rng(0)
+    sampler = StructuredSampler(seed=0, tpe_share=0.0)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(50):
+        trial = study.ask({f"x{k}": FloatDistribution(0.0, 1.0) for k in range(3)})
+        study.tell(trial, float(rng.standard_normal()))
+    ends = [v in (0.0, 1.0) for t in study.trials[10:] for v in t.params.values()]
+    assert np.mean(ends) < 0.5
+
+
+def test_choices_that_nobody_tried_get_their_trials() -> None:
+    """A needle among 30 choices, the others alike: each choice is tried about once."""
+    tried: set[int] = set()
+
+    def objective(trial: optuna.Trial) -> float:
+        tried.add(choice := int(trial.suggest_categorical("choice", range(30))))
+        return float(choice != 17) + 0.01 * trial.suggest_float("x", 0.0, 1.0)
+
+    assert solved_by(StructuredSampler(seed=1), objective, 45) < 0.1 or len(tried) >= 25
