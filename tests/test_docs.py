@@ -13,7 +13,7 @@ ROOMS = (
     "search|bundle|claims|package|pages|readers|trainer|techniques|corpus|conformance|benchmarks|tests|docs|"
     "studies"
 )
-FILE = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/[\w./-]*\w\.(?:py|md|toml|json)\b")
+FILE = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/[\w./-]*\w\.(?:py|md|toml|json(?:\.xz)?)\b")
 FOLDER = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/(?:[\w-]+/)*(?![\w.*{{<-])")
 MODULE = re.compile(rf"python -m ((?:{ROOMS})(?:\.\w+)*)")
 LINK = re.compile(r"\]\(([^)#:\s]+)[^):\s]*\)")
