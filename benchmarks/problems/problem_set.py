@@ -208,16 +208,16 @@ def digits(_seed: int) -> Value:
         if family == "svm":
             c = trial.suggest_float("svm.c", 1e-2, 1e3, log=True)
             kernel = trial.suggest_categorical("svm.kernel", ("rbf", "poly"))
-            model = SVC(C=c, kernel=kernel, gamma=trial.suggest_float("svm.gamma", 1e-6, 1e-1, log=True))
+            gamma: Any = trial.suggest_float("svm.gamma", 1e-6, 1e-1, log=True)
+            model = SVC(C=c, kernel=kernel, gamma=gamma)
         elif family == "neighbours":
             weights = trial.suggest_categorical("neighbours.weights", ("uniform", "distance"))
-            k, p = trial.suggest_int("neighbours.k", 1, 30), trial.suggest_float("neighbours.p", 1.0, 4.0)
+            k = trial.suggest_int("neighbours.k", 1, 30)
+            p: Any = trial.suggest_float("neighbours.p", 1.0, 4.0)
             model = KNeighborsClassifier(k, weights=weights, p=p)
         elif family == "trees":
-            depth, share = (
-                trial.suggest_int("trees.depth", 2, 16),
-                trial.suggest_float("trees.share", 0.02, 1.0),
-            )
+            depth = trial.suggest_int("trees.depth", 2, 16)
+            share: Any = trial.suggest_float("trees.share", 0.02, 1.0)
             model = ExtraTreesClassifier(30, max_depth=depth, max_features=share, random_state=0)
         else:
             model = RidgeClassifier(trial.suggest_float("ridge.alpha", 1e-3, 1e4, log=True))
@@ -245,12 +245,13 @@ def diabetes(_seed: int) -> Value:
             alpha = trial.suggest_float("elastic.alpha", 1e-3, 10.0, log=True)
             model = ElasticNet(alpha=alpha, l1_ratio=trial.suggest_float("elastic.l1", 0.01, 1.0))
         elif family == "svm":
-            c, gamma = (trial.suggest_float(f"svm.{n}", 1e-4, 1e4, log=True) for n in ("c", "gamma"))
-            model = SVR(C=c, gamma=gamma, epsilon=trial.suggest_float("svm.epsilon", 1e-2, 1e2, log=True))
+            c = trial.suggest_float("svm.c", 1e-4, 1e4, log=True)
+            width: Any = trial.suggest_float("svm.gamma", 1e-4, 1e4, log=True)
+            model = SVR(C=c, gamma=width, epsilon=trial.suggest_float("svm.epsilon", 1e-2, 1e2, log=True))
         else:
-            alpha = trial.suggest_float("kernel.alpha", 1e-4, 1e2, log=True)
+            ridge: Any = trial.suggest_float("kernel.alpha", 1e-4, 1e2, log=True)
             gamma = trial.suggest_float("kernel.gamma", 1e-5, 1.0, log=True)
-            model = KernelRidge(alpha=alpha, gamma=gamma, kernel="rbf")
+            model = KernelRidge(alpha=ridge, gamma=gamma, kernel="rbf")
         return scored("diabetes", make_pipeline(first, model), "neg_root_mean_squared_error")
 
     return value
