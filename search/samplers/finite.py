@@ -21,7 +21,7 @@ from search.samplers.admission import examine
 from search.samplers.tpe import settled_params
 from search.space.space import Space, endless
 from search.study.limits import feasible
-from search.study.model import Study, fresh_seeds
+from search.study.model import Study, fresh_seeds, own_seed
 from techniques.config import digest
 
 MOST = 5_000  # configurations that are listed: 0.4 CPU s at a worker's start
@@ -143,8 +143,8 @@ def replicates_of(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]
 
 def seeds_of(study: Study) -> list[int]:
     """Of the replicates, in order; none is the study's own."""
-    own = str(study.foreign.fixed.get(study.foreign.seed, "") if study.foreign else study.settled("seed"))
-    known = {int(own)} if own.isdecimal() else set[int]()
+    own = own_seed(study)
+    known = set[int]() if own is None else {own}
     return fresh_seeds(f"replicates of {study.name}", study.sampler.replicates - 1, known)
 
 

@@ -111,6 +111,12 @@ class Study:
         return self.fixed.get(name, self.base.get(name, default))
 
 
+def own_seed(study: Study) -> int | None:
+    """The seed of every trial that is no replicate; None where a script has its own."""
+    found = study.foreign.fixed.get(study.foreign.seed, "") if study.foreign else study.settled("seed")
+    return int(found) if str(found).isdecimal() else None
+
+
 def study_identity(study: Study) -> dict[str, Any]:
     """What a study samples and measures; stored with the Optuna study, so that edits show."""
     as_it_is = ("track", "base", "fixed", "bounds", "gates", "num_reports")

@@ -26,19 +26,18 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common import attributes
 from search.common.attributes import HARDWARE, result_of
 from search.common.console import counted
-from search.common.numeric import contains, place, value_at
 from search.common.paths import ROOT
 from search.samplers.structured.rows import Array, Rows
 from search.samplers.structured.sources import Source
 from search.session.session import Session
-from search.space.foreign import ForeignSpace
-from search.space.native import NativeSpace, build_space
+from search.space.native import build_space
+from search.space.nearest import Values, near_settings, near_stored
 from search.space.space import Space
 from search.study.limits import feasible, violations
 from search.workers.warm_start import SECONDS, comparable
 from techniques import catalog
 from techniques.base import nearest
-from techniques.config import Resolved, flatten, known_field, read_preset, resolve
+from techniques.config import read_preset
 
 PUBLISHED = ROOT / "studies" / "published.json"
 RECORDS = "published"  # its name as a source
@@ -47,7 +46,6 @@ ENOUGH = 8  # trials that a model of the earlier study needs
 FEW = 3  # published results, with fewer of which nothing is told apart
 STEPS = 12  # of the fit of its variances
 DATA = ("data_path", "tokenizer_path", "vocab_size", "caseops", "val_tokens")
-Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -199,97 +197,16 @@ def told_by(
     if not isinstance(config, dict):
         return None
     try:
-        if isinstance(space, ForeignSpace):
-            resolved = None
-            ran, params, here = foreign_values(space, trial)
-        else:
-            assert isinstance(space, NativeSpace)
-            resolved, more = resolved_now(space, cast("Values", config), identity["base"])
-            params, run = nearest_of(space, resolved)
-            ran, here = {**resolved.identity(), **more}, run.identity()
+        near = near_stored(space, cast("Values", config), identity["base"])
     except (KeyError, ValueError):
         return None
     result: Mapping[str, Any] = result_of(trial) or {}
-    if resolved is not None:
-        result = comparable(session.study, hardware, resolved, trial, result)
+    if near.resolved is not None:
+        result = comparable(session.study, hardware, near.resolved, trial, result)
     elif not hardware or result.get(HARDWARE) != hardware:
         result = {key: value for key, value in result.items() if key not in SECONDS}
-    return Told(ran, params, here, float(trial.value or 0.0), violations(result, session.study.limits))
-
-
-def resolved_now(space: NativeSpace, config: Values, base: Values) -> tuple[Resolved, dict[str, Any]]:
-    """(a stored run as this version reads it, what it had of what is gone from the code). ValueError."""
-    known, gone = space.known, dict[str, Any]()
-    layers: dict[str, dict[str, Any]] = {"preset": {}, "file": {}}
-    for origin, layer in (("preset", base), ("file", flatten(config))):
-        for name, value in layer.items():
-            try:
-                known_field(name, known)
-            except ValueError:
-                gone[name] = value
-            else:
-                layers[origin][name] = value
-    layers["file"].pop("preset", None)
-    gone.pop("preset", None)
-    on = {name for name, value in gone.items() if value is True and "." not in name}
-    more = {n: v for n, v in gone.items() if n.partition(".")[0] in on or ("." not in n and v is not False)}
-    return resolve(layers, known), more
-
-
-def nearest_of(space: NativeSpace, run: Resolved) -> tuple[dict[str, Any], Resolved]:
-    """The configuration of the space that is nearest to a run, and what it runs. ValueError."""
-    values = run.values
-
-    def pick(name: str) -> Any:
-        dist = space.distributions[name]
-        if name in space.slots:
-            filled = [t for t in space.slots[name] if values.get(t, False)]
-            return filled[0] if filled else space.slots[name][0]
-        owner, _, field = name.partition(".")
-        default = space.known[owner].Config.__dataclass_fields__[field].default if field else False
-        return nearest_value(dist, values.get(name, default))
-
-    params = space.repaired(space.walk(pick)[0])
-    return params, space.resolve(params)
-
-
-def nearest_value(dist: BaseDistribution, value: Any) -> Any:
-    """`value`, or what the distribution has nearest to it; its first choice where nothing is near."""
-    if contains(dist, value):
-        return value
-    if not isinstance(dist, CategoricalDistribution):
-        return value_at(dist, place(dist, value))
-    numbers = [c for c in dist.choices if isinstance(c, int | float) and not isinstance(c, bool)]
-    if numbers and isinstance(value, int | float) and not isinstance(value, bool):
-        return min(numbers, key=lambda c: abs(c - value))
-    return dist.choices[0]
-
-
-def foreign_values(space: ForeignSpace, trial: FrozenTrial) -> tuple[Values, dict[str, Any], Values]:
-    """(variables of the run, the nearest parameters, the variables that they set). What the run did not set
-    had the script's default, which nobody knows: the middle of the range stands for it in all trials."""
-    environment = cast("Mapping[str, str]", trial.user_attrs[attributes.CONFIG]["environment"])
-
-    def pick(name: str) -> Any:
-        variable, dist = space.foreign.variables[name], space.distributions[name]
-        if isinstance(dist, CategoricalDistribution):
-            said = [c for c in dist.choices if variable.text(c) == environment.get(name, "\0")]
-            return said[0] if said else nearest_value(dist, plain(environment.get(name, "")))
-        value = plain(environment.get(name, ""))
-        return value_at(dist, 0.0) if isinstance(value, str) else nearest_value(dist, value)
-
-    params = space.walk(pick)[0]
-    numbers = ({n: plain(t) for n, t in env.items()} for env in (environment, space.environment(params)))
-    ran, here = numbers
-    return ran, params, here
-
-
-def plain(text: str) -> Any:
-    """A variable's text as a number where it is one."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    found = violations(result, session.study.limits)
+    return Told(near.ran, near.params, near.here, float(trial.value or 0.0), found)
 
 
 def learn(name: str, told: Sequence[Told], *, unread: int = 0) -> Learnt:
@@ -353,7 +270,7 @@ def range_of(values: Sequence[Any]) -> BaseDistribution:
 def records(session: Session) -> Learnt:
     """What studies/published.json says of configurations that this study's space can come near to."""
     space = build_space(session.study, catalog.metadata())
-    if not isinstance(space, NativeSpace):
+    if not session.trainer.built_in:
         raise ValueError(
             f"Published results are of this trainer's techniques, but {session.study.path} drives another "
             "script. Drop `prior.published`."
@@ -363,11 +280,10 @@ def records(session: Session) -> Learnt:
     for result in results:
         layers = {"preset": read_preset(result["preset"]), "file": result.get("settings", {})}
         try:
-            run = resolve(layers, space.known)
-            params, here = nearest_of(space, run)
+            near = near_settings(space, layers)
         except ValueError:
             continue
-        told.append(Told(run.identity(), params, here.identity(), float(result["val_bpb"]), {}))
+        told.append(Told(near.ran, near.params, near.here, float(result["val_bpb"]), {}))
     found = learn(RECORDS, told, unread=len(results) - len(told))
     if len(found.source.params) < FEW:
         raise ValueError(

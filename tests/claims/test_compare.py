@@ -189,7 +189,7 @@ def test_killed_half_way_it_goes_on(tmp_path: Path) -> None:
     for path, lr in zip(paths, (0.04, 0.0401), strict=True):
         path.write_text(json.dumps({"preset": "laptop", "matrix_lr": lr, "run_id": "mute"}))
     words = ["compare", *paths, f"--home={tmp_path}", f"--trainer={FAKE}", "--seeds=6", "--workers=2"]
-    running = begin(*words, FAKE_SECONDS="5", FAKE_NOISE="0.05")
+    running = begin(*words, FAKE_SECONDS="10", FAKE_NOISE="0.05")
     wait_for(lambda: len(outcomes(tmp_path)) >= 2)
     second = caddie(*words, FAKE_SECONDS="0.1", FAKE_NOISE="0.05")
     assert second.returncode == 2 and "answers a question at a time" in second.stderr

@@ -285,6 +285,17 @@ class Beliefs:
         """Whether a finished trial is complete and feasible."""
         return self._merit(trial) < math.inf
 
+    def recently_kept(self, count: int) -> float:
+        """Share of the newest complete trials that keep the constraints, as far as these are learned; of a
+        trial that has none the models say it."""
+        newest = self.complete[-count:] if self.constraints else []
+        if not newest:
+            return 1.0
+        expected = self.excess(self.columns[-len(newest) :]) <= 0.0
+        known = [bool(self._constraints_of(t)) for t in newest]
+        kept = [self.keeps(t) and (k or e) for t, k, e in zip(newest, known, expected, strict=True)]
+        return float(np.mean(kept))
+
     def best_earlier(self) -> list[tuple[int, Array]]:
         """(source, row) of earlier studies' feasible trials, the best posterior mean first."""
         if self.objective.mean is None or not len(self.earlier):

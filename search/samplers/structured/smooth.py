@@ -245,9 +245,8 @@ class Smooth:
 
     def _share(self, beliefs: Beliefs) -> float:
         """Of proposals; less where the newest trials break constraints, which only the surrogate knows."""
-        newest = beliefs.complete[-NEWEST:] if beliefs.constraints else []
-        kept = np.mean([beliefs.keeps(t) for t in newest]) ** 2 if newest else 1.0
-        return float(kept) * (self._chance + (1.0 - self._chance) * self._doubt)
+        kept = beliefs.recently_kept(NEWEST) ** 2
+        return kept * (self._chance + (1.0 - self._chance) * self._doubt)
 
     @staticmethod
     def _surrogate(model: Surrogate, count: int, one: Process) -> Array:

@@ -206,8 +206,8 @@ def test_what_is_not_admitted_is_told(tmp_path: Path) -> None:
     assert isinstance(sampler.preflight, Preflight)
     plain = sampler.preflight.rejection
 
-    def refuse(resolved: Any) -> str | None:
-        return "bytes: too many" if resolved.values["coarse_round"] else plain(resolved)
+    def refuse(resolved: Any, **how: Any) -> str | None:
+        return "bytes: too many" if resolved.values["coarse_round"] else plain(resolved, **how)
 
     sampler.preflight.rejection = refuse  # type: ignore[method-assign]
     optimizer = optuna.create_study(sampler=sampler)

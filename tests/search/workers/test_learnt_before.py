@@ -23,17 +23,14 @@ from search.samplers.choose import sampled_by
 from search.session.session import Session, as_stored
 from search.space.foreign import ForeignSpace, foreign_space
 from search.space.native import NativeSpace, native_space
+from search.space.nearest import foreign_values, nearest_of, nearest_value, resolved_now
 from search.study.load import find_study
 from search.study.model import Study, study_hash
 from search.workers.prior import (
     Learnt,
     Told,
-    foreign_values,
     learn,
-    nearest_of,
-    nearest_value,
     records,
-    resolved_now,
     settle,
     sources_of,
     told_by,
@@ -205,7 +202,7 @@ def test_a_foreign_run_by_its_variables(tmp_path: Path) -> None:
     trial = create_trial(
         value=1.0, user_attrs={"config": {"environment": {"LR": "0.1", "MODE": "y", "GONE": "7"}}}
     )
-    ran, params, here = foreign_values(space, trial)
+    ran, params, here = foreign_values(space, trial.user_attrs["config"])
     assert params == {"LR": 0.1, "MODE": "y", "DEPTH": 5, "NEW": False}
     session = cast("Session", SimpleNamespace(study=study))
     trial.set_user_attr("artifact_bytes", 32_000_000)
