@@ -197,7 +197,7 @@ def told_by(
     if not isinstance(config, dict):
         return None
     try:
-        near = near_stored(space, cast("Values", config), identity["base"])
+        near = near_stored(space, cast("Values", config), identity.get("base", {}))
     except (KeyError, ValueError):
         return None
     result: Mapping[str, Any] = result_of(trial) or {}

@@ -26,6 +26,7 @@ from search.space.native import NativeSpace, native_space
 from search.space.nearest import foreign_values, nearest_of, nearest_value, resolved_now
 from search.study.load import find_study
 from search.study.model import Study, study_hash
+from search.trainers.trainer import trainer_of
 from search.workers.prior import (
     Learnt,
     Told,
@@ -235,7 +236,7 @@ def test_the_best_and_the_newest_are_read(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_published_results_enter_a_study_of_their_scale(tmp_path: Path) -> None:
     study = find_study(ROOT / "studies" / "record_8xh100.toml")
-    found = records(cast("Session", SimpleNamespace(study=study)))
+    found = records(cast("Session", SimpleNamespace(study=study, trainer=trainer_of(study))))
     assert len(found.source.params) > 10
     naive = int(np.argmax(found.source.values))
     assert found.source.values[naive] == pytest.approx(1.22437) and found.source.noise_sd[naive] == 0.0
@@ -243,7 +244,7 @@ def test_published_results_enter_a_study_of_their_scale(tmp_path: Path) -> None:
     assert (found.source.values > 1.03).all()  # what SLOT gave is not what the same run gives without it
     laptop = find_study(ROOT / "studies" / "laptop.toml")
     with pytest.raises(ValueError, match="Published results must be of runs like"):
-        records(cast("Session", SimpleNamespace(study=laptop)))
+        records(cast("Session", SimpleNamespace(study=laptop, trainer=trainer_of(laptop))))
 
 
 def test_the_table_of_a_study_file(tmp_path: Path) -> None:
