@@ -16,14 +16,12 @@ from search.report.rows import Confirmations, chain_links, confirmed_of, confirm
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
-FEASIBLE, OVER, PRUNED, FAILED, LOST, RUNNING = (
-    "feasible",
-    "over a limit",
-    "pruned",
-    "failed",
-    "lost",
-    "running",
-)
+FEASIBLE = "feasible"
+OVER = "over a limit"
+PRUNED = "pruned"
+FAILED = "failed"
+LOST = "lost"
+RUNNING = "running"
 STATES = (FEASIBLE, OVER, PRUNED, FAILED, LOST, RUNNING)
 HOUR_S = 3600.0
 
@@ -125,7 +123,8 @@ class Facts:
 
 def facts_of(session: Session) -> Facts:
     """Reads a study that was begun."""
-    study, stored_study = session.study, session.optuna_study
+    study = session.study
+    stored_study = session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
     good, _ = ranked(trials, confirmed)
@@ -169,7 +168,8 @@ def state_of(trial: FrozenTrial) -> str:
 
 
 def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> TrialFacts:
-    attrs, constraints = trial.user_attrs, trial.constraints
+    attrs = trial.user_attrs
+    constraints = trial.constraints
     done = trial.state == TrialState.COMPLETE
     facts = confirmed.get(trial.number)
     return TrialFacts(

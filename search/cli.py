@@ -134,7 +134,8 @@ def begun(given: StudyOptions, *, brief: bool = False) -> Session:
     from search.session.session import read_session
     from search.study.load import find_study
 
-    study, home = find_study(given.study), given.home_folder
+    study = find_study(given.study)
+    home = given.home_folder
     return read_session(study, home=home, storage=given.storage, environ=os.environ, brief=brief)
 
 

@@ -46,7 +46,8 @@ def table_of(pairs: Mapping[str, Sequence[Pair]]) -> str:
     lines = ["| limit on | trials | mean error | below the 97.5 % bound | bound / prediction, median |"]
     lines += ["|" + " --- |" * 5]
     for name, found in pairs.items():
-        told, width = accuracy_of(found), statistics.median(pair.upper / pair.predicted for pair in found)
+        told = accuracy_of(found)
+        width = statistics.median(pair.upper / pair.predicted for pair in found)
         shares = f"{told.mean_absolute:.1%} | {told.coverage:.1%} | {width:.3f}"
         lines.append(f"| {name} | {told.count} | {shares} |")
     return "\n".join(lines)

@@ -15,10 +15,8 @@ ROOT = FOLDER.parent.parent
 DOCUMENT = ROOT / "docs" / "evidence.md"
 README = ROOT / "README.md"
 # of the claim in it
-BEGINNING, END = (
-    "[On real trainings](docs/evidence.md)",
-    "(`python -m benchmarks.evidence.replay`).",
-)
+BEGINNING = "[On real trainings](docs/evidence.md)"
+END = "(`python -m benchmarks.evidence.replay`)."
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -180,7 +180,8 @@ class Progress:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _pace(self, seen: Snapshot) -> list[str]:
-        done, elapsed_s = seen.finished - max(0, self.at_start), time.monotonic() - self.began
+        done = seen.finished - max(0, self.at_start)
+        elapsed_s = time.monotonic() - self.began
         if done <= 0 or elapsed_s <= 0.0:
             return []
         left_s = max(0, seen.target - seen.finished) * elapsed_s / done
@@ -193,7 +194,8 @@ class Progress:
             live.update(Text(), refresh=True)
             up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
             self.console.control(Control(*up * wrapped))
-        self.width, lines = width, self.lines()
+        lines = self.lines()
+        self.width = width
         self.shown = [line.plain for line in lines]
         live.update(Text("\n").join(lines), refresh=True)
 

@@ -105,7 +105,8 @@ class Shelf:
 
     def delete(self, name: str, *, sure: bool) -> str:
         """Deletes trials and folder; returns what went. Unless `sure`, a ValueError says what would."""
-        study, folder = self.study(name), Folders(self.home, name).runs
+        study = self.study(name)
+        folder = Folders(self.home, name).runs
         self._check_still(study, "deleted")
         trials = counted(len(study.get_trials(deepcopy=False)), "trial")
         size = (

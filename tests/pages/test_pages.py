@@ -21,7 +21,8 @@ from pages.report import json_of, markdown_of, write_report
 from search.report.rows import ranked
 from tests.pages.made_up import made_up_session
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+CHROMIUM = "/usr/bin/chromium"
+DRIVER = "/usr/bin/chromedriver"
 LOOK = """
 const wide = document.documentElement.scrollWidth, room = document.documentElement.clientWidth;
 const plots = [...document.querySelectorAll('.figure')].map(f => f.querySelectorAll('svg.main-svg').length);
@@ -112,7 +113,8 @@ def test_markdown_and_json_say_the_same(told: Any) -> None:
 def test_a_study_that_has_hardly_begun(tmp_path: Path, count: int) -> None:
     session = made_up_session(tmp_path, count, confirmed=False)
     facts = facts_of(session)
-    page, text = page_of(facts), markdown_of(facts)
+    page = page_of(facts)
+    text = markdown_of(facts)
     assert "Effects are told from at least" in page and "Effects are told from at least" in text
     assert ("No trial kept every limit yet." in page) == (not facts.best)
     json.loads(json_of(facts))
