@@ -387,3 +387,24 @@ def test_it_begins_with_what_is_known_and_stays_near_while_nothing_is_feasible(t
         set_all(trial, violations(None, study.limits, failure="diverged"))
         optimizer.tell(trial, state=optuna.trial.TrialState.PRUNED)
     assert all(0 < m <= len(start) / 2 for m in moved[1:]), moved
+
+
+@pytest.mark.parametrize("tpe_share", [0.0, 0.5])
+def test_what_was_tried_is_neither_proposed_nor_examined_again(tpe_share: float) -> None:
+    """48 configurations: whichever model proposes, what `admits` examines is new."""
+    dists: Any = {
+        f"c{k}": optuna.distributions.CategoricalDistribution(range(n)) for k, n in enumerate((4, 4, 3))
+    }
+    tried, again = set[str](), list[Any]()
+
+    def admits(params: Any) -> bool:
+        again.extend([params] if str(sorted(params.items())) in tried else ())
+        return True
+
+    sampler = StructuredSampler(seed=0, prior=Prior(dists, admits=admits), tpe_share=tpe_share)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(44):
+        trial = study.ask(dists)
+        tried.add(str(sorted(trial.params.items())))
+        study.tell(trial, float((trial.params["c0"] - 2) ** 2 + trial.params["c1"] * trial.params["c2"]))
+    assert not again and len(tried) == 44

@@ -123,8 +123,8 @@ def test_the_kernel_is_positive_definite_with_equal_rows_and_inactive_numbers() 
     other = x.copy()
     other[:, 1] = -other[:, 1]
     assert np.array_equal(one.places(x), one.places(other))
-    places = one.places(np.concatenate([x, other]))
-    assert np.isfinite(triangle(one._kernel(places, places)[0], np.full(24, 1e-8))).all()
+    one.observe(np.concatenate([x, other]), np.arange(24.0), np.zeros(24), running=NONE, fit=False)
+    assert np.isfinite(triangle(one._kernel(one.x)[0], np.full(24, 1e-8))).all()
 
 
 class Asked:
