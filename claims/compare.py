@@ -39,7 +39,7 @@ PUBLISHED = "fineweb10B"  # the challenge's export
 SEEDS = 12  # of each arm at most, where nobody says
 
 
-def _no_session() -> Session:
+def no_session() -> Session:
     raise ValueError("A trial is one of a study. Give its --study.")
 
 
@@ -56,7 +56,7 @@ class Asked:
     home: Path = Path()
     trainer: Path | None = None
     study: Study | None = None  # given, or needed for its trials
-    session: OpenSession = _no_session
+    session: OpenSession = no_session
 
 
 def compare(console: Console, asked: Asked) -> list[Answer]:
@@ -187,8 +187,7 @@ def run_all(
     """The runs of a plan, those that are kept and new ones, each told as it ends."""
     with alone(plan.folder):
         runner = Runner(plan, arms, place, reuse_of(place))
-        kept = sum(runner.kept(arm.label, seed) is not None for arm in arms for seed in seeds)
-        if kept:
+        if kept := sum(map(len, runner.kept(seeds).values())):
             say(console, f"{kept} runs of this question are here already and count")
         return race(runner, seeds, settled=settled, tell=teller(console, seeds))
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,15 @@ from rich.console import Console
 
 from claims import compare as module
 from claims.answers import Answer
-from claims.compare import Asked, compare
-from claims.race import Chains
+from claims.arms import arm_of_source, varied
+from claims.compare import Asked, compare, no_session
+from claims.race import Chains, race
+from claims.runs import Place, Plan, Run, Runner
 from search.stage_cache.addresses import Ground
 from search.stage_cache.reuse import Reuse
 from search.stage_cache.store import Store
 from search.study.load import find_study
+from search.trainers.process import Outcome
 from techniques.config import Config
 from tests.search.fake_studies import FAKE, begin, caddie, wait_for, write_study
 
@@ -75,6 +79,34 @@ def test_an_effect_is_told_once_it_is_clear_and_kept(ask: Ask, tmp_path: Path) -
     assert same.verdict == told.verdict and "are here already" in again
     assert [p.stat().st_mtime_ns for p in done] == times
     assert again.splitlines()[-5:] == text.splitlines()[-5:]
+
+
+def test_what_ended_beside_a_decision_counts_when_one_asks_again(tmp_path: Path) -> None:
+    """Seed 5 of both arms still runs when seed 4 decides, and ends."""
+    arms = varied("matrix_lr=0.02,0.04", arm_of_source("laptop", no_session))
+    labels = {arm.label for arm in arms}
+    seeds = range(1, 7)
+
+    class Late(Runner):
+        begun = threading.Barrier(3)
+
+        def _tried(self, label: str, seed: int) -> Outcome:
+            if (label, seed) == (arms[1].label, 4) or seed == 5:
+                self.begun.wait(20)
+            if seed == 5:
+                self.stopping.wait(20)
+            return Outcome("finished", result={"val_bpb": float(seed)})
+
+    def settled(results: Any) -> set[str]:
+        return labels if all({1, 2, 3, 4} <= set(results[label]) for label in labels) else set()
+
+    def asked(runner: Runner) -> Any:
+        return race(runner, seeds, settled=settled, tell=lambda label, run: None)
+
+    plan, place = Plan(tmp_path, "q", tuple(seeds), {}), Place(tmp_path, workers=3)
+    first = asked(Late(plan, arms, place, None))
+    assert first == {label: {n: Run(n, "", {"val_bpb": n}) for n in range(1, 6)} for label in labels}
+    assert asked(Runner(plan, arms, place, None)) == first
 
 
 def test_more_seeds_go_on_with_the_same_ones(ask: Ask, tmp_path: Path) -> None:
