@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
@@ -226,8 +227,8 @@ def print_answers(
         cells = (
             ("", "", "") if v is None else (f"{v.mean:+.4f}", interval(v.low, v.high), p_text(rules.p_of(v)))
         )
-        scores.add_row(label, str(sum(not run.reason for run in runs)), score, *cells)
-        costs.add_row(label, *costs_of_runs(runs))
+        scores.add_row(escape(label), str(sum(not run.reason for run in runs)), score, *cells)
+        costs.add_row(escape(label), *costs_of_runs(runs))
     say(console, "")
     console.print(scores)
     say(console, "")

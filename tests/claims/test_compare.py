@@ -131,14 +131,15 @@ def test_each_mode_is_answered(ask: Ask) -> None:
 
 
 def test_an_arm_that_fails_is_given_up_and_told(ask: Ask, tmp_path: Path) -> None:
-    for name, lr, mode in (("good", 0.02, "ok"), ("bad", 0.04, "diverged")):
+    for name, lr, mode in (("[red]good", 0.02, "ok"), ("bad", 0.04, "diverged")):
         (tmp_path / f"{name}.json").write_text(
             json.dumps({"preset": "laptop", "matrix_lr": lr, "run_id": mode})
         )
-    words = (str(tmp_path / "good.json"), str(tmp_path / "bad.json"))
+    words = (str(tmp_path / "[red]good.json"), str(tmp_path / "bad.json"))
     text, (told,) = ask(*words)
     assert told.kind == "fails"  # a third run may end before it is stopped
     assert re.search(r"bad fails: ([23]) of \1 runs have no score \(diverged: ", " ".join(text.split()))
+    assert re.search(r"^\[red\]good  ", text, re.M)  # rich has it for a colour
     text, (told,) = ask(*reversed(words))
     assert told.kind == "base fails"
     assert re.search(r"bad fails: ([23]) of \1 runs", " ".join(text.split()))
