@@ -45,7 +45,11 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
         section(
             "What broke", "Trials without a feasible result, by reason.", draws.add(figures.reasons(facts))
         ),
-        section("Time", money_line(facts, dollars_per_gpu_hour), draws.add(figures.timeline(facts))),
+        section(
+            "Time",
+            f"{money_line(facts, dollars_per_gpu_hour)} One bar a trial.",
+            draws.add(figures.timeline(facts)),
+        ),
         section(
             "Where the best got its BPB",
             "Bits per byte of its last weights, their average, the packed model and the scorer, on the "

@@ -366,9 +366,13 @@ def archive(
     home: HomeOption = None,
 ) -> None:
     """Hides a study from the list of studies. Nothing of it is lost."""
-    on_shelf(
-        context, StudyOptions(None, storage, home), lambda console, shelf: shelf.archive(name, undo=undo)
-    )
+
+    def archive_it(console: Console, shelf: Any) -> None:
+        shelf.archive(name, undo=undo)
+        told = f"{name} is listed again." if undo else f"{name} is archived; --undo lists it again."
+        console.print(told, highlight=False, markup=False)
+
+    on_shelf(context, StudyOptions(None, storage, home), archive_it)
 
 
 @app.command()

@@ -101,6 +101,7 @@ def test_markdown_and_json_say_the_same(told: Any) -> None:
     text = markdown_of(told)
     best = told.named(told.best[0])
     assert f"Best: trial #{best.number}" in text and f"{best.bpb:.4f}" in text
+    assert "One bar a trial" in page_of(told) and "One bar" not in text, "it has no figures"
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
     assert widths and min(widths) >= 3
     facts: Mapping[str, Any] = json.loads(json_of(told), parse_constant=pytest.fail)
