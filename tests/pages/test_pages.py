@@ -115,6 +115,7 @@ def test_a_study_that_has_hardly_begun(tmp_path: Path, count: int) -> None:
     facts = facts_of(session)
     page, text = page_of(facts), markdown_of(facts)
     assert "Effects are told from at least" in page and "Effects are told from at least" in text
+    assert "fresh seeds" not in text and "fresh seeds</th>" not in page, "none ran"
     assert ("No trial kept every limit yet." in page) == (not facts.best)
     json.loads(json_of(facts))
 
