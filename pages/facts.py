@@ -16,15 +16,15 @@ from search.report.rows import Confirmations, confirmed_of, confirmed_text, rank
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
-FEASIBLE, OVER, PRUNED, FAILED, LOST, RUNNING = (
+FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING = (
     "feasible",
     "over a limit",
     "pruned",
     "failed",
-    "lost",
+    "interrupted",
     "running",
 )
-STATES = (FEASIBLE, OVER, PRUNED, FAILED, LOST, RUNNING)
+STATES = (FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING)
 HOUR_S = 3600.0
 
 
@@ -165,7 +165,7 @@ def state_of(trial: FrozenTrial) -> str:
         return FEASIBLE if feasible(trial) else OVER
     if trial.state == TrialState.PRUNED:
         return FAILED if has_failed(trial) else PRUNED
-    return LOST if trial.state == TrialState.FAIL else RUNNING
+    return INTERRUPTED if trial.state == TrialState.FAIL else RUNNING
 
 
 def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> TrialFacts:

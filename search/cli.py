@@ -329,7 +329,13 @@ def archive(
     request: Request,
 ) -> None:
     """Hides a study from the list of studies. Nothing of it is lost."""
-    request.shelf(lambda _, shelf: shelf.archive(name, undo=undo))
+
+    def archive_it(console: Console, shelf: Any) -> None:
+        shelf.archive(name, undo=undo)
+        told = f"{name} is listed again." if undo else f"{name} is archived; --undo lists it again."
+        console.print(told, highlight=False, markup=False)
+
+    request.shelf(archive_it)
 
 
 @command(OF_SHELF)

@@ -10,6 +10,7 @@ what a new study's first 20 predictions are worth. No trainer runs; a minute.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -53,6 +54,9 @@ def table_of(pairs: Mapping[str, Sequence[Pair]]) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     study = find_study(ROOT / "studies" / "own_text.toml")
     pairs = replay(Preflight(study, prior={}), read_trials())
     Console(width=120).print(

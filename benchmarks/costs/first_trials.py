@@ -226,7 +226,9 @@ def told_of(homes: Sequence[Trials]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--homes", type=int, default=5)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--code", type=Path, default=ROOT)

@@ -16,7 +16,7 @@ DOCUMENT = ROOT / "docs" / "evidence.md"
 README = ROOT / "README.md"
 # of the claim in it
 BEGINNING, END = (
-    "[On real trainings](docs/evidence.md)",
+    "[On a table of real trainings](docs/evidence.md)",
     "(`python -m benchmarks.evidence.replay`).",
 )
 
@@ -54,7 +54,16 @@ def write_section(title: str, text: str, document: Path = DOCUMENT) -> None:
     before, found, rest = old.partition(head)
     assert found, f"{document} has no section {title!r}"
     _, next_head, after = rest.partition("\n## ")
-    document.write_text(f"{before}{head}\n{text.strip()}\n{next_head}{after}", encoding="utf-8")
+    lines = [wrapped(line) for line in text.strip().splitlines()]
+    document.write_text("\n".join([before + head, *lines, next_head + after]), encoding="utf-8")
+
+
+def wrapped(line: str) -> str:
+    """As lines that fit a page; a row of a table is one."""
+    if line.startswith("|"):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, 120, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def write_claim(claim: str, page: Path = README) -> None:

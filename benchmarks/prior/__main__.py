@@ -225,7 +225,9 @@ def median_at(rows: Rows, kind: str, n: int, seeds: Sequence[int], optima: Mappi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "prior", help="kept results")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="problems")
     parser.add_argument("--first", type=int, default=FIRST, help="the first of them")

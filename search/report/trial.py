@@ -85,7 +85,7 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     attrs = trial.user_attrs
     out: dict[str, str] = {}
     if trial.state == TrialState.FAIL:
-        out["lost"] = "to the machine: nothing below counts"
+        out["interrupted"] = "nothing below counts"
     for key in (stored.REASON, stored.PROTOCOL, stored.LEGALITY, stored.WORKER):
         if attrs.get(key):
             out[key] = str(attrs[key])

@@ -204,6 +204,9 @@ def test_packed_files_and_sections_come_back(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == "# P\n\nhead\n\n## One\n\nnew\n\n## Two\n\nkept\n"
     write_section("Two", "last", page)
     assert page.read_text(encoding="utf-8").endswith("## One\n\nnew\n\n## Two\n\nlast\n")
+    write_section("Two", f"- {'word ' * 60}\n\n| {'cell ' * 60}|", page)
+    *lines, row = page.read_text(encoding="utf-8").splitlines()
+    assert max(map(len, lines)) <= 120 and len(row) > 300, "text is wrapped, a row of a table stays one"
 
 
 def test_the_readmes_claim_is_the_pages() -> None:

@@ -108,6 +108,7 @@ def test_markdown_and_json_say_the_same(told: Any) -> None:
     text = markdown_of(told)
     best = told.named(told.best[0])
     assert f"Best: trial #{best.number}" in text and f"{best.bpb:.4f}" in text
+    assert "One bar a trial" in page_of(told) and "One bar" not in text, "it has no figures"
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
     assert widths and min(widths) >= 3
     facts: Mapping[str, Any] = json.loads(json_of(told), parse_constant=pytest.fail)
@@ -121,6 +122,7 @@ def test_a_study_that_has_hardly_begun(tmp_path: Path, count: int) -> None:
     facts = facts_of(session)
     page, text = page_of(facts), markdown_of(facts)
     assert "Effects are told from at least" in page and "Effects are told from at least" in text
+    assert "fresh seeds" not in text and "fresh seeds</th>" not in page, "none ran"
     assert ("No trial kept every limit yet." in page) == (not facts.best)
     json.loads(json_of(facts))
 
