@@ -32,6 +32,7 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 
+from benchmarks.results import table
 from benchmarks.stage_cache import READ, ROOT
 from bundle.sizes import expected_bytes
 from search.common.attributes import PREFLIGHT, VIOLATION
@@ -209,10 +210,6 @@ def coverage_of(homes: Sequence[Trials]) -> list[list[str]]:
             width = statistics.median(pair.upper / pair.predicted for pair in pairs)
             rows.append([limit.label, str(len(pairs)), f"{accuracy_of(pairs).coverage:.1%}", f"{width:.3f}"])
     return rows
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
 def told_of(homes: Sequence[Trials]) -> str:

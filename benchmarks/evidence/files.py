@@ -10,8 +10,9 @@ import textwrap
 from pathlib import Path
 from typing import Any, TextIO
 
+from search.common.paths import ROOT
+
 FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent.parent
 DOCUMENT = ROOT / "docs" / "evidence.md"
 README = ROOT / "README.md"
 # of the claim in it
@@ -45,25 +46,6 @@ def pack(path: Path, content: Any) -> None:
 
 def unpack(path: Path) -> Any:
     return json.loads(lzma.decompress(path.read_bytes()))
-
-
-def write_section(title: str, text: str, document: Path = DOCUMENT) -> None:
-    """Puts `text` under `## title`, in the place of what stands there."""
-    old = document.read_text(encoding="utf-8")
-    head = f"## {title}\n"
-    before, found, rest = old.partition(head)
-    assert found, f"{document} has no section {title!r}"
-    _, next_head, after = rest.partition("\n## ")
-    lines = [wrapped(line) for line in text.strip().splitlines()]
-    document.write_text("\n".join([before + head, *lines, next_head + after]), encoding="utf-8")
-
-
-def wrapped(line: str) -> str:
-    """As lines that fit a page; a row of a table is one."""
-    if line.startswith("|"):
-        return line
-    indent = "  " if line.startswith("- ") else ""
-    return textwrap.fill(line, 120, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def write_claim(claim: str, page: Path = README) -> None:

@@ -25,12 +25,11 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
-from benchmarks.efficiency_table import shown, table
 from benchmarks.problems.problem_set import HELD_OUT, Problem, problems
-from benchmarks.search_efficiency import write_json
+from benchmarks.results import shown, table, write_json
+from search.common.paths import ROOT
 from search.samplers.structured.sampler import StructuredSampler
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENT = ROOT / "docs" / "sampler_problems.md"
 SEEDS = 10  # from 0; development used seeds from 100 on
 FACTOR, SHARE = 1.1, 0.02  # of the best peer's regret, of random's: the bar

@@ -21,6 +21,7 @@ from search.samplers.structured.rows import Rows
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.smooth import Process, Smooth, left_out, log_improvement
 from search.samplers.structured.surrogate import Basis, Surrogate, triangle
+from tests.search.samplers.structured.test_sampler import slopes
 
 SPACE: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -73,12 +74,6 @@ def test_the_surrogate_is_judged_on_the_trials_alone_whatever_runs_beside_them()
     model.observe(columns, y, more=columns[:5] * 0.5)
     assert np.allclose(Smooth._surrogate(model, len(x), one), alone, atol=1e-8)
     assert len(model.columns) == len(x) + 5
-
-
-def slopes(function: Callable[[np.ndarray], float], at: np.ndarray, step: float) -> np.ndarray:
-    """Central differences."""
-    moves = step * np.eye(len(at))
-    return np.array([(function(at + m) - function(at - m)) / (2 * step) for m in moves])
 
 
 def test_the_gradients_are_those_of_finite_differences() -> None:
