@@ -16,14 +16,12 @@ from search.report.rows import Confirmations, confirmed_of, confirmed_text, rank
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
-FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING = (
-    "feasible",
-    "over a limit",
-    "pruned",
-    "failed",
-    "interrupted",
-    "running",
-)
+FEASIBLE = "feasible"
+OVER = "over a limit"
+PRUNED = "pruned"
+FAILED = "failed"
+INTERRUPTED = "interrupted"
+RUNNING = "running"
 STATES = (FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING)
 HOUR_S = 3600.0
 
@@ -125,7 +123,8 @@ class Facts:
 
 def facts_of(session: Session) -> Facts:
     """Reads a study that was begun."""
-    study, stored_study = session.study, session.optuna_study
+    study = session.study
+    stored_study = session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
     good = [t for t in ranked(trials, confirmed)[0] if finite(t.value) is not None]
@@ -169,7 +168,8 @@ def state_of(trial: FrozenTrial) -> str:
 
 
 def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> TrialFacts:
-    attrs, constraints = trial.user_attrs, trial.constraints
+    attrs = trial.user_attrs
+    constraints = trial.constraints
     done = trial.state == TrialState.COMPLETE
     facts = confirmed.get(trial.number)
     return TrialFacts(

@@ -30,9 +30,13 @@ COLOURS = {
     INTERRUPTED: "#7c3aed",
     RUNNING: "#0891b2",
 }
-BEST, GRID, INK, QUIET = "#059669", "#e2e8f0", "#1e293b", "#64748b"
+BEST = "#059669"
+GRID = "#e2e8f0"
+INK = "#1e293b"
+QUIET = "#64748b"
 ROWS = 20  # effects in the figure; the table has more
-ROW_PX, HEAD_PX = 24, 110
+ROW_PX = 24
+HEAD_PX = 110
 TALLEST_PX = 900
 MANY = 40  # curves of one kind from which each is fainter
 FAR = 3.0  # interquartile ranges above the median from which a BPB stands at the edge of its figure
@@ -102,7 +106,8 @@ def edge(values: Sequence[float]) -> float:
 
 
 def bpb_range(values: Sequence[float]) -> list[float]:
-    top, low = edge(values), min(values)
+    top = edge(values)
+    low = min(values)
     pad = 0.06 * max(top - low, 1e-3)
     return [low - pad, top + pad]
 
@@ -120,7 +125,9 @@ def progress(facts: Facts) -> Figure | None:
         name = "pruned, at its last report" if state == PRUNED else state
         shown = [min(y, edge(values)) for y in ys]
         data += [dots(trials, [t.number for t in trials], shown, state) | {"name": name}] if trials else []
-    xs, ys, best = list[float](), list[float](), math.inf
+    xs = list[float]()
+    ys = list[float]()
+    best = math.inf
     for trial in kinds[FEASIBLE]:
         best = min(best, cast("float", trial.bpb))
         xs.append(trial.number)
@@ -159,7 +166,8 @@ def against(facts: Facts, limit: LimitFacts) -> Figure | None:
         ys = [min(cast("float", t.bpb), edge(values)) for t in trials]
         data += [dots(trials, [t.figures[limit.figure] for t in trials], ys, state)] if trials else []
     front = pareto(facts.trials, limit.figure)
-    xs, ys = [t.figures[limit.figure] for t in front], [cast("float", t.bpb) for t in front]
+    xs = [t.figures[limit.figure] for t in front]
+    ys = [cast("float", t.bpb) for t in front]
     data += [line(xs, ys, "Pareto front", BEST, line={"shape": "hv"})] if len(front) > 1 else []
     layout = base(x=f"{limit.label}, {limit.unit}", y="bits per byte", yaxis={"range": bpb_range(values)})
     layout["xaxis"] |= {"rangemode": "tozero"} if limit.unit == "s" else {}
@@ -191,10 +199,12 @@ def curves(facts: Facts) -> Figure | None:
         at = [t.curve[-1] for t in stopped]
         data.append(dots(stopped, [p[0] for p in at], [p[1] for p in at], PRUNED) | {"name": "given up here"})
     if best >= 0 and (points := facts.named(best).curve):
-        xs_, ys_ = [p[0] for p in points], [p[1] for p in points]
+        xs_ = [p[0] for p in points]
+        ys_ = [p[1] for p in points]
         data.append(line(xs_, ys_, f"best, #{best}", BEST, line={"width": 3}))
     firsts = [t.curve[0][1] for t in facts.trials if t.curve]
-    low, top = min(ends), max(edge(firsts), max(min(ends), edge(ends)))
+    low = min(ends)
+    top = max(edge(firsts), max(min(ends), edge(ends)))
     pad = 0.06 * max(top - low, 1e-3)
     layout = base(x="step", y="bits per byte", yaxis={"range": [low - pad, top + pad]})
     return {"data": data, "layout": layout}

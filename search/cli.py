@@ -149,7 +149,8 @@ class Request:
         from search.study.load import find_study
 
         study = find_study(self.given.study)
-        home, storage = self.given.home_folder, self.given.storage
+        home = self.given.home_folder
+        storage = self.given.storage
         return read_session(study, home=home, storage=storage, environ=os.environ, brief=brief)
 
     def read(self, then: Callable[[Console, Session], None]) -> None:

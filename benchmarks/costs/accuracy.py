@@ -48,7 +48,8 @@ def table_of(pairs: Mapping[str, Sequence[Pair]]) -> str:
     head = ("limit on", "trials", "mean error", "below the 97.5 % bound", "bound / prediction, median")
     rows: list[list[str]] = []
     for name, found in pairs.items():
-        told, width = accuracy_of(found), statistics.median(pair.upper / pair.predicted for pair in found)
+        told = accuracy_of(found)
+        width = statistics.median(pair.upper / pair.predicted for pair in found)
         shares = [f"{told.mean_absolute:.1%}", f"{told.coverage:.1%}", f"{width:.3f}"]
         rows.append([name, str(told.count), *shares])
     return table(head, rows)

@@ -50,7 +50,8 @@ from search.study.model import Study
 from techniques import catalog
 from techniques.config import Resolved
 
-CPU, GPU = "simulated, 1 thread", "8 x simulated"
+CPU = "simulated, 1 thread"
+GPU = "8 x simulated"
 NOISE = {"bytes": 0.005, "train": 0.1, "eval": 0.1}  # sd of logarithms between equal runs
 GPU_FLOPS = 1.2e15  # that eight GPUs reach on these models: 14,000 steps of the naive baseline in 600 s
 LARGER = 0.03  # BPB that twice a size saves
@@ -61,7 +62,8 @@ class Machine:
     """What trials would measure on one machine, with one data set: nobody knows its factors."""
 
     def __init__(self, study: Study, hardware: str, *, seed: int, surprise: float = 1.0):
-        self.study, self.surprise = study, surprise
+        self.study = study
+        self.surprise = surprise
         self.rng = np.random.default_rng([seed, 1])
         prior = bills.learnt_before()
         self.models = {"bytes": bills.byte_model(prior["bytes"])}
@@ -92,7 +94,8 @@ class Machine:
         return self.factors[key]
 
     def measured(self, resolved: Resolved) -> dict[str, Any]:
-        code, budget = expected_bytes(resolved.techniques), resolved.config.max_wallclock_seconds
+        code = expected_bytes(resolved.techniques)
+        budget = resolved.config.max_wallclock_seconds
         calibration = bills.calibration_bill(resolved)
         solved = self.level * self.total("train", calibration) if calibration else 0.0
         trained = self.level * self.total("train", bills.steps_bill(resolved, resolved.config.iterations))
@@ -126,8 +129,10 @@ class Objective:
     """BPB of parameters: an effect for each choice, a parabola for each number; larger sizes are better."""
 
     def __init__(self, space: Space, seed: int):
-        self.space, rng = space, np.random.default_rng([seed, 2])
-        self.choices, self.best = dict[tuple[str, Any], float](), dict[str, float]()
+        self.space = space
+        rng = np.random.default_rng([seed, 2])
+        self.choices = dict[tuple[str, Any], float]()
+        self.best = dict[str, float]()
         for name, dist in space.distributions.items():
             if isinstance(dist, CategoricalDistribution):
                 for k, choice in enumerate(dist.choices):
@@ -150,11 +155,10 @@ def simulated(
     study: Study, *, seed: int, trials: int, surprise: float, hardware: str, before: bool = False
 ) -> Trials:
     """One home: the baseline, then so many trials."""
-    machine, space = (
-        Machine(study, hardware, seed=seed, surprise=surprise),
-        build_space(study, catalog.metadata()),
-    )
-    objective, rng = Objective(space, seed), np.random.default_rng([seed, 3])
+    machine = Machine(study, hardware, seed=seed, surprise=surprise)
+    space = build_space(study, catalog.metadata())
+    objective = Objective(space, seed)
+    rng = np.random.default_rng([seed, 3])
     start = space.resolve({})
     baseline = machine.measured(start)
     if study.limits.relative:

@@ -57,7 +57,8 @@ KINDS = ("bytes", "train", "eval")
 TRANSFER = {"bytes": 0.45, "train": 0.5, "eval": 0.5}
 WORTH = {"bytes": 4.0, "train": 10.0, "eval": 10.0}  # trials that the prior's word on the spread counts as
 TOLD = 0.9  # of the spread without a trial: a factor that keeps more was not learnt
-OWN_TEXT, PUBLISHED = "own_text", "published"
+OWN_TEXT = "own_text"
+PUBLISHED = "published"
 NAIVE_BYTES = "15,863,489"
 RECORDED = (*FIGURES, STAGE_SECONDS)  # of a result
 

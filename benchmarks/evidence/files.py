@@ -16,10 +16,8 @@ FOLDER = Path(__file__).resolve().parent
 DOCUMENT = ROOT / "docs" / "evidence.md"
 README = ROOT / "README.md"
 # of the claim in it
-BEGINNING, END = (
-    "[On a table of real trainings](docs/evidence.md)",
-    "(`python -m benchmarks.evidence.replay`).",
-)
+BEGINNING = "[On a table of real trainings](docs/evidence.md)"
+END = "(`python -m benchmarks.evidence.replay`)."
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

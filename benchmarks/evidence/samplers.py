@@ -37,7 +37,9 @@ OURS = "structured"
 METHODS = (OURS, "tpe", "optuna_tpe", "gp", "random")
 RIVALS = ("tpe", "optuna_tpe")
 AT = (5, 10, 20, 30, 40, 60, 80, 100)  # trials after which regret is told
-REFERENCE, GOAL, DOUBT = 80, 40, 60  # TPE's value at 80 trials within 40, the interval excluding 60
+REFERENCE = 80  # TPE's value at 80 trials within 40, the interval excluding 60
+GOAL = 40
+DOUBT = 60
 LEAST = 10  # searches of a method before anything is told of it
 DRAWS = 2000  # of a bootstrap
 Params = Mapping[str, Any]
@@ -71,7 +73,9 @@ def search(method: str, problem: Problem, seed: int, trials: int) -> list[float]
         study = optuna.create_study(sampler=sampler_of(method, problem, seed))
     with contextlib.suppress(ValueError):
         study.enqueue_trial(space.params_of({"preset": problem.study.preset}))
-    best, regret, curve = math.inf, math.inf, list[float]()
+    best = math.inf
+    regret = math.inf
+    curve = list[float]()
     while len(curve) < trials and regret > 0.0:
         trial = study.ask()
         params = space.repaired(space.suggest(trial))
@@ -85,7 +89,8 @@ def search(method: str, problem: Problem, seed: int, trials: int) -> list[float]
         set_all(trial, broken)
         study.tell(trial, result["val_bpb"])
         if result["val_bpb"] < best and all(v <= 0 for v in broken.values()):
-            best, regret = result["val_bpb"], problem.regret(params)
+            best = result["val_bpb"]
+            regret = problem.regret(params)
         curve.append(regret)
     return [*curve, *([regret] * (trials - len(curve)))]
 

@@ -77,7 +77,8 @@ def wanted(table: Table, best: int, more: int) -> Iterator[tuple[str, int]]:
 def make(out: Path, minutes: float, *, best: int, more: int) -> bool:
     """Trains what is missing; whether all is there."""
     table = gathered(read_lines(out))
-    begun, spent = time.monotonic(), time.process_time()
+    begun = time.monotonic()
+    spent = time.process_time()
     with open_lines(out) as file, opened_once():
         for count, (key, seed) in enumerate(wanted(table, best, more), 1):
             if seed in table.results.get(key, {}):

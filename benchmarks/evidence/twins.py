@@ -49,7 +49,8 @@ TARGETS = ("val_bpb", "artifact_bytes", "train_seconds", "eval_seconds")  # of a
 KINDS = ("boosting", "forest")
 SEARCHES = {"structured": 20, "tpe": 20, "optuna_tpe": 20, "random": 20}
 NUM_TRIALS = 100
-FOLDS, DIGITS = 10, 6
+FOLDS = 10
+DIGITS = 6
 SEED_SD = 0.007  # BPB, of runs that differ in the seed alone: docs/laptop.md
 ABSENT = -3.0  # the place of a number that means nothing; those that do lie from -1 to 1
 
@@ -67,7 +68,8 @@ class Trials:
 def exported(homes: Sequence[Path]) -> dict[str, Any]:
     """What TRIALS holds: the finished trials of every study in these homes (their copies of the study files
     name them), and the first study's limits in seconds. ValueError where there is no study."""
-    rows, seconds = list[dict[str, Any]](), dict[str, float]()
+    rows = list[dict[str, Any]]()
+    seconds = dict[str, float]()
     for home in homes:
         files = sorted(home.glob("runs/*/study.toml"))
         if not files:
@@ -161,7 +163,8 @@ class Trees:
         shape = (len(trees), max(tree.node_count for tree in trees))
         self.depth = max(tree.max_depth for tree in trees)
         self.children = np.zeros((2, *shape), np.intp)  # a leaf is its own child
-        self.feature, self.leaf = np.zeros(shape, np.intp), np.zeros(shape)
+        self.feature = np.zeros(shape, np.intp)
+        self.leaf = np.zeros(shape)
         self.threshold = np.zeros(shape)
         for k, tree in enumerate(trees):
             nodes = np.arange(tree.node_count)
@@ -176,7 +179,8 @@ class Trees:
 
     def predict(self, rows: Array) -> Array:
         """[n, features] -> [n]"""
-        number, tree = np.arange(len(rows))[:, None], np.arange(len(self.feature))[None, :]
+        number = np.arange(len(rows))[:, None]
+        tree = np.arange(len(self.feature))[None, :]
         at = np.zeros((len(rows), len(self.feature)), np.intp)
         values = rows.astype(np.float32)  # as scikit-learn compares
         for _ in range(self.depth):
@@ -220,11 +224,13 @@ def cross_check(trials: Trials, kind: str) -> dict[str, dict[str, float]]:
     true = {name: np.array([r[name] for r in trials.results]) for name in TARGETS}
     found: dict[str, dict[str, float]] = {}
     for name in TARGETS:
-        error, spread = np.log(said[name] / true[name]), np.log(true[name])
+        error = np.log(said[name] / true[name])
+        spread = np.log(true[name])
         r2 = 1.0 - float((error**2).sum() / ((spread - spread.mean()) ** 2).sum())
         rank = float(spearmanr(said[name], true[name]).statistic)  # pyright: ignore
         found[name] = {"r2": r2, "rank": rank}
-    told, fact = keeps(said, trials.study), keeps(true, trials.study)
+    told = keeps(said, trials.study)
+    fact = keeps(true, trials.study)
     found["feasible"] = {"kept": float(told[fact].mean()), "broken": float((~told[~fact]).mean())}
     return found
 

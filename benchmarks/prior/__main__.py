@@ -48,7 +48,10 @@ from search.samplers.structured.sources import Source
 
 DOCUMENT = ROOT / "docs" / "prior.md"
 KINDS = ("cold", "wider", "edited", "noisy", "flipped", "unrelated")
-RUNS, EARLIER, FIRST, SEEDS = 120, 100, 200, 12  # development used other seeds
+RUNS = 120  # development used other seeds
+EARLIER = 100
+FIRST = 200
+SEEDS = 12
 AT = (15, 30, 60, 120)  # runs of the cold study whose regret is to be reached
 FEWER_GATES = 6
 Params = Mapping[str, Any]
@@ -67,13 +70,15 @@ class Problem:
     """An instance as a study sees it: some gates off, ranges cut."""
 
     def __init__(self, one: Instance, *, closed: Sequence[str] = (), cut: float = 1.0):
-        self.one, self.closed = one, frozenset(closed)
+        self.one = one
+        self.closed = frozenset(closed)
         gone = {p.name for p in one.parameters if p.gate in self.closed and not p.is_gate} | self.closed
         dists = {p.name: p.dist for p in one.parameters if p.name not in gone}
         narrow = {p.name for p in one.parameters if not p.gate and not p.is_gate} if cut < 1.0 else set[str]()
         self.space = {n: within(d, cut) if n in narrow else d for n, d in dists.items()}
         self.conditions = rules_within(self.space, one.conditions())
-        start, middle = one.published, {n: value_at(d, 0.0) for n, d in self.space.items()}
+        start = one.published
+        middle = {n: value_at(d, 0.0) for n, d in self.space.items()}
         near = {
             n: value_at(d, place(d, start[n])) for n, d in self.space.items() if n in start and is_number(d)
         }
@@ -93,7 +98,8 @@ def within(dist: BaseDistribution, cut: float) -> BaseDistribution:
     """The middle `cut` of a range; a categorical without its last choice."""
     if isinstance(dist, CategoricalDistribution):
         return CategoricalDistribution(dist.choices[:-1])
-    low, high = value_at(dist, -cut), value_at(dist, cut)
+    low = value_at(dist, -cut)
+    high = value_at(dist, cut)
     if isinstance(dist, IntDistribution):
         return IntDistribution(low, high, step=dist.step, log=dist.log)
     assert isinstance(dist, FloatDistribution)
@@ -116,7 +122,9 @@ def search(
         sources=sources,
     )
     sampler = StructuredSampler(seed=seed, prior=prior)
-    study, values, trusts = optuna.create_study(sampler=sampler), list[float](), list[float]()
+    study = optuna.create_study(sampler=sampler)
+    values = list[float]()
+    trusts = list[float]()
     for _ in range(runs):
         trial = study.ask(problem.space)
         params = problem.keep_active(trial.params)
@@ -145,7 +153,9 @@ def tell(study: optuna.Study, trial: optuna.Trial, run: Run, *, sign: float) -> 
 
 def earlier_study(one: Instance, kind: str) -> Source:
     """What the earlier study of this kind found."""
-    rng, seen, closed = np.random.default_rng([one.seed, 55]), one, list[str]()
+    rng = np.random.default_rng([one.seed, 55])
+    seen = one
+    closed = list[str]()
     if kind == "wider":
         closed = [one.names[k] for k in rng.choice(one.gates, FEWER_GATES, replace=False)]
     if kind == "edited":
@@ -192,7 +202,8 @@ def hits(rows: Rows, kind: str, at: int, seeds: Sequence[int]) -> list[int]:
 
 def interval(ours: Sequence[int], theirs: Sequence[int], repeats: int = 4000) -> tuple[float, float, float]:
     """Ratio of medians, and its 95 % bootstrap interval over problems."""
-    a, b = np.array(ours, dtype=float), np.array(theirs, dtype=float)
+    a = np.array(ours, dtype=float)
+    b = np.array(theirs, dtype=float)
     chosen = np.random.default_rng(0).integers(0, len(a), (repeats, len(a)))
     ratios = np.median(a[chosen], axis=1) / np.median(b[chosen], axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
@@ -237,11 +248,9 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore")
     options.out.mkdir(parents=True, exist_ok=True)
-    seeds, rows, optima = (
-        range(options.first, options.first + options.seeds),
-        dict[tuple[int, str], Any](),
-        dict[int, float](),
-    )
+    seeds = range(options.first, options.first + options.seeds)
+    rows = dict[tuple[int, str], Any]()
+    optima = dict[int, float]()
     kinds = ["cold", "cold again", *KINDS[1:]]
     kinds = [k for k in kinds if not options.kinds or k in ("cold", "cold again", *options.kinds.split(","))]
     for seed in seeds:

@@ -32,7 +32,8 @@ from search.samplers.structured.sampler import StructuredSampler
 
 DOCUMENT = ROOT / "docs" / "sampler_problems.md"
 SEEDS = 10  # from 0; development used seeds from 100 on
-FACTOR, SHARE = 1.1, 0.02  # of the best peer's regret, of random's: the bar
+FACTOR = 1.1  # of the best peer's regret, of random's: the bar
+SHARE = 0.02
 PEERS = ("tpe", "gp")
 
 
@@ -77,8 +78,11 @@ def applies(method: str, problem: Problem) -> bool:
 def search(problem: Problem, method: str, seed: int) -> dict[str, Any]:
     """One study: the true value of the best observed trial after each run, CPU seconds an ask."""
     study = optuna.create_study(sampler=METHODS[method](seed))
-    value, rng = problem.of(seed), np.random.default_rng([seed, 9])
-    best, trace, asking = (np.inf, np.inf), list[float](), 0.0
+    value = problem.of(seed)
+    rng = np.random.default_rng([seed, 9])
+    best = (np.inf, np.inf)
+    trace = list[float]()
+    asking = 0.0
     for _ in range(problem.runs):
         trial = study.ask()
         begun = time.process_time()
@@ -131,7 +135,8 @@ def figure(values: list[float], most: int) -> str:
 
 def page(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range) -> str:
     """The document, or what is printed."""
-    final, parts = regrets(results, seeds), list[str]()
+    final = regrets(results, seeds)
+    parts = list[str]()
     for title, chosen in (("Problems", False), ("Problems that no choice was made by", True)):
         cells = {name: cell for name, cell in final.items() if (name in HELD_OUT) == chosen}
         methods = [m for m in TITLES if any(m in cell for cell in cells.values())]
@@ -176,10 +181,13 @@ def main() -> None:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    out, seeds = options.out, range(options.first, options.first + options.seeds)
+    out = options.out
+    seeds = range(options.first, options.first + options.seeds)
     methods = options.methods.split(",") if options.methods else list(METHODS)
     if options.quick:
-        out, seeds, methods = out.with_name(out.name + "_quick"), seeds[:2], ["random", "tpe", "ours"]
+        out = out.with_name(out.name + "_quick")
+        seeds = seeds[:2]
+        methods = ["random", "tpe", "ours"]
     out.mkdir(parents=True, exist_ok=True)
     if options.write:
         text = HEAD.format(first=seeds[0], last=seeds[-1]) + page(load(out), seeds)

@@ -67,7 +67,8 @@ def rosenbrock(x: Array) -> float:
 
 
 def branin(x: Array) -> float:
-    a, b = 15.0 * x[0] - 5.0, 15.0 * x[1]
+    a = 15.0 * x[0] - 5.0
+    b = 15.0 * x[1]
     bow = b - 5.1 / (4.0 * np.pi**2) * a * a + 5.0 / np.pi * a - 6.0
     return float(bow * bow + 10.0 * (1.0 - 1.0 / (8.0 * np.pi)) * np.cos(a) + 10.0)
 
@@ -120,7 +121,8 @@ def needles(seed: int) -> Value:
 def nested(seed: int) -> Value:
     """Branches inside branches; the best one looks worse than its neighbours until its numbers fit."""
     rng = np.random.default_rng([seed, 5])
-    best, twist = rng.uniform(0.15, 0.85, (3, 3, 3)), rng.permutation(3)
+    best = rng.uniform(0.15, 0.85, (3, 3, 3))
+    twist = rng.permutation(3)
 
     def value(trial: optuna.Trial) -> float:
         k = int(trial.suggest_categorical("branch", range(3)))
@@ -163,7 +165,8 @@ def additive_categoricals(seed: int) -> Value:
 def gates(seed: int) -> Value:
     """Forty gates, ten with a number under them; half of the gates help."""
     rng = np.random.default_rng([seed, 5])
-    effect, best = rng.normal(0.0, 1.0, 40), rng.uniform(0.2, 0.8, 10)
+    effect = rng.normal(0.0, 1.0, 40)
+    best = rng.uniform(0.2, 0.8, 10)
 
     def value(trial: optuna.Trial) -> float:
         total = float(-np.minimum(effect, 0.0).sum())
@@ -278,7 +281,8 @@ def michalewicz(x: Array) -> float:
 
 
 def camel(x: Array) -> float:
-    a, b = 3.0 * x[0], 2.0 * x[1]
+    a = 3.0 * x[0]
+    b = 2.0 * x[1]
     return float((4 - 2.1 * a * a + a**4 / 3) * a * a + a * b + (-4 + 4 * b * b) * b * b)
 
 
@@ -301,11 +305,14 @@ def deceptive(seed: int) -> Value:
 def mixed(seed: int) -> Value:
     """Integers, logarithms, floats and categoricals with products between them."""
     rng = np.random.default_rng([seed, 5])
-    best, width, kinds = rng.uniform(-0.6, 0.6, 4), int(rng.integers(20, 200)), rng.permutation(4)
+    best = rng.uniform(-0.6, 0.6, 4)
+    width = int(rng.integers(20, 200))
+    kinds = rng.permutation(4)
 
     def value(trial: optuna.Trial) -> float:
         rate = math.log10(trial.suggest_float("rate", 1e-5, 1e-1, log=True)) + 3.0
-        layers, units = trial.suggest_int("layers", 1, 8), trial.suggest_int("units", 8, 512, log=True)
+        layers = trial.suggest_int("layers", 1, 8)
+        units = trial.suggest_int("units", 8, 512, log=True)
         drop = trial.suggest_float("drop", 0.0, 0.6, step=0.05)
         kind = int(kinds[trial.suggest_categorical("kind", range(4))])
         size = math.log2(units / width) + 0.3 * (layers - 4)
@@ -328,7 +335,8 @@ def ridge(seed: int) -> Value:
     """A narrow valley across five numbers, which slopes slowly."""
     rng = np.random.default_rng([seed, 5])
     axes, _ = np.linalg.qr(rng.normal(size=(5, 5)))
-    scale, centre = np.array([0.05, 1.0, 3.0, 10.0, 30.0]), rng.uniform(0.3, 0.7, 5)
+    scale = np.array([0.05, 1.0, 3.0, 10.0, 30.0])
+    centre = rng.uniform(0.3, 0.7, 5)
 
     def value(trial: optuna.Trial) -> float:
         return float(scale @ (axes @ (floats(trial, 5, 0.0, 1.0) - centre)) ** 2)

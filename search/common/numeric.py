@@ -37,9 +37,13 @@ def place(dist: BaseDistribution, value: Any) -> float:
     if high <= low:
         return 0.0
     if dist.log:
-        low, high, at = math.log(low), math.log(high), math.log(max(at, 5e-324))
+        low = math.log(low)
+        high = math.log(high)
+        at = math.log(max(at, 5e-324))
     if high - low == math.inf:
-        low, high, at = 0.25 * low, 0.25 * high, 0.25 * at
+        low = 0.25 * low
+        high = 0.25 * high
+        at = 0.25 * at
     return min(1.0, max(-1.0, 2.0 * (at - low) / (high - low) - 1.0))
 
 
@@ -104,7 +108,8 @@ def joined(old: BaseDistribution, new: BaseDistribution) -> BaseDistribution:
         return old
     if isinstance(old, IntDistribution) and isinstance(new, IntDistribution):
         if (old.log, old.step) == (new.log, new.step) and (old.low - new.low) % old.step == 0:
-            low, high = min(old.low, new.low), max(old.high, new.high)
+            low = min(old.low, new.low)
+            high = max(old.high, new.high)
             return IntDistribution(low, high, log=old.log, step=old.step)
     if isinstance(old, FloatDistribution) and isinstance(new, FloatDistribution):
         if old.log == new.log and old.step is None and new.step is None:

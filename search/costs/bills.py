@@ -29,7 +29,9 @@ STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each ele
 ADAM_FLOPS = 12.0  # an element and step
 LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
-USUAL_BITS, USUAL_RATE, MOST_LIFT = 4.0, 0.04, 2.5  # of an element; a learning rate; an exponent
+USUAL_BITS = 4.0  # of an element; a learning rate; an exponent
+USUAL_RATE = 0.04
+MOST_LIFT = 2.5
 SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
 ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
 # bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then by the technique

@@ -107,10 +107,8 @@ class Estimate:
 
     def chance(self, limit: float) -> float:
         """The probability that a measurement is at most the limit; doubt counts against it."""
-        room, sd = (
-            math.log(limit) - self.log if limit > 0.0 else -math.inf,
-            math.hypot(self.spread, self.doubt),
-        )
+        room = math.log(limit) - self.log if limit > 0.0 else -math.inf
+        sd = math.hypot(self.spread, self.doubt)
         return student_probability(self.freedom, room / sd) if sd else float(room >= -1e-9)
 
     def without_doubt(self) -> Estimate:
@@ -175,7 +173,8 @@ class CostModel:
     def __init__(
         self, sds: Mapping[str, float], *, spread: float, least_spread: float, learnt: Learnt | None = None
     ):
-        self.sds, self.least_spread = sds, least_spread
+        self.sds = sds
+        self.least_spread = least_spread
         self.learnt = learnt or Learnt({}, spread, PRIOR_TRIALS)
         self.rows: deque[_Row] = deque(maxlen=LATEST)
         self.carried: deque[_Row] = deque(maxlen=CARRIED)  # of other studies, what goes first at the left
@@ -264,10 +263,13 @@ class CostModel:
         width, known = len(self.columns), [*self.carried, *self.rows]
         precision = np.diag([1.0 / self.prior_sd(name) ** 2 for name in self.columns])
         means = np.pad(self._prior_means(), (0, width - len(self.learnt.factors)))
-        pull, spread, before = precision @ means, self.learnt.spread, self.learnt.trials
+        pull = precision @ means
+        spread = self.learnt.spread
+        before = self.learnt.trials
         if not known:
             return _Fit(means, np.linalg.inv(precision), spread, before)
-        rows, dof = _Rows(known, width), before
+        rows = _Rows(known, width)
+        dof = before
         theta = np.pad(self._last, (0, width - len(self._last)))  # new factors at their prior's mean
         weights = np.ones(len(known))
         covariance = precision

@@ -120,8 +120,10 @@ class Preflight:
 
     def _judged(self, resolved: Resolved) -> list[tuple[Limit, Estimate, float]]:
         """What is predicted, and how much of it is allowed: of bytes, beside the script."""
-        limits, size = self.study.limits, self._bytes(resolved)
-        train, evaluation = self._train(resolved, to_judge=True), self._eval(resolved, to_judge=True)
+        limits = self.study.limits
+        size = self._bytes(resolved)
+        train = self._train(resolved, to_judge=True)
+        evaluation = self._eval(resolved, to_judge=True)
         room = limits.artifact_bytes - self.code_bytes(resolved)
         found = zip(REQUIRED, (size, train, evaluation), strict=True)
         return [
@@ -168,7 +170,8 @@ class Preflight:
         return self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
 
     def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
-        config, model = resolved.config, self.seconds("train")
+        config = resolved.config
+        model = self.seconds("train")
         budget = config.max_wallclock_seconds
         if not budget:
             return self._known(model, costs.train_bill(resolved, config.iterations), to_judge)
@@ -196,7 +199,8 @@ class Preflight:
 
 def bills_of(resolved: Resolved, result: Mapping[str, Any]) -> Iterator[tuple[str, Bill, float]]:
     """(`bytes`, `train` or `eval`; the bill; what was measured) of all that a result tells."""
-    code, artifact = _positive(result, "code_bytes"), _positive(result, "artifact_bytes")
+    code = _positive(result, "code_bytes")
+    artifact = _positive(result, "artifact_bytes")
     if code and artifact > code:
         yield "bytes", costs.model_bill(resolved), artifact - code
     if evaluated := _positive(result, "eval_seconds"):
@@ -205,7 +209,8 @@ def bills_of(resolved: Resolved, result: Mapping[str, Any]) -> Iterator[tuple[st
     stages: Mapping[str, Any] = result.get("stage_seconds") or {}
     if trained := _positive(stages, "train"):
         yield "train", costs.steps_bill(resolved, steps), trained
-        calibration, calibrated = costs.calibration_bill(resolved), _positive(stages, "quantize")
+        calibration = costs.calibration_bill(resolved)
+        calibrated = _positive(stages, "quantize")
         if calibration and calibrated:
             yield "train", calibration, calibrated
     elif whole := _positive(result, "train_seconds"):

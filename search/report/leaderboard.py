@@ -168,8 +168,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     for line in (against_baseline(session, good, confirmed), reuse, old_bytes(session, trials)):
         if line:
-            console.print(f"
-{line}", highlight=False, markup=False)
+            console.print(f"\n{line}", highlight=False, markup=False)
     if bad:
         console.print()
         title = f"Infeasible: {counted(len(bad), 'trial')}{limits_text(over_by_limit(bad))}"

@@ -180,7 +180,8 @@ class Progress:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _pace(self, seen: Snapshot) -> list[str]:
-        done, elapsed_s = seen.finished - max(0, self.at_start), time.monotonic() - self.began
+        done = seen.finished - max(0, self.at_start)
+        elapsed_s = time.monotonic() - self.began
         if done <= 0 or elapsed_s <= 0.0:
             return []
         left_s = max(0, seen.target - seen.finished) * elapsed_s / done

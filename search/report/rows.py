@@ -187,7 +187,8 @@ def over_by_limit(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
-    complete, again = [t for t in trials if t.state == TrialState.COMPLETE], replicated(trials)
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    again = replicated(trials)
     given_up = [t for t in trials if t.state == TrialState.PRUNED]
     rejected = sum(map(has_failed, given_up))
     good = ranked(trials, again)[0]

@@ -111,7 +111,8 @@ class Watch:
     def ended(self, trial: FrozenTrial) -> None:
         """A finished trial tells the pace of those to come."""
         self.sights.pop(trial.number, None)
-        began, end = trial.datetime_start, trial.datetime_complete
+        began = trial.datetime_start
+        end = trial.datetime_complete
         took_over = cast("Mapping[str, Any]", trial.user_attrs.get(STAGE_REUSE) or {}).get("reused")
         if trial.state == TrialState.COMPLETE and began and end and not took_over:
             length_s = (end - began).total_seconds()
@@ -126,7 +127,8 @@ class Watch:
             trial
         )  # its worker says who it is a moment after it asked
         if sight.folder is None and (reports := trial.user_attrs.get(REPORTS)):
-            sight.stage, (sight.progress, sight.bpb, *_) = "train", reports[-1]
+            sight.stage = "train"
+            (sight.progress, sight.bpb, *_) = reports[-1]
         sight.read()
         began = trial.datetime_start
         elapsed_s = max(0.0, (datetime.now() - began).total_seconds()) if began else 0.0

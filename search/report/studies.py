@@ -48,7 +48,8 @@ def cells(study: Shelved) -> tuple[str, ...]:
 def print_diff(console: Console, session: Session, first: int, second: int) -> None:
     """Settings and results of two trials, where they differ. ValueError for a number that there is not."""
     trials = [trial_of(session, number) for number in (first, second)]
-    same, rows = 0, list[tuple[str, ...]]()
+    same = 0
+    rows = list[tuple[str, ...]]()
     settings = [settings_of(trial) for trial in trials]
     for name in sorted({*settings[0], *settings[1]}):
         values = [short(s[name]) if name in s else "" for s in settings]

@@ -51,7 +51,8 @@ def shortcoming(session: Session, number: int) -> str:
     trial = trial_of(session, number)
     if trial.state == TrialState.COMPLETE and feasible(trial):
         return ""
-    attrs, limits = trial.user_attrs, session.study.limits
+    attrs = trial.user_attrs
+    limits = session.study.limits
     if told := "; ".join(over_limits(attrs, limits).values()):
         return f"Not to be submitted: trial {number} of {session.study.name} is over a limit ({told})."
     why = attrs.get(stored.REASON) or f"it is {trial.state.name}"
@@ -60,7 +61,8 @@ def shortcoming(session: Session, number: int) -> str:
 
 def print_trial(console: Console, session: Session, number: int) -> None:
     """Everything about one trial. ValueError for a number that there is not."""
-    trial, study = trial_of(session, number), session.optuna_study
+    trial = trial_of(session, number)
+    study = session.optuna_study
     value = f", {trial.value:.6f} bits/byte" if trial.state == TrialState.COMPLETE else ""
     console.print(f"trial #{number} of {session.study.name}: {trial.state.name}{value}", highlight=False)
     table = Table(show_header=False, show_edge=False, pad_edge=False)

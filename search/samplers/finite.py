@@ -73,7 +73,9 @@ class Left:
     """What a finite space still has to try. `used_up`: proposals and draws found nothing new."""
 
     def __init__(self, space: Space, preflight: Costs, rng: np.random.Generator):
-        self.space, self.preflight, self._rng = space, preflight, rng
+        self.space = space
+        self.preflight = preflight
+        self._rng = rng
         self.every = listed(space)
         self.used_up = False
         self._refused: set[str] = set()
@@ -82,7 +84,8 @@ class Left:
     def new(self, taken: set[str], *, learnt: int) -> Iterator[dict[str, Any]]:
         """What can be tried, in any order. `learnt`: trials that the preflight has learned from."""
         if learnt != self._learnt:
-            self._refused, self._learnt = set(), learnt
+            self._refused = set()
+            self._learnt = learnt
         keys = [key for key in self.every or () if key not in taken and key not in self._refused]
         self._rng.shuffle(keys)
         for key in keys:

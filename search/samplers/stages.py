@@ -57,7 +57,8 @@ class StageWeigher:
     that make a stage what it is."""
 
     def __init__(self, stages: Stages, among: AbstractSet[str]):
-        self.stages, self.among = stages, among
+        self.stages = stages
+        self.among = among
         self.spending = StageSpending()
         self._finished: set[Key] = set()  # stages
         self._seen: set[int] = set()
@@ -71,7 +72,8 @@ class StageWeigher:
         return self.spending.allows(self.stages.share)
 
     def _learn(self, params: Params) -> None:
-        keys, seconds = self.stages.keys(params, self.among), self.seconds(params)
+        keys = self.stages.keys(params, self.among)
+        seconds = self.seconds(params)
         if keys[0] in self._finished:
             self.spending.kept_s += seconds
         else:
@@ -80,7 +82,8 @@ class StageWeigher:
 
     def seconds(self, params: Params) -> float:
         """Predicted seconds of the stages that are not finished; at least 1."""
-        predicted, keys = self.stages.seconds(params), self.stages.keys(params, self.among)
+        predicted = self.stages.seconds(params)
+        keys = self.stages.keys(params, self.among)
         named = zip(self.stages.names, keys, strict=True)
         return max(sum(predicted.get(name, 0.0) for name, key in named if key not in self._finished), 1.0)
 

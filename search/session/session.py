@@ -120,7 +120,8 @@ def as_stored(study: Study, stored: optuna.Study, folders: Folders) -> tuple[Stu
     began = stored.user_attrs.get(STUDY_HASH)
     if began in (None, study_hash(study)):
         return study, ""
-    kept, text = folders.runs / "study.toml", str(stored.user_attrs.get(STUDY_FILE) or "")
+    kept = folders.runs / "study.toml"
+    text = str(stored.user_attrs.get(STUDY_FILE) or "")
     copies = {str(shown(kept)): kept.read_text(encoding="utf-8")} if kept.exists() else {}
     file = shown(Path(study.path))
     for where, copy in (copies | {"the copy in the database": text}).items():

@@ -87,7 +87,8 @@ class Shelf:
                 "another."
             )
         study = self.study(old)
-        folder, there = self._folder(old), Folders(self.home, new).runs
+        folder = self._folder(old)
+        there = Folders(self.home, new).runs
         with creation_lock(self.url), side_engine(self.url).begin() as connection:
             try:
                 connection.execute(text(RENAME), {"old": old, "new": new})

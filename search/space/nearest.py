@@ -49,7 +49,8 @@ def near_settings(space: Space, layers: Mapping[str, Values]) -> Near:
 
 def resolved_now(space: NativeSpace, config: Values, base: Values) -> tuple[Resolved, dict[str, Any]]:
     """(a stored run as this version reads it, what it had of what is gone from the code). ValueError."""
-    known, gone = space.known, dict[str, Any]()
+    known = space.known
+    gone = dict[str, Any]()
     layers: dict[str, dict[str, Any]] = {"preset": {}, "file": {}}
     for origin, layer in (("preset", base), ("file", flatten(config))):
         for name, value in layer.items():
@@ -101,7 +102,8 @@ def foreign_values(space: ForeignSpace, config: Values) -> tuple[Values, dict[st
     environment = cast("Mapping[str, str]", config["environment"])
 
     def pick(name: str) -> Any:
-        variable, dist = space.foreign.variables[name], space.distributions[name]
+        variable = space.foreign.variables[name]
+        dist = space.distributions[name]
         if isinstance(dist, CategoricalDistribution):
             said = [c for c in dist.choices if variable.text(c) == environment.get(name, "\0")]
             return said[0] if said else nearest_value(dist, plain(environment.get(name, "")))

@@ -89,7 +89,8 @@ def settle(session: Session, given: Sequence[str]) -> list[Learnt]:
     own = session.study.prior
     names = list(dict.fromkeys([*given, *own.studies])) or still_there(session)
     published = own.published or bool(kept.get("published"))
-    structured, asked = session.study.sampler.kind == "structured", bool(given) or own.asked
+    structured = session.study.sampler.kind == "structured"
+    asked = bool(given) or own.asked
     if not (names or published) or not (structured or asked):  # for a session another sampler goes on
         return []
     if not structured:
@@ -117,7 +118,8 @@ def sources_of(session: Session, hardware: str) -> list[Source]:
 
 def still_there(session: Session) -> list[str]:
     """The names that the studies have now that were kept; who deleted one wanted no more of it."""
-    study, found = session.optuna_study, list[str]()
+    study = session.optuna_study
+    found = list[str]()
     kept: dict[str, dict[str, Any]] = study.user_attrs.get(attributes.PRIOR) or {}
     for facts in kept.get("studies", {}).values():
         with contextlib.suppress(KeyError):
@@ -160,7 +162,8 @@ def earlier(session: Session, name: str, hardware: str = "") -> Learnt:
 
 def check_comparable(session: Session, old: Any, name: str) -> None:
     """ValueError unless both studies' val_bpb come from the same trainer, by the same rule."""
-    mine, theirs = session.optuna_study.user_attrs, old.user_attrs
+    mine = session.optuna_study.user_attrs
+    theirs = old.user_attrs
     ran = [Path(str(a.get(attributes.TRAINER, ""))).name for a in (mine, theirs)]
     identities: list[dict[str, Any]] = [a.get(attributes.STUDY_IDENTITY) or {} for a in (mine, theirs)]
     if ran[0] != ran[1] or ("trainer" in identities[0]) != ("trainer" in identities[1]):
@@ -215,7 +218,8 @@ def learn(name: str, told: Sequence[Told], *, unread: int = 0) -> Learnt:
     varied = {k for t in told for k in t.ran if differs(t.ran, told[0].ran, k)}
     varied |= {k for k in (told[0].ran if told else ()) if any(k not in t.ran for t in told)}
     odd = np.array([any(differs(t.ran, t.here, k) for k in varied) for t in told], dtype=np.bool_)
-    shift, doubt = np.zeros(len(told)), np.where(odd, np.inf, 0.0)
+    shift = np.zeros(len(told))
+    doubt = np.where(odd, np.inf, 0.0)
     if odd.any() and len(told) >= ENOUGH:
         shift, doubt = moved(sorted(varied), told, bpb, odd)
     kept = [k for k in range(len(told)) if doubt[k] < np.inf]
@@ -250,10 +254,12 @@ def moved(varied: Sequence[str], told: Sequence[Told], bpb: Array, odd: Any) -> 
     present = np.array([[n in v for n in varied] for v in both])
     encoded = rows.encode([{n: v[n] for n in varied if n in v} for v in both])
     columns = basis.columns(encoded, present)
-    ran, here = columns[: len(told)], columns[len(told) :]
+    ran = columns[: len(told)]
+    here = columns[len(told) :]
     model = Surrogate(basis, pairs=False)
     model.observe(ran, settled(bpb), fit=STEPS)
-    mean, doubt = model.mean(), model.contrast_sd(ran - here)
+    mean = model.mean()
+    doubt = model.contrast_sd(ran - here)
     doubt = np.where(doubt > settled(bpb).std(), np.inf, doubt)
     return np.where(odd, mean(ran) - mean(here), 0.0), np.where(odd, doubt, 0.0)
 
@@ -263,7 +269,8 @@ def range_of(values: Sequence[Any]) -> BaseDistribution:
     different = list(dict.fromkeys(values))
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in different) or len(different) < 3:
         return CategoricalDistribution(tuple(different))
-    low, high = float(min(different)), float(max(different))
+    low = float(min(different))
+    high = float(max(different))
     return FloatDistribution(low, high, log=low > 0 and high / low >= 10)
 
 

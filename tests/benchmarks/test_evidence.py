@@ -60,7 +60,8 @@ def test_a_replayed_value_is_the_tables(table: Table, method: str) -> None:
     watched = samplers.Problem(problem.study, problem.space, run, problem.regret)
     curve = samplers.search(method, watched, 3, 12)
     best = table.results[table.ranked()[0]][SEED]["val_bpb"]
-    found, least = [], math.inf
+    found = []
+    least = math.inf
     for params in asked:
         result = table.result(params)
         if result["artifact_bytes"] <= table.study.limits.artifact_bytes:
@@ -164,7 +165,8 @@ def test_trials_to_reach_a_rival(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_contradictory_settings_cost_no_trial(table: Table) -> None:
     """Who knows no rules proposes them; a trainer refuses them before it starts."""
-    problem, refused = replay.problem_of(table), []
+    problem = replay.problem_of(table)
+    refused = []
 
     def run(params: Any, rng: np.random.Generator) -> dict[str, float]:
         if params["matrix_lr"] == 0.09 and len(refused) < 3:

@@ -103,7 +103,8 @@ def test_what_ended_beside_a_decision_counts_when_one_asks_again(tmp_path: Path)
     def asked(runner: Runner) -> Any:
         return race(runner, seeds, settled=settled, tell=lambda label, run: None)
 
-    plan, place = Plan(tmp_path, "q", tuple(seeds), {}), Place(tmp_path, workers=3)
+    plan = Plan(tmp_path, "q", tuple(seeds), {})
+    place = Place(tmp_path, workers=3)
     first = asked(Late(plan, arms, place, None))
     assert first == {label: {n: Run(n, "", {"val_bpb": n}) for n in range(1, 6)} for label in labels}
     assert asked(Runner(plan, arms, place, None)) == first

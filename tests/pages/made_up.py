@@ -42,7 +42,8 @@ def made_up_trial(number: int, rng: np.random.Generator, at: float) -> tuple[Fro
         2.84 + float(on @ np.array(EFFECTS)) + 0.03 * abs(np.log(rate / 0.05)) + float(rng.normal(0, 0.007))
     )
     value -= 0.05 * float(on[0] and on[1])
-    bytes_, train = 270_000 + 9_000 * int(on.sum()), 8.0 + 0.8 * int(on.sum())
+    bytes_ = 270_000 + 9_000 * int(on.sum())
+    train = 8.0 + 0.8 * int(on.sum())
     kind = rng.random()
     lasts = train * (0.6 if kind < 0.15 else 1.0) + 3.0
     reports = [
@@ -56,13 +57,20 @@ def made_up_trial(number: int, rng: np.random.Generator, at: float) -> tuple[Fro
         "hash": f"{number:016x}",
     }
     limits = {"bytes": bytes_ / 330_000 - 1, "train": train / 14.0 - 1, "eval": -0.4, "run": -1.0}
-    state, answer, reason = TrialState.COMPLETE, value, None
+    state = TrialState.COMPLETE
+    answer = value
+    reason = None
     if kind < 0.15:
-        state, answer, reports = TrialState.PRUNED, None, reports[: int(rng.integers(2, 4))]
+        state = TrialState.PRUNED
+        answer = None
+        reports = reports[: int(rng.integers(2, 4))]
         limits |= {"bytes": 0.0, "train": 0.0, "eval": 0.0}
         reason = "given up at 50%: 2.91 is 0.12 above the standard"
     elif kind < 0.19:
-        state, answer, reports, limits = TrialState.PRUNED, None, reports[:1], limits | {"run": 1.0}
+        state = TrialState.PRUNED
+        answer = None
+        reports = reports[:1]
+        limits = limits | {"run": 1.0}
         reason = "diverged: train_loss is nan" if number % 2 else "out of memory: 12 GB asked for"
     else:
         figures = {"artifact_bytes": bytes_, "train_seconds": train, "eval_seconds": 2.5, "steps": 100}
@@ -95,7 +103,8 @@ def made_up_session(folder: Path, count: int, *, confirmed: bool = True) -> Sess
     """`count` trials of two workers; every kind of end is among them."""
     study = find_study(write_study(folder, "made_up"))
     stored = optuna.create_study(study_name="made_up")
-    rng, free = np.random.default_rng(0), [0.0, 2.0]
+    rng = np.random.default_rng(0)
+    free = [0.0, 2.0]
     trials: list[FrozenTrial] = []
     for number in range(count):
         trial, free[number % 2] = made_up_trial(number, rng, free[number % 2])

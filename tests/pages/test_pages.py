@@ -28,7 +28,8 @@ from search.report.studies import print_diff
 from search.report.trial import print_trial
 from tests.pages.made_up import made_up_session
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+CHROMIUM = "/usr/bin/chromium"
+DRIVER = "/usr/bin/chromedriver"
 LOOK = """
 const wide = document.documentElement.scrollWidth, room = document.documentElement.clientWidth;
 const plots = [...document.querySelectorAll('.figure')].map(f => f.querySelectorAll('svg.main-svg').length);
@@ -120,7 +121,8 @@ def test_markdown_and_json_say_the_same(told: Any) -> None:
 def test_a_study_that_has_hardly_begun(tmp_path: Path, count: int) -> None:
     session = made_up_session(tmp_path, count, confirmed=False)
     facts = facts_of(session)
-    page, text = page_of(facts), markdown_of(facts)
+    page = page_of(facts)
+    text = markdown_of(facts)
     assert "Effects are told from at least" in page and "Effects are told from at least" in text
     assert "fresh seeds" not in text and "fresh seeds</th>" not in page, "none ran"
     assert ("No trial kept every limit yet." in page) == (not facts.best)

@@ -49,7 +49,8 @@ def as_submitted(result: dict[str, Any] | None, config: Mapping[str, Any]) -> di
 
 def read_trials(file: Path = FILE) -> list[Measured]:
     """All of them."""
-    told, known = json.loads(file.read_text(encoding="utf-8")), catalog.metadata()
+    told = json.loads(file.read_text(encoding="utf-8"))
+    known = catalog.metadata()
     preset = read_preset(told["preset"])
     return [
         Measured(

@@ -44,7 +44,8 @@ def test_reading_a_study_that_was_never_begun_makes_nothing(tmp_path: Path) -> N
 
 
 def test_no_trials_store_no_study(tmp_path: Path) -> None:
-    study, home = write_study(tmp_path, "none"), tmp_path / "h"
+    study = write_study(tmp_path, "none")
+    home = tmp_path / "h"
     ran = caddie("--trials=0", f"--study={study}", f"--home={home}")
     assert ran.returncode == 0 and "stores nothing" in ran.stdout, ran.stderr
     assert not (home / ".caddie").exists()

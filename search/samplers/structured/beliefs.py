@@ -114,7 +114,8 @@ class Beliefs:
         sources: Sequence[Source] = (),
     ):
         """`unknown`: a constraint's value that says nothing."""
-        self.rows, self.unknown = Rows(distributions, rules), unknown
+        self.rows = Rows(distributions, rules)
+        self.unknown = unknown
         self.basis, self.sign = Basis(distributions), sign
         self.earlier = Earlier(sources, self.rows, self.basis, sign)
         self.objective = Learned(Surrogate(self.basis))
@@ -161,7 +162,8 @@ class Beliefs:
             values = np.concatenate([values, self.earlier.values[:more]])
         else:
             source = None
-        running, update = self.columns_of(running), self.objective.update
+        running = self.columns_of(running)
+        update = self.objective.update
         update(columns, values, noise, count=count, running=running, source=source)
         self._learn_constraints(done, forgotten)
 
@@ -225,7 +227,8 @@ class Beliefs:
             step = trial.last_step
             if trial.state != TrialState.PRUNED or step is None:
                 continue
-            report, finite = self.sign * trial.intermediate_values[step], math.isfinite
+            report = self.sign * trial.intermediate_values[step]
+            finite = math.isfinite
             like = [t for t in self.complete if finite(t.intermediate_values.get(step, math.nan))]
             like = [t for t in like if finite(t.value or 0.0)]
             if len(like) < LEAST_REPORTS or not math.isfinite(report):

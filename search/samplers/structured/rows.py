@@ -198,7 +198,9 @@ def learn_rules(distributions: Distributions, examples: Sequence[Params], *, num
     rules: dict[str, dict[str, frozenset[int] | Interval]] = {}
     earlier: list[_Candidate] = []
     for k in order:
-        has, name, dist = present[:, k], names[k], distributions[names[k]]
+        has = present[:, k]
+        name = names[k]
+        dist = distributions[names[k]]
         if not has.any():
             break
         if not has.all():
@@ -224,13 +226,17 @@ class _Candidate:
             codes = np.where(np.isnan(self.places), INACTIVE_CODE, self.places).astype(np.int64)
             allowed = np.unique(codes[has])
             return frozenset(int(a) for a in allowed), ~np.isin(codes, allowed)
-        there, is_int = ~np.isnan(self.places), isinstance(self.dist, IntDistribution)
-        inside, idle = self.places[has & there], bool((has & ~there).any())
+        there = ~np.isnan(self.places)
+        is_int = isinstance(self.dist, IntDistribution)
+        inside = self.places[has & there]
+        idle = bool((has & ~there).any())
         few = 1 if self.levels <= FEW_LEVELS else FEWEST
         if len(inside) < few:
             return None
-        low, high = float(inside.min()), float(inside.max())
-        below, above = there & (self.places < low), there & (self.places > high)
+        low = float(inside.min())
+        high = float(inside.max())
+        below = there & (self.places < low)
+        above = there & (self.places > high)
         if not is_int:  # one end: two of them are chance, as a rule
             below, above = (below, above & False) if below.sum() >= above.sum() else (below & False, above)
         if (below | above).sum() < few:
@@ -260,13 +266,15 @@ class _Candidate:
 
 def _conditions(name: str, has: Mask, earlier: Sequence[_Candidate]) -> dict[str, frozenset[int] | Interval]:
     """The fewest conditions (greedily) that hold wherever `name` is and fail wherever it is not."""
-    left, found = ~has, dict[str, frozenset[int] | Interval]()
+    left = ~has
+    found = dict[str, frozenset[int] | Interval]()
     options: dict[str, tuple[frozenset[int] | Interval, Mask]] = {}
     rank: dict[str, tuple[bool, bool, float]] = {}
     for one in earlier:
         told = one.condition(has)
         if told and told[1].any():
-            options[one.name], rank[one.name] = told, one.rank(name.partition(".")[0])
+            options[one.name] = told
+            rank[one.name] = one.rank(name.partition(".")[0])
     while left.any() and options:
         best = max(options, key=lambda q: (int((options[q][1] & left).sum()), rank[q]))
         condition, fails = options.pop(best)

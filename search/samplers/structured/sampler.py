@@ -41,7 +41,8 @@ BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson dra
 STEPS = 10  # of a local search
 # Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
 # move: while complete trials are fewer than parameters, and later.
-NEARBY, FREE = (1.0, 0.7), (0.3, 0.5)
+NEARBY = (1.0, 0.7)
+FREE = (0.3, 0.5)
 SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
 FIRST = 10  # trials of a study that knows no place to start from: spread, whatever the number of parameters
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
@@ -211,8 +212,12 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         """What was learned of another study is forgotten."""
         now = study.study_name, id(study._storage)  # pyright: ignore[reportPrivateUsage]
         if self._of not in (None, now):
-            self._beliefs, self._tpe, self._weigher, self._asked_tpe = None, None, None, False
-            self._space, self._learned = dict(self.prior.distributions), 0
+            self._beliefs = None
+            self._tpe = None
+            self._weigher = None
+            self._asked_tpe = False
+            self._space = dict(self.prior.distributions)
+            self._learned = 0
             self._checked.clear()
         self._of = now
 
@@ -230,10 +235,12 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             plain = Rows(space, {})
             complete = [t for t in trials if t.state == TrialState.COMPLETE]
             rules = learn_rules(space, [plain.expressible(t.params) for t in complete])
-            self._learned, self._checked = len(complete), {t.number for t in over}
+            self._learned = len(complete)
+            self._checked = {t.number for t in over}
         if same is not None and same.rows.rules == rules:
             return same
-        unknown, sources = self.prior.unknown, self.prior.sources
+        unknown = self.prior.unknown
+        sources = self.prior.sources
         self._beliefs = Beliefs(space, rules, sign=sign, unknown=unknown, sources=sources)
         self._weigher = StageWeigher(self.prior.stages, set(self._space)) if self.prior.stages else None
         if old is not None and old.basis.count == len(space):

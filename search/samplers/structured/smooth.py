@@ -28,19 +28,27 @@ from search.samplers.structured.rows import Array, Mask, Rows
 from search.samplers.structured.surrogate import Surrogate, inverse, solved, triangle
 
 LEAST = 10  # complete trials without which it is not asked
-LENGTH, LENGTH_WIDTH = -0.5, 1.0  # of the logarithm of a length scale, for one parameter
-AMPLITUDE, AMPLITUDE_WIDTH = 0.0, 1.0  # the same of the amplitude; y has sd 1
-TREND, TREND_WIDTH = math.log(0.1), 1.5  # and of the trend's variance
-NOISE, NOISE_WIDTH, LEAST_NOISE = math.log(1e-4), 3.0, math.log(1e-8)  # and of the noise's variance
+LENGTH = -0.5  # of the logarithm of a length scale, for one parameter
+LENGTH_WIDTH = 1.0
+AMPLITUDE = 0.0  # the same of the amplitude; y has sd 1
+AMPLITUDE_WIDTH = 1.0
+TREND = math.log(0.1)  # and of the trend's variance
+TREND_WIDTH = 1.5
+NOISE = math.log(1e-4)  # and of the noise's variance
+NOISE_WIDTH = 3.0
+LEAST_NOISE = math.log(1e-8)
 NEWEST = 5  # complete trials whose feasibility tells whether it may go on
 ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
 DRAWS = 60  # uniform ones that a spread first trial is chosen from
-POOL, GOOD, STARTS = 256, 5, 6  # uniform draws, good trials that are mutated, local searches
+POOL = 256  # uniform draws, good trials that are mutated, local searches
+GOOD = 5
+STARTS = 6
 SEARCHED = 300  # parameters of all local searches together: what an ask can afford
 NUDGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # sds of mutations of numbers, on [-1, 1]
-CLIMB, REFINE = 10, 40  # steps of the local search; of L-BFGS over the numbers
+CLIMB = 10  # steps of the local search; of L-BFGS over the numbers
+REFINE = 40
 PENALTY = 4.0  # nats for each sd of a constraint's expected excess
 ROOT5 = math.sqrt(5.0)
 
@@ -50,8 +58,10 @@ class Process:
 
     def __init__(self, rows: Rows):
         sizes = rows.sizes
-        self.rows, self.count = rows, len(sizes)
-        self.numbers, self.gates = np.flatnonzero(sizes == 0), np.flatnonzero(sizes == 2)
+        self.rows = rows
+        self.count = len(sizes)
+        self.numbers = np.flatnonzero(sizes == 0)
+        self.gates = np.flatnonzero(sizes == 2)
         many = [(k, c) for k, n in enumerate(sizes.tolist()) if n == 1 or n > 2 for c in range(n)]
         self.many = np.array([k for k, _ in many], dtype=np.int64)
         self.choice = np.array([c for _, c in many], dtype=np.float64)
@@ -64,7 +74,9 @@ class Process:
         self._keep(np.zeros((0, len(self.owner))))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
-        self.mean, self.scale, self.alive = 0.0, 1.0, 1.0  # alive: mean number of active parameters
+        self.mean = 0.0  # alive: mean number of active parameters
+        self.scale = 1.0
+        self.alive = 1.0
         self.best = 0.0  # what is to be improved on, y scaled
 
     def places(self, rows: Array) -> Array:
@@ -83,7 +95,8 @@ class Process:
         self.alive = max(float(self.rows.active(rows).sum(axis=1).mean()), 1.0)
         self.centre[: self.count] = LENGTH + 0.5 * math.log(self.alive)
         self.scale = float(y.std()) or 1.0
-        self.y, self.extra = (y - self.mean) / self.scale, (noise_sd / self.scale) ** 2
+        self.y = (y - self.mean) / self.scale
+        self.extra = (noise_sd / self.scale) ** 2
         if fit:
             self._fit()
         self._condition()
@@ -121,7 +134,8 @@ class Process:
         """Covariances [q, n] of coordinates a [q, m] with the data, the trend's part of them, and the slope
         of the other part by the squared distance."""
         hyper = self.hyper if hyper is None else hyper
-        own, scales = a is self.x, np.exp(-hyper[self.owner])
+        own = a is self.x
+        scales = np.exp(-hyper[self.owner])
         trend = math.exp(hyper[-3]) * (self._products if own else self._trend(a) @ self.trends.T)
         a = a * scales
         b = a if own else self.x * scales
@@ -149,7 +163,8 @@ class Process:
         away = (hyper - self.centre) / self.widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
         a = np.outer(alpha, alpha) - inverse(factor)
-        weights, x = a * slope, self.x * np.exp(-hyper[self.owner])
+        weights = a * slope
+        x = self.x * np.exp(-hyper[self.owner])
         by_column = 2.0 * (weights.sum(axis=1) @ (x * x) - np.einsum("ij,ij->j", weights @ x, x))
         gradient = np.zeros(len(hyper))
         gradient[: self.count] = -2.0 * np.bincount(self.owner, by_column, minlength=self.count)
@@ -231,7 +246,8 @@ class Smooth:
         if not float(data.y.std()):
             return 0.0
         if self.process is None or self.process.rows is not beliefs.rows:
-            self.process, self._fitted = Process(beliefs.rows), 0
+            self.process = Process(beliefs.rows)
+            self._fitted = 0
         due = count >= max(self._fitted + 3, math.ceil(GROWTH * self._fitted)) or count < self._fitted
         if due:
             self._fitted = count
@@ -240,9 +256,11 @@ class Smooth:
 
     def _compare(self, one: Process, data: Data, model: Surrogate) -> None:
         """Fit, and ask all models for each value without it."""
-        count, whole = len(data.y), data.noise_sd == 0.0
+        count = len(data.y)
+        whole = data.noise_sd == 0.0
         one.observe(data.rows, data.y, data.noise_sd, running=data.running[:0], fit=True)
-        own, rival = left_out(one.factor, one.y), self._surrogate(model, count, one)
+        own = left_out(one.factor, one.y)
+        rival = self._surrogate(model, count, one)
         flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
         narrow = min(1.0, WIDE / one.alive) ** 2
         chance = chance_of((own - rival)[whole])
@@ -265,7 +283,8 @@ class Smooth:
         self, beliefs: Beliefs, rng: np.random.Generator, accepts: Callable[[Array], bool]
     ) -> Array | None:
         """The accepted row with the best gain that was found; None without one."""
-        one, best = self.process, beliefs.incumbents(GOOD)
+        one = self.process
+        best = beliefs.incumbents(GOOD)
         if one is None or not best:
             return None
         if rng.random() * self._share < self._doubt:
@@ -283,7 +302,8 @@ class Smooth:
         pool = pool[np.unique(one.places(pool), axis=0, return_index=True)[1]]  # each configuration once
         order = np.argsort(score(pool))
         starts = min(STARTS, max(1, SEARCHED // one.count))
-        ends, free = pool[order[:starts]], np.ones(len(beliefs.rows.names), dtype=bool)
+        ends = pool[order[:starts]]
+        free = np.ones(len(beliefs.rows.names), dtype=bool)
         if len(one.numbers) < one.count:
             ends = climb(ends, score, Moves(beliefs.rows, free), rng=rng, steps=CLIMB)
         if not beliefs.constraints:
@@ -319,7 +339,8 @@ class Smooth:
 def spread(beliefs: Beliefs, rng: np.random.Generator, accepts: Callable[[Array], bool]) -> Array | None:
     """The accepted one of some uniform draws that is farthest from all trials; None without one. The ends of
     a range count as neighbours, else the first trials would crowd into the corners."""
-    one, known = Process(beliefs.rows), np.concatenate([beliefs.data.rows, beliefs.data.running])
+    one = Process(beliefs.rows)
+    known = np.concatenate([beliefs.data.rows, beliefs.data.running])
     rows = beliefs.rows.uniform(rng, DRAWS)
     if len(known):
         away = np.abs(one.places(rows)[:, None, :] - one.places(known))

@@ -43,7 +43,8 @@ class Coupling:
     """The rows' sources under some hyper-parameters. `which` [n]: 0 this study, s the s-th source."""
 
     def __init__(self, which: Index, hyper: Array):
-        self.which, self.count = which, len(hyper)
+        self.which = which
+        self.count = len(hyper)
         own = np.array([[0.0, np.inf, 0.0]])  # c = t = 1
         log_scale, logit, self.log_noise = np.concatenate([own, hyper]).T
         self.trust = 1.0 / (1.0 + np.exp(-logit))

@@ -142,7 +142,8 @@ class Surrogate:
             self.hyper = replace(self.hyper, sources=grown[: int(self.which.max(initial=0))])
         self._standardise(columns, y, noise_sd)
         if fit and len(y) > 4:
-            start, sources = self.hyper.flat(), len(self.hyper.sources)
+            start = self.hyper.flat()
+            sources = len(self.hyper.sources)
             limits = [(-12.0, 4.0)] * (len(start) - 3 * sources - 1) + [(-9.0, 2.0)]
             limits = earlier.BOUNDS * sources + limits
             settings: dict[str, Any] = {"jac": True, "bounds": limits, "options": {"maxiter": fit}}
@@ -163,7 +164,8 @@ class Surrogate:
 
     def _standardise(self, columns: Array, y: Array, noise_sd: Array) -> None:
         """Keeps the data, y with mean 0 (each source's own) and together sd 1."""
-        self.columns, own = columns, self.which == 0
+        self.columns = columns
+        own = self.which == 0
         self.centre = float(y[own].mean() if own.any() else y.mean()) if len(y) else 0.0
         each = [y[self.which == s] for s in self._sources()]  # one of many may be left without rows
         centres = [self.centre] + [float(v.mean()) if len(v) else 0.0 for v in each]
@@ -189,13 +191,15 @@ class Surrogate:
         return main, relevance[: self.basis.factors]
 
     def _noise(self, hyper: Hyper) -> Array:
-        coupling, own = self._coupling(hyper), math.exp(hyper.noise)
+        coupling = self._coupling(hyper)
+        own = math.exp(hyper.noise)
         return (coupling.noise(own) if coupling else own) + self.extra + JITTER
 
     def _kernel(self, hyper: Hyper) -> tuple[Array, Array, Array, Array]:
         """(K [n, n] without noise, scaled columns, T [n, n] of the factors among them, K of pairs)."""
         scaled = self.columns * np.sqrt(self._scales(hyper)[0])
-        z, rest = scaled[:, : self.basis.factors], scaled[:, self.basis.factors :]
+        z = scaled[:, : self.basis.factors]
+        rest = scaled[:, self.basis.factors :]
         t = z @ z.T
         k = t + rest @ rest.T + 1.0
         if not self.pairs:
@@ -206,8 +210,10 @@ class Surrogate:
 
     def objective(self, flat: Array) -> tuple[float, Array]:
         """(negative log of marginal likelihood × priors, its gradient) at `Hyper.flat()`."""
-        sources, count = len(self.hyper.sources), self.basis.count
-        hyper, first = Hyper.of(flat, sources), 3 * sources  # the first of the kernel's own
+        sources = len(self.hyper.sources)
+        count = self.basis.count
+        hyper = Hyper.of(flat, sources)  # the first of the kernel's own
+        first = 3 * sources
         k, scaled, t, pairs = self._kernel(hyper)
         coupling = self._coupling(hyper)
         factor = triangle(coupling.couple(k) if coupling else k, self._noise(hyper))
@@ -224,7 +230,8 @@ class Surrogate:
             a, by_source = coupling.gradient(a, k)
             gradient[:first] = by_source.ravel()
         own = slice(first, first + count)
-        z, rest = scaled[:, : self.basis.factors], scaled[:, self.basis.factors :]
+        z = scaled[:, : self.basis.factors]
+        rest = scaled[:, self.basis.factors :]
         by_factor = quadratic(a * (1.0 + math.exp(hyper.rho) * t) if self.pairs else a, z)
         if self.pairs:
             by_factor -= math.exp(hyper.rho) * quadratic(a, z * z)

@@ -78,7 +78,9 @@ def test_a_prior_is_where_the_models_begin_and_trials_move_it() -> None:
 def test_the_chance_is_that_of_a_monte_carlo(tmp_path: Path) -> None:
     """All limits at once, from what is sampled of factors and noise."""
     study = make_study(tmp_path, SPACE, header=HEADER.replace("100_000_000", "300_000"))
-    space, preflight, rng = build_space(study, KNOWN), Preflight(study, prior={}), np.random.default_rng(0)
+    space = build_space(study, KNOWN)
+    preflight = Preflight(study, prior={})
+    rng = np.random.default_rng(0)
     plain = space.resolve({})
     limits = study.limits
     size = 0.93 * (limits.artifact_bytes - preflight.code_bytes(plain))
@@ -114,7 +116,8 @@ def test_a_certain_estimate_keeps_a_limit_or_does_not() -> None:
 def rig(folder: Path, admit: float = 0.85) -> tuple[Any, Preflight]:
     """(a run with `slide`, which no trial had; who judges it): 1.3 times its seconds are allowed."""
     study = make_study(folder, f"{SPACE}\n[sampler]\nadmit = {admit}\n")
-    space, preflight = build_space(study, KNOWN), Preflight(study, prior={})
+    space = build_space(study, KNOWN)
+    preflight = Preflight(study, prior={})
     for k in range(8):
         seen = space.resolve({"matrix_lr": 0.02 + 0.01 * k})
         preflight.learn([(seen, {"eval_seconds": 10.0 + 0.1 * k, "train_seconds": 1.0 + 0.01 * k})])
@@ -147,7 +150,8 @@ def test_doubt_counts_against_a_configuration_but_not_for_ever(tmp_path: Path) -
 def test_where_nothing_reaches_it_the_most_probable_is_tried(tmp_path: Path) -> None:
     """The smallest is as likely as not to keep the limit: no study ends for that."""
     study = make_study(tmp_path, FREE, header=HEADER.replace("train_seconds = 100", "train_seconds = 1"))
-    space, preflight = build_space(study, KNOWN), Preflight(study, prior={})
+    space = build_space(study, KNOWN)
+    preflight = Preflight(study, prior={})
     for k in range(6):
         seen = space.resolve({"matrix_lr": 0.02 + 0.01 * k})
         preflight.learn([(seen, {"train_seconds": 1.0 + 0.02 * (k - 3)})])
@@ -162,7 +166,8 @@ def test_where_nothing_reaches_it_the_most_probable_is_tried(tmp_path: Path) -> 
 def test_what_the_structured_search_turns_away_is_counted(tmp_path: Path) -> None:
     """It asks before it proposes: nothing is proposed in vain, and still something was refused."""
     study = make_study(tmp_path, SPACE, header=HEADER.replace("100_000_000", "190_000"))
-    space, preflight = build_space(study, KNOWN), Preflight(study, prior={})
+    space = build_space(study, KNOWN)
+    preflight = Preflight(study, prior={})
     sampler = CaddieSampler(space, preflight, seed=0)
     optimizer = optuna.create_study(sampler=sampler)
     for _ in range(4):
@@ -173,7 +178,8 @@ def test_what_the_structured_search_turns_away_is_counted(tmp_path: Path) -> Non
 
 def test_the_baseline_is_the_first_row_of_every_model(tmp_path: Path) -> None:
     study = make_study(tmp_path, SPACE)
-    space, preflight = build_space(study, KNOWN), Preflight(study, hardware="here, 1 thread")
+    space = build_space(study, KNOWN)
+    preflight = Preflight(study, hardware="here, 1 thread")
     start = space.resolve({})
     told = {"hash": start.hash(), "train_seconds": 5.0, "eval_seconds": 0.5, "code_bytes": 20_000}
     told |= {"artifact_bytes": 170_000, "steps": 100}
@@ -215,7 +221,8 @@ def test_a_study_of_record_scale_keeps_its_limits_from_the_start() -> None:
 
 
 def test_a_configuration_is_judged_in_milliseconds() -> None:
-    preflight, trials = Preflight(find_study(ROOT / "studies" / "laptop.toml")), read_trials(LAPTOP)[:20]
+    preflight = Preflight(find_study(ROOT / "studies" / "laptop.toml"))
+    trials = read_trials(LAPTOP)[:20]
     preflight.learn([(t.resolved, t.result or {}) for t in trials])
     took = list[float]()
     for trial in trials:

@@ -34,7 +34,8 @@ def again(of: int, seed: int, value: float | None, **more: Any) -> FrozenTrial:
 def session(tmp_path: Path) -> Session:
     path = write_study(tmp_path, "told")
     path.write_text(path.read_text().replace("[sampler]", "[sampler]\nreplicates = 3"))
-    study, stored = find_study(path), optuna.create_study()
+    study = find_study(path)
+    stored = optuna.create_study()
     stored.add_trials([trial_of(2.00), trial_of(2.03), trial_of(2.05)])
     stored.add_trials([again(0, 7, 2.10), again(1, 7, 2.02), again(0, 9, 2.09)])  # the first was lucky
     return Session(study, Folders(tmp_path, "told"), "", stored, trainer_of(study))
@@ -96,7 +97,8 @@ def test_a_trial_that_found_nothing_left_is_not_told_as_lost() -> None:
 
 def test_effects_take_each_run_as_one_noisy_observation() -> None:
     """A switch that does nothing, tried by one lucky configuration: its replicates take the luck away."""
-    rng, space = random.Random(3), {n: CategoricalDistribution((False, True)) for n in ("a", "b", "c", "d")}
+    rng = random.Random(3)
+    space = {n: CategoricalDistribution((False, True)) for n in ("a", "b", "c", "d")}
 
     def run(params: dict[str, bool], value: float, **attrs: Any) -> FrozenTrial:
         return create_trial(

@@ -99,7 +99,8 @@ def test_a_worker_asks_for_no_trial_that_would_find_nothing(tmp_path: Path) -> N
 def test_many_threads_take_every_configuration_once(tmp_path: Path) -> None:
     """Each with a sampler of its own, as workers; the lock is the study's."""
     optimizer = optuna.create_study()
-    lock, errors = threading.Lock(), list[Exception]()
+    lock = threading.Lock()
+    errors = list[Exception]()
 
     def claim(store: Any) -> bool:
         with lock:
@@ -216,7 +217,8 @@ def test_what_is_not_admitted_is_told(tmp_path: Path) -> None:
     assert len(optimizer.trials) == 4
     told = end_of(space, study, optimizer.trials, 9)
     assert "of 8 configurations 4 were tried, the others are not admitted; the study ends with 4 of 9" in told
-    tried, every = set(keys(optimizer)), list((listed(space) or {}).values())
+    tried = set(keys(optimizer))
+    every = list((listed(space) or {}).values())
     params = next(one for one in every if str(sorted(one.items())) not in tried)
     dists = {name: space.distributions[name] for name in params}
     lost = optuna.create_trial(state=TrialState.FAIL, params=params, distributions=dists)

@@ -126,7 +126,8 @@ def test_a_trial_that_begins_in_that_moment_is_seen(shelf: Shelf, monkeypatch: p
 @pytest.mark.parametrize("name", ["..", "{home}/mine", "runs/../../mine"])
 def test_another_programs_study_has_no_folder_of_ours(shelf: Shelf, name: str) -> None:
     """Its name may be a path: nothing there is moved or deleted."""
-    mine, name = shelf.home / "mine", name.format(home=shelf.home)
+    mine = shelf.home / "mine"
+    name = name.format(home=shelf.home)
     mine.mkdir()
     optuna.create_study(study_name=name, storage=open_storage(shelf.url, worker=True))
     assert shelf.delete(name, sure=True) == f"0 trials of {name}"

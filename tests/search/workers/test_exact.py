@@ -238,7 +238,8 @@ def test_a_space_that_is_used_up_ends_the_study_once_nobody_runs(study: optuna.S
         other = study.ask()
     x = other.suggest_float("x", -5.0, 5.0)
     getattr(other.storage, "record_heartbeat")(other._trial_id)  # noqa: B009
-    until_s, hooks = time.monotonic() + 0.5, Hooks(more=lambda: False)
+    until_s = time.monotonic() + 0.5
+    hooks = Hooks(more=lambda: False)
     tally = run_exactly(
         study, quadratic, target=9, url=url, hooks=hooks, stop=lambda: time.monotonic() > until_s
     )
@@ -264,7 +265,8 @@ def test_a_trial_that_finds_nothing_left_is_none_and_is_not_run_again(study: opt
 
 
 def test_what_was_done_under_a_lock_that_was_lost_is_done_again(study: optuna.Study, url: str):
-    cutter, done = _Cutter(url), list[int]()
+    cutter = _Cutter(url)
+    done = list[int]()
 
     def act() -> str:
         done.append(cutter.cut)

@@ -80,12 +80,15 @@ def taught(
 ) -> tuple[Learnt, NativeSpace, list[Told]]:
     """What `count` draws of the old study teach a study with these tables."""
     before = space_of(make_study(folder, old))
-    space, rng, told = space_of(make_study(folder, text)), np.random.default_rng(0), list[Told]()
+    space = space_of(make_study(folder, text))
+    rng = np.random.default_rng(0)
+    told = list[Told]()
     for _ in range(count):
         drawn = before.repaired(
             before.keep_active({n: draw(d, rng) for n, d in before.distributions.items()})
         )
-        config, base = before.config(drawn), before.study.base
+        config = before.config(drawn)
+        base = before.study.base
         run, gone = resolved_now(space, config, base)
         params, here = nearest_of(space, run)
         told.append(Told({**run.identity(), **gone}, params, here.identity(), bpb(run.values), {"run": -1.0}))
@@ -297,7 +300,8 @@ def test_a_new_study_begins_with_what_an_old_one_found(home: Path) -> None:
 def test_what_cannot_teach_is_one_clear_error(tmp_path: Path) -> None:
     with held_server() as (_, url):
         fill(begin(url, tmp_path, "teacher"), 12)
-        pupil, empty = begin(url, tmp_path, "pupil"), begin(url, tmp_path, "empty")
+        pupil = begin(url, tmp_path, "pupil")
+        empty = begin(url, tmp_path, "empty")
         learnt = settle(pupil, ["teacher"])
         said = "teacher: 12 trials; other data_path, tokenizer_path, so its level is biased"
         assert [r.summary() for r in learnt] == [said]
@@ -341,7 +345,8 @@ def test_a_foreign_study_too_and_one_that_the_code_reads_otherwise(tmp_path: Pat
     path = write_foreign(tmp_path, "theirs", 'score = ["a"]\n[space]\nLR = { low = 0.1, high = 1.0 }\n')
     began = find_study(path)
     facts = {"study_hash": study_hash(began), "study_file": path.read_text()}
-    stored, folders = cast("Any", SimpleNamespace(user_attrs=facts)), Folders(tmp_path, "theirs")
+    stored = cast("Any", SimpleNamespace(user_attrs=facts))
+    folders = Folders(tmp_path, "theirs")
     assert as_stored(began, stored, folders) == (began, "")
     path.write_text(path.read_text().replace("1.0", "2.0"))
     found, note = as_stored(find_study(path), stored, folders)
@@ -378,7 +383,8 @@ def test_an_edited_study_stays_readable_and_is_the_prior_of_the_next(home: Path)
 def test_in_its_own_space_every_configuration_of_the_catalogue_is_itself() -> None:
     study = find_study(ROOT / "studies" / "record_8xh100.toml")
     space = native_space(study, catalog.metadata())
-    rng, seen = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    seen = 0
     for _ in range(40):
         drawn = space.repaired(space.keep_active({n: draw(d, rng) for n, d in space.distributions.items()}))
         params = space.keep_active(drawn)

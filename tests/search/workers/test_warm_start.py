@@ -100,7 +100,8 @@ def test_a_new_study_begins_where_another_ended(url: str, tmp_path: Path) -> Non
     fresh = begin(url, tmp_path, "fresh")
     found, taught = learnt(fresh)
     assert found.summary() == f"costs: learnt from {NUM} trials of study older"
-    cold, errors = Preflight(fresh.study, hardware=HERE, prior={}), dict[str, list[float]]()
+    cold = Preflight(fresh.study, hardware=HERE, prior={})
+    errors = dict[str, list[float]]()
     for trial in read_trials()[-40:]:
         if trial.result is None:
             continue

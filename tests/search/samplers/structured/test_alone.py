@@ -258,7 +258,8 @@ def test_choices_may_be_anything(workers: int) -> None:
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
 def test_infinitely_bad_is_learned_as_bad(direction: Any, sign: int) -> None:
     def objective(trial: optuna.Trial) -> float:
-        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        x = trial.suggest_float("x", 0, 1)
+        y = trial.suggest_float("y", 0, 1)
         return sign * (math.inf if x > 0.3 else (x - 0.25) ** 2 + (y - 0.5) ** 2)
 
     for seed in range(3):
@@ -313,7 +314,8 @@ def test_studies_without_a_good_trial(states: str) -> None:
 )
 def test_constraints_of_every_kind_are_learned(constraint: Callable[[float], float], kept: bool) -> None:
     def objective(trial: optuna.Trial) -> float:
-        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        x = trial.suggest_float("x", 0, 1)
+        y = trial.suggest_float("y", 0, 1)
         trial.set_constraint("c", constraint(x))
         return x + y
 
@@ -421,7 +423,8 @@ def test_a_timeout_and_pruners() -> None:
 
 def test_a_thousand_trials() -> None:
     space: dict[str, BaseDistribution] = {f"x{k}": FloatDistribution(0, 1) for k in range(6)}
-    study, rng = optuna.create_study(sampler=StructuredSampler(seed=0)), np.random.default_rng(0)
+    study = optuna.create_study(sampler=StructuredSampler(seed=0))
+    rng = np.random.default_rng(0)
     for _ in range(1000):
         params = {name: float(rng.uniform()) for name in space}
         study.add_trial(create_trial(params=params, distributions=space, value=sum(params.values())))
@@ -449,7 +452,8 @@ def test_conditions_on_numbers_are_learned() -> None:
         names += ["z"] if p["g"] and p["x"] < 0.5 else []
         return {name: p[name] for name in names}
 
-    rng, plain = np.random.default_rng(0), Rows(space, {})
+    rng = np.random.default_rng(0)
+    plain = Rows(space, {})
     rows = Rows(space, learn_rules(space, [keep(plain.decode(row)) for row in plain.uniform(rng, 60)]))
     drawn = [plain.decode(row) for row in plain.uniform(rng, 300)]
     assert np.mean([rows.keep_active(p) == keep(p) for p in drawn]) > 0.93
@@ -494,7 +498,9 @@ def random_space(rng: np.random.Generator) -> Objective:
     count = int(rng.integers(1, 9))
     chosen = [kinds[int(k)] for k in rng.integers(len(kinds), size=count)]
     parents = [int(rng.integers(-1, k)) if k else -1 for k in range(count)]
-    cuts, weights, odd = rng.random(count), rng.normal(size=count), rng.random()
+    cuts = rng.random(count)
+    weights = rng.normal(size=count)
+    odd = rng.random()
 
     def objective(trial: optuna.Trial) -> float:
         at: dict[int, float] = {}

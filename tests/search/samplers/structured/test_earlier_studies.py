@@ -47,7 +47,8 @@ def slow(model: Surrogate, columns: np.ndarray, new: np.ndarray) -> tuple[np.nda
     phi, prior = dense(model, np.concatenate([columns, new]))
     if not model.pairs:
         main = 1 + columns.shape[1]
-        phi, prior = phi[:, :main], prior[:main]
+        phi = phi[:, :main]
+        prior = prior[:main]
     k = phi @ np.diag(prior) @ phi.T
     scale, logit, noise = np.concatenate([[[0.0, np.inf, model.hyper.noise]], model.hyper.sources]).T
     trust = 1 / (1 + np.exp(-logit))
@@ -55,7 +56,8 @@ def slow(model: Surrogate, columns: np.ndarray, new: np.ndarray) -> tuple[np.nda
     rows = np.zeros((n, n))
     for i in range(n):
         for j in range(n):
-            a, b = WHICH[i], WHICH[j]
+            a = WHICH[i]
+            b = WHICH[j]
             factor = math.exp(scale[a] + scale[b]) * (trust[a] * trust[b] if a != b else 1.0)
             rows[i, j] = k[i, j] * factor + (BIAS if a == b and a > 0 else 0.0)
     rows += np.diag(np.exp(noise)[WHICH] + model.extra + 1e-6)
@@ -79,7 +81,8 @@ def test_the_posterior_is_the_dense_gaussian_conditional(pairs: bool) -> None:
 
 def test_draws_have_the_posterior_mean_and_covariance() -> None:
     model, columns, _, _ = model_of()
-    new, rng = rig(4, seed=2)[1], np.random.default_rng(3)
+    new = rig(4, seed=2)[1]
+    rng = np.random.default_rng(3)
     draws = np.array([model.draw(rng)(new) for _ in range(4000)])
     rows, cross, own = slow(model, columns, new)
     covariance = (own - cross @ np.linalg.solve(rows, cross.T)) * model.scale**2
@@ -122,7 +125,8 @@ def test_fantasies_are_this_studys_own() -> None:
 
 def test_a_contrast_has_the_sd_of_its_draws() -> None:
     model, _, _, _ = model_of(pairs=False)
-    new, rng = rig(6, seed=2)[1], np.random.default_rng(3)
+    new = rig(6, seed=2)[1]
+    rng = np.random.default_rng(3)
     contrast = new[:3] - new[3:]
     draws = np.array([(f := model.draw(rng))(new[:3]) - f(new[3:]) for _ in range(4000)])
     assert np.allclose(draws.std(axis=0), model.contrast_sd(contrast), rtol=0.06)
@@ -143,7 +147,8 @@ def learnt(sign: float, *, noise: float = 0.01, level: float = 0.0, scale: float
 
 
 def test_a_study_that_agrees_is_trusted_and_one_that_does_not_is_ignored() -> None:
-    same, flipped = learnt(1.0, level=7.0), learnt(-1.0)
+    same = learnt(1.0, level=7.0)
+    flipped = learnt(-1.0)
     assert same.trusts()[0] > 0.9 and flipped.trusts()[0] < 0.2
     half = learnt(1.0, scale=0.5)  # another scale is none of trust's business
     assert half.trusts()[0] > 0.9 and math.exp(half.hyper.sources[0, 0]) == pytest.approx(0.5, rel=0.2)
@@ -163,7 +168,8 @@ def loss(p: Any) -> float:
 
 
 def source(sign: float = 1.0, count: int = 60, *, feasible: Callable[[Any], bool] = lambda p: True) -> Source:
-    rng, rows = np.random.default_rng(1), Rows(LOSS, {})
+    rng = np.random.default_rng(1)
+    rows = Rows(LOSS, {})
     params = tuple(rows.decode(row) for row in rows.uniform(rng, count))
     values = np.array([sign * loss(p) + 3.0 for p in params])
     kept = tuple(feasible(p) for p in params)
@@ -172,7 +178,8 @@ def source(sign: float = 1.0, count: int = 60, *, feasible: Callable[[Any], bool
 
 
 def ask_and_tell(sampler: StructuredSampler, runs: int) -> list[dict[str, Any]]:
-    study, asked = optuna.create_study(sampler=sampler), list[dict[str, Any]]()
+    study = optuna.create_study(sampler=sampler)
+    asked = list[dict[str, Any]]()
     for _ in range(runs):
         trial = study.ask(LOSS)
         asked.append(dict(trial.params))
@@ -254,10 +261,12 @@ def test_maximising_turns_the_earlier_values_too() -> None:
 def test_an_ask_at_200_trials_beside_200_earlier_ones_stays_cheap() -> None:
     """163 parameters; CPU seconds, of which 0.1 a mean was measured on a busy machine."""
     space = native_space(find_study(ROOT / "studies" / "laptop.toml"), catalog.metadata())
-    rng, dists = np.random.default_rng(0), space.distributions
+    rng = np.random.default_rng(0)
+    dists = space.distributions
     drawn = [space.keep_active({n: draw(d, rng) for n, d in dists.items()}) for _ in range(400)]
     values = np.array([sum(place(dists[n], v) for n, v in p.items()) for p in drawn])
-    none, all_ = tuple({} for _ in range(200)), (True,) * 200
+    none = tuple({} for _ in range(200))
+    all_ = (True,) * 200
     old = Source("old", tuple(drawn[:200]), values[:200], np.zeros(200), none, all_)
     prior = Prior(dists, conditions=space.conditions(), keep_active=space.keep_active, sources=(old,))
     study = optuna.create_study(sampler=StructuredSampler(seed=0, prior=prior, tpe_share=0.0))

@@ -399,7 +399,8 @@ def test_what_was_tried_is_neither_proposed_nor_examined_again(tpe_share: float)
     dists: Any = {
         f"c{k}": optuna.distributions.CategoricalDistribution(range(n)) for k, n in enumerate((4, 4, 3))
     }
-    tried, again = set[str](), list[Any]()
+    tried = set[str]()
+    again = list[Any]()
 
     def admits(params: Any) -> bool:
         again.extend([params] if str(sorted(params.items())) in tried else ())

@@ -36,7 +36,8 @@ def rig(n: int = 20) -> tuple[Process, np.ndarray]:
     """A process with every hyper-parameter moved, told n values, some with more noise; and its rows."""
     rng = np.random.default_rng(0)
     rows = Rows(SPACE, {"layers": {"gate": frozenset((1,))}})
-    one, x = Process(rows), rows.uniform(rng, n)
+    one = Process(rows)
+    x = rows.uniform(rng, n)
     one.hyper = one.hyper + 0.3 * rng.standard_normal(len(one.hyper))
     noise = 0.3 * rng.random(n) * (rng.random(n) < 0.5)
     one.observe(x, rng.standard_normal(n), noise, running=NONE, fit=False)
@@ -48,7 +49,8 @@ def without(covariance: np.ndarray, y: np.ndarray, k: int) -> float:
     """Log density of y[k] under the model that was told the others."""
     others = np.arange(len(y)) != k
     weights = np.linalg.solve(covariance[np.ix_(others, others)], covariance[others, k])
-    mean, variance = weights @ y[others], covariance[k, k] - weights @ covariance[others, k]
+    mean = weights @ y[others]
+    variance = covariance[k, k] - weights @ covariance[others, k]
     return float(-0.5 * (y[k] - mean) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance))
 
 
@@ -101,11 +103,13 @@ def test_the_log_expected_improvement_is_that_of_many_draws_and_exact_far_below(
 
 def test_a_fantasy_changes_no_mean_and_leaves_less_variance_there() -> None:
     one, x = rig()
-    y, noise = one.y.copy(), np.zeros(len(x))
+    y = one.y.copy()
+    noise = np.zeros(len(x))
     running = one.rows.uniform(np.random.default_rng(4), 3)
     one.observe(x, y, noise, running=NONE, fit=False)
     at = one.places(one.rows.uniform(np.random.default_rng(5), 6))
-    before, there = one.moments(at), one.moments(one.places(running))
+    before = one.moments(at)
+    there = one.moments(one.places(running))
     one.observe(x, y, noise, running=running, fit=False)
     assert np.allclose(one.moments(at)[0], before[0], atol=1e-6)
     assert (one.moments(one.places(running))[1] < 0.5 * there[1]).all()
@@ -113,7 +117,8 @@ def test_a_fantasy_changes_no_mean_and_leaves_less_variance_there() -> None:
 
 def test_the_kernel_is_positive_definite_with_equal_rows_and_inactive_numbers() -> None:
     rows = Rows(SPACE, {"layers": {"gate": frozenset((1,))}})
-    one, x = Process(rows), rows.uniform(np.random.default_rng(6), 12)
+    one = Process(rows)
+    x = rows.uniform(np.random.default_rng(6), 12)
     x[:, 2] = 0.0  # the gate is off: its number means nothing
     other = x.copy()
     other[:, 1] = -other[:, 1]
@@ -126,8 +131,10 @@ class Asked:
     """Who made the proposals: `smooth` of `asked`, TPE's left out."""
 
     def __init__(self, sampler: StructuredSampler):
-        self.smooth, self.asked = 0, 0
-        inner, draw = sampler._smooth.propose, sampler._best_of_a_draw
+        self.smooth = 0
+        self.asked = 0
+        inner = sampler._smooth.propose
+        draw = sampler._best_of_a_draw
         notes: Any = sampler
         notes._smooth.propose = lambda *a: self._note(1) or inner(*a)
         notes._best_of_a_draw = lambda *a: self._note(0) or draw(*a)
@@ -170,7 +177,8 @@ def test_what_is_refused_or_infeasible_is_not_proposed_by_the_smooth_model() -> 
     late: list[float] = []
     for k in range(45):
         trial = study.ask(space)
-        x, y = trial.params["x"], trial.params["y"]
+        x = trial.params["x"]
+        y = trial.params["y"]
         assert k == 0 or x + y >= 0.4
         trial.set_constraint("left", 0.2 - x)
         late += [x] if k > 30 else []
