@@ -1016,11 +1016,12 @@ def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Sc
     world.ledger.at("evaluate", "audit")
     again = functools.partial(seams.slot, "scorer", PlainScorer)
     world.ledger.saw_later(protocol, *score_again(run, weights, again, BOS_ID))
+    first = first_bpb(run, data, config.report_tokens)
     if seams.owner("scorer"):
         seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)
-    seams.audit.link("packed", score_plainly(model, world, data, config, config.report_tokens).val_bpb)
-    world.ledger.same_tokens("report")
-    seams.audit.link(protocol, first_bpb(run, data, config.report_tokens))
+        seams.audit.link("packed", score_plainly(model, world, data, config, config.report_tokens).val_bpb)
+        world.ledger.same_tokens("report")
+    seams.audit.link(protocol if seams.owner("scorer") else "packed", first)
     return score, protocol, seconds
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.results import shown, table
+
 Result = dict[str, Any]
 TITLES = {
     "random": "random",
@@ -31,21 +33,6 @@ def load(folder: Path, runs: int) -> list[Result]:
     return found
 
 
-def median(values: Sequence[float], *, draws: int = 2000) -> tuple[float, float, float]:
-    """(median, bootstrap 95 % interval)."""
-    array = np.array(values, dtype=float)
-    picks = np.random.default_rng(0).integers(0, len(array), (draws, len(array)))
-    low, high = np.quantile(np.median(array[picks], axis=1), [0.025, 0.975])
-    return float(np.median(array)), float(low), float(high)
-
-
-def shown(values: Sequence[float], form: str = ".1f") -> str:
-    """Median and interval, or a dash."""
-    if not len(values):
-        return "–"
-    return "{0:{f}} [{1:{f}}, {2:{f}}]".format(*median(values), f=form)
-
-
 def select(results: Sequence[Result], method: str, variant: str, workers: int = 1) -> list[Result]:
     """The searches of one cell, by seed."""
     wanted = (method, variant, workers)
@@ -60,12 +47,6 @@ def regrets(cell: Sequence[Result], runs: int) -> list[float]:
 def until(one: Result, goal: float, key: str) -> float:
     """`key` (runs, plain, cached, clock) when the regret first is `goal` or less; infinite when never."""
     return next((p[key] for p in one["trace"] if p["regret"] <= goal), float("inf"))
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def regret_table(results: Sequence[Result], variant: str) -> str:

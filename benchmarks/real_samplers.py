@@ -12,6 +12,7 @@ docs/real_samplers.md.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -36,16 +37,18 @@ HEAD = """# TPE and the structured sampler on real trials
 Written by `python -m benchmarks.real_samplers --write`; do not edit. Real trials under each sampler, one
 worker each, both at once on {cores} {machine} cores, from empty homes: the laptop study with {steps} steps,
 without evaluation techniques, without limits in seconds. val_bpb, smaller is better; the last column has the
-standard deviation over seeds. A row is a search; each run of the command adds one for each sampler. What
-hundreds of replayed searches say: [evidence.md](evidence.md).
+standard deviation over seeds. A row is a search with the samplers of its date; each run of the command adds
+one for each sampler. What hundreds of replayed searches say: [evidence.md](evidence.md).
 
 """
 TAIL = """
 Winners on fresh seeds, structured less TPE, mean of {count} pairs of searches: {mean:+.4f} ± {error:.4f}
 (standard error). So few searches say that both work on a real trainer, and hardly which is better.
 """
-COLUMNS = ("median", "not feasible", "seconds in trainers", "winner again, fresh seeds")
-Searched = dict[str, Any]  # best (after so many trials), median, not_feasible, seconds, again (mean, sd)
+COLUMNS = ("median", "not feasible", "seconds in trainers", "date", "winner again, fresh seeds")
+Searched = dict[
+    str, Any
+]  # best (after so many trials), median, not_feasible, seconds, date, again (mean, sd)
 
 
 def study_of(home: Path) -> Path:
@@ -107,6 +110,7 @@ def told_of(trials: list[dict[str, Any]], seeds: list[float], at: list[int]) -> 
         "median": round(statistics.median(t["value"] for t in good), 4),
         "not_feasible": round(1 - len(good) / len(trials), 3),
         "seconds": round(sum(t["attrs"].get("stages", {}).get("spent_s", 0.0) for t in trials)),
+        "date": datetime.date.today().isoformat(),
         "again": [round(statistics.mean(seeds), 4), round(statistics.stdev(seeds), 4)],
     }
 
@@ -119,7 +123,7 @@ def table_of(searches: list[dict[str, Searched]]) -> str:
     for pair in searches:
         for kind, one in pair.items():
             cells = [*(f"{one['best'][n]:.4f}" for n in at), f"{one['median']:.4f}"]
-            cells += [f"{one['not_feasible']:.0%}", str(one["seconds"])]
+            cells += [f"{one['not_feasible']:.0%}", str(one["seconds"]), one["date"]]
             cells += ["{:.4f} ± {:.4f}".format(*one["again"])]
             lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -33,13 +31,14 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t as student
 
 from benchmarks.efficiency_table import write_table
+from benchmarks.results import once, write_json
 from benchmarks.simulator import CALCULATED, STAGES, Instance, Run, StageCache
 from search.common.numeric import value_at
+from search.common.paths import ROOT
 from search.samplers.stages import Stages
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.tpe import GroupedTpe
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "search_efficiency.md"
 RUNS, FIRST, SEEDS = 200, 10, 10  # development used other seeds
 EVERY = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 90, 100, 120, 140, 160, 180, 200)
@@ -291,17 +290,8 @@ def jobs(seeds: range) -> Iterator[tuple[str, str, int, int]]:
 def optimum_of(out: Path, variant: str, seed: int) -> float:
     """The optimum of a problem, kept like a result: it takes seconds to find."""
     same = "base" if variant in ("wrong_calculator", "rank_flip") else variant
-    path = out / f"optimum-{same}-{seed}.json"
-    if not path.exists():
-        write_json(path, {"optimum": Instance(seed, same).optimum if same != "null" else 1.15})
-    return float(json.loads(path.read_text(encoding="utf-8"))["optimum"])
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)
+    make = lambda: {"optimum": Instance(seed, same).optimum if same != "null" else 1.15}  # noqa: E731
+    return float(once(out / f"optimum-{same}-{seed}.json", make)["optimum"])
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
@@ -39,7 +40,7 @@ PUBLISHED = "fineweb10B"  # the challenge's export
 SEEDS = 12  # of each arm at most, where nobody says
 
 
-def _no_session() -> Session:
+def no_session() -> Session:
     raise ValueError("A trial is one of a study. Give its --study.")
 
 
@@ -56,7 +57,7 @@ class Asked:
     home: Path = Path()
     trainer: Path | None = None
     study: Study | None = None  # given, or needed for its trials
-    session: OpenSession = _no_session
+    session: OpenSession = no_session
 
 
 def compare(console: Console, asked: Asked) -> list[Answer]:
@@ -187,8 +188,7 @@ def run_all(
     """The runs of a plan, those that are kept and new ones, each told as it ends."""
     with alone(plan.folder):
         runner = Runner(plan, arms, place, reuse_of(place))
-        kept = sum(runner.kept(arm.label, seed) is not None for arm in arms for seed in seeds)
-        if kept:
+        if kept := sum(map(len, runner.kept(seeds).values())):
             say(console, f"{kept} runs of this question are here already and count")
         return race(runner, seeds, settled=settled, tell=teller(console, seeds))
 
@@ -227,8 +227,8 @@ def print_answers(
         cells = (
             ("", "", "") if v is None else (f"{v.mean:+.4f}", interval(v.low, v.high), p_text(rules.p_of(v)))
         )
-        scores.add_row(label, str(sum(not run.reason for run in runs)), score, *cells)
-        costs.add_row(label, *costs_of_runs(runs))
+        scores.add_row(escape(label), str(sum(not run.reason for run in runs)), score, *cells)
+        costs.add_row(escape(label), *costs_of_runs(runs))
     say(console, "")
     console.print(scores)
     say(console, "")

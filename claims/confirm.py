@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
 from claims.arms import Arm, arm_of_source, arm_of_study, arm_of_trial
@@ -205,7 +206,7 @@ def print_confirmed(console: Console, results: Results, found: Sequence[Confirme
     table = new_table("trial", "search", "shrunken", "confirmed ± sd", "seeds", "diff.", "nats", "rule, p")
     _, score = row_of_arm(results, race_.reference, seeds)
     scored = [run for run in in_order(results, race_.reference, seeds) if not run.reason]
-    table.add_row(race_.reference, "", "", score, str(len(scored)), "", "", "")
+    table.add_row(escape(race_.reference), "", "", score, str(len(scored)), "", "", "")
     for one in found:
         told = one.answer
         runs, score = row_of_arm(results, one.contender.arm.label, seeds)

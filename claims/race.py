@@ -35,7 +35,7 @@ class Chains:
 def race(runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell) -> Results:
     """Every arm's runs. Raises what a run raises; KeyboardInterrupt once nothing of it is left."""
     labels = list(runner.arms)
-    results: dict[str, dict[int, Run]] = {label: {} for label in labels}
+    results = runner.kept(seeds)  # all of them: what ended beside a decision counts when one asks again
     chains = Chains.of(labels, runner.training)
     if len(chains.groups) == len(labels):
         runner.reuse = None  # nothing to share: fresh seeds would only push a study's stages out
@@ -43,11 +43,9 @@ def race(runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell) 
 
     def one(seed: int, group: Sequence[str], skip: set[str]) -> None:
         for label in group:
-            if label not in skip:
-                known = runner.kept(label, seed)
-                results[label][seed] = known or runner.run(label, seed)
-                if known is None:
-                    tell(label, results[label][seed])
+            if label not in skip and seed not in results[label]:
+                results[label][seed] = runner.run(label, seed)
+                tell(label, results[label][seed])
 
     running: set[Future[None]] = set()
     with ThreadPoolExecutor(runner.place.workers) as pool:

@@ -166,10 +166,17 @@ class Runner:
     def folder(self, label: str, seed: int) -> Path:
         return self.plan.folder / self.arms[label].folder / str(seed)
 
-    def kept(self, label: str, seed: int) -> Run | None:
-        """What an earlier process left of this run."""
-        found = read_result(self.folder(label, seed) / OUTCOME)
-        return Run(**{k: found[k] for k in ("seed", "reason", "figures")}) if found else None
+    def kept(self, seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
+        """What earlier processes left, by arm and seed."""
+        names = ("seed", "reason", "figures")
+        found = {
+            label: {seed: read_result(self.folder(label, seed) / OUTCOME) for seed in seeds}
+            for label in self.arms
+        }
+        return {
+            label: {seed: Run(**{k: one[k] for k in names}) for seed, one in runs.items() if one}
+            for label, runs in found.items()
+        }
 
     def training(self, label: str) -> str:
         """Equal for arms whose runs share their training; the label where nothing is shared."""
@@ -178,8 +185,6 @@ class Runner:
 
     def run(self, label: str, seed: int) -> Run:
         """Raises Interrupted when told to stop, ValueError for what a person must solve."""
-        if (kept := self.kept(label, seed)) is not None:
-            return kept
         try:
             outcome = self._tried(label, seed)
         except InfrastructureError as error:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common import attributes as stored
 from search.report.effects import LARGEST, LEARNED, Effect, Findings, find_effects
 from search.report.leaderboard import NOISE, reproduce_command
-from search.report.rows import Confirmations, chain_links, confirmed_of, confirmed_text, ranked, short
+from search.report.rows import Confirmations, confirmed_of, confirmed_text, ranked, short
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
@@ -20,9 +20,9 @@ FEASIBLE = "feasible"
 OVER = "over a limit"
 PRUNED = "pruned"
 FAILED = "failed"
-LOST = "lost"
+INTERRUPTED = "interrupted"
 RUNNING = "running"
-STATES = (FEASIBLE, OVER, PRUNED, FAILED, LOST, RUNNING)
+STATES = (FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING)
 HOUR_S = 3600.0
 
 
@@ -127,7 +127,7 @@ def facts_of(session: Session) -> Facts:
     stored_study = session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
-    good, _ = ranked(trials, confirmed)
+    good = [t for t in ranked(trials, confirmed)[0] if finite(t.value) is not None]
     steps = typical_steps(trials)
     effects, no_effects = effects_of(session, trials)
     winner = session.whole(good[:1])
@@ -164,7 +164,7 @@ def state_of(trial: FrozenTrial) -> str:
         return FEASIBLE if feasible(trial) else OVER
     if trial.state == TrialState.PRUNED:
         return FAILED if has_failed(trial) else PRUNED
-    return LOST if trial.state == TrialState.FAIL else RUNNING
+    return INTERRUPTED if trial.state == TrialState.FAIL else RUNNING
 
 
 def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> TrialFacts:
@@ -176,7 +176,9 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> T
         number=trial.number,
         state=state_of(trial),
         bpb=finite(trial.value) if done else None,
-        figures={limit.figure: float(attrs[limit.figure]) for limit in LIMITS if limit.figure in attrs},
+        figures={
+            limit.figure: value for limit in LIMITS if (value := finite(attrs.get(limit.figure))) is not None
+        },
         over=tuple(limit.constraint for limit in LIMITS if constraints.get(limit.constraint, 0.0) > 0.0),
         reason=str(attrs.get(stored.REASON) or ""),
         techniques=tuple(attrs.get(stored.TECHNIQUES, ())),
@@ -187,7 +189,7 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> T
         worker=str(attrs.get(stored.WORKER, "")),
         began_s=epoch(trial.datetime_start),
         ended_s=epoch(trial.datetime_complete),
-        chain=tuple(chain_links(attrs)),
+        chain=tuple((name, bpb) for name, bpb in attrs.get(stored.BPB_CHAIN) or () if math.isfinite(bpb)),
         confirmed=confirmed_text(facts) if facts else "",
     )
 

@@ -7,7 +7,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from pages.facts import FAILED, FEASIBLE, LOST, OVER, PRUNED, RUNNING, Facts, LimitFacts, TrialFacts, pareto
+from pages.facts import (
+    FAILED,
+    FEASIBLE,
+    INTERRUPTED,
+    OVER,
+    PRUNED,
+    RUNNING,
+    Facts,
+    LimitFacts,
+    TrialFacts,
+    pareto,
+)
 from search.report.effects import Effect
 
 Figure = dict[str, Any]
@@ -16,7 +27,7 @@ COLOURS = {
     OVER: "#d97706",
     PRUNED: "#94a3b8",
     FAILED: "#dc2626",
-    LOST: "#7c3aed",
+    INTERRUPTED: "#7c3aed",
     RUNNING: "#0891b2",
 }
 BEST = "#059669"

@@ -45,7 +45,11 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
         section(
             "What broke", "Trials without a feasible result, by reason.", draws.add(figures.reasons(facts))
         ),
-        section("Time", money_line(facts, dollars_per_gpu_hour), draws.add(figures.timeline(facts))),
+        section(
+            "Time",
+            f"{money_line(facts, dollars_per_gpu_hour)} One bar a trial.",
+            draws.add(figures.timeline(facts)),
+        ),
         section(
             "Where the best got its BPB",
             "Bits per byte of its last weights, their average, the packed model and the scorer, on the "
@@ -151,20 +155,24 @@ def table(
 
 def leaderboard(facts: Facts) -> str:
     """A line of numbers for each of the best, and its techniques below it."""
-    heads = ["trial", "BPB", "fresh seeds", *(f"{lim.label}, {lim.unit}" for lim in facts.limits), "legality"]
     rows = [facts.named(number) for number in facts.best[:TOP]]
+    fresh = ["fresh seeds"] if any(trial.confirmed for trial in rows) else []
+    heads = ["trial", "BPB", *fresh, *(f"{lim.label}, {lim.unit}" for lim in facts.limits), "legality"]
     text = "The best that keep all limits. ! = on, but changed nothing; ? = has findings, below."
     body = table(
-        heads, [row_of(facts, t) for t in rows], numbers=2 + len(facts.limits), below=map(techniques, rows)
+        heads,
+        [row_of(facts, t, fresh=bool(fresh)) for t in rows],
+        numbers=len(heads) - 2,
+        below=map(techniques, rows),
     )
     return section("Leaderboard", text, body if rows else "")
 
 
-def row_of(facts: Facts, trial: TrialFacts) -> list[str]:
+def row_of(facts: Facts, trial: TrialFacts, *, fresh: bool) -> list[str]:
     mark = "?" if trial.findings else ""
     shown = [measured(trial.figures.get(limit.figure), limit.unit) for limit in facts.limits]
     bpb = "" if trial.bpb is None else f"{trial.bpb:.4f}{mark}"
-    return [f"#{trial.number}", bpb, trial.confirmed, *shown, trial.legality]
+    return [f"#{trial.number}", bpb, *([trial.confirmed] if fresh else ()), *shown, trial.legality]
 
 
 def techniques(trial: TrialFacts) -> str:

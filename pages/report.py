@@ -81,17 +81,14 @@ def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
 
 
 def board(facts: Facts) -> str:
-    heads = [
-        "trial",
-        "BPB",
-        "fresh seeds",
-        *(f"{lim.label}, {lim.unit}" for lim in facts.limits),
-        "techniques",
-    ]
+    best = [facts.named(number) for number in facts.best[:TOP]]
+    fresh = ["fresh seeds"] if any(trial.confirmed for trial in best) else []
+    heads = ["trial", "BPB", *fresh, *(f"{lim.label}, {lim.unit}" for lim in facts.limits), "techniques"]
     rows: list[list[str]] = []
-    for trial in map(facts.named, facts.best[:TOP]):
+    for trial in best:
         figures = [measured(trial.figures.get(limit.figure), limit.unit) for limit in facts.limits]
-        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", trial.confirmed, *figures, techniques(trial)])
+        seeds = [trial.confirmed] if fresh else []
+        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", *seeds, *figures, techniques(trial)])
     return grid(heads, rows)
 
 

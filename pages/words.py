@@ -44,7 +44,7 @@ def money_line(facts: Facts, dollars_per_gpu_hour: float) -> str:
         if dollars_per_gpu_hour:
             dollars = hours * facts.gpus * dollars_per_gpu_hour
             text += f", {dollars:,.2f} dollars at {dollars_per_gpu_hour:g} an hour"
-    return f"{text}. One bar a trial."
+    return f"{text}."
 
 
 def counts_line(facts: Facts) -> str:

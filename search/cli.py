@@ -11,8 +11,10 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from search.session.session import Session
+    from search.session.shelf import Shelf
 
 
 def folder_of(text: str) -> Path:
@@ -64,6 +67,9 @@ SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuratio
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Its tables as CSV; other text goes to stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Its tables as JSON; other text goes to stderr.")]
+OF_SHELF = {"storage": StorageOption, "home": HomeOption}
+OF_STUDY = {"study": StudyOption, **OF_SHELF}
+AS_TABLES = {"csv": CsvOption, "json": JsonOption}
 # Imports of ours stand inside the commands: each starts with what it needs, and --help with next to nothing.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -129,151 +135,133 @@ def run(
         run_study(RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ())))
 
 
-def begun(given: StudyOptions, *, brief: bool = False) -> Session:
-    """The study that options name, which was begun; only to be read."""
-    from search.session.session import read_session
-    from search.study.load import find_study
+@dataclass(frozen=True)
+class Request:
+    """What a command was told of its study, and in which form it answers."""
 
-    study = find_study(given.study)
-    home = given.home_folder
-    return read_session(study, home=home, storage=given.storage, environ=os.environ, brief=brief)
+    given: StudyOptions
+    csv: bool = False
+    json: bool = False
+
+    def session(self, *, brief: bool = False) -> Session:
+        """The study, which was begun; only to be read."""
+        from search.session.session import read_session
+        from search.study.load import find_study
+
+        study = find_study(self.given.study)
+        home = self.given.home_folder
+        storage = self.given.storage
+        return read_session(study, home=home, storage=storage, environ=os.environ, brief=brief)
+
+    def read(self, then: Callable[[Console, Session], None]) -> None:
+        """Reads the study for one report. Nothing that it reads becomes garbage before its end: not to look
+        for any saves a tenth of the time."""
+        gc.disable()
+        with clear_errors(), self.told() as console:
+            session = self.session(brief=True)
+            if session.note:
+                print(session.note, file=sys.stderr if self.csv or self.json else sys.stdout)
+            then(console, session)
+
+    def shelf(self, then: Callable[[Console, Shelf], None]) -> None:
+        """For a command about a database's studies."""
+        with clear_errors(), self.told() as console:
+            from search.session.shelf import shelf_of
+
+            then(console, shelf_of(self.given.home_folder, self.given.storage, os.environ))
+
+    @contextmanager
+    def told(self) -> Generator[Console]:
+        """Where a command prints: for a person, or its tables for a program. ValueError for both."""
+        if self.csv and self.json:
+            raise ValueError("A table has one form, but --csv and --json are both given. Leave one out.")
+        if not self.csv and not self.json:
+            yield make_console()
+            return
+        from search.common.tables import TableConsole
+
+        console = TableConsole("csv" if self.csv else "json")
+        yield console
+        console.close()
 
 
-def read(
-    context: typer.Context,
-    options: StudyOptions,
-    then: Callable[[Console, Session], None],
-    *,
-    csv: bool = False,
-    json: bool = False,
-) -> None:
-    """Reads a study for one report. Nothing that it reads becomes garbage before its end: not to look for any
-    saves a tenth of the time."""
-    gc.disable()
-    with clear_errors(), told(csv=csv, json=json) as console:
-        session = begun(options.over(context.obj), brief=True)
-        if session.note:
-            print(session.note, file=sys.stderr if csv or json else sys.stdout)
-        then(console, session)
+def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], None]:
+    """Makes a function the command of its name; where it has `request`, the command has these options."""
+
+    def add(function: Callable[..., None]) -> None:
+        parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        for own in signature(function, eval_str=True).parameters.values():
+            if own.name != "request":
+                parameters.append(own.replace(kind=Parameter.KEYWORD_ONLY))
+                continue
+            for name, kind in shared.items():
+                off = False if name in AS_TABLES else None
+                parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=off, annotation=kind))
+
+        @functools.wraps(function)
+        def whole(context: typer.Context, **values: Any) -> None:
+            forms = {name: values.pop(name) for name in AS_TABLES if name in shared}
+            options = StudyOptions(**{name: values.pop(name) for name in shared if name not in forms})
+            function(request=Request(options.over(context.obj), **forms), **values)
+
+        whole.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        app.command()(whole)
+
+    return add
 
 
-@contextmanager
-def told(*, csv: bool, json: bool) -> Generator[Console]:
-    """Where a command prints: for a person, or its tables for a program. ValueError for both."""
-    if csv and json:
-        raise ValueError("A table has one form, but --csv and --json are both given. Leave one out.")
-    if not csv and not json:
-        yield make_console()
-        return
-    from search.common.tables import TableConsole
-
-    console = TableConsole("csv" if csv else "json")
-    yield console
-    console.close()
-
-
-@app.command()
-def status(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
-) -> None:
+@command(OF_STUDY | AS_TABLES)
+def status(request: Request) -> None:
     """How far the study is, what failed and why. Then what a trial costs beside its work."""
     from search.report.status import print_status
 
-    read(context, StudyOptions(study, storage, home), print_status, csv=csv, json=json)
+    request.read(print_status)
 
 
-@app.command()
+@command(OF_STUDY | AS_TABLES)
 def best(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
+    request: Request,
     top: Annotated[int, typer.Option(min=1, help="Rows of the leaderboard.")] = 10,
 ) -> None:
     """The leaderboard, and the command that repeats the best trial."""
     from search.report.leaderboard import print_leaderboard
 
-    read(
-        context,
-        StudyOptions(study, storage, home),
-        lambda console, session: print_leaderboard(console, session, top=top),
-        csv=csv,
-        json=json,
-    )
+    request.read(lambda console, session: print_leaderboard(console, session, top=top))
 
 
-@app.command()
+@command(OF_STUDY | AS_TABLES)
 def show(
-    context: typer.Context,
     number: Annotated[int, typer.Argument(metavar="N", help="The trial's number.")],
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
+    request: Request,
 ) -> None:
     """Everything about trial N."""
     from search.report.trial import print_trial
 
-    read(
-        context,
-        StudyOptions(study, storage, home),
-        lambda console, session: print_trial(console, session, number),
-        csv=csv,
-        json=json,
-    )
+    request.read(lambda console, session: print_trial(console, session, number))
 
 
-@app.command()
-def costs(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
-) -> None:
+@command(OF_STUDY | AS_TABLES)
+def costs(request: Request) -> None:
     """Predicted bytes and seconds against measured ones. Errors, bias, how often the bound held."""
     from search.report.costs import print_costs
 
-    read(context, StudyOptions(study, storage, home), print_costs, csv=csv, json=json)
+    request.read(print_costs)
 
 
-@app.command()
+@command(OF_STUDY | AS_TABLES)
 def effects(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
+    request: Request,
     top: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 15,
 ) -> None:
     """By how much each technique and setting moves val_bpb. With what confidence, and which pairs clash."""
     from search.report.effects import print_effects
 
-    read(
-        context,
-        StudyOptions(study, storage, home),
-        lambda console, session: print_effects(console, session, top=top),
-        csv=csv,
-        json=json,
-    )
+    request.read(lambda console, session: print_effects(console, session, top=top))
 
 
-@app.command()
+@command(OF_STUDY)
 def report(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    request: Request,
     to: Annotated[
         Path | None,
         typer.Option(help="A file: .html, .md or .json. [default: HOME/runs/STUDY/report.html]"),
@@ -288,15 +276,12 @@ def report(
         path = write_report(session, to, dollars_per_gpu_hour=dollars_per_gpu_hour)
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
-    read(context, StudyOptions(study, storage, home), write)
+    request.read(write)
 
 
-@app.command()
+@command(OF_STUDY)
 def dashboard(
-    context: typer.Context,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    request: Request,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
     """optuna-dashboard for this study, on this machine only. For who has the address that this prints."""
@@ -307,110 +292,80 @@ def dashboard(
         gc.enable()
         serve(session.url, session.study.name, port=port, artifact_dir=session.folders.artifacts)
 
-    read(context, StudyOptions(study, storage, home), serve_it)
+    request.read(serve_it)
 
 
-def on_shelf(
-    context: typer.Context,
-    options: StudyOptions,
-    then: Callable[[Console, Any], None],
-    *,
-    csv: bool = False,
-    json: bool = False,
-) -> None:
-    """For a command about a database's studies; `then` gets a Shelf."""
-    with clear_errors(), told(csv=csv, json=json) as console:
-        from search.session.shelf import shelf_of
-
-        given = options.over(context.obj)
-        then(console, shelf_of(given.home_folder, given.storage, os.environ))
-
-
-@app.command()
+@command(OF_SHELF | AS_TABLES)
 def studies(
-    context: typer.Context,
     every: Annotated[bool, typer.Option("--all", help="Archived ones too.")] = False,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
+    *,
+    request: Request,
 ) -> None:
     """Every study of the database. Its trials, its best, when it last ran."""
 
-    def show_all(console: Console, shelf: Any) -> None:
+    def show_all(console: Console, shelf: Shelf) -> None:
         from search.report.studies import print_studies
 
         print_studies(console, shelf, every=every)
 
-    on_shelf(context, StudyOptions(None, storage, home), show_all, csv=csv, json=json)
+    request.shelf(show_all)
 
 
-@app.command()
-def rename(
-    context: typer.Context, old: str, new: str, storage: StorageOption = None, home: HomeOption = None
-) -> None:
+@command(OF_SHELF)
+def rename(old: str, new: str, request: Request) -> None:
     """Gives a study another name, and its folder. Then set that `name` in its file."""
 
-    def rename_it(console: Console, shelf: Any) -> None:
+    def rename_it(console: Console, shelf: Shelf) -> None:
         shelf.rename(old, new)
         console.print(f'{old} is {new} now. Set name = "{new}" in its file.', highlight=False, markup=False)
 
-    on_shelf(context, StudyOptions(None, storage, home), rename_it)
+    request.shelf(rename_it)
 
 
-@app.command()
+@command(OF_SHELF)
 def archive(
-    context: typer.Context,
     name: str,
     undo: Annotated[bool, typer.Option("--undo", help="Show it again.")] = False,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    *,
+    request: Request,
 ) -> None:
     """Hides a study from the list of studies. Nothing of it is lost."""
-    on_shelf(
-        context, StudyOptions(None, storage, home), lambda console, shelf: shelf.archive(name, undo=undo)
-    )
+
+    def archive_it(console: Console, shelf: Any) -> None:
+        shelf.archive(name, undo=undo)
+        told = f"{name} is listed again." if undo else f"{name} is archived; --undo lists it again."
+        console.print(told, highlight=False, markup=False)
+
+    request.shelf(archive_it)
 
 
-@app.command()
+@command(OF_SHELF)
 def delete(
-    context: typer.Context,
     name: str,
     yes: Annotated[bool, typer.Option("--yes", help="Without it, only what would go is told.")] = False,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    *,
+    request: Request,
 ) -> None:
     """Deletes a study, its trials and its folder."""
 
-    def delete_it(console: Console, shelf: Any) -> None:
+    def delete_it(console: Console, shelf: Shelf) -> None:
         console.print(
             f"deleted: {shelf.delete(name, sure=yes)}", highlight=False, soft_wrap=True, markup=False
         )
 
-    on_shelf(context, StudyOptions(None, storage, home), delete_it)
+    request.shelf(delete_it)
 
 
-@app.command()
+@command(OF_STUDY | AS_TABLES)
 def diff(
-    context: typer.Context,
     first: Annotated[int, typer.Argument(metavar="A", help="A trial's number.")],
     second: Annotated[int, typer.Argument(metavar="B", help="Another's.")],
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
+    request: Request,
 ) -> None:
     """What two trials differ in."""
     from search.report.studies import print_diff
 
-    read(
-        context,
-        StudyOptions(study, storage, home),
-        lambda console, session: print_diff(console, session, first, second),
-        csv=csv,
-        json=json,
-    )
+    request.read(lambda console, session: print_diff(console, session, first, second))
 
 
 @app.command()
@@ -425,9 +380,8 @@ def scan(
         print(draft.write(script, out), end="")
 
 
-@app.command()
+@command(OF_STUDY)
 def export(
-    context: typer.Context,
     to: Annotated[Path, typer.Option(help="Folder that the files are written to.")],
     trial: Annotated[int | None, typer.Option(help="A trial of the study.")] = None,
     preset: Annotated[str, typer.Option(help="A preset of studies/presets.")] = "",
@@ -440,9 +394,8 @@ def export(
             "and to change, with every setting on its command line."
         ),
     ] = "lean",
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
+    *,
+    request: Request,
 ) -> None:
     """One configuration as a self-contained train_gpt.py. It has only the techniques that are on."""
     with clear_errors():
@@ -469,13 +422,11 @@ def export(
         with clear_errors():
             write(one_file.resolve_layer(read_layer(config) if config else {"preset": preset}))
     else:
-        options = StudyOptions(study, storage, home)
-        read(context, options, lambda _, session: write_trial(session, trial))
+        request.read(lambda _, session: write_trial(session, trial))
 
 
-@app.command()
+@command(OF_STUDY | AS_TABLES)
 def compare(
-    context: typer.Context,
     what: Annotated[
         list[str] | None,
         typer.Argument(help="smear_gate, smear_gate.mode=previous,average, xsa.last_n=2,4 or A.json B.json"),
@@ -486,19 +437,16 @@ def compare(
     within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
     workers: RunsOption = None,
     trainer: ScriptOption = None,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
+    *,
+    request: Request,
 ) -> None:
     """Does it help? Both arms on the same fresh seeds, until the answer is clear (docs/claims.md)."""
-    with clear_errors(), told(csv=csv, json=json) as console:
+    with clear_errors(), request.told() as console:
         from claims.compare import Asked
         from claims.compare import compare as compare_arms
         from search.study.load import find_study
 
-        given = StudyOptions(study, storage, home).over(context.obj)
+        given = request.given
         asked = Asked(
             words=tuple(what or ()),
             trials=tuple(trial or ()),
@@ -509,33 +457,29 @@ def compare(
             home=given.home_folder,
             trainer=trainer,
             study=find_study(given.study) if given.study else None,
-            session=functools.cache(functools.partial(begun, given)),
+            session=functools.cache(request.session),
         )
         compare_arms(console, asked)
 
 
-@app.command()
+@command(OF_STUDY | AS_TABLES)
 def confirm(
-    context: typer.Context,
     top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, by their value.")] = 3,
     against: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: the start]")] = "",
     seeds: SeedsOption = 16,
     workers: RunsOption = None,
     trainer: ScriptOption = None,
-    study: StudyOption = None,
-    storage: StorageOption = None,
-    home: HomeOption = None,
-    csv: CsvOption = False,
-    json: JsonOption = False,
+    *,
+    request: Request,
 ) -> None:
     """A study's best again on fresh seeds, until it is clear who is best; `best` ranks by it from then on."""
-    with clear_errors(), told(csv=csv, json=json) as console:
+    with clear_errors(), request.told() as console:
         from claims.compare import Asked
         from claims.confirm import confirm as confirm_trials
 
-        given = StudyOptions(study, storage, home).over(context.obj)
+        given = request.given
         asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)
-        confirm_trials(console, begun(given), asked, top=top, against=against)
+        confirm_trials(console, request.session(), asked, top=top, against=against)
 
 
 def main() -> None:

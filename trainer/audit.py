@@ -51,7 +51,7 @@ class Audit:
 
     def link(self, what: str, val_bpb: float) -> None:
         """The BPB chain: bits per byte, on the tokens of a report, of the last weights, their average, the
-        packed model (these three scored plainly) and the scorer, in this order."""
+        packed model (these three scored plainly) and a scorer that is another, in this order."""
         self.links[what] = val_bpb
 
     def note(self, name: str, **facts: Any) -> None:

@@ -10,12 +10,14 @@ what a new study's first 20 predictions are worth. No trainer runs; a minute.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
 from benchmarks.costs.prior import committed, prior_of, published
+from benchmarks.results import table
 from search.common.paths import ROOT
 from search.costs.bills import read_prior
 from search.costs.preflight import Pair, Preflight
@@ -43,23 +45,26 @@ def held_out(laptop: Sequence[Measured]) -> dict[str, list[Pair]]:
 
 
 def table_of(pairs: Mapping[str, Sequence[Pair]]) -> str:
-    lines = ["| limit on | trials | mean error | below the 97.5 % bound | bound / prediction, median |"]
-    lines += ["|" + " --- |" * 5]
+    head = ("limit on", "trials", "mean error", "below the 97.5 % bound", "bound / prediction, median")
+    rows: list[list[str]] = []
     for name, found in pairs.items():
         told = accuracy_of(found)
         width = statistics.median(pair.upper / pair.predicted for pair in found)
-        shares = f"{told.mean_absolute:.1%} | {told.coverage:.1%} | {width:.3f}"
-        lines.append(f"| {name} | {told.count} | {shares} |")
-    return "\n".join(lines)
+        shares = [f"{told.mean_absolute:.1%}", f"{told.coverage:.1%}", f"{width:.3f}"]
+        rows.append([name, str(told.count), *shares])
+    return table(head, rows)
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     study = find_study(ROOT / "studies" / "own_text.toml")
     pairs = replay(Preflight(study, prior={}), read_trials())
     Console(width=120).print(
         accuracy_table(pairs, "own_text, 196 trials, each predicted from those before it")
     )
-    print(table_of(held_out(read_trials(LAPTOP))))
+    print(table_of(held_out(read_trials(LAPTOP))), end="")
 
 
 if __name__ == "__main__":

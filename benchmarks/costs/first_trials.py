@@ -32,6 +32,7 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 
+from benchmarks.results import table
 from benchmarks.stage_cache import READ, ROOT
 from bundle.sizes import expected_bytes
 from search.common.attributes import PREFLIGHT, VIOLATION
@@ -215,10 +216,6 @@ def coverage_of(homes: Sequence[Trials]) -> list[list[str]]:
     return rows
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)) + "\n"
-
-
 def told_of(homes: Sequence[Trials]) -> str:
     rows = [row_of(str(k), trials) for k, trials in enumerate(homes)]
     together = row_of("all", [t for trials in homes for t in trials])
@@ -230,7 +227,9 @@ def told_of(homes: Sequence[Trials]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--homes", type=int, default=5)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--code", type=Path, default=ROOT)

@@ -173,7 +173,9 @@ def document_of(trials: Sequence[EarlierTrial]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--study", type=Path, action="append", default=[])
     parser.add_argument("--home", type=Path, action="append", default=[])
     parser.add_argument("--record", action="store_true", help=f"to {LAPTOP.relative_to(ROOT)}")

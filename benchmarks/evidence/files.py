@@ -10,12 +10,13 @@ import textwrap
 from pathlib import Path
 from typing import Any, TextIO
 
+from search.common.paths import ROOT
+
 FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent.parent
 DOCUMENT = ROOT / "docs" / "evidence.md"
 README = ROOT / "README.md"
 # of the claim in it
-BEGINNING = "[On real trainings](docs/evidence.md)"
+BEGINNING = "[On a table of real trainings](docs/evidence.md)"
 END = "(`python -m benchmarks.evidence.replay`)."
 
 
@@ -43,16 +44,6 @@ def pack(path: Path, content: Any) -> None:
 
 def unpack(path: Path) -> Any:
     return json.loads(lzma.decompress(path.read_bytes()))
-
-
-def write_section(title: str, text: str, document: Path = DOCUMENT) -> None:
-    """Puts `text` under `## title`, in the place of what stands there."""
-    old = document.read_text(encoding="utf-8")
-    head = f"## {title}\n"
-    before, found, rest = old.partition(head)
-    assert found, f"{document} has no section {title!r}"
-    _, next_head, after = rest.partition("\n## ")
-    document.write_text(f"{before}{head}\n{text.strip()}\n{next_head}{after}", encoding="utf-8")
 
 
 def write_claim(claim: str, page: Path = README) -> None:

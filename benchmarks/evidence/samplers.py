@@ -179,11 +179,10 @@ def claim_of(curves: Curves) -> str:
     found = {rival: trials_to_reach(curves, OURS, rival) for rival in RIVALS if rival in curves}
     rival = max(found, key=lambda name: found[name])
     trials, low, high = found[rival]
-    after = f"after {trials:.0f} trials" if math.isfinite(trials) else "not within the trials that were run"
+    after = f"as far after {trials:.0f} trials" if math.isfinite(trials) else "not as far within its trials"
     return (
-        f"(a table of every configuration of a small space) the median search of the sampler is {after} "
-        f"(95 % interval {told(low)} to {told(high)}) where that of the better of two TPEs is "
-        f"after {REFERENCE}"
+        f"the median search of the sampler is {after} (95 % interval {told(low)} to "
+        f"{told(high)}) as that of the better of two TPEs after {REFERENCE}"
     )
 
 
@@ -199,11 +198,12 @@ def reach_sentences(curves: Curves) -> str:
             continue
         ours, low, high = trials_to_reach(curves, OURS, rival)
         back, back_low, back_high = trials_to_reach(curves, rival, OURS)
+        between = f" ({told(back_low)} to {told(back_high)})" if math.isfinite(back_low) else ""
         met = "met" if ours <= GOAL and high < DOUBT else "not met"
         lines.append(
             f"- The median search of `{OURS}` reaches what the median one of `{rival}` has after "
             f"{REFERENCE} trials after **{told(ours)}** (95 % interval {told(low)} to {told(high)}); the "
-            f"other way round: {told(back)} ({told(back_low)} to {told(back_high)}). Aim, {GOAL} with an "
+            f"other way round: {told(back)}{between}. Aim, {GOAL} with an "
             f"interval below {DOUBT}: {met}."
         )
     return "\n".join(lines) + "\n"

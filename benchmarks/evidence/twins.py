@@ -27,8 +27,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
-from benchmarks.evidence.files import FOLDER, ROOT, pack, unpack, write_section
+from benchmarks.evidence.files import DOCUMENT, FOLDER, ROOT, pack, unpack
 from benchmarks.evidence.samplers import Problem, curves_of, reach_sentences, regret_table, search_all
+from benchmarks.results import write_section
 from search.common.attributes import result_of
 from search.common.numeric import place
 from search.costs.bills import eval_bill, model_bill, train_bill
@@ -311,7 +312,7 @@ def main() -> None:
         search_all(problem_of(trials, kind), path, seeds, trials=NUM_TRIALS, minutes=share)
     text = section_of(trials, options.out)
     print(text)
-    write_section("Twins of the laptop study", text)
+    write_section("Twins of the laptop study", text, DOCUMENT)
 
 
 if __name__ == "__main__":

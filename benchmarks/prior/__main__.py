@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
+import functools
 import os
 import platform
 import statistics
@@ -37,14 +37,15 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from benchmarks.search_efficiency import Calculators, best_observed, optimum_of, write_json
+from benchmarks.results import once, table, write_section
+from benchmarks.search_efficiency import Calculators, best_observed, optimum_of
 from benchmarks.simulator import Instance, Run
 from search.common.numeric import contains, place, value_at
+from search.common.paths import ROOT
 from search.samplers.structured.rows import rules_within
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.sources import Source
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "prior.md"
 KINDS = ("cold", "wider", "edited", "noisy", "flipped", "unrelated")
 RUNS = 120  # development used other seeds
@@ -55,9 +56,7 @@ AT = (15, 30, 60, 120)  # runs of the cold study whose regret is to be reached
 FEWER_GATES = 6
 Params = Mapping[str, Any]
 Rows = Mapping[tuple[int, str], Any]  # (problem, kind) -> what `one_row` found
-HEAD = """## Measured
-
-By `python -m benchmarks.prior --write`, on {cores} shared {machine} cores: {seeds} problems of
+HEAD = """By `python -m benchmarks.prior --write`, on {cores} shared {machine} cores: {seeds} problems of
 benchmarks/simulator.py, an earlier study of {earlier} runs each, the new one of {runs}. `wider`: the new
 space has {gates} gates more (and what hangs on them), a choice more, ranges two thirds wider; `edited`: a
 third of the gates' effects permuted; `noisy`: seeds scattered ten times as much; `flipped`: the earlier study
@@ -211,11 +210,11 @@ def interval(ours: Sequence[int], theirs: Sequence[int], repeats: int = 4000) ->
     return float(np.median(a) / np.median(b)), float(low), float(high)
 
 
-def table(rows: Rows, seeds: Sequence[int], optima: Mapping[int, float]) -> str:
+def table_of(rows: Rows, seeds: Sequence[int], optima: Mapping[int, float]) -> str:
     """Runs and their ratio to a second cold study's, regret, trust."""
     heads = ["earlier study", *(f"runs to a cold study's best of {at}: ratio" for at in AT)]
     heads += ["regret after 10, 30, 60 runs, mBPB", "trust after 10, 60"]
-    lines = [heads, ["---"] * len(heads)]
+    lines: list[list[str]] = []
     for kind in [k for k in ("cold again", *KINDS[1:]) if (seeds[0], k) in rows]:
         told = rows[seeds[0], kind]
         cells = ["none" if kind == "cold again" else kind]
@@ -227,7 +226,7 @@ def table(rows: Rows, seeds: Sequence[int], optima: Mapping[int, float]) -> str:
         trusts = (statistics.median(rows[s, kind]["trusts"][n - 1] for s in seeds) for n in (10, 60))
         cells.append(", ".join(f"{t:.2f}" for t in trusts) if any(told["trusts"]) else "")
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(heads, lines)
 
 
 def median_at(rows: Rows, kind: str, n: int, seeds: Sequence[int], optima: Mapping[int, float]) -> float:
@@ -236,7 +235,9 @@ def median_at(rows: Rows, kind: str, n: int, seeds: Sequence[int], optima: Mappi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "prior", help="kept results")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="problems")
     parser.add_argument("--first", type=int, default=FIRST, help="the first of them")
@@ -256,9 +257,7 @@ def main() -> None:
         optima[seed] = optimum_of(options.out, "base", seed)
         for kind in kinds:
             path = options.out / f"{kind.replace(' ', '-')}-{seed}-{options.runs}.json"
-            if not path.exists():
-                write_json(path, one_row(seed, kind, options.runs))
-            rows[seed, kind] = json.loads(path.read_text(encoding="utf-8"))
+            rows[seed, kind] = once(path, functools.partial(one_row, seed, kind, options.runs))
             at = [f"{1e3 * (rows[seed, kind]['values'][n - 1] - optima[seed]):.1f}" for n in (5, 15, 30, 60)]
             print(
                 seed,
@@ -268,13 +267,12 @@ def main() -> None:
                 f"{1e3 * rows[seed, kind]['cpu_s']:.0f} ms",
                 flush=True,
             )
-    found = table(rows, list(seeds), optima)
+    found = table_of(rows, list(seeds), optima)
     print(found)
     if options.write and not options.kinds:
         facts = {"cores": os.cpu_count(), "machine": platform.machine(), "seeds": len(seeds)}
         facts |= {"earlier": EARLIER, "runs": options.runs, "gates": FEWER_GATES}
-        text = DOCUMENT.read_text(encoding="utf-8").partition("## Measured")[0]
-        DOCUMENT.write_text(f"{text}{HEAD.format(**facts)}{found}\n", encoding="utf-8")
+        write_section("Measured", HEAD.format(**facts) + found, DOCUMENT)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,11 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
-from benchmarks.efficiency_table import shown, table
 from benchmarks.problems.problem_set import HELD_OUT, Problem, problems
-from benchmarks.search_efficiency import write_json
+from benchmarks.results import shown, table, write_json
+from search.common.paths import ROOT
 from search.samplers.structured.sampler import StructuredSampler
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENT = ROOT / "docs" / "sampler_problems.md"
 SEEDS = 10  # from 0; development used seeds from 100 on
 FACTOR = 1.1  # of the best peer's regret, of random's: the bar
@@ -139,17 +138,19 @@ def page(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range) -
     final = regrets(results, seeds)
     parts = list[str]()
     for title, chosen in (("Problems", False), ("Problems that no choice was made by", True)):
+        cells = {name: cell for name, cell in final.items() if (name in HELD_OUT) == chosen}
+        methods = [m for m in TITLES if any(m in cell for cell in cells.values())]
         rows: list[list[str]] = []
-        for name, cell in final.items():
-            if (name in HELD_OUT) != chosen:
-                continue
+        for name, cell in cells.items():
             most = max(len(values) for values in cell.values())
-            figures = [figure(cell.get(m, []), most) for m in TITLES]
+            figures = [figure(cell.get(m, []), most) for m in methods]
             ours = float(np.median(cell["ours"])) if "ours" in cell else np.nan
             verdict = "yes" if ours <= bar(cell) else "**no**"
             rows.append([f"{name} @{problems()[name].runs}", *figures, f"{bar(cell):.3g}: {verdict}"])
         if rows:
-            parts.append(f"## {title}\n\n" + table(["problem", *TITLES.values(), "bar: kept"], rows))
+            parts.append(
+                f"## {title}\n\n" + table(["problem", *map(TITLES.__getitem__, methods), "bar: kept"], rows)
+            )
     return "\n".join(parts)
 
 
@@ -158,8 +159,9 @@ HEAD = """# The sampler on problems of many kinds
 Written by `python -m benchmarks.problems --write`; do not edit. Regret of the best observed trial (its true
 value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals,
 seeds {first} to {last}; (3) after an interval says that only 3 seeds are in. Peers are Optuna 5's own
-samplers as they come. A bar is 1.1 times the better of TPE and GPSampler plus 2 % of random's regret.
-Where GPSampler has no column, it was not measured and the bar is TPE's alone. Problems:
+samplers as they come; "ours, before" is ours without its Gaussian process. A bar is 1.1 times the better of
+TPE and GPSampler plus 2 % of random's regret. A peer without a figure was not measured; where GPSampler has
+none the bar is TPE's alone. Problems:
 `benchmarks/problems/problem_set.py`. Development used seeds from 100 on; no choice was made by the problems
 of the second table. Measured on 2 shared x86_64 cores.
 

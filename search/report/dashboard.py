@@ -12,6 +12,7 @@ import html
 import re
 import secrets
 import signal
+import warnings
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -143,6 +144,7 @@ def make_dashboard(
 
 def serve(storage_url: str, study_name: str, *, port: int = 8080, artifact_dir: Path) -> None:
     """Prints the address of the study's page and serves it until Ctrl-C."""
+    warnings.filterwarnings("ignore", module=r"optuna\.")  # about importances, to nobody
     server, page = make_dashboard(storage_url, study_name, port=port, artifact_dir=artifact_dir)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)

@@ -36,6 +36,7 @@ from search.study.limits import UNKNOWN
 if TYPE_CHECKING:
     from search.session.session import Session
 
+WIDE = 100  # columns from which a table tells all
 LEARNED = (TrialState.COMPLETE, TrialState.PRUNED)
 LEAST = 20  # complete trials without which nothing is said
 DRAWS, AT_ONCE = 200, 50  # from the posterior
@@ -237,7 +238,7 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     for title, effects in tables.items():
         if effects:
             console.print()
-            console.print(_table(title, effects[:top]))
+            console.print(_table(title, effects[:top], whole=console.width >= WIDE))
             if len(effects) > top:
                 console.print(f"and {len(effects) - top} less sure (--top)", highlight=False)
     if not found.pairs:
@@ -247,13 +248,16 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     console.print(f"\n{CAUTION}", highlight=False)
 
 
-def _table(title: str, effects: Sequence[Effect]) -> Table:
+def _table(title: str, effects: Sequence[Effect], *, whole: bool) -> Table:
+    """In a narrow terminal without the counts, so that names stay whole."""
+    counts = ("better", "trials") if whole else ()
     table = Table(title_justify="left", show_edge=False, pad_edge=False)
     table.add_column(title, overflow="fold")
-    for name in ("effect", "95 % interval", "better", "trials"):
+    for name in ("effect", "95 % interval", *counts):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for e in effects:
-        numbers = f"{e.mean:+.4f}", f"{e.low:+.4f} to {e.high:+.4f}", f"{e.better:.0%}", str(e.trials)
+        counted = (f"{e.better:.0%}", str(e.trials)) if whole else ()
+        numbers = f"{e.mean:+.4f}", f"{e.low:+.4f} to {e.high:+.4f}", *counted
         table.add_row(escape(e.name), *numbers, e.verdict)
     return table

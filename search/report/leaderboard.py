@@ -115,15 +115,15 @@ def against_baseline(session: Session, good: Sequence[FrozenTrial], confirmed: C
         return ""
     text = f"Baseline ({session.trainer.start}): {found['val_bpb']:.4f} val_bpb"
     facts = confirmed.get(good[0].number) if good else None
-    if facts and facts.get("replicates"):
+    if good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found.get("hash", ""):
+        text += f"; the best, trial #{good[0].number}, is that configuration"
+    elif facts and facts.get("replicates"):
         gain = facts["bpb"] - found["val_bpb"]
         text += (
             f"; the mean of trial #{good[0].number}'s {len(facts['seeds'])} seeds stands {gain:+.4f} from it"
         )
     elif facts:
         text += f"; on fresh seeds trial #{good[0].number} stands {stands(facts)}"
-    elif good and session.whole(good[:1])[0].user_attrs.get(CONFIG_HASH) == found.get("hash", ""):
-        text += f"; the best, trial #{good[0].number}, is that configuration"
     elif good:
         gain = float(good[0].value or 0.0) - found["val_bpb"]
         text += f"; trial #{good[0].number} stands {gain:+.4f} from it"
@@ -168,7 +168,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     for line in (against_baseline(session, good, confirmed), reuse, old_bytes(session, trials)):
         if line:
-            console.print(f"\n{line}", highlight=False, soft_wrap=True)
+            console.print(f"\n{line}", highlight=False, markup=False)
     if bad:
         console.print()
         title = f"Infeasible: {counted(len(bad), 'trial')}{limits_text(over_by_limit(bad))}"

@@ -61,7 +61,7 @@ def verdict_of(trial: FrozenTrial, best: int | None) -> str:
     attrs = trial.user_attrs
     reason = str(attrs.get(REASON) or "")
     if trial.state == TrialState.FAIL:
-        return "lost to the machine, tried again"
+        return "interrupted, tried again"
     if trial.state == TrialState.PRUNED:
         return f"failed: {reason}" if has_failed(trial) else f"pruned: {reason}"
     over = [(limit, attrs.get(limit.figure)) for limit in broken_limits(trial)]
@@ -96,7 +96,7 @@ def reasons_of(trials: Sequence[FrozenTrial], seen: Snapshot) -> list[str]:
         (seen.pruned, "pruned"),
         (seen.rejected, f"failed{listed(failed)}"),
         (seen.resampled, f"resampled before running{listed(drawn)}"),
-        (seen.failed, "lost to the machine and tried again"),
+        (seen.failed, "interrupted and tried again"),
         (seen.waiting, "waiting"),
     )
     return [f"{count} {what}" for k, (count, what) in enumerate(parts) if count or k < 2]
@@ -215,7 +215,7 @@ class Progress:
         room = height - 1 - len(foot) - 8  # heads, the best, and lines between
         shown = max(1, min(len(self.latest), max(room // 3, room - len(self.running))))
         seen_now = [self.watch.row(t) for t in self.running] if self.watch else []
-        rows = rows_of(seen_now, max(1, room - shown), width)
+        rows = rows_of(seen_now, max(1, room - shown), width, "stop" if self.note else "start")
         ended = [self._ended(trial, width) for trial in self.latest[:shown]]
         middle = [Text(), Text(fit(HEAD, width), "dim"), *rows, Text()]
         if ended:
@@ -239,8 +239,8 @@ class Progress:
         return Text(fit(f"{number:>6}  {bpb:<6}  {verdict}", width), style)
 
 
-def rows_of(running: Sequence[Running], room: int, width: int) -> list[Text]:
-    """A line for each running trial; where there is no room for all, the rest by stage."""
+def rows_of(running: Sequence[Running], room: int, width: int, workers: str) -> list[Text]:
+    """A line for each running trial, the rest by stage where there is no room; else what `workers` do."""
     shown = running if len(running) <= room else running[: room - 1]
     lines = list[Text]()
     for one in shown:
@@ -253,4 +253,4 @@ def rows_of(running: Sequence[Running], room: int, width: int) -> list[Text]:
         stages = Counter(one.stage for one in rest)
         told = ", ".join(f"{count} in {stage}" for stage, count in stages.items())
         lines.append(Text(fit(f"        and {counted(len(rest), 'trial')} more: {told}", width)))
-    return lines or [Text("        none: workers start")]
+    return lines or [Text(f"        none: workers {workers}")]

@@ -3,7 +3,7 @@ cache saved of it."""
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
@@ -134,13 +134,7 @@ def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:
     return f"learnt from {'; '.join(each)}" if each else ""
 
 
-def chain_links(attrs: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """(link, BPB) from the last weights to the scorer; the plain scorer is the packed model again."""
-    found = [(str(name), float(bpb)) for name, bpb in attrs.get(attributes.BPB_CHAIN) or ()]
-    return [link for link in found if link[0] != "plain"]
-
-
-def chain_text(links: Sequence[tuple[str, float]]) -> str:
+def chain_text(links: Iterable[tuple[str, float]]) -> str:
     """weights 2.6104, ema 2.5871 (-0.0233), packed 2.6012 (+0.0141), sliding_window 2.5833 (-0.0179)."""
     before: float | None = None
     told: list[str] = []

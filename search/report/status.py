@@ -37,7 +37,7 @@ def print_status(console: Console, session: Session) -> None:
         f"{session.study.name}: {counted(seen.finished, 'trial')} done ({seen.complete} complete, "
         f"{seen.infeasible_text}; {seen.pruned} pruned; "
         f"{counted(seen.rejected, 'failed configuration')}), "
-        f"{seen.running} running, {seen.waiting} waiting, {seen.failed} lost to the machine and tried again; "
+        f"{seen.running} running, {seen.waiting} waiting, {seen.failed} interrupted and tried again; "
         f"{counted(seen.resampled, 'configuration')} resampled before running",
         highlight=False,
     )

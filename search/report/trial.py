@@ -13,7 +13,6 @@ from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
 from search.report.rows import (
-    chain_links,
     chain_text,
     confirmed_of,
     confirmed_text,
@@ -76,7 +75,7 @@ def print_trial(console: Console, session: Session, number: int) -> None:
         name, behind = ("mean of seeds", "") if replicates else ("confirmed", f", {stands(again)}")
         facts[name] = f"{confirmed_text(again)}{behind}"
     for name, text in facts.items():
-        table.add_row(name, escape(text))
+        table.add_row(escape(name), escape(text))
     console.print(table)
     if stored.CONFIG in trial.user_attrs:
         command = reproduce_command(session, trial)
@@ -88,7 +87,7 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     attrs = trial.user_attrs
     out: dict[str, str] = {}
     if trial.state == TrialState.FAIL:
-        out["lost"] = "to the machine: nothing below counts"
+        out["interrupted"] = "nothing below counts"
     for key in (stored.REASON, stored.PROTOCOL, stored.LEGALITY, stored.WORKER):
         if attrs.get(key):
             out[key] = str(attrs[key])
@@ -114,7 +113,7 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
-    if links := chain_links(attrs):
+    if links := attrs.get(stored.BPB_CHAIN):
         out["BPB chain"] = f"{chain_text(links)}; on the tokens of a report"
     if stored.STAGE_REUSE in attrs:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])

@@ -86,8 +86,9 @@ class Shelf:
                 f"A study's name is also a folder's: letters, digits and . _ + - only, but got {new!r}. Give "
                 "another."
             )
-        folders = Folders(self.home, old).runs, Folders(self.home, new).runs
-        self._check_still(self.study(old), "renamed")
+        study = self.study(old)
+        folder = self._folder(old)
+        there = Folders(self.home, new).runs
         with creation_lock(self.url), side_engine(self.url).begin() as connection:
             try:
                 connection.execute(text(RENAME), {"old": old, "new": new})
@@ -95,31 +96,43 @@ class Shelf:
                 raise ValueError(
                     f"A name stands for one study, but {new!r} is taken. Give another."
                 ) from None
-            if folders[1].exists():
+            self._check_still(study, "renamed")  # a trial that would begin now waits for this to be over
+            if there.exists():
                 raise ValueError(
-                    f"A study's folder is its own, but {folders[1]} is there already. Move it away, or give "
+                    f"A study's folder is its own, but {there} is there already. Move it away, or give "
                     "another name."
                 )
-            if folders[0].exists():
-                folders[0].rename(folders[1])  # last: what fails before it changed nothing
+            if folder is not None:
+                folder.rename(there)  # last: what fails before it changed nothing
 
     def delete(self, name: str, *, sure: bool) -> str:
         """Deletes trials and folder; returns what went. Unless `sure`, a ValueError says what would."""
         study = self.study(name)
-        folder = Folders(self.home, name).runs
+        folder = self._folder(name)
         self._check_still(study, "deleted")
-        trials = counted(len(study.get_trials(deepcopy=False)), "trial")
-        size = (
-            sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
-        )
-        what = f"{trials} of {name}" + (f" and {folder} ({size / 1e6:,.1f} MB)" if folder.exists() else "")
+        what = f"{counted(len(study.get_trials(deepcopy=False)), 'trial')} of {name}"
+        if folder is not None:
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            what += f" and {folder} ({size / 1e6:,.1f} MB)"
         if not sure:
             raise ValueError(
                 f"What is deleted is gone: {what}. Say it with --yes, or put the study away: archive {name}."
             )
         optuna.delete_study(study_name=name, storage=study._storage)  # pyright: ignore[reportPrivateUsage]
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if folder is not None:
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise ValueError(
+                f"A study goes with its folder, but {folder} says: {error.strerror}. The study is deleted; "
+                "remove the rest of its folder by hand."
+            ) from error
         return what
+
+    def _folder(self, name: str) -> Path | None:
+        """The study's folder, if there is one. Other programs' studies have any name, even `..` or a path."""
+        folder = Folders(self.home, name).runs
+        return folder if NAME.fullmatch(name) and folder.exists() else None
 
     def _check_still(self, study: optuna.Study, what: str) -> None:
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]

@@ -48,7 +48,8 @@ class Limit:
 
     def measured(self, figure: float) -> str:
         """A figure as tables show it."""
-        return f"{figure:.1f}" if self.unit == "s" else f"{int(figure):,}"
+        whole = self.unit != "s" and math.isfinite(figure)
+        return f"{int(figure):,}" if whole else f"{figure:.1f}"
 
     def allowed(self, most: float) -> str:
         return f"{round(most, 3):g}" if self.unit == "s" else f"{int(most):,}"

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
 
@@ -29,6 +28,7 @@ PASSPORT_FIELDS = (
 FILES = ("config.json", "result.json", "train.tail.log")
 TAIL_BYTES = 16_384  # train.log begins with the code that ran; its end is what is read
 CURVE_SIZE = (640, 320)  # pixels
+NOTE_PART = 2045  # characters, as optuna_dashboard cuts a note
 
 
 def started(trial: Trial, *, config: Mapping[str, Any], resolved: Any, legality: str) -> None:
@@ -107,7 +107,7 @@ def verdicts_of(result: Record) -> dict[str, str]:
 def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) -> None:
     """The trial's page in the dashboard: note, files, loss curve."""
     folder = folders.trial(trial.number)
-    optuna_dashboard.save_note(trial, note(trial, outcome, limits))
+    save_note(trial, note(trial, outcome, limits))
     store = artifact_store(folders.artifacts)
     tail_of(folder / "train.log", folder / "train.tail.log")
     for name in FILES:
@@ -118,6 +118,17 @@ def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) ->
         points[1.0] = float(outcome.result["val_bpb"])
     if len(points) >= 2:
         save_curve(trial, points, label="val_bpb over progress", store=store)
+
+
+def save_note(trial: Trial, text: str) -> None:
+    """What optuna_dashboard.save_note does for a trial without a note. Its import would cost each worker a
+    second, and it reads the notes of all trials twice."""
+    storage = trial.storage
+    study_id = trial.study._study_id  # pyright: ignore[reportPrivateUsage]
+    prefix = f"dashboard:{trial._trial_id}:note_"  # pyright: ignore[reportPrivateUsage]
+    storage.set_study_system_attr(study_id, f"{prefix}ver", 1)
+    for k, start in enumerate(range(0, len(text), NOTE_PART)):
+        storage.set_study_system_attr(study_id, f"{prefix}str:{k}", text[start : start + NOTE_PART])
 
 
 def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:

@@ -11,8 +11,9 @@ import optuna
 import pytest
 
 from benchmarks.evidence import files, replay, samplers, twins
-from benchmarks.evidence.files import pack, read_lines, unpack, write_section
+from benchmarks.evidence.files import pack, read_lines, unpack
 from benchmarks.evidence.table import FIGURES, SEED, Table, load_table, trained_on
+from benchmarks.results import write_section
 from corpus import embedded
 
 RATES = {"structured": 3.0, "tpe": 1.0, "optuna_tpe": 1.5}  # powers of falling curves
@@ -143,8 +144,9 @@ def test_features_tell_configurations_apart(trials: twins.Trials) -> None:
     assert rows.shape[1] == len(features.columns) + 3
 
 
-def test_trials_to_reach_a_rival() -> None:
+def test_trials_to_reach_a_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sampler twice as fast needs half the trials, and the interval holds that."""
+    monkeypatch.setattr(samplers, "DRAWS", 200)  # the ends of an interval, to a trial or two
     rng = np.random.default_rng(1)
 
     def curves(speed: float) -> np.ndarray:
@@ -156,9 +158,9 @@ def test_trials_to_reach_a_rival() -> None:
     assert 37 <= ours <= 43 and low <= 40 <= high and high - low < 8
     back, _, _ = samplers.trials_to_reach(both, "tpe", "structured")
     assert back == math.inf, "it never does in 100 trials"
-    assert "met" in samplers.reach_sentences(both) and "not met" not in samplers.reach_sentences(both)
+    assert samplers.reach_sentences(both).endswith("interval below 60: met.\n")
     swapped = {"structured": both["tpe"], "tpe": both["structured"]}
-    assert "not met" in samplers.reach_sentences(swapped)
+    assert samplers.reach_sentences(swapped).endswith("interval below 60: not met.\n")
 
 
 def test_contradictory_settings_cost_no_trial(table: Table) -> None:
@@ -206,6 +208,9 @@ def test_packed_files_and_sections_come_back(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == "# P\n\nhead\n\n## One\n\nnew\n\n## Two\n\nkept\n"
     write_section("Two", "last", page)
     assert page.read_text(encoding="utf-8").endswith("## One\n\nnew\n\n## Two\n\nlast\n")
+    write_section("Two", f"- {'word ' * 60}\n\n| {'cell ' * 60}|", page)
+    *lines, row = page.read_text(encoding="utf-8").splitlines()
+    assert max(map(len, lines)) <= 120 and len(row) > 300, "text is wrapped, a row of a table stays one"
 
 
 def test_the_readmes_claim_is_the_pages() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,15 @@ from rich.console import Console
 
 from claims import compare as module
 from claims.answers import Answer
-from claims.compare import Asked, compare
-from claims.race import Chains
+from claims.arms import arm_of_source, varied
+from claims.compare import Asked, compare, no_session
+from claims.race import Chains, race
+from claims.runs import Place, Plan, Run, Runner
 from search.stage_cache.addresses import Ground
 from search.stage_cache.reuse import Reuse
 from search.stage_cache.store import Store
 from search.study.load import find_study
+from search.trainers.process import Outcome
 from techniques.config import Config
 from tests.search.fake_studies import FAKE, begin, caddie, wait_for, write_study
 
@@ -77,6 +81,35 @@ def test_an_effect_is_told_once_it_is_clear_and_kept(ask: Ask, tmp_path: Path) -
     assert again.splitlines()[-5:] == text.splitlines()[-5:]
 
 
+def test_what_ended_beside_a_decision_counts_when_one_asks_again(tmp_path: Path) -> None:
+    """Seed 5 of both arms still runs when seed 4 decides, and ends."""
+    arms = varied("matrix_lr=0.02,0.04", arm_of_source("laptop", no_session))
+    labels = {arm.label for arm in arms}
+    seeds = range(1, 7)
+
+    class Late(Runner):
+        begun = threading.Barrier(3)
+
+        def _tried(self, label: str, seed: int) -> Outcome:
+            if (label, seed) == (arms[1].label, 4) or seed == 5:
+                self.begun.wait(20)
+            if seed == 5:
+                self.stopping.wait(20)
+            return Outcome("finished", result={"val_bpb": float(seed)})
+
+    def settled(results: Any) -> set[str]:
+        return labels if all({1, 2, 3, 4} <= set(results[label]) for label in labels) else set()
+
+    def asked(runner: Runner) -> Any:
+        return race(runner, seeds, settled=settled, tell=lambda label, run: None)
+
+    plan = Plan(tmp_path, "q", tuple(seeds), {})
+    place = Place(tmp_path, workers=3)
+    first = asked(Late(plan, arms, place, None))
+    assert first == {label: {n: Run(n, "", {"val_bpb": n}) for n in range(1, 6)} for label in labels}
+    assert asked(Runner(plan, arms, place, None)) == first
+
+
 def test_more_seeds_go_on_with_the_same_ones(ask: Ask, tmp_path: Path) -> None:
     text, (told,) = ask("matrix_lr=0.0400,0.0401", noise=0.05, seeds=4)
     assert told.kind == "undecided" and "undecided after 4 seeds each: " in text and "more seeds" in text
@@ -99,14 +132,15 @@ def test_each_mode_is_answered(ask: Ask) -> None:
 
 
 def test_an_arm_that_fails_is_given_up_and_told(ask: Ask, tmp_path: Path) -> None:
-    for name, lr, mode in (("good", 0.02, "ok"), ("bad", 0.04, "diverged")):
+    for name, lr, mode in (("[red]good", 0.02, "ok"), ("bad", 0.04, "diverged")):
         (tmp_path / f"{name}.json").write_text(
             json.dumps({"preset": "laptop", "matrix_lr": lr, "run_id": mode})
         )
-    words = (str(tmp_path / "good.json"), str(tmp_path / "bad.json"))
+    words = (str(tmp_path / "[red]good.json"), str(tmp_path / "bad.json"))
     text, (told,) = ask(*words)
     assert told.kind == "fails"  # a third run may end before it is stopped
     assert re.search(r"bad fails: ([23]) of \1 runs have no score \(diverged: ", " ".join(text.split()))
+    assert re.search(r"^\[red\]good  ", text, re.M)  # rich has it for a colour
     text, (told,) = ask(*reversed(words))
     assert told.kind == "base fails"
     assert re.search(r"bad fails: ([23]) of \1 runs", " ".join(text.split()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -13,12 +15,17 @@ from typing import Any
 
 import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 import pytest
+from optuna.trial import create_trial
+from rich.console import Console
 
 from pages import figures
 from pages.facts import FEASIBLE, STATES, facts_of, pareto
 from pages.html import page_of
 from pages.report import json_of, markdown_of, write_report
+from search.report.leaderboard import print_leaderboard
 from search.report.rows import ranked
+from search.report.studies import print_diff
+from search.report.trial import print_trial
 from tests.pages.made_up import made_up_session
 
 CHROMIUM = "/usr/bin/chromium"
@@ -102,6 +109,7 @@ def test_markdown_and_json_say_the_same(told: Any) -> None:
     text = markdown_of(told)
     best = told.named(told.best[0])
     assert f"Best: trial #{best.number}" in text and f"{best.bpb:.4f}" in text
+    assert "One bar a trial" in page_of(told) and "One bar" not in text, "it has no figures"
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
     assert widths and min(widths) >= 3
     facts: Mapping[str, Any] = json.loads(json_of(told), parse_constant=pytest.fail)
@@ -116,8 +124,33 @@ def test_a_study_that_has_hardly_begun(tmp_path: Path, count: int) -> None:
     page = page_of(facts)
     text = markdown_of(facts)
     assert "Effects are told from at least" in page and "Effects are told from at least" in text
+    assert "fresh seeds" not in text and "fresh seeds</th>" not in page, "none ran"
     assert ("No trial kept every limit yet." in page) == (not facts.best)
     json.loads(json_of(facts))
+
+
+def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
+    """A score, a figure and a link of the chain that are not finite, and names that rich reads as markup."""
+    session = made_up_session(tmp_path, 0)
+    odd = {"artifact_bytes": math.nan, "train_seconds": math.inf, "inactive": {"[/x]": "[/y]"}}
+    chain = [["weights", math.nan], ["packed", 2.5]]
+    kept = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}
+    for value in (math.inf, 2.5):
+        attrs = {"config": {}, "hash": "x", "techniques": ["[/x]"], "bpb_chain": chain, **odd}
+        session.optuna_study.add_trial(create_trial(value=value, user_attrs=attrs, constraints=kept))
+    told = {"bpb": 2.5, "sd": None, "seeds": {"7": 2.5}, "sound": True, "against": "[/z]"}
+    session.optuna_study.set_user_attr("confirmed", {"1": {**told, "difference_bpb": -0.1}})
+    session.optuna_study.set_user_attr("baseline", {"val_bpb": 2.6})
+    facts = facts_of(session)
+    assert facts.best == (1,) and facts.named(1).chain == (("packed", 2.5),) and not facts.named(0).figures
+    json.loads(json_of(facts), parse_constant=pytest.fail)
+    assert "2.5000" in page_of(facts) and "| #1 | 2.5000 |" in markdown_of(facts)
+    console = Console(file=io.StringIO(), width=80)
+    print_leaderboard(console, session)
+    print_trial(console, session, 1)
+    print_diff(console, session, 0, 1)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "! [/x]" in text and "-0.1000 from [/z]" in text
 
 
 def test_money_is_told_of_gpus_alone(told: Any) -> None:

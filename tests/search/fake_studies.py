@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from search.session.session import read_session
+from search.study.load import find_study
 from tests.conftest import ROOT
 from tests.search.db_helpers import alive, server_place, until
 
@@ -38,20 +42,8 @@ kind = "tpe"  # processes are what these studies are about, and it starts a seco
 matrix_lr = {{ low = 0.01, high = 0.1, log = true }}
 scalar_lr = {{ low = 0.01, high = 0.1, log = true }}
 """
-READ = """
-import json, os, sys
-from pathlib import Path
-from search.session.session import read_session
-from search.study.load import find_study
-study, home = find_study(Path(sys.argv[1])), Path(sys.argv[2])
-session = read_session(study, home=home, storage=None, environ=os.environ)
-print(json.dumps([
-    {"number": t.number, "state": t.state.name, "value": t.value, "constraints": t.constraints,
-     "attrs": t.user_attrs, "steps": len(t.intermediate_values), "params": t.params,
-     "retry_of": t.system_attrs.get("retry_of")}
-    for t in session.optuna_study.get_trials()
-]))
-"""
+# what a reader of trials imports; some of it only where it is first needed
+READER = (__name__, "alembic.command", "optuna.storages._rdb.storage", "search.storage.patient")
 FINISHED = ("COMPLETE", "PRUNED")
 
 
@@ -124,16 +116,29 @@ def search(study: Path, home: Path, trials: int, workers: int) -> list[object]:
 
 
 def read_trials(study: Path, home: Path, **env: str) -> list[dict[str, Any]]:
-    """Every trial, read by another process (so that this one claims no server)."""
-    ran = subprocess.run(
-        [sys.executable, "-c", READ, str(study), str(home)],
-        cwd=ROOT,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(ran.stdout)
+    """Every trial, read by another process, so that this one claims no server; it is forked from one that has
+    the imports, which take a second and more."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(list(READER))
+    with ProcessPoolExecutor(1, mp_context=forks) as pool:
+        return pool.submit(trials_of, study, home, environment(**env)).result()
+
+
+def trials_of(study: Path, home: Path, environ: Mapping[str, str]) -> list[dict[str, Any]]:
+    session = read_session(find_study(study), home=home, storage=None, environ=environ)
+    return [
+        {
+            "number": t.number,
+            "state": t.state.name,
+            "value": t.value,
+            "constraints": t.constraints,
+            "attrs": t.user_attrs,
+            "steps": len(t.intermediate_values),
+            "params": t.params,
+            "retry_of": t.system_attrs.get("retry_of"),
+        }
+        for t in session.optuna_study.get_trials()
+    ]
 
 
 def states(trials: list[dict[str, Any]]) -> dict[str, int]:

@@ -5,21 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.search.fake_studies import ROOT, caddie, clear, read_trials, search, states, write_study
+from tests.search.fake_studies import ROOT, caddie, read_trials, search, states, write_study
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    clear(folder)
 
 
 def refused(ran: subprocess.CompletedProcess[str], *says: str) -> None:

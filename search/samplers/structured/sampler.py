@@ -167,14 +167,15 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._asked_tpe and self._tpe is not None:
             for _ in range(REFUSALS):
                 found = self._tpe.propose()
-                if found and self._admitted(found):
+                settings = self._beliefs.rows.settings(self._active_of(found))
+                if found and settings not in self._beliefs.tried and self._admitted(found):
                     return found
         return self._beliefs.rows.decode(self._smooth_row(self._beliefs))
 
     def _smooth_row(self, beliefs: Beliefs) -> Array:
         """Spread first trials; then the smooth model's row when the trials speak for it, else a draw's."""
         if self.startup_trials is None and self.prior.start is None and beliefs.begun < FIRST:
-            row = spread(beliefs, self._rng, lambda r: self._admitted(beliefs.rows.decode(r)))
+            row = spread(beliefs, self._rng, lambda r: self._is_new(beliefs, r))
             if row is not None:
                 return row
         if self._asks_smooth(beliefs) and self._rng.random() < self._smooth.chance(beliefs):
@@ -190,7 +191,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return len(beliefs.complete) >= LEAST and beliefs.begun > (self.startup_trials or 0)
 
     def _is_new(self, beliefs: Beliefs, row: Array) -> bool:
-        return self._admitted(beliefs.rows.decode(row)) and not self._tried(beliefs, row)
+        return not self._tried(beliefs, row) and self._admitted(beliefs.rows.decode(row))
 
     @alone
     def recommend(self, study: optuna.Study) -> FrozenTrial:
@@ -366,9 +367,11 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return np.concatenate([seen[:1], by_draw[None, :], shaken])
 
     def _any(self, beliefs: Beliefs, score: MarginScore) -> Array:
-        """The best admitted of uniform draws; the best of all where none is."""
+        """The best admitted of uniform draws, of the new ones if there are any; the best where none is."""
         rows = beliefs.rows.uniform(self._rng, REFUSALS)
         rows = rows[np.argsort(score(rows))]
+        tried = np.array([self._tried(beliefs, row) for row in rows])
+        rows = np.concatenate([rows[~tried], rows[tried]])
         return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
 
     def _cheapest_gain(self, weigher: StageWeigher, row: Array, best: list[int], score: MarginScore) -> Array:

@@ -22,10 +22,10 @@ import numpy as np
 from scipy.optimize import minimize  # pyright: ignore
 from scipy.special import erfcx, log_ndtr, ndtr  # pyright: ignore
 
-from search.samplers.structured.beliefs import GROWTH, Beliefs
+from search.samplers.structured.beliefs import GROWTH, Beliefs, Data
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows
-from search.samplers.structured.surrogate import Surrogate, solved, triangle
+from search.samplers.structured.surrogate import Surrogate, inverse, solved, triangle
 
 LEAST = 10  # complete trials without which it is not asked
 LENGTH = -0.5  # of the logarithm of a length scale, for one parameter
@@ -41,7 +41,6 @@ NEWEST = 5  # complete trials whose feasibility tells whether it may go on
 ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
-NO_CHANCE = 1e-3  # below it the comparison waits for more trials
 DRAWS = 60  # uniform ones that a spread first trial is chosen from
 POOL = 256  # uniform draws, good trials that are mutated, local searches
 GOOD = 5
@@ -72,7 +71,7 @@ class Process:
             [np.full(self.count, LENGTH_WIDTH), [TREND_WIDTH, AMPLITUDE_WIDTH, NOISE_WIDTH]]
         )
         self.hyper = self.centre.copy()  # logarithms: length scales, trend, amplitude, noise
-        self.x: Array = np.zeros((0, len(self.owner)))
+        self._keep(np.zeros((0, len(self.owner))))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
         self.mean = 0.0  # alive: mean number of active parameters
@@ -91,7 +90,7 @@ class Process:
     def observe(self, rows: Array, y: Array, noise_sd: Array, *, running: Array, fit: bool) -> None:
         """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the
         means at `running` rows (fantasies); `fit` the hyper-parameters first."""
-        self.x = self.places(rows)
+        self._keep(self.places(rows))
         self.mean = float(y.mean())
         self.alive = max(float(self.rows.active(rows).sum(axis=1).mean()), 1.0)
         self.centre[: self.count] = LENGTH + 0.5 * math.log(self.alive)
@@ -103,11 +102,16 @@ class Process:
         self._condition()
         if len(running):
             x = self.places(running)
-            fantasy = self._kernel(x, self.x)[0] @ self.alpha
-            self.x = np.concatenate([self.x, x])
+            fantasy = self._kernel(x)[0] @ self.alpha
+            self._keep(np.concatenate([self.x, x]))
             self.y = np.concatenate([self.y, fantasy])
             self.extra = np.concatenate([self.extra, np.zeros(len(x))])
             self._condition()
+
+    def _keep(self, x: Array) -> None:
+        """Coordinates of the data, and what no hyper-parameter changes in their kernel."""
+        self.x, self.trends = x, self._trend(x)
+        self._products = self.trends @ self.trends.T
 
     def _fit(self) -> None:
         limits = [(-5.0, 8.0)] * self.count + [(-9.0, 4.0), (-4.0, 4.0), (LEAST_NOISE, 2.0)]
@@ -119,21 +123,22 @@ class Process:
         self.hyper = np.asarray(min(found, key=lambda f: f.fun).x, dtype=np.float64)
 
     def _condition(self) -> None:
-        k = self._kernel(self.x, self.x)[0]
+        k = self._kernel(self.x)[0]
         self.factor = triangle(k, self._noise(k, self.hyper))
         self.alpha = solved(self.factor, self.y)
 
     def _noise(self, kernel: Array, hyper: Array) -> Array:
         return math.exp(hyper[-1]) + self.extra + ROUNDING * float(np.trace(kernel))
 
-    def _kernel(self, a: Array, b: Array, hyper: Array | None = None) -> tuple[Array, Array, Array]:
-        """Covariances [q, n] of coordinates a [q, m] and b [n, m], the trend's part of them, and the slope of
-        the other part by the squared distance."""
+    def _kernel(self, a: Array, hyper: Array | None = None) -> tuple[Array, Array, Array]:
+        """Covariances [q, n] of coordinates a [q, m] with the data, the trend's part of them, and the slope
+        of the other part by the squared distance."""
         hyper = self.hyper if hyper is None else hyper
-        trend = math.exp(hyper[-3]) * (self._trend(a) @ self._trend(b).T)
+        own = a is self.x
         scales = np.exp(-hyper[self.owner])
+        trend = math.exp(hyper[-3]) * (self._products if own else self._trend(a) @ self.trends.T)
         a = a * scales
-        b = b * scales
+        b = a if own else self.x * scales
         square = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
         far = ROOT5 * np.sqrt(np.maximum(square, 0.0))
         decay = math.exp(hyper[-2]) * np.exp(-far)
@@ -152,12 +157,12 @@ class Process:
 
     def objective(self, hyper: Array) -> tuple[float, Array]:
         """(negative log of marginal likelihood × priors, its gradient)."""
-        k, trend, slope = self._kernel(self.x, self.x, hyper)
+        k, trend, slope = self._kernel(self.x, hyper)
         factor = triangle(k, self._noise(k, hyper))
         alpha = solved(factor, self.y)
         away = (hyper - self.centre) / self.widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
-        a = np.outer(alpha, alpha) - solved(factor, np.eye(len(alpha)))
+        a = np.outer(alpha, alpha) - inverse(factor)
         weights = a * slope
         x = self.x * np.exp(-hyper[self.owner])
         by_column = 2.0 * (weights.sum(axis=1) @ (x * x) - np.einsum("ij,ij->j", weights @ x, x))
@@ -170,7 +175,7 @@ class Process:
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Posterior mean and variance [q] at coordinates [q, m], y scaled."""
-        k = self._kernel(x, self.x)[0]
+        k = self._kernel(x)[0]
         variance = self._own(x) - np.einsum("ij,ji->i", k, solved(self.factor, k.T))
         return k @ self.alpha, np.maximum(variance, 1e-12)
 
@@ -182,7 +187,7 @@ class Process:
 
     def log_gain_slope(self, x: Array) -> tuple[float, Array]:
         """(`log_gain`, its gradient [m]) at one place x [m]."""
-        k, _, slope = self._kernel(x[None, :], self.x)
+        k, _, slope = self._kernel(x[None, :])
         weights = solved(self.factor, k[0])
         mean = float(k[0] @ self.alpha)
         sd = math.sqrt(max(float(self._own(x[None, :])[0] - k[0] @ weights), 1e-12))
@@ -194,7 +199,7 @@ class Process:
         away = (x - self.x) * np.exp(-2.0 * self.hyper[self.owner])
         gradient = 2.0 * ((each * slope[0]) @ away)
         t = self._trend(x[None, :])[0]
-        by_trend = math.exp(self.hyper[-3]) * (each @ self._trend(self.x) + by_sd / sd * t)
+        by_trend = math.exp(self.hyper[-3]) * (each @ self.trends + by_sd / sd * t)
         count = len(self.numbers)
         gradient[:count] += 2.0 * by_trend[:count] + 8.0 * x[:count] * by_trend[len(x) :]
         gradient[count:] += by_trend[count : len(x)]
@@ -214,9 +219,9 @@ def log_improvement(z: Array) -> Array:
 
 def left_out(factor: Array, y: Array) -> Array:
     """Log density [n] of each y given the others; `factor` is the triangle of their covariance."""
-    inverse = solved(factor, np.eye(len(y)))
-    variance = 1.0 / inverse.diagonal()
-    away = (inverse @ y) * variance
+    precision = inverse(factor)
+    variance = 1.0 / precision.diagonal()
+    away = (precision @ y) * variance
     return -0.5 * (away**2 / variance + np.log(2.0 * np.pi * variance))
 
 
@@ -227,7 +232,7 @@ def chance_of(gained: Array) -> float:
 
 @dataclass
 class Smooth:
-    """For one sampler: `chance`, then `propose`."""
+    """For one sampler: `chance`, then perhaps `propose`, which alone reads trials that came after a fit."""
 
     process: Process | None = None
     _fitted: int = 0  # trials that its hyper-parameters were fitted to
@@ -244,37 +249,33 @@ class Smooth:
             self.process = Process(beliefs.rows)
             self._fitted = 0
         due = count >= max(self._fitted + 3, math.ceil(GROWTH * self._fitted)) or count < self._fitted
-        if not due and max(self._chance, self._doubt) < NO_CHANCE:
-            return 0.0
-        one = self.process
-        none = data.running[:0]
-        one.observe(data.rows, data.y, data.noise_sd, running=none, fit=due)
         if due:
             self._fitted = count
-            own = left_out(one.factor, one.y)
-            whole = data.noise_sd == 0.0
-            rival = self._surrogate(beliefs.objective.model, count, one)
-            flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
-            self._chance = chance_of((own - rival)[whole])
-            better = own if self._chance > 0.5 else rival
-            self._chance *= min(1.0, WIDE / one.alive) ** 2
-            self._doubt = chance_of((flat - better)[whole]) * min(1.0, WIDE / one.alive) ** 2
-        if len(data.running):
-            one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
-        return self._share(beliefs)
+            self._compare(self.process, data, beliefs.objective.model)
+        return self._share * beliefs.recently_kept(NEWEST) ** 2  # constraints: only the surrogate knows them
 
-    def _share(self, beliefs: Beliefs) -> float:
-        """Of proposals; less where the newest trials break constraints, which only the surrogate knows."""
-        kept = beliefs.recently_kept(NEWEST) ** 2
-        return kept * (self._chance + (1.0 - self._chance) * self._doubt)
+    def _compare(self, one: Process, data: Data, model: Surrogate) -> None:
+        """Fit, and ask all models for each value without it."""
+        count = len(data.y)
+        whole = data.noise_sd == 0.0
+        one.observe(data.rows, data.y, data.noise_sd, running=data.running[:0], fit=True)
+        own = left_out(one.factor, one.y)
+        rival = self._surrogate(model, count, one)
+        flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
+        narrow = min(1.0, WIDE / one.alive) ** 2
+        chance = chance_of((own - rival)[whole])
+        self._chance = narrow * chance
+        self._doubt = narrow * chance_of((flat - (own if chance > 0.5 else rival))[whole])
+
+    @property
+    def _share(self) -> float:
+        """Of proposals that are not the surrogate's."""
+        return self._chance + (1.0 - self._chance) * self._doubt
 
     @staticmethod
     def _surrogate(model: Surrogate, count: int, one: Process) -> Array:
         """The surrogate's log densities of the same values."""
-        columns = model.columns
-        model.columns = columns[:count]
-        kernel = model._kernel(model.hyper)[0]  # pyright: ignore[reportPrivateUsage]
-        model.columns = columns
+        kernel = model._kernel(model.hyper)[0][:count, :count]  # pyright: ignore[reportPrivateUsage]
         noise = model._noise(model.hyper)[:count]  # pyright: ignore[reportPrivateUsage]
         return left_out(triangle(kernel, noise), one.y)
 
@@ -286,8 +287,10 @@ class Smooth:
         best = beliefs.incumbents(GOOD)
         if one is None or not best:
             return None
-        if rng.random() * (self._chance + (1.0 - self._chance) * self._doubt) < self._doubt:
+        if rng.random() * self._share < self._doubt:
             return spread(beliefs, rng, accepts)
+        data = beliefs.data
+        one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
         one.best = float(one.moments(one.places(beliefs.seen[best]))[0].min())
 
         def score(rows: Array) -> Array:
@@ -296,6 +299,7 @@ class Smooth:
         pool = np.concatenate(
             [beliefs.rows.uniform(rng, POOL), mutated(beliefs.seen[best], beliefs.rows, rng)]
         )
+        pool = pool[np.unique(one.places(pool), axis=0, return_index=True)[1]]  # each configuration once
         order = np.argsort(score(pool))
         starts = min(STARTS, max(1, SEARCHED // one.count))
         ends = pool[order[:starts]]

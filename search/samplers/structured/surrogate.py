@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
-from scipy.linalg import cho_solve  # pyright: ignore
+from scipy.linalg import cho_solve, lapack  # pyright: ignore
 from scipy.optimize import minimize  # pyright: ignore
 
 from search.common.numeric import Distributions
@@ -52,7 +52,7 @@ class Basis:
         ones = np.ones(len(self.gates) + len(self.many))
         self.weight = np.repeat([1.0, 1.0, QUADRATIC, 1.0, QUARTIC], [len(ones), k, k, k, k])
         self.bent: Mask = np.arange(len(self.owner)) >= len(ones) + 2 * k
-        self.factors = len(ones) + k  # the first columns also make pairs
+        self.factors = len(ones) + k  # the first columns, unweighted, also make pairs
 
     def columns(self, rows: Array, active: Mask) -> Array:
         """Main columns [n, m] of rows [n, parameters]. What is inactive counts as off (a gate) or 0."""
@@ -196,16 +196,17 @@ class Surrogate:
         return (coupling.noise(own) if coupling else own) + self.extra + JITTER
 
     def _kernel(self, hyper: Hyper) -> tuple[Array, Array, Array, Array]:
-        """(K [n, n] without noise, scaled columns, and for pairs: scaled factors and their own kernel T)."""
-        main, factor = self._scales(hyper)
-        scaled = self.columns * np.sqrt(main)
-        k = scaled @ scaled.T + 1.0
+        """(K [n, n] without noise, scaled columns, T [n, n] of the factors among them, K of pairs)."""
+        scaled = self.columns * np.sqrt(self._scales(hyper)[0])
+        z = scaled[:, : self.basis.factors]
+        rest = scaled[:, self.basis.factors :]
+        t = z @ z.T
+        k = t + rest @ rest.T + 1.0
         if not self.pairs:
-            return k, scaled, scaled[:, :0], np.zeros((0, 0))
-        z = self.columns[:, : self.basis.factors] * np.sqrt(factor)
-        t, squares = z @ z.T, z * z
-        k += 0.5 * math.exp(hyper.rho) * (t * t - squares @ squares.T)
-        return k, scaled, z, t
+            return k, scaled, t, np.zeros((0, 0))
+        squares = z * z
+        pairs = 0.5 * math.exp(hyper.rho) * (t * t - squares @ squares.T)
+        return k + pairs, scaled, t, pairs
 
     def objective(self, flat: Array) -> tuple[float, Array]:
         """(negative log of marginal likelihood × priors, its gradient) at `Hyper.flat()`."""
@@ -213,14 +214,14 @@ class Surrogate:
         count = self.basis.count
         hyper = Hyper.of(flat, sources)  # the first of the kernel's own
         first = 3 * sources
-        k, scaled, z, t = self._kernel(hyper)
+        k, scaled, t, pairs = self._kernel(hyper)
         coupling = self._coupling(hyper)
         factor = triangle(coupling.couple(k) if coupling else k, self._noise(hyper))
         alpha = solved(factor, self.y)
         widths = np.concatenate([np.tile(earlier.SPREADS, sources), vector(WIDTH, count)])
         away = (flat - np.concatenate([np.tile(earlier.CENTRES, sources), vector(START, count)])) / widths
         value = 0.5 * self.y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * away @ away
-        a = np.outer(alpha, alpha) - solved(factor, np.eye(len(self.y)))
+        a = np.outer(alpha, alpha) - inverse(factor)
         gradient = np.zeros(len(flat))
         gradient[-1] = math.exp(hyper.noise) * float(
             np.trace(a) if not sources else a.diagonal() @ (self.which == 0)
@@ -229,15 +230,15 @@ class Surrogate:
             a, by_source = coupling.gradient(a, k)
             gradient[:first] = by_source.ravel()
         own = slice(first, first + count)
-        by_column = np.einsum("ij,ij->j", a @ scaled, scaled)
+        z = scaled[:, : self.basis.factors]
+        rest = scaled[:, self.basis.factors :]
+        by_factor = quadratic(a * (1.0 + math.exp(hyper.rho) * t) if self.pairs else a, z)
+        if self.pairs:
+            by_factor -= math.exp(hyper.rho) * quadratic(a, z * z)
+            gradient[-3] = float((a * pairs).sum())
+        by_column = np.concatenate([by_factor, quadratic(a, rest)])
         gradient[own] = np.bincount(self.basis.owner, by_column, minlength=count)
         gradient[-2] = by_column[self.basis.bent].sum()
-        if self.pairs:
-            rho, squares = math.exp(hyper.rho), z * z
-            by_factor = np.einsum("ij,ij->j", (a * t) @ z, z) - np.einsum("ij,ij->j", a @ squares, squares)
-            owners = self.basis.owner[: self.basis.factors]
-            gradient[own] += rho * np.bincount(owners, by_factor, minlength=count)
-            gradient[-3] = 0.5 * rho * float(by_factor.sum())
         return float(value), -0.5 * gradient + away / widths
 
     def _posterior(self, intercept: float, main: Array, pair: Array, wrong: Array) -> Function:
@@ -341,6 +342,18 @@ def triangle(kernel: Array, noise: Array) -> Array:
     return np.asarray(np.linalg.cholesky(system), dtype=np.float64)
 
 
+def quadratic(a: Array, columns: Array) -> Array:
+    """cᵀ a c of each column c [n] of `columns` [n, m]. [m]"""
+    return np.einsum("ij,ij->j", a @ columns, columns)
+
+
 def solved(factor: Array, right: Array) -> Array:
     """x of L Lᵀ x = right, for the lower triangle `factor` = L."""
     return np.asarray(cho_solve((factor, True), right), dtype=np.float64)
+
+
+def inverse(factor: Array) -> Array:
+    """Of L Lᵀ, for the lower triangle `factor` = L: a third of the work of solving for the identity."""
+    found: Any = lapack.dpotri(factor.T, lower=0)  # pyright: ignore
+    upper: Array = np.triu(np.asarray(found[0], dtype=np.float64))
+    return upper + np.triu(upper, 1).T

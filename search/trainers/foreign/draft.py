@@ -97,10 +97,11 @@ def write(script: Path, out: Path | None) -> str:
         f"  score: the last that a run prints (the script has: {', '.join(score_rule(found)) or 'none'})",
     ]
     if not variables:
-        told.append("  nothing to search: the script reads no setting that a range could be guessed for")
+        told.append("  nothing to search: no setting that is read has a range that could be guessed")
     if not found.sizes:
         told.append("  no size line: name what counts in [trainer] files, or no run has bytes")
-    told.append(f"Read it, then: python search.py --study {shlex.quote(str(out))} --trials 20")
+    first = "Read it, then" if variables else "Name what to search under [space], then"
+    told.append(f"{first}: python search.py --study {shlex.quote(str(out))} --trials 20")
     return "\n".join(told) + "\n"
 
 

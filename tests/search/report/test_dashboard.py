@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
 import pytest
 
 from search.report import dashboard
@@ -53,7 +52,7 @@ def page(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             trial.report(x + 4.0 - step, step)
         trial.set_constraint("bytes", 2.5 - x)
         trial.set_constraint("train_s", -1.0)
-        optuna_dashboard.save_note(trial, f"# Note of {x}\n\n**14,300,000** bytes")
+        notes.save_note(trial, f"# Note of {x}\n\n**14,300,000** bytes")
         text = folder.parent / "log.txt"
         text.write_text("step:1 loss:2\n")
         notes.save_trial_artifact(trial, text, store)

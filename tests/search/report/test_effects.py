@@ -95,8 +95,8 @@ def test_a_pair_of_choices_says_which() -> None:
     assert min(told, key=lambda name: told[name]) == "gate × codec = b"
 
 
-def printed(session: Session, **options: int) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def printed(session: Session, width: int = 160, **options: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
     print_effects(console, session, **options)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -110,9 +110,16 @@ def session_of(folder: Path, trials: Sequence[FrozenTrial]) -> Session:
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
     trials = [*random_trials(BASE, 80), create_trial(state=TrialState.FAIL)]
-    text = printed(session_of(tmp_path, trials), top=3)
+    session = session_of(tmp_path, trials)
+    text = printed(session, top=3)
     assert "newest 80 complete trials" in text and "technique on, against off" in text
     assert "less sure (--top)" in text and "helps" in text and "several seeds" in text
+    narrow = printed(session, width=80, top=100).splitlines()
+    found = find_effects(trials[:80])
+    names = {effect.name.split()[0] for effect in [*found.techniques, *found.numbers]}
+    rows = [line for line in narrow if "│" in line]
+    assert names <= {line.split()[0] for line in rows}, "every name is whole"
+    assert "helps" in "".join(rows) and max(map(len, rows)) <= 80
 
 
 def test_early_against_final_is_told_of_the_pruners_trials(

@@ -129,9 +129,7 @@ def test_the_last_ended_ones_their_verdicts_and_the_counts_by_reason(tmp_path: P
     assert "#0  2.0500" not in text.replace("best #0", "")  # the five newest
     counts = " ".join(text.splitlines()[-3:])
     assert "2 within all limits, 1 over a limit (evaluation 1), 1 pruned, 1 failed (diverged 1), " in counts
-    assert (
-        "4 resampled before running (bytes 3, duplicate 1), 1 lost to the machine and tried again" in counts
-    )
+    assert "4 resampled before running (bytes 3, duplicate 1), 1 interrupted and tried again" in counts
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (40, 10), (80, 12)])
@@ -165,8 +163,12 @@ def test_the_clock_moves_while_nothing_ends_and_a_narrower_terminal_begins_anew(
         wrapped = sum((len(line.plain) - 1) // 40 for line in first_lines if line.plain)
         progress.look(now=True)
         assert wrapped >= 1 and out.getvalue()[before:].count("\x1b[1A") == len(first_lines) - 1 + wrapped
+        study._storage.set_trial_state_values(0, TrialState.FAIL)  # what a stopped worker does with it
+        progress.look(now=True)
+        before = len(out.getvalue())
         progress.leave("stopping: what runs is queued again")
-        assert "stopping" in out.getvalue()
+        last = out.getvalue()[before:]
+        assert "stopping" in last and "none: workers stop" in last and "#0          interrupted" in last
     text: str = out.getvalue()
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")  # the cursor is back, and nothing is left
     assert text.endswith("\x1b[2K")

@@ -54,6 +54,8 @@ def test_a_configuration_is_ranked_once_by_its_mean(session: Session) -> None:
     assert "One seed each" in text  # one of the three has one
     assert "the mean of trial #1's 2 seeds stands -0.1000 from it." in text
     assert "Best: #1, 2.0250 ± 0.0071 (2 seeds), first run 2.0300 bits/byte" in text
+    session.optuna_study.add_trials([trial_of(2.02, hash="abc"), again(6, 7, 2.00)])
+    assert "the best, trial #6, is that configuration." in printed(print_leaderboard, session)
 
 
 def test_where_all_have_replicates_nobody_is_told_of_one_seed(session: Session) -> None:

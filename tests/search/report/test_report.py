@@ -197,7 +197,7 @@ def test_a_study_of_an_earlier_version_says_how_its_bytes_were_counted(session: 
 
 
 def test_show_tells_where_the_bpb_came_from(session: Session) -> None:
-    links = [["weights", 2.61], ["ema", 2.5867], ["packed", 2.6012], ["plain", 2.6012]]
+    links = [["weights", 2.61], ["ema", 2.5867], ["packed", 2.6012]]
     session.optuna_study.add_trial(trial_of(2.6, bpb_chain=links))
     number = len(session.optuna_study.trials) - 1
     text = " ".join(printed(print_trial, session, number).split())

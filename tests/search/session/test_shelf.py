@@ -16,7 +16,7 @@ from search.common.paths import Folders
 from search.report.studies import print_diff, print_studies
 from search.session.session import Session
 from search.session.shelf import Shelf, shelf_of
-from search.storage.patient import open_storage, open_study
+from search.storage.patient import creation_lock, open_storage, open_study
 from search.study.load import find_study
 from search.trainers.trainer import trainer_of
 from tests.search.db_helpers import held_server
@@ -110,6 +110,40 @@ def test_a_study_that_runs_is_left_alone(shelf: Shelf) -> None:
         with pytest.raises(ValueError, match=r"trial 3 of first is running \(host:1:0\)"):
             change()
     assert len(shelf.study("first").trials) == 4
+
+
+def test_a_trial_that_begins_in_that_moment_is_seen(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begins(url: str) -> Any:
+        shelf.study("first").add_trial(create_trial(state=TrialState.RUNNING))
+        return creation_lock(url)
+
+    monkeypatch.setattr("search.session.shelf.creation_lock", begins)
+    with pytest.raises(ValueError, match="trial 3 of first is running"):
+        shelf.rename("first", "new")
+    assert {s.name for s in shelf.studies()} == {"first", "second"}
+
+
+@pytest.mark.parametrize("name", ["..", "{home}/mine", "runs/../../mine"])
+def test_another_programs_study_has_no_folder_of_ours(shelf: Shelf, name: str) -> None:
+    """Its name may be a path: nothing there is moved or deleted."""
+    mine = shelf.home / "mine"
+    name = name.format(home=shelf.home)
+    mine.mkdir()
+    optuna.create_study(study_name=name, storage=open_storage(shelf.url, worker=True))
+    assert shelf.delete(name, sure=True) == f"0 trials of {name}"
+    optuna.create_study(study_name=name, storage=open_storage(shelf.url, worker=True))
+    shelf.rename(name, "ours")
+    assert mine.exists() and (shelf.home / "runs" / "first").exists()
+    assert not (shelf.home / "runs" / "ours").exists()
+
+
+def test_a_folder_that_stays_is_told(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str, **_: Any) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.unlink", refused)
+    with pytest.raises(ValueError, match=r"runs/first says: Permission denied\. The study is deleted"):
+        shelf.delete("first", sure=True)
 
 
 def test_nowhere_was_a_study_begun(tmp_path: Path) -> None:

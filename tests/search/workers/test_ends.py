@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from tests.search.fake_studies import (
     begin,
     caddie,
-    clear,
     pids,
     read_trials,
     search,
@@ -32,13 +30,6 @@ RANGES = (
 )
 SIX = "matrix_lr = { choices = [0.02, 0.05, 0.08] }\nscalar_lr = { choices = [0.02, 0.05] }"
 USED_UP = "The space is used up: all 6 configurations were tried; the study ends with 6 of 20 trials."
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    clear(folder)
 
 
 def finite_study(home: Path, name: str, mode: str) -> Path:

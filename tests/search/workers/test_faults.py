@@ -24,7 +24,6 @@ from tests.search.fake_studies import (
     assert_exact,
     begin,
     caddie,
-    clear,
     command,
     environment,
     pids,
@@ -39,13 +38,6 @@ from tests.search.fake_studies import (
 pytestmark = pytest.mark.slow
 QUICK = {"CADDIE_TIMING": "heartbeat_s=1 grace_s=4 link_s=3 patience_s=100"}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount, or to make a network")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    clear(folder)
 
 
 def ended(running: subprocess.Popen[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.search.fake_studies import (
     FINISHED,
     begin,
     caddie,
-    clear,
     pids,
     read_trials,
     search,
@@ -25,13 +23,6 @@ from tests.search.fake_studies import (
 
 CONSTRAINTS = {"bytes", "train", "eval", "run"}
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    clear(folder)
 
 
 def test_configuration_failures_are_told_as_constraints(home: Path) -> None:

@@ -21,6 +21,7 @@ from search.samplers.structured.rows import Rows
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.smooth import Process, Smooth, left_out, log_improvement
 from search.samplers.structured.surrogate import Basis, Surrogate, triangle
+from tests.search.samplers.structured.test_sampler import slopes
 
 SPACE: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -77,12 +78,6 @@ def test_the_surrogate_is_judged_on_the_trials_alone_whatever_runs_beside_them()
     assert len(model.columns) == len(x) + 5
 
 
-def slopes(function: Callable[[np.ndarray], float], at: np.ndarray, step: float) -> np.ndarray:
-    """Central differences."""
-    moves = step * np.eye(len(at))
-    return np.array([(function(at + m) - function(at - m)) / (2 * step) for m in moves])
-
-
 def test_the_gradients_are_those_of_finite_differences() -> None:
     one, _ = rig()
     _, gradient = one.objective(one.hyper)
@@ -128,8 +123,8 @@ def test_the_kernel_is_positive_definite_with_equal_rows_and_inactive_numbers() 
     other = x.copy()
     other[:, 1] = -other[:, 1]
     assert np.array_equal(one.places(x), one.places(other))
-    places = one.places(np.concatenate([x, other]))
-    assert np.isfinite(triangle(one._kernel(places, places)[0], np.full(24, 1e-8))).all()
+    one.observe(np.concatenate([x, other]), np.arange(24.0), np.zeros(24), running=NONE, fit=False)
+    assert np.isfinite(triangle(one._kernel(one.x)[0], np.full(24, 1e-8))).all()
 
 
 class Asked:

@@ -25,6 +25,8 @@ NUM_LAYERS = { low = 2, high = 12 }
 MATRIX_LR = { low = 0.001, high = 1.0, log = true }
 TTT_ENABLED = { gate = true }
 TTT_LR = { low = 0.0001, high = 0.1, log = true, when = "TTT_ENABLED" }
+[sampler]
+kind = "tpe"  # every trial is enqueued, and it starts a second sooner
 [pruning]
 min_trials = 6
 agreement = 0.0

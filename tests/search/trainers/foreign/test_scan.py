@@ -206,7 +206,8 @@ def test_no_reads_and_no_scores(tmp_path: Path):
     found = scanned(tmp_path, "print('hello')\n")
     assert not found.reads and not found.labels
     (tmp_path / "out.toml").unlink(missing_ok=True)
-    assert "nothing to search" in write(found.path, tmp_path / "out.toml")
+    told = write(found.path, tmp_path / "out.toml")
+    assert "nothing to search" in told and "Name what to search under [space], then: python" in told
     with pytest.raises(ValueError, match=r"overwrites nothing, but .*out\.toml exists"):
         write(found.path, tmp_path / "out.toml")
     assert write(found.path, None).startswith("# Drafted from train_gpt.py")
