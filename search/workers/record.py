@@ -18,7 +18,8 @@ from search.common.attributes import LABELS
 from search.common.paths import Folders
 from search.costs.preflight import errors_of
 from search.storage.patient import artifact_store
-from search.study.limits import Limit, Limits, over_limits
+from search.study.limits import Limits, over_limits
+from search.study.note import ACTIVE, trial_note
 from search.trainers.files import Record
 from search.trainers.process import Outcome
 
@@ -49,7 +50,7 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     for limit in limits.given:
         if limit.slack and result.get(limit.figure) is not None:
             facts[limit.slack] = limits.of(limit) - int(result[limit.figure])
-    facts[attributes.INACTIVE] = {n: v for n, v in verdicts_of(result).items() if v != "active"} or None
+    facts[attributes.INACTIVE] = inactive_of(result) or None
     stages: Mapping[str, Record] = result.get("stage_seconds") or {}
     if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
         facts[attributes.STAGE_REUSE] = replayed_facts(outcome.reports)
@@ -98,10 +99,11 @@ def replayed_facts(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"seconds": {}, "reused": ["train"], "spent_s": 0.0, "saved_s": saved_s}
 
 
-def verdicts_of(result: Record) -> dict[str, str]:
-    """technique -> the activity audit's verdict."""
+def inactive_of(result: Record) -> dict[str, str]:
+    """technique -> the activity audit's verdict, of those that changed nothing."""
     activity: dict[str, Record] = result.get("activity") or {}
-    return {name: str(facts.get("verdict")) for name, facts in activity.items()}
+    verdicts = {name: str(facts.get("verdict")) for name, facts in activity.items()}
+    return {name: verdict for name, verdict in verdicts.items() if verdict != ACTIVE}
 
 
 def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) -> None:
@@ -134,27 +136,9 @@ def save_note(trial: Trial, text: str) -> None:
 def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     """Markdown: what came out against the limits, what was on, and whether it did anything."""
     result = outcome.result or {}
-    lines = [f"**{outcome.kind}**" + (f": {outcome.reason}" if outcome.reason else ""), ""]
-    lines += [f"**over a limit**: {told}" for told in over_limits(result, limits).values()]
-    if outcome.kind == "finished":
-        lines += [
-            "| | measured | limit |",
-            "|---|---|---|",
-            f"| val_bpb, bits per byte | {result['val_bpb']:.4f} | |",
-            *(_row(limit, result.get(limit.figure), limits.of(limit)) for limit in limits.given),
-            "",
-        ]
-    verdicts = verdicts_of(result)
-    on = trial.user_attrs.get(attributes.TECHNIQUES, [])
-    lines += [f"- {name}: {verdicts.get(name, 'no verdict')}" for name in on]
-    lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
-    lines += ["", f"legality: {trial.user_attrs.get(attributes.LEGALITY, 'not known')}"]
-    return "\n".join(lines)
-
-
-def _row(limit: Limit, figure: float | None, most: float) -> str:
-    found = "not known" if figure is None else limit.measured(figure)
-    return f"| {limit.label}, {limit.unit} | {found} | {limit.allowed(most)} |"
+    told = {attributes.OUTCOME: outcome.kind, attributes.REASON: outcome.reason}
+    told[attributes.INACTIVE] = inactive_of(result)
+    return trial_note({**result, **trial.user_attrs, **told}, limits)
 
 
 def tail_of(source: Path, target: Path) -> None:
