@@ -6,7 +6,7 @@ from pages.claimed import Change
 from pages.facts import STATES, Facts
 from search.common.console import counted
 from search.session.session import Session
-from search.study.note import plain
+from search.workers.record import plain
 
 Rows = tuple[list[str], list[list[str]]]  # heads and rows of a table
 

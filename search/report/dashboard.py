@@ -45,7 +45,8 @@ STUDY_NOTE = "dashboard:note_"
 # Of the report: its own scripts and styles, no network.
 STYLE = (  # the dashboard's pages grow with their longest line
     "<style>.MuiBox-root{min-width:0;overflow-wrap:anywhere}"
-    "th{text-align:left}td,th{padding-right:1em;vertical-align:top}</style></head>"
+    "table:not([class]){margin:8px 0}th{text-align:left}"
+    "td,th{padding-right:1em;vertical-align:top}</style></head>"
 )
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common import attributes as stored
 from search.report.rows import confirmed_text, learnt_text, overhead_text, reuse_of_trial
 from search.study.limits import Limits
-from search.study.note import VAL_BPB, chain_text, trial_note
+from search.workers.record import VAL_BPB, chain_text, trial_note
 
 FIRST = (stored.REASON, stored.OVER, stored.LEGALITY, stored.TECHNIQUES, stored.INACTIVE, stored.FINDINGS)
 # What stands elsewhere on the page: as an artifact, as a curve, in the note.

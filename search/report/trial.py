@@ -22,7 +22,7 @@ from search.report.rows import (
 )
 from search.session.session import Session
 from search.study.limits import Limits, feasible, over_limits
-from search.study.note import chain_text
+from search.workers.record import chain_text
 from techniques.config import Resolved
 
 

@@ -4,8 +4,9 @@ Attributes are few, because each is written and read with its trial; search/comm
 """
 
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from search.common.attributes import LABELS
 from search.common.paths import Folders
 from search.costs.preflight import errors_of
 from search.storage.patient import artifact_store
-from search.study.limits import Limits, over_limits
-from search.study.note import ACTIVE, trial_note
+from search.study.limits import Limit, Limits, over_limits
 from search.trainers.files import Record
 from search.trainers.process import Outcome
 
@@ -29,6 +29,10 @@ PASSPORT_FIELDS = (
 FILES = ("config.json", "result.json", "train.tail.log")
 TAIL_BYTES = 16_384  # train.log begins with the code that ran; its end is what is read
 CURVE_SIZE = (640, 320)  # pixels
+ACTIVE = "active"
+FINISHED = "finished"
+VAL_BPB = "val_bpb"
+MARKUP = re.compile(r"([\\`*<>|$\[\]])")  # of Markdown
 NOTE_PART = 2045  # characters, as optuna_dashboard cuts a note
 
 
@@ -139,6 +143,70 @@ def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     told = {attributes.OUTCOME: outcome.kind, attributes.REASON: outcome.reason}
     told[attributes.INACTIVE] = inactive_of(result)
     return trial_note({**result, **trial.user_attrs, **told}, limits)
+
+
+def trial_note(facts: Mapping[str, Any], limits: Limits) -> str:
+    """A trial's page in Markdown; its first line says how it ended. `facts` by the names of stored
+    attributes, and `val_bpb` (bits per byte)."""
+    parts = [f"**{plain(headline(facts, limits))}**"]
+    if facts.get(attributes.OUTCOME) == FINISHED:
+        rows = [("val_bpb, bits per byte", f"{facts[VAL_BPB]:.4f}", "")]
+        rows += [_row(limit, facts.get(limit.figure), limits.of(limit)) for limit in limits.given]
+        parts += [table(("", "measured", "limit"), rows)]
+    if on := facts.get(attributes.TECHNIQUES):
+        parts += [table(("audit", "techniques"), audit_rows(facts, on))]
+    parts += [f"**finding**: {plain(str(text))}" for text in facts.get(attributes.FINDINGS) or ()]
+    if links := facts.get(attributes.BPB_CHAIN):
+        parts += [f"BPB chain, on the tokens of a report: {plain(chain_text(links))}"]
+    parts += [f"legality: {plain(str(facts.get(attributes.LEGALITY, 'not known')))}"]
+    return "\n\n".join(parts)
+
+
+def headline(facts: Mapping[str, Any], limits: Limits) -> str:
+    """over a limit: evaluation 4.2 s of 3.0; or the score, or why there is none."""
+    outcome = str(facts.get(attributes.OUTCOME))
+    if outcome != FINISHED:
+        reason = facts.get(attributes.REASON)
+        return f"{outcome}: {reason}" if reason else outcome
+    given = [(limit, facts.get(limit.figure), limits.of(limit)) for limit in limits.given]
+    if over := [limit.excess(figure, most) for limit, figure, most in given if figure and figure > most]:
+        return f"over a limit: {'; '.join(over)}"
+    return f"{facts[VAL_BPB]:.4f} bits per byte, within all limits"
+
+
+def audit_rows(facts: Mapping[str, Any], on: Sequence[str]) -> list[tuple[str, str]]:
+    """(verdict, techniques) of the trainer's audit: what changed nothing first."""
+    verdicts = facts.get(attributes.INACTIVE) or {}
+    judged = ACTIVE if facts.get(attributes.OUTCOME) == FINISHED else "not judged"
+    found: dict[str, list[str]] = {}
+    for name in sorted(on, key=lambda name: name not in verdicts):
+        found.setdefault(str(verdicts.get(name, judged)), []).append(name)
+    return [(verdict, ", ".join(names)) for verdict, names in found.items()]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def chain_text(links: Iterable[tuple[str, float]]) -> str:
+    """weights 2.6104, ema 2.5871 (-0.0233), packed 2.6012 (+0.0141), sliding_window 2.5833 (-0.0179)."""
+    before: float | None = None
+    told: list[str] = []
+    for name, bpb in links:
+        told.append(f"{name} {bpb:.4f}" + ("" if before is None else f" ({bpb - before:+.4f})"))
+        before = bpb
+    return ", ".join(told)
+
+
+def _row(limit: Limit, figure: float | None, most: float) -> tuple[str, str, str]:
+    found = "not known" if figure is None else limit.measured(figure)
+    return f"{limit.label}, {limit.unit}", found, limit.allowed(most)
 
 
 def tail_of(source: Path, target: Path) -> None:
