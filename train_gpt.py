@@ -60,7 +60,7 @@ from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
 from trainer.scoring import Meter, Score, TokenView, compile_scoring, first_bpb, score_again, score_changed
 from trainer.seams import Seams
-from trainer.stream import TokenStream
+from trainer.stream import TokenStream, block_of
 from trainer.world import Clock, Diverged, World, check_finite, compute_dtype, maybe_compile, write_atomically
 
 ROOT = Path(__file__).resolve().parent
@@ -74,12 +74,17 @@ class Loader:
     """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` parts; rank r takes
     parts r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: Sequence[Path], owner: Technique | None = None):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        paths: Sequence[Path],
+        owner: Technique | None = None,
+        block: int = 0,
+    ):
         self.config, self.world = config, world
-        tokens = [shards.read_shard(path) for path in paths]
-        self.stream = (
-            owner.loader(tokens, config.seed, config.train_seq_len) if owner else TokenStream(tokens)
-        )
+        tokens, block = [shards.read_shard(path) for path in paths], block or config.train_seq_len
+        self.stream = owner.loader(tokens, config.seed, block) if owner else TokenStream(tokens)
 
     def step(self, size: Batch | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's micro-batches of one optimiser step, of the full size or another."""
@@ -591,14 +596,14 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, self.config, self.hyper, world, muon)
         self.optimizers.matrices.orthogonalize = orthogonalizer(seams)
         seams.filled("muon", True)
+        self.phases = sorted({0.0, *(p for t in seams.techniques.values() for p in t.phases())})
+        self.sizes = {phase: batch_at(self.config, seams.techniques, phase) for phase in self.phases}
         self.loader = self.open_loader()
         given = [technique.stepper(self.model) for technique in seams.entering("stepper")]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
         self.train_tokens, self.recent = 0, [0.0]  # timed seconds at the last steps' ends
-        self.phases = sorted({0.0, *(p for t in seams.techniques.values() for p in t.phases())})
-        self.sizes = {phase: batch_at(self.config, seams.techniques, phase) for phase in self.phases}
         full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
         for technique in seams.entering("batch"):
             smaller = any(technique.batch(full, phase) != full for phase in self.phases)
@@ -611,7 +616,7 @@ class Trainer:
         if owner:
             ours, plain = (next(loader.step())[0] for loader in (Loader(*where, owner), Loader(*where)))
             self.seams.filled("loader", not torch.equal(ours, plain))
-        return Loader(*where, owner)
+        return Loader(*where, owner, block_of(size.seq_len for size in self.sizes.values()))
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -880,6 +885,7 @@ def quantize(
         n: seams.bits(role)
         for n, role in roles.items()
         if role != "scalar"
+        and seams.bits(role) < 16
         and (w := weights[n]).ndim == 2
         and w.numel() >= seams.resolved.config.quantize_min_numel
     }

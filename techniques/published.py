@@ -37,6 +37,16 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "VRL": {"1": {"value_residual": True, "value_residual.mode": "add"}},  # #569
     "SMEAR_GATE": {"1": {"smear_gate": True, "smear_gate.mode": "input_gate"}},  # #1667
     "SMEAR_GATE_ENABLED": {"1": {"smear_gate": True, "smear_gate.mode": "input_gate"}},  # #1855
+    "GATED_XSA": {"1": {"xsa": True, "xsa.mode": "gate"}},  # #2018
+    "GATED_XSA_RESIDUAL": {"1": {"xsa": True, "xsa.mode": "residual"}},
+    "FP16_EMBED_EXPORT": {  # #42, beside int8 matrices
+        "1": {
+            "mixed_bits": True,
+            "mixed_bits.embed_bits": 16,
+            "mixed_bits.attn_bits": 8,
+            "mixed_bits.mlp_bits": 8,
+        }
+    },
     "MUON_POLAR_EXPRESS": {"1": {"polar_express": True}},
     "LATE_QAT": {"1": {"late_qat": True}},
     "QAT_ENABLED": {"1": {"late_qat": True, "late_qat.threshold": 2.0}},  # from the first step
@@ -61,6 +71,9 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "GATE_WINDOW": ("attention_gate.window", "smear_gate.window"),
     "SPARSE_ATTN_GATE_SCALE": ("attention_gate.kappa",),
     "NEGATIVE_SLOPE": ("leaky_relu2.slope",),
+    "LEAKY_RELU_SQ_SLOPE": ("leaky_relu2.slope",),
+    "TTT_MASK": ("phased_ttt.qv", "lora_ttt.qv"),
+    "AWQ_LITE_GROUP_SIZE": ("awq_lite.group",),
     "ROPE_TRAIN_SEQ_LEN": ("partial_rope.train_len",),
     "MATRIX_BITS": ("mixed_bits.attn_bits", "mixed_bits.mlp_bits"),
     "MATRIX_CLIP_SIGMAS": ("sdclip.attn_k", "sdclip.mlp_k"),
@@ -68,8 +81,10 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "PRUNE_FRAC": ("prune.fraction",),
     "ZSTD_LEVEL": ("zstd.level",),
 }
+# What a word of such a variable means to us.
+WORDS = {"TTT_MASK": {"": "1", "all": "1", "baseline_all": "1", "no_qv": "0"}}
 # Of several techniques that read a variable, none of them on, it speaks to one of these.
-SPOKEN_TO = ("score_first_ttt",)
+SPOKEN_TO = ("score_first_ttt", "token_tilt")
 
 
 def is_off(value: str) -> bool:
@@ -99,7 +114,8 @@ def chosen(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Any]
 
 def details(environ: Mapping[str, str], on: Collection[str]) -> dict[str, str]:
     """The settings that DETAILS' variables give the techniques that are `on`."""
-    given = {name: environ[v] for v, names in DETAILS.items() if v in environ for name in names}
+    said = {v: WORDS.get(v, {}).get(environ[v].strip().lower(), environ[v]) for v in DETAILS if v in environ}
+    given = {name: said[v] for v, names in DETAILS.items() if v in said for name in names}
     return {name: value for name, value in given.items() if name.split(".")[0] in on}
 
 

@@ -21,9 +21,21 @@ FIXED: dict[str, tuple[str, str]] = {
     "LQER_ASYM_ENABLED": ("1", "lqer has the asymmetric factors alone"),
     "LQER_FACTOR_BITS": ("4", "lqer stores B in 4 bits; in #1855 the asymmetric form does not read this one"),
     "TTT_OPTIMIZER": ("adam adamw", "adapters take AdamW, score_first_ttt SGD"),
-    "TTT_GRAD_STEPS": ("1", "one step a chunk"),
-    "GLOBAL_TTT_RESPECT_DOC_BOUNDARIES": ("1", "phases train inside documents"),
-    "GLOBAL_TTT_WARMUP_CHUNKS": ("0", "the rate of the phases has no warm-up"),
+    "GLOBAL_TTT_OPTIMIZER": ("sgd", "phases take SGD"),
+    "TTT_GRAD_STEPS_CLEAN": ("0", "each of grad_steps is a forward of its own"),
+    "TTT_LORA_EMA_DECAY": ("0 0.0", "adapters are scored as the last step left them"),
+    "TTT_UPDATE_EVERY": ("1", "a step behind every chunk (grad_steps: several)"),
+    "TTT_SHORT_SCORE_FIRST_ENABLED": ("1", "TTT_SHORT_SCORE_FIRST_STEPS turns short chunks on; leave it out"),
+    "AWQ_LITE_BITS": ("8", "awq_lite stores its group in 8 bits"),
+    "AWQ_LITE_GROUP_TOP_K": ("1", "awq_lite takes the most salient group"),
+    "NGRAM_HINT_PRECOMPUTE_OUTSIDE": ("0", "hints are part of the timed evaluation"),
+    "WITHIN_BOOST": ("0 0.0", "experts within words looked at the target (#1420); tokens alone are counted"),
+    "WORD_BOOST": ("0 0.0", "experts of word starts looked at the target (#1420); tokens alone are counted"),
+    "AGREE_ADD_BOOST": ("0 0.0", "one expert: it has nobody to agree with"),
+    "GATED_XSA_RESIDUAL_SPAN": ("1 1.0", "xsa.mode=residual is 1 + tanh(α)"),
+    "TRAIN_SEQ_SCHEDULE_MODE": ("wallclock", "a stage ends at a share of the budget"),
+    "LQER_SCOPE": ("all", "lqer corrects whichever matrices are worst"),
+    "LQER_GAIN_SELECT": ("0", "lqer ranks by the error's norm"),
     "VAL_DOC_FRACTION": ("1 1.0", "VAL_TOKENS scores a part"),
     "SPARSE_ATTN_GATE_INIT_STD": ("0 0.0", "the sparse gate begins at zero"),
     "GATED_ATTN_INIT_STD": ("0.005", "the gate of #1736 begins with this std"),
@@ -69,7 +81,9 @@ INERT: tuple[tuple[str, str], ...] = (
         "speed and log alone",
         "COMPILE_MODE COMPILE_MODEL USE_COMPILE CHURN_LOG_EVERY SLIDING_BATCH_SIZE EVAL_BATCH_SEQS "
         "EVAL_BATCH_SIZE SW_EVAL_BATCH SLOT_BATCH_SEQS GPTQ_BATCH_SIZE LOGIT_CHUNK_TOKENS "
-        "TTT_HEARTBEAT_SECONDS MLX_EAGER_EVAL MLX_MAX_MICROBATCH_TOKENS USE_INT8_KERNEL USE_TRITON_KERNEL",
+        "COMPILE_SHAPE_WARMUP COMPILE_SHAPE_WARMUP_ITERS COMPILE_SHAPE_WARMUP_LOOP_MODES "
+        "PERGROUP_ROUNDTRIP_CHECK TTT_HEARTBEAT_SECONDS MLX_EAGER_EVAL MLX_MAX_MICROBATCH_TOKENS "
+        "USE_INT8_KERNEL USE_TRITON_KERNEL",
     ),
     (
         "a word that a shell may use for itself, of scripts outside the records",
@@ -80,8 +94,12 @@ INERT: tuple[tuple[str, str], ...] = (
         "MUON_BETA2",
     ),
     (
-        "used only with GLOBAL_TTT_WARMUP_CHUNKS, which has its own row",
-        "GLOBAL_TTT_WARMUP_START_LR",
+        "of hints by words, whose strength has its own row",
+        "WITHIN_TAU WORD_TAU WORD_ORDER WORD_NORMALIZE",
+    ),
+    (
+        "read only where TTT_SHORT_SCORE_FIRST_STEPS is empty",
+        "TTT_SHORT_DOC_LEN TTT_SHORT_CHUNK_SIZE",
     ),
 )
 
@@ -101,9 +119,8 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "QUANT_BITS_EMBED QUANT_BITS_MLP QAT_BITS USE_INT6 QUANT_CONFIG ATTN_INT5 MLP_INT5",
     ),
     (
-        "no matrix is stored as float here; EMBED_BITS goes to 8",
-        "FP16_EMBED_EXPORT FP16_KEEP_NAME_PATTERNS FP16_PASSTHROUGH_PATTERNS INT8_FULL_RANGE_PATTERNS "
-        "FP_STORAGE SCALE_STORAGE",
+        "mixed_bits.embed_bits=16 keeps the embedding, nothing else",
+        "FP16_KEEP_NAME_PATTERNS FP16_PASSTHROUGH_PATTERNS INT8_FULL_RANGE_PATTERNS FP_STORAGE SCALE_STORAGE",
     ),
     (
         "fake quantisation: set LATE_QAT_THRESHOLD (2: from the first step); its bits are the export's",
@@ -118,8 +135,20 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "GPTQ_AR_SELFGEN GPTQ_CALIB_SAMPLES GPTQ_TEMPERATURE GPTQ_GEN_TEMP GPTQ_GEN_LEN GPTQ_NUM_SEQS",
     ),
     (
-        "set gptq.damp",
-        "GPTQ_DAMP",
+        "the split's last positions, fewer than a sequence, are not scored here",
+        "EVAL_INCLUDE_TAIL",
+    ),
+    (
+        "set seq_schedule.rewarm, a share of the budget",
+        "SEQ_CHANGE_WARMUP_STEPS",
+    ),
+    (
+        "smear_gate.mode=input_gate always masks BOS; without that documents leak (#1797 audit)",
+        "SMEAR_GATE_BOS_FIX",
+    ),
+    (
+        "another optimiser of the matrices (NorMuon, Huber decay) is not here",
+        "SKYLIGHT_MUON SKYLIGHT_NORM_EMA SKYLIGHT_UW_FLOOR MUON_HUBER_WD",
     ),
     (
         "set sdclip's widths by ATTN_CLIP_SIGMAS, MLP_CLIP_SIGMAS, EMBED_CLIP_SIGMAS",
@@ -232,8 +261,8 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "ROPE_YARN YARN_MAX_LEN EVAL_NTK_ALPHA",
     ),
     (
-        "a temperature or an asymmetric cap of the scores is not here",
-        "ASYM_LOGIT_RESCALE TEMP_CALIB EVAL_TEMPERATURE",
+        "a temperature of the scores is not here",
+        "TEMP_CALIB EVAL_TEMPERATURE",
     ),
     (
         "not here: gates of the whole block, trigrams, canon layers, attention variants, learnt wraps",
