@@ -55,7 +55,7 @@ from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pac
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
 from trainer.machine import end_process
-from trainer.muon import Muon, newton_schulz
+from trainer.muon import Hyper, Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
 from trainer.scoring import Meter, Score, TokenView, compile_scoring, first_bpb, score_again, score_changed
@@ -220,13 +220,13 @@ class Attention(nn.Module):
 
     def forward(self, n: Tensor, ctx: dict[str, Any]) -> Tensor:
         b, t, d = n.shape
-        q = self.c_q(n).view(b, t, self.num_heads, -1)
+        ctx["queries"] = q = self.c_q(n).view(b, t, self.num_heads, -1)
         k = self.c_k(n).view(b, t, self.num_kv_heads, -1)
         ctx["values"] = v = self.c_v(n).view(b, t, self.num_kv_heads, -1)
         v = self.values(v, ctx)
         q, k = self.rope(rms_norm(q), rms_norm(k))
         q = q * self.q_gain.to(q.dtype)[:, None]
-        y = self.attn_out(self.attend(q, k, v, ctx), v, n)
+        y = self.attn_out(self.attend(q, k, v, ctx), v, n, ctx)
         return self.proj(y.reshape(b, t, d))
 
 
@@ -258,10 +258,10 @@ class Block(nn.Module):
         return mix[0] * x + mix[1] * x0
 
     def attention(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
-        return self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x)), ctx)
+        return self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x), ctx, "attn"), ctx)
 
     def feed_forward(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
-        return self.mlp_scale.to(x.dtype) * self.feed(self.mlp, self.norm(rms_norm(x)), ctx)
+        return self.mlp_scale.to(x.dtype) * self.feed(self.mlp, self.norm(rms_norm(x), ctx, "mlp"), ctx)
 
     def forward(self, x: Tensor, x0: Tensor, ctx: dict[str, Any]) -> Tensor:
         return self.residual(self, x, x0, ctx)
@@ -442,24 +442,6 @@ def without(model: GPT, name: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """Optimiser settings behind the learning rates; techniques change them at the seam `hyper`."""
-
-    muon_momentum: float = 0.95
-    muon_momentum_start: float = 0.85  # linear to muon_momentum over the warm-up
-    muon_momentum_warmup_steps: int = 500
-    muon_ns_steps: int = 5  # Newton–Schulz iterations
-    muon_weight_decay: float = 0.0  # decoupled: p ← p·(1 − lr·wd)
-    adam_weight_decay: float = 0.0  # scalars and vectors
-    embed_weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    adam_eps: float = 1e-8
-    lr_mults: tuple[tuple[str, float], ...] = ()  # role -> multiple of its learning rate
-    lr_mult: float = 1.0  # the same of all, now
-
-
 # role -> (optimiser, field of Config with its learning rate, field of Hyper with its weight decay)
 ROUTES = {
     "attn": ("muon", "matrix_lr", "muon_weight_decay"),
@@ -490,6 +472,8 @@ def build_optimizers(
 ) -> Optimizers:
     """Every parameter goes by its role."""
     groups: dict[str, list[Tensor]] = {}
+    split, early, late = hyper.layer_mults
+    layers = {p: i for i, block in enumerate(model.blocks) for p in block.parameters()}
     for p in model.parameters():
         groups.setdefault(p.role, []).append(p)  # type: ignore[attr-defined]
     adam_groups: list[dict[str, Any]] = []
@@ -499,8 +483,10 @@ def build_optimizers(
         mult = dict(hyper.lr_mults).get(role, 1.0)
         group = {"params": params, "weight_decay": getattr(hyper, decay_field), "decay_field": decay_field}
         if kind == "muon":
-            group["lr"] = config.matrix_lr * mult
-            muon_groups.setdefault(mult, {**group, "params": []})["params"] += params
+            for p in params:
+                own = mult * ((early if layers[p] < split else late) if p in layers else 1.0)
+                group["lr"] = config.matrix_lr * own
+                muon_groups.setdefault(own, {**group, "params": []})["params"].append(p)
             continue
         lr = config.tied_embed_lr if role == "embed" and config.tie_embeddings else getattr(config, lr_field)
         adam_groups.append({**group, "lr": lr * mult})

@@ -377,7 +377,8 @@ class Technique:
 
     @chain("loss")
     def norm(self, shape: Shape, layer: int) -> Any:
-        """module(n [B,T,D]) -> n, on both normed inputs of a block."""
+        """module(n [B,T,D], ctx, branch) -> n, on both normed inputs of a block; branch is "attn" or
+        "mlp"."""
 
     @slot("loss")
     def rope(self, shape: Shape) -> Any:
@@ -390,7 +391,8 @@ class Technique:
 
     @chain("loss")
     def attn_out(self, shape: Shape, layer: int) -> Any:
-        """module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D]) -> y, before the output projection."""
+        """module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D], ctx) -> y, before the output projection;
+        ctx["queries"] is this layer's q [B,T,H,Dh] before its norm."""
 
     @slot("loss")
     def activation(self, shape: Shape, layer: int) -> Any:

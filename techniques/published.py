@@ -72,6 +72,9 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "SPARSE_ATTN_GATE_SCALE": ("attention_gate.kappa",),
     "NEGATIVE_SLOPE": ("leaky_relu2.slope",),
     "LEAKY_RELU_SQ_SLOPE": ("leaky_relu2.slope",),
+    "ATTN_OUT_GATE_SRC": ("attention_gate.source",),
+    "GATE_ATTN_SRC": ("attention_gate.source",),
+    "INT4_STEP": ("layer_bits.bits",),
     "TTT_MASK": ("phased_ttt.qv", "lora_ttt.qv"),
     "AWQ_LITE_GROUP_SIZE": ("awq_lite.group",),
     "ROPE_TRAIN_SEQ_LEN": ("partial_rope.train_len",),
@@ -82,7 +85,12 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "ZSTD_LEVEL": ("zstd.level",),
 }
 # What a word of such a variable means to us.
-WORDS = {"TTT_MASK": {"": "1", "all": "1", "baseline_all": "1", "no_qv": "0"}}
+WORDS = {
+    "TTT_MASK": {"": "1", "all": "1", "baseline_all": "1", "no_qv": "0"},
+    "ATTN_OUT_GATE_SRC": {"proj": "input"},
+    "GATE_ATTN_SRC": {"proj": "input"},
+    "INT4_STEP": {"2": "7", "4": "6", "8": "5", "16": "4"},
+}
 # Of several techniques that read a variable, none of them on, it speaks to one of these.
 SPOKEN_TO = ("score_first_ttt", "token_tilt")
 

@@ -39,8 +39,6 @@ FIXED: dict[str, tuple[str, str]] = {
     "VAL_DOC_FRACTION": ("1 1.0", "VAL_TOKENS scores a part"),
     "SPARSE_ATTN_GATE_INIT_STD": ("0 0.0", "the sparse gate begins at zero"),
     "GATED_ATTN_INIT_STD": ("0.005", "the gate of #1736 begins with this std"),
-    "ATTN_OUT_GATE_SRC": ("proj", "the gate reads the block's input"),
-    "GATE_ATTN_SRC": ("proj", "the gate reads the block's input"),
     "PARALLEL_RESIDUAL_START": ("-1", "set parallel_residual.mode=single and parallel_residual.start"),
     "PARALLEL_START_LAYER_IS_PHYSICAL": ("1", "parallel_residual counts physical layers"),
     "INT6_LAYER_START": ("-1", "bits are set by role (ATTN_BITS, MLP_BITS, EMBED_BITS), not by layer"),
@@ -114,8 +112,8 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "WEIGHT_DECAY ADAM_WEIGHT_DECAY TTT_WD",
     ),
     (
-        "bits are set by role (ATTN_BITS, MLP_BITS, EMBED_BITS) or by sensitivity_bits, not by layer",
-        "INT4_LAYERS INT4_STEP INT6_LAYERS INT6_STEP N_INT6_LAYERS MIXED_QUANT LOOP_LAYER_BITS QUANT_BITS "
+        "bits are set by role (ATTN_BITS, MLP_BITS, EMBED_BITS), by layer_bits or by sensitivity_bits",
+        "INT6_LAYERS INT6_STEP N_INT6_LAYERS MIXED_QUANT LOOP_LAYER_BITS QUANT_BITS "
         "QUANT_BITS_EMBED QUANT_BITS_MLP QAT_BITS USE_INT6 QUANT_CONFIG ATTN_INT5 MLP_INT5",
     ),
     (
@@ -185,10 +183,6 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "GATE_ATTN_OUT GATE_WIDTH",
     ),
     (
-        "a gate of the MLP's output is not here",
-        "GATE_MLP_OUT",
-    ),
-    (
         "set MTP_NUM_HEADS",
         "MTP_HEADS",
     ),
@@ -251,8 +245,16 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "TTT_COSINE TTT_PERLAYER TTT_MIN_LR TTT_FREEZE_EMBED TTT_ENTROPY_HIGH TTT_ENTROPY_LOW TTT_NS_STEPS",
     ),
     (
-        "rates by layer, bank or phase of training are not here",
-        "BIGRAM_LR_SCALE MATRIX_LR_EARLY MATRIX_LR_LATE BANK_SPLIT BLOCK_LARS_TRUST BLOCK_LARS_MIN_SCALE "
+        "set layer_rates.early and layer_rates.late, factors of matrix_lr (they did nothing in #1204)",
+        "MATRIX_LR_EARLY MATRIX_LR_LATE BANK_SPLIT",
+    ),
+    (
+        "set canon.last_n and canon.where",
+        "CANON_AC_LAYERS",
+    ),
+    (
+        "rates by bank or phase of training are not here",
+        "BIGRAM_LR_SCALE BLOCK_LARS_TRUST BLOCK_LARS_MIN_SCALE "
         "MUON_COOLDOWN_START MUON_COOLDOWN_END LR_WARMUP_STEPS LR_START ADAM_LR USE_GRAM_NS "
         "INDEPENDENT_LR",
     ),
@@ -265,8 +267,8 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "TEMP_CALIB EVAL_TEMPERATURE",
     ),
     (
-        "not here: gates of the whole block, trigrams, canon layers, attention variants, learnt wraps",
-        "DTG_ENABLED TRIGRAM CANON_AC_LAYERS DISABLE_LAYER0_ATTN DIFF_ATTN ATTN_RES ATTN_VARIANT "
+        "not here: gates of the whole block, trigrams, attention variants, learnt wraps",
+        "DTG_ENABLED TRIGRAM DISABLE_LAYER0_ATTN DIFF_ATTN ATTN_RES ATTN_VARIANT "
         "ATTN_PROJ_TYPE LATENT_KV_DIM MLP_GROUPS MLP_EVERY MLP_RANK BLOCK_TYPE LOGIT_HEAD_TYPE USE_WRAP "
         "WRAP_INIT_SCALE REFINER REFINER_KERNEL LORA_RANK LORA_LR NUM_LIGHT_BLOCKS SKIP_TOKENS "
         "NGRAM_WITHIN_BETA NGRAM_WORD_BETA",

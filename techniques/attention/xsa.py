@@ -17,6 +17,7 @@ public-domain books" and "laptop, 200 trials on the embedded corpus".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def own_value(y: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return grouped, (grouped * unit).sum(-1, keepdim=True) * unit
 
 
-def remove_own_value(y: torch.Tensor, v: torch.Tensor, _n: torch.Tensor) -> torch.Tensor:
+def remove_own_value(y: torch.Tensor, v: torch.Tensor, *_: Any) -> torch.Tensor:
     """y [B,T,H,Dh] less its projection on v [B,T,K,Dh]."""
     grouped, along = own_value(y, v)
     return (grouped - along).view_as(y)
@@ -52,7 +53,7 @@ class GatedOwnValue(nn.Module):
         self.first = first
         self.alpha = parameter(torch.zeros(num_heads), "scalar")
 
-    def forward(self, y: torch.Tensor, v: torch.Tensor, _n: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: torch.Tensor, v: torch.Tensor, *_: Any) -> torch.Tensor:
         grouped, along = own_value(y, v)
         share = (self.first + torch.tanh(self.alpha)).to(y.dtype).view(v.size(2), -1, 1)  # [K,H/K,1]
         return (grouped - share * along).view_as(y)

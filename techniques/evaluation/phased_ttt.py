@@ -280,6 +280,8 @@ class PhasedTtt(Technique):
         "global_lr": 0.02,
         "global_chunk_tokens": 64,
         "warm_a": False,
+        "tilt_order": 2,
+        "tilt_threshold": 0.01,
     }
 
     @dataclass(frozen=True)
