@@ -194,7 +194,7 @@ class Shape:
 
     @property
     def mlp_dim(self) -> int:
-        return int(self.mlp_mult * self.model_dim)
+        return int(self.mlp_mult * self.model_dim + 1e-6)  # a quotient of whole numbers is whole again
 
     @property
     def order(self) -> tuple[int, ...]:

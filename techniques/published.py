@@ -128,11 +128,17 @@ def details(environ: Mapping[str, str], on: Collection[str]) -> dict[str, str]:
 
 
 def from_environment(
-    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str] = ()
+    environ: Mapping[str, str],
+    known: Mapping[str, type[Technique]],
+    on: Collection[str] = (),
+    model_dim: Any = TRAINER_FIELDS["model_dim"].default,
 ) -> dict[str, Any]:
     """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it
-    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on."""
+    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on.
+    `model_dim`: the lower layers' width, of which MLP_HIDDEN is a multiple."""
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
+    if not is_off(environ.get("MLP_HIDDEN", "")):
+        layer["mlp_mult"] = int(environ["MLP_HIDDEN"]) / int(layer.get("model_dim", model_dim))
     layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
     layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
     modes = chosen(environ, known)
@@ -219,5 +225,5 @@ def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
         {n.upper() for n in TRAINER_FIELDS}
         | {v for t in known.values() for v in t.env}
         | switches
-        | {*ALIASES}
+        | {*ALIASES, "MLP_HIDDEN"}
     )

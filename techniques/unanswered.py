@@ -104,10 +104,6 @@ INERT: tuple[tuple[str, str], ...] = (
 # (what is missing, or what to set instead, names)
 REFUSED: tuple[tuple[str, str], ...] = (
     (
-        "set MLP_MULT = MLP_HIDDEN / MODEL_DIM",
-        "MLP_HIDDEN",
-    ),
-    (
         "one decay for all there: set MUON_WD, ADAM_WD, EMBED_WD",
         "WEIGHT_DECAY ADAM_WEIGHT_DECAY TTT_WD",
     ),

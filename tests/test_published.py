@@ -237,6 +237,14 @@ def test_layers_by_number() -> None:
         ("COMPRESSOR", "lzma", {"lzma_xz": True, "zstd": False}),
         ("COMPRESSOR", "zlib", {"lzma_xz": False, "zstd": False}),
         ("CASEOPS_ENABLED", "1", {"caseops": True}),
+        ("GATED_XSA", "1", {"xsa.mode": "gate"}),
+        ("GATED_XSA_RESIDUAL", "1", {"xsa.mode": "residual"}),
+        ("FP16_EMBED_EXPORT", "1", {"mixed_bits.embed_bits": 16, "mixed_bits.mlp_bits": 8}),
+        ("NGRAM_TILT_ENABLED", "1", {"token_tilt": True, "phased_ttt": False}),
+        ("GRAD_CENTRALIZE", "1", {"grad_centralize": True}),
+        ("LABEL_SMOOTH", "0.1", {"label_smoothing.share": 0.1}),
+        ("GATE_MLP_OUT", "1", {"mlp_gate": True}),
+        ("ETLB_ENABLED", "1", {"etlb": True}),
     ],
 )
 def test_a_variable_that_chooses_a_variant(variable: str, value: str, expected: dict[str, object]) -> None:
@@ -278,3 +286,21 @@ def test_every_mode_and_detail_names_what_exists() -> None:
         for name in names:
             owner, _, field = name.partition(".")
             assert field in KNOWN[owner].Config.__dataclass_fields__, name
+
+
+def test_an_mlp_of_any_width_and_words_of_details() -> None:
+    heads = {"NUM_HEADS": "6", "NUM_KV_HEADS": "6"}
+    for dim, hidden in ((516, 1344), (516, 992), (480, 1001), (84, 25)):
+        run = settings("", {**heads, "MODEL_DIM": str(dim), "MLP_HIDDEN": str(hidden)})
+        assert run.config.shape().mlp_dim == hidden
+    assert settings("laptop", {"MLP_HIDDEN": "100"}).config.shape().mlp_dim == 100
+    run = settings(
+        "", {"INT4_LAYERS": "3", "INT4_STEP": "4", "GATED_ATTENTION": "1", "GATE_ATTN_SRC": "proj"}
+    )
+    assert run.values["layer_bits.bits"] == 6 and run.values["attention_gate.source"] == "input"
+    run = settings("", {"ATTN_OUT_GATE_ENABLED": "1", "ATTN_OUT_GATE_SRC": "q"})
+    assert run.values["attention_gate.source"] == "q"
+    run = settings("", {"NGRAM_TILT_ENABLED": "1", "PHASED_TTT_ENABLED": "1", "TTT_MASK": "no_qv"})
+    assert run.values["phased_ttt.tilt"] and not run.values["token_tilt"] and not run.values["phased_ttt.qv"]
+    with pytest.raises(ValueError, match=r"phased_ttt\.qv"):
+        settings("", {"PHASED_TTT_ENABLED": "1", "TTT_MASK": "no_q"})

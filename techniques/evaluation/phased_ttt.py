@@ -240,9 +240,7 @@ class PhasedTtt(Technique):
         "prefix_docs": Int(16, 5000, log=True),
         "phases": Int(1, 4),
         "global_lr": Float(1e-4, 1e-2, log=True),
-        "lr_mult": Float(0.5, 1.5),
         "tilt": Choice((False, True)),
-        "asym_cap": Choice((False, True)),
     }
     env = {
         "PHASED_TTT_ENABLED": "on",
