@@ -246,8 +246,9 @@ class Block(nn.Module):
         super().__init__()
         d = build.shape.model_dim
         self.norm = Chain(build, "norm", layer)
-        self.attn, self.mlp = Attention(build, layer), MLP(build, layer)
-        self.attn_scale = parameter(torch.ones(d), "scalar")
+        bare = layer < build.shape.bare_layers
+        self.attn, self.mlp = None if bare else Attention(build, layer), MLP(build, layer)
+        self.attn_scale = None if bare else parameter(torch.ones(d), "scalar")
         self.mlp_scale = parameter(torch.ones(d), "scalar")
         self.resid_mix = parameter(torch.stack((torch.ones(d), torch.zeros(d))), "scalar")
         self.residual = Slot(build, "residual", sequential, layer)
@@ -258,6 +259,8 @@ class Block(nn.Module):
         return mix[0] * x + mix[1] * x0
 
     def attention(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
+        if self.attn is None or self.attn_scale is None:
+            return torch.zeros_like(x)
         return self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x), ctx, "attn"), ctx)
 
     def feed_forward(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
@@ -298,10 +301,11 @@ class GPT(nn.Module):
         shape, config = build.shape, build.config
         d, v = shape.model_dim, shape.vocab_size
         self.dtype, self.has_skips, num_plain = build.dtype, shape.unet_skips, shape.num_plain_skips
-        self.tok_emb = parameter(
-            torch.randn(v, d) * (config.tied_embed_init_std if shape.tie_embeddings else 1.0), "embed"
-        )
+        narrow, std = shape.embed_dim, config.tied_embed_init_std if shape.tie_embeddings else 1.0
+        self.tok_emb = parameter(std * torch.randn(v, narrow or d), "embed")
         self.head = None if shape.tie_embeddings else Linear(d, v, "head", zero=True)
+        self.embed_up = Linear(narrow, d, "matrix") if narrow else None
+        self.embed_down = Linear(d, narrow, "matrix") if narrow and shape.tie_embeddings else None
         self.embed_in = Chain(build, "embed_in")
         self.embed_out = Chain(build, "embed_out")
         self.shared: Any = nn.ModuleDict(enter(build, "shared", shape))
@@ -343,7 +347,8 @@ class GPT(nn.Module):
         """Final-norm hidden states [B,T,D] of ids [B,T]. A block finds in ctx how often its layer has run
         ("visit"), the stream before a skip joined it ("before_skip"), and, for a second lane of the stream
         ("lane", where a technique keeps one), the function by which the lane's own skip joins it ("join")."""
-        x = self.embed_in(F.embedding(ids, self.tok_emb).to(self.dtype), ids)
+        x = F.embedding(ids, self.tok_emb).to(self.dtype)
+        x = self.embed_in(x if self.embed_up is None else self.embed_up(x), ids)
         x = x0 = self.embed_out(rms_norm(x), ids)
         ctx: dict[str, Any] = {name: module(x0, ids) for name, module in self.shared.items()}
         skips: list[tuple[Tensor, Tensor]] = []  # of the stream, of its second lane
@@ -359,8 +364,13 @@ class GPT(nn.Module):
                 skips.append((x, ctx.get("lane", x)))
         return rms_norm(self.block_out[-1](x, ctx))
 
+    def before_head(self, h: Tensor) -> Tensor:
+        """What a tied table [V, e] multiplies."""
+        return h if self.embed_down is None else self.embed_down(h)
+
     def project(self, h: Tensor) -> Tensor:
         """h·Eᵀ, [.., V] in h's dtype."""
+        h = self.before_head(h)
         return F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)
 
     def capped_cross_entropy(self, z: Tensor, targets: Tensor) -> Tensor:
@@ -590,6 +600,8 @@ class Trainer:
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
         self.train_tokens, self.recent = 0, [0.0]  # timed seconds at the last steps' ends
+        for technique in seams.entering("sizes"):
+            seams.changed(technique, "sizes", technique.sizes(self.config.shape()) != self.config.shape())
         full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
         for technique in seams.entering("batch"):
             smaller = any(technique.batch(full, phase) != full for phase in self.phases)

@@ -45,6 +45,9 @@ def lora_places(model: Any, config: Any) -> list[tuple[Any, int, int]]:
     places: list[tuple[Any, int, int]] = []
     for block in model.blocks:
         attn = block.attn
+        if attn is None:
+            places += [(block.mlp, block.mlp.fc.weight.size(1), block.mlp.fc.weight.size(1))] * config.mlp
+            continue
         qv = [(attn.c_q, config.qv and config.q), (attn.c_v, config.qv and config.v)]
         chosen = [*qv, (attn.c_k, config.k)]
         places += [(m, m.weight.size(1), m.weight.size(0)) for m, on in chosen if on]
@@ -61,7 +64,7 @@ class Adapters:
         self.places = lora_places(model, config)
         sizes = [(i, o) for _, i, o in self.places]
         if config.head:
-            sizes.append((model.tok_emb.size(1), model.tok_emb.size(0)))
+            sizes.append((model.skip_weights.size(1), model.tok_emb.size(0)))
         device, generator = model.tok_emb.device, torch.Generator().manual_seed(0)
         self.first: list[Tensor] = []
         for fan_in, _ in sizes:

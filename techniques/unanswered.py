@@ -224,8 +224,8 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "DOC_PACKING",
     ),
     (
-        "an embedding narrower or wider than the model is not here",
-        "EMBEDDING_DIM EMBED_DIM EMBED_INNER_DIM",
+        "set factored_embedding.dim",
+        "EMBED_DIM EMBED_INNER_DIM",
     ),
     (
         "a run stops at no half: resume reuses finished stages",
@@ -264,7 +264,7 @@ REFUSED: tuple[tuple[str, str], ...] = (
     ),
     (
         "not here: gates of the whole block, trigrams, attention variants, learnt wraps",
-        "DTG_ENABLED TRIGRAM DISABLE_LAYER0_ATTN DIFF_ATTN ATTN_RES ATTN_VARIANT "
+        "DTG_ENABLED TRIGRAM DIFF_ATTN ATTN_RES ATTN_VARIANT "
         "ATTN_PROJ_TYPE LATENT_KV_DIM MLP_GROUPS MLP_EVERY MLP_RANK BLOCK_TYPE LOGIT_HEAD_TYPE USE_WRAP "
         "WRAP_INIT_SCALE REFINER REFINER_KERNEL LORA_RANK LORA_LR NUM_LIGHT_BLOCKS SKIP_TOKENS "
         "NGRAM_WITHIN_BETA NGRAM_WORD_BETA",

@@ -111,7 +111,7 @@ class GptqQuantizer:
                 for ids in sequences:
                     h = model.hidden(ids)
                     if head in sums:
-                        watch(head)(None, (h,))
+                        watch(head)(None, (model.before_head(h),))
         finally:
             model.train(was_training)
             for handle in handles:
