@@ -41,6 +41,7 @@ SMALL: dict[str, Any] = {
     "caseops": False,  # the tiny corpus is plain
     "iterations": 12,
     "reserve_seconds": 0.0,
+    "eval_seq_len": 0,
     "partial_rope.dims": 8,
     "xsa.last_n": 2,
     "bigram_hash.rows": 61,

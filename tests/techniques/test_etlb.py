@@ -7,14 +7,16 @@ import torch.nn.functional as F
 from techniques.base import Shape, Verdict
 from techniques.evaluation.etlb import Etlb
 from techniques.evaluation.sliding_window import SlidingWindow
-from tests.techniques.evaluation_rig import run_scorer, tiny_model, tiny_tokens
+from tests.techniques.evaluation_rig import on_ranks, run_scorer, tiny_model, tiny_tokens
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
 N, STRIDE = 90, 8
 
 
 def scorer(**settings):
-    return Etlb(Etlb.Config(**({"lr": 2.0, "steps": 3, "clip": 0.15, "stride": STRIDE} | settings))).scorer()
+    return Etlb(
+        Etlb.Config(**({"lr": 2.0, "steps": 3, "shares": 1, "clip": 0.15, "stride": STRIDE} | settings))
+    ).scorer()
 
 
 def test_equals_windows_one_by_one():
@@ -47,8 +49,16 @@ def test_without_a_rate_it_slides_and_later_tokens_change_no_score():
     assert torch.equal(a[:60], b[:60]) and not torch.equal(a[60:], b[60:])
 
 
+def test_shares_begin_without_a_bias_on_any_number_of_ranks():
+    tokens = tiny_tokens(N)
+    one = run_scorer(scorer(shares=2), tokens)
+    runs = on_ranks(2, lambda world: run_scorer(scorer(shares=2), tokens, world=world))
+    torch.testing.assert_close(torch.stack([r.nll for r in runs]).sum(0), one.nll)
+    assert not torch.equal(one.nll, run_scorer(scorer(), tokens).nll)
+
+
 def test_the_record_track_refuses_it():
     rule = Etlb().verdict()
-    assert rule.verdict is Verdict.CONTESTED and not rule.admitted("record") and "illegal" in rule.source
+    assert rule.verdict is Verdict.ILLEGAL and not rule.admitted("record")
     with pytest.raises(ValueError, match=r"etlb\.stride"):
         Etlb(Etlb.Config(stride=33)).check(SHAPE)
