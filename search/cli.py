@@ -27,6 +27,8 @@ from search.common.paths import DEFAULT_STUDY
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from search.common.tables import StudyConsole
+
     from search.session.session import Session
     from search.session.shelf import Shelf
 
@@ -159,6 +161,7 @@ class Request:
         gc.disable()
         with clear_errors(), self.told() as console:
             session = self.session(brief=True)
+            console.nats = session.study.in_nats
             if session.note:
                 print(session.note, file=sys.stderr if self.csv or self.json else sys.stdout)
             then(console, session)
@@ -171,7 +174,7 @@ class Request:
             then(console, shelf_of(self.given.home_folder, self.given.storage, os.environ))
 
     @contextmanager
-    def told(self) -> Generator[Console]:
+    def told(self) -> Generator[StudyConsole]:
         """Where a command prints: for a person, or its tables for a program. ValueError for both."""
         if self.csv and self.json:
             raise ValueError("A table has one form, but --csv and --json are both given. Leave one out.")
