@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from search.common.tables import StudyConsole
-
     from search.session.session import Session
     from search.session.shelf import Shelf
 

@@ -6,6 +6,7 @@ import base64
 import lzma
 import tomllib
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def drafted(tmp_path: Path, found: Scan) -> tuple[Foreign, dict[str, Any]]:
     return study.foreign, tomllib.loads(out.read_text(encoding="utf-8"))
 
 
-def test_a_class_of_settings(tmp_path: Path):
+def test_a_class_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = scanned(tmp_path, CLASSES)
     kinds = {name: (read.kind, read.default) for name, read in found.reads.items()}
     assert kinds["TRAIN_BATCH_TOKENS"] == ("int", 524288) and kinds["WARMDOWN_ITERS"] == ("int", 1200)
@@ -145,10 +146,12 @@ def test_a_class_of_settings(tmp_path: Path):
     assert space["VE_ENABLED"].gate and space["VE_DIM"].when == ("VE_ENABLED", (True,))
     assert space["VE_DIM"].domain == Choice((64, 128, 256))
     assert space["TTT_LR"].when == space["TTT_EPOCHS"].when == ("TTT_ENABLED", (True,))
-    assert (
-        "torch.distributed.run" in tables["trainer"]["command"]
-        and tables["limits"]["artifact_bytes"] == 16_000_000
-    )
+    assert tables["limits"]["artifact_bytes"] == 16_000_000
+    for gpus in ((), ("0", "1")):  # torchrun where there is a GPU
+        monkeypatch.setattr("search.trainers.foreign.draft.gpu_numbers", partial(tuple, gpus))
+        _, tables = drafted(tmp_path, found)
+        assert ("torch.distributed.run" in tables["trainer"]["command"]) == bool(gpus)
+        assert "torch.distributed.run" in (tmp_path / "theirs.toml").read_text()
 
 
 def test_helper_functions_and_aliases(tmp_path: Path):
