@@ -1,5 +1,5 @@
-"""replaced(source, values) -> bytes: a script with other values in its own assignments, `NAME = …` at its head
-or `Class.name`; everything else stays byte by byte. The script is parsed, never run."""
+"""replaced(source, values) -> bytes: a script with other values in its own assignments, `NAME = …` at its
+head or `Class.name`; everything else stays byte by byte. The script is parsed, never run."""
 
 import ast
 import difflib
@@ -43,8 +43,8 @@ def replaced(source: bytes, values: Mapping[str, Any]) -> bytes:
             near = difflib.get_close_matches(name, [known for known, _, _ in found], 1)
             hint = f" Did you mean {near[0]}?" if near and not nodes else ""
             raise ValueError(
-                f"A constant is assigned once, at the head of the script or of a class, but {name} is assigned "
-                f"{times}.{hint}"
+                "A constant is assigned once, at the head of the script or of a class, but "
+                f"{name} is assigned {times}.{hint}"
             )
         node = nodes[0]
         assert node.end_lineno is not None and node.end_col_offset is not None

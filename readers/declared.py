@@ -1,8 +1,8 @@
-"""declared(tree, path) -> Declared: the settings of a script that are no environment variables, as text.
+"""declared(tree, num_reads) -> Declared: the settings of a script that are no environment variables, as text.
 
-Arguments of argparse and click; fields of a dataclass that a parser of dataclasses is given; assignments at the
-head of a script that a configurator overrides by `--key=value`, or that nothing overrides (constants, also of
-a class of settings). What is built at run time is listed, never guessed.
+Arguments of argparse and click; fields of a dataclass that a parser of dataclasses is given; assignments at
+the head of a script that a configurator overrides by `--key=value`, or that nothing overrides (constants, also
+of a class of settings). What is built at run time is listed, never guessed.
 """
 
 import ast
@@ -60,14 +60,7 @@ def declared(tree: ast.Module, num_reads: int) -> Declared:
     if at:
         found.settings += [s for s in _constants(tree, at) if s.table == "arguments"]
     elif not found.settings:
-        plain = list(_constants(tree, 0))
-        if num_reads <= FEW:
-            found.settings += plain
-        elif plain:
-            names = ", ".join(s.where for s in plain[:4]) + (", …" if len(plain) > 4 else "")
-            found.odd.append(
-                f"line {plain[0].line}: {len(plain)} constants ({names}) are left as they are; [constants] can search them"
-            )
+        found.settings += _constants(tree, 0) if num_reads <= FEW else ()
     return found
 
 
@@ -195,8 +188,8 @@ def _parsed_dataclasses(tree: ast.Module) -> Iterator[Setting]:
 
 
 def configurator_line(tree: ast.Module) -> int:
-    """Where a configurator overrides the assignments above it by `--key=value`; 0 without one: `exec` of a file
-    of that name, or `globals()[key] = …`, beside sys.argv."""
+    """Where a configurator overrides the assignments above it by `--key=value`; 0 without one: `exec` of a
+    file of that name, or `globals()[key] = …`, beside sys.argv."""
     text = ast.unparse(tree) if len(tree.body) < 5_000 else ""
     for node in tree.body:
         for call in ast.walk(node):
@@ -219,8 +212,10 @@ def _constants(tree: ast.Module, until: int) -> Iterator[Setting]:
         setting = _constant(name, own, value, annotation)
         if setting is None or own.startswith("__"):
             continue
+        if own.startswith("_"):
+            continue
         if until:
-            if not owner and setting.line < until and not own.startswith("_"):
+            if not owner and setting.line < until:
                 texts = {"on_text": "True", "off_text": "False"} if setting.kind == "bool" else {}
                 where = f"--{own}={{value}}"
                 yield Setting(own, setting.kind, setting.default, setting.line, "arguments", where, **texts)

@@ -37,16 +37,16 @@ def compiled(key: str, patterns: Sequence[str]) -> list[re.Pattern[str]]:
         unknown = [group for group in pattern.groupindex if group not in GROUPS]
         if unknown or not {*NEEDS[key]} & {*pattern.groupindex}:
             raise ValueError(
-                f"`trainer.{key}` has named groups, (?P<{NEEDS[key][0]}>…), one of {', '.join(NEEDS[key])}, and "
-                f"may have {', '.join(g for g in GROUPS if g not in NEEDS[key])}, but got {text!r}."
+                f"`trainer.{key}` has named groups, (?P<{NEEDS[key][0]}>…), one of {', '.join(NEEDS[key])}, "
+                f"and may have {', '.join(g for g in GROUPS if g not in NEEDS[key])}, but got {text!r}."
             )
         found.append(pattern)
     return found
 
 
 def seen(pattern: re.Pattern[str], line: str) -> tuple[Found, str] | None:
-    """(numbers by group, label) of a line that it matches; times in seconds as `train_s`, `eval_s`, a percentage
-    as `fraction`. None where it does not, or where a group is no number."""
+    """(numbers by group, label) of a line that it matches; times in seconds as `train_s`, `eval_s`, a
+    percentage as `fraction`. None where it does not, or where a group is no number."""
     match = pattern.search(line)
     if match is None:
         return None

@@ -1,5 +1,5 @@
-"""log_patterns(lines) -> Patterns: regular expressions for the lines that a script prints about itself, drafted
-from its f-strings, where they are not the challenge's."""
+"""log_patterns(lines) -> Patterns: regular expressions for the lines that a script prints about itself,
+drafted from its f-strings, where they are not the challenge's."""
 
 import itertools
 import re

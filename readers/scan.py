@@ -2,8 +2,8 @@
 
 By `ast` alone; the script is neither run nor imported. Found are the ways of `os`, their aliases, functions
 and lambdas that wrap them, and dataclass fields whose names are built with .upper(); what stands around a
-read tells its type. Arguments, configurators and constants: readers/declared.py. What cannot be told is listed
-with its line, never guessed in silence.
+read tells its type. Arguments, configurators and constants: readers/declared.py. What cannot be told is
+listed with its line, never guessed in silence.
 """
 
 import ast
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from readers import literals
+from readers.checks import Check, checks_of
 from readers.declared import declared
 from readers.literals import HOLE, all_of, cast_to, evaluate
 from readers.log_reader import label_of
@@ -60,6 +61,7 @@ class Scan:
     distributed: bool = False
     ends: set[str] = field(default_factory=set[str])  # names, in small letters, that a run may end early by
     divided: set[str] = field(default_factory=set[str])  # that a check divides, or divides by
+    checks: list[Check] = field(default_factory=list[Check])  # its own, over its settings
     patterns: Patterns = field(default_factory=Patterns)  # of a log that is not the challenge's
     root: Path | None = None  # the folder that it must be run from, as a module, for its imports
 
@@ -76,7 +78,6 @@ def _scanned(path: Path) -> Scan:
     found = Scan(path)
     tree = _unpack(_parse(path), found)
     reader = _Reader(tree)
-    _checks(tree, found)
     for read in [*reader.reads(), *reader.fields()]:
         if read.name not in WORLD:
             old = found.reads.setdefault(read.name, read)
@@ -100,8 +101,29 @@ def _scanned(path: Path) -> Scan:
         found.reads.setdefault(s.name, Read(s.name, s.kind, s.default, s.line, s.note, *more))
     configured = f"line {own.configurator}: runs text"
     found.odd = [odd for odd in found.odd if not odd.startswith(configured)] + own.odd
+    found.checks = _sound_checks(tree, found)
+    _checks(tree, found)
     found.root = _root(path, tree)
     return found
+
+
+def _sound_checks(tree: ast.Module, found: Scan) -> list[Check]:
+    """Those that the script's own defaults pass; any other is misunderstood."""
+    defaults = {name: read.default for name, read in found.reads.items() if read.default is not None}
+    called = {name.lower(): name for name in found.reads}
+    for node in ast.walk(tree):  # width = int(os.environ.get("MODEL_DIM", 512))
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        target = node.targets[0] if isinstance(node, ast.Assign) else target
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name | ast.Attribute) and isinstance(value, ast.expr):
+            texts = {
+                n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            }
+            if len(read := texts & found.reads.keys()) == 1:
+                called.setdefault(
+                    (target.id if isinstance(target, ast.Name) else target.attr).lower(), read.pop()
+                )
+    return [check for check in checks_of(tree, called) if not check.forbids(defaults)]
 
 
 def _root(path: Path, tree: ast.Module) -> Path | None:
@@ -389,6 +411,7 @@ def _unpack(tree: ast.Module, found: Scan) -> ast.Module:
 
 def _checks(tree: ast.Module, found: Scan) -> None:
     """What may end a run early, what checks divide, and hidden files that are read."""
+    understood = {check.line for check in found.checks if check.whole}
     for node in ast.walk(tree):
         body = node.body if isinstance(node, ast.If) else []
         if isinstance(node, ast.If) and body and _ends(body[-1]):
@@ -397,7 +420,8 @@ def _checks(tree: ast.Module, found: Scan) -> None:
             isinstance(node, ast.If) and any(isinstance(n, ast.Raise) for n in body)
         ):
             for part in ast.walk(node.test):
-                if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod):
+                whole = node.lineno in understood
+                if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod) and not whole:
                     found.divided |= _names(part)
     for line, name in sorted(_dot_files(tree, found.path.parent)):
         found.odd.append(f"line {line}: reads {name}, which no run gets: set its values in [fixed]")

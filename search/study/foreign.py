@@ -12,7 +12,7 @@ A name is an environment variable, unless `{NAME}` stands in the command or a ta
 
     [arguments]  NAME = "--matrix-lr={value}"              words of the command line
                  NAME = "--fp8" or ["--fp8", "--no-fp8"]   a flag: when on; and when off
-    [keys]       NAME = "config.yaml:optim.lr"             a key of a file (json, toml, yaml; py: `lr = value`)
+    [keys]       NAME = "config.yaml:optim.lr"             a key of a file (json, toml, yaml, py)
     [constants]  NAME = "Hyperparameters.lr"               an assignment in the run's own copy of the script
 """
 
@@ -169,8 +169,8 @@ def refuse_bindings(tables: Mapping[str, Mapping[str, Any]]) -> None:
     for table in BINDINGS:
         if tables[table]:
             raise ValueError(
-                f"[{table}] says where settings of another script go, but there is no [trainer]. Add it, or drop "
-                f"[{table}]."
+                f"[{table}] says where settings of another script go, but there is no [trainer]. Add it, or "
+                f"drop [{table}]."
             )
 
 
@@ -256,13 +256,13 @@ def _bindings(tables: Mapping[str, Mapping[str, Any]], foreign: Foreign) -> dict
             found[place] = Binding("command")
             if word == f"{{{place}}}" and place in foreign.variables and foreign.variables[place].when:
                 raise ValueError(
-                    f"`{place}` is not always set, and then its word in `trainer.command` falls away, but the "
-                    f"option before it would stay. Write both as one word, --option={{{place}}}."
+                    f"`{place}` is not always set, and then its word in `trainer.command` falls away, but "
+                    f"the option before it would stay. Write both as one word, --option={{{place}}}."
                 )
     if not {"script", "module"} & {place for _, place in places}:
         raise ValueError(
-            f"`trainer.command` must run the script, but {shlex.join(foreign.command)!r} has no {{script}} and no "
-            "{module}. Add it."
+            f"`trainer.command` must run the script, but {shlex.join(foreign.command)!r} has no {{script}} "
+            "and no {module}. Add it."
         )
     for table in BINDINGS:
         for name, value in tables.get(table, {}).items():
@@ -290,8 +290,8 @@ def _binding(table: str, name: str, value: Any) -> Binding:
     file, _, key = binding.where.partition(":")
     if table == "keys" and (not key or Path(file).suffix not in KEY_FILES or Path(file).is_absolute()):
         raise ValueError(
-            f'`{name}` in [keys] is "FILE:KEY", a file ({", ".join(KEY_FILES)}) of the working folder and a key '
-            f"in it, dotted where it is nested, but got {value!r}."
+            f'`{name}` in [keys] is "FILE:KEY", a file ({", ".join(KEY_FILES)}) of the working folder and a '
+            f"key in it, dotted where it is nested, but got {value!r}."
         )
     if table == "constants" and not all(map(str.isidentifier, binding.where.rpartition(":")[2].split("."))):
         raise ValueError(
@@ -312,8 +312,8 @@ def _check_flag(name: str, binding: Binding, foreign: Foreign) -> None:
     plain = variable is not None and variable.gate and (variable.on, variable.off) == ("1", "0")
     if binding.flag and not plain and not isinstance(value, bool):
         raise ValueError(
-            f"`{name}` in [arguments] is a flag (it has no {VALUE}), which takes gate = true in [space], or true "
-            f'or false in [fixed]. Write "{binding.where}={VALUE}" for a value.'
+            f"`{name}` in [arguments] is a flag (it has no {VALUE}), which takes gate = true in [space], or "
+            f'true or false in [fixed]. Write "{binding.where}={VALUE}" for a value.'
         )
 
 
@@ -321,8 +321,8 @@ def _fixed_value(name: str, value: Any) -> Value:
     _check_name(name)
     if not isinstance(value, str | int | float | bool):
         raise ValueError(
-            f"`{name}` is an environment variable, an argument, a key or a constant: a text or a number, but got "
-            f"{value!r}."
+            f"`{name}` is an environment variable, an argument, a key or a constant: a text or a number, "
+            f"but got {value!r}."
         )
     return value
 

@@ -5,19 +5,22 @@ their distance from 1; counts around their default; 0/1 switches as gates over w
 seeds, budgets and shapes that must divide stay fixed. Every line names the script's line that it comes from.
 """
 
+import itertools
 import json
 import math
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from readers.log_reader import EXACT
 from readers.scan import Read, Scan, scan
 from search.common.console import counted
 from search.common.machine import gpu_numbers
-from search.study.foreign import VARIABLE
-from search.study.load import load_study
+from search.study.foreign import VARIABLE, Value
+from search.study.load import load_study, read_study
+from search.trainers.foreign.draws import Narrowing, narrowings
 
 SWITCH = re.compile(r"^(?:USE|ENABLE|WITH)_(\w+)$|^(\w+?)_(?:ENABLED|ENABLE|ON)$")
 # What stays fixed: it names the run, its data, its budget or its evaluation, or must fit something else.
@@ -44,6 +47,7 @@ NEAR_ONE = re.compile(r"MOMENTUM|BETA|DECAY")
 SHARE = re.compile(r"FRAC|RATIO|PCT|DROPOUT|THRESHOLD|(^|_)PROB")
 LAYERS = re.compile(r"LAYERS|DEPTH|(?:^|_)N_LAYER$")
 OPPOSITES = {"true": "false", "yes": "no", "on": "off", "True": "False"}
+ROUNDS = 4  # of taking out what the script's checks forbid
 FOLD = 4.0  # a logarithmic range reaches this far to both sides
 HEAD = """\
 # Drafted from {script} without running it. Ranges and limits are guesses: read them first;
@@ -65,7 +69,21 @@ command = {command}
 
 
 def draft(found: Scan, out: Path) -> str:
-    """The study file's text; `out` is where it will lie (the script's path is relative to it)."""
+    """The study file's text; `out` is where it will lie (the script's path is relative to it). What the
+    script's own checks forbid is taken out of the space."""
+    narrowed = dict[str, Narrowing]()
+    for _ in range(ROUNDS):
+        text = _composed(found, out, narrowed)
+        foreign = read_study(text, out, {}).foreign
+        assert foreign is not None
+        more = narrowings(found, foreign)
+        if not more:
+            break
+        narrowed |= more
+    return _composed(found, out, narrowed)
+
+
+def _composed(found: Scan, out: Path, narrowed: Mapping[str, Narrowing]) -> str:
     path = Path(os.path.relpath(found.path.resolve(), out.resolve().parent)).as_posix()
     run = TORCHRUN if found.distributed and gpu_numbers() else "{python} {script}"
     if found.root is not None:
@@ -82,9 +100,8 @@ def draft(found: Scan, out: Path) -> str:
             f"folder = {_text(os.path.relpath(found.root, out.resolve().parent))}  # it imports from there"
         )
     reading = _reading(found)
-    fixed, space = _split(
-        found, {n for line in reading if (n := line.partition(" = ")[2].strip('"')) in found.reads}
-    )
+    named = {n for line in reading if (n := line.partition(" = ")[2].strip('"')) in found.reads}
+    fixed, space = _split(found, named, narrowed)
     lines += reading
     set_here = {line.partition(" = ")[0] for line in (*fixed, *space)}
     for table in ("arguments", "constants"):
@@ -204,15 +221,17 @@ def score_rule(found: Scan) -> list[str]:
     return sorted(exact, key=lambda label: -found.labels[label])
 
 
-def _split(found: Scan, named: set[str]) -> tuple[list[str], list[str]]:
+def _split(found: Scan, named: set[str], narrowed: Mapping[str, Narrowing]) -> tuple[list[str], list[str]]:
     """(lines of [fixed], lines of [space]); `named` are those whose value [trainer] needs."""
-    gates = {n: stem for n, read in found.reads.items() if (stem := _stem(read, found))}
+    still = {n for n, narrowing in narrowed.items() if not narrowing.values}
+    gates = {n: stem for n, r in found.reads.items() if n not in still and (stem := _stem(r, found))}
     highest = [
         read.default for n, read in found.reads.items() if INDEX.search(read.upper) and read.kind == "int"
     ]
     fixed, space = list[str](), list[str]()
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):
         at = f"  # line {read.line}, default {read.default!r}" + (f"; {read.note}" if read.note else "")
+        at += f"; {narrowed[name].reason}" if name in narrowed else ""
         if not VARIABLE.fullmatch(name):
             fixed.append(f"# {name!r}: no name that a study can set{at}")
         elif name in gates:
@@ -223,9 +242,13 @@ def _split(found: Scan, named: set[str]) -> tuple[list[str], list[str]]:
         elif read.default is None:
             reason = read.note or "no default: set it if the script needs it"
             fixed.append(f"# {name} =  # line {read.line}, {reason}")
-        elif read.choices and not FIXED.search(read.upper) and len({*read.choices}) > 1:
+        elif name in narrowed and narrowed[name].values:
+            space.append(f"{name} = {{ {_these(narrowed[name].values)}{_when(name, gates)} }}{at}")
+        elif name not in still and read.choices and not FIXED.search(read.upper) and len({*read.choices}) > 1:
             space.append(f"{name} = {{ choices = {_choices(read.choices)}{_when(name, gates)} }}{at}")
-        elif name.lower() not in found.divided and (spec := _range(read, found, bool(highest))):
+        elif not {name, name.lower()} & (still | found.divided) and (
+            spec := _range(read, found, bool(highest))
+        ):
             space.append(f"{name} = {{ {spec}{_when(name, gates)} }}{at}")
         else:
             value = read.default if read.kind != "bool" else read.on if read.default else read.off or "0"
@@ -233,6 +256,16 @@ def _split(found: Scan, named: set[str]) -> tuple[list[str], list[str]]:
             left = "# " if read.table and name not in named else ""  # the script has it anyway
             fixed.append(f"{left}{name} = {_value(value)}{at}")
     return fixed, space
+
+
+def _these(values: tuple[Value, ...]) -> str:
+    """A set of values as TOML: a range with a step where they are one."""
+    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+    steps = {b - a for a, b in itertools.pairwise(numbers)}
+    if len(numbers) < len(values) or len(steps) != 1 or len(values) < 3:
+        return f"choices = {_choices(values)}"
+    step = steps.pop()
+    return f"low = {numbers[0]}, high = {numbers[-1]}" + (f", step = {step}" if step > 1 else "")
 
 
 def _typed(read: Read) -> bool:
@@ -338,7 +371,7 @@ def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _choices(values: tuple[str | int | float, ...]) -> str:
+def _choices(values: tuple[Value, ...]) -> str:
     return f"[{', '.join(map(_value, values))}]"
 
 

@@ -60,8 +60,8 @@ class ForeignTrainer:
 
             if Path(file).is_absolute():
                 raise ValueError(
-                    f"Constants are replaced in the run's own copy, but {file} lies outside of `trainer.folder`, "
-                    f"{self.foreign.folder}. Name a folder that holds it."
+                    f"Constants are replaced in the run's own copy, but {file} lies outside of "
+                    f"`trainer.folder`, {self.foreign.folder}. Name a folder that holds it."
                 )
             replaced((Path(self.foreign.folder) / file).read_bytes(), constants)
 

@@ -1,4 +1,4 @@
-"""A parameter's way into a trainer: the environment, an argument, a key of a file, a constant of the script."""
+"""A parameter's way into a trainer: the environment, an argument, a key of a file, a constant of a script."""
 
 from __future__ import annotations
 
@@ -179,7 +179,8 @@ def test_bindings_need_a_trainer(tmp_path: Path):
 
 
 def test_constants_are_replaced_and_nothing_else():
-    text = "# ä\nLR, X = 1, 2\nRATE: float = 3e-4  # rate\nclass S:\n    depth = (1 +\n      2)  # two\n    name = 'ä'; b = 2\n"
+    text = "# ä\nLR, X = 1, 2\nRATE: float = 3e-4  # rate\nclass S:\n    depth = (1 +\n      2)  # two\n"
+    text += "    name = 'ä'; b = 2\n"
     new = replaced(text.encode(), {"RATE": 0.5, "S.depth": 7, "S.name": "ö", "S.b": float("inf")}).decode()
     assert new == text.replace("3e-4", "0.5").replace("1 +\n      2", "7").replace("'ä'", "'ö'").replace(
         "b = 2", 'b = float("inf")'
@@ -234,7 +235,7 @@ def test_constants_of_a_script_outside_of_the_folder_are_refused(tmp_path: Path)
     )
     trainer = trainer_of(study)
     assert isinstance(trainer, ForeignTrainer)
-    with pytest.raises(ValueError, match="lies outside of `trainer.folder`"):
+    with pytest.raises(ValueError, match=r"lies outside of `trainer\.folder`"):
         trainer.check()
 
 

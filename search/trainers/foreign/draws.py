@@ -1,0 +1,86 @@
+"""draws(foreign, count): settings of a script at random, each active one uniform on its scale.
+narrowings(found, foreign): what its own checks take out of a draft's space."""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from readers.checks import Check
+from readers.scan import Scan
+from search.study.foreign import Foreign, Value, Variable
+from techniques.base import Choice, Float
+
+SAMPLE = 400  # draws that are held against the checks
+MOST_VALUES = 256  # of a whole number that are tried one by one
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What stays of a setting: some values, or (none given) its default alone; and why."""
+
+    values: tuple[Value, ...]
+    reason: str
+
+
+def draws(foreign: Foreign, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """`count` of them; the same for the same seed."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        picked: dict[str, Any] = {}
+        for name, variable in foreign.variables.items():
+            parent, accepted = variable.when or ("", ())
+            if not parent or (parent in picked and picked[parent] in accepted):
+                picked[name] = _at_random(variable, rng)
+        yield picked
+
+
+def _at_random(variable: Variable, rng: random.Random) -> Any:
+    domain = variable.domain
+    if isinstance(domain, Choice):
+        return rng.choice(domain.options)
+    low, high = float(domain.low), float(domain.high)
+    value = low * (high / low) ** rng.random() if domain.log else rng.uniform(low, high)
+    if isinstance(domain, Float):
+        return min(max(value, low), high)
+    steps = round((value - low) / domain.step)
+    return int(low) + min(steps, int((high - low) // domain.step)) * domain.step
+
+
+def defaults_of(found: Scan) -> dict[str, Any]:
+    return {name: read.default for name, read in found.reads.items() if read.default is not None}
+
+
+def narrowings(found: Scan, foreign: Foreign) -> dict[str, Narrowing]:
+    """By setting: what the script's checks leave of it. One setting alone keeps the values that pass; of
+    several that clash, those stay at their default whose change breaks most draws."""
+    defaults = defaults_of(found)
+    sample = [defaults | draw for draw in draws(foreign, SAMPLE)]
+    narrowed = dict[str, Narrowing]()
+    for check in found.checks:
+        reason = f"line {check.line} forbids some values"
+        broken = [values for values in sample if check.forbids(values)]
+        while broken:
+            free = sorted(check.settings & foreign.variables.keys() - narrowed.keys())
+            alone = [n for n in free if len(free) == 1]
+            if alone and (kept := _that_pass(check, foreign.variables[free[0]], defaults)):
+                narrowed[free[0]] = Narrowing(kept, reason)
+                break
+            if not free:
+                break
+            left = {n: [v for v in broken if check.forbids(v | {n: defaults.get(n)})] for n in free}
+            worst = min(free, key=lambda n: len(left[n]))
+            narrowed[worst] = Narrowing((), reason)
+            broken = [values | {worst: defaults.get(worst)} for values in left[worst]]
+            sample = [values | {worst: defaults.get(worst)} for values in sample]
+    return narrowed
+
+
+def _that_pass(check: Check, variable: Variable, defaults: Mapping[str, Any]) -> tuple[Value, ...]:
+    """The values of a setting that pass, with all others at their defaults; () where none can be listed."""
+    domain = variable.domain
+    if isinstance(domain, Float):
+        return ()
+    values = domain.options if isinstance(domain, Choice) else range(int(domain.low), int(domain.high) + 1)
+    kept = tuple(v for v in values[:MOST_VALUES] if not check.forbids({**defaults, variable.name: v}))
+    return kept if len(kept) > 1 and len(values) <= MOST_VALUES else ()
