@@ -1,8 +1,8 @@
 """declared(tree, num_reads) -> Declared: the settings of a script that are no environment variables, as text.
 
 Arguments of argparse and click; fields of a dataclass that a parser of dataclasses is given; assignments at
-the head of a script that a configurator overrides by `--key=value`, or that nothing overrides (constants, also
-of a class of settings). What is built at run time is listed, never guessed.
+the head of a script that a configurator overrides by `--key=value`, or that nothing overrides (constants,
+also of a class of settings). What is built at run time is listed, never guessed.
 """
 
 import ast

@@ -9,7 +9,7 @@
 are skipped. A score line is whatever names a BPB, has no step and is no running figure. With `Rules.score`
 the first of its labels that was printed counts, unless a later one is unknown to it; without, the last that
 was printed after training, unless another one, printed since the artifact was made, is better.
-`Rules.score_pattern` and its like read other logs (readers/patterns.py); a loss in nats then stands for a BPB.
+`Rules.score_pattern` and the like read other logs (readers/patterns.py); a loss in nats can stand for a BPB.
 `X` and `X_exact` are one score; diagnostics are none. What competes is an error, never a guess.
 """
 

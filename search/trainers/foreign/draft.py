@@ -223,7 +223,7 @@ def score_rule(found: Scan) -> list[str]:
 
 def _split(found: Scan, named: set[str], narrowed: Mapping[str, Narrowing]) -> tuple[list[str], list[str]]:
     """(lines of [fixed], lines of [space]); `named` are those whose value [trainer] needs."""
-    still = {n for n, narrowing in narrowed.items() if not narrowing.values}
+    still = {n for n, narrowing in narrowed.items() if not narrowing.values and narrowing.between is None}
     gates = {n: stem for n, r in found.reads.items() if n not in still and (stem := _stem(r, found))}
     highest = [
         read.default for n, read in found.reads.items() if INDEX.search(read.upper) and read.kind == "int"
@@ -242,8 +242,8 @@ def _split(found: Scan, named: set[str], narrowed: Mapping[str, Narrowing]) -> t
         elif read.default is None:
             reason = read.note or "no default: set it if the script needs it"
             fixed.append(f"# {name} =  # line {read.line}, {reason}")
-        elif name in narrowed and narrowed[name].values:
-            space.append(f"{name} = {{ {_these(narrowed[name].values)}{_when(name, gates)} }}{at}")
+        elif name in narrowed and name not in still:
+            space.append(f"{name} = {{ {_these(narrowed[name])}{_when(name, gates)} }}{at}")
         elif name not in still and read.choices and not FIXED.search(read.upper) and len({*read.choices}) > 1:
             space.append(f"{name} = {{ choices = {_choices(read.choices)}{_when(name, gates)} }}{at}")
         elif not {name, name.lower()} & (still | found.divided) and (
@@ -258,8 +258,12 @@ def _split(found: Scan, named: set[str], narrowed: Mapping[str, Narrowing]) -> t
     return fixed, space
 
 
-def _these(values: tuple[Value, ...]) -> str:
-    """A set of values as TOML: a range with a step where they are one."""
+def _these(narrowing: Narrowing) -> str:
+    """What is left of a setting as TOML: a range, with a step where its values have one, or choices."""
+    if narrowing.between is not None:
+        low, high = narrowing.between
+        return f"low = {low!r}, high = {high!r}" + (", log = true" if narrowing.log else "")
+    values = narrowing.values
     numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
     steps = {b - a for a, b in itertools.pairwise(numbers)}
     if len(numbers) < len(values) or len(steps) != 1 or len(values) < 3:

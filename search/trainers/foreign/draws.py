@@ -2,7 +2,7 @@
 narrowings(found, foreign): what its own checks take out of a draft's space."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ MOST_VALUES = 256  # of a whole number that are tried one by one
 
 @dataclass(frozen=True)
 class Narrowing:
-    """What stays of a setting: some values, or (none given) its default alone; and why."""
+    """What stays of a setting: some values, or a range, or (neither given) its default alone; and why."""
 
     values: tuple[Value, ...]
     reason: str
+    between: tuple[float, float] | None = None
+    log: bool = False
 
 
 def draws(foreign: Foreign, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -62,9 +64,8 @@ def narrowings(found: Scan, foreign: Foreign) -> dict[str, Narrowing]:
         broken = [values for values in sample if check.forbids(values)]
         while broken:
             free = sorted(check.settings & foreign.variables.keys() - narrowed.keys())
-            alone = [n for n in free if len(free) == 1]
-            if alone and (kept := _that_pass(check, foreign.variables[free[0]], defaults)):
-                narrowed[free[0]] = Narrowing(kept, reason)
+            if len(free) == 1 and (kept := _that_pass(check, foreign.variables[free[0]], defaults, reason)):
+                narrowed[free[0]] = kept
                 break
             if not free:
                 break
@@ -76,11 +77,30 @@ def narrowings(found: Scan, foreign: Foreign) -> dict[str, Narrowing]:
     return narrowed
 
 
-def _that_pass(check: Check, variable: Variable, defaults: Mapping[str, Any]) -> tuple[Value, ...]:
-    """The values of a setting that pass, with all others at their defaults; () where none can be listed."""
-    domain = variable.domain
+def _that_pass(
+    check: Check, variable: Variable, defaults: Mapping[str, Any], reason: str
+) -> Narrowing | None:
+    """What passes of a setting, with all others at their defaults: values, or of a real number the stretch
+    around its default; None where nothing is left to choose."""
+    domain, name = variable.domain, variable.name
+
+    def passes(value: Any) -> bool:
+        return not check.forbids({**defaults, name: value})
+
     if isinstance(domain, Float):
-        return ()
+        ends = [_last_that(passes, float(defaults[name]), end) for end in (domain.low, domain.high)]
+        between = (ends[0], ends[1])
+        return Narrowing((), reason, between, domain.log) if between[0] < between[1] else None
     values = domain.options if isinstance(domain, Choice) else range(int(domain.low), int(domain.high) + 1)
-    kept = tuple(v for v in values[:MOST_VALUES] if not check.forbids({**defaults, variable.name: v}))
-    return kept if len(kept) > 1 and len(values) <= MOST_VALUES else ()
+    kept = tuple(value for value in values[:MOST_VALUES] if passes(value))
+    return Narrowing(kept, reason) if len(kept) > 1 and len(values) <= MOST_VALUES else None
+
+
+def _last_that(passes: Callable[[float], bool], inside: float, end: float) -> float:
+    """The farthest value from `inside` towards `end` that passes, to a part in a million."""
+    if passes(end):
+        return end
+    for _ in range(40):
+        middle = (inside + end) / 2.0
+        inside, end = (middle, end) if passes(middle) else (inside, middle)
+    return float(f"{inside:.6g}") if passes(float(f"{inside:.6g}")) else inside
