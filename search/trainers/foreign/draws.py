@@ -24,6 +24,10 @@ class Narrowing:
     between: tuple[float, float] | None = None
     log: bool = False
 
+    def some(self) -> tuple[Value, ...]:
+        """Values that stay: all, or the ends of the range."""
+        return self.between or self.values
+
 
 def draws(foreign: Foreign, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """`count` of them; the same for the same seed."""
@@ -64,13 +68,14 @@ def narrowings(found: Scan, foreign: Foreign) -> dict[str, Narrowing]:
         broken = [values for values in sample if check.forbids(values)]
         while broken:
             free = sorted(check.settings & foreign.variables.keys() - narrowed.keys())
-            if len(free) == 1 and (kept := _that_pass(check, foreign.variables[free[0]], defaults, reason)):
-                narrowed[free[0]] = kept
-                break
             if not free:
                 break
             left = {n: [v for v in broken if check.forbids(v | {n: defaults.get(n)})] for n in free}
             worst = min(free, key=lambda n: len(left[n]))
+            kept = _that_pass(check, foreign.variables[worst], defaults, reason)
+            if kept and not any(check.forbids(v | {worst: end}) for v in broken for end in kept.some()):
+                narrowed[worst] = kept
+                break
             narrowed[worst] = Narrowing((), reason)
             broken = [values | {worst: defaults.get(worst)} for values in left[worst]]
             sample = [values | {worst: defaults.get(worst)} for values in sample]
