@@ -32,7 +32,9 @@ def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: flo
         text = markdown_of(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
     else:
         text = json_of(facts)
-    write_whole(path, in_nats(text) if session.study.in_nats else text)
+    if session.study.in_nats:
+        text = text.replace("{", '{\n "score": "nats per token",', 1) if path.suffix == ".json" else in_nats(text)
+    write_whole(path, text)
     return path
 
 

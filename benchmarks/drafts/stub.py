@@ -30,6 +30,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+import torch._dynamo  # once, in the parent: scripts ask for it
 from torch.overrides import TorchFunctionMode
 
 STAGES = ("start", "model", "forward", "passed")  # began; its model was built; called; one pass is over

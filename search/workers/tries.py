@@ -58,7 +58,7 @@ def try_draft(
                 alone = dict(runs.least(draw))
                 problem = runs.crash(alone) or problem
                 name = [*alone][-1]
-                with_it = ", ".join(f"{n} = {v}" for n, v in alone.items())
+                with_it = ", ".join(f"{n} = {_short(v)}" for n, v in alone.items())
                 change = drop(
                     out, _foreign(study).variables[name], alone[name], found.reads.get(name), problem
                 )
@@ -120,7 +120,9 @@ class _Runs:
         try:
             outcome = run_trainer(job, on_report=lambda record, reports: None)
         except InfrastructureError as error:
-            return str(error).partition("exit status 1: ")[2] or str(error)
+            return re.sub(
+                r"^.*?exit status \d+: (?:the script ended with exit status \d+: )?", "", str(error)
+            )
         failed = outcome.kind == "failed" and outcome.reason.startswith(CRASHES)
         return outcome.reason.removeprefix("crash: ") if failed else ""
 
@@ -145,7 +147,7 @@ def drop(out: Path, variable: Variable, value: Any, read: Read | None, reason: s
     """Takes a value that crashed out of the draft; returns what was done, in words."""
     name, default = variable.name, None if read is None else read.default
     spec = _narrower(variable, value, default)
-    why = f"# {name} = {value} crashed when it was tried: {' '.join(reason.split())[:160]}"
+    why = f"# {name} = {_short(value)} crashed when it was tried: {' '.join(reason.split())[:160]}"
     kept = list[str]()
     for line in out.read_text(encoding="utf-8").splitlines():
         depends = re.search(rf', when = (?:"{name}"|\{{ {name} = [^}}]*\}})', line)
@@ -165,6 +167,10 @@ def drop(out: Path, variable: Variable, value: Any, read: Read | None, reason: s
     return f"{name} {'is now ' + spec if spec else 'stays as the script has it'}"
 
 
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _narrower(variable: Variable, value: Any, default: Any) -> str:
     """The domain without a value that crashed, as TOML: a choice less, or half the way to the default; ""
     where nothing is left to choose."""
@@ -179,6 +185,6 @@ def _narrower(variable: Variable, value: Any, default: Any) -> str:
     half = half if isinstance(domain, Float) else math.floor(half) if value > default else math.ceil(half)
     low, high = (low, half) if value > default else (half, high)
     if isinstance(domain, Float):
-        return f"low = {low!r}, high = {high!r}" if low < high else ""
+        return f"low = {float(f'{low:.6g}')!r}, high = {float(f'{high:.6g}')!r}" if low < high else ""
     least = int(domain.low) + math.ceil((int(low) - int(domain.low)) / domain.step) * domain.step
     return f"low = {least}, high = {int(high)}" if least < high else ""
