@@ -33,7 +33,11 @@ def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: flo
     else:
         text = json_of(facts)
     if session.study.in_nats:
-        text = text.replace("{", '{\n "score": "nats per token",', 1) if path.suffix == ".json" else in_nats(text)
+        text = (
+            text.replace("{", '{\n "score": "nats per token",', 1)
+            if path.suffix == ".json"
+            else in_nats(text)
+        )
     write_whole(path, text)
     return path
 

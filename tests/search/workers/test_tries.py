@@ -124,7 +124,7 @@ def test_a_trainer_with_arguments_is_scanned_tried_and_searched(tmp_path: Path):
         ran = caddie(f"--study={study}", f"--home={tmp_path}", "--trials=3", "--workers=1")
         assert ran.returncode == 0, ran.stderr + ran.stdout
         trials = read_trials(study, tmp_path)
-        board = caddie("leaderboard", f"--study={study}", f"--home={tmp_path}").stdout
+        board = caddie("best", f"--study={study}", f"--home={tmp_path}").stdout
     finally:
         clear(tmp_path)
     assert [t["state"] for t in trials].count("COMPLETE") == 3
