@@ -10,6 +10,7 @@ from pathlib import Path
 from pages.facts import Facts, all_effects, facts_of
 from pages.html import TOP, measured, page_of, techniques
 from pages.words import advice, change_rows, counts_line, group_rows, headline, money_line, pair_rows
+from search.common.tables import in_nats
 from search.session.session import Session
 
 FORMS = (".html", ".md", ".json")
@@ -31,6 +32,12 @@ def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: flo
         text = markdown_of(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
     else:
         text = json_of(facts)
+    if session.study.in_nats:
+        text = (
+            text.replace("{", '{\n "score": "nats per token",', 1)
+            if path.suffix == ".json"
+            else in_nats(text)
+        )
     write_whole(path, text)
     return path
 
