@@ -205,6 +205,26 @@ def test_a_trial_page(page: str, browser: Any):
     see(browser, f"{base}/trials?numbers=4&{token}", "Note of 4.0", "log.txt", "val_bpb", picture="trial.png")
 
 
+def test_bad_requests_have_one_clear_error(page: str, url: str, tmp_path: Path):
+    with pytest.raises(storage.StorageError, match=r"no 'shwn' here. Known: shown"):
+        dashboard.make_dashboard(url, "shwn", port=0, artifact_dir=tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"but {port} says: .* in use. Use --port \d+"):
+            dashboard.make_dashboard(url, "shown", port=port, artifact_dir=tmp_path)
+
+
+def test_with_only_infeasible_trials_the_least_bad_is_best(url: str):
+    opened = storage.open_storage(url, worker=False)  # makes the tables where no test before did
+    study = storage.open_study(opened, "all-bad", url=url, direction="maximize")
+    for value, excess in ((1.0, 0.3), (2.0, 0.1), (9.0, 0.2)):
+        study.add_trial(optuna.create_trial(value=value, constraints={"bytes": excess}))
+    shown = dashboard.FeasibleStorage(optuna.storages.RDBStorage(url))
+    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 2.0
+    study.add_trial(optuna.create_trial(value=0.5, constraints={"bytes": -0.1}))
+    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 0.5
+
+
 @pytest.fixture(scope="module")
 def live(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Session]]:
     """(the address of a served study with made-up trials and answers, its session)."""
@@ -283,23 +303,3 @@ def test_pages_of_a_study_of_ours_fit_the_window(live: tuple[str, Session], brow
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= browser.execute_script("return window.innerWidth"), path
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-
-
-def test_bad_requests_have_one_clear_error(page: str, url: str, tmp_path: Path):
-    with pytest.raises(storage.StorageError, match=r"no 'shwn' here. Known: shown"):
-        dashboard.make_dashboard(url, "shwn", port=0, artifact_dir=tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"but {port} says: .* in use. Use --port \d+"):
-            dashboard.make_dashboard(url, "shown", port=port, artifact_dir=tmp_path)
-
-
-def test_with_only_infeasible_trials_the_least_bad_is_best(url: str):
-    opened = storage.open_storage(url, worker=False)  # makes the tables where no test before did
-    study = storage.open_study(opened, "all-bad", url=url, direction="maximize")
-    for value, excess in ((1.0, 0.3), (2.0, 0.1), (9.0, 0.2)):
-        study.add_trial(optuna.create_trial(value=value, constraints={"bytes": excess}))
-    shown = dashboard.FeasibleStorage(optuna.storages.RDBStorage(url))
-    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 2.0
-    study.add_trial(optuna.create_trial(value=0.5, constraints={"bytes": -0.1}))
-    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 0.5
