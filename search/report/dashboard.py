@@ -45,6 +45,7 @@ STUDY_NOTE = "dashboard:note_"
 # Of the report: its own scripts and styles, no network.
 STYLE = (  # the dashboard's pages grow with their longest line
     "<style>.MuiBox-root{min-width:0;overflow-wrap:anywhere}"
+    "main>.MuiBox-root>.MuiBox-root>.MuiBox-root:first-child:not(:last-child){flex-shrink:0}"  # trials' list
     "table:not([class]){margin:8px 0}th{text-align:left}"
     "td,th{padding-right:1em;vertical-align:top}</style></head>"
 )
