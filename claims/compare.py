@@ -13,7 +13,7 @@ from rich.table import Table
 
 from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
 from claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
-from claims.race import Results, Settled, Tell, in_order, mean_sd, race
+from claims.race import Course, Results, Tell, in_order, mean_sd, race
 from claims.runs import (
     Place,
     Plan,
@@ -90,7 +90,7 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
         done = {one.arm for one in answers(results) if one.kind != "undecided"}
         return done | ({base_label} if len(done) == len(others) else set())
 
-    results = run_all(console, plan, arms, place, seeds=seeds, settled=settled)
+    results = run_all(console, plan, arms, place, Course(seeds, settled))
     told = answers(results)
     print_answers(console, results, told, seeds, rules)
     write_json(plan.folder / "answer.json", as_facts(results, told, seeds, rules))
@@ -181,16 +181,14 @@ def run_all(
     plan: Plan,
     arms: Sequence[Arm],
     place: Place,
-    *,
-    seeds: Sequence[int],
-    settled: Settled,
+    course: Course,
 ) -> Results:
     """The runs of a plan, those that are kept and new ones, each told as it ends."""
     with alone(plan.folder):
         runner = Runner(plan, arms, place, reuse_of(place))
-        if kept := sum(map(len, runner.kept(seeds).values())):
+        if kept := sum(map(len, runner.kept(course.seeds).values())):
             say(console, f"{kept} runs of this question are here already and count")
-        return race(runner, seeds, settled=settled, tell=teller(console, seeds))
+        return race(runner, course, teller(console, course.seeds))
 
 
 def teller(console: Console, seeds: Sequence[int]) -> Tell:

@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims.arms import Arm
 from claims.sequential import LAST
+from search.common.attributes import BPB_CHAIN
 from search.common.errors import InfrastructureError, Interrupted
 from search.common.machine import num_cores
 from search.stage_cache.addresses import DataId, Ground, machine_id
@@ -48,6 +49,9 @@ class Run:
     seed: int
     reason: str = ""  # why it has no score; "": it has one
     figures: Mapping[str, float] | None = None
+    chain: list[list[Any]] = field(
+        default_factory=list[list[Any]]
+    )  # [link, bits per byte], weights to scorer
 
     @property
     def bpb(self) -> float:
@@ -168,13 +172,13 @@ class Runner:
 
     def kept(self, seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
         """What earlier processes left, by arm and seed."""
-        names = ("seed", "reason", "figures")
+        names = [one.name for one in fields(Run)]
         found = {
             label: {seed: read_result(self.folder(label, seed) / OUTCOME) for seed in seeds}
             for label in self.arms
         }
         return {
-            label: {seed: Run(**{k: one[k] for k in names}) for seed, one in runs.items() if one}
+            label: {seed: Run(**{k: one[k] for k in names if k in one}) for seed, one in runs.items() if one}
             for label, runs in found.items()
         }
 
@@ -199,7 +203,8 @@ class Runner:
             )
         result = outcome.result if outcome.kind == "finished" else None
         figures = {name: (result or {}).get(name) for name in FIGURES}
-        run = Run(seed, outcome.reason, {k: float(v) for k, v in figures.items() if v is not None})
+        known = {k: float(v) for k, v in figures.items() if v is not None}
+        run = Run(seed, outcome.reason, known, (result or {}).get(BPB_CHAIN) or [])
         write_json(self.folder(label, seed) / OUTCOME, asdict(run))
         return run
 
