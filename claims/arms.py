@@ -52,8 +52,11 @@ class Arm:
 
     def config(self, seed: int) -> dict[str, Any]:
         """config.json of a run."""
-        head = {"preset": self.preset} if self.preset else {}
-        return {**head, **self.layer, **TOLD_ONLY, "seed": seed}
+        return {**self.settings(), **TOLD_ONLY, "seed": seed}
+
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, for a file."""
+        return {**({"preset": self.preset} if self.preset else {}), **self.layer}
 
     def resolved(self, seed: int = 0) -> Resolved:
         """ValueError for what contradicts itself."""

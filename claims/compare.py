@@ -164,8 +164,12 @@ def check_data_of(config: Config) -> None:
 
 def print_plan(console: Console, plan: Plan, arms: Sequence[Arm], seeds: int, place: Place) -> None:
     names = ", ".join(arm.label for arm in arms[1:])
+    print_where(console, f"{names} against {arms[0].label}", plan, seeds, place)
+
+
+def print_where(console: Console, what: str, plan: Plan, seeds: int, place: Place) -> None:
     where = f"{place.workers} at once on {'GPUs' if place.gpus else 'the CPU'}"
-    say(console, f"{names} against {arms[0].label}: at most {seeds} seeds each, {where}")
+    say(console, f"{what}: at most {seeds} seeds each, {where}")
     path = f"{shown(plan.folder)}/plan.json"
     console.print(
         f"plan, written before the first run: {path}", highlight=False, markup=False, soft_wrap=True

@@ -36,7 +36,15 @@ from techniques import catalog
 from techniques.config import Config, digest
 from techniques.unanswered import environment_names
 
-FIGURES = ("val_bpb", "val_loss", "artifact_bytes", "train_seconds", "eval_seconds", "peak_memory_bytes")
+FIGURES = (
+    "val_bpb",
+    "val_loss",
+    "artifact_bytes",
+    "train_seconds",
+    "eval_seconds",
+    "true_seconds",
+    "peak_memory_bytes",
+)
 OUTCOME = "outcome.json"
 PLAN = "plan.json"
 WEIGHTS = "weights.pt"
@@ -49,9 +57,8 @@ class Run:
     seed: int
     reason: str = ""  # why it has no score; "": it has one
     figures: Mapping[str, float] | None = None
-    chain: list[list[Any]] = field(
-        default_factory=list[list[Any]]
-    )  # [link, bits per byte], weights to scorer
+    # the BPB chain: [link, bits per byte] from the last weights to the scorer
+    chain: list[list[Any]] = field(default_factory=list[list[Any]])
 
     @property
     def bpb(self) -> float:

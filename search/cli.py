@@ -1,6 +1,6 @@
 """The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs`, `effects`,
-`report`, `dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a
-study.
+`report`, `dashboard` and `export` read it; `compare`, `confirm` and `ablate` train on fresh seeds; `scan`
+drafts a study.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -480,6 +481,67 @@ def confirm(
         given = request.given
         asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)
         confirm_trials(console, request.session(), asked, top=top, against=against)
+
+
+@command(OF_STUDY | AS_TABLES)
+def ablate(
+    trial: Annotated[int | None, typer.Option(help="A trial of the study.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of studies/presets.")] = "",
+    base: Annotated[str, typer.Option(help="A configuration file.")] = "",
+    out: Annotated[str, typer.Option(help="Techniques to take away: all, none or NAME,NAME.")] = "all",
+    add: Annotated[
+        str,
+        typer.Option(
+            help="Techniques to add: none, a number of the study's likeliest, all that fit or NAME,NAME. "
+            "[default: of a trial, 3; else none]"
+        ),
+    ] = "",
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs that matter, at most.")] = 3,
+    against: Annotated[
+        str, typer.Option(help="Whose model the score is held against. [default: what it starts from]")
+    ] = "",
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Instead: add the best candidate, round by round.")
+    ] = False,
+    candidates: Annotated[
+        str, typer.Option(help="Of --greedy: all or NAME,NAME. [default: the study's likeliest 6]")
+    ] = "",
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="No run starts that would end later.")
+    ] = None,
+    seeds: SeedsOption = 12,
+    within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
+    workers: RunsOption = None,
+    trainer: ScriptOption = None,
+    *,
+    request: Request,
+) -> None:
+    """What does each technique do? One by one off or on, fresh seeds, and the BPB chain (docs/claims.md)."""
+    with clear_errors(), request.told() as console:
+        from claims.ablation import ablate as room
+        from claims.ablation.greedy import greedy as add_greedily
+        from claims.compare import Asked
+        from search.study.load import find_study
+
+        if preset and base:
+            raise ValueError("One configuration is taken apart, but got --preset and --base. Leave one out.")
+        given = request.given
+        asked = Asked(
+            trials=() if trial is None else (trial,),
+            base=preset or base,
+            seeds=seeds,
+            within=within,
+            workers=workers,
+            home=given.home_folder,
+            trainer=trainer,
+            study=find_study(given.study) if given.study else None,
+            session=functools.cache(request.session),
+        )
+        budget = math.inf if minutes is None else minutes
+        if greedy:
+            add_greedily(console, asked, candidates=candidates, minutes=budget)
+        else:
+            room.ablate(console, asked, room.Options(out, add, pairs, against, budget))
 
 
 def main() -> None:
