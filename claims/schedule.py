@@ -74,8 +74,8 @@ class Schedule:
 
 
 def seconds_of(results: Results, labels: Sequence[str], done: set[str]) -> float:
-    """On the clock, of one seed of arms that run one after the other, those that are done left out: means of an
-    arm's runs, of all runs where it has none. One that takes over another's training has its own part alone."""
+    """On the clock, of one seed of arms that run one after the other, those that are done left out: means of
+    an arm's runs, of all runs where it has none. One that takes over a training has its own part alone."""
 
     def known(label: str) -> list[float]:
         values = [run.of("true_seconds") for run in results[label].values() if not run.reason]

@@ -509,7 +509,7 @@ def ablate(
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help="No run starts that would end later.")
     ] = None,
-    seeds: SeedsOption = 12,
+    seeds: SeedsOption = 16,
     within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
     workers: RunsOption = None,
     trainer: ScriptOption = None,

@@ -79,6 +79,8 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         (
             "bundle.lean",
             "bundle.one_file",
+            "claims.ablation.ablate",
+            "claims.ablation.greedy",
             "claims.compare",
             "claims.confirm",
             "pages.report",

@@ -107,7 +107,7 @@ def sentences(told: Ablated) -> list[str]:
         found.append(told.tilt.sentence(scorer.name if scorer else "", family.others))
     heads = {SAME: f"No difference larger than {family.rules.within:g} bits per byte (95 %)"}
     for word in (HELPS, HURTS, SAME, NO_EVIDENCE, FAILS):
-        if names := [named(e) for e in told.effects if e.verdict == word]:
+        if names := [stated(e) for e in told.effects if e.verdict == word]:
             found.append(f"{heads.get(word, word.capitalize())}: {', '.join(names)}.")
     found += [text for e in told.effects for text in facts_against(e.answer)]
     found.append(
@@ -116,7 +116,7 @@ def sentences(told: Ablated) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def named(e: Effect) -> str:
+def stated(e: Effect) -> str:
     """`+ xsa (about 3 more seeds would tell)`."""
     v = e.answer.verdict
     name = f"{'+ ' if e.change.kind == 'added' else ''}{e.change.name}"
@@ -159,17 +159,17 @@ def facts_of_ablated(told: Ablated) -> dict[str, Any]:
 
 def facts_of_effect(e: Effect, rules: Rules) -> dict[str, Any]:
     figures = {"mean": e.mean, "low": e.low, "high": e.high, "seconds": e.seconds, "bytes": e.bytes}
-    named = {"technique": e.change.technique, "change": e.change.kind, "also": list(e.change.also)}
+    what = {"technique": e.change.technique, "change": e.change.kind, "also": list(e.change.also)}
     told = {"p": rules.p_of(e.answer.verdict), "verdict": e.verdict, "pairs": e.answer.verdict.pairs}
-    return named | {name: number(value) for name, value in figures.items()} | told
+    return what | {name: number(value) for name, value in figures.items()} | told
 
 
 def facts_of_pair(one: Interaction, rules: Rules) -> dict[str, Any]:
     v = one.verdict
     figures = {"mean": v.mean, "low": v.low, "high": v.high, "both": one.both, "sum": one.sum}
-    named = {"techniques": [one.pair.one.technique, one.pair.other.technique]}
+    what = {"techniques": [one.pair.one.technique, one.pair.other.technique]}
     told = {"p": rules.p_of(v), "verdict": one.word, "pairs": v.pairs}
-    return named | {name: number(value) for name, value in figures.items()} | told
+    return what | {name: number(value) for name, value in figures.items()} | told
 
 
 def facts_of_chain(told: Ablated, label: str) -> list[dict[str, Any]]:
