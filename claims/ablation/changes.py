@@ -31,8 +31,8 @@ class Change:
 
     @property
     def name(self) -> str:
-        """`gptq, awq_lite`: all whose effect it is."""
-        return ", ".join((self.technique, *self.also))
+        """`gptq with awq_lite`: all whose effect it is."""
+        return f"{self.technique} with {', '.join(self.also)}" if self.also else self.technique
 
 
 @dataclass(frozen=True)

@@ -174,11 +174,11 @@ def names_of(start: Start, asked: Asked, text: str) -> list[str]:
 
 def print_path(console: Console, path: Path, rules: Rules) -> None:
     """The steps as a table, then what stands behind them."""
-    table = new_table("round", "kept", "effect", "interval", "p", "seeds")
+    table = new_table("kept", "effect", "interval", "p", "seeds")
     for k, (change, one, level) in enumerate(path.steps, start=1):
-        table.add_row(str(k), escape(change.name), *cells_of(one, level))
+        table.add_row(escape(f"{k} {change.name}"), *cells_of(one, level))
     if path.claim:
-        table.add_row("end", "against the start, fresh", *cells_of(path.claim, rules))
+        table.add_row("the end against the start", *cells_of(path.claim, rules))
     say(console, "")
     if path.steps:
         console.print(table)

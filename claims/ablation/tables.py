@@ -31,8 +31,8 @@ def print_ablated(console: Console, told: Ablated) -> None:
         console.print(pairs_table(told.interactions, family.others, whole=whole))
         say(console, "effect: what both do together, less the sum of both; negative is better")
     print_chain(console, told)
+    say(console, "")
     for text in sentences(told):
-        say(console, "")
         say(console, text)
 
 

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from claims.ablation import ablate as module
 from claims.ablation.ablate import Options, ablate
 from claims.ablation.chain import chain_of
 from claims.ablation.changes import Change, added, pairs_that_matter, taken_away, that_fit, wanted
@@ -23,9 +26,13 @@ from claims.compare import Asked, no_session
 from claims.runs import Run, Runner
 from claims.schedule import Clock, Schedule
 from claims.sequential import LEVEL
+from search.common.paths import Folders
 from search.report.effects import Effect, Findings
+from search.session.session import Session
+from search.study.load import find_study
 from search.trainers.process import Outcome
-from tests.search.fake_studies import FAKE, caddie
+from search.trainers.trainer import trainer_of
+from tests.search.fake_studies import FAKE, caddie, write_study
 
 THREE = ("leaky_relu2", "ln_scale", "smear_gate")
 Score = Callable[[set[str]], float]
@@ -125,7 +132,7 @@ def test_what_needs_a_technique_goes_with_it(tmp_path: Path, trains: Callable[..
     text, told = run(tmp_path, "gptq", "awq_lite")
     assert "gptq is needed by awq_lite: they go with it" in " ".join(text.split())
     assert not told.interactions  # neither can be alone: no pair
-    assert {e.change.name: e.verdict for e in told.effects}["gptq, awq_lite"] == "helps"
+    assert {e.change.name: e.verdict for e in told.effects}["gptq with awq_lite"] == "helps"
 
 
 def test_a_setting_that_needs_a_technique_goes_to_its_default(tmp_path: Path) -> None:
@@ -338,6 +345,27 @@ def test_greedy_that_finds_nothing_says_so(tmp_path: Path, trains: Callable[...,
         selected(tmp_path, "")
     with pytest.raises(ValueError, match="smear_gate"):
         selected(tmp_path, "smear_gat")
+
+
+def test_a_trial_is_held_against_its_study(
+    tmp_path: Path, trains: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reference is the study's start; its study names what is added; none of its seeds is fresh."""
+    stored = optuna.create_study()
+    config = {"preset": "laptop", "smear_gate": True, "sliding_window": True, "seed": 1337}
+    stored.add_trial(create_trial(value=2.0, user_attrs={"config": config}, state=TrialState.COMPLETE))
+    study = find_study(write_study(tmp_path, "told"))
+    session = Session(study, Folders(tmp_path, "told"), "sqlite://", stored, trainer_of(study))
+    likely = (Effect("ln_scale", -0.1, -0.2, -0.01, 0.99, 9),)
+    monkeypatch.setattr(module, "findings_of", lambda _: Findings(30, 0.01, likely, (), ()))
+    trains(effects_of({"smear_gate": 0.1}), tilt={"sliding_window": -0.3})
+    asked = Asked(trials=(0,), home=tmp_path, trainer=FAKE, workers=1, seeds=6, session=lambda: session)
+    told = ablate(Console(file=io.StringIO()), asked, Options())
+    assert [c.technique for c in told.family.changes] == ["sliding_window", "smear_gate", "ln_scale"]
+    assert told.tilt and told.tilt.reference == "baseline" and told.tilt.hides_a_worse_model
+    facts = answer_in(tmp_path)
+    assert (facts["study"], facts["trial"], facts["label"]) == ("told", 0, "#0")
+    assert 1337 not in facts["seeds"]
 
 
 @pytest.mark.slow
