@@ -111,7 +111,7 @@ def sentences(told: Ablated) -> list[str]:
             found.append(f"{heads.get(word, word.capitalize())}: {', '.join(names)}.")
     found += [text for e in told.effects for text in facts_against(e.answer)]
     found.append(
-        f"That any helps, hurts, overlap or reinforce here is wrong has a probability of {LEVEL:.0%} at most."
+        f"A wrong helps, hurts, overlap or reinforce: at most once in {1 / LEVEL:.0f} such answers."
     )
     return list(dict.fromkeys(found))
 
