@@ -110,9 +110,7 @@ def sentences(told: Ablated) -> list[str]:
         if names := [stated(e) for e in told.effects if e.verdict == word]:
             found.append(f"{heads.get(word, word.capitalize())}: {', '.join(names)}.")
     found += [text for e in told.effects for text in facts_against(e.answer)]
-    found.append(
-        f"A wrong helps, hurts, overlap or reinforce: at most once in {1 / LEVEL:.0f} such answers."
-    )
+    found.append(f"A wrong helps, hurts, overlap or reinforce: at most once in {1 / LEVEL:.0f} such answers.")
     return list(dict.fromkeys(found))
 
 

@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from benchmarks.claims import simulate_ablation
 from claims.ablation import ablate as module
 from claims.ablation.ablate import Options, ablate
 from claims.ablation.chain import chain_of
@@ -136,7 +137,7 @@ def test_what_needs_a_technique_goes_with_it(tmp_path: Path, trains: Callable[..
 
 
 def test_a_setting_that_needs_a_technique_goes_to_its_default(tmp_path: Path) -> None:
-    for preset in ("pr549", "pr1019", "pr1855"):
+    for preset in ("pr1019", "pr1855"):
         base = arm_of_source(preset, no_session)
         for change in taken_away(base):
             after = change.arm.resolved()
@@ -289,6 +290,15 @@ def test_the_shares_of_all_questions_are_the_level(
     others = family.possible + 2 * reference
     assert family.single.level * count + family.others.level * others <= LEVEL * (1 + 1e-9)
     assert family.single.level * count >= LEVEL / 2
+
+
+def test_a_wrong_word_is_rare_and_an_effect_of_three_sd_is_told() -> None:
+    """Whatever pairs the same seeds chose."""
+    null = simulate_ablation(5, effect=0.0, seeds=16, studies=4000)
+    assert null.any_word < LEVEL + 3 * math.sqrt(LEVEL / 4000)
+    assert simulate_ablation(3, effect=3.0, seeds=16, studies=500).told >= 0.9
+    shared = simulate_ablation(3, effect=3.0, seeds=16, studies=500, shared=0.5)
+    assert shared.told >= 0.99 and shared.any_word < 0.03  # the true effects are none of its words
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
