@@ -119,7 +119,13 @@ class Plan:
 
 
 def register(kind: str, arms: Sequence[Arm], place: Place, *, used: set[int]) -> Plan:
-    """Writes plan.json, or finds the same question's. `used`: seeds that are not fresh."""
+    """Writes plan.json, or finds the same question's. `used`: seeds that are not fresh. ValueError for two arms
+    of one name."""
+    labels = [arm.label for arm in arms]
+    if twice := next((label for label in labels if labels.count(label) > 1), ""):
+        raise ValueError(
+            f"Each configuration of a question has a name of its own, but two are {twice!r}. Rename its file."
+        )
     question = question_of(arms, place)
     name = digest(question)
     folder = place.home / "runs" / kind / name

@@ -310,6 +310,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ablate(Console(file=io.StringIO()), Asked(home=tmp_path), Options())
     with pytest.raises(ValueError, match="4 to 64"):
         run(tmp_path, "ln_scale", seeds=2)
+    clash = file_of(tmp_path, "ln_scale").rename(tmp_path / "without ln_scale.json")
+    with pytest.raises(ValueError, match="two are 'without ln_scale'"):
+        run(tmp_path, base=str(clash))
 
 
 def selected(tmp_path: Path, candidates: str, **more: Any) -> tuple[str, Selected]:
