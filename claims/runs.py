@@ -119,8 +119,8 @@ class Plan:
 
 
 def register(kind: str, arms: Sequence[Arm], place: Place, *, used: set[int]) -> Plan:
-    """Writes plan.json, or finds the same question's. `used`: seeds that are not fresh. ValueError for two arms
-    of one name."""
+    """Writes plan.json, or finds the same question's. `used`: seeds that are not fresh. ValueError where two
+    arms have one name."""
     labels = [arm.label for arm in arms]
     if twice := next((label for label in labels if labels.count(label) > 1), ""):
         raise ValueError(
