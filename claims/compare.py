@@ -192,7 +192,8 @@ def run_all(
         runner = Runner(plan, arms, place, reuse_of(place))
         if kept := sum(map(len, runner.kept(course.seeds).values())):
             say(console, f"{kept} runs of this question are here already and count")
-        return race(runner, course, teller(console, course.seeds))
+        tell = teller(console, course.seeds)
+        return race(runner, course.seeds, settled=course.settled, tell=tell, pick=course.pick)
 
 
 def teller(console: Console, seeds: Sequence[int]) -> Tell:

@@ -48,15 +48,16 @@ class Course:
     pick: Pick = first
 
 
-def race(runner: Runner, course: Course, tell: Tell) -> Results:
+def race(
+    runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell, pick: Pick = first
+) -> Results:
     """Every arm's runs. Raises what a run raises; KeyboardInterrupt once nothing of it is left."""
     labels = list(runner.arms)
-    # all seeds: what ended beside a decision counts when one asks again
-    results = runner.kept(course.seeds)
+    results = runner.kept(seeds)  # all of them: what ended beside a decision counts when one asks again
     chains = Chains.of(labels, runner.training)
     if len(chains.groups) == len(labels):
         runner.reuse = None  # nothing to share: fresh seeds would only push a study's stages out
-    tasks = [(seed, tuple(group)) for seed in course.seeds for group in chains.groups]
+    tasks = [(seed, tuple(group)) for seed in seeds for group in chains.groups]
 
     def one(task: Task, skip: set[str]) -> None:
         seed, group = task
@@ -72,12 +73,12 @@ def race(runner: Runner, course: Course, tell: Tell) -> Results:
             if not done.issuperset(task[1]):
                 heads.setdefault(task[1], task)
         ordered = sorted(heads.values(), key=tasks.index)
-        return course.pick(results, ordered, done) if ordered else None
+        return pick(results, ordered, done) if ordered else None
 
     running: set[Future[None]] = set()
     with ThreadPoolExecutor(runner.place.workers) as pool:
         try:
-            while len(done := course.settled(results)) < len(labels):
+            while len(done := settled(results)) < len(labels):
                 while len(running) < runner.place.workers and (task := next_task(done)) is not None:
                     tasks.remove(task)
                     running.add(pool.submit(one, task, done))

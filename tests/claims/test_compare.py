@@ -17,7 +17,7 @@ from claims import compare as module
 from claims.answers import Answer
 from claims.arms import arm_of_source, varied
 from claims.compare import Asked, compare, no_session
-from claims.race import Chains, Course, race
+from claims.race import Chains, race
 from claims.runs import Place, Plan, Run, Runner
 from search.stage_cache.addresses import Ground
 from search.stage_cache.reuse import Reuse
@@ -101,7 +101,7 @@ def test_what_ended_beside_a_decision_counts_when_one_asks_again(tmp_path: Path)
         return labels if all({1, 2, 3, 4} <= set(results[label]) for label in labels) else set()
 
     def asked(runner: Runner) -> Any:
-        return race(runner, Course(seeds, settled), lambda label, run: None)
+        return race(runner, seeds, settled=settled, tell=lambda label, run: None)
 
     plan = Plan(tmp_path, "q", tuple(seeds), {})
     place = Place(tmp_path, workers=3)
