@@ -5,6 +5,7 @@ place of the sources above it stands one line that says which code ran.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from submission.significance import Test
 from techniques.config import TRAINER_FIELDS, Resolved
 
 RULE = "=" * 100
+SIZE = re.compile(r"^(Total submission size \S+): \d+ bytes$", re.M)
 LN2 = math.log(2.0)
 SHOWN_LIMITS = tuple(limit for limit in LIMITS if not limit.optional)
 
@@ -90,8 +92,17 @@ class Evidence:
         return {**run.result, "artifact_bytes": self.bytes_of(run)}
 
     def log_of(self, run: SeedRun) -> str:
-        """Of the clean process, where it ran this seed."""
-        return next((one.log for one in self.clean if one.seed == run.seed), run.log)
+        """Of the clean process, where it ran this seed; else the run's own, which counted a script with its
+        own seed in it: then the folder's sizes stand behind it."""
+        if found := next((one.log for one in self.clean if one.seed == run.seed), ""):
+            return found
+        size = SIZE.search(run.log)
+        if size is None or run.result.get("code_bytes") == len(self.script):
+            return run.log
+        return (
+            f"{run.log.rstrip()}\nsizes of this folder, whose script holds another seed:\n"
+            f"Code size: {len(self.script)} bytes\n{size[1]}: {self.bytes_of(run)} bytes\n"
+        )
 
     @property
     def data_name(self) -> str:
@@ -135,12 +146,13 @@ def standard_log(text: str, result: Mapping[str, Any]) -> str:
 
 
 def misread(log: str, result: Mapping[str, Any]) -> str:
-    """Why the log does not tell the result; "" where it does."""
+    """Why the log does not tell these figures; "" where it does."""
+    reader = reader_of(log)
     try:
-        _, bpb, loss = reader_of(log).value()
+        _, bpb, loss = reader.value()
+        told = {"val_bpb": bpb, "val_loss": loss, "artifact_bytes": reader.artifact_bytes() or 0}
     except LogError as error:
         return str(error)
-    told = {"val_bpb": bpb, "val_loss": loss}
     wrong = [n for n, value in told.items() if abs(value - float(result[n])) > 6e-9]
     return "; ".join(f"{name} {told[name]} instead of {result[name]}" for name in wrong)
 

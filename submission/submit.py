@@ -32,9 +32,9 @@ from search.common.paths import ROOT, shown
 from submission.clean import SCRIPT, Clean, Launch, run_clean, unequal
 from submission.evidence import About, Evidence, read_runs
 from submission.needs import caseops_module, requirements
-from submission.question import Question, Reference, Wish, ask, reference_of
+from submission.question import PUBLISHED, Question, Reference, Wish, ask, reference_of
 from submission.texts import Shipped, as_json, readme
-from submission.tracks import CHALLENGE, forbidden, of_the_challenge, shortfalls, track_of
+from submission.tracks import CHALLENGE, folder_of, forbidden, of_the_challenge, shortfalls, track_of
 from techniques.config import Resolved
 
 SAID = "submission.json"
@@ -101,16 +101,15 @@ def hardware_of(question: Question) -> str:
 
 def target_of(wish: Wish, resolved: Resolved, hardware: str) -> Path:
     """TO/TRACK/DATE_NAME. ValueError where a published figure would stand beside another scale's."""
-    track = track_of(wish.track)
-    at_scale = of_the_challenge(resolved, wish.track, hardware)
-    if track.significance and not at_scale and wish.against.startswith("published:"):
+    local = not of_the_challenge(resolved, wish.track, hardware)
+    if track_of(wish.track).significance and local and wish.against.startswith(PUBLISHED):
         raise ValueError(
             "A published score is of 8×H100 and all of FineWeb's validation split, but this is "
             f"{hardware} and {Path(resolved.config.data_path).name}: no record of one is a record of the "
             "other. Name something that runs here (--against PRESET, a trial or a file)."
         )
     name = re.sub(r"[^\w.+-]+", "_", wish.name).strip("_.")
-    return wish.to / (track.folder if at_scale else track.local) / f"{today()}_{name}"
+    return wish.to / folder_of(resolved, wish.track, hardware) / f"{today()}_{name}"
 
 
 def today() -> str:

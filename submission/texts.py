@@ -13,7 +13,7 @@ from claims.confirm import MARGIN_NATS, RULE_P
 from search.study.limits import Limit
 from submission.clean import Launch
 from submission.evidence import SHOWN_LIMITS, Evidence, SeedRun
-from submission.tracks import of_the_challenge, over_limit, scale, tolerance, track_of
+from submission.tracks import folder_of, of_the_challenge, over_limit, scale, tolerance, track_of
 from techniques.base import Technique
 
 Row = Sequence[object]
@@ -84,15 +84,11 @@ def _results(e: Evidence) -> list[str]:
         rows.append((run.seed, *told, f"{len(e.script):,} + {model:,} = {e.bytes_of(run):,}"))
     means = [text.format(e.mean_sd(name)[0]) for name, text in zip(names, formats, strict=True)]
     rows.append(("**mean**", *means, f"{round(fmean(map(e.bytes_of, e.scored))):,}"))
-    own = sorted({int(run.of("code_bytes")) for run in e.scored} - {len(e.script)})
-    other = (
-        f" A log of another seed than the script's own counts a script of {own[0]:,} bytes." if own else ""
-    )
     return [
         *table(head, rows, numbers=6),
         "",
         f"The seeds follow from a hash of the question (settings, code, data, machine; {e.about.plan}) that "
-        f"was written down before the first run, and all of them are in the table.{other} On a CPU seconds "
+        f"was written down before the first run, and all of them are in the table. On a CPU seconds "
         "are the processor's.",
     ]
 
@@ -114,18 +110,29 @@ def _against(e: Evidence) -> list[str]:
 
 def _components(e: Evidence) -> list[str]:
     c = e.resolved.config
+    params = int(e.first.get("params") or 0)
+    heads = f"{c.num_heads} heads ({c.num_kv_heads} for keys and values)"
     model = (
-        f"{c.num_layers} layers of {c.model_dim}, {c.num_heads} heads ({c.num_kv_heads} for keys and "
-        f"values), MLP {c.mlp_mult:g}, vocabulary {c.vocab_size:,}; {int(e.first.get('params') or 0):,} parameters"
+        f"{c.num_layers} layers of {c.model_dim}, {heads}, MLP {c.mlp_mult:g}, vocabulary {c.vocab_size:,}; "
+        f"{params:,} parameters"
     )
     budget = f"{c.train_batch_tokens:,} tokens a step in sequences of {c.train_seq_len:,}"
-    trainer = f"preset `{e.about.preset}`" if e.about.preset else "the trainer's defaults"
-    rows: list[Row] = [("model", model, trainer), ("batch", budget, trainer)]
+    rows: list[Row] = [
+        ("model", model, source_of(e, "num_layers", "model_dim", "num_heads", "mlp_mult", "vocab_size")),
+        ("batch", budget, source_of(e, "train_batch_tokens", "train_seq_len")),
+    ]
     for name, technique in e.resolved.techniques.items():
         what = activity(e, name)
         note = "" if what == "active" else f" ({what})"
         rows.append((f"`{name}`{note}", settings_of(technique, name, e) or "none", technique.reference))
     return table(("component", "setting", "source"), rows)
+
+
+def source_of(e: Evidence, *names: str) -> str:
+    """Where these settings are from: `preset X`, the trial or file, the trainer's default."""
+    told = {"preset": f"preset `{e.about.preset}`", "file": e.about.where}
+    found = [told.get(e.resolved.origins.get(name, ""), "default") for name in names]
+    return ", ".join(dict.fromkeys(found))
 
 
 def settings_of(technique: Technique, name: str, e: Evidence) -> str:
@@ -142,11 +149,7 @@ def activity(e: Evidence, name: str) -> str:
 
 
 def _settings(e: Evidence) -> list[str]:
-    origin = {"preset": f"preset `{e.about.preset}`", "file": e.about.where}
-    rows = [
-        (f"`{name}`", value, origin.get(e.resolved.origins.get(name, ""), "preset or command"))
-        for name, value in e.settings.items()
-    ]
+    rows = [(f"`{name}`", value, source_of(e, name)) for name, value in e.settings.items()]
     text = "What differs from the trainer's defaults, techniques apart; the script holds every value."
     return [text, "", *table(("setting", "value", "source"), rows)] if rows else []
 
@@ -172,7 +175,7 @@ def _compliance(e: Evidence) -> Iterator[str]:
         yield _limit_line(e, limit)
     verdicts = {n: t.verdict() for n, t in e.resolved.techniques.items()}
     special = [f"`{n}` {v.verdict} ({v.source})" for n, v in verdicts.items() if v.verdict != "legal"]
-    yield f"**Techniques**: {', '.join(special) or 'none needs a ruling'}; the others concern no rule."
+    yield f"**Techniques**: {', '.join(special) or 'all legal'}; source of each: Components."
     findings = sorted({told for run in e.scored for told in run.result.get("findings") or ()})
     yield f"**Ledger of reads**: {_reads(e.first)}; findings on all seeds: {'; '.join(findings) or 'none'}."
     scorer = e.resolved.owner("scorer")
@@ -181,10 +184,11 @@ def _compliance(e: Evidence) -> Iterator[str]:
     else:
         claim = "claims" if scorer.strict_prefix else "does not claim"
         order = "left to right inside each document" if scorer.scores_by_document else "left to right"
+        sampled = any((r["stage"], r["reader"]) == ("evaluate", "audit") for r in e.first.get("reads") or ())
+        again = " Each run scored a sample again with every later token replaced." if sampled else ""
         yield (
             f"**Score**: `{scorer.name}` {claim} a strict prefix (each score from the tokens before it "
-            f"alone, a share of a distribution), {order}. The run scored a sample again with every later token "
-            "replaced."
+            f"alone, a share of a distribution), {order}.{again}"
         )
     yield f"**Legality of each run**: {', '.join(_legal(run) for run in e.scored)}."
     for clean in e.clean:
@@ -201,7 +205,8 @@ def _limit_line(e: Evidence, limit: Limit) -> str:
     over = any(over_limit(e, run, limit) for run in e.scored)
     relaxed = ": over it, which this track allows" if over and not track_of(e.about.track).seconds else ""
     shown = limit.measured(max(figures, default=0.0))
-    return f"**{limit.label.capitalize()}**: {shown} of {limit.allowed(most)} {limit.unit} at most{relaxed}."
+    allowed = f"{limit.allowed(most)} {limit.unit}"
+    return f"**{limit.label.capitalize()}**: the largest is {shown}, allowed are {allowed}{relaxed}."
 
 
 def _legal(run: SeedRun) -> str:
@@ -253,9 +258,8 @@ def compliance(e: Evidence) -> dict[str, bool]:
     found = dict[str, bool]()
     for limit in SHOWN_LIMITS:
         most = e.about.limits.of(limit)
-        name = (
-            f"{limit.label}_under_{most:.0f}s" if limit.unit == "s" else f"artifact_under_{int(most)}_bytes"
-        )
+        megabytes = f"{most / 1e6:g}mb" if most >= 1e6 else f"{most:.0f}_bytes"
+        name = f"{limit.constraint}_under_{most:g}s" if limit.unit == "s" else f"artifact_under_{megabytes}"
         found[name] = not any(over_limit(e, run, limit) for run in e.scored)
     scorer = e.resolved.owner("scorer")
     legal = [run.result.get("record_legal") is True for run in e.scored]
@@ -285,7 +289,7 @@ def as_json(e: Evidence) -> dict[str, Any]:
         "name": e.about.name,
         "blurb": summary(e),
         "date": e.about.date,
-        "track": track_of(e.about.track).folder.removeprefix("track_"),
+        "track": folder_of(e.resolved, e.about.track, e.about.hardware).removeprefix("track_"),
         "val_bpb": bpb,
         "val_bpb_std": bpb_sd,
         "val_loss": loss,

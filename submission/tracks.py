@@ -58,6 +58,12 @@ def of_the_challenge(resolved: Resolved, track: str, hardware: str) -> bool:
     return whole and (track != "record" or bool(re.match(r"8 x .*H100", hardware)))
 
 
+def folder_of(resolved: Resolved, track: str, hardware: str) -> str:
+    """Of records/."""
+    told = track_of(track)
+    return told.folder if of_the_challenge(resolved, track, hardware) else told.local
+
+
 def forbidden(resolved: Resolved) -> Iterator[str]:
     """Techniques that no submission may contain, with the ruling."""
     for name, technique in resolved.techniques.items():
@@ -79,7 +85,7 @@ def _scores(e: Evidence) -> Iterator[str]:
     for run in e.runs:
         if run.reason:
             yield f"score: seed {run.seed} has none ({run.reason})"
-        elif told := misread(e.log_of(run), run.result):
+        elif told := misread(e.log_of(run), e.figures(run)):
             yield f"score: the log of seed {run.seed} does not tell it: {told}"
 
 
