@@ -77,7 +77,7 @@ class Evidence:
     @property
     def first(self) -> Mapping[str, Any]:
         """The first result that has a score; empty where none has."""
-        return next((run.result for run in self.scored), {})
+        return next((run.result for run in self.scored), dict[str, Any]())
 
     def mean_sd(self, name: str) -> tuple[float, float]:
         """Over the runs that have a score."""
@@ -112,7 +112,7 @@ class Evidence:
     def settings(self) -> dict[str, Any]:
         """The trainer's settings that differ from its defaults; no place of this machine, no seed."""
         apart = ("seed", "data_path", "tokenizer_path", "out_dir", "run_id", "num_reports", "resume")
-        own = {n: self.resolved.values[n] for n, f in TRAINER_FIELDS.items() if n not in apart}
+        own = {n: self.resolved.values[n] for n in TRAINER_FIELDS if n not in apart}
         return {n: v for n, v in own.items() if v != TRAINER_FIELDS[n].default}
 
     @property

@@ -21,16 +21,22 @@ from claims.race import Results, differences, in_order, pairs, race
 from claims.runs import OUTCOME, PLAN, Place, Plan, Runner, question_of, register
 from claims.sequential import FIRST, LAST
 from search.common.attributes import CONFIG
+from search.common.console import counted
 from search.common.paths import ROOT, shown
 from search.report.trial import shortcoming
 from search.session.session import Session
 from submission.evidence import SeedRun, loss_of
 from submission.significance import FEWEST, Test, rule_p
+from techniques.config import digest
 
 KINDS = ("submit", "confirm", "compare")  # of questions whose runs count
 PUBLISHED = "published:"  # before a record's name in --against
 FIGURES = ROOT / "studies" / "published.json"
 EARLY = "looked_at_three_seeds"
+HALVED = (
+    "p is twice the smaller one of Student's t at three seeds and of `confirm`'s test from the fourth on."
+)
+RACED = "It is {} times as large again, because so many configurations were raced on these seeds."
 
 
 @dataclass(frozen=True)
@@ -140,31 +146,54 @@ class Question:
             nats = [run.of("val_loss") - loss_of(told.bpb, run.result) for run in scored]
             scores = [told.bpb]
         early = self.plan.folder / EARLY
-        p = rule_p(nats, questions=max(1, len(self.plan.question["arms"]) - 1), early=early.exists())
         if FEWEST <= len(nats) < FIRST:
             early.touch()
-        return Test(told.label, "paired" if told.arm else "figure", nats, p, told.note, scores)
+        raced = max(1, len(self.plan.question["arms"]) - 1)
+        p = rule_p(nats, questions=raced, early=early.exists())
+        notes = [told.note, HALVED if early.exists() else "", RACED.format(raced) if raced > 1 else ""]
+        note = " ".join(one for one in notes if one)
+        return Test(told.label, "paired" if told.arm else "figure", nats, p, note, scores)
 
 
-def ask(console: Console, wish: Wish, arm: Arm, reference: Reference | None) -> Question:
-    """The question, registered or found. ValueError for seeds that are too few or too many."""
+def arms_of_both(wish: Wish, arm: Arm, reference: Reference | None) -> list[Arm]:
+    """[the reference where it runs here, the submission], names apart. ValueError where both are one."""
+    if reference is None or reference.arm is None:
+        return [arm]
+    if digest(reference.arm.identity()) == digest(arm.identity()):
+        raise ValueError(
+            f"A record differs from the one before, but --against {wish.against} has the settings of "
+            f"{arm.label}. Name another one."
+        )
+    return distinct([reference.arm, arm])
+
+
+def place_of_runs(wish: Wish, arms: Sequence[Arm]) -> Place:
+    """Where they run. ValueError for seeds that are too few or too many."""
     if not 1 <= wish.seeds <= LAST:
         raise ValueError(f"A submission has 1 to {LAST} seeds, but got --seeds {wish.seeds}.")
     session = wish.study_session
-    study = session.study if session else None
-    arms = distinct([*([reference.arm] if reference and reference.arm else []), arm])
-    place = place_of(arms, Asked(workers=wish.workers, home=wish.home), study)
+    return place_of(arms, Asked(workers=wish.workers, home=wish.home), session.study if session else None)
+
+
+def ask(
+    console: Console, wish: Wish, arms: Sequence[Arm], reference: Reference | None, place: Place
+) -> Question:
+    """The question, registered or found."""
+    session = wish.study_session
     plan = found_plan(arms, place, wish.seeds) or register("submit", arms, place, used=used_seeds(session))
-    names = names_in(plan, arms)
-    arm = replace(arm, label=names[-1])
-    if reference and reference.arm:
-        reference = replace(reference, label=names[0], arm=replace(reference.arm, label=names[0]))
+    *others, own = (replace(arm, label=name) for arm, name in zip(arms, names_in(plan, arms), strict=True))
+    if reference and others:
+        reference = replace(reference, label=others[0].label, arm=others[0])
     where = f"{place.workers} at once on {'GPUs' if place.gpus else 'the CPU'}"
-    say(console, f"{' against '.join(reversed(names))}: {wish.seeds} seeds each, {where}")
-    say(console, f"plan, written before the first run: {shown(plan.folder)}/{PLAN}")
+    against = f" against {reference.label}" if reference else ""
+    say(console, f"{own.label}{against}: {counted(wish.seeds, 'seed')} each, {where}")
+    path = f"{shown(plan.folder)}/{PLAN}"
+    console.print(
+        f"plan, written before the first run: {path}", highlight=False, markup=False, soft_wrap=True
+    )
     if session and wish.source.isdecimal() and (told := shortcoming(session, int(wish.source))):
         say(console, told.replace("Not to be submitted", "In the search", 1))
-    return Question(plan, arm, reference, place, plan.seeds[: wish.seeds])
+    return Question(plan, own, reference, place, plan.seeds[: wish.seeds])
 
 
 def used_seeds(session: Session | None) -> set[int]:
@@ -176,13 +205,14 @@ def used_seeds(session: Session | None) -> set[int]:
 def found_plan(arms: Sequence[Arm], place: Place, seeds: int) -> Plan | None:
     """An earlier question that holds these configurations, the one with the most of their runs; None where
     none has any."""
-    mine = as_json(question_of(arms, place))
+    mine = written(question_of(arms, place))
     best: tuple[int, Plan] | None = None
     for path in sorted(p for kind in KINDS for p in place.home.glob(f"runs/{kind}/*/{PLAN}")):
         kept = json.loads(path.read_text(encoding="utf-8"))
         question = kept["question"]
         identities = list(question["arms"].values())
-        alike = all(one in identities for one in mine["arms"].values())
+        own_trainer = "script" not in question
+        alike = own_trainer and all(one in identities for one in mine["arms"].values())
         if not (
             alike and set(mine["data"]) <= set(question["data"]) and mine["machine"] == question["machine"]
         ):
@@ -203,10 +233,10 @@ def found_plan(arms: Sequence[Arm], place: Place, seeds: int) -> Plan | None:
 
 def names_in(plan: Plan, arms: Sequence[Arm]) -> list[str]:
     """What a plan calls these arms."""
-    told = as_json(plan.question)["arms"]
-    return [next(n for n, one in told.items() if one == as_json(arm.identity())) for arm in arms]
+    told = written(plan.question)["arms"]
+    return [next(n for n, one in told.items() if one == written(arm.identity())) for arm in arms]
 
 
-def as_json(value: Any) -> Any:
+def written(value: Any) -> Any:
     """As a file gives it back."""
     return json.loads(json.dumps(value))

@@ -25,14 +25,23 @@ from bundle.lean import lean, lean_source
 from bundle.one_file import resolve_layer
 from claims.arms import Arm, arm_of_source
 from claims.compare import say
-from claims.runs import alone, write_json
+from claims.runs import Place, alone, write_json
 from search.common.console import counted
 from search.common.machine import describe
 from search.common.paths import ROOT, shown
 from submission.clean import SCRIPT, Clean, Launch, run_clean, unequal
 from submission.evidence import About, Evidence, read_runs
 from submission.needs import caseops_module, requirements
-from submission.question import PUBLISHED, Question, Reference, Wish, ask, reference_of
+from submission.question import (
+    PUBLISHED,
+    Question,
+    Reference,
+    Wish,
+    arms_of_both,
+    ask,
+    place_of_runs,
+    reference_of,
+)
 from submission.texts import Shipped, as_json, readme
 from submission.tracks import CHALLENGE, folder_of, forbidden, of_the_challenge, shortfalls, track_of
 from techniques.config import Resolved
@@ -46,12 +55,14 @@ def submit(console: Console, wish: Wish) -> Path:
     arm = arm_of_source(wish.source, wish.session)
     reference = reference_of(wish)
     check_wish(wish, arm, reference)
-    question = ask(console, wish, arm, reference)
-    target = target_of(wish, arm.resolved(), hardware_of(question))
+    arms = arms_of_both(wish, arm, reference)
+    place = place_of_runs(wish, arms)
+    target = target_of(wish, arm.resolved(), hardware_of(place))
     if target.exists():
         raise ValueError(
             f"A submission is written once, but {shown(target)} is there. Give another --name or --to."
         )
+    question = ask(console, wish, arms, reference, place)
     with alone(question.plan.folder):
         results = question.run(console)
         runs = read_runs(question.runner(), question.arm.label, results, question.seeds)
@@ -66,11 +77,12 @@ def submit(console: Console, wish: Wish) -> Path:
         refuse(console, question, evidence)
         with staged(target, question.plan.hash) as folder:
             shipped = write_needs(folder, evidence, question)
-            say(console, f"the folder runs again in a clean process: {shipped.launch.line('DATA')}")
+            say(console, "the folder runs again in a clean process:")
+            say(console, f"  {shipped.launch.line('DATA')}")
             evidence = replace(evidence, clean=clean_runs(folder, shipped.launch, evidence, question))
             refuse(console, question, evidence)
             write_texts(folder, evidence, shipped)
-    say(console, summary(evidence))
+    say(console, told_of(evidence))
     console.print(str(shown(target)), highlight=False, markup=False, soft_wrap=True)
     return target
 
@@ -93,9 +105,8 @@ def check_wish(wish: Wish, arm: Arm, reference: Reference | None) -> None:
         )
 
 
-def hardware_of(question: Question) -> str:
+def hardware_of(place: Place) -> str:
     """Of one run."""
-    place = question.place
     return describe(gpus=place.ranks if place.gpus else 0, threads=place.threads)
 
 
@@ -135,7 +146,7 @@ def about(wish: Wish, question: Question) -> About:
         where=f"trial {wish.source} of study {session.study.name}" if session else Path(wish.source).name,
         plan=question.plan.hash,
         limits=session.study.limits if session else CHALLENGE,
-        hardware=hardware_of(question),
+        hardware=hardware_of(place),
         ranks=place.ranks,
         threads=question.arm.resolved().config.num_threads or place.threads,
     )
@@ -226,7 +237,7 @@ def write_texts(folder: Path, e: Evidence, shipped: Shipped) -> None:
     write_json(folder / SAID, as_json(e) | {"reproduction": again})
 
 
-def summary(e: Evidence) -> str:
+def told_of(e: Evidence) -> str:
     mean, sd = e.mean_sd("val_bpb")
     told = f"; {e.test.sentence()}" if e.test else ""
     return f"val_bpb {mean:.4f} ± {sd:.4f} on {len(e.scored)} seeds, the clean process repeats it{told}"
@@ -240,15 +251,14 @@ def check(console: Console, folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"A submission has a {SAID}, but {folder} has none that can be read.") from error
     again = said["reproduction"]
-    data = Path(os.environ.get("DATA_PATH") or ROOT / "data" / "datasets" / said["dataset"])
+    data = Path(os.environ.get("DATA_PATH") or ROOT / "data" / "datasets" / str(said.get("dataset")))
     launch = Launch(data.absolute(), again["tokenizer"], again["ranks"], again["threads"])
     seed = said["seeds"][0]
-    found = list[str]()
     try:
         clean = run_clean(folder, launch, seed, own_seed=True)
-        found += unequal(clean, said["seed_results"][str(seed)], said["bytes_code"], exact=again["exact"])
+        found = unequal(clean, said["seed_results"][str(seed)], said["bytes_code"], exact=again["exact"])
+        if found:
+            raise ValueError("; ".join(found))
     except ValueError as error:
-        found.append(str(error))
-    if found:
-        raise ValueError(f"{folder} does not give what it says: {'; '.join(found)}.")
+        raise ValueError(f"{folder} does not give what it says: {error}.") from None
     say(console, f"{folder}: seed {seed} again, equal: val_bpb {clean.val_bpb:.8f}, {clean.sha256[:16]}…")

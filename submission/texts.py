@@ -156,11 +156,11 @@ def _settings(e: Evidence) -> list[str]:
 
 def _chain(e: Evidence) -> list[str]:
     """The mean of each link over the seeds, where all have the same links."""
-    chains = [dict(run.result.get("bpb_chain") or ()) for run in e.scored]
-    links = list(chains[0]) if chains else []
+    chains = [dict[str, float](run.result.get("bpb_chain") or ()) for run in e.scored]
+    links = list(chains[0]) if chains else list[str]()
     if not links or any(list(chain) != links for chain in chains):
         return []
-    means = [fmean(float(chain[link]) for chain in chains) for link in links]
+    means = [fmean(chain[link] for chain in chains) for link in links]
     before = [None, *means[:-1]]
     rows = [
         (link, f"{mean:.5f}", "" if last is None else f"{mean - last:+.5f}")

@@ -69,7 +69,7 @@ def forbidden(resolved: Resolved) -> Iterator[str]:
     for name, technique in resolved.techniques.items():
         verdict = technique.verdict()
         if not verdict.admitted("record"):
-            yield f"legality: {name} is {verdict.verdict} ({verdict.source})"
+            yield f"{name} is {verdict.verdict} ({verdict.source})"
 
 
 def shortfalls(e: Evidence) -> list[str]:
@@ -105,7 +105,7 @@ def over_limit(e: Evidence, run: SeedRun, limit: Limit) -> str:
 
 def _legality(e: Evidence) -> Iterator[str]:
     told = [*forbidden(e.resolved)]
-    yield from told
+    yield from (f"legality: {one}" for one in told)
     for run in e.scored:
         if run.result.get("record_legal") is not True and not told:
             found = "; ".join(run.result.get("findings") or ()) or "the run does not say that it is legal"
