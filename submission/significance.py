@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs]
 
+from claims.answers import p_text
 from claims.confirm import MARGIN_NATS, RULE_P
 from claims.race import mean_sd
 from claims.sequential import FIRST, best_p
+from search.common.console import counted
 
 FEWEST = 3  # seeds of a test
 
@@ -46,7 +48,7 @@ class Test:
         spread = f" (standard deviation {sd:.5f})" if len(self.differences) > 1 else ""
         return (
             f"val_loss is {abs(self.mean):.5f} nats per token {way} than {self.reference}{spread}, "
-            f"{len(self.differences)} seeds; p of better by {MARGIN_NATS}: {self.p:.2g}"
+            f"{counted(len(self.differences), 'seed')}; p of better by {MARGIN_NATS}: {p_text(self.p)}"
         )
 
 

@@ -91,8 +91,10 @@ def check_wish(wish: Wish, arm: Arm, reference: Reference | None) -> None:
     """ValueError for what no run could mend."""
     track = track_of(wish.track)
     for option, value in (("name", wish.name), ("author", wish.author)):
-        if not re.search(r"\w", value):
-            raise ValueError(f"A submission has a name and an author, but --{option} is {value!r}.")
+        if not re.search(r"\w", value) or not value.isprintable():
+            raise ValueError(
+                f"A submission has a name and an author, each one line, but --{option} is {value!r}."
+            )
     if told := list(forbidden(arm.resolved())):
         raise ValueError(
             f"No track takes {arm.label}: {'; '.join(told)}. Switch that off, and submit the rest."
@@ -136,6 +138,9 @@ def resolved_of(question: Question) -> Resolved:
 def about(wish: Wish, question: Question) -> About:
     session = wish.session() if wish.source.isdecimal() else None
     place = question.place
+    hardware = hardware_of(place)
+    scale = of_the_challenge(question.arm.resolved(), wish.track, hardware)
+    own = session is not None and not scale and track_of(wish.track).seconds
     return About(
         name=wish.name,
         author=wish.author,
@@ -145,8 +150,8 @@ def about(wish: Wish, question: Question) -> About:
         preset=question.arm.preset,
         where=f"trial {wish.source} of study {session.study.name}" if session else Path(wish.source).name,
         plan=question.plan.hash,
-        limits=session.study.limits if session else CHALLENGE,
-        hardware=hardware_of(place),
+        limits=session.study.limits if session and own else CHALLENGE,
+        hardware=hardware,
         ranks=place.ranks,
         threads=question.arm.resolved().config.num_threads or place.threads,
     )
@@ -239,8 +244,11 @@ def write_texts(folder: Path, e: Evidence, shipped: Shipped) -> None:
 
 def told_of(e: Evidence) -> str:
     mean, sd = e.mean_sd("val_bpb")
+    spread = f" ± {sd:.4f}" if len(e.scored) > 1 else ""
     told = f"; {e.test.sentence()}" if e.test else ""
-    return f"val_bpb {mean:.4f} ± {sd:.4f} on {len(e.scored)} seeds, the clean process repeats it{told}"
+    return (
+        f"val_bpb {mean:.4f}{spread} on {counted(len(e.scored), 'seed')}, the clean process repeats it{told}"
+    )
 
 
 def check(console: Console, folder: Path) -> None:

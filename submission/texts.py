@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from claims.confirm import MARGIN_NATS, RULE_P
+from claims.runs import number
 from search.study.limits import Limit
 from submission.clean import Launch
 from submission.evidence import SHOWN_LIMITS, Evidence, SeedRun
@@ -40,11 +41,12 @@ def readme(e: Evidence, shipped: Shipped) -> str:
     mean, sd = e.mean_sd("val_bpb")
     largest = max(map(e.bytes_of, e.scored), default=0)
     n = len(e.scored)
+    of = f"mean of {n} seeds, standard deviation {sd:.5f}" if n > 1 else "one seed"
     head = [
         f"# {e.about.name}",
         "",
-        f"**val_bpb {mean:.5f}** (mean of {n} seeds, standard deviation {sd:.5f}) · {largest:,} bytes at "
-        f"most · track {e.about.track} · {e.about.author}, {e.about.date}",
+        f"**val_bpb {mean:.5f}** ({of}) · {largest:,} bytes at most · "
+        f"track {e.about.track} · {e.about.author}, {e.about.date}",
         "",
         scale(e),
     ]
@@ -291,9 +293,9 @@ def as_json(e: Evidence) -> dict[str, Any]:
         "date": e.about.date,
         "track": folder_of(e.resolved, e.about.track, e.about.hardware).removeprefix("track_"),
         "val_bpb": bpb,
-        "val_bpb_std": bpb_sd,
+        "val_bpb_std": number(bpb_sd),
         "val_loss": loss,
-        "val_loss_std": loss_sd,
+        "val_loss_std": number(loss_sd),
         "seeds": [run.seed for run in e.runs],
         "seed_results": by_seed,
         "bytes_total": max(map(e.bytes_of, e.scored)),
@@ -311,7 +313,7 @@ def as_json(e: Evidence) -> dict[str, Any]:
         told["record"] = {
             "reference": e.test.reference,
             "kind": e.test.kind,
-            "difference_nats": e.test.mean,
+            "difference_nats": number(e.test.mean),
             "p_value": e.test.p,
             "note": e.test.note,
         }

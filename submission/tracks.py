@@ -8,8 +8,8 @@
 | seconds of training and evaluation | yes | no |
 | better than the current record by 0.005 nats per token at p < 0.01 | yes | no |
 
-Source: the challenge's README (submission process; non-record submissions). The limits are those of the study
-that the configuration is from, else the challenge's own.
+Source: the challenge's README (submission process; non-record submissions). The limits are the challenge's;
+for a record at another scale those of the study that the configuration is from.
 """
 
 import re

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -169,6 +170,8 @@ def test_the_free_track_says_what_it_allows() -> None:
     text = readme(e, shipped_of())
     assert "**Training**: the largest is 700.0, allowed are 600 s: over it, which this track allows." in text
     assert "Against the record" not in text and as_json(e)["compliance"]["train_under_600s"] is False
+    assert "(one seed)" in text and " nan" not in text
+    assert "NaN" not in json.dumps(as_json(e)) and as_json(e)["val_bpb_std"] is None
 
 
 def test_a_technique_that_did_nothing_is_told() -> None:

@@ -139,7 +139,7 @@ def test_a_clean_process_that_fails_is_a_refusal(made: Made, tmp_path: Path) -> 
         ({"against": "published:pr1855"}, "A published score is of 8×H100"),
         ({"against": "published:pr1"}, "has one of naive, pr414"),
         ({"against": "1.O6"}, "A configuration is a preset"),
-        ({"name": " "}, "a name and an author, but --name"),
+        ({"name": " "}, "a name and an author, each one line, but --name"),
         ({"seeds": 0}, "1 to 64 seeds"),
         ({"track": "fast"}, "--track record or non-record"),
         ({"against": "SELF"}, "has the settings of"),
@@ -150,8 +150,11 @@ def test_what_no_run_could_mend_is_refused_before_any(
 ) -> None:
     wish = {k: str(tmp_path / "mine.json") if v == "SELF" else v for k, v in wish.items()}
     if "name" in wish:
-        with pytest.raises(ValueError, match=says):
-            submit(Console(file=io.StringIO()), Wish("laptop", name=" ", author="me", track="non-record"))
+        for name in (" ", "two\nlines", "?!"):
+            with pytest.raises(ValueError, match=says):
+                submit(
+                    Console(file=io.StringIO()), Wish("laptop", name=name, author="me", track="non-record")
+                )
         return
     with pytest.raises(ValueError, match=says):
         made(**wish)
