@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from readers.log_reader import LogError, LogReader, Rules
+from search.trainers import guard
 from search.trainers.files import last_words
+from search.trainers.process import LAST_WORDS_S
 from techniques.config import digest
 
 ENVIRONMENT = ("PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")  # kept of the shell's
@@ -103,23 +106,31 @@ def run_clean(folder: Path, launch: Launch, seed: int, *, own_seed: bool, keep: 
 
 
 def _run(command: Sequence[str], place: Path, environment: Mapping[str, str], timeout_s: float) -> None:
-    """To its end, or to ours: nothing of it is left."""
+    """To its end, or to ours in whatever way: under the trainers' guard nothing of it is left."""
     console = place.parent / "console.log"
-    with console.open("wb") as file:
+    life, theirs = socket.socketpair()
+    with life, theirs, console.open("wb") as file:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", guard.__file__, str(theirs.fileno()), *command],
             cwd=place,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
+            pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
+        theirs.close()
+        life.settimeout(timeout_s)
         try:
-            status = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+            status = int(life.recv(64) or guard.CANNOT_START)
+        except TimeoutError:
             raise ValueError(f"the clean process still ran after {timeout_s:.0f} s") from None
         finally:
+            with suppress(OSError):
+                life.shutdown(socket.SHUT_WR)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LAST_WORDS_S)
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -130,7 +130,7 @@ class Question:
         """Every seed of every arm, those that are kept and new ones."""
         runner = self.runner()
         if kept := sum(map(len, runner.kept(self.seeds).values())):
-            say(console, f"{kept} runs of this question are here already and count")
+            say(console, f"kept of this question: {counted(kept, 'run')}")
         return race(runner, self.seeds, settled=lambda _: set(), tell=teller(console, self.seeds))
 
     def test(self, results: Results, runs: Sequence[SeedRun]) -> Test | None:

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,9 @@ from submission.clean import Clean, Launch, reader_of, run_clean
 from submission.needs import caseops_module, modules, requirements
 from submission.question import EARLY, Question, Reference, Wish, found_plan, reference_of
 from submission.submit import check, staged, submit
-from tests.search.fake_studies import caddie
+from tests.conftest import ROOT
+from tests.search.db_helpers import alive
+from tests.search.fake_studies import caddie, wait_for
 from tests.submission.made_up_runs import LAYER, SCRIPT, clean_of, lay_down, run_of
 
 Made = Callable[..., tuple[str, Path]]
@@ -345,3 +349,25 @@ def test_a_real_folder_runs_again_and_a_broken_one_does_not(tiny: dict[str, str]
     (folder / "train_gpt.py").write_bytes(script)
     broken = caddie("submit", f"--check={folder}", DATA_PATH=tiny["data_path"])
     assert broken.returncode == 2 and "does not give what it says" in broken.stderr
+
+
+SLEEPS = (
+    "import os, time\nopen(os.environ['DATA_PATH'] + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+)
+RUNS = """import sys
+from pathlib import Path
+from submission.clean import Launch, run_clean
+run_clean(Path(sys.argv[1]), Launch(Path(sys.argv[2]), "t.model"), 1, own_seed=True)
+"""
+
+
+def test_a_clean_process_dies_with_us(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train_gpt.py").write_text(SLEEPS)
+    words = [sys.executable, "-c", RUNS, str(folder), str(tmp_path)]
+    us = subprocess.Popen(words, cwd=ROOT)
+    wait_for(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text()), 60)
+    us.kill()
+    us.wait()
+    wait_for(lambda: not alive(int((tmp_path / "pid").read_text())), 30)
