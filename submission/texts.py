@@ -16,6 +16,7 @@ from submission.clean import Launch
 from submission.evidence import SHOWN_LIMITS, Evidence, SeedRun
 from submission.tracks import folder_of, of_the_challenge, over_limit, scale, tolerance, track_of
 from techniques.base import Technique
+from techniques.config import read_preset
 
 Row = Sequence[object]
 
@@ -101,7 +102,7 @@ def _against(e: Evidence) -> list[str]:
         return []
     rule = f"better by {MARGIN_NATS} nats per token at p < {RULE_P}"
     lines = [
-        f"{test.sentence()[0].upper()}{test.sentence()[1:]}. The challenge's rule ({rule}) "
+        f"Result: {test.sentence()}. The challenge's rule ({rule}) "
         f"**{'holds' if test.holds else 'does not hold'}**.",
     ]
     if test.kind == "paired":
@@ -132,8 +133,12 @@ def _components(e: Evidence) -> list[str]:
 
 def source_of(e: Evidence, *names: str) -> str:
     """Where these settings are from: `preset X`, the trial or file, the trainer's default."""
-    told = {"preset": f"preset `{e.about.preset}`", "file": e.about.where}
-    found = [told.get(e.resolved.origins.get(name, ""), "default") for name in names]
+    preset = read_preset(e.about.preset) if e.about.preset else {}
+    found = list[str]()
+    for name in names:
+        same = name in preset and preset[name] == e.resolved.values[name]
+        told = e.about.where if name in e.resolved.origins else "default"
+        found.append(f"preset `{e.about.preset}`" if same else told)
     return ", ".join(dict.fromkeys(found))
 
 

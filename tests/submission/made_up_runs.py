@@ -16,7 +16,14 @@ from submission.texts import Shipped
 from submission.tracks import CHALLENGE
 
 SCRIPT = b"print('a script that nobody packed')\n"
-LAYER = {"preset": "laptop", "num_heads": 2, "xsa": True, "xsa.last_n": 2, "sliding_window": True}
+LAYER = {
+    "preset": "laptop",
+    "num_heads": 2,
+    "num_threads": 1,
+    "xsa": True,
+    "xsa.last_n": 2,
+    "sliding_window": True,
+}
 LOG = """all the sources
 {rule}
 Running Python 3.11.7, PyTorch 2.13.0

@@ -35,7 +35,9 @@ def test_a_record_that_holds_says_what_was_measured() -> None:
     )
     assert f"| 102 | 2.71000 | 4.69607 | 100 | 9.8 | 4.2 | {len(SCRIPT)} + 250,000 = 250,037 |" in text
     assert "| `xsa` | last_n=2 | arXiv:2603.09078; PR #265, #414, #1019 |" in text
-    assert "| `num_layers` | 3 | preset `laptop` |" in text
+    assert (
+        "| `num_layers` | 3 | preset `laptop` |" in text and "| `num_threads` | 1 | preset `laptop` |" in text
+    )
     assert "is 0.02000 nats per token lower than pr549" in text and "**holds**" in text
     assert "ran here on the same seeds, in the same order: val_bpb 2.72000, 2.73000, 2.71000" in text
     assert "`sliding_window` claims a strict prefix" in text and "every later token replaced" in text

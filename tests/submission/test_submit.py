@@ -347,8 +347,8 @@ def test_a_real_folder_runs_again_and_a_broken_one_does_not(tiny: dict[str, str]
     script = bytearray((folder / "train_gpt.py").read_bytes())
     script[len(script) // 2] ^= 1
     (folder / "train_gpt.py").write_bytes(script)
-    broken = caddie("submit", f"--check={folder}", DATA_PATH=tiny["data_path"])
-    assert broken.returncode == 2 and "does not give what it says" in broken.stderr
+    with pytest.raises(ValueError, match="does not give what it says: the clean process ended with status 1"):
+        check(Console(file=io.StringIO()), folder)
 
 
 SLEEPS = (
