@@ -95,14 +95,17 @@ def reference_of(wish: Wish) -> Reference | None:
 def published(name: str) -> Reference:
     """A record's own figure. ValueError for one that is not known."""
     told: list[dict[str, Any]] = json.loads(FIGURES.read_text(encoding="utf-8"))["result"]
-    known = {one["preset"]: one for one in told if "settings" not in one}
+    plain = [one for one in told if "settings" not in one]
+    known = {one["preset"]: one for one in reversed(plain)}  # the first is the record's own, then repeats
     if name not in known:
-        raise ValueError(f"--against {PUBLISHED}NAME has one of {', '.join(known)}, but got {name!r}.")
+        raise ValueError(
+            f"--against {PUBLISHED}NAME has one of {', '.join(sorted(known))}, but got {name!r}."
+        )
     one = known[name]
     note = (
         f"{name}'s val_bpb {one['val_bpb']} is its published mean of {one['seeds']} seeds ({one['source']}; "
-        f"protocol: {one['protocol']}; 8×H100). It is taken for exact, in nats at the bytes per token of "
-        "these runs."
+        f"from its {one.get('trust', 'text')}; protocol: {one['protocol']}; 8×H100). It is taken for exact, in "
+        "nats at the bytes per token of these runs."
     )
     return Reference(f"{name} as published", bpb=float(one["val_bpb"]), note=note)
 

@@ -141,7 +141,7 @@ def test_a_clean_process_that_fails_is_a_refusal(made: Made, tmp_path: Path) -> 
     [
         ({"against": ""}, "none is named. Name it with --against"),
         ({"against": "published:pr1855"}, "A published score is of 8×H100"),
-        ({"against": "published:pr1"}, "has one of naive, pr414"),
+        ({"against": "published:pr1"}, "has one of naive, pr1019"),
         ({"against": "1.O6"}, "A configuration is a preset"),
         ({"name": " "}, "a name and an author, each one line, but --name"),
         ({"seeds": 0}, "1 to 64 seeds"),
