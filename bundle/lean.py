@@ -299,6 +299,11 @@ def decided_by(resolved: Resolved, shelf: Sequence[Piece]) -> passes.Decided:
 
 def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
     """The file that is submitted. `folder`: where templates are kept; None: nowhere."""
+    return self_unpacking(lean_source(resolved, folder))
+
+
+def lean_source(resolved: Resolved, folder: Path | None = TEMPLATES) -> str:
+    """The same before it is packed."""
     blanks = Blanks()
     stand_in = stand_ins(resolved, blanks)
     kept = Kept(folder, stand_in) if folder else None
@@ -309,7 +314,7 @@ def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
         template = names.tight(names.renamed(lean_tree(stand_in, decided, shelf), FOREIGN))
         if kept:
             kept.keep(decided, template)
-    return self_unpacking(blanks.fill(template))
+    return blanks.fill(template)
 
 
 def export_lean(resolved: Resolved, folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs`, `effects`,
-`report`, `dashboard` and `export` read it; `compare`, `confirm` and `ablate` train on fresh seeds; `scan`
-drafts a study.
+`report`, `dashboard` and `export` read it; `compare`, `confirm`, `ablate` and `submit` train on fresh
+seeds; `scan` drafts a study.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """
@@ -564,6 +564,58 @@ def ablate(
             add_greedily(console, asked, candidates=candidates, minutes=budget)
         else:
             room.ablate(console, asked, room.Options(out, add, pairs, against, budget))
+
+
+@command(OF_STUDY)
+def submit(
+    name: Annotated[str, typer.Option(help="What the submission is called.")] = "",
+    author: Annotated[str, typer.Option(help="Who submits.")] = "",
+    trial: Annotated[int | None, typer.Option(help="A trial of the study.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of studies/presets.")] = "",
+    config: Annotated[Path | None, typer.Option(help="A configuration file, JSON or TOML.")] = None,
+    github_id: Annotated[str, typer.Option(help="[default: the author]")] = "",
+    track: Annotated[
+        str, typer.Option(help="record, or non-record: any seconds, no significance.")
+    ] = "record",
+    against: Annotated[
+        str,
+        typer.Option(help="The current record: a preset, trial or file (run here), published:NAME, a BPB."),
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="Fresh seeds, each run whole; those that ran count.")] = 3,
+    to: Annotated[Path, typer.Option(help="Folder of TRACK/DATE_NAME.")] = Path("records"),
+    workers: RunsOption = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Only run this finished folder again, and compare.")
+    ] = None,
+    *,
+    request: Request,
+) -> None:
+    """A folder as records have it: seeds, evidence, logs. Run again in a clean process, or refused."""
+    with clear_errors(), request.told() as console:
+        from submission.question import Wish
+        from submission.submit import check as check_folder
+        from submission.submit import submit as submit_it
+
+        if check is not None:
+            check_folder(console, check)
+            return
+        given = [str(x) for x in (trial, preset or None, config) if x is not None]
+        if len(given) != 1:
+            raise ValueError("A submission names one of --trial N, --preset NAME and --config FILE.")
+        wish = Wish(
+            source=given[0],
+            name=name,
+            author=author,
+            github_id=github_id,
+            track=track,
+            seeds=seeds,
+            to=to,
+            against=against,
+            workers=workers,
+            home=request.given.home_folder,
+            session=functools.cache(request.session),
+        )
+        submit_it(console, wish)
 
 
 def main() -> None:
