@@ -5,6 +5,7 @@ not depend on which run is quicker.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,7 +49,7 @@ def race(runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell) 
                 tell(label, results[label][seed])
 
     running: set[Future[None]] = set()
-    with ThreadPoolExecutor(runner.place.workers) as pool:
+    with closing(runner), ThreadPoolExecutor(runner.place.workers) as pool:
         try:
             while True:
                 done = settled(results)

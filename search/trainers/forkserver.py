@@ -1,5 +1,5 @@
-"""`python -m search.trainers.forkserver FD SCRIPT MODULE...` imports them, then forks a run of SCRIPT for each
-message on FD, one end of a pair of sockets, until its other end (search/trainers/warm.py) is shut.
+"""`python -m search.trainers.forkserver FD SCRIPT MODULE...` imports them, then forks a run of SCRIPT for
+each message on FD, one end of a pair of sockets, until its other end (search/trainers/warm.py) is shut.
 
 A message is JSON with two descriptors: `argv` and `cwd` of a run, its console and its lifeline; the answer is
 the process id of its guard. `over` says that nobody needs that id any more. This process starts no thread
@@ -23,7 +23,7 @@ TASKS = Path("/proc/self/task")
 MESSAGE_BYTES = 1 << 16
 
 
-def run(script: ModuleType, argv: list[str], life_fd: int) -> None:
+def run_script(script: ModuleType, argv: list[str], life_fd: int) -> None:
     """What Python does with a script and its arguments; does not return."""
     os.close(life_fd)
     sys.argv = [str(script.__file__), *argv]
@@ -55,7 +55,7 @@ def fork(control: socket.socket, script: ModuleType, told: dict[str, Any], fds: 
             os.dup2(console_fd, fd)
         os.close(console_fd)
         os.chdir(told["cwd"])
-        guard.keep(life_fd, lambda: run(script, told["argv"], life_fd))
+        guard.keep(life_fd, lambda: run_script(script, told["argv"], life_fd))
     finally:
         os._exit(guard.CANNOT_START)
 

@@ -3,7 +3,8 @@
 FD is one end of a socket pair whose other end a worker holds. When the worker shuts it, or dies in whatever
 way, COMMAND gets SIGTERM and GRACE_S later SIGKILL. At the end every descendant is killed (on Linux also one
 that left the group: we adopt orphans), and the exit status, negative for a signal, goes through FD. Standard
-library only, started with -I -S: some 15 ms.
+library only, started with -I -S: some 15 ms. `keep(FD, program)` does the same for a function, in a fork of
+search/trainers/forkserver.py.
 """
 
 import contextlib
@@ -77,7 +78,7 @@ def sweep() -> None:
 
 
 def keep(life_fd: int, program: Callable[[], None]) -> None:
-    """Runs the program in a process below us, to its end or that of whoever holds the other end of the pair."""
+    """Runs the program below us, to its end or that of whoever holds the other end of the pair."""
     os.set_inheritable(life_fd, False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     child = start(program)

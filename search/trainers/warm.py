@@ -1,4 +1,4 @@
-"""WarmTrainers: runs of our trainer as forks of a process that has imported it (search/trainers/forkserver.py).
+"""WarmTrainers: runs of our trainer as forks of a process that has imported it (forkserver.py beside this).
 
 A run computes what a fresh process would, to the last bit, without the seconds of its imports. The server's
 environment is the run's; another one, other sources, RUNS runs or MOST_BYTES of its memory take a new server.
@@ -26,7 +26,7 @@ RUNS = 100  # of one server
 MOST_BYTES = 1_000_000_000  # resident, of a server: a third of it after its imports
 START_S = 300.0  # its imports, on a busy machine
 END_S = 2.0
-POLL_S = 0.2
+LOOK_S = 0.2  # how often `stop` is asked meanwhile
 PROGRAM = ("-m", "search.trainers.forkserver")
 ROOMS = ("bundle", "corpus", "techniques", "trainer")  # what a run executes beside the script
 Sources = tuple[tuple[str, int, int], ...]  # file, time, bytes
@@ -107,6 +107,7 @@ class WarmTrainers:
         """The server ends, once its runs have."""
         with self.lock:
             self._leave()
+            self.kind = None
             for process in self.left:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(END_S)
@@ -137,7 +138,7 @@ class WarmTrainers:
         """The process id that the server sends; 0 when it ends instead, or takes too long."""
         until = time.monotonic() + START_S
         while time.monotonic() < until:
-            if select.select([control], [], [], POLL_S)[0]:
+            if select.select([control], [], [], LOOK_S)[0]:
                 return int(control.recv(64) or b"0")
             if stop():
                 raise Interrupted("the worker was told to stop")
