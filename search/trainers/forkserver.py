@@ -9,6 +9,7 @@ and makes no tensor: only then is a fork whole. Where an import started one, it 
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import socket
@@ -74,9 +75,19 @@ def serve(control: socket.socket, script: ModuleType) -> None:
             control.send(str(fork(control, script, told, fds)).encode())
 
 
+def load(path: Path) -> ModuleType:
+    """The script as a module; it does not run."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def main(argv: list[str]) -> int:
     control = socket.socket(fileno=int(argv[0]))
-    script = importlib.import_module(Path(argv[1]).stem)
+    script = load(Path(argv[1]))
     for name in argv[2:]:
         importlib.import_module(name)
     if len(os.listdir(TASKS)) > 1:

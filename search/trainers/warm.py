@@ -56,7 +56,9 @@ class Kind:
 class WarmTrainers:
     """One server, started when a run first asks; safe in several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: tuple[str, str] = TRAINER, late: Sequence[str] | None = None) -> None:
+        self.trainer = trainer  # interpreter and script, with a function `main(argv)`
+        self.late = modules() if late is None else list(late)
         self.lock = threading.Lock()
         self.kind: Kind | None = None  # of the server, or of the one that could not be had
         self.control: socket.socket | None = None  # None: no server
@@ -76,23 +78,26 @@ class WarmTrainers:
     ) -> int:
         """Runs the trainer's `command` with the arguments `argv`: the process id of its guard, 0 where that
         cannot be. `fds`: its console and its lifeline. Raises Interrupted once `stop()`."""
-        if tuple(command[-2:]) != TRAINER or sys.platform != "linux":
+        if tuple(command[-2:]) != self.trainer or sys.platform != "linux":
             return 0
+        told = json.dumps({"argv": list(argv), "cwd": str(cwd)}).encode()
         with self.lock:
-            kind = Kind(tuple(command[:-2]), dict(environment), sources())
-            if not self._serves(kind) or self.control is None:
-                return 0
-            told = json.dumps({"argv": list(argv), "cwd": str(cwd)}).encode()
-            self.runs += 1
-            pid = 0
-            self.kind = None  # what happens here shall not be thought of again
+            pid, kind = 0, None
             try:
+                kind = Kind(tuple(command[:-2]), dict(environment), sources())
+                if not self._serves(kind) or self.control is None:
+                    return 0
+                self.runs += 1
                 socket.send_fds(self.control, [told], fds)
                 pid = self._answer(self.control, stop)
-                self.kind = kind if pid or self.runs == 1 else None  # one that never served never will
-            except ConnectionError:  # it died: this run gets a fresh process, the next one a new server
-                pass
+                kind = kind if pid or self.runs == 1 else None  # one that never served never will
+            except OSError:  # it died: this run gets a fresh process, the next one a new server
+                kind = None
+            except Interrupted:
+                kind = None
+                raise
             finally:
+                self.kind = kind
                 if not pid:
                     self._leave()
             return pid
@@ -120,7 +125,8 @@ class WarmTrainers:
         self._leave()
         self.kind, self.runs = kind, 0
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        words = [*kind.before, sys.executable, *PROGRAM, str(theirs.fileno()), TRAINER[1], *modules()]
+        python, script = self.trainer
+        words = [*kind.before, python, *PROGRAM, str(theirs.fileno()), script, *self.late]
         with theirs:
             self.process = subprocess.Popen(
                 words,
