@@ -26,9 +26,10 @@ from pathlib import Path
 {more}
 def main(argv):
     out = Path(argv[1].removeprefix("--out_dir="))
-    told = {{"val_bpb": 1.0, "artifact_bytes": 1, "train_seconds": 1.0, "eval_seconds": 1.0, "status": "finished"}}
+    names = ("val_bpb", "artifact_bytes", "train_seconds", "eval_seconds")
+    told = dict.fromkeys(names, 1.0) | {{"status": "finished", "fds": os.listdir("/proc/self/fd")}}
     told |= {{"argv": sys.argv, "word": os.environ.get("WORD"), "cwd": os.getcwd(), "nice": os.nice(0)}}
-    told |= {{"server": "forkserver" in Path("/proc/self/cmdline").read_text(), "fds": os.listdir("/proc/self/fd")}}
+    told["server"] = "forkserver" in Path("/proc/self/cmdline").read_text()
     print("said", flush=True)
     (out / "result.json").write_text(json.dumps(told))
     return 0
