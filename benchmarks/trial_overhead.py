@@ -1,9 +1,9 @@
 """CPU seconds of a laptop trial: `python -m benchmarks.trial_overhead [--code CHECKOUT] [--drawn]`.
 
 The same trials as forks of a warm process, as fresh processes (`--no-fork`) and, with `--code`, as those of
-another checkout: in turns, some trials each. CPU seconds are those of all of a turn's processes, the start of
-the warm one included; `timed` are the trainer's own, of training and scoring. The last way is the base of the
-ratios. The scores of all ways must be equal.
+another checkout: in turns, some trials each. CPU seconds are those of all of a trial's processes; `start` is
+that of a warm process, once in a hundred trials; `timed` are the trainer's own, of training and scoring. The
+last way is the base of the ratios. The scores of all ways must be equal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,11 +27,12 @@ from search.common.paths import DEFAULT_STUDY, ROOT
 from search.samplers.admission import draw_all
 from search.space.native import build_space
 from search.study.load import find_study
+from search.trainers.warm import RUNS
 from techniques import catalog
 
 # Runs in the checkout that it measures: what both know of search/trainers/process.py is enough.
 TURN = """
-import json, os, sys
+import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from search.trainers.process import Job, run_trainer, trainer_environment
@@ -50,9 +50,15 @@ def one(k):
         "timed": (result.get("train_seconds") or 0) + (result.get("eval_seconds") or 0)}
 with ThreadPoolExecutor(told["at_once"]) as pool:
     found = list(pool.map(one, range(len(told["configs"]))))
-if told["warm"]:
+used = os.times()
+cpu_s, start_s = used.children_user + used.children_system, 0.0
+if told["warm"]:  # of its runs, and of its own: it is waited for last
+    time.sleep(1.0)
+    numbers = Path(f"/proc/{more['warm'].process.pid}/stat").read_text().rpartition(")")[2].split()
+    own = [int(n) / os.sysconf("SC_CLK_TCK") for n in numbers[11:15]]
+    cpu_s, start_s = cpu_s + sum(own[2:]), sum(own[:2])
     more["warm"].close()
-print(json.dumps(found))
+print(json.dumps({"ended": found, "cpu_s": cpu_s, "start_s": start_s}))
 """
 
 
@@ -77,7 +83,8 @@ class Way:
     name: str
     root: Path
     warm: bool
-    cpu_s: list[float] = field(default_factory=list[float])  # of each turn
+    cpu_s: list[float] = field(default_factory=list[float])  # of the trials of each turn
+    start_s: list[float] = field(default_factory=list[float])  # of the warm process of each turn
     wall_s: list[float] = field(default_factory=list[float])
     ended: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])  # each trial
 
@@ -85,7 +92,6 @@ class Way:
         environ = {**os.environ, "PYTHONPATH": str(self.root)}
         with tempfile.TemporaryDirectory() as folder:
             told = {"folder": folder, "configs": configs, "warm": self.warm, "at_once": at_once}
-            before = cpu_seconds()
             began = time.perf_counter()
             ran = subprocess.run(
                 [sys.executable, "-c", TURN],
@@ -97,14 +103,10 @@ class Way:
                 check=True,
             )
         self.wall_s.append(time.perf_counter() - began)
-        self.cpu_s.append(cpu_seconds() - before)
-        self.ended += json.loads(ran.stdout)
-
-
-def cpu_seconds() -> float:
-    """User and system seconds of all that this process has waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        found = json.loads(ran.stdout)
+        self.cpu_s.append(found["cpu_s"])
+        self.start_s.append(found["start_s"])
+        self.ended += found["ended"]
 
 
 def main() -> None:
@@ -122,15 +124,15 @@ def main() -> None:
         configs = configs_of(options.trials, drawn=options.drawn, seed=1000 * k)
         for way in ways:
             way.turn(configs, options.at_once)
-    base = np.array(ways[-1].cpu_s)
+    wholes = [np.array(w.cpu_s) / options.trials + np.array(w.start_s) / RUNS for w in ways]
     print(f"{options.rounds} turns of {options.trials} trials, {options.at_once} at once; CPU s of a trial")
-    for way in ways:
-        each = np.array(way.cpu_s) / options.trials
+    for way, each in zip(ways, wholes, strict=True):
         timed = np.mean([one["timed"] for one in way.ended])
         an_hour = 3600 * options.trials / np.array(way.wall_s)
+        start = np.median(way.start_s)
         print(
-            f"{way.name:24.24} {np.median(each):6.2f}  timed {timed:5.2f}  ratio to the last "
-            f"{np.median(np.array(way.cpu_s) / base):.2f}  trials an hour {np.median(an_hour):5.0f}, ratio "
+            f"{way.name:24.24} {np.median(each):6.2f}  timed {timed:5.2f}  start {start:4.1f}  "
+            f"ratio {np.median(each / wholes[-1]):.2f}  trials an hour {np.median(an_hour):5.0f}, ratio "
             f"{np.median(np.array(ways[-1].wall_s) / np.array(way.wall_s)):.2f}"
         )
     same = {tuple((one["sha256"], one["bpb"], one["reason"]) for one in way.ended) for way in ways}
