@@ -190,10 +190,10 @@ class Request:
         console.close()
 
 
-def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], None]:
+def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function the command of its name; where it has `request`, the command has these options."""
 
-    def add(function: Callable[..., None]) -> None:
+    def add(function: Callable[..., None]) -> Callable[..., None]:
         parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         for own in signature(function, eval_str=True).parameters.values():
             if own.name != "request":
@@ -211,6 +211,7 @@ def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], None]:
 
         whole.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         app.command()(whole)
+        return function
 
     return add
 
