@@ -33,8 +33,8 @@ def run_script(script: ModuleType, argv: list[str], life_fd: int) -> None:
         status = script.main(argv)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:  # noqa: BLE001 (as the interpreter: a traceback, and status 1)
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # noqa: BLE001 (as the interpreter: a traceback, and status 1)
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
