@@ -99,6 +99,8 @@ class WarmTrainers:
             finally:
                 self.kind = kind
                 if not pid:
+                    if self.process is not None:  # or it would still begin that run; others go on without it
+                        self.process.kill()
                     self._leave()
             return pid
 

@@ -149,8 +149,15 @@ def test_a_stop_while_the_server_starts_is_heard(tmp_path: Path) -> None:
         with pytest.raises(Interrupted):
             run_trainer(bench.job(), on_report=lambda record, reports: None, stop=lambda: True)
         assert bench.server() == 0 and not (bench.folder / "1" / "result.json").exists()
-        for process in bench.warm.left:
-            process.kill()
+
+
+def test_a_server_that_takes_too_long_begins_nothing_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_module, "START_S", 0.3)
+    with bench_of(tmp_path, "if __name__ != '__main__': threading.Event().wait(1.5)") as bench:
+        assert [bench.run()["server"] for _ in range(2)] == [False, False]
+        assert all(process.wait(5) == -signal.SIGKILL for process in bench.warm.left)
 
 
 def tiny_run(folder: Path, data: dict[str, str], warm: WarmTrainers | None, **more: Any) -> Outcome:
