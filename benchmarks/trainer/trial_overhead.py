@@ -1,4 +1,4 @@
-"""CPU seconds of a laptop trial: `python -m benchmarks.trial_overhead [--code CHECKOUT] [--drawn]`.
+"""CPU seconds of a laptop trial: `python -m benchmarks.trainer.trial_overhead [--code CHECKOUT] [--drawn]`.
 
 The same trials as forks of a warm process, as fresh processes (`--no-fork`) and, with `--code`, as those of
 another checkout: in turns, some trials each. CPU seconds are those of all of a trial's processes; `start` is
