@@ -56,6 +56,7 @@ class Asked:
     workers: int | None = None
     home: Path = Path()
     trainer: Path | None = None
+    fork: bool = True  # runs on a CPU from a process that has imported the trainer
     study: Study | None = None  # given, or needed for its trials
     session: OpenSession = no_session
 
@@ -144,6 +145,7 @@ def place_of(arms: Sequence[Arm], asked: Asked, study: Study | None) -> Place:
         workers=min(asked.workers or LAST, len(gpus) or num_cores()),
         timeout_s=study.timeout_seconds if study else timeout_of(configs),
         trainer=asked.trainer,
+        fork=asked.fork,
     )
 
 

@@ -5,6 +5,7 @@ not depend on which run is quicker.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,7 +77,7 @@ def race(
         return pick(results, ordered, done) if ordered else None
 
     running: set[Future[None]] = set()
-    with ThreadPoolExecutor(runner.place.workers) as pool:
+    with closing(runner), ThreadPoolExecutor(runner.place.workers) as pool:
         try:
             while len(done := settled(results)) < len(labels):
                 while len(running) < runner.place.workers and (task := next_task(done)) is not None:

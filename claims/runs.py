@@ -32,6 +32,7 @@ from search.study.model import fresh_seeds
 from search.trainers.files import code_hash, read_result
 from search.trainers.process import Job, Outcome, TrainerCrashed, run_trainer, trainer_environment
 from search.trainers.trainer import TRAINER, trainer_command
+from search.trainers.warm import WarmTrainers
 from techniques import catalog
 from techniques.config import Config, digest
 from techniques.unanswered import environment_names
@@ -80,6 +81,7 @@ class Place:
     workers: int = 1  # runs at once
     timeout_s: float = 3600.0
     trainer: Path | None = None  # another script of the trainer's contract
+    fork: bool = True  # on a CPU from a process that has imported the trainer
 
     @property
     def threads(self) -> int:
@@ -177,8 +179,14 @@ class Runner:
         self.free: queue.SimpleQueue[str] = queue.SimpleQueue()
         for gpu in place.gpus:
             self.free.put(gpu)
+        self.warm = WarmTrainers() if place.fork and not place.gpus else None
         self.stopping = threading.Event()
         self.copying = threading.Lock()
+
+    def close(self) -> None:
+        """No more runs for now."""
+        if self.warm:
+            self.warm.close()
 
     def folder(self, label: str, seed: int) -> Path:
         return self.plan.folder / self.arms[label].folder / str(seed)
@@ -255,6 +263,7 @@ class Runner:
             timeout_s=self.place.timeout_s,
             command=self.place.command(),
             fill=partial(self._fill, at=at) if self.reuse else None,
+            warm=self.warm,
         )
         try:
             return run_trainer(job, on_report=lambda record, reports: None, stop=self.stopping.is_set)

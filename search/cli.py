@@ -66,6 +66,9 @@ FromOption = Annotated[
 ]
 RunsOption = Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")]
 SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuration at most, 4 to 64.")]
+NoForkOption = Annotated[
+    bool, typer.Option("--no-fork", help="A fresh process for each trainer; on a GPU there is no other.")
+]
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Its tables as CSV; other text goes to stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Its tables as JSON; other text goes to stderr.")]
@@ -111,6 +114,7 @@ def run(
     niceness: Annotated[
         int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
     ] = 0,
+    no_fork: NoForkOption = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     options = StudyOptions(study, storage, home)
@@ -129,6 +133,7 @@ def run(
         cache_size=cache_size,
         cache_shared=cache_shared,
         niceness=niceness,
+        fork=not no_fork,
     )
     names = tuple(name.strip() for name in earlier.split(",") if name.strip())
     with clear_errors():
@@ -460,6 +465,7 @@ def compare(
     within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
     workers: RunsOption = None,
     trainer: ScriptOption = None,
+    no_fork: NoForkOption = False,
     *,
     request: Request,
 ) -> None:
@@ -479,6 +485,7 @@ def compare(
             workers=workers,
             home=given.home_folder,
             trainer=trainer,
+            fork=not no_fork,
             study=find_study(given.study) if given.study else None,
             session=functools.cache(request.session),
         )
@@ -492,6 +499,7 @@ def confirm(
     seeds: SeedsOption = 16,
     workers: RunsOption = None,
     trainer: ScriptOption = None,
+    no_fork: NoForkOption = False,
     *,
     request: Request,
 ) -> None:
@@ -501,7 +509,8 @@ def confirm(
         from claims.confirm import confirm as confirm_trials
 
         given = request.given
-        asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)
+        home = given.home_folder
+        asked = Asked(seeds=seeds, workers=workers, home=home, trainer=trainer, fork=not no_fork)
         confirm_trials(console, request.session(), asked, top=top, against=against)
 
 
