@@ -24,7 +24,7 @@ from claims.race import Results, differences, in_order, mean_sd, pairs
 from claims.runs import Plan, number, register
 from claims.sequential import LEVEL, best_p, judge
 from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
-from search.report.rows import ranked
+from search.report.rows import beliefs_of_session, ranked
 from search.session.session import Session
 from search.storage.patient import creation_lock
 from techniques.config import digest
@@ -70,7 +70,7 @@ class Confirmed:
 
 
 def confirm(console: Console, session: Session, asked: Asked, *, top: int, against: str) -> list[Confirmed]:
-    """Races the `top` feasible trials by value. Raises ValueError for what a person must solve."""
+    """Races the `top` feasible trials, ranked as `best` does without confirmations. Raises ValueError."""
     check_seeds(asked.seeds)
     trials = session.optuna_study.get_trials(deepcopy=False)
     reference = arm_of_source(against, lambda: session) if against else None
@@ -94,7 +94,8 @@ def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]
     """The best feasible trials, each another run. ValueError where there is none."""
     taken = {digest(reference.identity())}
     found = list[Contender]()
-    for trial in ranked(session.optuna_study.get_trials(deepcopy=False))[0]:
+    trials = session.optuna_study.get_trials(deepcopy=False)
+    for trial in ranked(trials, beliefs=beliefs_of_session(session, trials))[0]:
         if len(found) == top:
             break
         if trial.user_attrs.get(CONFIG_HASH) in taken:

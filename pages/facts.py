@@ -12,7 +12,15 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common import attributes as stored
 from search.report.effects import LARGEST, LEARNED, Effect, Findings, find_effects
 from search.report.leaderboard import NOISE, reproduce_command
-from search.report.rows import Confirmations, confirmed_of, confirmed_text, ranked, short
+from search.report.rows import (
+    Beliefs,
+    Confirmations,
+    beliefs_of_session,
+    confirmed_of,
+    confirmed_text,
+    ranked,
+    short,
+)
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
@@ -46,6 +54,7 @@ class TrialFacts:
     ended_s: float | None
     chain: tuple[tuple[str, float], ...]  # (link, BPB), from the last weights to the scorer
     confirmed: str  # its mean on fresh seeds, in words
+    believed: float | None = None  # bits per byte, by the surrogate's posterior mean
 
     @property
     def seconds(self) -> float:
@@ -127,7 +136,8 @@ def facts_of(session: Session) -> Facts:
     stored_study = session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
-    good = [t for t in ranked(trials, confirmed)[0] if finite(t.value) is not None]
+    beliefs = beliefs_of_session(session, trials)
+    good = [t for t in ranked(trials, confirmed, beliefs)[0] if finite(t.value) is not None]
     steps = typical_steps(trials)
     effects, no_effects = effects_of(session, trials)
     winner = session.whole(good[:1])
@@ -143,7 +153,7 @@ def facts_of(session: Session) -> Facts:
         limits=tuple(limit_facts(limit, study.limits) for limit in study.limits.given),
         limits_text=study.limits.summary(),
         baseline=baseline_of(stored_study),
-        trials=tuple(trial_facts(t, confirmed, steps) for t in trials),
+        trials=tuple(trial_facts(t, confirmed, steps, beliefs) for t in trials),
         best=tuple(t.number for t in good),
         winner={n: short(v) for t in winner for n, v in t.params.items()},
         repeat=reproduce_command(session, winner[0]) if winner else "",
@@ -167,7 +177,7 @@ def state_of(trial: FrozenTrial) -> str:
     return INTERRUPTED if trial.state == TrialState.FAIL else RUNNING
 
 
-def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> TrialFacts:
+def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float, beliefs: Beliefs) -> TrialFacts:
     attrs = trial.user_attrs
     constraints = trial.constraints
     done = trial.state == TrialState.COMPLETE
@@ -191,6 +201,7 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> T
         ended_s=epoch(trial.datetime_complete),
         chain=tuple((name, bpb) for name, bpb in attrs.get(stored.BPB_CHAIN) or () if math.isfinite(bpb)),
         confirmed=confirmed_text(facts) if facts else "",
+        believed=finite(beliefs.get(trial.number)),
     )
 
 

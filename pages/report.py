@@ -83,12 +83,15 @@ def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
 def board(facts: Facts) -> str:
     best = [facts.named(number) for number in facts.best[:TOP]]
     fresh = ["fresh seeds"] if any(trial.confirmed for trial in best) else []
-    heads = ["trial", "BPB", *fresh, *(f"{lim.label}, {lim.unit}" for lim in facts.limits), "techniques"]
+    believed = ["believed"] if any(trial.believed is not None for trial in best) else []
+    limits = [f"{lim.label}, {lim.unit}" for lim in facts.limits]
+    heads = ["trial", "BPB", *believed, *fresh, *limits, "techniques"]
     rows: list[list[str]] = []
     for trial in best:
         figures = [measured(trial.figures.get(limit.figure), limit.unit) for limit in facts.limits]
         seeds = [trial.confirmed] if fresh else []
-        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", *seeds, *figures, techniques(trial)])
+        mean = ["" if trial.believed is None else f"{trial.believed:.4f}"] if believed else []
+        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", *mean, *seeds, *figures, techniques(trial)])
     return grid(heads, rows)
 
 

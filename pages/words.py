@@ -9,7 +9,11 @@ def headline(facts: Facts) -> str:
     if not facts.best:
         return "No trial kept every limit yet."
     best = facts.named(facts.best[0])
-    value = f"{best.confirmed}, search value {best.bpb:.4f}" if best.confirmed else f"{best.bpb:.4f}"
+    value = f"{best.bpb:.4f}"
+    if best.confirmed:
+        value = f"{best.confirmed}, search value {value}"
+    elif best.believed is not None:
+        value = f"believed {best.believed:.4f}, observed {value}"
     text = f"Best: trial #{best.number}, {value} bits per byte"
     group = next((g for g in facts.groups if g.label == f"#{best.number}"), None)
     if group is not None and group.difference is not None:

@@ -464,7 +464,7 @@ def compare(
 
 @command(OF_STUDY | AS_TABLES)
 def confirm(
-    top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, by their value.")] = 3,
+    top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, as `best` ranks them.")] = 3,
     against: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: the start]")] = "",
     seeds: SeedsOption = 16,
     workers: RunsOption = None,

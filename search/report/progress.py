@@ -72,7 +72,7 @@ def verdict_of(trial: FrozenTrial, best: int | None) -> str:
     again = f", trial #{attrs[REPLICATE]['of']} again" if REPLICATE in attrs else ""
     if told:
         return f"over a limit: {'; '.join(told)}{again}"
-    return f"within all limits{again}{', the best so far' if trial.number == best else ''}"
+    return f"within all limits{again}{', the best observed so far' if trial.number == best else ''}"
 
 
 def reasons_of(trials: Sequence[FrozenTrial], seen: Snapshot) -> list[str]:
@@ -227,7 +227,8 @@ class Progress:
         if best is None:
             return Text(fit("no trial within all limits yet", width))
         mean = f" (mean of seeds {best.confirmed})" if best.confirmed else ""
-        told = f"best #{best.number}: {best.bpb:.4f} bits/byte{mean}, {figures_summary(best.figures)}"
+        told = f"best observed #{best.number}: {best.bpb:.4f} bits/byte{mean}"
+        told += f", {figures_summary(best.figures)}"
         return Text(fit(told, width), "green")
 
     def _ended(self, trial: FrozenTrial, width: int) -> Text:

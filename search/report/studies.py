@@ -28,7 +28,7 @@ def print_studies(console: Console, shelf: Shelf, *, every: bool) -> None:
     table.add_column("study", overflow="fold")
     for name in ("done", "running"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("best", "newest trial", "trainer"):
+    for name in ("best observed", "newest trial", "trainer"):
         table.add_column(name, overflow="fold")
     for study in shown:
         table.add_row(*map(escape, cells(study)))

@@ -79,7 +79,7 @@ def printed(show: Any, *arguments: Any, width: int = 200) -> str:
 
 def test_the_lucky_one_is_found_out(session: Session) -> None:
     before = printed(print_leaderboard, session)
-    assert "Best: #0, 1.9900" in before
+    assert "Best: #0, observed 1.9900" in before
     assert f"search.py confirm --top 3 --study {shlex.quote(session.study.path)}" in before
     text, found = confirmed(session)
     assert [one.contender.number for one in found] == [1, 2, 0]
