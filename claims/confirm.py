@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from techniques.config import digest
 MARGIN_NATS = 0.005  # the challenge's rule: better by so much per token
 RULE_P = 0.01  # at p below
 BASELINE_LABEL = "baseline"
+ASKED = "asked"  # of a stored confirmation: its seeds at most
 SHRUNKEN = (
     "shrunken = search + (median - search)·s²/v: the median of the study's feasible trials, v the mean "
     "square of the better half about it, s the standard deviation of a seed ({:.4f}): what to expect of a "
@@ -69,13 +71,19 @@ class Confirmed:
         return self.answer.kind != "fails" and not self.answer.over[self.contender.arm.label]
 
 
-def confirm(console: Console, session: Session, asked: Asked, *, top: int, against: str) -> list[Confirmed]:
-    """Races the `top` feasible trials, ranked as `best` does without confirmations. Raises ValueError."""
+def confirm(
+    console: Console, session: Session, asked: Asked, *, top: int, against: str, once: bool = False
+) -> list[Confirmed]:
+    """Races the `top` feasible trials, ranked as `best` does without confirmations; `once`: unless they are
+    confirmed already. Raises ValueError for what a person must solve."""
     check_seeds(asked.seeds)
     trials = session.optuna_study.get_trials(deepcopy=False)
     reference = arm_of_source(against, lambda: session) if against else None
-    reference = reference or replace(arm_of_study(session.study), label=BASELINE_LABEL)
+    reference = reference or reference_of(session)
     contenders = contenders_of(session, reference, top)
+    if once and is_answered(session, contenders, asked.seeds):
+        say(console, f"{', '.join(one.arm.label for one in contenders)}: confirmed before")
+        return []
     arms = [reference, *(one.arm for one in contenders)]
     place = place_of(arms, asked, session.study)
     used = {int(c["seed"]) for t in trials if "seed" in (c := t.user_attrs.get(CONFIG, {}))}
@@ -90,8 +98,42 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
     return found
 
 
+def confirm_at_end(console: Console, session: Session, *, workers: int | None, trainer: Path | None) -> None:
+    """What a study's [confirm] asks for, once its trials are done. Raises as `confirm` does."""
+    wanted = session.study.confirm
+    assert wanted is not None
+    say(console, "\nThe best again on fresh seeds, as [confirm] asks (--no-confirm leaves it out):")
+    if not found_contenders(session, reference_of(session), wanted.top):
+        say(console, "Nothing to confirm: no trial kept every limit, or only the start did.")
+        return
+    asked = Asked(seeds=wanted.seeds, workers=workers, home=session.folders.home, trainer=trainer)
+    confirm(console, session, asked, top=wanted.top, against="", once=True)
+    say(console, "")
+
+
+def is_answered(session: Session, contenders: Sequence[Contender], seeds: int) -> bool:
+    """Whether as many seeds were asked of all of them before."""
+    before: dict[str, Any] = session.optuna_study.user_attrs.get(CONFIRMED) or {}
+    told = [before.get(str(one.number), {}) for one in contenders]
+    return all(facts and facts.get(ASKED, len(facts["seeds"])) >= seeds for facts in told)
+
+
+def reference_of(session: Session) -> Arm:
+    """What the study starts from."""
+    return replace(arm_of_study(session.study), label=BASELINE_LABEL)
+
+
 def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]:
     """The best feasible trials, each another run. ValueError where there is none."""
+    if found := found_contenders(session, reference, top):
+        return found
+    raise ValueError(
+        f"Only feasible trials can be confirmed, but {session.study.name} has none that differs from "
+        f"{reference.label}. See `python search.py status`."
+    )
+
+
+def found_contenders(session: Session, reference: Arm, top: int) -> list[Contender]:
     taken = {digest(reference.identity())}
     found = list[Contender]()
     trials = session.optuna_study.get_trials(deepcopy=False)
@@ -104,11 +146,6 @@ def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]
         if (key := digest(arm.identity())) not in taken:
             found.append(Contender(trial.number, float(trial.value or 0.0), arm))
             taken |= {key, str(trial.user_attrs.get(CONFIG_HASH))}
-    if not found:
-        raise ValueError(
-            f"Only feasible trials can be confirmed, but {session.study.name} has none that differs from "
-            f"{reference.label}. See `python search.py status`."
-        )
     return found
 
 
@@ -261,6 +298,7 @@ def store(session: Session, found: Sequence[Confirmed], results: Results, race_:
             "difference_nats": number(one.nats),
             "rule": one.rule,
             "plan": plan.hash,
+            ASKED: len(race_.seeds),
             "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
     study = session.optuna_study

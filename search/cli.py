@@ -109,6 +109,9 @@ def run(
     niceness: Annotated[
         int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
     ] = 0,
+    no_confirm: Annotated[
+        bool, typer.Option("--no-confirm", help="Leave out what [confirm] of the study asks for at its end.")
+    ] = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     options = StudyOptions(study, storage, home)
@@ -132,7 +135,18 @@ def run(
     with clear_errors():
         from search.run import run_study
 
-        run_study(RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ())))
+        options_ = RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ()))
+        run_study(options_, None if no_confirm else functools.partial(confirm_end, options_))
+
+
+def confirm_end(options: RunOptions, console: Console, session: Session) -> None:
+    """What [confirm] of a study asks for."""
+    from claims.confirm import confirm_at_end
+
+    if options.engine == "local":
+        confirm_at_end(console, session, workers=options.workers, trainer=options.worker.trainer)
+    else:
+        console.print("[confirm] runs on one machine: start `python search.py confirm` there.", markup=False)
 
 
 @dataclass(frozen=True)

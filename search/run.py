@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,9 @@ from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
 
-def run_study(options: RunOptions) -> None:
-    """The default command. Raises ValueError for what a person must solve, KeyboardInterrupt after a clean
-    stop."""
+def run_study(options: RunOptions, confirm: Callable[[Console, Session], object] | None = None) -> None:
+    """The default command; `confirm` ends a study that asks for it. Raises ValueError for what a person must
+    solve, KeyboardInterrupt after a clean stop."""
     console = make_console()
     now = time.monotonic()
     spec = options.worker
@@ -77,8 +78,12 @@ def run_study(options: RunOptions) -> None:
         workers = min(options.workers or prepare.default_workers(gpus), left)
         threads = max(1, num_cores() // workers) if gpus else 1  # on a CPU one is measured best
         specs = specs_of(session, replace(spec, threads=threads), workers=workers)
-        run_here(console, session, specs, gpus=gpus, external=bool(external))
+        wanted = study.confirm if confirm else None
+        after = f"then: the best {wanted.top} again on {wanted.seeds} fresh seeds" if wanted else ""
+        run_here(console, session, specs, gpus=gpus, external=bool(external), after=after)
         print_end(console, session, spec.target)
+    if confirm and study.confirm:
+        confirm(console, measured(session))
     print_leaderboard(console, measured(session))
 
 
@@ -90,9 +95,15 @@ def specs_of(session: Session, spec: WorkerSpec, *, workers: int) -> list[Worker
 
 
 def run_here(
-    console: Console, session: Session, specs: list[WorkerSpec], *, gpus: tuple[str, ...], external: bool
+    console: Console,
+    session: Session,
+    specs: list[WorkerSpec],
+    *,
+    gpus: tuple[str, ...],
+    external: bool,
+    after: str,
 ) -> None:
-    """The baseline first, then processes of this machine."""
+    """The baseline first, then processes of this machine; `after` says what comes then."""
     now = time.monotonic()
     spec = specs[0]
     environ = {"CUDA_VISIBLE_DEVICES": gpus[0] if gpus else ""}
@@ -106,6 +117,7 @@ def run_here(
     where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
     print_step(console, beginning(len(specs), where), now)
     with Progress(session.optuna_study, spec.target, console, session.folders) as progress:
+        progress.after = after
         launch(session, specs, progress, external=external, gpus=gpus)
 
 

@@ -109,6 +109,7 @@ class Progress:
         self.study, self.target, self.console = study, target, console
         live = Live(console=console, auto_refresh=False, transient=True)
         self.live = live if console.is_interactive else None
+        self.after = ""  # what comes when all trials are done
         self.width = console.width
         self.shown = list[str]()  # lines on the screen
         self.began = time.monotonic()
@@ -211,6 +212,7 @@ class Progress:
         head = Text(fit(f"{name}{rest}", width), "bold")
         whole = ", ".join(part.replace(" ", NO_BREAK) for part in self.reasons)
         foot = [Text(line.replace(NO_BREAK, " ")) for line in textwrap.wrap(whole, width)[:4]]
+        foot += [Text(fit(self.after, width), "dim")] if self.after else []
         foot += [Text(fit(self.note, width), "bold")] if self.note else []
         room = height - 1 - len(foot) - 8  # heads, the best, and lines between
         shown = max(1, min(len(self.latest), max(room // 3, room - len(self.running))))
