@@ -144,7 +144,6 @@ def facts_of(session: Session) -> Facts:
     devices = {
         str(t.user_attrs[stored.PASSPORT].get("device")) for t in trials if stored.PASSPORT in t.user_attrs
     }
-    cuda = study.settled("device") == "cuda"
     return Facts(
         name=study.name,
         question=study.question,
@@ -161,7 +160,7 @@ def facts_of(session: Session) -> Facts:
         no_effects=no_effects,
         groups=groups_of(trials, confirmed),
         devices=tuple(sorted(devices)),
-        gpus=study.gpus_per_trial if cuda else 0,
+        gpus=study.gpus,
     )
 
 

@@ -2,6 +2,7 @@
 
 from pages.facts import STATES, Facts
 from search.common.console import counted
+from search.report.rows import money_text
 
 
 def headline(facts: Facts) -> str:
@@ -41,14 +42,7 @@ def state_line(facts: Facts) -> str:
 
 def money_line(facts: Facts, dollars_per_gpu_hour: float) -> str:
     """Hours of trials, on the clock; of GPUs, and what they cost where the price is known."""
-    hours = facts.hours()
-    text = f"{hours:,.2f} hours of trials on the clock"
-    if facts.gpus:
-        text += f", {hours * facts.gpus:,.2f} GPU hours"
-        if dollars_per_gpu_hour:
-            dollars = hours * facts.gpus * dollars_per_gpu_hour
-            text += f", {dollars:,.2f} dollars at {dollars_per_gpu_hour:g} an hour"
-    return f"{text}."
+    return f"{money_text(facts.hours(), facts.gpus, dollars_per_gpu_hour)}."
 
 
 def counts_line(facts: Facts) -> str:

@@ -280,7 +280,9 @@ def report(
         Path | None,
         typer.Option(help="A file: .html, .md or .json. [default: HOME/runs/STUDY/report.html]"),
     ] = None,
-    dollars_per_gpu_hour: Annotated[float, typer.Option(min=0.0, help="What an hour of a GPU costs.")] = 0.0,
+    dollars_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0.0, help="What an hour of a GPU costs. [default: the study's]")
+    ] = None,
 ) -> None:
     """The study as one offline page to read and to send. Or as Markdown, or JSON."""
 

@@ -146,6 +146,17 @@ def ranked(
     return [t for t in complete if t.number in good], [t for t in complete if t.number not in good]
 
 
+def money_text(hours: float, gpus: int, dollars_per_gpu_hour: float) -> str:
+    """Hours of trials, on the clock; of GPUs, and what they cost where the price is known."""
+    text = f"{hours:,.2f} hours of trials on the clock"
+    if gpus:
+        text += f", {hours * gpus:,.2f} GPU hours"
+        if dollars_per_gpu_hour:
+            dollars = hours * gpus * dollars_per_gpu_hour
+            text += f", {dollars:,.2f} dollars at {dollars_per_gpu_hour:g} an hour"
+    return text
+
+
 def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:
     """Of the newest proposal: learnt from OLD: 100 trials, trust 0.8; "" where nothing was."""
     each = [f"{n}: {counted(int(f['trials']), 'trial')}, trust {f['trust']:.1f}" for n, f in facts.items()]

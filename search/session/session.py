@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
+from search.common.attributes import BASELINE, PRICE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders, shown
 from search.study.load import read_study
@@ -70,6 +70,9 @@ def open_session(
     opened = open_study(storage_, study.name, url=url)
     session = Session(study, folders, url, opened, trainer or trainer_of(study))
     check_unedited(session)
+    price = [study.price.dollars_per_gpu_hour, study.gpus]
+    if price[0] and opened.user_attrs.get(PRICE) != price:  # for who lists studies without their files
+        opened.set_user_attr(PRICE, price)
     return measured(session)
 
 

@@ -121,6 +121,11 @@ class Study:
     trackers: tuple[str, ...] = ()  # of TRACKERS: where each trial is shown too
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
+    @property
+    def gpus(self) -> int:
+        """Of one trial; 0 where it demands none."""
+        return self.gpus_per_trial if self.settled("device") == "cuda" else 0
+
     def settled(self, name: str) -> Any:
         """A trainer setting's value as the study fixes it, the largest one where it is free."""
         domain = self.free.get(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shlex
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from search.report.status import print_status
 from search.report.trial import print_trial, shortcoming
 from search.session.session import Session
 from search.study.load import find_study
+from search.study.model import Price
 from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import write_study
 
@@ -110,6 +113,22 @@ def test_status_tells_why_configurations_failed(session: Session) -> None:
     text = printed(print_status, session)
     assert "failed configurations: 1 × diverged" in text
     assert "over a limit: 1 × artifact" in text and text.count("over a limit: ") == 1
+
+
+def test_status_tells_what_rented_gpus_cost(session: Session) -> None:
+    """Of GPUs alone; hours are on the clock, and there are several GPUs to a trial."""
+    assert "dollars" not in printed(print_status, session)
+    rented = replace(
+        session.study, price=Price(2.5), gpus_per_trial=8, fixed={**session.study.fixed, "device": "cuda"}
+    )
+    start = datetime(2026, 1, 1)
+    trial = session.optuna_study.trials[0]
+    trial.datetime_start = start
+    trial.datetime_complete = start + timedelta(hours=2)
+    stored = optuna.create_study()
+    stored.add_trial(trial)
+    text = printed(print_status, replace(session, study=rented, optuna_study=stored))
+    assert "2.00 hours of trials on the clock, 16.00 GPU hours, 40.00 dollars at 2.5 an hour" in text
 
 
 def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) -> None:

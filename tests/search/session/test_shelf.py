@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from search.common.attributes import PRICE
 from search.common.paths import Folders
 from search.report.studies import print_diff, print_studies
 from search.session.session import Session
@@ -55,6 +56,14 @@ def listed(shelf: Shelf, *, every: bool = False) -> str:
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= 80
     return text
+
+
+def test_the_list_tells_what_studies_cost(shelf: Shelf) -> None:
+    """Where a price was stored with them."""
+    assert "dollars" not in listed(shelf)
+    shelf.study("first").set_user_attr(PRICE, [2.0, 8])
+    assert "dollars" in listed(shelf)
+    assert {s.name: s.dollars is None for s in shelf.studies()} == {"first": False, "second": True}
 
 
 def test_the_list_names_the_best_that_keeps_the_limits(shelf: Shelf) -> None:
