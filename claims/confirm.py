@@ -25,7 +25,7 @@ from claims.race import Results, differences, in_order, mean_sd, pairs
 from claims.runs import Plan, number, register
 from claims.sequential import LEVEL, best_p, judge
 from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
-from search.report.rows import beliefs_of_session, ranked
+from search.report.rows import beliefs_of_study, ranked
 from search.session.session import Session
 from search.storage.patient import creation_lock
 from techniques.config import digest
@@ -137,7 +137,7 @@ def found_contenders(session: Session, reference: Arm, top: int) -> list[Contend
     taken = {digest(reference.identity())}
     found = list[Contender]()
     trials = session.optuna_study.get_trials(deepcopy=False)
-    for trial in ranked(trials, beliefs=beliefs_of_session(session, trials))[0]:
+    for trial in ranked(trials, beliefs=beliefs_of_study(session.optuna_study, trials))[0]:
         if len(found) == top:
             break
         if trial.user_attrs.get(CONFIG_HASH) in taken:

@@ -15,7 +15,7 @@ from search.report.leaderboard import NOISE, reproduce_command
 from search.report.rows import (
     Beliefs,
     Confirmations,
-    beliefs_of_session,
+    beliefs_of_study,
     confirmed_of,
     confirmed_text,
     ranked,
@@ -136,7 +136,7 @@ def facts_of(session: Session) -> Facts:
     stored_study = session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
-    beliefs = beliefs_of_session(session, trials)
+    beliefs = beliefs_of_study(session.optuna_study, trials)
     good = [t for t in ranked(trials, confirmed, beliefs)[0] if finite(t.value) is not None]
     steps = typical_steps(trials)
     effects, no_effects = effects_of(session, trials)

@@ -67,6 +67,9 @@ SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuratio
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Its tables as CSV; other text goes to stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Its tables as JSON; other text goes to stderr.")]
+NoConfirmOption = Annotated[
+    bool, typer.Option("--no-confirm", help="Leave out what [confirm] of the study asks for at its end.")
+]
 OF_SHELF = {"storage": StorageOption, "home": HomeOption}
 OF_STUDY = {"study": StudyOption, **OF_SHELF}
 AS_TABLES = {"csv": CsvOption, "json": JsonOption}
@@ -109,9 +112,7 @@ def run(
     niceness: Annotated[
         int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
     ] = 0,
-    no_confirm: Annotated[
-        bool, typer.Option("--no-confirm", help="Leave out what [confirm] of the study asks for at its end.")
-    ] = False,
+    no_confirm: NoConfirmOption = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     options = StudyOptions(study, storage, home)
@@ -325,6 +326,23 @@ def studies(
         print_studies(console, shelf, every=every)
 
     request.shelf(show_all)
+
+
+@command(OF_SHELF | AS_TABLES)
+def leaderboard(
+    top: Annotated[int, typer.Option(min=1, help="Trials of each study.")] = 3,
+    every: Annotated[bool, typer.Option("--all", help="Archived studies too.")] = False,
+    *,
+    request: Request,
+) -> None:
+    """The best of every study, of comparisons, and published results. By protocol, each with its verdict."""
+
+    def show_board(console: Console, shelf: Shelf) -> None:
+        from claims.board import print_board
+
+        print_board(console, shelf.stored(), shelf.home, top=top, every=every)
+
+    request.shelf(show_board)
 
 
 @command(OF_SHELF)

@@ -79,6 +79,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         (
             "bundle.lean",
             "bundle.one_file",
+            "claims.board",
             "claims.compare",
             "claims.confirm",
             "pages.report",

@@ -27,7 +27,7 @@ from search.report.rows import (
     Beliefs,
     Confirmations,
     Row,
-    beliefs_of_session,
+    beliefs_of_study,
     confirmed_of,
     confirmed_text,
     learnt_text,
@@ -173,7 +173,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
     confirmed = confirmed_of(session.optuna_study, trials)
-    beliefs = beliefs_of_session(session, trials)
+    beliefs = beliefs_of_study(session.optuna_study, trials)
     good, bad = ranked(trials, confirmed, beliefs)
     study = session.study
     title = f"{study.name}: {counted(len(good), 'feasible trial')}; limits {study.limits.summary()}"

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes
 from search.common.console import counted
-from search.session.session import Session
+from search.session.session import whole_trials
 from search.study.limits import LIMITS, broken_limits, feasible, has_failed
 
 Confirmations = Mapping[int, Mapping[str, Any]]  # of trials, by their number
@@ -106,7 +106,7 @@ def confirmed_text(facts: Mapping[str, Any]) -> str:
     return f"{mean}{spread} ({counted(len(facts['seeds']), 'seed')}){'' if facts['sound'] else '!'}"
 
 
-def beliefs_of_session(session: Session, trials: Sequence[FrozenTrial]) -> Beliefs:
+def beliefs_of_study(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Beliefs:
     """What is believed of a study's complete trials, from the newest and the best: a fit of all would take
     too long. {} while they are too few, or nothing varies."""
     done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -114,7 +114,7 @@ def beliefs_of_session(session: Session, trials: Sequence[FrozenTrial]) -> Belie
         return NONE
     from search.samplers.believed import believed, worth_reading
 
-    return believed(session.whole(worth_reading(done)))
+    return believed(whole_trials(study, worth_reading(done)))
 
 
 def ranked(

@@ -41,11 +41,16 @@ class Session:
 
     def whole(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Trials of a session that was opened `brief`, with their parameters and configurations."""
-        storage: Any = self.optuna_study._storage  # pyright: ignore[reportPrivateUsage]
-        bulk = getattr(storage, "bulk", None)
-        if bulk is None or not bulk.brief:
-            return list(trials)
-        return bulk.trials_of([t._trial_id for t in trials])  # pyright: ignore[reportPrivateUsage]
+        return whole_trials(self.optuna_study, trials)
+
+
+def whole_trials(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials of a study that may have been read `brief`, with their parameters and configurations."""
+    storage: Any = study._storage  # pyright: ignore[reportPrivateUsage]
+    bulk = getattr(storage, "bulk", None)
+    if bulk is None or not bulk.brief:
+        return list(trials)
+    return bulk.trials_of([t._trial_id for t in trials])  # pyright: ignore[reportPrivateUsage]
 
 
 def open_session(

@@ -51,6 +51,15 @@ class Shelf:
         found = [self._read(storage, study) for study in storage.get_all_studies()]
         return sorted(found, key=lambda s: begun(s.newest), reverse=True)
 
+    def stored(self) -> list[optuna.Study]:
+        """Every study, its trials to be read `brief`; newest first."""
+        storage = open_storage(self.url, worker=True)
+        storage.bulk.brief = True
+        names = [study.study_name for study in storage.get_all_studies()]
+        found = [optuna.load_study(study_name=name, storage=storage) for name in names]
+        newest = {s.study_name: max(map(begun, s.get_trials(deepcopy=False)), default=0.0) for s in found}
+        return sorted(found, key=lambda s: newest[s.study_name], reverse=True)
+
     def _read(self, storage: Any, study: Any) -> Shelved:
         trials = cast("list[FrozenTrial]", storage.get_all_trials(study._study_id, deepcopy=False))
         first = [t for t in trials if t.state == TrialState.COMPLETE and REPLICATE not in t.user_attrs]

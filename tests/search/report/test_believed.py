@@ -17,7 +17,7 @@ from claims.confirm import contenders_of
 from search.common.paths import Folders
 from search.report import rows
 from search.report.leaderboard import print_leaderboard
-from search.report.rows import LEAST, beliefs_of_session, ranked
+from search.report.rows import LEAST, beliefs_of_study, ranked
 from search.report.status import print_status
 from search.samplers.structured.beliefs import LARGEST
 from search.session.session import Session
@@ -63,7 +63,7 @@ def test_luck_does_not_win(tmp_path: Path) -> None:
     """Both values are shown; a confirmation races who is believed to be good."""
     session = session_of(tmp_path, trials_of(60, lucky=10))
     trials = session.optuna_study.trials
-    beliefs = beliefs_of_session(session, trials)
+    beliefs = beliefs_of_study(session.optuna_study, trials)
     good, _ = ranked(trials, beliefs=beliefs)
     assert ranked(trials)[0][0].number == 10 and good[0].number % 2 == 1
     assert abs(beliefs[10] - trials[10].value) > 0.2 * LUCK  # type: ignore[operator]
@@ -84,15 +84,15 @@ def _reference(session: Session) -> Any:
 
 def test_new_trials_are_known_at_once(tmp_path: Path) -> None:
     session = session_of(tmp_path, trials_of(40, lucky=10))
-    before = beliefs_of_session(session, session.optuna_study.trials)
+    before = beliefs_of_study(session.optuna_study, session.optuna_study.trials)
     session.optuna_study.add_trials(trials_of(20, lucky=-1))
-    after = beliefs_of_session(session, session.optuna_study.trials)
+    after = beliefs_of_study(session.optuna_study, session.optuna_study.trials)
     assert len(after) == 60 and before[10] != after[10]
 
 
 def test_few_trials_are_told_as_observed(tmp_path: Path) -> None:
     session = session_of(tmp_path, trials_of(LEAST - 1, lucky=2))
-    assert not beliefs_of_session(session, session.optuna_study.trials)
+    assert not beliefs_of_study(session.optuna_study, session.optuna_study.trials)
     text = " ".join(told(print_leaderboard, session).split())
     assert "Best: #2, observed 2." in text and "nothing else is believed before 20 complete" in text
 
@@ -106,7 +106,7 @@ def test_where_nothing_varies_nothing_is_believed(tmp_path: Path) -> None:
             for k in range(30)
         ]
         session = session_of(tmp_path, trials)
-        assert not beliefs_of_session(session, session.optuna_study.trials)
+        assert not beliefs_of_study(session.optuna_study, session.optuna_study.trials)
 
 
 def test_a_large_study_reads_the_newest_and_the_best(tmp_path: Path, monkeypatch: Any) -> None:
@@ -114,6 +114,6 @@ def test_a_large_study_reads_the_newest_and_the_best(tmp_path: Path, monkeypatch
     monkeypatch.setattr("search.samplers.believed.LARGEST", 60)
     monkeypatch.setattr("search.samplers.believed.BEST", 10)
     session = session_of(tmp_path, trials_of(200, lucky=10))
-    beliefs = beliefs_of_session(session, session.optuna_study.trials)
+    beliefs = beliefs_of_study(session.optuna_study, session.optuna_study.trials)
     assert len(beliefs) == 60 < LARGEST and 10 in beliefs and {*range(150, 200)} <= beliefs.keys()
     assert rows.ranked(session.optuna_study.trials, beliefs=beliefs)[0][0].number != 10
