@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.common.attributes import PRIOR
+from search.common.attributes import PRIOR, TRACKING
 from search.common.console import counted, make_console, print_step, print_wait, quiet_log
 from search.common.machine import num_cores
 from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
@@ -27,6 +27,7 @@ from search.session.session import Session, check_room, measured, open_session
 from search.space.native import build_space
 from search.stage_cache.reuse import check_cache
 from search.study.load import find_study
+from search.trackers.feed import check_trackers
 from search.trainers.trainer import trainer_of
 from search.workers import prepare, prior
 from search.workers.warm_start import find_warm_start
@@ -43,6 +44,7 @@ def run_study(options: RunOptions, confirm: Callable[[Console, Session], object]
     study = sampled_by(find_study(spec.study), spec.sampler)
     trainer = trainer_of(study, spec.trainer)
     trainer.check()
+    check_trackers(study.trackers)
     external = options.storage or os.environ.get(ENVIRONMENT, "")
     cluster = engines.cluster_for(study, options.engine, options.engine_options, url=external)
     check_room(Folders(spec.home, study.name))
@@ -59,6 +61,8 @@ def run_study(options: RunOptions, confirm: Callable[[Console, Session], object]
         study, home=spec.home, storage=options.storage, environ=os.environ, trainer=trainer
     )
     check_joining(session, mixed=spec.mixed, runs_here=not cluster)
+    if session.optuna_study.user_attrs.get(TRACKING):
+        session.optuna_study.set_user_attr(TRACKING, "")  # told; now it is tried again
     if options.earlier or study.prior.asked or PRIOR in session.optuna_study.user_attrs:
         for learnt in prior.settle(session, options.earlier):
             now = print_step(console, f"BPB: learnt from {learnt.summary()}", now)

@@ -47,7 +47,7 @@ ORDER = (
     ("search.workers", "search.report"),
     ("search.samplers",),
     ("search.space", "search.session", "search.stage_cache"),
-    ("search.costs", "search.pruning", "search.trainers"),
+    ("search.costs", "search.pruning", "search.trainers", "search.trackers"),
     ("search.study",),
     ("search.storage",),
     ("search.common", "readers"),
@@ -114,6 +114,10 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "search.workers.prior": (
         "a worker without earlier studies starts without SciPy, 1.1 s of CPU",
         ("search.samplers.structured.surrogate",),
+    ),
+    "search.trackers.__main__": (
+        "a process loads the library of its own tracker alone: MLflow 0.8 s of CPU, wandb 0.5",
+        ("search.trackers.to_mlflow", "search.trackers.to_wandb"),
     ),
     "search.trainers.foreign.run": (
         "every command knows its study's trainer, only a worker's start reads the script: 0.01 s of CPU",

@@ -19,6 +19,7 @@ from search.common.attributes import (
     PASSPORT,
     PROTOCOL,
     TECHNIQUES,
+    TRACKING,
 )
 from search.common.console import counted
 from search.common.paths import DEFAULT_STUDY, shown
@@ -189,7 +190,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
-    for line in (against_baseline(session, good, confirmed), reuse, old_bytes(session, trials)):
+    against = against_baseline(session, good, confirmed)
+    for line in (against, reuse, old_bytes(session, trials), trouble_text(session)):
         if line:
             console.print(f"\n{line}", highlight=False, markup=False)
     if bad:
@@ -209,6 +211,12 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
         print_reproduce(console, session, good[0], confirmed, beliefs)
+
+
+def trouble_text(session: Session) -> str:
+    """What went wrong with a tracker; "" for nothing."""
+    trouble = session.optuna_study.user_attrs.get(TRACKING)
+    return f"A tracker fails: {trouble}" if trouble else ""
 
 
 def ranking_text(beliefs: Beliefs) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from search.common.attributes import REASON
 from search.common.console import counted
 from search.common.tables import TableConsole
-from search.report.leaderboard import old_bytes, over_lines, print_reproduce
+from search.report.leaderboard import old_bytes, over_lines, print_reproduce, trouble_text
 from search.report.pruning import pruning_summary
 from search.report.rows import (
     Snapshot,
@@ -67,7 +67,7 @@ def print_status(console: Console, session: Session) -> None:
     price = session.study.price.dollars_per_gpu_hour
     money = f"cost: {money_text(hours_of(trials), session.study.gpus, price)}" if session.study.gpus else ""
     told = (money, reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
-    for line in told:
+    for line in (*told, trouble_text(session)):
         if line:
             console.print(f"  {line}", highlight=False)
     if good:
