@@ -19,7 +19,9 @@ TEXTS = (stored.LEGALITY, stored.REASON, stored.WORKER, stored.OUTCOME, stored.O
 def facts_of(study: str, trial: FrozenTrial, folder: Path) -> dict[str, Any]:
     """Study, number, settings, figures (numbers alone, constraints among them), texts, times in s."""
     attrs = trial.user_attrs
-    figures = {name: attrs.get(name) for name in (*stored.FIGURES, *(limit.figure for limit in LIMITS))}
+    figures: dict[str, Any] = {
+        name: attrs.get(name) for name in (*stored.FIGURES, *(limit.figure for limit in LIMITS))
+    }
     figures |= {"val_bpb": trial.value if trial.state == TrialState.COMPLETE else None}
     figures |= {f"constraint/{name}": value for name, value in trial.constraints.items()}
     texts = {name: str(attrs[name]) for name in TEXTS if attrs.get(name)}

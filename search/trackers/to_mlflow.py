@@ -51,10 +51,10 @@ class ToMlflow:
             metrics += [Metric(name, value, at_ms, step) for name, value in values.items()]
             last = step
         metrics += [Metric(name, value, ended_ms, last) for name, value in facts["figures"].items()]
-        params = [Param(name, str(value)[:LONGEST]) for name, value in facts["settings"].items()]
+        params: list[Any] = [Param(name, str(value)[:LONGEST]) for name, value in facts["settings"].items()]
         texts = {**facts["texts"], **{f"inactive/{n}": v for n, v in facts["inactive"].items()}}
         texts |= {"findings": "; ".join(facts["findings"])} if facts["findings"] else {}
-        tags = [RunTag(name, str(value)) for name, value in texts.items()]
+        tags: list[Any] = [RunTag(name, str(value)) for name, value in texts.items()]
         for k in range(0, len(metrics), METRICS):
             client.log_batch(run, metrics=metrics[k : k + METRICS])
         for k in range(0, max(len(params), len(tags)), OTHERS):
