@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from claims.answers import BYTES
 from claims.arms import Arm
 from claims.race import mean_sd
 from claims.runs import OUTCOME, PLAN
@@ -97,12 +98,6 @@ def closing(ours: Sequence[Entry], silent: Sequence[str]) -> Iterator[str]:
         yield BYTES
     if silent:
         yield f"Without a feasible trial: {', '.join(silent)}."
-
-
-BYTES = (
-    "Across tokenizers BPB divides by bytes of text as the tokenizer sees it: SentencePiece counts those of "
-    "normalised text, up to 8 % fewer on odd text; byte260 counts all."
-)
 
 
 def vocabulary(protocol: str) -> str:

@@ -82,10 +82,13 @@ def clear_errors() -> Generator[None]:
 
 
 def make_console() -> Console:
-    """A terminal's width; 160 columns in a file or a pipe."""
+    """A terminal's width; 160 columns in a file or a pipe. No text of ours is an emoji's name: a worker
+    `host:100:0` is none."""
     from rich.console import Console  # a third of the time that --help takes
 
-    return Console() if sys.stdout.isatty() else Console(width=160, force_interactive=False)
+    if sys.stdout.isatty():
+        return Console(emoji=False)
+    return Console(width=160, force_interactive=False, emoji=False)
 
 
 def counted(number: int, noun: str) -> str:

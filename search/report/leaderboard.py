@@ -93,7 +93,8 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
     means = techniques and any(row.confirmed for row in rows)
     over = techniques and any(row.over for row in rows)
     heads = ("trial", "BPB", *(("believed",) if beliefs else ()))
-    heads += (*((means_of(rows),) if means else ()), *figures, "steps")
+    steps = techniques or not any(limit.optional for limit in limits)  # no room for both in 80 columns
+    heads += (*((means_of(rows),) if means else ()), *figures, *(("steps",) if steps else ()))
     heads += ("over",) if over else ()
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
@@ -107,7 +108,7 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
             *(("" if row.believed is None else f"{row.believed:.4f}",) if beliefs else ()),
             *((row.confirmed,) if means else ()),
             *(cell for limit in limits for cell in cells_of(row, limit, slack=techniques)),
-            f"{row.steps:,}",
+            *((f"{row.steps:,}",) if steps else ()),
             *((", ".join(row.over),) if over else ()),
             *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
         )

@@ -13,8 +13,9 @@ import pytest
 from optuna.trial import create_trial
 from rich.console import Console
 
+from claims.answers import BYTES
 from claims.arms import arm_of_source
-from claims.board import BYTES, Entry, compared, print_board, published
+from claims.board import Entry, compared, print_board, published
 from claims.runs import OUTCOME, PLAN, write_json
 from search.common.attributes import ARCHIVED, STUDY_IDENTITY
 from search.common.tables import TableConsole
