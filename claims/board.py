@@ -23,7 +23,7 @@ from claims.arms import Arm
 from claims.race import mean_sd
 from claims.runs import OUTCOME, PLAN
 from search.common import attributes as stored
-from search.common.tables import TableConsole
+from search.common.tables import TableConsole, in_nats
 from search.report.rows import beliefs_of_study, confirmed_of, ranked
 from search.study.limits import LIMITS
 from search.trainers.files import read_result
@@ -33,7 +33,9 @@ from techniques import catalog
 from techniques.config import TRAINER_FIELDS, read_preset, resolve
 
 THEIRS = "published: runs of others; every row has a protocol of its own, so this is no ranking"
+SCORE_NATS = "a loss in nats per token"
 CHALLENGE = "8 x H100 (the track's)"
+LEAST_PUBLISHED = 9  # rows of theirs, and as many as --top says
 VERDICTS = ("confirmed", "believed", "single", "published")  # in this order, and by BPB within each
 WIDE = 130  # columns that the table with hardware needs
 HEADS = ("configuration", "BPB", "± sd", "seeds", "verdict", "observed", "legality", "hardware")
@@ -81,7 +83,11 @@ def print_board(console: Console, studies: Iterable[Stored], home: Path, *, top:
         groups.setdefault(entry.protocol, []).append(entry)
     for protocol, entries in sorted(groups.items(), key=lambda group: -len(group[1])):
         print_group(console, protocol, entries)
-    print_group(console, THEIRS, list(published()))
+    theirs = sorted(published(), key=lambda one: one.key)
+    shown = len(theirs) if isinstance(console, TableConsole) else LEAST_PUBLISHED + top
+    print_group(console, THEIRS, theirs[:shown])
+    if more := len(theirs[shown:]):
+        console.print(f"and {more} more (--top, or --csv and --json for all)", highlight=False)
     for line in closing(ours, silent):
         console.print(line, highlight=False, markup=False)
 
@@ -119,7 +125,7 @@ def print_group(console: Console, protocol: str, entries: Sequence[Entry]) -> No
         cells = dict(zip(HEADS, entry.cells(), strict=True)) | {"protocol": entry.protocol}
         table.add_row(*(escape(cells[column.header]) for column in table.columns))  # pyright: ignore
     console.print(f"\n{protocol}", style="bold", highlight=False, markup=False)
-    console.print(table)
+    console.print(in_nats(table) if SCORE_NATS in protocol else table)
     places = dict.fromkeys(entry.hardware for entry in entries if entry.hardware)
     if places and not wide:
         console.print(f"on {'; '.join(places)}", highlight=False, markup=False)
@@ -186,6 +192,8 @@ def protocol_of(study: Stored, trials: Sequence[FrozenTrial]) -> str:
         script = Path(str(study.user_attrs.get(stored.TRAINER, "a script"))).name
         labels = {str(label) for t in trials if (label := t.user_attrs.get(stored.PROTOCOL))}
         told = f", its score {', '.join(sorted(labels))}" if labels else ""
+        patterns = identity["trainer"].get("score_pattern") or ()
+        told += f", {SCORE_NATS}" if patterns and not any("(?P<bpb>" in one for one in patterns) else ""
         return f"{script} of {study.study_name}{told}; {limits}"
     values = {**identity["base"], **identity["fixed"]}
     ids = {str(t.user_attrs.get(stored.PASSPORT, {}).get("data_id") or "") for t in trials}
@@ -258,14 +266,15 @@ def published() -> Iterator[Entry]:
     for one in json.loads(PUBLISHED.read_text(encoding="utf-8"))["result"]:
         settings = one.get("settings", {})
         preset = str(one["preset"])
+        trust = str(one.get("trust", ""))  # what stands behind it, as the file's head says
         layers = {"preset": read_preset(preset), "file": settings}
         yield Entry(
             protocol=THEIRS,
-            name=f"{preset}: {one['protocol']} ({one['source']})",
+            name=f"{preset}: {one['protocol']} ({one['source']}){', disputed' if trust == 'disputed' else ''}",
             bpb=float(one["val_bpb"]),
             sd=one.get("sd"),
             seeds=int(one["seeds"]),
-            verdict="published",
+            verdict=f"published, {trust}" if trust else "published",
             observed=None,
             legality=legality_of(resolve(layers, catalog.metadata())),
             hardware=str(one.get("hardware", CHALLENGE)),

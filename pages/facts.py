@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
+from pages.claimed import Ablation, Compared, read_answers
 from search.common import attributes as stored
 from search.report.effects import LARGEST, LEARNED, Effect, Findings, find_effects
 from search.report.leaderboard import NOISE, reproduce_command
@@ -21,6 +22,7 @@ from search.report.rows import (
     ranked,
     short,
 )
+from search.report.shown import Course, course_of, curve_of
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
@@ -30,7 +32,8 @@ PRUNED = "pruned"
 FAILED = "failed"
 INTERRUPTED = "interrupted"
 RUNNING = "running"
-STATES = (FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING)
+WAITING = "waiting"
+STATES = (FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING, WAITING)
 HOUR_S = 3600.0
 
 
@@ -86,6 +89,8 @@ class Group:
     seeds: int
     against: str
     difference: float | None  # of means, bits per byte
+    shrunken: float | None  # what the search value lets expect
+    rule: bool | None  # whether the challenge's rule holds; None: it was not asked
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Facts:
     effects: Findings | None
     no_effects: str  # why there are none
     groups: tuple[Group, ...]
+    compared: tuple[Compared, ...]  # in this home, the newest first
+    ablation: Ablation | None
     devices: tuple[str, ...]
     gpus: int  # of a trial; 0: a CPU
     caution: str = NOISE
@@ -136,14 +143,16 @@ def facts_of(session: Session) -> Facts:
     stored_study = session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
-    beliefs = beliefs_of_study(session.optuna_study, trials)
+    beliefs = beliefs_of_study(stored_study, trials)
     good = [t for t in ranked(trials, confirmed, beliefs)[0] if finite(t.value) is not None]
-    steps = typical_steps(trials)
+    course = course_of(trials, study.num_reports)
     effects, no_effects = effects_of(session, trials)
     winner = session.whole(good[:1])
     devices = {
         str(t.user_attrs[stored.PASSPORT].get("device")) for t in trials if stored.PASSPORT in t.user_attrs
     }
+    number = good[0].number if good else None
+    compared, ablation = read_answers(session.folders.home, study.name, number)
     return Facts(
         name=study.name,
         question=study.question,
@@ -152,13 +161,15 @@ def facts_of(session: Session) -> Facts:
         limits=tuple(limit_facts(limit, study.limits) for limit in study.limits.given),
         limits_text=study.limits.summary(),
         baseline=baseline_of(stored_study),
-        trials=tuple(trial_facts(t, confirmed, steps, beliefs) for t in trials),
+        trials=tuple(trial_facts(t, confirmed, course, beliefs) for t in trials),
         best=tuple(t.number for t in good),
         winner={n: short(v) for t in winner for n, v in t.params.items()},
         repeat=reproduce_command(session, winner[0]) if winner else "",
         effects=effects,
         no_effects=no_effects,
         groups=groups_of(trials, confirmed),
+        compared=compared,
+        ablation=ablation,
         devices=tuple(sorted(devices)),
         gpus=study.gpus,
     )
@@ -173,10 +184,11 @@ def state_of(trial: FrozenTrial) -> str:
         return FEASIBLE if feasible(trial) else OVER
     if trial.state == TrialState.PRUNED:
         return FAILED if has_failed(trial) else PRUNED
-    return INTERRUPTED if trial.state == TrialState.FAIL else RUNNING
+    rest = {TrialState.FAIL: INTERRUPTED, TrialState.WAITING: WAITING}
+    return rest.get(trial.state, RUNNING)
 
 
-def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float, beliefs: Beliefs) -> TrialFacts:
+def trial_facts(trial: FrozenTrial, confirmed: Confirmations, course: Course, beliefs: Beliefs) -> TrialFacts:
     attrs = trial.user_attrs
     constraints = trial.constraints
     done = trial.state == TrialState.COMPLETE
@@ -194,7 +206,7 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float, beli
         inactive=tuple(attrs.get(stored.INACTIVE, ())),
         findings=tuple(str(text) for text in attrs.get(stored.FINDINGS, ())),
         legality=str(attrs.get(stored.LEGALITY, "not known")),
-        curve=curve_of(trial, steps),
+        curve=curve_of(trial, course),
         worker=str(attrs.get(stored.WORKER, "")),
         began_s=epoch(trial.datetime_start),
         ended_s=epoch(trial.datetime_complete),
@@ -202,22 +214,6 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float, beli
         confirmed=confirmed_text(facts) if facts else "",
         believed=finite(beliefs.get(trial.number)),
     )
-
-
-def typical_steps(trials: Iterable[FrozenTrial]) -> float:
-    """The median number of steps of complete trials: what a pruned one would have made. 0 without any."""
-    steps = sorted(int(t.user_attrs[stored.STEPS]) for t in trials if stored.STEPS in t.user_attrs)
-    return float(steps[len(steps) // 2]) if steps else 0.0
-
-
-def curve_of(trial: FrozenTrial, steps: float) -> tuple[tuple[float, float], ...]:
-    """(step, BPB) of the reports, by the share of the run that each was made at; the last is the score."""
-    whole = float(trial.user_attrs.get(stored.STEPS) or steps)
-    told = cast("Sequence[Sequence[float]]", trial.user_attrs.get(stored.REPORTS) or ())
-    points = [(whole * float(r[0]), float(r[1])) for r in told if math.isfinite(float(r[1]))]
-    if points and trial.state == TrialState.COMPLETE and (value := finite(trial.value)) is not None:
-        points = [p for p in points if p[0] < whole] + [(whole, value)]
-    return tuple((round(step, 1), round(bpb, 5)) for step, bpb in points)
 
 
 def effects_of(session: Session, trials: Sequence[FrozenTrial]) -> tuple[Findings | None, str]:
@@ -242,6 +238,8 @@ def groups_of(trials: Sequence[FrozenTrial], confirmed: Confirmations) -> tuple[
             seeds=len(facts["seeds"]),
             against=str(facts["against"]),
             difference=facts["difference_bpb"],
+            shrunken=facts.get("shrunken"),
+            rule=facts.get("rule"),
         )
         for number, facts in confirmed.items()
     ]

@@ -42,6 +42,7 @@ def run_study(options: RunOptions, confirm: Callable[[Console, Session], object]
     spec = options.worker
     check_cache(spec)
     study = sampled_by(find_study(spec.study), spec.sampler)
+    console.nats = study.in_nats
     trainer = trainer_of(study, spec.trainer)
     trainer.check()
     check_trackers(study.trackers)

@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from search.common.tables import StudyConsole
 
 OPEN = ("host", "port", "dbname", "user", "sslmode")  # what may be told of a URL's query
 SHORT = 3  # a secret of fewer characters protects nothing, and would garble every text
@@ -81,14 +82,13 @@ def clear_errors() -> Generator[None]:
         raise typer.Exit(2) from None
 
 
-def make_console() -> Console:
-    """A terminal's width; 160 columns in a file or a pipe. No text of ours is an emoji's name: a worker
-    `host:100:0` is none."""
-    from rich.console import Console  # a third of the time that --help takes
+def make_console() -> StudyConsole:
+    """A terminal's width; 160 columns in a file or a pipe. A worker `host:100:0` is no emoji."""
+    from search.common.tables import StudyConsole  # rich is a third of the time that --help takes
 
     if sys.stdout.isatty():
-        return Console(emoji=False)
-    return Console(width=160, force_interactive=False, emoji=False)
+        return StudyConsole(emoji=False)
+    return StudyConsole(width=160, force_interactive=False, emoji=False)
 
 
 def counted(number: int, noun: str) -> str:

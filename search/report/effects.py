@@ -28,6 +28,7 @@ from search.pruning.pruner import LATEST, is_evidence
 from search.report.pruning import print_evidence
 from search.report.rows import LEAST, short
 from search.samplers.believed import LEARNED, beliefs_of
+from search.samplers.caddie import one_thread
 from search.samplers.structured.beliefs import LARGEST, Beliefs
 from search.samplers.structured.rows import Array
 from search.samplers.structured.surrogate import Surrogate
@@ -82,6 +83,7 @@ class _Contrast:
     trials: int
 
 
+@one_thread
 def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     """The effects of a study that minimises val_bpb. ValueError for fewer than LEAST complete trials."""
     done = sorted((t for t in trials if t.state in LEARNED), key=lambda t: t.number)[-LARGEST:]

@@ -12,6 +12,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from search.samplers.caddie import one_thread
 from search.samplers.structured.beliefs import BEST, LARGEST, Beliefs
 from search.samplers.structured.rows import learn_rules
 from search.samplers.tpe import settled_params
@@ -46,6 +47,7 @@ def worth_reading(done: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [*sorted(best, key=lambda t: t.number), *by_number[len(older) :]]
 
 
+@one_thread
 def believed(done: Sequence[FrozenTrial]) -> Mapping[int, float]:
     """By number, of whole trials that finished, in the objective's unit: the complete ones. {} where nothing
     varies."""

@@ -12,7 +12,7 @@
     [prior]       studies, published: what BPB is learnt from before the first trial
     [confirm]     top, seeds: at the study's end its best run again on fresh seeds
     [cost]        dollars_per_gpu_hour
-    [trainer]     somebody else's script (search/study/foreign.py)
+    [trainer]     somebody else's script; [arguments], [keys], [constants] with it (search/study/foreign.py)
 
 Domains say what a study may vary of each setting; gates are settled against slots, conflicts, requirements
 and legality. Whatever is wrong is one ValueError, with the nearest known name for a typo.
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from search.common.paths import DEFAULT_STUDY, ROOT
-from search.study.foreign import parse_foreign, refuse_native
+from search.study.foreign import BINDINGS, parse_foreign, refuse_bindings, refuse_native
 from search.study.limits import Limits, check_given
 from search.study.model import (
     TRACKERS,
@@ -62,6 +62,7 @@ TABLES = (
     "confirm",
     "cost",
     "trainer",
+    *BINDINGS,
 )
 Table = TypeVar("Table")
 FREE = "free"
@@ -129,6 +130,7 @@ def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) ->
         refuse_native(tables)
         study = dataclasses.replace(_whatever_runs(tables, path), foreign=parse_foreign(tables, path))
     else:
+        refuse_bindings(tables)
         study = _native(_whatever_runs(tables, path), tables, known)
     for twice in tables["fixed"].keys() & tables["space"].keys():
         raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")

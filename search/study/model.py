@@ -126,6 +126,11 @@ class Study:
         """Of one trial; 0 where it demands none."""
         return self.gpus_per_trial if self.settled("device") == "cuda" else 0
 
+    @property
+    def in_nats(self) -> bool:
+        """Whether its score is a loss in nats per token, not bits per byte."""
+        return self.foreign is not None and self.foreign.in_nats
+
     def settled(self, name: str) -> Any:
         """A trainer setting's value as the study fixes it, the largest one where it is free."""
         domain = self.free.get(name)
