@@ -267,10 +267,11 @@ def published() -> Iterator[Entry]:
         settings = one.get("settings", {})
         preset = str(one["preset"])
         trust = str(one.get("trust", ""))  # what stands behind it, as the file's head says
+        doubt = ", disputed" if trust == "disputed" else ""
         layers = {"preset": read_preset(preset), "file": settings}
         yield Entry(
             protocol=THEIRS,
-            name=f"{preset}: {one['protocol']} ({one['source']}){', disputed' if trust == 'disputed' else ''}",
+            name=f"{preset}: {one['protocol']} ({one['source']}){doubt}",
             bpb=float(one["val_bpb"]),
             sd=one.get("sd"),
             seeds=int(one["seeds"]),
