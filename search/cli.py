@@ -187,10 +187,10 @@ class Request:
         console.close()
 
 
-def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], None]:
+def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function the command of its name; where it has `request`, the command has these options."""
 
-    def add(function: Callable[..., None]) -> None:
+    def add(function: Callable[..., None]) -> Callable[..., None]:
         parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         for own in signature(function, eval_str=True).parameters.values():
             if own.name != "request":
@@ -208,6 +208,7 @@ def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], None]:
 
         whole.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         app.command()(whole)
+        return function
 
     return add
 
@@ -286,15 +287,22 @@ def dashboard(
     request: Request,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
-    """optuna-dashboard for this study, on this machine only. For who has the address that this prints."""
-
-    def serve_it(console: Console, session: Session) -> None:
+    """optuna-dashboard for this study and its report, live, on this machine only. For who has the address."""
+    with clear_errors():
+        from pages.live import Live
         from search.report.dashboard import serve
 
-        gc.enable()
-        serve(session.url, session.study.name, port=port, artifact_dir=session.folders.artifacts)
-
-    request.read(serve_it)
+        session = request.session()
+        if session.note:
+            print(session.note)
+        folder = session.folders.artifacts
+        serve(
+            session.url,
+            session.study.name,
+            port=port,
+            artifact_dir=folder,
+            live=functools.partial(Live, session),
+        )
 
 
 @command(OF_SHELF | AS_TABLES)

@@ -81,6 +81,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "bundle.one_file",
             "claims.compare",
             "claims.confirm",
+            "pages.live",
             "pages.report",
             "search.common.tables",
             "search.report.costs",
