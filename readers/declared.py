@@ -115,19 +115,14 @@ def _argument(node: ast.Call, constants: dict[str, Any], found: Declared) -> Non
         off = off or (f"--no-{long.removeprefix('--')}" if both else "")
         found.settings.append(Setting(name, "bool", on_by_default, node.lineno, "arguments", long, off))
     elif action in ("", "store"):
-        found.settings.append(_valued(node, name, long, default, note, given, constants))
+        found.settings.append(_valued(node, name, long, default, note, constants))
 
 
 def _valued(
-    node: ast.Call,
-    name: str,
-    long: str,
-    default: Any,
-    note: str,
-    given: dict[str, ast.expr],
-    constants: dict[str, Any],
+    node: ast.Call, name: str, long: str, default: Any, note: str, constants: dict[str, Any]
 ) -> Setting:
     """An argument that takes a value."""
+    given = {k.arg: k.value for k in node.keywords}
     kind = ast.unparse(given["type"]) if "type" in given else ""
     where = f"{long}={{value}}" if long.startswith("--") else f"{long} {{value}}"
     choices = _value(given.get("choices"), constants)
