@@ -18,7 +18,7 @@ COMPARED: dict[type, Callable[[Any, Any], Any]] = {
 }
 RECKONED: dict[type, Callable[[Any, Any], Any]] = {
     **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Mod: operator.mod},
-    **{ast.FloorDiv: operator.floordiv, ast.Div: operator.truediv},
+    **{ast.FloorDiv: lambda a, b: a // b, ast.Div: lambda a, b: a / b},
 }
 CALLED: dict[str, Callable[..., Any]] = {
     **{"int": int, "float": float, "bool": bool, "str": str, "abs": abs},
