@@ -25,7 +25,10 @@ class LayerBits(Technique):
     name = "layer_bits"
     reference = "rec:2026-03-19_10L_MixedPrecision (INT4_LAYERS)"
     stage = "quantize"
-    conflicts = {"late_qat": "it trains for the bits of a role, and this changes them afterwards"}
+    conflicts = {
+        "late_qat": "it trains for the bits of a role, and this changes them afterwards",
+        "sensitivity_bits": "it chooses the bits of these matrices by what they lose",
+    }
     space = {"bits": Choice(LAYER_BITS), "middle": Int(1, "num_layers")}
     env = {"INT4_LAYERS": "layers"}
     smoke = {"bits": 4, "middle": 1}
