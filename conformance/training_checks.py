@@ -11,8 +11,8 @@ from techniques.base import Batch, Verdict, claims
 
 def off(subject: Subject) -> None:
     """Switched off, after it has been built and run in this process, it leaves the baseline's losses bitwise;
-    switched on, it leaves everybody else's initial values bitwise (unless `init` is its business; what it gives
-    another size at `sizes`, or takes away, is its own)."""
+    switched on, it leaves everybody else's initial values bitwise (unless `init` is its business; what it
+    gives another size, or takes away, at `sizes` is its own)."""
     lab = subject.lab
     golden = lab.golden
     built = dict(lab.build(subject.resolved).named_parameters())

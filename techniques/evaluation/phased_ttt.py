@@ -13,7 +13,7 @@ than two chunks train nothing: the fact `phases` counts those that did. `warm_a`
 document; then scores depend on how documents fall on rows and ranks. `warmup_chunks` w: the rate of the first
 w chunks rises linearly from `warmup_lr` instead, and the cosine is over the others. With `respect_documents`
 off a chunk's sequences stand as the stream has them, S tokens each. `tilt`: what is written is tilted towards
-a hint by counts (token_tilt's `threshold` and `gamma`; the steps see the plain nats). `tilt_scope =
+a hint by counts (token_tilt's `threshold` and `fade`; the steps see the plain nats). `tilt_scope =
 "document"` counts within the document; "stream" (published) counts over all that stands before in the split,
 also in documents that are scored later in the queue. `asym_cap`: c₊·tanh(z/c₊) above 0 and c₋·tanh(z/c₋)
 below cap the logits of the evaluation; both begin at c, and the phases' SGD moves them like any weight
@@ -175,7 +175,7 @@ class PhasedScorer:
             begins = first.repeat_interleave(length)
         hints = share_hints(tokens, c.tilt_order, c.tilt_threshold, begins)
         self.facts["hinted"] = int((hints >= 0).sum())
-        return Tilt(hints, c.tilt_beta, c.tilt_gamma)
+        return Tilt(hints, c.tilt_beta, c.tilt_fade)
 
     def train_on(self, run: Any, found: Sequence[Document]) -> bool:
         """SGD on the base weights, with documents that have their scores. Whether there was a step."""
@@ -263,8 +263,8 @@ class PhasedTtt(Technique):
         "TOKEN_ORDER": "tilt_order",
         "TOKEN_THRESHOLD": "tilt_threshold",
         "TOKEN_BOOST": "tilt_beta",
-        "ADAPTIVE_BOOST_GAMMA": "tilt_gamma",
-        "ADAPTIVE_NGRAM_GAMMA": "tilt_gamma",
+        "ADAPTIVE_BOOST_GAMMA": "tilt_fade",
+        "ADAPTIVE_NGRAM_GAMMA": "tilt_fade",
         "ASYM_LOGIT_RESCALE": "asym_cap",
     }
     smoke = {
@@ -307,7 +307,7 @@ class PhasedTtt(Technique):
             0.8, "share that the hint must have of what followed", low=1e-6, high=1.0
         )
         tilt_beta: float = setting(2.625, "β, log-odds of the hint, nats", low=0.0, high=20.0)
-        tilt_gamma: float = setting(0.0, "γ, β is times (1 − q)^γ", low=0.0, high=8.0)
+        tilt_fade: float = setting(0.0, "γ, β is times (1 − q)^γ", low=0.0, high=8.0)
         asym_cap: bool = setting(False, "two caps of the logits, which the phases learn")
 
     def check(self, shape: Shape) -> None:
