@@ -3,7 +3,7 @@ cache saved of it."""
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
@@ -134,16 +134,6 @@ def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:
     return f"learnt from {'; '.join(each)}" if each else ""
 
 
-def chain_text(links: Iterable[tuple[str, float]]) -> str:
-    """weights 2.6104, ema 2.5871 (-0.0233), packed 2.6012 (+0.0141), sliding_window 2.5833 (-0.0179)."""
-    before: float | None = None
-    told: list[str] = []
-    for name, bpb in links:
-        told.append(f"{name} {bpb:.4f}" + ("" if before is None else f" ({bpb - before:+.4f})"))
-        before = bpb
-    return ", ".join(told)
-
-
 def short(value: object, *, digits: int = 5) -> str:
     """A value in a list: floats with so many digits."""
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
@@ -243,7 +233,8 @@ def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
     shares = _told(trials, attributes.OVERHEAD)
     if not shares:
         return ""
-    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
+    names = dict.fromkeys(name for share in shares for name in share)
+    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in names}
     return f"overhead per trial: {overhead_text(mean)}"
 
 
