@@ -162,3 +162,15 @@ class Tilt:
         return tilt_nats(
             logits, targets, hints, torch.full(hints.shape, self.beta).to(hints.device), self.fade
         )
+
+
+def tilt_by_counts(run: Any, found: Sequence[tuple[int, int]], config: Any) -> Tilt:
+    """Of the documents (first position, positions) of a split; no step looks at a hint."""
+    with torch.no_grad(), run.ledger.apart():
+        tokens = run.tokens.cpu()
+    begins = None
+    if config.tilt_scope == "document":
+        first, length = torch.tensor(found).unbind(1)
+        begins = first.repeat_interleave(length)
+    hints = share_hints(tokens, config.tilt_order, config.tilt_threshold, begins)
+    return Tilt(hints, config.tilt_beta, config.tilt_fade)
