@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pages.claimed import Change
 from pages.facts import STATES, Facts
 from search.common.console import counted
+from search.report.rows import money_text
 from search.session.session import Session
 from search.workers.record import plain
 
@@ -16,7 +17,11 @@ def headline(facts: Facts) -> str:
     if not facts.best:
         return "No trial kept every limit yet."
     best = facts.named(facts.best[0])
-    value = f"{best.confirmed}, search value {best.bpb:.4f}" if best.confirmed else f"{best.bpb:.4f}"
+    value = f"{best.bpb:.4f}"
+    if best.confirmed:
+        value = f"{best.confirmed}, search value {value}"
+    elif best.believed is not None:
+        value = f"believed {best.believed:.4f}, observed {value}"
     text = f"Best: trial #{best.number}, {value} bits per byte"
     group = next((g for g in facts.groups if g.label == f"#{best.number}"), None)
     if group is not None and group.difference is not None:
@@ -44,14 +49,7 @@ def state_line(facts: Facts) -> str:
 
 def money_line(facts: Facts, dollars_per_gpu_hour: float) -> str:
     """Hours of trials, on the clock; of GPUs, and what they cost where the price is known."""
-    hours = facts.hours()
-    text = f"{hours:,.2f} hours of trials on the clock"
-    if facts.gpus:
-        text += f", {hours * facts.gpus:,.2f} GPU hours"
-        if dollars_per_gpu_hour:
-            dollars = hours * facts.gpus * dollars_per_gpu_hour
-            text += f", {dollars:,.2f} dollars at {dollars_per_gpu_hour:g} an hour"
-    return f"{text}."
+    return f"{money_text(facts.hours(), facts.gpus, dollars_per_gpu_hour)}."
 
 
 def counts_line(facts: Facts) -> str:
@@ -64,14 +62,15 @@ def counts_line(facts: Facts) -> str:
 def group_rows(facts: Facts) -> Rows:
     """What `confirm` ran."""
     shrunken = ["expected of it"] if any(group.shrunken is not None for group in facts.groups) else []
+    ruled = ["challenge's rule"] if any(group.rule is not None for group in facts.groups) else []
     rows: list[list[str]] = []
     for group in facts.groups:
         expected = ["" if group.shrunken is None else f"{group.shrunken:.4f}"] if shrunken else []
         search = "" if group.search_bpb is None else f"{group.search_bpb:.4f}"
         difference = "" if group.difference is None else f"{group.difference:+.4f}"
-        rule = "" if group.rule is None else "holds" if group.rule else "does not hold"
-        rows.append([group.label, search, *expected, group.text, difference, group.against, rule])
-    heads = ["trial", "search value", *shrunken, "fresh seeds", "difference", "against", "challenge's rule"]
+        rule = ["" if group.rule is None else "holds" if group.rule else "does not hold"] if ruled else []
+        rows.append([group.label, search, *expected, group.text, difference, group.against, *rule])
+    heads = ["trial", "search value", *shrunken, "fresh seeds", "difference", "against", *ruled]
     return heads, rows
 
 

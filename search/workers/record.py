@@ -173,6 +173,8 @@ def headline(facts: Mapping[str, Any], limits: Limits) -> str:
     given = [(limit, facts.get(limit.figure), limits.of(limit)) for limit in limits.given]
     if over := [limit.excess(figure, most) for limit, figure, most in given if figure and figure > most]:
         return f"over a limit: {'; '.join(over)}"
+    if facts.get(attributes.OVER):  # by what was stored at its end, under limits of then
+        return f"over a limit: {facts[attributes.OVER]}"
     return f"{facts[VAL_BPB]:.4f} bits per byte, within all limits"
 
 
