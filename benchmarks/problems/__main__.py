@@ -27,6 +27,7 @@ from optuna.samplers import BaseSampler
 
 from benchmarks.problems.problem_set import HELD_OUT, Problem, problems
 from benchmarks.results import shown, table, write_json
+from benchmarks.search_efficiency import Mutations
 from search.common.paths import ROOT
 from search.samplers.structured.sampler import StructuredSampler
 
@@ -51,6 +52,7 @@ METHODS: dict[str, Callable[[int], BaseSampler]] = {
     "cma": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "botorch": botorch,
+    "mutations": lambda seed: Mutations(seed=seed),
 }
 TITLES = {
     "random": "random",
@@ -59,6 +61,7 @@ TITLES = {
     "gp": "GPSampler",
     "cma": "CMA-ES",
     "botorch": "BoTorch",
+    "mutations": "GP, mutations",
     "before": "ours, before",
     "ours": "**ours**",
 }
