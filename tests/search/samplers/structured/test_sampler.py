@@ -134,7 +134,7 @@ def test_the_objective_is_the_marginal_likelihood_and_its_gradient() -> None:
     phi, prior = dense(model, columns)
     noise = math.exp(model.hyper.noise) + model.extra + 1e-6
     k = phi @ np.diag(prior) @ phi.T + np.diag(noise)
-    away = (flat - vector(START, len(SPACE))) / vector(WIDTH, len(SPACE))
+    away = (flat - vector(START, model.basis.count)) / vector(WIDTH, model.basis.count)
     expected = 0.5 * model.y @ np.linalg.solve(k, model.y) + 0.5 * np.linalg.slogdet(k)[1]
     value, gradient = model.objective(flat)
     assert value == pytest.approx(expected + 0.5 * away @ away)
