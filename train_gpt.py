@@ -55,12 +55,12 @@ from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pac
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
 from trainer.machine import end_process
-from trainer.muon import Muon, newton_schulz
+from trainer.muon import Hyper, Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
 from trainer.scoring import Meter, Score, TokenView, compile_scoring, first_bpb, score_again, score_changed
 from trainer.seams import Seams
-from trainer.stream import TokenStream
+from trainer.stream import TokenStream, block_of
 from trainer.world import Clock, Diverged, World, check_finite, compute_dtype, maybe_compile, write_atomically
 
 ROOT = Path(__file__).resolve().parent
@@ -74,12 +74,17 @@ class Loader:
     """Batches of (inputs, targets) [B, T]. A step's tokens are cut into `micro_batches` parts; rank r takes
     parts r, r + world, …: the global batch is the same for any world size."""
 
-    def __init__(self, config: Config, world: World, paths: Sequence[Path], owner: Technique | None = None):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        paths: Sequence[Path],
+        owner: Technique | None = None,
+        block: int = 0,
+    ):
         self.config, self.world = config, world
-        tokens = [shards.read_shard(path) for path in paths]
-        self.stream = (
-            owner.loader(tokens, config.seed, config.train_seq_len) if owner else TokenStream(tokens)
-        )
+        tokens, block = [shards.read_shard(path) for path in paths], block or config.train_seq_len
+        self.stream = owner.loader(tokens, config.seed, block) if owner else TokenStream(tokens)
 
     def step(self, size: Batch | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's micro-batches of one optimiser step, of the full size or another."""
@@ -215,13 +220,13 @@ class Attention(nn.Module):
 
     def forward(self, n: Tensor, ctx: dict[str, Any]) -> Tensor:
         b, t, d = n.shape
-        q = self.c_q(n).view(b, t, self.num_heads, -1)
+        ctx["queries"] = q = self.c_q(n).view(b, t, self.num_heads, -1)
         k = self.c_k(n).view(b, t, self.num_kv_heads, -1)
         ctx["values"] = v = self.c_v(n).view(b, t, self.num_kv_heads, -1)
         v = self.values(v, ctx)
         q, k = self.rope(rms_norm(q), rms_norm(k))
         q = q * self.q_gain.to(q.dtype)[:, None]
-        y = self.attn_out(self.attend(q, k, v, ctx), v, n)
+        y = self.attn_out(self.attend(q, k, v, ctx), v, n, ctx)
         return self.proj(y.reshape(b, t, d))
 
 
@@ -241,8 +246,9 @@ class Block(nn.Module):
         super().__init__()
         d = build.shape.model_dim
         self.norm = Chain(build, "norm", layer)
-        self.attn, self.mlp = Attention(build, layer), MLP(build, layer)
-        self.attn_scale = parameter(torch.ones(d), "scalar")
+        bare = layer < build.shape.bare_layers
+        self.attn, self.mlp = None if bare else Attention(build, layer), MLP(build, layer)
+        self.attn_scale = None if bare else parameter(torch.ones(d), "scalar")
         self.mlp_scale = parameter(torch.ones(d), "scalar")
         self.resid_mix = parameter(torch.stack((torch.ones(d), torch.zeros(d))), "scalar")
         self.residual = Slot(build, "residual", sequential, layer)
@@ -253,10 +259,12 @@ class Block(nn.Module):
         return mix[0] * x + mix[1] * x0
 
     def attention(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
-        return self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x)), ctx)
+        if self.attn is None or self.attn_scale is None:
+            return torch.zeros_like(x)
+        return self.attn_scale.to(x.dtype) * self.attn(self.norm(rms_norm(x), ctx, "attn"), ctx)
 
     def feed_forward(self, x: Tensor, ctx: dict[str, Any]) -> Tensor:
-        return self.mlp_scale.to(x.dtype) * self.feed(self.mlp, self.norm(rms_norm(x)), ctx)
+        return self.mlp_scale.to(x.dtype) * self.feed(self.mlp, self.norm(rms_norm(x), ctx, "mlp"), ctx)
 
     def forward(self, x: Tensor, x0: Tensor, ctx: dict[str, Any]) -> Tensor:
         return self.residual(self, x, x0, ctx)
@@ -293,10 +301,11 @@ class GPT(nn.Module):
         shape, config = build.shape, build.config
         d, v = shape.model_dim, shape.vocab_size
         self.dtype, self.has_skips, num_plain = build.dtype, shape.unet_skips, shape.num_plain_skips
-        self.tok_emb = parameter(
-            torch.randn(v, d) * (config.tied_embed_init_std if shape.tie_embeddings else 1.0), "embed"
-        )
+        narrow, std = shape.embed_dim, config.tied_embed_init_std if shape.tie_embeddings else 1.0
+        self.tok_emb = parameter(std * torch.randn(v, narrow or d), "embed")
         self.head = None if shape.tie_embeddings else Linear(d, v, "head", zero=True)
+        self.embed_up = Linear(narrow, d, "matrix") if narrow else None
+        self.embed_down = Linear(d, narrow, "matrix") if narrow and shape.tie_embeddings else None
         self.embed_in = Chain(build, "embed_in")
         self.embed_out = Chain(build, "embed_out")
         self.shared: Any = nn.ModuleDict(enter(build, "shared", shape))
@@ -338,7 +347,8 @@ class GPT(nn.Module):
         """Final-norm hidden states [B,T,D] of ids [B,T]. A block finds in ctx how often its layer has run
         ("visit"), the stream before a skip joined it ("before_skip"), and, for a second lane of the stream
         ("lane", where a technique keeps one), the function by which the lane's own skip joins it ("join")."""
-        x = self.embed_in(F.embedding(ids, self.tok_emb).to(self.dtype), ids)
+        x = F.embedding(ids, self.tok_emb).to(self.dtype)
+        x = self.embed_in(x if self.embed_up is None else self.embed_up(x), ids)
         x = x0 = self.embed_out(rms_norm(x), ids)
         ctx: dict[str, Any] = {name: module(x0, ids) for name, module in self.shared.items()}
         skips: list[tuple[Tensor, Tensor]] = []  # of the stream, of its second lane
@@ -354,8 +364,13 @@ class GPT(nn.Module):
                 skips.append((x, ctx.get("lane", x)))
         return rms_norm(self.block_out[-1](x, ctx))
 
+    def before_head(self, h: Tensor) -> Tensor:
+        """What a tied table [V, e] multiplies."""
+        return h if self.embed_down is None else self.embed_down(h)
+
     def project(self, h: Tensor) -> Tensor:
         """h·Eᵀ, [.., V] in h's dtype."""
+        h = self.before_head(h)
         return F.linear(h, self.tok_emb.to(h.dtype)) if self.head is None else self.head(h)
 
     def capped_cross_entropy(self, z: Tensor, targets: Tensor) -> Tensor:
@@ -437,24 +452,6 @@ def without(model: GPT, name: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """Optimiser settings behind the learning rates; techniques change them at the seam `hyper`."""
-
-    muon_momentum: float = 0.95
-    muon_momentum_start: float = 0.85  # linear to muon_momentum over the warm-up
-    muon_momentum_warmup_steps: int = 500
-    muon_ns_steps: int = 5  # Newton–Schulz iterations
-    muon_weight_decay: float = 0.0  # decoupled: p ← p·(1 − lr·wd)
-    adam_weight_decay: float = 0.0  # scalars and vectors
-    embed_weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    adam_eps: float = 1e-8
-    lr_mults: tuple[tuple[str, float], ...] = ()  # role -> multiple of its learning rate
-    lr_mult: float = 1.0  # the same of all, now
-
-
 # role -> (optimiser, field of Config with its learning rate, field of Hyper with its weight decay)
 ROUTES = {
     "attn": ("muon", "matrix_lr", "muon_weight_decay"),
@@ -485,6 +482,8 @@ def build_optimizers(
 ) -> Optimizers:
     """Every parameter goes by its role."""
     groups: dict[str, list[Tensor]] = {}
+    split, early, late = hyper.layer_mults
+    layers = {p: i for i, block in enumerate(model.blocks) for p in block.parameters()}
     for p in model.parameters():
         groups.setdefault(p.role, []).append(p)  # type: ignore[attr-defined]
     adam_groups: list[dict[str, Any]] = []
@@ -494,8 +493,10 @@ def build_optimizers(
         mult = dict(hyper.lr_mults).get(role, 1.0)
         group = {"params": params, "weight_decay": getattr(hyper, decay_field), "decay_field": decay_field}
         if kind == "muon":
-            group["lr"] = config.matrix_lr * mult
-            muon_groups.setdefault(mult, {**group, "params": []})["params"] += params
+            for p in params:
+                own = mult * ((early if layers[p] < split else late) if p in layers else 1.0)
+                group["lr"] = config.matrix_lr * own
+                muon_groups.setdefault(own, {**group, "params": []})["params"].append(p)
             continue
         lr = config.tied_embed_lr if role == "embed" and config.tie_embeddings else getattr(config, lr_field)
         adam_groups.append({**group, "lr": lr * mult})
@@ -591,14 +592,16 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, self.config, self.hyper, world, muon)
         self.optimizers.matrices.orthogonalize = orthogonalizer(seams)
         seams.filled("muon", True)
+        self.phases = sorted({0.0, *(p for t in seams.techniques.values() for p in t.phases())})
+        self.sizes = {phase: batch_at(self.config, seams.techniques, phase) for phase in self.phases}
         self.loader = self.open_loader()
         given = [technique.stepper(self.model) for technique in seams.entering("stepper")]
         self.steppers: list[Callable[[float, float], None]] = [step for step in given if step is not None]
         self.scale = 1.0  # of the last step's learning rates
         self.compiled = maybe_compile(self.model, self.config, world)
         self.train_tokens, self.recent = 0, [0.0]  # timed seconds at the last steps' ends
-        self.phases = sorted({0.0, *(p for t in seams.techniques.values() for p in t.phases())})
-        self.sizes = {phase: batch_at(self.config, seams.techniques, phase) for phase in self.phases}
+        for technique in seams.entering("sizes"):
+            seams.changed(technique, "sizes", technique.sizes(self.config.shape()) != self.config.shape())
         full = Batch(self.config.train_batch_tokens, self.config.train_seq_len)
         for technique in seams.entering("batch"):
             smaller = any(technique.batch(full, phase) != full for phase in self.phases)
@@ -611,7 +614,7 @@ class Trainer:
         if owner:
             ours, plain = (next(loader.step())[0] for loader in (Loader(*where, owner), Loader(*where)))
             self.seams.filled("loader", not torch.equal(ours, plain))
-        return Loader(*where, owner)
+        return Loader(*where, owner, block_of(size.seq_len for size in self.sizes.values()))
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -880,6 +883,7 @@ def quantize(
         n: seams.bits(role)
         for n, role in roles.items()
         if role != "scalar"
+        and seams.bits(role) < 16
         and (w := weights[n]).ndim == 2
         and w.numel() >= seams.resolved.config.quantize_min_numel
     }

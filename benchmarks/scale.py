@@ -154,7 +154,8 @@ def add(
     system: dict[str, Any] = {f"constraints:{key}": -0.5 for key in ("bytes", "train", "eval", "run")}
     system |= {"dashboard:note_str:0": "**finished**\n" + "- technique: active\n" * 12}
     system |= {
-        f"artifacts:{number}-{k}": {"filename": "result.json", "artifact_id": "x" * 36} for k in range(4)
+        f"artifacts:{number}-{k}": json.dumps({"filename": "result.json", "artifact_id": "x" * 36})
+        for k in range(4)
     }
     batch.system = {key: json.dumps(value) for key, value in system.items()}
     trial_id = connection.execute(text(NEW_TRIAL), {"number": number, "study": study}).scalar_one()

@@ -28,12 +28,18 @@ def parameters(subject: Subject) -> None:
 
 
 def _same_tensors(label: str, subject: Subject, on: Any, off: Any, model: Any) -> None:
-    before = dict(train_gpt.build_model(off, "meta").named_parameters())
+    before = {n: p.shape for n, p in train_gpt.build_model(off, "meta").named_parameters()}
     added = collections.Counter(
-        (p.role, tuple(p.shape)) for n, p in model.named_parameters() if n not in before
+        (p.role, tuple(p.shape)) for n, p in model.named_parameters() if before.get(n) != p.shape
     )
     cost = on.techniques[subject.name].cost(on.shape())
     told = collections.Counter((t.role, t.shape) for t in cost.tensors)
+    new, old = (collections.Counter((t.role, t.shape) for t in r.shape().tensors()) for r in (on, off))
+    told += new - old  # of sizes that it changes
+    kept = {n: p.shape for n, p in model.named_parameters()}
+    gone = sum(math.prod(shape) for n, shape in before.items() if kept.get(n) != shape)
+    if gone != sum(math.prod(shape) * count for (_, shape), count in (old - new).items()):
+        raise Violation(f"{label}the model has lost {gone} parameters, and shape() tells others")
     if added != told:
         num_added = sum(math.prod(shape) * count for (_, shape), count in added.items())
         odd = ", ".join(f"{role}{list(shape)}" for role, shape in list((added - told) + (told - added))[:4])

@@ -87,8 +87,9 @@ class BenchHyper(Technique):
         return dataclasses.replace(hyper, **decays, **adam, muon_momentum_warmup_steps=4, muon_ns_steps=4)
 
 
-def settings_at(resolved: Resolved, step: int, role: str) -> dict[str, float]:
-    """lr, weight decay, momentum, betas, eps of a role in a step, by the formulas; seconds are no budget."""
+def settings_at(resolved: Resolved, step: int, role: str, name: str = "") -> dict[str, float]:
+    """lr, weight decay, momentum, betas, eps of a role in a step, by the formulas; seconds are no budget. A
+    matrix' name tells its layer."""
     c = resolved.config
     hyper: Any = train_gpt.Hyper(**PUBLISHED)
     for technique in Seams(resolved).entering("hyper"):
@@ -106,7 +107,11 @@ def settings_at(resolved: Resolved, step: int, role: str) -> dict[str, float]:
     decay = getattr(hyper, f"{DECAYS.get(role, 'adam')}_weight_decay")
     told = {"lr": lr * mult * scale * hyper.lr_mult, "weight_decay": decay}
     if DECAYS.get(role) == "muon":
-        return {**told, "momentum": momentum, "ns_steps": hyper.muon_ns_steps}
+        split, early, late = hyper.layer_mults
+        if name.startswith("blocks."):
+            told["lr"] *= early if int(name.split(".")[1]) < split else late
+        cautious = float(hyper.cautious_decay)
+        return {**told, "momentum": momentum, "ns_steps": hyper.muon_ns_steps, "cautious": cautious}
     return {**told, "beta1": hyper.beta1, "beta2": hyper.beta2, "eps": hyper.adam_eps}
 
 
@@ -127,7 +132,7 @@ def steps(subject: Subject) -> str:
         for group, moved in zip(step.groups, step.moved, strict=True):
             has = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
             for name, before, grad, after in moved:
-                want = settings_at(resolved, at // 2, roles[name])
+                want = settings_at(resolved, at // 2, roles[name], name)
                 for key in want.keys() & has.keys():
                     if not abs(want[key] - has[key]) <= 1e-9 + 1e-6 * abs(want[key]):
                         raise Violation(
@@ -138,7 +143,8 @@ def steps(subject: Subject) -> str:
                 kept = states.setdefault(name, [torch.zeros_like(grad), torch.zeros_like(grad), 0])
                 update = muon_update if "momentum" in want else adam_update
                 told = update(kept, grad, want, orthogonalize)
-                expected = before * (1 - want["lr"] * want["weight_decay"]) - want["lr"] * told
+                decays = (told * before > 0).to(before.dtype) if want.get("cautious") else 1.0
+                expected = before * (1 - want["lr"] * want["weight_decay"] * decays) - want["lr"] * told
                 away = float((after - expected).abs().max())
                 if not away <= 1e-6 + 1e-3 * float((before - expected).abs().max()):
                     raise Violation(f"{where}{name} moved {away:.2g} away from what the formula gives")

@@ -44,6 +44,45 @@ entry stands, this repository has not measured what the technique does to val_bp
 """
 
 
+# arXiv:2607.01517's five areas, by our rooms
+AREAS = {
+    "quantization": ("compression", "quantization"),
+    "architecture": ("attention", "block", "embedding", "head"),
+    "tokenization": (),
+    "training": ("averaging", "data", "optimizer", "schedule"),
+    "evaluation": ("evaluation",),
+}
+# what of its 84 techniques is named where we could read of it -> ours, and what it says
+NAMED = {
+    "sliding-window evaluation (stride 64)": ("sliding_window", "0.032 BPB, for 16 times the forward passes"),
+    "int6 with a straight-through estimator": (
+        "late_qat, mixed_bits",
+        "0.130 BPB over all submissions, little beside competitive stacks: the plainest case of shrinking",
+    ),
+    "GPTQ": ("gptq, gptq_lite", "with int6 and Brotli the reliable choice"),
+    "Brotli": ("brotli_shuffle, per_group", "the same"),
+    "ternary and binary weights": ("not here", "ternary neutral, binary negative"),
+    "larger vocabularies (SP8192)": (
+        "a setting (`vocab_size`) and its data",
+        "with CaseOps in over 70 % of the last phase's submissions",
+    ),
+    "CaseOps": ("a form of the data (`caseops`)", "the same"),
+    "n-gram blending (backoff, PPM)": (
+        "token_tilt; phased_ttt.tilt (the normalised one-token form alone)",
+        "the one family whose gain held among competitive submissions",
+    ),
+}
+TAXONOMY = """## The field's taxonomy
+
+"Parameter Golf: What Really Works?" (arXiv:2607.01517, July 2026) sorts 84 techniques of 1,430 scored
+submissions into five areas, found by words in the pull requests; its effects are differences of means
+between submissions with and without a technique, over all of them and again among competitive ones. The
+list of the 84 could not be established: we found its abstract and summaries of it by others, which name
+those in the second table. Which of ours are the other names is therefore open; the areas are mapped by
+room. `lqer`, say, is quantization here, and may be counted elsewhere there.
+"""
+
+
 @dataclass(frozen=True)
 class Page:
     """One technique and what its file says."""
@@ -225,6 +264,21 @@ def page_lines(page: Page, every: Sequence[Page]) -> Iterator[str]:
     yield f"- **Measured.** {measured(page)}\n"
 
 
+def taxonomy(every: Sequence[Page]) -> Iterator[str]:
+    """Our names by the field's areas, and its names by ours."""
+    yield TAXONOMY
+    yield "| area | ours |"
+    yield "|---|---|"
+    for area, rooms in AREAS.items():
+        ours = ", ".join(p.name for p in every if p.room in rooms)
+        yield f"| {area} | {ours or 'no technique: the data and `vocab_size` say it'} |"
+    yield ""
+    yield "| named there | ours | what is said of it |"
+    yield "|---|---|---|"
+    yield from (f"| {name} | {ours} | {said} |" for name, (ours, said) in NAMED.items())
+    yield ""
+
+
 def reference() -> str:
     """The whole file."""
     every = pages()
@@ -234,6 +288,7 @@ def reference() -> str:
         verdict = p.cls.legality.verdict
         lines.append(f"| [{p.name}](#{p.name}) | {p.room} | {what} | {verdict} |")
     lines.append("")
+    lines += taxonomy(every)
     for room in sorted({p.room for p in every}):
         lines.append(f"## {room}\n")
         for page in (p for p in every if p.room == room):

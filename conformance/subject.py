@@ -11,6 +11,7 @@ from techniques.base import Choice, Technique, claims
 from techniques.config import Resolved
 
 MODEL_SEAMS = (
+    "sizes",
     "embed_in",
     "embed_out",
     "shared",

@@ -9,10 +9,12 @@ from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
+from pages.claimed import Ablation, Compared, read_answers
 from search.common import attributes as stored
 from search.report.effects import LARGEST, LEARNED, Effect, Findings, find_effects
 from search.report.leaderboard import NOISE, reproduce_command
 from search.report.rows import Confirmations, confirmed_of, confirmed_text, ranked, short
+from search.report.shown import Course, course_of, curve_of
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
 
@@ -22,7 +24,8 @@ PRUNED = "pruned"
 FAILED = "failed"
 INTERRUPTED = "interrupted"
 RUNNING = "running"
-STATES = (FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING)
+WAITING = "waiting"
+STATES = (FEASIBLE, OVER, PRUNED, FAILED, INTERRUPTED, RUNNING, WAITING)
 HOUR_S = 3600.0
 
 
@@ -77,6 +80,8 @@ class Group:
     seeds: int
     against: str
     difference: float | None  # of means, bits per byte
+    shrunken: float | None  # what the search value lets expect
+    rule: bool | None  # whether the challenge's rule holds; None: it was not asked
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class Facts:
     effects: Findings | None
     no_effects: str  # why there are none
     groups: tuple[Group, ...]
+    compared: tuple[Compared, ...]  # in this home, the newest first
+    ablation: Ablation | None
     devices: tuple[str, ...]
     gpus: int  # of a trial; 0: a CPU
     caution: str = NOISE
@@ -128,13 +135,15 @@ def facts_of(session: Session) -> Facts:
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
     good = [t for t in ranked(trials, confirmed)[0] if finite(t.value) is not None]
-    steps = typical_steps(trials)
+    course = course_of(trials, study.num_reports)
     effects, no_effects = effects_of(session, trials)
     winner = session.whole(good[:1])
     devices = {
         str(t.user_attrs[stored.PASSPORT].get("device")) for t in trials if stored.PASSPORT in t.user_attrs
     }
     cuda = study.settled("device") == "cuda"
+    number = good[0].number if good else None
+    compared, ablation = read_answers(session.folders.home, study.name, number)
     return Facts(
         name=study.name,
         question=study.question,
@@ -143,13 +152,15 @@ def facts_of(session: Session) -> Facts:
         limits=tuple(limit_facts(limit, study.limits) for limit in study.limits.given),
         limits_text=study.limits.summary(),
         baseline=baseline_of(stored_study),
-        trials=tuple(trial_facts(t, confirmed, steps) for t in trials),
+        trials=tuple(trial_facts(t, confirmed, course) for t in trials),
         best=tuple(t.number for t in good),
         winner={n: short(v) for t in winner for n, v in t.params.items()},
         repeat=reproduce_command(session, winner[0]) if winner else "",
         effects=effects,
         no_effects=no_effects,
         groups=groups_of(trials, confirmed),
+        compared=compared,
+        ablation=ablation,
         devices=tuple(sorted(devices)),
         gpus=study.gpus_per_trial if cuda else 0,
     )
@@ -164,10 +175,11 @@ def state_of(trial: FrozenTrial) -> str:
         return FEASIBLE if feasible(trial) else OVER
     if trial.state == TrialState.PRUNED:
         return FAILED if has_failed(trial) else PRUNED
-    return INTERRUPTED if trial.state == TrialState.FAIL else RUNNING
+    rest = {TrialState.FAIL: INTERRUPTED, TrialState.WAITING: WAITING}
+    return rest.get(trial.state, RUNNING)
 
 
-def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> TrialFacts:
+def trial_facts(trial: FrozenTrial, confirmed: Confirmations, course: Course) -> TrialFacts:
     attrs = trial.user_attrs
     constraints = trial.constraints
     done = trial.state == TrialState.COMPLETE
@@ -185,29 +197,13 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, steps: float) -> T
         inactive=tuple(attrs.get(stored.INACTIVE, ())),
         findings=tuple(str(text) for text in attrs.get(stored.FINDINGS, ())),
         legality=str(attrs.get(stored.LEGALITY, "not known")),
-        curve=curve_of(trial, steps),
+        curve=curve_of(trial, course),
         worker=str(attrs.get(stored.WORKER, "")),
         began_s=epoch(trial.datetime_start),
         ended_s=epoch(trial.datetime_complete),
         chain=tuple((name, bpb) for name, bpb in attrs.get(stored.BPB_CHAIN) or () if math.isfinite(bpb)),
         confirmed=confirmed_text(facts) if facts else "",
     )
-
-
-def typical_steps(trials: Iterable[FrozenTrial]) -> float:
-    """The median number of steps of complete trials: what a pruned one would have made. 0 without any."""
-    steps = sorted(int(t.user_attrs[stored.STEPS]) for t in trials if stored.STEPS in t.user_attrs)
-    return float(steps[len(steps) // 2]) if steps else 0.0
-
-
-def curve_of(trial: FrozenTrial, steps: float) -> tuple[tuple[float, float], ...]:
-    """(step, BPB) of the reports, by the share of the run that each was made at; the last is the score."""
-    whole = float(trial.user_attrs.get(stored.STEPS) or steps)
-    told = cast("Sequence[Sequence[float]]", trial.user_attrs.get(stored.REPORTS) or ())
-    points = [(whole * float(r[0]), float(r[1])) for r in told if math.isfinite(float(r[1]))]
-    if points and trial.state == TrialState.COMPLETE and (value := finite(trial.value)) is not None:
-        points = [p for p in points if p[0] < whole] + [(whole, value)]
-    return tuple((round(step, 1), round(bpb, 5)) for step, bpb in points)
 
 
 def effects_of(session: Session, trials: Sequence[FrozenTrial]) -> tuple[Findings | None, str]:
@@ -232,6 +228,8 @@ def groups_of(trials: Sequence[FrozenTrial], confirmed: Confirmations) -> tuple[
             seeds=len(facts["seeds"]),
             against=str(facts["against"]),
             difference=facts["difference_bpb"],
+            shrunken=facts.get("shrunken"),
+            rule=facts.get("rule"),
         )
         for number, facts in confirmed.items()
     ]

@@ -14,9 +14,11 @@ from pages.facts import (
     OVER,
     PRUNED,
     RUNNING,
+    WAITING,
     Facts,
     LimitFacts,
     TrialFacts,
+    all_effects,
     pareto,
 )
 from search.report.effects import Effect
@@ -29,6 +31,7 @@ COLOURS = {
     FAILED: "#dc2626",
     INTERRUPTED: "#7c3aed",
     RUNNING: "#0891b2",
+    WAITING: "#64748b",
 }
 BEST = "#059669"
 GRID = "#e2e8f0"
@@ -40,6 +43,12 @@ HEAD_PX = 110
 TALLEST_PX = 900
 MANY = 40  # curves of one kind from which each is fainter
 FAR = 3.0  # interquartile ranges above the median from which a BPB stands at the edge of its figure
+WATERFALL: dict[str, Any] = {
+    "decreasing": {"marker": {"color": BEST}},
+    "increasing": {"marker": {"color": COLOURS[FAILED]}},
+    "totals": {"marker": {"color": COLOURS[FEASIBLE]}},
+    "connector": {"line": {"color": QUIET, "width": 1}},
+}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
@@ -268,15 +277,64 @@ def chain(facts: Facts) -> Figure | None:
         "text": [f"{values[0]:.4f}", *(f"{step:+.4f}" for step in steps[1:])],
         "textposition": "outside",
         "hoverinfo": "x+text",
-        "decreasing": {"marker": {"color": BEST}},
-        "increasing": {"marker": {"color": COLOURS[FAILED]}},
-        "totals": {"marker": {"color": COLOURS[FEASIBLE]}},
-        "connector": {"line": {"color": QUIET, "width": 1}},
+        **WATERFALL,
     }
     pad = max(0.35 * (max(values) - min(values)), 0.005)
     span = [min(values) - pad, max(values) + pad]
     layout = base(x="", y="bits per byte", yaxis={"range": span}, xaxis={"title": {"text": ""}})
     return {"data": [bars], "layout": layout}
+
+
+def ablation(facts: Facts) -> Figure | None:
+    """From a model without its techniques, if their effects added up, to the configuration that was measured:
+    each step is what one does there."""
+    told = facts.ablation
+    if told is None or told.bpb is None or not told.away:
+        return None
+    steps = [cast("float", one.mean) for one in told.away]
+    levels = list(itertools.accumulate(steps, initial=told.bpb - sum(steps)))
+    texts = [
+        "" if one.low is None or one.high is None else f"<br>{one.low:+.4f} to {one.high:+.4f}"
+        for one in told.away
+    ]
+    hovers = [
+        f"{escape(o.name)} {o.mean:+.4f}{t}<br>{o.verdict}" for o, t in zip(told.away, texts, strict=True)
+    ]
+    bars = {
+        "type": "waterfall",
+        "orientation": "h",
+        "y": ["without them", *(short_name(one.name) for one in told.away), told.label],
+        "x": [levels[0], *steps, 0.0],
+        "measure": ["absolute", *["relative"] * len(steps), "total"],
+        "text": [f"{levels[0]:.4f}", *(f"{step:+.4f}" for step in steps), f"{told.bpb:.4f}"],
+        "textposition": "outside",
+        "hovertext": ["if their effects added up", *hovers, f"mean of {told.seeds} seeds"],
+        "hoverinfo": "text",
+        **WATERFALL,
+    }
+    pad = max(0.18 * (max(levels) - min(levels)), 0.005)
+    height = min(TALLEST_PX, HEAD_PX + 34 * (len(steps) + 2))
+    layout = base(x="bits per byte", y="", height=height)
+    layout["xaxis"] |= {"range": [min(levels) - pad, max(levels) + pad]}
+    layout["yaxis"] |= {"autorange": "reversed", "title": {"text": ""}}
+    return {"data": [bars], "layout": layout}
+
+
+def comparisons(facts: Facts) -> Figure | None:
+    """What `compare` answered, with its intervals."""
+    return forest([effect for one in facts.compared if (effect := one.effect) is not None], "compared")
+
+
+def all_figures(facts: Facts) -> dict[str, Figure]:
+    """By their titles, for a page that has no text of its own."""
+    found = {"Progress": progress(facts)}
+    found |= {f"BPB against {limit.label}": against(facts, limit) for limit in facts.limits}
+    for title, effects in all_effects(facts.effects).items() if facts.effects else ():
+        found[f"Effects: {title}"] = forest(effects, title)
+    found |= {"Learning curves": curves(facts), "Fresh seeds": groups(facts)}
+    found |= {"Compared": comparisons(facts), "Ablation": ablation(facts), "BPB chain": chain(facts)}
+    found |= {"What broke": reasons(facts), "Workers": timeline(facts)}
+    return {title: figure for title, figure in found.items() if figure is not None}
 
 
 def groups(facts: Facts) -> Figure | None:

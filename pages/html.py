@@ -9,7 +9,16 @@ from pathlib import Path
 
 from pages import figures
 from pages.facts import FEASIBLE, STATES, Facts, TrialFacts, all_effects
-from pages.words import advice, headline, money_line, state_line
+from pages.words import (
+    advice,
+    change_rows,
+    group_rows,
+    headline,
+    money_line,
+    pair_rows,
+    state_line,
+)
+from search.common.console import counted
 from search.report.effects import CAUTION as EFFECTS_CAUTION
 from search.report.effects import Effect
 
@@ -37,11 +46,8 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
             "Bits per byte on the way, over steps; a curve that ends early was given up.",
             draws.add(figures.curves(facts)),
         ),
-        section(
-            "Fresh seeds",
-            "What ran again: mean and standard deviation. A search value is one seed's, and lucky.",
-            draws.add(figures.groups(facts)) + groups_table(facts),
-        ),
+        confirmed(facts, draws),
+        ablation(facts, draws),
         section(
             "What broke", "Trials without a feasible result, by reason.", draws.add(figures.reasons(facts))
         ),
@@ -245,19 +251,44 @@ def more_effects(effects: Sequence[Effect]) -> str:
     return f"<details><summary>{len(rest)} more, less sure</summary>{table(heads, rows, numbers=3)}</details>"
 
 
+def confirmed(facts: Facts, draws: Drawings) -> str:
+    """What `confirm` and `compare` found."""
+    body = ""
+    if facts.groups:
+        text = "Mean and standard deviation of what ran again. A search value is one seed's, and lucky."
+        body += f"<h3>Fresh seeds</h3><p>{text}</p>{draws.add(figures.groups(facts))}{groups_table(facts)}"
+    if facts.compared:
+        told = "".join(f"<li>{html.escape(one.sentence)}</li>" for one in facts.compared)
+        text = "Answers of <code>compare</code> in this home, the newest first."
+        body += f"<h3>Compared</h3><p>{text}</p>{draws.add(figures.comparisons(facts))}<ul>{told}</ul>"
+    return section("What was confirmed", "Pre-registered seeds that no search has seen.", body)
+
+
 def groups_table(facts: Facts) -> str:
-    rows = [
-        [
-            group.label,
-            "" if group.search_bpb is None else f"{group.search_bpb:.4f}",
-            group.text,
-            "" if group.difference is None else f"{group.difference:+.4f}",
-            group.against,
-        ]
-        for group in facts.groups
-    ]
-    heads = ["trial", "search value", "fresh seeds", "difference", "against"]
-    return table(heads, rows, numbers=3) if rows else ""
+    heads, rows = group_rows(facts)
+    return table(heads, rows, numbers=4)
+
+
+def ablation(facts: Facts, draws: Drawings) -> str:
+    """A configuration taken apart: its techniques, the pairs that matter, its chain over seeds."""
+    told = facts.ablation
+    if told is None:
+        return ""
+    text = (
+        f"{counted(told.seeds, 'seed')} each; what a technique does is BPB with it less BPB without it. The "
+        "figure starts where the effects would add up to; pairs tell where they do not."
+    )
+    body = draws.add(figures.ablation(facts))
+    heads, rows = change_rows(told.changes)
+    body += table(heads, rows, numbers=2)
+    if told.pairs:
+        heads, rows = pair_rows(told.pairs)
+        body += f"<h3>Pairs, beyond the sum of both</h3>{table(heads, rows, numbers=2)}"
+    if told.chain:
+        links = [[stage, f"{mean:.4f}", "" if sd is None else f"{sd:.4f}"] for stage, mean, sd in told.chain]
+        body += f"<h3>BPB chain over the seeds</h3>{table(['stage', 'BPB', 'sd'], links, numbers=2)}"
+    body += "".join(f"<p>{html.escape(sentence)}</p>" for sentence in told.sentences)
+    return section(f"Ablation of {told.label}", text, body)
 
 
 def winner(facts: Facts) -> str:

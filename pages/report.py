@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pages.facts import Facts, all_effects, facts_of
 from pages.html import TOP, measured, page_of, techniques
-from pages.words import advice, counts_line, headline, money_line
+from pages.words import advice, change_rows, counts_line, group_rows, headline, money_line, pair_rows
+from search.common.tables import in_nats
 from search.session.session import Session
 
 FORMS = (".html", ".md", ".json")
@@ -31,6 +32,12 @@ def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: flo
         text = markdown_of(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
     else:
         text = json_of(facts)
+    if session.study.in_nats:
+        text = (
+            text.replace("{", '{\n "score": "nats per token",', 1)
+            if path.suffix == ".json"
+            else in_nats(text)
+        )
     write_whole(path, text)
     return path
 
@@ -64,12 +71,7 @@ def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
     parts += [money_line(facts, dollars_per_gpu_hour)]
     if facts.best:
         parts += ["## Leaderboard", board(facts), "To run the best again:", f"```\n{facts.repeat}\n```"]
-    if facts.groups:
-        rows = [
-            [g.label, "" if g.search_bpb is None else f"{g.search_bpb:.4f}", g.text, g.against]
-            for g in facts.groups
-        ]
-        parts += ["## Fresh seeds", grid(["trial", "search value", "fresh seeds", "against"], rows)]
+    parts += claims(facts)
     over = {limit.constraint: limit.label for limit in facts.limits}
     broke = [[f"over: {over.get(name, name)}", str(n)] for name, n in facts.over_counts().most_common()]
     broke += [[f"failed: {name}", str(n)] for name, n in facts.failures().most_common()]
@@ -78,6 +80,22 @@ def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
     found = [[f"#{t.number}", text] for t in facts.trials for text in t.findings]
     parts += ["## Findings of the audit", grid(["trial", "finding"], found)] if found else []
     return "\n\n".join(parts) + "\n"
+
+
+def claims(facts: Facts) -> list[str]:
+    """What ran on fresh seeds, and the configuration that was taken apart."""
+    parts: list[str] = []
+    if facts.groups or facts.compared:
+        parts += ["## What was confirmed"]
+        parts += [grid(*group_rows(facts))] if facts.groups else []
+        parts += ["\n".join(f"- {one.sentence}" for one in facts.compared)] if facts.compared else []
+    if told := facts.ablation:
+        parts += [f"## Ablation of {told.label}", grid(*change_rows(told.changes))]
+        parts += ["Pairs, beyond the sum of both:", grid(*pair_rows(told.pairs))] if told.pairs else []
+        links = [[stage, f"{mean:.4f}", "" if sd is None else f"{sd:.4f}"] for stage, mean, sd in told.chain]
+        parts += [grid(["stage", "BPB", "sd"], links)] if links else []
+        parts += [*told.sentences]
+    return parts
 
 
 def board(facts: Facts) -> str:

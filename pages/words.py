@@ -1,7 +1,14 @@
 """The sentences of a report, the same on the page and in Markdown."""
 
+from collections.abc import Iterable
+
+from pages.claimed import Change
 from pages.facts import STATES, Facts
 from search.common.console import counted
+from search.session.session import Session
+from search.workers.record import plain
+
+Rows = tuple[list[str], list[list[str]]]  # heads and rows of a table
 
 
 def headline(facts: Facts) -> str:
@@ -52,3 +59,64 @@ def counts_line(facts: Facts) -> str:
     counts = facts.counts()
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     return f"{counted(len(facts.trials), 'trial')}: {told}" if told else "no trial yet"
+
+
+def group_rows(facts: Facts) -> Rows:
+    """What `confirm` ran."""
+    shrunken = ["expected of it"] if any(group.shrunken is not None for group in facts.groups) else []
+    rows: list[list[str]] = []
+    for group in facts.groups:
+        expected = ["" if group.shrunken is None else f"{group.shrunken:.4f}"] if shrunken else []
+        search = "" if group.search_bpb is None else f"{group.search_bpb:.4f}"
+        difference = "" if group.difference is None else f"{group.difference:+.4f}"
+        rule = "" if group.rule is None else "holds" if group.rule else "does not hold"
+        rows.append([group.label, search, *expected, group.text, difference, group.against, rule])
+    heads = ["trial", "search value", *shrunken, "fresh seeds", "difference", "against", "challenge's rule"]
+    return heads, rows
+
+
+def change_rows(changes: Iterable[Change]) -> Rows:
+    rows = [
+        [
+            one.name,
+            signed(one.mean),
+            between(one),
+            one.change,
+            one.verdict,
+            signed(one.seconds, 1),
+            "" if one.bytes is None else f"{one.bytes:+,.0f}",
+        ]
+        for one in changes
+    ]
+    return ["technique", "effect", "interval", "change", "verdict", "seconds", "bytes"], rows
+
+
+def pair_rows(pairs: Iterable[Change]) -> Rows:
+    return ["pair", "effect", "interval", "verdict"], [
+        [one.name, signed(one.mean), between(one), one.verdict] for one in pairs
+    ]
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:+.{digits}f}"
+
+
+def between(one: Change) -> str:
+    return "" if one.low is None or one.high is None else f"{one.low:+.4f} to {one.high:+.4f}"
+
+
+def study_note(session: Session, facts: Facts | None) -> str:
+    """The note of a study's page in Markdown: its question, limits, best, where the report is, its file."""
+    study = session.study
+    parts = [f"## {plain(study.name)}", f"*{plain(study.question)}*" if study.question else ""]
+    if facts is None:
+        parts += ["The results are being read. [The report](/report) has them."]
+    else:
+        parts += [f"**{plain(headline(facts))}** {plain(advice(facts))}", f"{plain(counts_line(facts))}."]
+        parts += ["[The whole report](/report), made of the study as it is when it is opened."]
+    parts += [f"Limits: {study.limits.summary()}. Track: {study.track}. Starts from {session.trainer.start}."]
+    parts += [
+        "Hyperparameter Importance is optuna-dashboard's: shares without intervals, of the better trials. By "
+        "how much each setting moves BPB, and how surely, is under Effects below and in the report."
+    ]
+    return "\n\n".join(part for part in parts if part)

@@ -9,6 +9,7 @@
 are skipped. A score line is whatever names a BPB, has no step and is no running figure. With `Rules.score`
 the first of its labels that was printed counts, unless a later one is unknown to it; without, the last that
 was printed after training, unless another one, printed since the artifact was made, is better.
+`Rules.score_pattern` and the like read other logs (readers/patterns.py); a loss in nats can stand for a BPB.
 `X` and `X_exact` are one score; diagnostics are none. What competes is an error, never a guess.
 """
 
@@ -17,6 +18,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from readers import patterns
 
 EXACT = "_exact"
 # What published trainers call a final score: known to every rule, also to one that does not list them.
@@ -31,6 +34,7 @@ MAX_LABELS = 64  # of one run; of more, the oldest are forgotten
 MAX_LABEL = 80  # characters
 MAX_BPB = 64.0  # eight times what a uniform distribution over bytes has: more is no score
 SAME_POINT = 0.02  # a validation this close to a grid point of the budget is taken for it
+FINE = 10_000  # steps that stand for a run that tells its share alone
 SAME_SCORE = 6e-5  # two prints of one score differ by their rounding
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # what stands before a line: torchrun's rank, a process, a time, a logger's level
@@ -85,6 +89,10 @@ class Rules:
     wallclock_s: float = 0.0  # the run's training budget, s; 0: what the log says
     warmdown_iters: float = 0.0  # steps of falling learning rate at the end; 0: not known
     warmdown_frac: float = 0.0  # or its share of the budget
+    score_pattern: tuple[str, ...] = ()  # regular expressions: the only lines that are scores, where given
+    progress_pattern: tuple[str, ...] = ()  # and the only validations
+    seconds_pattern: tuple[str, ...] = ()
+    steps: int = 0  # of the run, where the log does not say
 
 
 @dataclass
@@ -137,6 +145,11 @@ class LogReader:
 
     def __post_init__(self) -> None:
         self.wallclock_s = self.rules.wallclock_s
+        rules = self.rules
+        self._patterns = {
+            key: patterns.compiled(key, getattr(rules, key)) for key in patterns.NEEDS if getattr(rules, key)
+        }
+        self._total = float(rules.steps)
 
     def feed(self, line: str, at_s: float) -> list[Report]:
         """Reads one line, printed `at_s` seconds after the start; returns the early reports it completes."""
@@ -145,6 +158,8 @@ class LogReader:
         if RULE.fullmatch(line) and self.train_loss is None:
             for told in (self.scores, self.eval_s, self.sizes):
                 told.clear()  # what came so far was source code, however much it looks like a log
+        if self._patterns and (told := self._by_pattern(line, at_s)) is not None:
+            return told
         if (step := STEP.match(line)) and (step[1] or "_loss" in line or "bpb" in line):
             return self._step(int(step[1] or step[3]), int(step[2] or step[4] or 0), figures(line), at_s)
         if size := SIZE.search(line):
@@ -153,7 +168,7 @@ class LogReader:
             self._size("Total submission", "", int(total[1].replace(",", "")))
         elif peak := PEAK.match(line):
             self.peak_memory_bytes = int(peak[1]) * 2**20
-        elif scored := scores_of(line):
+        elif "score_pattern" not in self._patterns and (scored := scores_of(line)):
             for label, value in scored:
                 again = any(abs(score.last - value) <= SAME_SCORE for score in self.scores.values())
                 if not (again and label.lower().endswith("bpb")):  # a summary says again what was said
@@ -161,6 +176,45 @@ class LogReader:
         elif ":" in line:
             self._told_of(line, figures(line))
         return []
+
+    def _by_pattern(self, line: str, at_s: float) -> list[Report] | None:
+        """The early reports of a line that a pattern knows; None for any other line."""
+        found = {
+            k: told for k, many in self._patterns.items() for p in many if (told := patterns.seen(p, line))
+        }
+        if not found:
+            return None
+        reports = list[Report]()
+        for key, (told, label) in found.items():
+            value = patterns.scored(told)
+            if value is not None and not math.isfinite(value):
+                name = "val_bpb" if "bpb" in told else "val_loss"
+                self.failure = f"diverged: {name} is {value} at step {self.steps}"
+            self.train_s = max(self.train_s, told.get("train_s", 0.0))
+            self.total_eval_s = told.get("eval_s", self.total_eval_s)
+            self.params = int(told["params"]) if "params" in told else self.params
+            if "bytes" in told:
+                self._size("Total submission", "", int(told["bytes"]))
+            self._total = told.get("total", self._total)
+            if key == "progress_pattern":
+                reports += self._at(told, value, at_s)
+            if key == "score_pattern" and value is not None:
+                loss = {"val_loss": told["loss"]} if "loss" in told else {}
+                self._score(label or ("val_bpb" if "bpb" in told else "val_loss"), value, loss, at_s)
+        return reports
+
+    def _at(self, told: Mapping[str, float], value: float | None, at_s: float) -> list[Report]:
+        """A line of progress as the challenge's own would say it."""
+        total = int(self._total)
+        step = int(told.get("step", told.get("fraction", 0.0) * (total or FINE)))
+        total = total or (FINE if "fraction" in told and "step" not in told else 0)
+        figures = {"train_loss": told["train_loss"]} if "train_loss" in told else {}
+        figures |= {} if value is None else {"val_bpb": value}
+        if "train_s" in told:
+            figures["train_time"] = told["train_s"]
+        if "fraction" in told and total == 0:
+            total = round(step / told["fraction"]) if told["fraction"] > 0 else 0
+        return self._step(step, total, figures, at_s)
 
     def _told_of(self, line: str, found: Mapping[str, float]) -> None:
         """One of the facts at the head and at the end."""
@@ -193,9 +247,9 @@ class LogReader:
                 told.pop(next((k for k in told if not {k, bare(k)} & {*self.rules.score}), label))
 
     def _step(self, step: int, total: int, found: Mapping[str, float], at_s: float) -> list[Report]:
-        if not {"val_loss", "val_bpb"} & found.keys() or step < min(
-            2, self.steps
-        ):  # training goes on: none was final
+        """One step; `found` has its train_loss, val_loss, val_bpb and train_time, s."""
+        validated = {"val_loss", "val_bpb"} & found.keys() and step >= min(2, self.steps)
+        if not validated and "score_pattern" not in self._patterns:  # training goes on: none was final
             self.earlier |= {label: score.last for label, score in self.scores.items()}
             self.earlier = dict([*self.earlier.items()][-MAX_LABELS:])
             self.scores.clear()
@@ -267,7 +321,7 @@ class LogReader:
         """(label, val_bpb in bits per byte, val_loss in nats per token) of the score; or LogError."""
         label = self._label()
         found = self.scores[label]
-        if found.differ and self.rules.occurrence == "only":
+        if found.differ and self.rules.occurrence == "only" and "score_pattern" not in self._patterns:
             raise LogError(
                 f"ambiguous score: {label!r} was printed with different values, {found.first:g} first and "
                 f'{found.last:g} last. Set occurrence = "first" or "last" in [trainer]'

@@ -1,8 +1,9 @@
-"""scan(path) -> Scan: what a training script reads from its environment and which score lines it prints.
+"""scan(path) -> Scan: which settings a training script takes and which score lines it prints.
 
 By `ast` alone; the script is neither run nor imported. Found are the ways of `os`, their aliases, functions
 and lambdas that wrap them, and dataclass fields whose names are built with .upper(); what stands around a
-read tells its type. What cannot be told is listed with its line, never guessed in silence.
+read tells its type. Arguments, configurators and constants: readers/declared.py. What cannot be told is
+listed with its line, never guessed in silence.
 """
 
 import ast
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from readers import literals
+from readers.checks import Check, checks_of
+from readers.declared import declared
 from readers.literals import HOLE, all_of, cast_to, evaluate
 from readers.log_reader import label_of
+from readers.printed import Patterns, log_patterns
 
 MAX_BYTES = 8_000_000  # of a script; more is no script
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -25,7 +29,7 @@ Helper = tuple[int, int, str]  # index of the name among its arguments, of the d
 
 @dataclass(frozen=True)
 class Read:
-    """One variable that the script reads."""
+    """One setting of the script: an environment variable, unless `table` says where it goes."""
 
     name: str
     kind: str  # int, float, bool, str
@@ -34,6 +38,15 @@ class Read:
     note: str = ""  # what could not be understood
     on: str = "1"  # text of a boolean
     off: str | None = "0"  # of one that is read by its truth: ""; by its presence: None, it must not be set
+    table: str = ""  # arguments or constants of the study file
+    where: str = ""  # what it says there
+    no_flag: str = ""  # word of a flag that is off
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def upper(self) -> str:
+        """Its name as an environment variable would have it, by which ranges are guessed."""
+        return self.name.upper()
 
 
 @dataclass
@@ -48,6 +61,9 @@ class Scan:
     distributed: bool = False
     ends: set[str] = field(default_factory=set[str])  # names, in small letters, that a run may end early by
     divided: set[str] = field(default_factory=set[str])  # that a check divides, or divides by
+    checks: list[Check] = field(default_factory=list[Check])  # its own, over its settings
+    patterns: Patterns = field(default_factory=Patterns)  # of a log that is not the challenge's
+    root: Path | None = None  # the folder that it must be run from, as a module, for its imports
 
 
 def scan(path: Path) -> Scan:
@@ -62,7 +78,6 @@ def _scanned(path: Path) -> Scan:
     found = Scan(path)
     tree = _unpack(_parse(path), found)
     reader = _Reader(tree)
-    _checks(tree, found)
     for read in [*reader.reads(), *reader.fields()]:
         if read.name not in WORLD:
             old = found.reads.setdefault(read.name, read)
@@ -74,15 +89,67 @@ def _scanned(path: Path) -> Scan:
         else:
             found.distributed |= read.name in RANKS
     found.odd += reader.odd
-    for line, at in literals.printed_lines(tree):
+    lines = list(literals.printed_lines(tree))
+    for line, at in lines:
         _line(line, at, found)
+    if not found.labels and not any(re.search(rf"val_bpb: ?{HOLE}", line) for line, _ in lines):
+        found.patterns = log_patterns(line for line, _ in lines)
+    own = declared(tree, len(found.reads))
+    told = tuple(name for name, read in found.reads.items() if not read.table)
+    for s in [s for s in own.settings if not any(name.endswith(s.name.upper()) for name in told)]:
+        more = (s.on_text, s.off_text, s.table, s.where, s.off, s.choices)
+        found.reads.setdefault(s.name, Read(s.name, s.kind, s.default, s.line, s.note, *more))
+    configured = f"line {own.configurator}: runs text"
+    found.odd = [odd for odd in found.odd if not odd.startswith(configured)] + own.odd
+    found.checks = _sound_checks(tree, found)
+    _checks(tree, found)
+    found.root = _root(path, tree)
     return found
+
+
+def _sound_checks(tree: ast.Module, found: Scan) -> list[Check]:
+    """Those that the script's own defaults pass; any other is misunderstood."""
+    defaults = {name: read.default for name, read in found.reads.items() if read.default is not None}
+    called = {name.lower(): name for name in found.reads}
+    for node in ast.walk(tree):  # width = int(os.environ.get("MODEL_DIM", 512))
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        target = node.targets[0] if isinstance(node, ast.Assign) else target
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name | ast.Attribute) and isinstance(value, ast.expr):
+            texts = {
+                n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            }
+            if len(read := texts & found.reads.keys()) == 1:
+                called.setdefault(
+                    (target.id if isinstance(target, ast.Name) else target.attr).lower(), read.pop()
+                )
+    return [check for check in checks_of(tree, called) if not check.forbids(defaults)]
+
+
+def _root(path: Path, tree: ast.Module) -> Path | None:
+    """The folder above the script's own that holds a module which it imports; None where it needs none."""
+    here = path.resolve().parent
+    wanted = {a.name.partition(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    wanted |= {
+        str(n.module).partition(".")[0]
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom)
+        if not n.level
+    }
+
+    def holds(folder: Path) -> bool:
+        return any(
+            (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file() for name in wanted
+        )
+
+    above = [*here.parents][:3]
+    return None if holds(here) else next((folder for folder in above if holds(folder)), None)
 
 
 def names_read(path: Path) -> set[str]:
     """The variables that a script reads, as far as they can be told; empty when it cannot be parsed."""
     try:
-        return set(scan(path).reads)
+        return {name for name, read in scan(path).reads.items() if not read.table}
     except (ValueError, OSError):
         return set()
 
@@ -344,6 +411,7 @@ def _unpack(tree: ast.Module, found: Scan) -> ast.Module:
 
 def _checks(tree: ast.Module, found: Scan) -> None:
     """What may end a run early, what checks divide, and hidden files that are read."""
+    understood = {check.line for check in found.checks if check.whole}
     for node in ast.walk(tree):
         body = node.body if isinstance(node, ast.If) else []
         if isinstance(node, ast.If) and body and _ends(body[-1]):
@@ -352,16 +420,33 @@ def _checks(tree: ast.Module, found: Scan) -> None:
             isinstance(node, ast.If) and any(isinstance(n, ast.Raise) for n in body)
         ):
             for part in ast.walk(node.test):
-                if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod):
+                whole = node.lineno in understood
+                if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod) and not whole:
                     found.divided |= _names(part)
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and re.fullmatch(r"\.env(\.\w+)?", node.value)
+    for line, name in sorted(_dot_files(tree, found.path.parent)):
+        found.odd.append(f"line {line}: reads {name}, which no run gets: set its values in [fixed]")
+
+
+def _dot_files(tree: ast.Module, folder: Path) -> set[tuple[int, str]]:
+    """(line, name) of the hidden files that a script opens, or that it names and that are there."""
+    found = set[tuple[int, str]]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("load_dotenv", "dotenv_values") and not node.args:
+                found.add((node.lineno, ".env"))
+            opened = called in ("open", "Path", "load_dotenv", "dotenv_values", "read_csv", "load")
+            found |= {(node.lineno, n) for a in node.args if opened and (n := _dot_file(a))}
+        elif (name := _dot_file(node)) and (
+            re.fullmatch(r"\.env(\.\w+)?", name) or (folder / name).is_file()
         ):
-            found.odd.append(
-                f"line {node.lineno}: reads {node.value}, which no run gets: set its values in [fixed]"
-            )
+            found.add((getattr(node, "lineno", 0), name))
+    return found
+
+
+def _dot_file(node: ast.AST) -> str:
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    return text if re.fullmatch(r"(?:[\w./~-]*/)?\.[A-Za-z_][\w.-]*", text) and len(text) < 80 else ""
 
 
 def _ends(last: ast.stmt) -> bool:

@@ -27,6 +27,7 @@ from search.common.paths import DEFAULT_STUDY
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from search.common.tables import StudyConsole
     from search.session.session import Session
     from search.session.shelf import Shelf
 
@@ -159,6 +160,7 @@ class Request:
         gc.disable()
         with clear_errors(), self.told() as console:
             session = self.session(brief=True)
+            console.nats = session.study.in_nats
             if session.note:
                 print(session.note, file=sys.stderr if self.csv or self.json else sys.stdout)
             then(console, session)
@@ -171,7 +173,7 @@ class Request:
             then(console, shelf_of(self.given.home_folder, self.given.storage, os.environ))
 
     @contextmanager
-    def told(self) -> Generator[Console]:
+    def told(self) -> Generator[StudyConsole]:
         """Where a command prints: for a person, or its tables for a program. ValueError for both."""
         if self.csv and self.json:
             raise ValueError("A table has one form, but --csv and --json are both given. Leave one out.")
@@ -185,10 +187,10 @@ class Request:
         console.close()
 
 
-def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], None]:
+def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function the command of its name; where it has `request`, the command has these options."""
 
-    def add(function: Callable[..., None]) -> None:
+    def add(function: Callable[..., None]) -> Callable[..., None]:
         parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         for own in signature(function, eval_str=True).parameters.values():
             if own.name != "request":
@@ -206,6 +208,7 @@ def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], None]:
 
         whole.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         app.command()(whole)
+        return function
 
     return add
 
@@ -284,15 +287,22 @@ def dashboard(
     request: Request,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 8080,
 ) -> None:
-    """optuna-dashboard for this study, on this machine only. For who has the address that this prints."""
-
-    def serve_it(console: Console, session: Session) -> None:
+    """optuna-dashboard for this study and its report, live, on this machine only. For who has the address."""
+    with clear_errors():
+        from pages.live import Live
         from search.report.dashboard import serve
 
-        gc.enable()
-        serve(session.url, session.study.name, port=port, artifact_dir=session.folders.artifacts)
-
-    request.read(serve_it)
+        session = request.session()
+        if session.note:
+            print(session.note)
+        folder = session.folders.artifacts
+        serve(
+            session.url,
+            session.study.name,
+            port=port,
+            artifact_dir=folder,
+            live=functools.partial(Live, session),
+        )
 
 
 @command(OF_SHELF | AS_TABLES)
@@ -370,14 +380,26 @@ def diff(
 
 @app.command()
 def scan(
-    script: Annotated[Path, typer.Argument(help="A training script; it is read, never run.")],
+    script: Annotated[Path, typer.Argument(help="A training script; read, and without --try never run.")],
     out: Annotated[Path | None, typer.Option(help="The study file to write. [default: print it]")] = None,
+    tries: Annotated[
+        int,
+        typer.Option("--try", min=0, help="Runs so many random draws, one step each; drops what crashes."),
+    ] = 0,
+    try_seconds: Annotated[float, typer.Option(min=1.0, help="Of each of these runs at most.")] = 60.0,
 ) -> None:
-    """Draft a study from what a script reads from its environment. See docs/any_trainer.md."""
+    """Draft a study from the settings that a script takes. See docs/any_trainer.md."""
     with clear_errors():
         from search.trainers.foreign import draft
 
+        if tries and out is None:
+            raise ValueError("--try edits the draft, but there is no --out that it is written to. Add it.")
         print(draft.write(script, out), end="")
+        if tries and out is not None:
+            from readers.scan import scan as scan_script
+            from search.workers.tries import try_draft
+
+            try_draft(out, scan_script(script), tries, timeout_s=try_seconds)
 
 
 @command(OF_STUDY)

@@ -40,6 +40,7 @@ def run_study(options: RunOptions) -> None:
     spec = options.worker
     check_cache(spec)
     study = sampled_by(find_study(spec.study), spec.sampler)
+    console.nats = study.in_nats
     trainer = trainer_of(study, spec.trainer)
     trainer.check()
     external = options.storage or os.environ.get(ENVIRONMENT, "")

@@ -29,6 +29,11 @@ ADAPTER_ENV = {
     "TTT_K_LORA": "k",
     "TTT_O_LORA": "o",
     "TTT_MLP_LORA": "mlp",
+    "TTT_Q_LORA": "q",
+    "TTT_V_LORA": "v",
+    "TTT_LOCAL_LR_MULT": "lr_mult",
+    "TTT_GRAD_STEPS": "grad_steps",
+    "TTT_SHORT_SCORE_FIRST_STEPS": "short_chunks",
 }
 
 
@@ -58,6 +63,13 @@ class AdapterConfig:
     o: bool = setting(False, "adapters beside the attention")
     mlp: bool = setting(False, "adapters beside the MLP")
     head: bool = setting(True, "an adapter beside the head")
+    q: bool = setting(True, "of `qv`: the one beside Wq (off: #1953)")
+    v: bool = setting(True, "of `qv`: the one beside Wv (off: #1953)")
+    lr_mult: float = setting(1.0, "factor on lr (0.75 in #1953)", low=0.0, high=100.0)
+    grad_steps: int = setting(1, "steps on a chunk behind its scores", low=1, high=64)
+    short_chunks: str = setting(
+        "", 'chunks of batches of short documents: "256:16,2000:32" is 16 up to 256 tokens (#2014)'
+    )
     warm_a: bool = setting(False, "a document begins with the A of the row's last one (score-first, too)")
 
 
@@ -76,14 +88,31 @@ def check_adapters(name: str, c: AdapterConfig, shape: Shape) -> None:
             f"`{name}` needs chunk <= context <= the longest sequence of the model, but got {c.chunk}, "
             f"{context} and {longest}. Lower {name}.chunk, or set {name}.context within."
         )
-    if not (c.qv or c.k or c.o or c.mlp or c.head):
+    if not ((c.qv and (c.q or c.v)) or c.k or c.o or c.mlp or c.head):
         raise ValueError(f"`{name}` adapts nothing: turn on one of qv, k, o, mlp, head.")
+    if any(chunk > context for _, chunk in short_chunks(name, c.short_chunks)):
+        raise ValueError(f"`{name}.short_chunks` must be at most the context, {context} tokens.")
+
+
+def short_chunks(name: str, text: str) -> list[tuple[int, int]]:
+    """(longest document, chunk) of each stage, the shortest first. ValueError for another form."""
+    pairs = [word.split(":") for word in text.split(",") if word.strip()]
+    if any(len(p) != 2 or not all(n.strip().isdecimal() and int(n) > 0 for n in p) for p in pairs):
+        raise ValueError(
+            f'`{name}.short_chunks` takes lengths and chunks as in "256:16,2000:32", but got {text!r}.'
+        )
+    return sorted((int(longest), int(chunk)) for longest, chunk in pairs)
+
+
+def chunk_of(c: AdapterConfig, longest: int) -> int:
+    """Positions that are scored before a step, of a batch whose longest document has `longest` tokens."""
+    return next((chunk for limit, chunk in short_chunks("", c.short_chunks) if longest <= limit), c.chunk)
 
 
 def adapter_passes(c: AdapterConfig, shape: Shape) -> float:
     """Forward passes a token beside the plain evaluation's one; a backward is two."""
     behind = min(c.context or shape.eval_seq_len, DOCUMENT_TOKENS) / 2.0
-    return 3.0 * (behind + c.chunk) / c.chunk - 1.0
+    return (3.0 * c.grad_steps) * (behind + c.chunk) / c.chunk - 1.0
 
 
 def check_sliding(name: str, c: Any, shape: Shape) -> None:

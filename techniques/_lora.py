@@ -7,7 +7,8 @@ A document runs from a BOS to the next. Its positions are scored in chunks from 
 `context` tokens of the document that end where the chunk does. A last chunk that is not full ends there too
 (`tail` = prefix), or where the document does (`document`, published: then more tokens stand before it, but
 how many depends on where the document will end). After a chunk has its scores, one AdamW step on their mean
-nats moves the document's own adapters, and nothing else.
+nats moves the document's own adapters, and nothing else (`grad_steps` of them on the same chunk). A tilt
+(techniques/_windows.py) changes what is written, and no step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from techniques._adapt import chunk_of
 from techniques._ttt import standing_still
+from techniques._windows import Tilt
 
 LORA_BOS_ID = 1  # <s> in every tokenizer of the challenge
 Document = tuple[int, int]  # first position, positions
@@ -42,7 +45,11 @@ def lora_places(model: Any, config: Any) -> list[tuple[Any, int, int]]:
     places: list[tuple[Any, int, int]] = []
     for block in model.blocks:
         attn = block.attn
-        chosen = [(attn.c_q, config.qv), (attn.c_v, config.qv), (attn.c_k, config.k)]
+        if attn is None:
+            places += [(block.mlp, block.mlp.fc.weight.size(1), block.mlp.fc.weight.size(1))] * config.mlp
+            continue
+        qv = [(attn.c_q, config.qv and config.q), (attn.c_v, config.qv and config.v)]
+        chosen = [*qv, (attn.c_k, config.k)]
         places += [(m, m.weight.size(1), m.weight.size(0)) for m, on in chosen if on]
         width = attn.c_q.weight.size(1)
         places += [(m, width, width) for m, on in ((attn, config.o), (block.mlp, config.mlp)) if on]
@@ -57,7 +64,7 @@ class Adapters:
         self.places = lora_places(model, config)
         sizes = [(i, o) for _, i, o in self.places]
         if config.head:
-            sizes.append((model.tok_emb.size(1), model.tok_emb.size(0)))
+            sizes.append((model.skip_weights.size(1), model.tok_emb.size(0)))
         device, generator = model.tok_emb.device, torch.Generator().manual_seed(0)
         self.first: list[Tensor] = []
         for fan_in, _ in sizes:
@@ -108,8 +115,8 @@ class Adapters:
 class DocumentScorer:
     """Scores documents with adapters of their own; the base weights stand still. `steps` counts updates."""
 
-    def __init__(self, run: Any, config: Any):
-        self.run, self.config, self.steps = run, config, 0
+    def __init__(self, run: Any, config: Any, tilt: Tilt | None = None):
+        self.run, self.config, self.tilt, self.steps = run, config, tilt, 0
         self.context = config.context or run.seq_len
         self.adapters = self.lasting = Adapters(run.model, config, config.batch_docs)
 
@@ -122,20 +129,21 @@ class DocumentScorer:
         self.adapters.reset(warm_a=c.warm_a)
         optimizer = torch.optim.AdamW(
             self.adapters.parameters,
-            lr=c.lr,
+            lr=c.lr * c.lr_mult,
             betas=(c.beta1, c.beta2),
             eps=c.eps,
             weight_decay=c.weight_decay,
         )
+        chunk = chunk_of(c, rows[0][1])
         base = [p for p in self.run.model.parameters() if p.requires_grad]
         with standing_still(base), self.adapters.attached():
-            for first in range(0, rows[0][1], c.chunk):
-                self.score_chunk([d for d in rows if d[1] > first], first, optimizer)
+            for first in range(0, rows[0][1], chunk):
+                self.score_chunk([d for d in rows if d[1] > first], range(first, first + chunk), optimizer)
         assert self.adapters.calls or not self.adapters.places, "the forward never reached an adapter"
 
-    def score_chunk(self, rows: Sequence[Document], first: int, optimizer: torch.optim.Optimizer) -> None:
-        """Positions first … first + chunk - 1 of each row: their scores, then a step on those that go on."""
-        chunk, end = self.config.chunk, first + self.config.chunk
+    def score_chunk(self, rows: Sequence[Document], chunk: range, optimizer: torch.optim.Optimizer) -> None:
+        """The positions `chunk` of each row: their scores, then the steps on those that go on."""
+        first, end = chunk.start, chunk.stop
         width = min(end, self.context)
         stops = [min(end, length) for _, length in rows]
         ends = stops if self.config.tail == "document" else [end] * len(rows)
@@ -143,22 +151,38 @@ class DocumentScorer:
         with torch.no_grad():
             pieces = [(d[0] + a, stop - a) for d, a, stop in zip(rows, starts, stops, strict=True)]
             ids, targets = padded_windows(self.run, pieces, width)
-            places = first - torch.tensor(starts)[:, None] + torch.arange(chunk)
+            places = first - torch.tensor(starts)[:, None] + torch.arange(len(chunk))
             places = places.clamp(max=width - 1).to(ids.device)  # [n, chunk]; behind a row's end: any
+            t = targets.gather(1, places)
         goes_on = sum(length > end for _, length in rows)
         with torch.set_grad_enabled(goes_on > 0):
-            h = torch.take_along_dim(self.run.model.hidden(ids), places[..., None], 1)
-            logits, t = self.adapters.logits(h), targets.gather(1, places)
-            nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), t.flatten(), reduction="none")
-            nats = nats.view(t.shape)
-        told = nats.detach().float().cpu()
+            logits = self.logits(ids, places)
+            nats = nats_under(logits, t)
+        told = nats.detach()
+        if self.tilt is not None:
+            at = torch.tensor([begin for begin, _ in rows])[:, None] + torch.arange(first, end)
+            told = self.tilt.nats(logits.detach(), t, at)
+        told = told.float().cpu()
         for (begin, _), stop, row in zip(rows, stops, told, strict=True):
             self.run.write(begin + first, row[: stop - first])
-        if goes_on:
+        for again in range(self.config.grad_steps if goes_on else 0):
+            if again:
+                nats = nats_under(self.logits(ids[:goes_on], places[:goes_on]), t[:goes_on])
             optimizer.zero_grad(set_to_none=False)
             nats[:goes_on].mean(1).sum().backward(inputs=self.adapters.parameters)
             optimizer.step()
             self.steps += 1
+
+    def logits(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Logits [n, chunk, V] at `places` [n, chunk] of ids [n, width]."""
+        h = torch.take_along_dim(self.run.model.hidden(ids), places[..., None], 1)
+        return self.adapters.logits(h)
+
+
+def nats_under(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of targets [n,t] under logits [n,t,V]."""
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return nats.view(targets.shape)
 
 
 def padded_windows(run: Any, pieces: Sequence[Document], width: int) -> tuple[Tensor, Tensor]:

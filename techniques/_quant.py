@@ -65,8 +65,15 @@ def hessian_error(weight: Tensor, q: Tensor, scale: Tensor, hessian: Tensor) -> 
     return ((e @ hessian.double()) * e).sum((-2, -1))
 
 
-def inverse_factor(hessian: Tensor) -> Tensor | None:
-    """U upper triangular with UᵀU = H⁻¹, or None where H is not positive definite."""
+def inverse_factor(hessian: Tensor, *, reverse: bool = False) -> Tensor | None:
+    """U upper triangular with UᵀU = H⁻¹, or None where H is not positive definite. `reverse`: by one
+    factorisation, H = VVᵀ with V upper (H's rows and columns turned round), and one solve, U = V⁻¹."""
+    if reverse:
+        lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+        if int(failed) or not bool(lower.isfinite().all()):
+            return None
+        unit = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        return torch.linalg.solve_triangular(lower.flip(0, 1), unit, upper=True)
     lower, failed = torch.linalg.cholesky_ex(hessian)
     if int(failed) or not bool(lower.isfinite().all()):
         return None
@@ -89,7 +96,7 @@ def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, confi
     order = torch.arange(columns, device=h.device)
     if config.act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
-    u = inverse_factor(h[order][:, order])
+    u = inverse_factor(h[order][:, order], reverse=config.factor == "reverse")
     if u is None:
         return None
     w = w[:, order].expand(scales.size(0), -1, -1).clone()  # [P,r,c]

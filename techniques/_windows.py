@@ -2,14 +2,20 @@
 
 N positions, S tokens a window, r stride. Every position is scored exactly once, behind window 0 from at least
 S - r + 1 tokens; only the last window may be cut, at N. Every scorer that slides uses these same windows.
+
+And a tilt of whatever a scorer predicts, p'(t) ∝ p(t)·e^{β[t = u]} with one hint u a position, read from
+the tokens so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 Window = tuple[int, int, int]  # start, first scored position, end (excluded)
 
@@ -59,3 +65,102 @@ def score_sliding(run: Any, found: Sequence[Window], batch_seqs: int) -> None:
             ids, targets, context = window_tensors(run, batch)
             h = run.hidden(ids)[:, context:]
             write_window_nats(run, batch, run.nats(h, targets[:, context:]))
+
+
+# ---- a tilt ----------------------------------------------------------------------------------------------
+
+TILT_FACTOR = 0x5DEECE66D  # odd: multiplication keeps all 64 bits
+
+
+def context_keys(tokens: Tensor, order: int) -> Tensor:
+    """int64 [N]: equal for positions that follow the same `order` tokens, -1 - p where there are fewer."""
+    tokens, count = tokens.to(torch.int64), tokens.numel() - 1
+    keys = torch.zeros(count, dtype=torch.int64)
+    for back in range(order):
+        shifted = F.pad(tokens[: count - back], (back, 0)) if back < count else torch.zeros_like(keys)
+        keys = keys * TILT_FACTOR + shifted + 1  # wraps around
+    few = min(order - 1, count)
+    keys[:few] = -1 - torch.arange(few)
+    return keys
+
+
+def last_hints(tokens: Tensor, order: int, min_agree: int) -> tuple[Tensor, Tensor]:
+    """(hint int64 [N], -1 for none; bool [N]: one occurrence more agrees) for every position of tokens
+    [N + 1]. An occurrence at q < p tells tokens[q + 1], which stands at or before p."""
+    keys, count = context_keys(tokens, order), tokens.numel() - 1
+    sorted_keys, at = torch.sort(keys, stable=True)  # positions with one context, earlier ones first
+    followed = tokens[1:].to(torch.int64)[at]
+    alike = torch.ones(count, dtype=torch.bool)
+    hint, more = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
+    for back in range(1, min_agree + 2):
+        if back >= count:
+            alike[:] = False
+        else:
+            alike[:back] = False
+            alike[back:] &= sorted_keys[back:] == sorted_keys[:-back]
+            alike[back:] &= followed[: count - back] == followed[back - 1 : count - 1]
+        if back == min_agree:
+            found = alike.nonzero().flatten()
+            hint[at[found]] = followed[found - 1]
+    more[at] = alike
+    return hint, more
+
+
+def share_hints(tokens: Tensor, order: int, threshold: float, begins: Tensor | None = None) -> Tensor:
+    """hint int64 [N], -1 for none: the token that most often followed the same order - 1 tokens so far, the
+    first of several to get there, if it followed at least `threshold` of the occurrences (#1145). With
+    `begins` [N], the first position of each one's document, occurrences in other documents do not count."""
+    keys, count = context_keys(tokens, max(1, order - 1)), tokens.numel() - 1
+    if begins is not None:
+        keys = keys * TILT_FACTOR + begins
+        few = torch.arange(count) - begins < order - 2  # the context would reach into the document before
+        keys[few] = -1 - few.nonzero().flatten()
+    sorted_keys, at = torch.sort(keys, stable=True)
+    followed = tokens[1:].to(torch.int64)[at]
+    places = torch.arange(count)
+    group = torch.cumsum(F.pad((sorted_keys[1:] != sorted_keys[:-1]).long(), (1, 0)), 0)
+    pairs = torch.sort(followed, stable=True).indices
+    pairs = pairs[torch.sort(group[pairs], stable=True).indices]  # by context, token, position
+    same = (group[pairs][1:] == group[pairs][:-1]) & (followed[pairs][1:] == followed[pairs][:-1])
+    times = torch.empty_like(places)
+    times[pairs] = places - torch.cummax(places * F.pad(~same, (1, 0), value=True), 0).values + 1
+    most = torch.cummax(group * (count + 1) + times, 0).values  # later contexts count from higher up
+    rises = F.pad(most[1:] > most[:-1], (1, 0), value=True)
+    leader = torch.cummax(places * rises, 0).values
+    first = torch.cummax(places * F.pad(group[1:] != group[:-1], (1, 0), value=True), 0).values
+    hint = torch.full((count,), -1)
+    p = (places > first).nonzero().flatten()  # what stood one before it: the same context, so far
+    share = (most[p - 1] - group[p] * (count + 1)).double() / (p - first[p])
+    kept = p[share >= threshold]
+    hint[at[kept]] = followed[leader[kept - 1]]
+    return hint
+
+
+def tilt_nats(
+    logits: Tensor, targets: Tensor, hints: Tensor, strengths: Tensor, gamma: float = 0.0
+) -> Tensor:
+    """Nats [..] of targets under logits [..,V], tilted by e^strength towards hints (-1: not at all); the
+    strength is times (1 - q)^gamma, q the probability that the hint has by the logits alone."""
+    log_p = F.log_softmax(logits.float(), -1)
+    nats = -log_p.gather(-1, targets[..., None])[..., 0]
+    q = log_p.gather(-1, hints.clamp_min(0)[..., None])[..., 0].exp()
+    if gamma:
+        strengths = strengths * (1.0 - q).clamp_min(0.0) ** gamma
+    tilted = nats + torch.log1p(q * torch.expm1(strengths)) - strengths * (targets == hints)
+    return torch.where(hints >= 0, tilted, nats)
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """A hint for every position [N], -1 for none, and how strong."""
+
+    hints: Tensor
+    beta: float
+    gamma: float
+
+    def nats(self, logits: Tensor, targets: Tensor, at: Tensor) -> Tensor:
+        """Nats of targets [..] at positions `at` [..] (any behind the last one) under logits [..,V]."""
+        hints = self.hints[at.clamp_max(len(self.hints) - 1)].to(targets.device)
+        return tilt_nats(
+            logits, targets, hints, torch.full(hints.shape, self.beta).to(hints.device), self.gamma
+        )

@@ -183,6 +183,8 @@ class Shape:
     logit_softcap: float = 30.0
     unet_skips: bool = True
     plan: tuple[int, ...] = ()  # layers in the order of the last phase's forward; (): each once
+    embed_dim: int = 0  # width of the embedding table, which projections make model_dim; 0: it is model_dim
+    bare_layers: int = 0  # first layers that have no attention
 
     @property
     def head_dim(self) -> int:
@@ -194,7 +196,7 @@ class Shape:
 
     @property
     def mlp_dim(self) -> int:
-        return int(self.mlp_mult * self.model_dim)
+        return int(self.mlp_mult * self.model_dim + 1e-6)  # a quotient of whole numbers is whole again
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -214,30 +216,28 @@ class Shape:
     def tensors(self) -> list[TensorSpec]:
         """The baseline's parameters (techniques add theirs through `cost`)."""
         d, kv, hidden = self.model_dim, self.kv_dim, self.mlp_dim
-        out = [TensorSpec("embed", (self.vocab_size, d))]
+        e = self.embed_dim
+        out = [TensorSpec("embed", (self.vocab_size, e or d))]
         if not self.tie_embeddings:
             out.append(TensorSpec("head", (self.vocab_size, d)))
-        for _ in range(self.num_layers):
-            out += [
-                TensorSpec("attn", (d, d)),
-                TensorSpec("attn", (kv, d)),
-                TensorSpec("attn", (kv, d)),
-                TensorSpec("attn", (d, d)),
-            ]
+        if e:
+            out += [TensorSpec("matrix", (d, e))] + [TensorSpec("matrix", (e, d))] * self.tie_embeddings
+        for layer in range(self.num_layers):
             out += [TensorSpec("mlp", (hidden, d)), TensorSpec("mlp", (d, hidden))]
-            out += [TensorSpec("scalar", (2, d)), TensorSpec("scalar", (d,)), TensorSpec("scalar", (d,))]
-            out += [TensorSpec("scalar", (self.num_heads,))]
+            out += [TensorSpec("scalar", (2, d)), TensorSpec("scalar", (d,))]
+            if layer >= self.bare_layers:
+                out += [TensorSpec("attn", (d, d))] * 2 + [TensorSpec("attn", (kv, d))] * 2
+                out += [TensorSpec("scalar", (d,)), TensorSpec("scalar", (self.num_heads,))]
         out.append(TensorSpec("scalar", (self.num_plain_skips, d)))
         return out
 
     def flops_per_token(self) -> float:
         """Forward FLOPs per token: 2 per matrix element, plus the attention scores over half of the
         sequence."""
-        matrices = (
-            sum(t.numel for t in self.tensors() if t.role in ("attn", "mlp"))
-            + self.vocab_size * self.model_dim
-        )
-        return 2.0 * matrices + 2.0 * self.num_layers * self.seq_len * self.model_dim
+        matrices = sum(t.numel for t in self.tensors() if t.role in ("attn", "mlp", "matrix"))
+        head = self.embed_dim if self.embed_dim and self.tie_embeddings else self.model_dim
+        scores = (self.num_layers - self.bare_layers) * self.seq_len * self.model_dim
+        return 2.0 * (matrices + self.vocab_size * head) + 2.0 * scores
 
 
 class Batch(NamedTuple):
@@ -377,7 +377,8 @@ class Technique:
 
     @chain("loss")
     def norm(self, shape: Shape, layer: int) -> Any:
-        """module(n [B,T,D]) -> n, on both normed inputs of a block."""
+        """module(n [B,T,D], ctx, branch) -> n, on both normed inputs of a block; branch is "attn" or
+        "mlp"."""
 
     @slot("loss")
     def rope(self, shape: Shape) -> Any:
@@ -390,7 +391,8 @@ class Technique:
 
     @chain("loss")
     def attn_out(self, shape: Shape, layer: int) -> Any:
-        """module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D]) -> y, before the output projection."""
+        """module(y [B,T,H,Dh], v [B,T,K,Dh], n [B,T,D], ctx) -> y, before the output projection;
+        ctx["queries"] is this layer's q [B,T,H,Dh] before its norm."""
 
     @slot("loss")
     def activation(self, shape: Shape, layer: int) -> Any:
@@ -415,6 +417,12 @@ class Technique:
     def skip(self, shape: Shape) -> Any:
         """module(x [B,T,D], skip [B,T,D], weight [D], j) -> x: how the j-th skip joins the stream.
         skip_gate; skips through a projection."""
+
+    @chain("loss")
+    def sizes(self, shape: Shape) -> Shape:
+        """The model's sizes -> others; the baseline's parts are built by them. Needs no torch: costs are of
+        the result. factored_embedding; bare_layers."""
+        return shape
 
     @slot("loss")
     def plan(self, shape: Shape) -> Any:

@@ -208,6 +208,10 @@ class Resolved:
 def _shape_of(config: Config, techniques: Mapping[str, Technique]) -> Shape:
     shape = config.shape()
     for technique in techniques.values():
+        if "sizes" in claims(technique):
+            technique.check(shape)
+            shape = technique.sizes(shape)
+    for technique in techniques.values():
         if "plan" in claims(technique):
             technique.check(shape)
             shape = dataclasses.replace(shape, plan=tuple(technique.plan(shape)(1.0)))

@@ -37,6 +37,16 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "VRL": {"1": {"value_residual": True, "value_residual.mode": "add"}},  # #569
     "SMEAR_GATE": {"1": {"smear_gate": True, "smear_gate.mode": "input_gate"}},  # #1667
     "SMEAR_GATE_ENABLED": {"1": {"smear_gate": True, "smear_gate.mode": "input_gate"}},  # #1855
+    "GATED_XSA": {"1": {"xsa": True, "xsa.mode": "gate"}},  # #2018
+    "GATED_XSA_RESIDUAL": {"1": {"xsa": True, "xsa.mode": "residual"}},
+    "FP16_EMBED_EXPORT": {  # #42, beside int8 matrices
+        "1": {
+            "mixed_bits": True,
+            "mixed_bits.embed_bits": 16,
+            "mixed_bits.attn_bits": 8,
+            "mixed_bits.mlp_bits": 8,
+        }
+    },
     "MUON_POLAR_EXPRESS": {"1": {"polar_express": True}},
     "LATE_QAT": {"1": {"late_qat": True}},
     "QAT_ENABLED": {"1": {"late_qat": True, "late_qat.threshold": 2.0}},  # from the first step
@@ -61,6 +71,12 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "GATE_WINDOW": ("attention_gate.window", "smear_gate.window"),
     "SPARSE_ATTN_GATE_SCALE": ("attention_gate.kappa",),
     "NEGATIVE_SLOPE": ("leaky_relu2.slope",),
+    "LEAKY_RELU_SQ_SLOPE": ("leaky_relu2.slope",),
+    "ATTN_OUT_GATE_SRC": ("attention_gate.source",),
+    "GATE_ATTN_SRC": ("attention_gate.source",),
+    "INT4_STEP": ("layer_bits.bits",),
+    "TTT_MASK": ("phased_ttt.qv", "lora_ttt.qv"),
+    "AWQ_LITE_GROUP_SIZE": ("awq_lite.group",),
     "ROPE_TRAIN_SEQ_LEN": ("partial_rope.train_len",),
     "MATRIX_BITS": ("mixed_bits.attn_bits", "mixed_bits.mlp_bits"),
     "MATRIX_CLIP_SIGMAS": ("sdclip.attn_k", "sdclip.mlp_k"),
@@ -68,8 +84,15 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "PRUNE_FRAC": ("prune.fraction",),
     "ZSTD_LEVEL": ("zstd.level",),
 }
+# What a word of such a variable means to us.
+WORDS = {
+    "TTT_MASK": {"": "1", "all": "1", "baseline_all": "1", "no_qv": "0"},
+    "ATTN_OUT_GATE_SRC": {"proj": "input"},
+    "GATE_ATTN_SRC": {"proj": "input"},
+    "INT4_STEP": {"2": "7", "4": "6", "8": "5", "16": "4"},
+}
 # Of several techniques that read a variable, none of them on, it speaks to one of these.
-SPOKEN_TO = ("score_first_ttt",)
+SPOKEN_TO = ("score_first_ttt", "token_tilt")
 
 
 def is_off(value: str) -> bool:
@@ -99,16 +122,23 @@ def chosen(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Any]
 
 def details(environ: Mapping[str, str], on: Collection[str]) -> dict[str, str]:
     """The settings that DETAILS' variables give the techniques that are `on`."""
-    given = {name: environ[v] for v, names in DETAILS.items() if v in environ for name in names}
+    said = {v: WORDS.get(v, {}).get(environ[v].strip().lower(), environ[v]) for v in DETAILS if v in environ}
+    given = {name: said[v] for v, names in DETAILS.items() if v in said for name in names}
     return {name: value for name, value in given.items() if name.split(".")[0] in on}
 
 
 def from_environment(
-    environ: Mapping[str, str], known: Mapping[str, type[Technique]], on: Collection[str] = ()
+    environ: Mapping[str, str],
+    known: Mapping[str, type[Technique]],
+    on: Collection[str] = (),
+    model_dim: Any = TRAINER_FIELDS["model_dim"].default,
 ) -> dict[str, Any]:
     """The layer that the field's standard variables give. A technique's variable turns it on, `0` turns it
-    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on."""
+    off. `on`: what lower layers turned on; a variable that several techniques read is theirs that are on.
+    `model_dim`: the lower layers' width, of which MLP_HIDDEN is a multiple."""
     layer: dict[str, Any] = {n: environ[n.upper()] for n in TRAINER_FIELDS if n.upper() in environ}
+    if not is_off(environ.get("MLP_HIDDEN", "")):
+        layer["mlp_mult"] = int(environ["MLP_HIDDEN"]) / int(layer.get("model_dim", model_dim))
     layer |= {field: environ[v] for v, field in ALIASES.items() if v in environ}
     layer |= {n: not is_off(environ[v]) for v, n in GATES.items() if v in environ and n in known}
     modes = chosen(environ, known)
@@ -195,5 +225,5 @@ def answered_names(known: Mapping[str, type[Technique]]) -> set[str]:
         {n.upper() for n in TRAINER_FIELDS}
         | {v for t in known.values() for v in t.env}
         | switches
-        | {*ALIASES}
+        | {*ALIASES, "MLP_HIDDEN"}
     )

@@ -68,7 +68,8 @@ def settings_from(
     inert = inert_variables(preset) if preset else set[str]()
     heard = {n: value for n, value in environ.items() if n not in inert}
     refuse_unanswered(heard, known)
-    environment = from_environment(heard, known, _turned_on(preset_layer, file_layer, known))
+    width = (file_layer.get("model_dim") or preset_layer.get("model_dim") or Config.model_dim,)
+    environment = from_environment(heard, known, _turned_on(preset_layer, file_layer, known), *width)
     if not (preset or file or command_line or environment or has_gpu):
         preset_layer = read_preset("laptop")
     layers = {

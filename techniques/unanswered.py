@@ -21,14 +21,24 @@ FIXED: dict[str, tuple[str, str]] = {
     "LQER_ASYM_ENABLED": ("1", "lqer has the asymmetric factors alone"),
     "LQER_FACTOR_BITS": ("4", "lqer stores B in 4 bits; in #1855 the asymmetric form does not read this one"),
     "TTT_OPTIMIZER": ("adam adamw", "adapters take AdamW, score_first_ttt SGD"),
-    "TTT_GRAD_STEPS": ("1", "one step a chunk"),
-    "GLOBAL_TTT_RESPECT_DOC_BOUNDARIES": ("1", "phases train inside documents"),
-    "GLOBAL_TTT_WARMUP_CHUNKS": ("0", "the rate of the phases has no warm-up"),
+    "GLOBAL_TTT_OPTIMIZER": ("sgd", "phases take SGD"),
+    "TTT_GRAD_STEPS_CLEAN": ("0", "each of grad_steps is a forward of its own"),
+    "TTT_LORA_EMA_DECAY": ("0 0.0", "adapters are scored as the last step left them"),
+    "TTT_UPDATE_EVERY": ("1", "a step behind every chunk (grad_steps: several)"),
+    "TTT_SHORT_SCORE_FIRST_ENABLED": ("1", "TTT_SHORT_SCORE_FIRST_STEPS turns short chunks on; leave it out"),
+    "AWQ_LITE_BITS": ("8", "awq_lite stores its group in 8 bits"),
+    "AWQ_LITE_GROUP_TOP_K": ("1", "awq_lite takes the most salient group"),
+    "NGRAM_HINT_PRECOMPUTE_OUTSIDE": ("0", "hints are part of the timed evaluation"),
+    "WITHIN_BOOST": ("0 0.0", "experts within words looked at the target (#1420); tokens alone are counted"),
+    "WORD_BOOST": ("0 0.0", "experts of word starts looked at the target (#1420); tokens alone are counted"),
+    "AGREE_ADD_BOOST": ("0 0.0", "one expert: it has nobody to agree with"),
+    "GATED_XSA_RESIDUAL_SPAN": ("1 1.0", "xsa.mode=residual is 1 + tanh(α)"),
+    "TRAIN_SEQ_SCHEDULE_MODE": ("wallclock", "a stage ends at a share of the budget"),
+    "LQER_SCOPE": ("all", "lqer corrects whichever matrices are worst"),
+    "LQER_GAIN_SELECT": ("0", "lqer ranks by the error's norm"),
     "VAL_DOC_FRACTION": ("1 1.0", "VAL_TOKENS scores a part"),
     "SPARSE_ATTN_GATE_INIT_STD": ("0 0.0", "the sparse gate begins at zero"),
     "GATED_ATTN_INIT_STD": ("0.005", "the gate of #1736 begins with this std"),
-    "ATTN_OUT_GATE_SRC": ("proj", "the gate reads the block's input"),
-    "GATE_ATTN_SRC": ("proj", "the gate reads the block's input"),
     "PARALLEL_RESIDUAL_START": ("-1", "set parallel_residual.mode=single and parallel_residual.start"),
     "PARALLEL_START_LAYER_IS_PHYSICAL": ("1", "parallel_residual counts physical layers"),
     "INT6_LAYER_START": ("-1", "bits are set by role (ATTN_BITS, MLP_BITS, EMBED_BITS), not by layer"),
@@ -69,7 +79,9 @@ INERT: tuple[tuple[str, str], ...] = (
         "speed and log alone",
         "COMPILE_MODE COMPILE_MODEL USE_COMPILE CHURN_LOG_EVERY SLIDING_BATCH_SIZE EVAL_BATCH_SEQS "
         "EVAL_BATCH_SIZE SW_EVAL_BATCH SLOT_BATCH_SEQS GPTQ_BATCH_SIZE LOGIT_CHUNK_TOKENS "
-        "TTT_HEARTBEAT_SECONDS MLX_EAGER_EVAL MLX_MAX_MICROBATCH_TOKENS USE_INT8_KERNEL USE_TRITON_KERNEL",
+        "COMPILE_SHAPE_WARMUP COMPILE_SHAPE_WARMUP_ITERS COMPILE_SHAPE_WARMUP_LOOP_MODES "
+        "PERGROUP_ROUNDTRIP_CHECK TTT_HEARTBEAT_SECONDS MLX_EAGER_EVAL MLX_MAX_MICROBATCH_TOKENS "
+        "USE_INT8_KERNEL USE_TRITON_KERNEL",
     ),
     (
         "a word that a shell may use for itself, of scripts outside the records",
@@ -80,30 +92,29 @@ INERT: tuple[tuple[str, str], ...] = (
         "MUON_BETA2",
     ),
     (
-        "used only with GLOBAL_TTT_WARMUP_CHUNKS, which has its own row",
-        "GLOBAL_TTT_WARMUP_START_LR",
+        "of hints by words, whose strength has its own row",
+        "WITHIN_TAU WORD_TAU WORD_ORDER WORD_NORMALIZE",
+    ),
+    (
+        "read only where TTT_SHORT_SCORE_FIRST_STEPS is empty",
+        "TTT_SHORT_DOC_LEN TTT_SHORT_CHUNK_SIZE",
     ),
 )
 
 # (what is missing, or what to set instead, names)
 REFUSED: tuple[tuple[str, str], ...] = (
     (
-        "set MLP_MULT = MLP_HIDDEN / MODEL_DIM",
-        "MLP_HIDDEN",
-    ),
-    (
         "one decay for all there: set MUON_WD, ADAM_WD, EMBED_WD",
         "WEIGHT_DECAY ADAM_WEIGHT_DECAY TTT_WD",
     ),
     (
-        "bits are set by role (ATTN_BITS, MLP_BITS, EMBED_BITS) or by sensitivity_bits, not by layer",
-        "INT4_LAYERS INT4_STEP INT6_LAYERS INT6_STEP N_INT6_LAYERS MIXED_QUANT LOOP_LAYER_BITS QUANT_BITS "
+        "bits are set by role (ATTN_BITS, MLP_BITS, EMBED_BITS), by layer_bits or by sensitivity_bits",
+        "INT6_LAYERS INT6_STEP N_INT6_LAYERS MIXED_QUANT LOOP_LAYER_BITS QUANT_BITS "
         "QUANT_BITS_EMBED QUANT_BITS_MLP QAT_BITS USE_INT6 QUANT_CONFIG ATTN_INT5 MLP_INT5",
     ),
     (
-        "no matrix is stored as float here; EMBED_BITS goes to 8",
-        "FP16_EMBED_EXPORT FP16_KEEP_NAME_PATTERNS FP16_PASSTHROUGH_PATTERNS INT8_FULL_RANGE_PATTERNS "
-        "FP_STORAGE SCALE_STORAGE",
+        "mixed_bits.embed_bits=16 keeps the embedding, nothing else",
+        "FP16_KEEP_NAME_PATTERNS FP16_PASSTHROUGH_PATTERNS INT8_FULL_RANGE_PATTERNS FP_STORAGE SCALE_STORAGE",
     ),
     (
         "fake quantisation: set LATE_QAT_THRESHOLD (2: from the first step); its bits are the export's",
@@ -118,8 +129,20 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "GPTQ_AR_SELFGEN GPTQ_CALIB_SAMPLES GPTQ_TEMPERATURE GPTQ_GEN_TEMP GPTQ_GEN_LEN GPTQ_NUM_SEQS",
     ),
     (
-        "set gptq.damp",
-        "GPTQ_DAMP",
+        "the split's last positions, fewer than a sequence, are not scored here",
+        "EVAL_INCLUDE_TAIL",
+    ),
+    (
+        "set seq_schedule.rewarm, a share of the budget",
+        "SEQ_CHANGE_WARMUP_STEPS",
+    ),
+    (
+        "smear_gate.mode=input_gate always masks BOS; without that documents leak (#1797 audit)",
+        "SMEAR_GATE_BOS_FIX",
+    ),
+    (
+        "another optimiser of the matrices (NorMuon, Huber decay) is not here",
+        "SKYLIGHT_MUON SKYLIGHT_NORM_EMA SKYLIGHT_UW_FLOOR MUON_HUBER_WD",
     ),
     (
         "set sdclip's widths by ATTN_CLIP_SIGMAS, MLP_CLIP_SIGMAS, EMBED_CLIP_SIGMAS",
@@ -154,10 +177,6 @@ REFUSED: tuple[tuple[str, str], ...] = (
     (
         "set ATTN_OUT_GATE_ENABLED and GATE_WINDOW",
         "GATE_ATTN_OUT GATE_WIDTH",
-    ),
-    (
-        "a gate of the MLP's output is not here",
-        "GATE_MLP_OUT",
     ),
     (
         "set MTP_NUM_HEADS",
@@ -205,8 +224,8 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "DOC_PACKING",
     ),
     (
-        "an embedding narrower or wider than the model is not here",
-        "EMBEDDING_DIM EMBED_DIM EMBED_INNER_DIM",
+        "set factored_embedding.dim",
+        "EMBED_DIM EMBED_INNER_DIM",
     ),
     (
         "a run stops at no half: resume reuses finished stages",
@@ -222,8 +241,16 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "TTT_COSINE TTT_PERLAYER TTT_MIN_LR TTT_FREEZE_EMBED TTT_ENTROPY_HIGH TTT_ENTROPY_LOW TTT_NS_STEPS",
     ),
     (
-        "rates by layer, bank or phase of training are not here",
-        "BIGRAM_LR_SCALE MATRIX_LR_EARLY MATRIX_LR_LATE BANK_SPLIT BLOCK_LARS_TRUST BLOCK_LARS_MIN_SCALE "
+        "set layer_rates.early and layer_rates.late, factors of matrix_lr (they did nothing in #1204)",
+        "MATRIX_LR_EARLY MATRIX_LR_LATE BANK_SPLIT",
+    ),
+    (
+        "set canon.last_n and canon.where",
+        "CANON_AC_LAYERS",
+    ),
+    (
+        "rates by bank or phase of training are not here",
+        "BIGRAM_LR_SCALE BLOCK_LARS_TRUST BLOCK_LARS_MIN_SCALE "
         "MUON_COOLDOWN_START MUON_COOLDOWN_END LR_WARMUP_STEPS LR_START ADAM_LR USE_GRAM_NS "
         "INDEPENDENT_LR",
     ),
@@ -232,12 +259,12 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "ROPE_YARN YARN_MAX_LEN EVAL_NTK_ALPHA",
     ),
     (
-        "a temperature or an asymmetric cap of the scores is not here",
-        "ASYM_LOGIT_RESCALE TEMP_CALIB EVAL_TEMPERATURE",
+        "a temperature of the scores is not here",
+        "TEMP_CALIB EVAL_TEMPERATURE",
     ),
     (
-        "not here: gates of the whole block, trigrams, canon layers, attention variants, learnt wraps",
-        "DTG_ENABLED TRIGRAM CANON_AC_LAYERS DISABLE_LAYER0_ATTN DIFF_ATTN ATTN_RES ATTN_VARIANT "
+        "not here: gates of the whole block, trigrams, attention variants, learnt wraps",
+        "DTG_ENABLED TRIGRAM DIFF_ATTN ATTN_RES ATTN_VARIANT "
         "ATTN_PROJ_TYPE LATENT_KV_DIM MLP_GROUPS MLP_EVERY MLP_RANK BLOCK_TYPE LOGIT_HEAD_TYPE USE_WRAP "
         "WRAP_INIT_SCALE REFINER REFINER_KERNEL LORA_RANK LORA_LR NUM_LIGHT_BLOCKS SKIP_TOKENS "
         "NGRAM_WITHIN_BETA NGRAM_WORD_BETA",

@@ -81,6 +81,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "bundle.one_file",
             "claims.compare",
             "claims.confirm",
+            "pages.live",
             "pages.report",
             "search.common.tables",
             "search.report.costs",
@@ -94,10 +95,13 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "search.session.session",
             "search.session.shelf",
             "search.study.load",
+            "readers.scan",
             "search.trainers.foreign.draft",
+            "search.workers.tries",
             "techniques.config",
         ),
     ),
+    "search.common.console": ("rich is a third of the time that `--help` takes", ("search.common.tables",)),
     "search.session.session": (
         "a study that was never begun is refused without Optuna and SQLAlchemy, 1.2 s of CPU",
         ("search.storage.patient", "search.storage.patient"),
@@ -112,7 +116,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "search.trainers.foreign.run": (
         "every command knows its study's trainer, only a worker's start reads the script: 0.01 s of CPU",
-        ("readers.scan",),
+        ("readers.constants", "readers.scan"),
     ),
     "train_gpt": (
         "a file made by the bundle holds no bundler, and it loads once the model is packed",

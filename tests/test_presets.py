@@ -1,6 +1,7 @@
 """Every preset: golden parameter count at full size, its legality, a whole run at smoke scale on a CPU."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ RECORDS = {
     "pr569": (26_993_766, "legal-if-timed", "closed"),
     "pr1263": (26_993_756, "contested", "contested"),
     "pr1019": (27_067_484, "legal", "legal"),
+    "pr1493": (35_944_536, "legal-if-timed", "legal"),
     "pr1855": (35_945_671, "legal-if-timed", "legal"),
+    "pr2118": (35_945_759, "contested", "contested"),
+    "pr2130": (35_945_671, "contested", "contested"),
+    "pr2140": (35_945_671, "contested", "contested"),
 }
 # The same maths by a faster way; a difference (documents' starts) that a tiny audited batch need not hold.
 UNSEEN = {"fused_ce", "varlen_attention"}
@@ -36,6 +41,7 @@ SMALL: dict[str, Any] = {
     "caseops": False,  # the tiny corpus is plain
     "iterations": 12,
     "reserve_seconds": 0.0,
+    "eval_seq_len": 0,
     "partial_rope.dims": 8,
     "xsa.last_n": 2,
     "bigram_hash.rows": 61,
@@ -53,6 +59,9 @@ SMALL: dict[str, Any] = {
     "gptq.self_tokens": 16,
     "quant_gate.min_numel": 8,
     "lqer.group": 32,
+    "awq_lite.group": 16,
+    "seq_schedule.lengths": "16@0.3",
+    "seq_schedule.rewarm": 0.1,
     "per_group.quality": 4,
     "sliding_window.stride": 16,
     "phased_ttt.rank": 4,
@@ -61,6 +70,9 @@ SMALL: dict[str, Any] = {
     "phased_ttt.prefix_docs": 4,
     "phased_ttt.phases": 2,
     "phased_ttt.global_chunk_tokens": 64,
+    "phased_ttt.context": 0,
+    "phased_ttt.short_chunks": "",
+    "phased_ttt.tilt_order": 2,
     "pre_eval_ttt.epochs": 2,
     "pre_eval_ttt.batch_seqs": 32,
     "pre_eval_ttt.stride": 16,
@@ -89,7 +101,10 @@ def test_golden_parameter_count(preset: str) -> None:
     run = resolved(preset)
     model = train_gpt.build_model(run, "meta")
     assert sum(p.numel() for p in model.parameters()) == RECORDS[preset][0]
-    assert about(preset).get("params", RECORDS[preset][0]) == RECORDS[preset][0]
+    told = about(preset)
+    assert told.get("params", RECORDS[preset][0]) == RECORDS[preset][0]
+    asym = run.values.get("phased_ttt.asym_cap", False)  # two scalars that are parameters there
+    assert told.get("params_published", RECORDS[preset][0] + 2 * asym) == RECORDS[preset][0] + 2 * asym
 
 
 @pytest.mark.parametrize("preset", RECORDS)
@@ -100,6 +115,28 @@ def test_legality(preset: str) -> None:
     told = about(preset)
     assert told["legality"].startswith(published) and told.get("verdict", "legal") == here
     assert told["source"] and all(told["not_reproduced"])  # what of the published run is not here
+
+
+def test_published_results_say_what_they_are_of() -> None:
+    """At least 25 records; each a configuration of ours, with its protocol, its trust and its source."""
+    told = json.loads((PRESETS.parent / "published.json").read_text(encoding="utf-8"))["result"]
+    wanted = {"preset", "val_bpb", "seeds", "protocol", "trust", "source"}
+    more = {"settings", "differs", "sd"}
+    for result in told:
+        assert wanted <= result.keys() <= wanted | more, result
+        run = resolve(
+            {"preset": read_preset(result["preset"]), "file": result.get("settings", {})}, catalog.metadata()
+        )
+        given = {k: v for k, v in result.get("settings", {}).items() if k != "ema.decay"}  # kept as 1 − β
+        assert run.values.items() >= given.items()
+        assert 0.9 < result["val_bpb"] < 1.3 and 1 <= result["seeds"] <= 10
+        assert result["trust"] in ("logs", "submission", "text", "disputed")
+        assert re.match(r"#\d+|rec:2026-\d\d-\d\d_|root trainer", result["source"]) and result["protocol"]
+        assert result["seeds"] > 1 or "sd" not in result
+    records = {re.split(r"[ ,]", result["source"])[0] for result in told if result["trust"] != "disputed"}
+    assert len(records) >= 25
+    same = [json.dumps({k: r.get(k) for k in ("preset", "settings", "source")}) for r in told]
+    assert len(same) == len(set(same))
 
 
 def small(preset: str, tiny: dict[str, str]) -> dict[str, str]:

@@ -56,6 +56,54 @@ GATED_ATTN_QUANT_GATE=1 SPARSE_ATTN_GATE_ENABLED=1 GATE_WINDOW=12 SMEAR_GATE_ENA
 LQER_ENABLED=1 LQER_ASYM_ENABLED=1 LQER_RANK=4 LQER_FACTOR_BITS=4 LQER_ASYM_GROUP=64 LQER_TOP_K=3
 FUSED_CE_ENABLED=1 COMPRESSOR=pergroup NCCL_NET=Socket SEED=42
 """
+PR1493 = "SEED=42 QK_GAIN_INIT=5.25 TTT_ENABLED=1 TTT_LR=0.005 TTT_EPOCHS=3"
+DATA = """
+DATA_PATH=./data/datasets/fineweb10B_sp8192_lossless_caps_caseops_v1_reserved
+TOKENIZER_PATH=./data/tokenizers/fineweb_8192_bpe_lossless_caps_caseops_v1_reserved.model
+"""
+PR2118 = f"""
+SEED=42 NGRAM_HINT_PRECOMPUTE_OUTSIDE=0 {DATA} CASEOPS_ENABLED=1 VOCAB_SIZE=8192 ITERATIONS=20000
+MAX_WALLCLOCK_SECONDS=600 TTT_ENABLED=1 PHASED_TTT_ENABLED=1 PHASED_TTT_NUM_PHASES=1
+PHASED_TTT_PREFIX_DOCS=1000 TTT_LORA_RANK=80 TTT_MASK=no_qv TTT_Q_LORA=0 TTT_V_LORA=0 TTT_LOCAL_LR_MULT=0.75
+EVAL_SEQ_LEN=2560 TTT_EVAL_SEQ_LEN=2560 QK_GAIN_INIT=5.25 MATRIX_LR=0.026 MIN_LR=0.1 EMBED_BITS=7
+GRAD_CLIP_NORM=0.3 MATRIX_CLIP_SIGMAS=12.85 ATTN_CLIP_SIGMAS=13.0 MLP_CLIP_SIGMAS=11.5
+EMBED_CLIP_SIGMAS=14.0 FUSED_CE_ENABLED=1 SMEAR_GATE_ENABLED=1 GATE_WINDOW=12 SPARSE_ATTN_GATE_ENABLED=1
+LQER_ENABLED=1 LQER_RANK=4 LQER_TOP_K=1 LQER_GROUP_SIZE=64 LQER_ASYM_ENABLED=1 LQER_ASYM_GROUP=64
+AWQ_LITE_ENABLED=1 ASYM_LOGIT_RESCALE=1 NGRAM_TILT_ENABLED=1 GATED_XSA=1 SKYLIGHT_MUON=0
+GPTQ_RESERVE_SECONDS=2.0 GPTQ_CALIBRATION_BATCHES=16 COMPRESSOR=pergroup NCCL_NET=Socket
+GLOBAL_TTT_MOMENTUM=0.9
+"""
+PR2130 = """
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True ASYM_LOGIT_RESCALE=1 NGRAM_TILT_ENABLED=1
+NGRAM_HINT_PRECOMPUTE_OUTSIDE=0 TOKEN_ORDER=16 TOKEN_THRESHOLD=0.800 TOKEN_BOOST=2.625 WITHIN_TAU=99.0
+WITHIN_BOOST=0.0 WORD_TAU=99.0 WORD_BOOST=0.0 AGREE_ADD_BOOST=0.0 DATA_DIR=./data CASEOPS_ENABLED=1
+SMEAR_GATE_BOS_FIX=0 TTT_LORA_EMA_DECAY=0.0 TTT_UPDATE_EVERY=1 PHASED_TTT_PREFIX_DOCS=2500
+PHASED_TTT_NUM_PHASES=1 EVAL_SEQ_LEN=2560 TTT_EVAL_SEQ_LEN=2560 COMPRESSOR=pergroup MATRIX_CLIP_SIGMAS=12.85
+ATTN_CLIP_SIGMAS=13.0 MLP_CLIP_SIGMAS=11.5 EMBED_BITS=7 EMBED_CLIP_SIGMAS=14.0 MATRIX_LR=0.028 MIN_LR=0.1
+WARMDOWN_FRAC=0.85 BETA2=0.99 FUSED_CE_ENABLED=1 SPARSE_ATTN_GATE_ENABLED=1 SPARSE_ATTN_GATE_SCALE=0.5
+SMEAR_GATE_ENABLED=1 GATE_WINDOW=12 LQER_ENABLED=1 LQER_RANK=4 LQER_TOP_K=3 LQER_FACTOR_BITS=4
+LQER_ASYM_ENABLED=1 LQER_ASYM_GROUP=32 TTT_WARM_START_A=1 TTT_LORA_RANK=80 TTT_BETA2=0.99
+TTT_WEIGHT_DECAY=2.0 TTT_LORA_LR=8e-5 GPTQ_RESERVE_SECONDS=0.5 GPTQ_CALIBRATION_BATCHES=16 TTT_K_LORA=0
+TTT_O_LORA=1 TTT_MLP_LORA=1 EMA_DECAY=0.9965 SEED=314
+"""
+PR2140 = f"""
+CASEOPS_ENABLED=1 VOCAB_SIZE=8192 TRAIN_SEQ_LEN=3072 ROPE_TRAIN_SEQ_LEN=3072
+TRAIN_SEQ_SCHEDULE=1024@0.100,2048@0.700,3072@1.000 TRAIN_SEQ_SCHEDULE_MODE=wallclock
+SEQ_CHANGE_WARMUP_STEPS=32 COMPILE_SHAPE_WARMUP=1 EVAL_SEQ_LEN=3072 EVAL_STRIDE=1536 LEAKY_RELU_SQ_SLOPE=0.3
+TTT_ENABLED=1 TTT_EVAL_SEQ_LEN=3072 TTT_BATCH_SIZE=24 TTT_CHUNK_SIZE=64 TTT_SHORT_SCORE_FIRST_ENABLED=1
+TTT_SHORT_DOC_LEN=2000 TTT_SHORT_CHUNK_SIZE=32 TTT_SHORT_SCORE_FIRST_STEPS=256:16,2000:32 TTT_LORA_RANK=80
+TTT_LORA_LR=0.0001 TTT_LOCAL_LR_MULT=0.75 TTT_MASK=no_qv TTT_Q_LORA=0 TTT_V_LORA=0 TTT_WEIGHT_DECAY=0.5
+TTT_BETA2=0.99 PHASED_TTT_PREFIX_DOCS=2500 PHASED_TTT_NUM_PHASES=1 NGRAM_TILT_ENABLED=1
+NGRAM_HINT_PRECOMPUTE_OUTSIDE=0 TOKEN_ORDER=16 TOKEN_THRESHOLD=0.800 TOKEN_BOOST=2.625 WITHIN_TAU=0.450
+WITHIN_BOOST=0.0 WORD_ORDER=4 WORD_NORMALIZE=strip_punct_lower WORD_TAU=0.650 WORD_BOOST=0.0
+AGREE_ADD_BOOST=0.0 WARMDOWN_FRAC=0.85 BETA2=0.99 QK_GAIN_INIT=5.25 SPARSE_ATTN_GATE_ENABLED=1
+SPARSE_ATTN_GATE_SCALE=0.5 GATED_ATTN_QUANT_GATE=1 SMEAR_GATE_ENABLED=1 GATE_WINDOW=12 FUSED_CE_ENABLED=1
+MATRIX_LR=0.026 MIN_LR=0.1 GRAD_CLIP_NORM=0.3 EMBED_BITS=7 EMBED_CLIP_SIGMAS=14.0 MATRIX_CLIP_SIGMAS=12.85
+ATTN_CLIP_SIGMAS=13.0 MLP_CLIP_SIGMAS=11.5 LQER_ENABLED=1 LQER_RANK=4 LQER_TOP_K=3 LQER_FACTOR_BITS=4
+LQER_ASYM_ENABLED=1 LQER_ASYM_GROUP=64 AWQ_LITE_ENABLED=1 AWQ_LITE_BITS=8 AWQ_LITE_GROUP_TOP_K=1
+AWQ_LITE_GROUP_SIZE=64 ASYM_LOGIT_RESCALE=1 COMPRESSOR=pergroup GPTQ_RESERVE_SECONDS=4.0
+GPTQ_CALIBRATION_BATCHES=16 VAL_LOSS_EVERY=0 SEED=42 {DATA}
+"""
 # preset -> its record's command, as its README prints it. Of #569 none was found.
 COMMANDS = {
     "naive": NAIVE,
@@ -64,12 +112,17 @@ COMMANDS = {
     "pr549": PR549,
     "pr1019": PR1019,
     "pr1263": PR1263,
+    "pr1493": PR1493,
     "pr1855": PR1855,
+    "pr2118": PR2118,
+    "pr2130": PR2130,
+    "pr2140": PR2140,
 }
 # What a command may say otherwise than its preset: paths, seed, the run's name, what is told while it trains.
 APART = {"data_path", "tokenizer_path", "seed", "run_id", "val_loss_every", "train_log_every"}
 # The same layers by number; the published reserve is too short for the calibration.
-SAID_OTHERWISE = {"pr549": {"value_embedding.layers"}, "pr1855": {"reserve_seconds"}}
+SAID_OTHERWISE = {"pr549": {"value_embedding.layers"}}
+SAID_OTHERWISE |= {preset: {"reserve_seconds"} for preset in ("pr1855", "pr2118", "pr2130", "pr2140")}
 
 
 def variables(command: str) -> dict[str, str]:
@@ -184,6 +237,14 @@ def test_layers_by_number() -> None:
         ("COMPRESSOR", "lzma", {"lzma_xz": True, "zstd": False}),
         ("COMPRESSOR", "zlib", {"lzma_xz": False, "zstd": False}),
         ("CASEOPS_ENABLED", "1", {"caseops": True}),
+        ("GATED_XSA", "1", {"xsa.mode": "gate"}),
+        ("GATED_XSA_RESIDUAL", "1", {"xsa.mode": "residual"}),
+        ("FP16_EMBED_EXPORT", "1", {"mixed_bits.embed_bits": 16, "mixed_bits.mlp_bits": 8}),
+        ("NGRAM_TILT_ENABLED", "1", {"token_tilt": True, "phased_ttt": False}),
+        ("GRAD_CENTRALIZE", "1", {"grad_centralize": True}),
+        ("LABEL_SMOOTH", "0.1", {"label_smoothing.share": 0.1}),
+        ("GATE_MLP_OUT", "1", {"mlp_gate": True}),
+        ("ETLB_ENABLED", "1", {"etlb": True}),
     ],
 )
 def test_a_variable_that_chooses_a_variant(variable: str, value: str, expected: dict[str, object]) -> None:
@@ -225,3 +286,21 @@ def test_every_mode_and_detail_names_what_exists() -> None:
         for name in names:
             owner, _, field = name.partition(".")
             assert field in KNOWN[owner].Config.__dataclass_fields__, name
+
+
+def test_an_mlp_of_any_width_and_words_of_details() -> None:
+    heads = {"NUM_HEADS": "6", "NUM_KV_HEADS": "6"}
+    for dim, hidden in ((516, 1344), (516, 992), (480, 1001), (84, 25)):
+        run = settings("", {**heads, "MODEL_DIM": str(dim), "MLP_HIDDEN": str(hidden)})
+        assert run.config.shape().mlp_dim == hidden
+    assert settings("laptop", {"MLP_HIDDEN": "100"}).config.shape().mlp_dim == 100
+    run = settings(
+        "", {"INT4_LAYERS": "3", "INT4_STEP": "4", "GATED_ATTENTION": "1", "GATE_ATTN_SRC": "proj"}
+    )
+    assert run.values["layer_bits.bits"] == 6 and run.values["attention_gate.source"] == "input"
+    run = settings("", {"ATTN_OUT_GATE_ENABLED": "1", "ATTN_OUT_GATE_SRC": "q"})
+    assert run.values["attention_gate.source"] == "q"
+    run = settings("", {"NGRAM_TILT_ENABLED": "1", "PHASED_TTT_ENABLED": "1", "TTT_MASK": "no_qv"})
+    assert run.values["phased_ttt.tilt"] and not run.values["token_tilt"] and not run.values["phased_ttt.qv"]
+    with pytest.raises(ValueError, match=r"phased_ttt\.qv"):
+        settings("", {"PHASED_TTT_ENABLED": "1", "TTT_MASK": "no_q"})

@@ -1,15 +1,37 @@
 """Muon: momentum, then the nearest semi-orthogonal matrix by Newton–Schulz (K. Jordan et al.).
 
-Techniques wrap or replace the iteration through `Muon.orthogonalize` (seam `orthogonalize`).
+Techniques wrap or replace the iteration through `Muon.orthogonalize` (seam `orthogonalize`). `Hyper`: the
+settings of every optimiser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Optimiser settings behind the learning rates; techniques change them at the seam `hyper`."""
+
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85  # linear to muon_momentum over the warm-up
+    muon_momentum_warmup_steps: int = 500
+    muon_ns_steps: int = 5  # Newton–Schulz iterations
+    muon_weight_decay: float = 0.0  # decoupled: p ← p·(1 − lr·wd)
+    adam_weight_decay: float = 0.0  # scalars and vectors
+    embed_weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    lr_mults: tuple[tuple[str, float], ...] = ()  # role -> multiple of its learning rate
+    layer_mults: tuple[int, float, float] = (0, 1.0, 1.0)  # of Muon's: below this layer, from it on
+    cautious_decay: bool = False  # of Muon's: only where the update has the weight's sign
+    lr_mult: float = 1.0  # the same of all, now
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
@@ -30,8 +52,8 @@ class Muon(torch.optim.Optimizer):
     matrices out round-robin and exchange the updates; matrices of one shape are iterated together."""
 
     def __init__(self, params: list[Any], lr: float, hyper: Any, world: Any, dtype: torch.dtype):
-        decay = hyper.muon_weight_decay
-        super().__init__(params, {"lr": lr, "momentum": hyper.muon_momentum, "weight_decay": decay})
+        defaults = {"lr": lr, "momentum": hyper.muon_momentum, "weight_decay": hyper.muon_weight_decay}
+        super().__init__(params, defaults)
         self.hyper, self.world, self.dtype = hyper, world, dtype
         self.orthogonalize: Callable[[Tensor, int], Tensor] = newton_schulz
 
@@ -66,7 +88,7 @@ class Muon(torch.optim.Optimizer):
                 updates = dict(enumerate(flat.split([p.numel() for p in params])))
             # without a gradient: of a part that this phase's graph does not reach
             moved = [(p, updates[i]) for i, p in enumerate(params) if p.grad is not None]
-            apply_updates(moved, group["lr"], group["weight_decay"])
+            apply_updates(moved, group["lr"], group["weight_decay"], cautious=self.hyper.cautious_decay)
 
     def momentum(self, params: list[Tensor], mu: float) -> Tensor:
         """buf ← μ·buf + g of parameters of one shape; the Nesterov updates g + μ·buf [N, rows, cols]."""
@@ -77,11 +99,22 @@ class Muon(torch.optim.Optimizer):
         return torch.stack(torch._foreach_add(grads, bufs, alpha=mu)).to(self.dtype)  # type: ignore[attr-defined]
 
 
-def apply_updates(moved: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
+def decay(moved: list[tuple[Tensor, Tensor]], amount: float, *, cautious: bool) -> None:
+    """p ← p·(1 − amount) of pairs (p, u); cautious: of the elements where u has p's sign."""
+    if not cautious:
+        torch._foreach_mul_([p for p, _ in moved], 1.0 - amount)  # type: ignore[attr-defined]
+        return
+    for p, u in moved:
+        p.mul_(1.0 - amount * (u.view_as(p) * p > 0).to(p.dtype))
+
+
+def apply_updates(
+    moved: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float, *, cautious: bool = False
+) -> None:
     """p ← p·(1 − lr·wd) − lr·√max(1, rows/cols)·u of pairs (p, u), a few kernels for all of one shape."""
     if not moved:
         return
-    torch._foreach_mul_([p for p, _ in moved], 1.0 - lr * weight_decay)  # type: ignore[attr-defined]
+    decay(moved, lr * weight_decay, cautious=cautious)
     scales: dict[float, list[tuple[Tensor, Tensor]]] = {}
     for p, u in moved:
         scales.setdefault(max(1.0, p.size(-2) / p.size(-1)) ** 0.5, []).append((p, u.view_as(p).to(p.dtype)))

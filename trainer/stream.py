@@ -10,7 +10,8 @@ Legend: S shards, T sequence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,14 @@ class TokenStream:
 
     def load(self, state: dict[str, Any]) -> None:
         self.shard, self.at, self.read = state["shard"], state["at"], state["read"]
+
+
+def block_of(lengths: Iterable[int]) -> int:
+    """The block that sequences of all these lengths cut without rest, up to four times the longest; else the
+    longest."""
+    lengths = [*lengths]
+    block = math.lcm(*lengths)
+    return block if block <= 4 * max(lengths) else max(lengths)
 
 
 def generator_of(*key: Any) -> np.random.Generator:

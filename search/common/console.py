@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from search.common.tables import StudyConsole
 
 OPEN = ("host", "port", "dbname", "user", "sslmode")  # what may be told of a URL's query
 SHORT = 3  # a secret of fewer characters protects nothing, and would garble every text
@@ -81,11 +82,11 @@ def clear_errors() -> Generator[None]:
         raise typer.Exit(2) from None
 
 
-def make_console() -> Console:
+def make_console() -> StudyConsole:
     """A terminal's width; 160 columns in a file or a pipe."""
-    from rich.console import Console  # a third of the time that --help takes
+    from search.common.tables import StudyConsole  # rich is a third of the time that --help takes
 
-    return Console() if sys.stdout.isatty() else Console(width=160, force_interactive=False)
+    return StudyConsole() if sys.stdout.isatty() else StudyConsole(width=160, force_interactive=False)
 
 
 def counted(number: int, noun: str) -> str:

@@ -15,6 +15,10 @@ from rich.text import Text
 
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 WIDE = 10_000  # columns: no table leaves out one of its own
+NATS = (  # what is said of a score in bits per byte, and of one in nats per token
+    *(("bits per byte", "nats per token"), ("bits/byte", "nats/token")),
+    *(("val_bpb", "val_loss"), ("BPB", "loss")),
+)
 UNNAMED = ("name", "value")  # columns of a table that has no heads
 
 
@@ -27,7 +31,17 @@ class Plain:
     rows: tuple[tuple[str, ...], ...]
 
 
-class TableConsole(Console):
+class StudyConsole(Console):
+    """Says what a study's score is: bits per byte, or nats per token where its trainer counts no bytes."""
+
+    nats = False
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As Console.print."""
+        super().print(*(in_nats(o) if self.nats else o for o in objects), **how)
+
+
+class TableConsole(StudyConsole):
     """Keeps the tables for `close`, which writes them to stdout; all other text goes to stderr."""
 
     def __init__(self, form: str):
@@ -37,7 +51,7 @@ class TableConsole(Console):
 
     def print(self, *objects: Any, **how: Any) -> None:
         """As Console.print."""
-        self.kept += [plain(o) for o in objects if isinstance(o, Table)]
+        self.kept += [plain(in_nats(o) if self.nats else o) for o in objects if isinstance(o, Table)]
         rest = [o for o in objects if not isinstance(o, Table)]
         if rest or not objects:
             how["soft_wrap"] = True
@@ -46,6 +60,19 @@ class TableConsole(Console):
     def close(self) -> None:
         write = write_csv if self.form == "csv" else write_json
         write(self.kept, sys.stdout)
+
+
+def in_nats(what: Any) -> Any:
+    """A text, or a table of texts, about a loss in nats per token where it speaks of bits per byte."""
+    if isinstance(what, Table):
+        what.title = in_nats(what.title)
+        for column in what.columns:
+            column.header = in_nats(column.header)
+            column._cells = [in_nats(cell) for cell in column.cells]  # pyright: ignore[reportPrivateUsage]
+    if isinstance(what, str):
+        for bits, nats in NATS:
+            what = what.replace(bits, nats)
+    return what
 
 
 def plain(table: Table) -> Plain:

@@ -163,10 +163,11 @@ def model_bill(resolved: Resolved) -> Bill:
             continue  # of the training loss, not stored
         if tensor.role == "scalar":
             plain["scalar"] += SCALAR_BYTES * tensor.numel
-        elif len(tensor.shape) != 2 or tensor.numel < resolved.config.quantize_min_numel:
+            continue
+        bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
+        if len(tensor.shape) != 2 or tensor.numel < resolved.config.quantize_min_numel or bits == 16:
             plain["half"] += HALF_BYTES * tensor.numel
         else:
-            bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
             entropy = entropy_bits(bits, tensor.shape[1], _largest(owners["row_scale"], tensor.role))
             overhead = float(np.interp(entropy, ENTROPIES, overheads))
             key = (source, tensor.role, bits)

@@ -1,43 +1,73 @@
 """serve(url, study_name): optuna-dashboard for one study on 127.0.0.1.
 
 optuna-dashboard 0.21 knows neither Optuna 5's named constraints nor feasibility when it picks the best trial:
-the storage handed to it here translates the first and decides the second. It has no log-in and its delete
-buttons work, so it is bound to this machine, and `guarded` lets in only who has the token of the printed
-address: no other user of this machine, and no page of another site, by whatever name it reaches us.
+the storage handed to it here translates the first and decides the second. What a page reads comes from
+ShownStorage: attributes as short texts, curves over steps, our figures and notes, none of which is stored;
+what a page writes goes to the study as it is. It has no log-in and its delete buttons work, so it is bound to
+this machine, and `guarded` lets in only who has the token of the printed address: no other user of this
+machine, and no page of another site, by whatever name it reaches us.
 """
 
 import copy
 import hashlib
 import html
+import json
 import re
 import secrets
 import signal
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, quote, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import optuna
 import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
-from optuna.storages import RDBStorage, _CachedStorage  # pyright: ignore[reportPrivateUsage]
+from optuna.storages import _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.report.rows import confirmed_in, ranked
-from search.storage.patient import (
-    StorageError,
-    artifact_store,
-    connect_arguments,
-    connect_check,
-    normalise_url,
-)
+from search.report.shown import Course, course_of, note_of, shown_attributes, shown_trial
+from search.storage.patient import StorageError, artifact_store, connect_check, normalise_url, open_storage
+from search.study.limits import Limits
 
 HOST = "127.0.0.1"
 OURS = re.compile(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")  # what Host may say; any tunnel's port
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 OLD_KEY = "constraints"  # the system attribute that optuna-dashboard reads: a list without names
+DETAIL = re.compile(r"/api/studies/(\d+)")
+# A trial's note among its study's system attributes: its version, or a piece of its text.
+NOTE = re.compile(r"dashboard:(\d+):note_(?:ver|str:(\d+))")
+STUDY_NOTE = "dashboard:note_"
+# Of the report: its own scripts and styles, no network.
+STYLE = (  # the dashboard's pages grow with their longest line
+    "<style>.MuiBox-root{min-width:0;overflow-wrap:anywhere}"
+    "table:not([class]){margin:8px 0}th{text-align:left}"
+    "td,th{padding-right:1em;vertical-align:top}</style></head>"
+)
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+class Live(Protocol):
+    """What is made of a study as it stands now."""
+
+    limits: Limits
+    num_reports: int  # of a trial
+
+    def note(self) -> str:
+        """Of the study, in Markdown."""
+        ...
+
+    def plots(self) -> Mapping[str, str]:
+        """System attributes as optuna_dashboard.save_plotly_graph_object writes them."""
+        ...
+
+    def page(self) -> bytes:
+        """The report, in HTML."""
+        ...
 
 
 class FeasibleStorage(_CachedStorage):
@@ -72,6 +102,78 @@ class FeasibleStorage(_CachedStorage):
             return violation, sign * cast("float", trial.value)
 
         return min(trials, key=rank)
+
+
+class ShownStorage(FeasibleStorage):
+    """What a page shows of `source`; only to be read."""
+
+    def __init__(self, source: FeasibleStorage, study_id: int, live: Live | None) -> None:
+        super().__init__(source._backend)
+        self.source = source
+        self.study_id = study_id
+        self.live = live
+        self._shown: dict[int, tuple[FrozenTrial, Course, FrozenTrial]] = {}
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = self.source.get_all_trials(study_id, deepcopy=False)
+        course = self.course(trials)
+        shown = [self.shown(t, course) for t in trials if states is None or t.state in states]
+        return copy.deepcopy(shown) if deepcopy else shown
+
+    def course(self, trials: list[FrozenTrial]) -> Course:
+        return course_of(trials, self.live.num_reports if self.live else 0)
+
+    def shown(self, trial: FrozenTrial, course: Course) -> FrozenTrial:
+        """A finished trial is the same object each time: it is made once."""
+        before = self._shown.get(trial._trial_id)
+        if before is None or before[0] is not trial or before[1] != course:
+            before = self._shown[trial._trial_id] = (trial, course, shown_trial(trial, course))
+        return before[2]
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        found = self.source.get_best_trial(study_id)
+        return self.shown(found, self.course(self.source.get_all_trials(study_id, deepcopy=False)))
+
+    def get_all_studies(self) -> list[Any]:
+        """Of the served one with its note and its figures, and without the notes of its trials: the
+        dashboard goes through all of them for each trial (`noted` puts them in)."""
+        found: list[Any] = self.source.get_all_studies()
+        for study in found:
+            study.user_attrs = shown_attributes(study.user_attrs)
+            if study._study_id == self.study_id:
+                study.system_attrs = {k: v for k, v in study.system_attrs.items() if not NOTE.fullmatch(k)}
+                study.system_attrs |= self.made(study.system_attrs)
+        return found
+
+    def made(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """The figures, and the note where no person wrote one; as version 0, which a person's follows."""
+        if self.live is None:
+            return {}
+        mine = {f"{STUDY_NOTE}ver": 0, f"{STUDY_NOTE}str:0": self.live.note()}
+        return {**self.live.plots(), **({} if f"{STUDY_NOTE}ver" in attrs else mine)}
+
+    def notes(self, ids: Container[int]) -> dict[int, dict[str, Any]]:
+        """Trial -> its note: what a person wrote, else what its worker would write today."""
+        pieces: dict[int, dict[int, str]] = {}
+        found: dict[int, dict[str, Any]] = {}
+        for name, value in self.source.get_study_system_attrs(self.study_id).items():
+            at = NOTE.fullmatch(name)
+            if at is None or (trial := int(at[1])) not in ids:
+                continue
+            if at[2] is None:
+                found[trial] = {"version": int(value)}
+            else:
+                pieces.setdefault(trial, {})[int(at[2])] = value
+        for trial, note in found.items():
+            note["body"] = "".join(pieces.get(trial, {})[k] for k in sorted(pieces.get(trial, {})))
+        if self.live is not None:
+            for t in self.source.get_all_trials(self.study_id, deepcopy=False):
+                note = found.get(t._trial_id, {"version": 0})
+                if t._trial_id in ids and note["version"] <= 1 and (body := note_of(t, self.live.limits)):
+                    found[t._trial_id] = note | {"body": body}
+        return found
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -115,24 +217,89 @@ def guarded(app: Wsgi, token: str) -> Wsgi:
     return answer
 
 
+def routed(pages: Wsgi, stored: Wsgi, shown: ShownStorage) -> Wsgi:
+    """What is read of studies from `pages`, all else from `stored`; the report at /report."""
+
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "").rstrip("/")
+        read = environ["REQUEST_METHOD"] == "GET"
+        if read and path == "/report" and shown.live is not None:
+            body = shown.live.page()
+            head = [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", POLICY)]
+            start("200 OK", [*head, ("Cache-Control", "no-store"), ("Content-Length", str(len(body)))])
+            return [body]
+        if read and (path or "/dashboard").startswith("/dashboard"):
+            return styled(stored, environ, start)
+        if not read or not path.startswith("/api/studies"):
+            return stored(environ, start)
+        at = DETAIL.fullmatch(path)
+        here = at is not None and int(at[1]) == shown.study_id
+        return noted(pages, environ, start, shown) if here else pages(environ, start)
+
+    return answer
+
+
+def noted(pages: Wsgi, environ: dict[str, Any], start: Any, shown: ShownStorage) -> Iterable[bytes]:
+    """The answer of `pages` about the study, each trial with its note."""
+
+    def change(body: bytes) -> bytes:
+        answer = json.loads(body)
+        trials = [*answer["trials"], *answer["best_trials"]]
+        notes = shown.notes({trial["trial_id"] for trial in trials})
+        for trial in trials:
+            trial["note"] = notes.get(trial["trial_id"], trial["note"])
+        return json.dumps(answer).encode()
+
+    return changed(pages, environ, start, change)
+
+
+def styled(stored: Wsgi, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+    """The dashboard's page, as wide as the window."""
+    plain = {
+        name: value for name, value in environ.items() if not name.startswith(("HTTP_IF_", "HTTP_RANGE"))
+    }
+    return changed(stored, plain, start, lambda body: body.replace(b"</head>", STYLE.encode(), 1))
+
+
+def changed(app: Wsgi, environ: dict[str, Any], start: Any, change: Callable[[bytes], bytes]) -> list[bytes]:
+    """What `app` answers; a body that is whole, changed."""
+    told: list[Any] = []
+    body = b"".join(app(environ, lambda status, heads, *_: told.extend((status, heads))))
+    status, heads = told
+    body = change(body) if status.startswith("200") else body
+    kept = [
+        (name, value)
+        for name, value in heads
+        if name.lower() not in ("content-length", "last-modified", "etag")
+    ]
+    start(status, [*kept, ("Content-Length", str(len(body)))])
+    return [body]
+
+
 def make_dashboard(
-    storage_url: str, study_name: str, *, port: int, artifact_dir: Path
+    storage_url: str,
+    study_name: str,
+    *,
+    port: int,
+    artifact_dir: Path,
+    live: Callable[[optuna.Study], Live] | None = None,
 ) -> tuple[WSGIServer, str]:
     """(a server that listens, the address of the study's page). Raises StorageError or ValueError."""
     url = normalise_url(storage_url)
     connect_check(url)
-    engine = {"pool_pre_ping": True, "pool_size": 2, "connect_args": connect_arguments(url)}
-    storage = FeasibleStorage(RDBStorage(url, engine_kwargs=engine))
+    stored = FeasibleStorage(open_storage(url, worker=True).bulk)
     try:
-        study_id = storage.get_study_id_from_name(study_name)
+        study_id = stored.get_study_id_from_name(study_name)
     except KeyError:
-        names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())[:10]) or "none"
+        names = ", ".join(sorted(s.study_name for s in stored.get_all_studies())[:10]) or "none"
         raise StorageError(
             f"The study must exist, but there is no {study_name!r} here. Known: {names}."
         ) from None
+    shown = ShownStorage(stored, study_id, live and live(optuna.Study(study_name, stored)))
     wsgi = cast("Any", optuna_dashboard).wsgi  # its types name packages that are not installed
     token = secrets.token_urlsafe(24)
-    app = guarded(wsgi(storage, artifact_store=artifact_store(artifact_dir)), token)
+    apps = [wsgi(storage, artifact_store=artifact_store(artifact_dir)) for storage in (shown, stored)]
+    app = guarded(routed(*apps, shown), token)
     try:
         server = make_server(HOST, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:
@@ -142,14 +309,24 @@ def make_dashboard(
     return server, f"http://{HOST}:{server.server_port}/dashboard/studies/{study_id}?token={token}"
 
 
-def serve(storage_url: str, study_name: str, *, port: int = 8080, artifact_dir: Path) -> None:
-    """Prints the address of the study's page and serves it until Ctrl-C."""
+def serve(
+    storage_url: str,
+    study_name: str,
+    *,
+    port: int = 8080,
+    artifact_dir: Path,
+    live: Callable[[optuna.Study], Live] | None = None,
+) -> None:
+    """Prints the addresses of the study's page and of its report, and serves both until Ctrl-C."""
     warnings.filterwarnings("ignore", module=r"optuna\.")  # about importances, to nobody
-    server, page = make_dashboard(storage_url, study_name, port=port, artifact_dir=artifact_dir)
+    server, page = make_dashboard(storage_url, study_name, port=port, artifact_dir=artifact_dir, live=live)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)
     with server:
         print(f"Dashboard of {study_name}: {page}  (Ctrl-C stops it)", flush=True)
+        if live is not None:
+            address, _, token = page.partition("?")
+            print(f"Its report, as of now: {address.partition('/dashboard/')[0]}/report?{token}", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from search.common.numeric import value_at
 from search.pruning.pruner import LATEST, is_evidence
 from search.report.pruning import print_evidence
 from search.report.rows import short
+from search.samplers.caddie import one_thread
 from search.samplers.structured.beliefs import LARGEST, Beliefs
 from search.samplers.structured.rows import Array, learn_rules
 from search.samplers.structured.surrogate import Surrogate
@@ -86,6 +87,7 @@ class _Contrast:
     trials: int
 
 
+@one_thread
 def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
     """The effects of a study that minimises val_bpb. ValueError for fewer than LEAST complete trials."""
     done = sorted((t for t in trials if t.state in LEARNED), key=lambda t: t.number)[-LARGEST:]

@@ -175,7 +175,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
         for line in over_lines(session, bad[: max(3, top // 3)]):
             console.print(line, highlight=False, soft_wrap=True)
-    if not good or any(t.number not in confirmed for t in good[:top]):
+    if not session.study.in_nats and (not good or any(t.number not in confirmed for t in good[:top])):
         console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)

@@ -3,7 +3,7 @@ cache saved of it."""
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
@@ -132,16 +132,6 @@ def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:
     """Of the newest proposal: learnt from OLD: 100 trials, trust 0.8; "" where nothing was."""
     each = [f"{n}: {counted(int(f['trials']), 'trial')}, trust {f['trust']:.1f}" for n, f in facts.items()]
     return f"learnt from {'; '.join(each)}" if each else ""
-
-
-def chain_text(links: Iterable[tuple[str, float]]) -> str:
-    """weights 2.6104, ema 2.5871 (-0.0233), packed 2.6012 (+0.0141), sliding_window 2.5833 (-0.0179)."""
-    before: float | None = None
-    told: list[str] = []
-    for name, bpb in links:
-        told.append(f"{name} {bpb:.4f}" + ("" if before is None else f" ({bpb - before:+.4f})"))
-        before = bpb
-    return ", ".join(told)
 
 
 def short(value: object, *, digits: int = 5) -> str:

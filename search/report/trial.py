@@ -13,7 +13,6 @@ from search.common import attributes as stored
 from search.report.costs import prediction_summary
 from search.report.leaderboard import reproduce_command, stands
 from search.report.rows import (
-    chain_text,
     confirmed_of,
     confirmed_text,
     learnt_text,
@@ -23,6 +22,7 @@ from search.report.rows import (
 )
 from search.session.session import Session
 from search.study.limits import Limits, feasible, over_limits
+from search.workers.record import chain_text
 from techniques.config import Resolved
 
 

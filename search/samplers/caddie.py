@@ -115,7 +115,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         self._refused.clear()
         self.preflight.begin(trial.number)
         taken = set[str]() if self.preflight.study.allow_duplicates else self._keys(others)
-        fixed: dict[str, Any] = trial.system_attrs.get(FIXED_PARAMS, {})
+        fixed = trial.system_attrs.get(FIXED_PARAMS, {}) | trial.params  # all of it, where it is tried again
         goal = self.stages.choose(others) if self.stages and not fixed else None
         found = self._admitted(study, others, goal[1], taken, goal[0]) if goal else None
         if goal and found:

@@ -1,4 +1,4 @@
-"""ForeignSpace: the environment variables of somebody else's script, under their conditions.
+"""ForeignSpace: the settings of somebody else's script, under their conditions.
 
 A variable is asked for when its parent has a value that its `when` names; otherwise it is not set, and the
 script's own default holds. A gate that is off is set to its `off` text.
@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from search.common.conditions import Conditions
 from search.space import space
 from search.space.space import Params, Pick, distribution
-from search.study.foreign import UNSET, Foreign, as_text
+from search.study.foreign import UNSET, Foreign, Value, as_text, texts_of
 from techniques.base import STAGES
 from techniques.config import digest
 
@@ -21,7 +21,7 @@ from techniques.config import digest
 class ForeignRun:
     """One configuration of a foreign trainer."""
 
-    values: dict[str, str]  # its environment
+    values: dict[str, str]  # all that it sets, as texts
     techniques: tuple[str, ...]  # gates that are on
 
     def hash(self) -> str:
@@ -69,17 +69,24 @@ class ForeignSpace:
         return dict(params)
 
     def environment(self, params: Params) -> dict[str, str]:
-        sampled = self.keep_active(params).items()
-        texts = {name: as_text(value) for name, value in self.foreign.fixed.items()}
-        texts |= {name: self.foreign.variables[name].text(value) for name, value in sampled}
-        return {name: text for name, text in texts.items() if text != UNSET}
+        """What goes into the environment of a run."""
+        return self.config(params)["environment"]
 
     def config(self, params: Params) -> dict[str, Any]:
-        return {"environment": self.environment(params)}
+        """{"environment": texts}, and {"settings": values} of what is bound elsewhere, if there is any."""
+        bound, sampled = self.foreign.bindings, self.keep_active(params).items()
+        variables = self.foreign.variables
+        texts = {name: as_text(value) for name, value in self.foreign.fixed.items()}
+        texts |= {name: variables[name].text(value) for name, value in sampled}
+        settings: dict[str, Value] = {n: v for n, v in self.foreign.fixed.items() if n in bound}
+        settings |= {n: variables[n].setting(v) for n, v in sampled if n in bound}
+        config = {"environment": {n: t for n, t in texts.items() if t != UNSET and n not in bound}}
+        settings = {name: value for name, value in settings.items() if value != UNSET}
+        return config | ({"settings": settings} if settings else {})
 
     def resolve(self, params: Params) -> ForeignRun:
         on = self.walk(self.lookup(params))[1]
-        return ForeignRun(self.environment(params), tuple(sorted(on)))
+        return ForeignRun(texts_of(self.config(params)), tuple(sorted(on)))
 
     def params_of(self, config: Params) -> dict[str, Any]:
         def pick(name: str) -> Any:

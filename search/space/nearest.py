@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
@@ -12,6 +12,7 @@ from search.common.numeric import contains, place, value_at
 from search.space.foreign import ForeignSpace
 from search.space.native import NativeSpace
 from search.space.space import Space
+from search.study.foreign import texts_of
 from techniques.config import Resolved, flatten, known_field, resolve
 
 Values = Mapping[str, Any]
@@ -99,7 +100,7 @@ def nearest_value(dist: BaseDistribution, value: Any) -> Any:
 def foreign_values(space: ForeignSpace, config: Values) -> tuple[Values, dict[str, Any], Values]:
     """(variables of the run, the nearest parameters, the variables that they set). What the run did not set
     had the script's default, which nobody knows: the middle of the range stands for it in all trials."""
-    environment = cast("Mapping[str, str]", config["environment"])
+    environment = texts_of(config)
 
     def pick(name: str) -> Any:
         variable = space.foreign.variables[name]
@@ -111,7 +112,7 @@ def foreign_values(space: ForeignSpace, config: Values) -> tuple[Values, dict[st
         return value_at(dist, 0.0) if isinstance(value, str) else nearest_value(dist, value)
 
     params = space.walk(pick)[0]
-    numbers = ({n: plain(t) for n, t in env.items()} for env in (environment, space.environment(params)))
+    numbers = ({n: plain(t) for n, t in env.items()} for env in (environment, texts_of(space.config(params))))
     ran, here = numbers
     return ran, params, here
 

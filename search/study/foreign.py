@@ -1,12 +1,19 @@
-"""parse_foreign(tables, path) -> Foreign: the [trainer], [fixed] and [space] tables of a study that drives
-somebody else's script; docs/any_trainer.md has every entry.
+"""parse_foreign(tables, path) -> Foreign: the [trainer], [fixed], [space] and binding tables of a study that
+drives somebody else's script; docs/any_trainer.md has every entry.
 
-    [fixed]    NAME = value                                environment variables of every run
+    [fixed]    NAME = value                                what every run gets
     [space]    NAME = { low, high, log, step, type }       a number
                NAME = { gate = true, unset = true }        a switch that is off when it is not set
                NAME = { choices }                          one of these
                NAME = { gate = true, on, off }             a switch: on = "1", off = "0"
                …, when = "GATE" or { PARENT = [values] }   asked for only then; else the script's default
+
+A name is an environment variable, unless `{NAME}` stands in the command or a table binds it elsewhere:
+
+    [arguments]  NAME = "--matrix-lr={value}"              words of the command line
+                 NAME = "--fp8" or ["--fp8", "--no-fp8"]   a flag: when on; and when off
+    [keys]       NAME = "config.yaml:optim.lr"             a key of a file (json, toml, yaml, py)
+    [constants]  NAME = "Hyperparameters.lr"               an assignment in the run's own copy of the script
 """
 
 from __future__ import annotations
@@ -20,11 +27,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from readers.patterns import compiled
 from techniques.base import Choice, Float, Int, nearest
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-PLACES = ("python", "script", "gpus", "work")  # what a command may name in braces
+PLACES = ("python", "script", "module", "gpus", "work", "arguments")  # what a command may name in braces
 PLACE = re.compile(r"\{(\w*)\}")
+VALUE = "{value}"
+BINDINGS = ("arguments", "keys", "constants")  # the tables that say where a value goes
+KEY_FILES = (".json", ".toml", ".yaml", ".yml", ".py")
+PATTERNS = ("score_pattern", "progress_pattern", "seconds_pattern")
 KEYS = ("low", "high", "log", "step", "type", "choices", "gate", "on", "off", "unset", "when")
 UNSET = "\0"  # the text of what is not set at all; no variable can have it
 TYPES = ("int", "float")
@@ -34,7 +46,7 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Variable:
-    """One environment variable that the search varies."""
+    """One setting of the script that the search varies."""
 
     name: str
     domain: Float | Int | Choice
@@ -45,6 +57,34 @@ class Variable:
 
     def text(self, value: Any) -> str:
         return (self.on if value else self.off) if self.gate else as_text(value)
+
+    def setting(self, value: Any) -> Value:
+        """Its value where types count: a switch without texts of its own is true or false."""
+        return (
+            bool(value)
+            if self.gate and (self.on, self.off) == ("1", "0")
+            else value
+            if not self.gate
+            else self.text(value)
+        )
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where a value goes that is no environment variable."""
+
+    table: str  # one of BINDINGS; "command": it stands there by name
+    where: str = ""  # words, FILE:KEY or the constant's name
+    off: str = ""  # words of a flag that is off
+
+    @property
+    def flag(self) -> bool:
+        return self.table == "arguments" and VALUE not in self.where
+
+    def words(self, value: Value) -> list[str]:
+        """An argument's words with this value; none for a flag that is off."""
+        text = (self.where if value else self.off) if self.flag else self.where
+        return [word.replace(VALUE, as_text(value)) for word in shlex.split(text)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +102,10 @@ class Foreign:
     occurrence: str = "only"
     size: str | None = None
     eval_lines: tuple[str, ...] = ()
+    score_pattern: tuple[str, ...] = ()  # regular expressions of lines that are not the challenge's
+    progress_pattern: tuple[str, ...] = ()
+    seconds_pattern: tuple[str, ...] = ()
+    steps: str = ""  # variable with the number of steps, where the log does not say it
     wallclock: str = ""  # variable with the training budget, s
     warmdown: str = ""  # variable with the warm-down, steps
     warmdown_frac: str = ""  # or with its share of the budget
@@ -70,12 +114,20 @@ class Foreign:
     max_output_bytes: int = 256_000_000
     fixed: dict[str, Value] = field(default_factory=dict[str, Value])
     variables: dict[str, Variable] = field(default_factory=dict[str, Variable])
+    bindings: dict[str, Binding] = field(default_factory=dict[str, Binding])
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether its score is a loss in nats per token, because its log counts no bytes."""
+        return bool(self.score_pattern) and not any("(?P<bpb>" in one for one in self.score_pattern)
 
     def identity(self) -> dict[str, Any]:
         """What a study of it samples and measures: not where the script lies, not what is kept."""
         kept = dataclasses.asdict(self)
         for name in ("script", "folder", "keep", "seed", "silent_seconds", "max_output_bytes"):
             kept.pop(name)
+        for name in (*PATTERNS, "steps", "bindings"):
+            kept = kept if kept[name] else {k: v for k, v in kept.items() if k != name}
         for name, variable in self.variables.items():
             kept["variables"][name]["domain"]["kind"] = type(variable.domain).__name__
         return kept
@@ -92,6 +144,12 @@ def as_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
+def texts_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a stored configuration sets, as texts, wherever each value goes."""
+    settings = cast("Mapping[str, Any]", config.get("settings", {}))
+    return {**config["environment"], **{name: as_text(value) for name, value in settings.items()}}
+
+
 def refuse_native(tables: Mapping[str, Mapping[str, Any]]) -> None:
     """ValueError for what only a study of our trainer can say."""
     if tables["techniques"]:
@@ -106,10 +164,22 @@ def refuse_native(tables: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
+def refuse_bindings(tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """ValueError for what only a study of another script can say."""
+    for table in BINDINGS:
+        if tables[table]:
+            raise ValueError(
+                f"[{table}] says where settings of another script go, but there is no [trainer]. Add it, or "
+                f"drop [{table}]."
+            )
+
+
 def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreign:
     """The tables of a study file at `path`, checked. Raises ValueError."""
     table = dict(tables["trainer"])
-    fields = {f.name: f for f in dataclasses.fields(Foreign) if f.name not in ("fixed", "variables")}
+    fields = {
+        f.name: f for f in dataclasses.fields(Foreign) if f.name not in ("fixed", "variables", "bindings")
+    }
     names = {"pass" if name == "passed" else name: name for name in fields}
     given: dict[str, Any] = {}
     for key, value in table.items():
@@ -128,7 +198,8 @@ def parse_foreign(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Foreig
     plain = {n: v for n, v in space.items() if not isinstance(v, Mapping)}
     fixed = {name: _fixed_value(name, value) for name, value in {**tables["fixed"], **plain}.items()}
     foreign = Foreign(**given, fixed=fixed, variables=_parents_first(variables, fixed))
-    for key in ("wallclock", "warmdown", "warmdown_frac"):
+    foreign = dataclasses.replace(foreign, bindings=_bindings(tables, foreign))
+    for key in ("wallclock", "warmdown", "warmdown_frac", "steps"):
         name = getattr(foreign, key)
         if name and name not in fixed and name not in variables:
             raise ValueError(
@@ -145,6 +216,8 @@ def _trainer_value(key: str, value: Any, default: Any) -> Any:
         many = cast("list[Any]", value if isinstance(value, list) else [value])
         if not all(isinstance(one, str) and one for one in many):
             raise ValueError(f"`trainer.{key}` takes a list of texts, but got {value!r}.")
+        if key in PATTERNS:
+            compiled(key, many)
         return tuple(many)
     if isinstance(default, float | int):
         fine = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
@@ -165,27 +238,98 @@ def _command(value: Any) -> tuple[str, ...]:
         raise ValueError(
             f"`trainer.command` takes a command line such as '{{python}} {{script}}', but got {value!r}."
         )
-    for place in [m for word in words for m in PLACE.findall(word)]:
-        if place not in PLACES:
-            raise ValueError(
-                f"`trainer.command` knows {', '.join('{' + p + '}' for p in PLACES)}, but got "
-                f"{{{place}}}. {nearest(place, PLACES)}"
-            )
-    if not any("{script}" in word for word in words):
-        raise ValueError(f"`trainer.command` must run the script, but {value!r} has no {{script}}. Add it.")
     return tuple(words)
+
+
+def _bindings(tables: Mapping[str, Mapping[str, Any]], foreign: Foreign) -> dict[str, Binding]:
+    """Where each value goes that is no environment variable. ValueError."""
+    known, found = {**foreign.fixed, **foreign.variables}, dict[str, Binding]()
+    places = [(word, place) for word in foreign.command for place in PLACE.findall(word)]
+    for word, place in places:
+        if place not in known and place not in PLACES:
+            names = (*PLACES, *known)
+            raise ValueError(
+                f"`trainer.command` knows {', '.join('{' + p + '}' for p in PLACES)} and what [fixed] and "
+                f"[space] name, but got {{{place}}}. {nearest(place, names)}"
+            )
+        if place in known and place not in PLACES:
+            found[place] = Binding("command")
+            if word == f"{{{place}}}" and place in foreign.variables and foreign.variables[place].when:
+                raise ValueError(
+                    f"`{place}` is not always set, and then its word in `trainer.command` falls away, but "
+                    f"the option before it would stay. Write both as one word, --option={{{place}}}."
+                )
+    if not {"script", "module"} & {place for _, place in places}:
+        raise ValueError(
+            f"`trainer.command` must run the script, but {shlex.join(foreign.command)!r} has no {{script}} "
+            "and no {module}. Add it."
+        )
+    for table in BINDINGS:
+        for name, value in tables.get(table, {}).items():
+            if name not in known:
+                raise ValueError(
+                    f"`{name}` in [{table}] has no value. Free it in [space], or fix it in [fixed]. "
+                    f"{nearest(name, known)}"
+                )
+            if name in found:
+                raise ValueError(f"`{name}` goes to one place, but [{table}] is its second. Keep one.")
+            found[name] = _binding(table, name, value)
+            _check_flag(name, found[name], foreign)
+    return found
+
+
+def _binding(table: str, name: str, value: Any) -> Binding:
+    texts = cast("list[Any]", value if isinstance(value, list) else [value])
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"`{name}` in [{table}] says in a text where its value goes, but got {value!r}.")
+    binding = Binding(table, *texts[:2])
+    if len(texts) > (2 if binding.flag else 1):
+        raise ValueError(
+            f'`{name}`: a flag takes two texts, ["--on", "--off"], all else takes one, but got {value!r}.'
+        )
+    file, _, key = binding.where.partition(":")
+    if table == "keys" and (not key or Path(file).suffix not in KEY_FILES or Path(file).is_absolute()):
+        raise ValueError(
+            f'`{name}` in [keys] is "FILE:KEY", a file ({", ".join(KEY_FILES)}) of the working folder and a '
+            f"key in it, dotted where it is nested, but got {value!r}."
+        )
+    if table == "constants" and not all(map(str.isidentifier, binding.where.rpartition(":")[2].split("."))):
+        raise ValueError(
+            f'`{name}` in [constants] is a name, "LR", "Settings.lr" or "model.py:LR", but got {value!r}.'
+        )
+    try:
+        shlex.split(binding.where + " " + binding.off)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` in [{table}] must be words of a command line, but {error}: {value!r}."
+        ) from None
+    return binding
+
+
+def _check_flag(name: str, binding: Binding, foreign: Foreign) -> None:
+    """A flag is there or not: nothing but a switch can be bound to it. ValueError."""
+    variable, value = foreign.variables.get(name), foreign.fixed.get(name)
+    plain = variable is not None and variable.gate and (variable.on, variable.off) == ("1", "0")
+    if binding.flag and not plain and not isinstance(value, bool):
+        raise ValueError(
+            f"`{name}` in [arguments] is a flag (it has no {VALUE}), which takes gate = true in [space], or "
+            f'true or false in [fixed]. Write "{binding.where}={VALUE}" for a value.'
+        )
 
 
 def _fixed_value(name: str, value: Any) -> Value:
     _check_name(name)
     if not isinstance(value, str | int | float | bool):
-        raise ValueError(f"`{name}` is an environment variable: a text or a number, but got {value!r}.")
+        raise ValueError(
+            f"`{name}` is an environment variable, an argument, a key or a constant: a text or a number, "
+            f"but got {value!r}."
+        )
     return value
 
 
 def _check_name(name: str) -> None:
     if not VARIABLE.fullmatch(name):
-        raise ValueError(f"An environment variable has letters, digits and _, but got {name!r}. Rename it.")
+        raise ValueError(f"A variable has letters, digits and _, but got {name!r}. Rename it.")
 
 
 def _variable(name: str, spec: Mapping[str, Any]) -> Variable:

@@ -58,6 +58,13 @@ class Limit:
         """artifact, 331,000 of 310,000 bytes."""
         return f"{self.label}, {self.measured(figure)} of {self.allowed(most)} {self.unit}"
 
+    def excess(self, figure: float, most: float) -> str:
+        """evaluation 4.2 s of 3.0; in as many digits as the two need to differ."""
+        if self.unit != "s" or not math.isfinite(figure):
+            return f"{self.label} {self.measured(figure)} {self.unit} of {self.allowed(most)}"
+        digits = next((n for n in range(1, 6) if f"{figure:.{n}f}" != f"{most:.{n}f}"), 6)
+        return f"{self.label} {figure:.{digits}f} s of {most:.{digits}f}"
+
 
 LIMITS = (  # constraint, name, figure, label, unit, phrase
     Limit("bytes", "artifact_bytes", "artifact_bytes", "artifact", "bytes", "{} bytes", slack=SLACK_BYTES),

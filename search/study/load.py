@@ -10,7 +10,7 @@
     [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
     [sampler]     kind, startup_trials, max_resamples, candidates, replicates, reuse
     [prior]       studies, published: what BPB is learnt from before the first trial
-    [trainer]     somebody else's script (search/study/foreign.py)
+    [trainer]     somebody else's script; [arguments], [keys], [constants] with it (search/study/foreign.py)
 
 Domains say what a study may vary of each setting; gates are settled against slots, conflicts, requirements
 and legality. Whatever is wrong is one ValueError, with the nearest known name for a typo.
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from search.common.paths import DEFAULT_STUDY, ROOT
-from search.study.foreign import parse_foreign, refuse_native
+from search.study.foreign import BINDINGS, parse_foreign, refuse_bindings, refuse_native
 from search.study.limits import Limits, check_given
 from search.study.model import Domain, Header, PriorSettings, Pruning, SamplerSettings, Slots, Study
 from techniques import base as declared
@@ -37,7 +37,18 @@ from techniques.base import Choice, Float, Int, Shape, Technique, check_value, n
 from techniques.config import TRAINER_FIELDS, Config, flatten, known_field, read_preset
 
 NAME = re.compile(r"\w[\w.+-]*")
-TABLES = ("study", "limits", "fixed", "techniques", "space", "pruning", "sampler", "prior", "trainer")
+TABLES = (
+    "study",
+    "limits",
+    "fixed",
+    "techniques",
+    "space",
+    "pruning",
+    "sampler",
+    "prior",
+    "trainer",
+    *BINDINGS,
+)
 Table = TypeVar("Table")
 FREE = "free"
 ON = "on"
@@ -102,6 +113,7 @@ def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) ->
         refuse_native(tables)
         study = dataclasses.replace(_whatever_runs(tables, path), foreign=parse_foreign(tables, path))
     else:
+        refuse_bindings(tables)
         study = _native(_whatever_runs(tables, path), tables, known)
     for twice in tables["fixed"].keys() & tables["space"].keys():
         raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")

@@ -102,6 +102,11 @@ class Study:
     prior: PriorSettings = PriorSettings()
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
 
+    @property
+    def in_nats(self) -> bool:
+        """Whether its score is a loss in nats per token, not bits per byte."""
+        return self.foreign is not None and self.foreign.in_nats
+
     def settled(self, name: str) -> Any:
         """A trainer setting's value as the study fixes it, the largest one where it is free."""
         domain = self.free.get(name)

@@ -172,7 +172,8 @@ def check_comparable(session: Session, old: Any, name: str) -> None:
             f"{ran[0] or 'none'} and {name} ran {ran[1] or 'none'}. Drop it."
         )
     trainers: list[dict[str, Any]] = [i.get("trainer", {}) for i in identities]
-    rules = [{k: t.get(k) for k in ("score", "occurrence")} for t in trainers]
+    keys = ("score", "occurrence", "score_pattern")
+    rules = [{k: t.get(k) for k in keys if k in t} for t in trainers]
     if rules[0] != rules[1]:
         raise ValueError(
             f"BPB is learnt from studies that score by the same rule, but [trainer] has {rules[0]} here and "

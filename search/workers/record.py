@@ -4,8 +4,9 @@ Attributes are few, because each is written and read with its trial; search/comm
 """
 
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ PASSPORT_FIELDS = (
 FILES = ("config.json", "result.json", "train.tail.log")
 TAIL_BYTES = 16_384  # train.log begins with the code that ran; its end is what is read
 CURVE_SIZE = (640, 320)  # pixels
+ACTIVE = "active"
+FINISHED = "finished"
+VAL_BPB = "val_bpb"
+MARKUP = re.compile(r"([\\`*<>|$\[\]])")  # of Markdown
 NOTE_PART = 2045  # characters, as optuna_dashboard cuts a note
 
 
@@ -49,7 +54,7 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     for limit in limits.given:
         if limit.slack and result.get(limit.figure) is not None:
             facts[limit.slack] = limits.of(limit) - int(result[limit.figure])
-    facts[attributes.INACTIVE] = {n: v for n, v in verdicts_of(result).items() if v != "active"} or None
+    facts[attributes.INACTIVE] = inactive_of(result) or None
     stages: Mapping[str, Record] = result.get("stage_seconds") or {}
     if outcome.reports and outcome.kind == "pruned" and not outcome.process_s:
         facts[attributes.STAGE_REUSE] = replayed_facts(outcome.reports)
@@ -98,10 +103,11 @@ def replayed_facts(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"seconds": {}, "reused": ["train"], "spent_s": 0.0, "saved_s": saved_s}
 
 
-def verdicts_of(result: Record) -> dict[str, str]:
-    """technique -> the activity audit's verdict."""
+def inactive_of(result: Record) -> dict[str, str]:
+    """technique -> the activity audit's verdict, of those that changed nothing."""
     activity: dict[str, Record] = result.get("activity") or {}
-    return {name: str(facts.get("verdict")) for name, facts in activity.items()}
+    verdicts = {name: str(facts.get("verdict")) for name, facts in activity.items()}
+    return {name: verdict for name, verdict in verdicts.items() if verdict != ACTIVE}
 
 
 def show(trial: Trial, outcome: Outcome, folders: Folders, *, limits: Limits) -> None:
@@ -134,27 +140,73 @@ def save_note(trial: Trial, text: str) -> None:
 def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     """Markdown: what came out against the limits, what was on, and whether it did anything."""
     result = outcome.result or {}
-    lines = [f"**{outcome.kind}**" + (f": {outcome.reason}" if outcome.reason else ""), ""]
-    lines += [f"**over a limit**: {told}" for told in over_limits(result, limits).values()]
-    if outcome.kind == "finished":
-        lines += [
-            "| | measured | limit |",
-            "|---|---|---|",
-            f"| val_bpb, bits per byte | {result['val_bpb']:.4f} | |",
-            *(_row(limit, result.get(limit.figure), limits.of(limit)) for limit in limits.given),
-            "",
-        ]
-    verdicts = verdicts_of(result)
-    on = trial.user_attrs.get(attributes.TECHNIQUES, [])
-    lines += [f"- {name}: {verdicts.get(name, 'no verdict')}" for name in on]
-    lines += ["", *(f"- **finding**: {text}" for text in result.get("findings", ()))]
-    lines += ["", f"legality: {trial.user_attrs.get(attributes.LEGALITY, 'not known')}"]
-    return "\n".join(lines)
+    told = {attributes.OUTCOME: outcome.kind, attributes.REASON: outcome.reason}
+    told[attributes.INACTIVE] = inactive_of(result)
+    return trial_note({**result, **trial.user_attrs, **told}, limits)
 
 
-def _row(limit: Limit, figure: float | None, most: float) -> str:
+def trial_note(facts: Mapping[str, Any], limits: Limits) -> str:
+    """A trial's page in Markdown; its first line says how it ended. `facts` by the names of stored
+    attributes, and `val_bpb` (bits per byte)."""
+    parts = [f"**{plain(headline(facts, limits))}**"]
+    if facts.get(attributes.OUTCOME) == FINISHED:
+        rows = [("val_bpb, bits per byte", f"{facts[VAL_BPB]:.4f}", "")]
+        rows += [_row(limit, facts.get(limit.figure), limits.of(limit)) for limit in limits.given]
+        parts += [table(("", "measured", "limit"), rows)]
+    if on := facts.get(attributes.TECHNIQUES):
+        parts += [table(("audit", "techniques"), audit_rows(facts, on))]
+    parts += [f"**finding**: {plain(str(text))}" for text in facts.get(attributes.FINDINGS) or ()]
+    if links := facts.get(attributes.BPB_CHAIN):
+        parts += [f"BPB chain, on the tokens of a report: {plain(chain_text(links))}"]
+    parts += [f"legality: {plain(str(facts.get(attributes.LEGALITY, 'not known')))}"]
+    return "\n\n".join(parts)
+
+
+def headline(facts: Mapping[str, Any], limits: Limits) -> str:
+    """over a limit: evaluation 4.2 s of 3.0; or the score, or why there is none."""
+    outcome = str(facts.get(attributes.OUTCOME))
+    if outcome != FINISHED:
+        reason = facts.get(attributes.REASON)
+        return f"{outcome}: {reason}" if reason else outcome
+    given = [(limit, facts.get(limit.figure), limits.of(limit)) for limit in limits.given]
+    if over := [limit.excess(figure, most) for limit, figure, most in given if figure and figure > most]:
+        return f"over a limit: {'; '.join(over)}"
+    return f"{facts[VAL_BPB]:.4f} bits per byte, within all limits"
+
+
+def audit_rows(facts: Mapping[str, Any], on: Sequence[str]) -> list[tuple[str, str]]:
+    """(verdict, techniques) of the trainer's audit: what changed nothing first."""
+    verdicts = facts.get(attributes.INACTIVE) or {}
+    judged = ACTIVE if facts.get(attributes.OUTCOME) == FINISHED else "not judged"
+    found: dict[str, list[str]] = {}
+    for name in sorted(on, key=lambda name: name not in verdicts):
+        found.setdefault(str(verdicts.get(name, judged)), []).append(name)
+    return [(verdict, ", ".join(names)) for verdict, names in found.items()]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def chain_text(links: Iterable[tuple[str, float]]) -> str:
+    """weights 2.6104, ema 2.5871 (-0.0233), packed 2.6012 (+0.0141), sliding_window 2.5833 (-0.0179)."""
+    before: float | None = None
+    told: list[str] = []
+    for name, bpb in links:
+        told.append(f"{name} {bpb:.4f}" + ("" if before is None else f" ({bpb - before:+.4f})"))
+        before = bpb
+    return ", ".join(told)
+
+
+def _row(limit: Limit, figure: float | None, most: float) -> tuple[str, str, str]:
     found = "not known" if figure is None else limit.measured(figure)
-    return f"| {limit.label}, {limit.unit} | {found} | {limit.allowed(most)} |"
+    return f"{limit.label}, {limit.unit}", found, limit.allowed(most)
 
 
 def tail_of(source: Path, target: Path) -> None:

@@ -8,6 +8,8 @@ public-domain books" and "laptop, 200 trials on the embedded corpus".
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ class LnScaleBy(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, n: torch.Tensor) -> torch.Tensor:
+    def forward(self, n: torch.Tensor, *_: Any) -> torch.Tensor:
         return n * self.factor
 
 

@@ -69,11 +69,11 @@ class LoraTtt(Technique):
 
     @property
     def isolates_documents(self) -> bool:
-        return not self.config.warm_a
+        return not (self.config.warm_a or self.config.short_chunks)
 
     @property
     def scores_by_document(self) -> bool:
-        return self.config.tail != "prefix"
+        return self.config.tail != "prefix" or bool(self.config.short_chunks)
 
     def cost(self, shape: Shape) -> Cost:
         return Cost(eval_passes=adapter_passes(self.config, shape))

@@ -3,17 +3,24 @@
 Documents make batches of `batch_docs`, each scored whole. `order = "stream"`: in the split's order. `order =
 "longest"` (published): sorted by length and cut from the shortest on; the longest batch comes first, and it
 alone may not be full. Left to right then holds inside documents, and a document's place in the queue, so what
-was trained before it, depends on where documents end.
-The first batch behind which `boundary` documents have scores ends a phase (one phase a batch at most): every
-rank stops, and SGD moves the model's own weights. It takes the first `boundary` of all scored documents in
-their sorted order, each with the BOS behind it, as one stream; of the stream's C chunks of
-`global_chunk_tokens` all but the last, of a chunk whole sequences of S tokens, `global_batch_seqs` a step
-over all ranks, `global_epochs` times; lr·½(1 + cos(πc/(C−1))) in chunk c. Attention stays within pieces of
-one document, at most S tokens each. Then fresh adapters go on. Fewer tokens than two chunks train nothing:
-the fact `phases` counts those that did.
-`warm_a` keeps A from the row's last document; then scores depend on how documents fall on rows and ranks.
+was trained before it, depends on where documents end. The first batch behind which `boundary` documents have
+scores ends a phase (one phase a batch at most): every rank stops, and SGD moves the model's own weights. It
+takes the first `boundary` of all scored documents in their sorted order, each with the BOS behind it, as one
+stream; of the stream's C chunks of `global_chunk_tokens` all but the last, of a chunk whole sequences of S
+tokens, `global_batch_seqs` a step over all ranks, `global_epochs` times; lr·½(1 + cos(πc/(C−1))) in chunk c.
+Attention stays within pieces of one document, at most S tokens each. Then fresh adapters go on. Fewer tokens
+than two chunks train nothing: the fact `phases` counts those that did. `warm_a` keeps A from the row's last
+document; then scores depend on how documents fall on rows and ranks. `warmup_chunks` w: the rate of the first
+w chunks rises linearly from `warmup_lr` instead, and the cosine is over the others. With `respect_documents`
+off a chunk's sequences stand as the stream has them, S tokens each. `tilt`: what is written is tilted towards
+a hint by counts (token_tilt's `threshold` and `gamma`; the steps see the plain nats). `tilt_scope =
+"document"` counts within the document; "stream" (published) counts over all that stands before in the split,
+also in documents that are scored later in the queue. `asym_cap`: c₊·tanh(z/c₊) above 0 and c₋·tanh(z/c₋)
+below cap the logits of the evaluation; both begin at c, and the phases' SGD moves them like any weight
+(AsymLogit). Training knows one c, so nothing is stored.
 
-Source: PR #1610, #1626, #1855 (1.0725 -> 1.0599; three phases 0.0008 better than one). There ranks take
+Source: PR #1610, #1626, #1855 (1.0725 -> 1.0599; three phases 0.0008 better than one); no q, v and 0.75·lr
+in #1953, short chunks in #2014, the tilt in #2018, #2130 and #2140, AsymLogit in #1923. There ranks take
 batches from a queue, and which ones are under way when a boundary is reached depends on time; here a phase
 ends behind the same batch whatever the ranks. There a rank's share of a chunk is one packed row: it may begin
 inside a document, and a later piece of a document takes smear_gate's token from the piece before.
@@ -24,12 +31,13 @@ Conflicts: it is the scorer; another one cannot be on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from techniques._adapt import (
     ADAPTER_ENV,
@@ -41,11 +49,25 @@ from techniques._adapt import (
 )
 from techniques._lora import LORA_BOS_ID, Document, DocumentScorer, batches_of, documents
 from techniques._ttt import finish_step, parts_of, set_rates
-from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
+from techniques._windows import Tilt, share_hints
+from techniques.base import (
+    Choice,
+    Cost,
+    Float,
+    Int,
+    Legality,
+    Shape,
+    Technique,
+    Unavailable,
+    Verdict,
+    setting,
+)
 
 PHASED_SOURCES = {
     "stream": "scores are fixed before any update that used them: #461, merged #1855",
     "longest": "merged #1855; left to right inside documents, whose order looks at their lengths",
+    "tilted": "hints count documents that the queue scores later; #2135 stands on the last board (#2146), "
+    "but no ruling speaks of two orders in one score",
 }
 PHASED_NUMBERS = dict(rank=80, alpha=144.0, beta1=0.0, beta2=0.99, eps=1e-10, weight_decay=0.5, chunk=48)
 
@@ -83,6 +105,35 @@ def rows_of(stream: Tensor, begin: int, end: int, longest: int) -> list[tuple[in
     ]
 
 
+class SplitCap(nn.Module):
+    """z [..,V] -> float32, c₊·tanh(z/c₊) above 0, c₋·tanh(z/c₋) below; both begin at c."""
+
+    def __init__(self, c: float, device: torch.device):
+        super().__init__()
+        self.above = nn.Parameter(torch.tensor(c, device=device))
+        self.below = nn.Parameter(torch.tensor(c, device=device))
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z.float()
+        c = torch.where(z > 0, self.above, self.below)
+        return c * torch.tanh(z / c)
+
+
+@contextmanager
+def split_cap(model: Any) -> Iterator[None]:
+    """The model with two caps in place of its one. Unavailable where another technique has replaced that."""
+    plain = model.cap
+    if len(plain.parts) > 1:
+        raise Unavailable(
+            "`phased_ttt.asym_cap` splits the trainer's own cap, but softcap is on. Turn one off."
+        )
+    model.cap = SplitCap(plain.parts[0].c, model.tok_emb.device)
+    try:
+        yield
+    finally:
+        model.cap = plain
+
+
 class PhasedScorer:
     """Leaves the model with the weights of the last phase."""
 
@@ -91,15 +142,20 @@ class PhasedScorer:
         self.facts: dict[str, Any] = {"phases": 0, "global_steps": 0, "adapter_steps": 0}
 
     def score(self, run: Any) -> None:
+        with split_cap(run.model) if self.config.asym_cap else nullcontext():
+            self.score_phases(run)
+
+    def score_phases(self, run: Any) -> None:
         c = self.config
         found = documents(run.bounds(LORA_BOS_ID))
+        tilt = self.tilt_of(run, found) if c.tilt else None
         self.facts["documents"] = len(found)
         queue = queue_of(found, c.batch_docs, c.order)
         # how many documents there will be is known where their lengths are (published), and not in a stream
         prefix = c.prefix_docs if c.order == "stream" else min(c.prefix_docs, len(found))
         done = 0
         for end, boundary in [*phases_of(queue, prefix, c.phases), (len(queue), 0)]:
-            scorer = DocumentScorer(run, c)
+            scorer = DocumentScorer(run, c, tilt)
             for _, batch in queue[done:end][run.world.rank :: run.world.size]:
                 scorer.score(batch)
             self.facts["adapter_steps"] += scorer.steps
@@ -107,6 +163,19 @@ class PhasedScorer:
             scored = [document for _, batch in sorted(queue[:done]) for document in batch]
             self.facts["phases"] += self.train_on(run, scored[:boundary])
         self.facts["adapted"] = self.facts["adapter_steps"] + self.facts["global_steps"]
+
+    def tilt_of(self, run: Any, found: Sequence[Document]) -> Tilt:
+        """Every position's hint; no step looks at one."""
+        c = self.config
+        with torch.no_grad(), run.ledger.apart():
+            tokens = run.tokens.cpu()
+        begins = None
+        if c.tilt_scope == "document":
+            first, length = torch.tensor(found).unbind(1)
+            begins = first.repeat_interleave(length)
+        hints = share_hints(tokens, c.tilt_order, c.tilt_threshold, begins)
+        self.facts["hinted"] = int((hints >= 0).sum())
+        return Tilt(hints, c.tilt_beta, c.tilt_gamma)
 
     def train_on(self, run: Any, found: Sequence[Document]) -> bool:
         """SGD on the base weights, with documents that have their scores. Whether there was a step."""
@@ -116,7 +185,12 @@ class PhasedScorer:
         last = (stream.numel() - 2) // c.global_chunk_tokens  # the chunk that is not trained on
         sequences = c.global_chunk_tokens // run.seq_len
         for chunk in range(last):
-            set_rates(optimizer, c.global_lr, chunk / last)
+            warm = min(c.warmup_chunks, last)
+            if chunk < warm:
+                share = chunk / max(1, warm - 1)
+                set_rates(optimizer, c.warmup_lr + (c.global_lr - c.warmup_lr) * share, 0.0)
+            else:
+                set_rates(optimizer, c.global_lr, (chunk - warm) / max(1, last - warm))
             for at in list(range(0, sequences, c.global_batch_seqs)) * c.global_epochs:
                 many = min(c.global_batch_seqs, sequences - at)
                 begin = chunk * c.global_chunk_tokens + at * run.seq_len
@@ -127,7 +201,8 @@ class PhasedScorer:
 
     def step(self, run: Any, stream: Tensor, span: tuple[int, int], optimizer: torch.optim.Optimizer) -> None:
         """Mean nats of the stream's positions begin … end - 1; the ranks share the documents' pieces."""
-        pieces = rows_of(stream, *span, run.seq_len)
+        whole = [(at, run.seq_len) for at in range(*span, run.seq_len)]
+        pieces = rows_of(stream, *span, run.seq_len) if self.config.respect_documents else whole
         mine = run.world.my_range(len(pieces))
         optimizer.zero_grad(set_to_none=True)
         for part in parts_of(mine, run.seq_len):
@@ -165,6 +240,7 @@ class PhasedTtt(Technique):
         "prefix_docs": Int(16, 5000, log=True),
         "phases": Int(1, 4),
         "global_lr": Float(1e-4, 1e-2, log=True),
+        "tilt": Choice((False, True)),
     }
     env = {
         "PHASED_TTT_ENABLED": "on",
@@ -180,6 +256,16 @@ class PhasedTtt(Technique):
         "GLOBAL_TTT_CHUNK_TOKENS": "global_chunk_tokens",
         "GLOBAL_TTT_BATCH_SEQS": "global_batch_seqs",
         "GLOBAL_TTT_GRAD_CLIP": "global_grad_clip",
+        "GLOBAL_TTT_WARMUP_CHUNKS": "warmup_chunks",
+        "GLOBAL_TTT_WARMUP_START_LR": "warmup_lr",
+        "GLOBAL_TTT_RESPECT_DOC_BOUNDARIES": "respect_documents",
+        "NGRAM_TILT_ENABLED": "tilt",
+        "TOKEN_ORDER": "tilt_order",
+        "TOKEN_THRESHOLD": "tilt_threshold",
+        "TOKEN_BOOST": "tilt_beta",
+        "ADAPTIVE_BOOST_GAMMA": "tilt_gamma",
+        "ADAPTIVE_NGRAM_GAMMA": "tilt_gamma",
+        "ASYM_LOGIT_RESCALE": "asym_cap",
     }
     smoke = {
         "rank": 4,
@@ -192,6 +278,8 @@ class PhasedTtt(Technique):
         "global_lr": 0.02,
         "global_chunk_tokens": 64,
         "warm_a": False,
+        "tilt_order": 2,
+        "tilt_threshold": 0.01,
     }
 
     @dataclass(frozen=True)
@@ -209,6 +297,18 @@ class PhasedTtt(Technique):
         )
         global_batch_seqs: int = setting(32, "sequences per SGD step, over all ranks", low=1, high=65_536)
         global_grad_clip: float = setting(1.0, "global gradient norm at most", low=1e-6)
+        warmup_chunks: int = setting(0, "first chunks over which the SGD rate rises", low=0, high=1 << 20)
+        warmup_lr: float = setting(0.0, "SGD rate at the first of them", low=0.0, high=1.0)
+        respect_documents: bool = setting(True, "SGD's attention stays within documents")
+        tilt: bool = setting(False, "tilt what is written towards hints by counts")
+        tilt_scope: str = setting("document", "where occurrences count", choices=("document", "stream"))
+        tilt_order: int = setting(16, "order − 1 tokens of context must be the same", low=2, high=64)
+        tilt_threshold: float = setting(
+            0.8, "share that the hint must have of what followed", low=1e-6, high=1.0
+        )
+        tilt_beta: float = setting(2.625, "β, log-odds of the hint, nats", low=0.0, high=20.0)
+        tilt_gamma: float = setting(0.0, "γ, β is times (1 − q)^γ", low=0.0, high=8.0)
+        asym_cap: bool = setting(False, "two caps of the logits, which the phases learn")
 
     def check(self, shape: Shape) -> None:
         c = self.config
@@ -225,10 +325,14 @@ class PhasedTtt(Technique):
 
     @property
     def scores_by_document(self) -> bool:
-        return self.config.order != "stream" or self.config.tail != "prefix"
+        c = self.config
+        return c.order != "stream" or c.tail != "prefix" or bool(c.short_chunks)
 
     def verdict(self) -> Legality:
-        return Legality(Verdict.LEGAL, PHASED_SOURCES[self.config.order])
+        c = self.config
+        if c.tilt and c.tilt_scope == "stream":
+            return Legality(Verdict.CONTESTED, PHASED_SOURCES["tilted"])
+        return Legality(Verdict.LEGAL, PHASED_SOURCES[c.order])
 
     def cost(self, shape: Shape) -> Cost:
         return Cost(eval_passes=adapter_passes(self.config, shape))

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from techniques.base import Technique, setting
-from trainer.muon import newton_schulz
+from trainer.muon import decay, newton_schulz
 
 
 def bank_of(matrices: list[Tensor], *, ranks: int, dtype: torch.dtype) -> Tensor:
@@ -44,8 +44,8 @@ class ParallelMuon(torch.optim.Optimizer):
     """Muon over banks. `settle_gradients` comes before `step`; it leaves a rank its share of each bank."""
 
     def __init__(self, params: list[Any], lr: float, hyper: Any, world: Any, dtype: torch.dtype):
-        decay = hyper.muon_weight_decay
-        super().__init__(params, {"lr": lr, "momentum": hyper.muon_momentum, "weight_decay": decay})
+        defaults = {"lr": lr, "momentum": hyper.muon_momentum, "weight_decay": hyper.muon_weight_decay}
+        super().__init__(params, defaults)
         self.hyper, self.world, self.dtype = hyper, world, dtype
         self.comm = torch.float32
         self.orthogonalize: Callable[[Tensor, int], Tensor] = newton_schulz
@@ -95,7 +95,7 @@ class ParallelMuon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group, banks in zip(self.param_groups, self.banks, strict=True):
-            lr, decay = group["lr"], 1.0 - group["lr"] * group["weight_decay"]
+            lr, amount = group["lr"], group["lr"] * group["weight_decay"]
             gathered = [self.gather(self.update(bank, group["momentum"])) for bank in banks]
             for bank, (updates, work) in zip(banks, gathered, strict=True):
                 if work is not None:
@@ -104,8 +104,8 @@ class ParallelMuon(torch.optim.Optimizer):
                 matrices = matrices_of(updates.to(bank[0].dtype), len(bank))
                 reached = [(p, u) for p, u in zip(bank, matrices, strict=True) if p.grad is not None]
                 if reached:
+                    decay(reached, amount, cautious=self.hyper.cautious_decay)
                     params, found = (list(side) for side in zip(*reached, strict=True))
-                    torch._foreach_mul_(params, decay)  # pyright: ignore[reportPrivateImportUsage]
                     torch._foreach_add_(params, found, alpha=step)  # pyright: ignore[reportPrivateImportUsage]
 
     def update(self, bank: list[Tensor], mu: float) -> Tensor:

@@ -33,6 +33,7 @@ class Solve:
     damp: float = 0.01
     act_order: bool = True
     block_size: int = 128
+    factor: str = "inverse"
 
 
 def salient_group(weight: Tensor, hessian: Tensor, group: int) -> int:

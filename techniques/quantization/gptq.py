@@ -6,18 +6,22 @@ e = (w_j − s·q_j)/U_jj, w_k −= e·U_jk for k > j. The scale s is fixed per 
 Source: GPTQ, arXiv:2210.17323; PR #535, #569, #1019, #1060 (about -0.0026 BPB against gptq_lite). Those damp
 twice and pick the clip by plain squared error, the wrong criterion (`clip_rule = "mse"`); here damping is
 applied once and the clip is picked by the error that GPTQ minimises. A column whose input is always zero is
-dead: its weights become 0. `calibration = "train"` reads training batches and is legal only inside the timed
-budget (#569, #631; set `reserve_seconds` to cover it); "self" lets the model write its own sequences (#1019:
-64 of 2048 tokens at temperature 0.8), reads no data and is not timed. `embedding = 1` solves the output
-projection too (a tied embedding, or the head), whose inputs are the final norm's outputs (#1394). Cost:
-calib_batches forward passes, timed, or one pass a token that is written, untimed; then one solve a matrix in
-float64. Matrices that no Linear-like module computes (a table that is only looked up, techniques'
-projections), and those whose Cholesky fails, are rounded as by gptq_lite. What we saw: studies/LOG.md,
-"quantisers on one trained model" and "laptop, 200 trials on the embedded corpus".
+dead: its weights become 0. Damping by role, `damp_embed`, `damp_mlp`, `damp_attn` (0: `damp`), is #2051's
+(0.005, 0.02 and 0.01). `factor = "reverse"` finds the upper factor of H⁻¹ by one Cholesky factorisation of
+the turned H and one triangular solve (#1948): the same numbers, fewer steps. `calibration = "train"` reads
+training batches and is legal only inside the timed budget (#569, #631; set `reserve_seconds` to cover it);
+"self" lets the model write its own sequences (#1019: 64 of 2048 tokens at temperature 0.8), reads no data and
+is not timed. `embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs
+are the final norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a token that is
+written, untimed; then one solve a matrix in float64. Matrices that no Linear-like module computes (a table
+that is only looked up, techniques' projections), and those whose Cholesky fails, are rounded as by gptq_lite.
+What we saw: studies/LOG.md, "quantisers on one trained model" and "laptop, 200 trials on the embedded
+corpus".
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -107,7 +111,7 @@ class GptqQuantizer:
                 for ids in sequences:
                     h = model.hidden(ids)
                     if head in sums:
-                        watch(head)(None, (h,))
+                        watch(head)(None, (model.before_head(h),))
         finally:
             model.train(was_training)
             for handle in handles:
@@ -128,7 +132,7 @@ class GptqQuantizer:
             return self.fall_back("no_hessian", weight, bits, rule)
         w = weight.to(hessian.device)
         scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
-        q = gptq_solve(w, hessian, scales, bits, c)
+        q = gptq_solve(w, hessian, scales, bits, dataclasses.replace(c, damp=self.damp_of(name)))
         if q is None:
             unknown = torch.eye(weight.size(1))  # no input counts more than another
             by_rule = rule and (lambda w, b, _none: rule(w, b, unknown))
@@ -146,6 +150,12 @@ class GptqQuantizer:
         self.facts["worst_hessian_error_over_rounding"] = max(self.ratios)
         return q[best].cpu(), scales[best].cpu()
 
+    def damp_of(self, name: str) -> float:
+        """Of the matrix of this name."""
+        c = self.config
+        own = c.damp_mlp if ".mlp." in name else c.damp_attn if ".attn." in name else c.damp_embed
+        return own or c.damp
+
     def fall_back(self, why: str, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:
         self.facts[why] += 1
         if rule:
@@ -160,7 +170,7 @@ class Gptq(Technique):
     """Rounding that minimises the error of each layer's output on training inputs (full GPTQ)."""
 
     name = "gptq"
-    reference = "arXiv:2210.17323; PR #535, #569, #1019, #1060"
+    reference = "arXiv:2210.17323; PR #535, #569, #1019, #1060; #2051 (damping by role), #1948 (reverse)"
     legality = Legality(Verdict.LEGAL_IF_TIMED, "calibration on training data inside the 600 s: #569, #631")
     stage = "quantize"
     space = {
@@ -175,6 +185,11 @@ class Gptq(Technique):
         "GPTQ_CALIB_BATCHES": "calib_batches",
         "GPTQ_CALIBRATION_BATCHES": "calib_batches",
         "GPTQ_BLOCK_SIZE": "block_size",
+        "GPTQ_DAMP": "damp",
+        "GPTQ_DAMP_FRAC": "damp",
+        "GPTQ_DAMP_EMBED": "damp_embed",
+        "GPTQ_DAMP_MLP": "damp_mlp",
+        "GPTQ_DAMP_ATTN": "damp_attn",
     }
     smoke = {"calib_batches": 4, "block_size": 16, "embedding": True}
 
@@ -203,6 +218,12 @@ class Gptq(Technique):
         self_sequences: int = setting(64, "sequences that the model writes", low=1, high=4096)
         self_tokens: int = setting(2048, "tokens of each", low=2, high=65_536)
         temperature: float = setting(0.8, "of their sampling", low=0.01, high=10.0)
+        damp_embed: float = setting(0.0, "damp of the embedding and the head; 0: damp", low=0.0, high=10.0)
+        damp_mlp: float = setting(0.0, "damp of MLP matrices; 0: damp", low=0.0, high=10.0)
+        damp_attn: float = setting(0.0, "damp of attention matrices; 0: damp", low=0.0, high=10.0)
+        factor: str = setting(
+            "inverse", "how H⁻¹ is factorised: two factorisations, or one", choices=("inverse", "reverse")
+        )
 
     def check(self, shape: Shape) -> None:
         longest, c = max(shape.seq_len, shape.eval_seq_len), self.config

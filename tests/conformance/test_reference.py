@@ -7,6 +7,7 @@ import pytest
 
 from conformance import reference
 from techniques import catalog
+from techniques.config import TRAINER_FIELDS
 
 KNOWN = catalog.metadata()
 
@@ -58,6 +59,14 @@ def test_what_we_saw_is_an_entry_that_names_the_technique(page: reference.Page) 
     for title in page.entries:
         assert title in known, f"{page.name}: studies/LOG.md has no entry {title!r}"
         assert re.search(rf"\b{page.name}\b", known[title]), f"the entry {title!r} does not name {page.name}"
+
+
+def test_every_room_has_an_area_and_every_name_of_ours_is_one() -> None:
+    rooms = {page.room for page in reference.pages()}
+    assert rooms == {room for rooms in reference.AREAS.values() for room in rooms}
+    for ours, _ in reference.NAMED.values():
+        for word in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", ours):
+            assert word in KNOWN or word in TRAINER_FIELDS, word
 
 
 def test_every_technique_has_a_measured_cost() -> None:

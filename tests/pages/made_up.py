@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def made_up_trial(number: int, rng: np.random.Generator, at: float) -> tuple[Fro
         "hash": f"{number:016x}",
     }
     limits = {"bytes": bytes_ / 330_000 - 1, "train": train / 14.0 - 1, "eval": -0.4, "run": -1.0}
+    attrs["outcome"] = "finished" if kind >= 0.19 else "pruned" if kind < 0.15 else "failed"
     state = TrialState.COMPLETE
     answer = value
     reason = None
@@ -99,17 +101,50 @@ def made_up_trial(number: int, rng: np.random.Generator, at: float) -> tuple[Fro
     return trial, at + lasts
 
 
-def made_up_session(folder: Path, count: int, *, confirmed: bool = True) -> Session:
-    """`count` trials of two workers; every kind of end is among them."""
-    study = find_study(write_study(folder, "made_up"))
-    stored = optuna.create_study(study_name="made_up")
+def made_up_trials(count: int) -> list[FrozenTrial]:
+    """Of two workers; every kind of end is among them."""
     rng = np.random.default_rng(0)
     free = [0.0, 2.0]
     trials: list[FrozenTrial] = []
     for number in range(count):
         trial, free[number % 2] = made_up_trial(number, rng, free[number % 2])
         trials.append(trial)
-    stored.add_trials(trials)
+    return trials
+
+
+def made_up_answers(home: Path, trial: int) -> None:
+    """What `compare` and `ablate` would have left about the study; null where there is no number."""
+    told = {"arm": "xsa", "base": "laptop", "mean": -0.08, "low": -0.11, "high": -0.05, "pairs": 5}
+    odd = {"arm": "swa", "base": "laptop", "mean": None, "low": None, "high": None, "pairs": 2}
+    answers = [told | {"sentence": "xsa helps: <i>very</i>."}, odd | {"sentence": "swa fails."}]
+    figures = (("bigram_hash", -0.09), ("xsa", -0.08), ("ema", -0.05), ("token_tilt", 0.03), ("gptq", None))
+    effects = [
+        {"technique": name, "change": "taken away" if name != "token_tilt" else "added", "mean": mean}
+        | {
+            "low": mean and mean - 0.02,
+            "high": mean and mean + 0.02,
+            "p": 0.001,
+            "seconds": 0.8,
+            "bytes": 9e3,
+        }
+        | {"verdict": "no evidence" if mean is None else "helps" if mean < 0 else "hurts"}
+        for name, mean in figures
+    ]
+    pair = {"techniques": ["xsa", "ema"], "mean": -0.05, "low": -0.07, "high": -0.03, "verdict": "reinforce"}
+    chain = [{"stage": name, "mean": bpb, "sd": 0.007} for name, bpb in (("weights", 2.57), ("packed", 2.59))]
+    ablated = {"study": "made_up", "trial": trial, "effects": effects, "pairs": [pair], "chain": chain}
+    ablated |= {"score": {"mean": 2.55, "sd": 0.007}, "seeds": [1, 2, 3, 4], "sentences": ["A tilt."]}
+    for kind, facts in (("compare", {"answers": answers}), ("ablate", ablated)):
+        path = home / "runs" / kind / "abc" / "answer.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(facts))
+
+
+def made_up_session(folder: Path, count: int, *, confirmed: bool = True) -> Session:
+    """`count` trials of two workers; every kind of end is among them."""
+    study = find_study(write_study(folder, "made_up"))
+    stored = optuna.create_study(study_name="made_up")
+    stored.add_trials(made_up_trials(count))
     if count:
         stored.set_user_attr("baseline", {"val_bpb": 2.8377, "hash": "0"})
     done = sorted((t for t in stored.trials if t.state == TrialState.COMPLETE), key=lambda t: t.value or 0.0)

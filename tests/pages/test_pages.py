@@ -21,12 +21,13 @@ from rich.console import Console
 from pages import figures
 from pages.facts import FEASIBLE, STATES, facts_of, pareto
 from pages.html import page_of
+from pages.live import Live
 from pages.report import json_of, markdown_of, write_report
 from search.report.leaderboard import print_leaderboard
 from search.report.rows import ranked
 from search.report.studies import print_diff
 from search.report.trial import print_trial
-from tests.pages.made_up import made_up_session
+from tests.pages.made_up import made_up_answers, made_up_session, made_up_trials
 
 CHROMIUM = "/usr/bin/chromium"
 DRIVER = "/usr/bin/chromedriver"
@@ -41,7 +42,10 @@ return {wide, room, plots, over, text: document.body.innerText};
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return facts_of(made_up_session(tmp_path_factory.mktemp("told"), 80))
+    session = made_up_session(tmp_path_factory.mktemp("told"), 80)
+    best = facts_of(session).best[0]
+    made_up_answers(session.folders.home, best)
+    return facts_of(session)
 
 
 def drawn(facts: Any) -> dict[str, figures.Figure | None]:
@@ -50,6 +54,8 @@ def drawn(facts: Any) -> dict[str, figures.Figure | None]:
         "curves": figures.curves(facts),
         "groups": figures.groups(facts),
         "chain": figures.chain(facts),
+        "ablation": figures.ablation(facts),
+        "compared": figures.comparisons(facts),
         "reasons": figures.reasons(facts),
         "timeline": figures.timeline(facts),
     }
@@ -129,6 +135,66 @@ def test_a_study_that_has_hardly_begun(tmp_path: Path, count: int) -> None:
     json.loads(json_of(facts))
 
 
+def test_an_ablation_ends_where_it_was_measured(told: Any) -> None:
+    figure = figures.ablation(told)
+    assert figure is not None and told.ablation.trial == told.best[0]
+    bars = figure["data"][0]
+    assert bars["y"] == ["without them", "bigram_hash", "xsa", "ema", f"#{told.best[0]}"], "the largest first"
+    assert sum(bars["x"]) == pytest.approx(2.55) and bars["text"][-1] == "2.5500"
+    page = page_of(told).replace(_plotly(page_of(told)), "")
+    for text in (page, markdown_of(told)):
+        assert all(
+            word in text for word in ("What was confirmed", "xsa helps", "swa fails.", "A tilt.", "reinforce")
+        )
+        assert "Ablation of #" in text and "no evidence" in text and "2.5900" in text
+    assert "<i>very</i>" not in page
+
+
+@pytest.mark.parametrize("kind", ["compare", "ablate"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"answers": [1], "study": "made_up", "effects": 2, "seeds": 3}']
+)
+def test_an_answer_that_cannot_be_read_is_left_out(tmp_path: Path, kind: str, text: str) -> None:
+    session = made_up_session(tmp_path, 3, confirmed=False)
+    path = tmp_path / "runs" / kind / "abc" / "answer.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    facts = facts_of(session)
+    assert not facts.compared and facts.ablation is None
+    assert "What was confirmed" not in page_of(facts) and "Ablation" not in markdown_of(facts)
+
+
+def test_the_newest_ablation_of_the_best_is_told(tmp_path: Path) -> None:
+    session = made_up_session(tmp_path, 30)
+    best = facts_of(session).best[0]
+    made_up_answers(tmp_path, best)
+    whole = json.loads((tmp_path / "runs" / "ablate" / "abc" / "answer.json").read_text())
+    for name, changes in (("other", {"trial": best + 1}), ("elsewhere", {"study": "another"})):
+        path = tmp_path / "runs" / "ablate" / name / "answer.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(whole | changes))
+    found = facts_of(session).ablation
+    assert found is not None and found.trial == best
+
+
+def test_the_live_report_is_made_again_when_something_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = made_up_session(tmp_path, 30)
+    monkeypatch.setattr("pages.live.RESTS", 0.0)
+    live = Live(session, session.optuna_study)
+    assert "being read" in live.note()
+    first = live.page()
+    assert live.page() is first, "nothing changed"
+    session.optuna_study.add_trial(made_up_trials(31)[30])
+    assert live.page() is not first and "31 trials" in live.note()
+    made_up_answers(tmp_path, facts_of(session).best[0])
+    assert b"Ablation of #" in live.page() and b"Ablation of #" not in first
+    plots = live.plots()
+    assert {name.split(":")[2] for name in plots} >= {"Progress".lower(), "ablation", "learning-curves"}
+    assert not session.optuna_study._storage.get_study_system_attrs(session.optuna_study._study_id)
+
+
 def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
     """A score, a figure and a link of the chain that are not finite, and names that rich reads as markup."""
     session = made_up_session(tmp_path, 0)
@@ -186,7 +252,9 @@ def test_where_it_cannot_be_written(tmp_path: Path) -> None:
 def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
     from selenium import webdriver
 
-    path = write_report(made_up_session(tmp_path, 80), tmp_path / "report.html")
+    session = made_up_session(tmp_path, 80)
+    made_up_answers(tmp_path, facts_of(session).best[0])
+    path = write_report(session, tmp_path / "report.html")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},1000"):
@@ -201,7 +269,15 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
             seen = browser.execute_script(LOOK)
         assert all(seen["plots"]) and len(seen["plots"]) >= 8, seen["plots"]
         assert seen["wide"] <= seen["room"] and not seen["over"]
-        for word in ("Best: trial #", "Leaderboard", "Budgets", "Effects", "Fresh seeds", "Audit"):
+        for word in (
+            "Best: trial #",
+            "Leaderboard",
+            "Budgets",
+            "Effects",
+            "Fresh seeds",
+            "Ablation",
+            "Audit",
+        ):
             assert word in seen["text"]
         assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     finally:

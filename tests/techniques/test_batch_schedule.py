@@ -13,6 +13,7 @@ from techniques.schedule.batch_schedule import BatchSchedule
 from techniques.schedule.seq_schedule import SeqSchedule
 from tests.techniques.model_rig import settle
 from trainer.seams import Seams
+from trainer.stream import block_of
 
 FULL = Batch(4096, 64)
 
@@ -118,3 +119,21 @@ def test_short_sequences_read_the_same_text_as_long_ones(tmp_path):
     for steps in (short, long):
         steps.take(0.0)
     assert short.trainer.loader.stream.state() == long.trainer.loader.stream.state()
+
+
+def test_sequence_stages_with_ends_of_their_own():
+    c = SeqSchedule.Config(lengths="16@0.1,32@0.7,64@1.0", rewarm=0.1)
+    technique = SeqSchedule(c)
+    assert technique.phases() == (0.1, 0.7)
+    assert [technique.batch(FULL, p).seq_len for p in (0.0, 0.1, 0.7)] == [16, 32, 64]
+    hyper = train_gpt.Hyper()
+    told = [technique.hyper_at(hyper, p).lr_mult for p in (0.05, 0.1, 0.15, 0.3, 0.75)]
+    assert told == pytest.approx([1.0, 0.0, 0.5, 1.0, 0.5])
+    for bad in ("16@0.5,32@0.2", "16@0.5,32@x", "16@0.5,32@1.0", "16@0.5,64@1.5"):
+        with pytest.raises(ValueError, match="seq_schedule"):
+            SeqSchedule(SeqSchedule.Config(lengths=bad)).early(64)
+
+
+@pytest.mark.parametrize(("lengths", "block"), [((16, 32), 32), ((1024, 2048, 3072), 6144), ((15, 64), 64)])
+def test_blocks_hold_whole_sequences_of_every_length(lengths: tuple[int, ...], block: int):
+    assert block_of(lengths) == block

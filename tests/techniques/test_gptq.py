@@ -10,6 +10,7 @@ from techniques._quant import (
     clip_scales,
     gptq_solve,
     hessian_error,
+    inverse_factor,
     quantize_lite,
     round_rows,
     self_generated,
@@ -247,3 +248,34 @@ def test_own_sequences_must_fit_the_model():
     with pytest.raises(ValueError, match=r"self_tokens.*longest sequence, but got 2048 and 32"):
         Gptq(replace(C, calibration="self")).check(SHAPE)
     Gptq(C).check(SHAPE)
+
+
+@pytest.mark.parametrize("columns", [5, 24])
+def test_the_reverse_factor_is_the_same_and_solves_alike(columns: int):
+    h = correlated(columns).double()
+    h = (h + h.T) / 2 + 0.01 * torch.eye(columns)
+    one, other = inverse_factor(h), inverse_factor(h, reverse=True)
+    assert one is not None and other is not None
+    torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+    assert inverse_factor(-h, reverse=True) is None
+    w, scales = weights(7, columns), clip_scales(weights(7, columns), 5, "tiny")
+    plain = gptq_solve(w, correlated(columns), scales, 5, C)
+    turned = gptq_solve(w, correlated(columns), scales, 5, replace(C, factor="reverse"))
+    assert plain is not None and turned is not None and torch.equal(plain, turned)
+
+
+def test_damping_by_role():
+    config = replace(C, damp=0.01, damp_embed=0.005, damp_mlp=0.02)
+    damp = GptqQuantizer(config).damp_of
+    names = ("tok_emb", "head.weight", "blocks.0.mlp.fc.weight", "blocks.0.attn.c_q.weight")
+    assert [damp(n) for n in names] == [0.005, 0.005, 0.02, 0.01]
+    w, h = weights(7, 24), correlated(24)
+    found = []
+    for value in (0.0, 0.5):
+        quantizer = GptqQuantizer(replace(C, damp_mlp=value))
+        quantizer.hessians = {"blocks.0.mlp.fc.weight": h}
+        found.append(quantizer.quantize("blocks.0.mlp.fc.weight", w, 4)[0])
+    scales = clip_scales(w, 4, "tiny")
+    by_hand = gptq_solve(w, h, scales, 4, replace(C, damp=0.5))
+    assert by_hand is not None and any(torch.equal(found[1], q) for q in by_hand)
+    assert not torch.equal(found[0], found[1])

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from techniques._lora import Adapters, documents
+from techniques._lora import Adapters, documents, lora_places
 from techniques.base import Shape
 from techniques.evaluation.lora_ttt import LoraTtt
 from tests.techniques.evaluation_rig import on_ranks, run_scorer, tiny_model, tiny_tokens
@@ -149,3 +149,39 @@ def test_limits():
         with pytest.raises(ValueError, match="lora_ttt"):
             LoraTtt(LoraTtt.Config(**settings)).check(SHAPE)
     assert math.isclose(float(Adapters(tiny_model(), LoraTtt.Config(), 2).scale), 1.0)
+
+
+def test_q_and_v_apart_a_factor_on_the_rate_and_several_steps():
+    tokens = some_documents()
+    widths = {
+        n: len(lora_places(tiny_model(), LoraTtt.Config(**w)))
+        for n, w in {
+            "both": {},
+            "q": {"v": False},
+            "none": {"qv": False},
+            "neither": {"q": False, "v": False},
+        }.items()
+    }
+    assert widths == {"both": 4, "q": 2, "none": 0, "neither": 0}
+    with pytest.raises(ValueError, match="adapts nothing"):
+        LoraTtt(LoraTtt.Config(chunk=8, q=False, v=False, head=False)).check(SHAPE)
+    half = run_scorer(scorer(lr=0.01), tokens).nll
+    torch.testing.assert_close(run_scorer(scorer(lr_mult=0.5), tokens).nll, half)
+    once, twice = scorer(), scorer(grad_steps=2)
+    a, b = run_scorer(once, tokens).nll, run_scorer(twice, tokens).nll
+    assert twice.facts["steps"] == 2 * once.facts["steps"] > 0 and not torch.equal(a, b)
+    for start, n in documents(tokens):  # the first chunk has its scores before any step
+        assert torch.equal(a[start : start + min(8, n)], b[start : start + min(8, n)])
+
+
+def test_short_documents_take_chunks_of_their_own():
+    tokens, each = some_documents(), {"batch_docs": 1}
+    steps = sum(max(0, -(-n // (4 if n <= 10 else 8)) - 1) for _, n in documents(tokens))
+    one = scorer(short_chunks="10:4", **each)
+    run_scorer(one, tokens)
+    assert one.facts["steps"] == steps
+    for bad in ("10", "a:4", "0:4", "10:4:2"):
+        with pytest.raises(ValueError, match="short_chunks"):
+            LoraTtt(LoraTtt.Config(chunk=8, short_chunks=bad)).check(SHAPE)
+    with pytest.raises(ValueError, match="at most the context"):
+        LoraTtt(LoraTtt.Config(chunk=8, short_chunks="10:64")).check(SHAPE)

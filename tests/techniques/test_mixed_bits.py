@@ -46,3 +46,16 @@ def test_stored_integers_use_them_and_reload_exactly():
 def test_bits_outside_the_choices_are_refused():
     with pytest.raises(ValueError, match=r"mixed_bits\.attn_bits"):
         resolve({"file": {"mixed_bits": True, "mixed_bits.attn_bits": 3}}, {"mixed_bits": MixedBits})
+
+
+def test_sixteen_bits_keep_the_embedding_as_float16():
+    from train_gpt import quantize
+    from trainer.seams import Seams
+
+    settings = {"mixed_bits": True, "mixed_bits.embed_bits": 16, "quantize_min_numel": 1}
+    resolved, model = resolve({"file": TINY | settings}, {"mixed_bits": MixedBits}), tiny_model()
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    packed, _ = quantize(weights, model, Seams(resolved), iter(()))
+    stored = {item.name: item for item in packed}
+    assert stored["tok_emb"].scale is None and stored["tok_emb"].q.dtype is torch.float16
+    assert stored["blocks.0.mlp.fc.weight"].q.dtype is torch.int8

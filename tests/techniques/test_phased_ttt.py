@@ -1,5 +1,6 @@
 """Phased TTT: the phases written out; every update behind its scores; ranks; limits."""
 
+import itertools
 import math
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 
 from techniques import _ttt, catalog
 from techniques._lora import DocumentScorer, documents
+from techniques._windows import share_hints
 from techniques.base import Shape, Verdict
 from techniques.config import read_preset
 from techniques.evaluation.lora_ttt import LoraTtt
-from techniques.evaluation.phased_ttt import PhasedTtt, phases_of, queue_of
+from techniques.evaluation.phased_ttt import PhasedTtt, phases_of, queue_of, split_cap
 from techniques.settings import settings_from
 from tests.techniques.evaluation_rig import on_ranks, run_scorer, single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
@@ -196,3 +198,67 @@ def test_declares_its_order_limits_and_variables():
 def test_a_step_of_many_tokens_is_taken_in_parts():
     assert _ttt.parts_of(range(5), 1 << 15) == [range(0, 2), range(2, 4), range(4, 5)]
     assert _ttt.parts_of([7, 8], 1 << 20) == [[7], [8]] and _ttt.parts_of([], 8) == []
+
+
+def test_a_tilt_changes_what_is_written_and_no_step():
+    tokens = some_documents() % 5
+    tokens[torch.tensor([20, 65, 80, 120, 131, 160])] = 1
+    more: dict[str, Any] = {"tilt_order": 2, "tilt_threshold": 0.5, "tilt_beta": 1.5}
+    plain, told = scorer(), scorer(tilt=True, **more)
+    before, after = run_scorer(plain, tokens), run_scorer(told, tokens)
+    for n, p in after.model.named_parameters():
+        assert torch.equal(p, dict(before.model.named_parameters())[n]), n
+    begins = torch.cat([torch.full((n,), s) for s, n in documents(tokens)])
+    hints = share_hints(tokens, 2, 0.5, begins)
+    gain = before.nll - after.nll
+    hit = hints == tokens[1:]
+    assert told.facts["hinted"] == int((hints >= 0).sum()) > 30
+    assert torch.equal(gain[hints < 0], torch.zeros_like(gain[hints < 0]))
+    q = (-before.nll[hit]).exp()  # there the hint is the target: nats' = nats + ln(1 + q(e^β − 1)) − β
+    expected = 1.5 - torch.log1p(q * (math.exp(1.5) - 1))
+    torch.testing.assert_close(gain[hit], expected, atol=1e-5, rtol=1e-5)
+    assert (gain[(hints >= 0) & ~hit] < 0).all()
+    wide = scorer(tilt=True, tilt_scope="stream", **more)
+    run_scorer(wide, tokens)
+    assert wide.facts["hinted"] == int((share_hints(tokens, 2, 0.5) >= 0).sum()) != told.facts["hinted"]
+    assert PhasedTtt(config(tilt=True, tilt_scope="stream")).verdict().verdict is Verdict.CONTESTED
+    assert PhasedTtt(config(tilt=True)).verdict().verdict is Verdict.LEGAL
+
+
+def test_two_caps_begin_as_one_and_learn_in_the_phases():
+    tokens = some_documents()
+    still = {"global_lr": 0.0}
+    torch.testing.assert_close(
+        run_scorer(scorer(asym_cap=True, **still), tokens).nll, run_scorer(scorer(**still), tokens).nll
+    )
+    model = tiny_model()
+    plain = model.cap
+    with split_cap(model):
+        cap, z = model.cap, torch.linspace(-60, 60, 31)
+        torch.testing.assert_close(cap(z), plain(z))
+        with torch.no_grad():
+            cap.above.fill_(20.0)
+            cap.below.fill_(7.0)
+        for value, out in zip(z.tolist(), cap(z).tolist(), strict=True):
+            c = 20.0 if value > 0 else 7.0
+            assert out == pytest.approx(c * math.tanh(value / c), abs=1e-4)
+    assert model.cap is plain
+    moved = run_scorer(scorer(asym_cap=True, global_lr=1.0), tokens)
+    assert not torch.equal(moved.nll, run_scorer(scorer(global_lr=1.0), tokens).nll)
+
+
+def test_a_warm_up_of_the_rate_and_sequences_across_documents(monkeypatch: pytest.MonkeyPatch):
+    tokens, rates = some_documents(), []
+    settle = _ttt.set_rates
+
+    def noted(optimizer: Any, lr: float, done: float) -> None:
+        rates.append(lr * 0.5 * (1 + math.cos(math.pi * done)))
+        settle(optimizer, lr, done)
+
+    monkeypatch.setattr("techniques.evaluation.phased_ttt.set_rates", noted)
+    same = {"prefix_docs": 6, "phases": 1, "global_lr": 0.04}
+    run_scorer(scorer(**same, warmup_chunks=2, warmup_lr=0.01), tokens)
+    assert rates[:3] == pytest.approx([0.01, 0.04, 0.04])
+    assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
+    one, other = (run_scorer(scorer(**same, respect_documents=r), tokens).nll for r in (True, False))
+    assert not torch.equal(one, other)

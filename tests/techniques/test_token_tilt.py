@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from techniques._windows import last_hints, share_hints, tilt_nats
 from techniques.base import Shape, Verdict
 from techniques.evaluation.sliding_window import SlidingWindow
-from techniques.evaluation.token_tilt import TokenTilt, tilt_hints, tilt_nats
+from techniques.evaluation.token_tilt import TokenTilt
 from tests.techniques.evaluation_rig import run_scorer, tiny_model, tiny_tokens
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
@@ -38,12 +39,12 @@ def slow_hint(tokens: list[int], p: int, order: int, min_agree: int) -> tuple[in
 @pytest.mark.parametrize(("order", "min_agree"), [(1, 1), (2, 1), (3, 2), (1, 3), (200, 1)])
 def test_hints_equal_a_loop_over_the_past(order: int, min_agree: int):
     tokens = repetitive()
-    hint, more = tilt_hints(tokens, order, min_agree)
+    hint, more = last_hints(tokens, order, min_agree)
     slow = [slow_hint(tokens.tolist(), p, order, min_agree) for p in range(N)]
     assert hint.tolist() == [h for h, _ in slow]
     assert more[hint >= 0].tolist() == [m for h, m in slow if h >= 0]
     assert order > 3 or (hint >= 0).any()
-    assert tilt_hints(tokens[:2], order, min_agree)[0].tolist() == [-1]
+    assert last_hints(tokens[:2], order, min_agree)[0].tolist() == [-1]
 
 
 def test_a_hint_does_not_change_with_later_tokens():
@@ -51,7 +52,7 @@ def test_a_hint_does_not_change_with_later_tokens():
     for p in (10, 64, 120):
         other = tokens.clone()
         other[p + 1 :] = repetitive(seed=4)[p + 1 :]
-        for a, b in zip(tilt_hints(tokens, 2, 1), tilt_hints(other, 2, 1), strict=True):
+        for a, b in zip(last_hints(tokens, 2, 1), last_hints(other, 2, 1), strict=True):
             assert torch.equal(a[: p + 1], b[: p + 1])
 
 
@@ -72,7 +73,7 @@ def test_scores_are_the_sliding_ones_tilted():
     tokens, model = repetitive(), tiny_model()
     run = run_scorer(scorer(), tokens)
     sliding = run_scorer(SlidingWindow(SlidingWindow.Config(stride=STRIDE)).scorer(), tokens).nll
-    hint, more = tilt_hints(tokens, 2, 1)
+    hint, more = last_hints(tokens, 2, 1)
     assert (hint >= 0).sum() > 40
     for p in range(N):
         u, y, nats = int(hint[p]), int(tokens[p + 1]), float(sliding[p])
@@ -92,3 +93,43 @@ def test_limits_and_verdict():
     assert TokenTilt(TokenTilt.Config(stride=8)).cost(SHAPE).eval_passes == 3.0
     with pytest.raises(ValueError, match=r"token_tilt\.stride"):
         TokenTilt(TokenTilt.Config(stride=33)).check(SHAPE)
+
+
+def slow_share(tokens: list[int], p: int, order: int, threshold: float, begin: int = 0) -> int:
+    """Count what followed the same order - 1 tokens before position p, from `begin` on."""
+    width = order - 1
+    if p - width + 1 < begin:
+        return -1
+    counts: dict[int, int] = {}
+    top = -1
+    for q in range(begin + width - 1, p):
+        if tokens[q - width + 1 : q + 1] == tokens[p - width + 1 : p + 1]:
+            y = tokens[q + 1]
+            counts[y] = counts.get(y, 0) + 1
+            if counts[y] > counts.get(top, 0):
+                top = y
+    return top if counts and counts[top] >= threshold * sum(counts.values()) else -1
+
+
+@pytest.mark.parametrize(("order", "threshold"), [(2, 0.4), (2, 0.8), (3, 0.5), (5, 0.8), (200, 0.8)])
+def test_hints_by_counts_equal_a_loop_over_the_past(order: int, threshold: float):
+    tokens = repetitive()
+    told = tokens.tolist()
+    hints = share_hints(tokens, order, threshold)
+    assert hints.tolist() == [slow_share(told, p, order, threshold) for p in range(N)]
+    begins = torch.tensor([0] * 20 + [20] * 60 + [80] * (N - 80))
+    own = share_hints(tokens, order, threshold, begins).tolist()
+    assert own == [slow_share(told, p, order, threshold, int(begins[p])) for p in range(N)]
+    assert order > 3 or max(own) >= 0
+    assert share_hints(tokens[:2], order, threshold).tolist() == [-1]
+
+
+def test_confidence_takes_strength_away():
+    logits, hints, targets = torch.randn(6, 9) * 2, torch.tensor([3, 1, -1, 0, 8, 2]), torch.arange(6)
+    beta = torch.full((6,), 2.0)
+    q = logits.softmax(-1)[torch.arange(6), hints.clamp_min(0)]
+    for gamma in (0.5, 1.0, 2.0):
+        weaker = tilt_nats(logits, targets, hints, beta * (1 - q) ** gamma)
+        torch.testing.assert_close(tilt_nats(logits, targets, hints, beta, gamma), weaker)
+    one, other = (run_scorer(scorer(threshold=0.5, gamma=g), repetitive()).nll for g in (0.0, 1.0))
+    assert not torch.equal(one, other)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from techniques.attention.xsa import Xsa, remove_own_value
+from techniques.attention.xsa import GatedOwnValue, Xsa, remove_own_value
 from techniques.base import Shape
 
 SHAPE = Shape(64, 4, 32, 4, 2, 2.0, 16, 16)
@@ -46,3 +46,21 @@ def test_enters_the_last_layers_only():
     assert [technique.attn_out(SHAPE, i) is not None for i in range(4)] == [False, False, True, True]
     with pytest.raises(ValueError, match="at most num_layers"):
         Xsa(Xsa.Config(last_n=5)).check(SHAPE)
+
+
+@pytest.mark.parametrize(("mode", "first"), [("gate", 0.0), ("residual", 1.0)])
+def test_a_gate_a_head_scales_what_is_taken_off(mode: str, first: float):
+    technique = Xsa(Xsa.Config(last_n=3, mode=mode))
+    part = technique.attn_out(SHAPE, 3)
+    assert isinstance(part, GatedOwnValue) and technique.attn_out(SHAPE, 0) is None
+    assert technique.cost(SHAPE).params == 3 * SHAPE.num_heads
+    torch.manual_seed(0)
+    y, v = torch.randn(2, 5, 4, 8, dtype=torch.float64), torch.randn(2, 5, 2, 8, dtype=torch.float64)
+    at_first = y if mode == "gate" else slow(y, v)
+    torch.testing.assert_close(part(y, v, y), at_first)
+    with torch.no_grad():
+        part.alpha.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1]))
+    share = (first + part.alpha.double().tanh()).view(1, 1, 4, 1)
+    torch.testing.assert_close(part(y, v, y), y - share * (y - slow(y, v)), atol=1e-6, rtol=1e-6)
+    part(y, v, y).square().sum().backward()
+    assert bool(part.alpha.grad.ne(0).all())

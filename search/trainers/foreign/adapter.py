@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from readers.log_reader import LogError, LogReader, Rules, plain
+from search.trainers.foreign import edit_files
 from search.trainers.foreign import work_folder as workfolder
 
 CHUNK = 1 << 16
@@ -112,6 +113,11 @@ class Run:
     def run(self) -> int:
         """To its end; the exit status that the head of this file lists."""
         workfolder.make(self.work, self.trainer)
+        try:
+            edit_files.edit(self.work, self.trainer)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT
         words = [word.replace("{work}", str(self.work)) for word in self.trainer["command"]]
         with (self.out / "train.log").open("wb") as log, (self.out / "metrics.jsonl").open("w") as metrics:
 

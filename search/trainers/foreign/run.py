@@ -1,22 +1,26 @@
 """ForeignTrainer: somebody else's script, driven through search/trainers/foreign/adapter.py."""
 
 import dataclasses
+import json
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from readers.log_reader import Rules
 from search.common.machine import machine_kind
-from search.study.foreign import Foreign
+from search.common.paths import shown
+from search.study.foreign import PATTERNS, Foreign, as_text, texts_of
 from search.study.model import Study
 from search.trainers.files import code_hash
 from techniques.config import digest
 
 ADAPTER = (sys.executable, "-m", "search.trainers.foreign.adapter")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 HERE = ("PATH", "HOME", "USER", "TMPDIR")  # variables that are the machine's, whoever reads them
 
 
@@ -50,6 +54,16 @@ class ForeignTrainer:
             raise ValueError(
                 f"`trainer.folder` must be a folder, but {self.foreign.folder} is none. Correct the path."
             )
+        named = dict.fromkeys((n for n, b in self.foreign.bindings.items() if b.table == "constants"), 0)
+        for file, constants in self.edits(named).get("constants", {}).items():
+            from readers.constants import replaced  # as in hidden()
+
+            if Path(file).is_absolute():
+                raise ValueError(
+                    f"Constants are replaced in the run's own copy, but {file} lies outside of "
+                    f"`trainer.folder`, {self.foreign.folder}. Name a folder that holds it."
+                )
+            replaced((Path(self.foreign.folder) / file).read_bytes(), constants)
 
     def command(self) -> tuple[str, ...]:
         return ADAPTER
@@ -66,11 +80,15 @@ class ForeignTrainer:
         return (read | {*foreign.fixed, *foreign.variables}) - {*foreign.passed, *HERE}
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return {**config, "trainer": self.facts(config["environment"])}
+        return {**config, "trainer": self.facts(config)}
 
     def seeded(self, config: Mapping[str, Any], resolved: Any, seed: int) -> tuple[dict[str, Any], Any]:
-        environment = {**config["environment"], self.foreign.seed: str(seed)}
-        return {**config, **self.complete({"environment": environment})}, resolved
+        name = self.foreign.seed
+        bound = name in self.foreign.bindings
+        where = "settings" if bound else "environment"
+        return self.complete(
+            {**config, where: {**config.get(where, {}), name: seed if bound else str(seed)}}
+        ), resolved
 
     def time_budget(self) -> str:
         name, fixed = self.foreign.wallclock, self.foreign.fixed
@@ -81,8 +99,16 @@ class ForeignTrainer:
         return "not known"
 
     def repeat_line(self, config: Mapping[str, Any], path: Path) -> str:
-        """Without us, and without a file: the environment is the configuration."""
+        """Without us, and without a file: environment and command line are the configuration; where files
+        are edited, by the adapter."""
         trainer, environment = config["trainer"], config["environment"]
+        if trainer.get("keys") or trainer.get("constants"):
+            if not path.exists():  # it ran on another machine
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+            again = path.parent / "again"
+            words = ["python", *ADAPTER[1:], str(shown(path)), f"--out_dir={shown(again)}"]
+            return f"mkdir -p {shlex.quote(str(shown(again)))} && {shlex.join(words)}"
         texts = [f"{name}={shlex.quote(text)}" for name, text in sorted(environment.items())]
         words = [shlex.quote(word.replace("{work}", ".")) for word in trainer["command"]]
         return " ".join(["cd", shlex.quote(trainer["folder"]), "&&", *texts, *words])
@@ -93,43 +119,72 @@ class ForeignTrainer:
             f"the environment of `search.py show {number}` are the submission."
         )
 
-    def facts(self, environment: Mapping[str, str]) -> dict[str, Any]:
+    def facts(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The `trainer` part of config.json: everything that the adapter must know."""
-        foreign = self.foreign
+        foreign, texts = self.foreign, texts_of(config)
         return {
-            "command": list(self.words()),
+            "command": list(self.words(config)),
             "folder": foreign.folder,
             **{name: list(getattr(foreign, name)) for name in ("private", "files", "keep")},
+            **self.edits(config.get("settings", {})),
             "silent_seconds": foreign.silent_seconds,
             "max_output": foreign.max_output_bytes,
-            "rules": dataclasses.asdict(self.rules(environment)),
+            "rules": dataclasses.asdict(self.rules(texts)),
             "code_hash": code_hash(self.code_files()),
             "hardware": machine_kind(),
-            "hash": digest(dict(environment)),
+            "hash": digest(texts),
         }
 
-    def words(self) -> tuple[str, ...]:
-        """The script's own command line, its places filled; {work} stays for the adapter."""
+    def named(self) -> Path:
+        """The script as a run names it: relative to the folder, where it lies in it."""
         script, folder = Path(self.foreign.script), Path(self.foreign.folder)
-        named = script.relative_to(folder) if script.is_relative_to(folder) else script
+        return script.relative_to(folder) if script.is_relative_to(folder) else script
+
+    def words(self, config: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
+        """The script's own command line, its places filled; {work} stays for the adapter."""
+        settings, bindings = config.get("settings", {}), self.foreign.bindings
+        named = self.named()
         filled = {"{python}": sys.executable, "{script}": str(named)}
+        filled["{module}"] = ".".join(named.with_suffix("").parts)
         filled["{gpus}"] = str(self.study.gpus_per_trial)
-        words = list(self.foreign.command)
+        filled |= {f"{{{n}}}": as_text(v) for n, v in settings.items() if bindings[n].table == "command"}
+        absent = [f"{{{n}}}" for n, b in bindings.items() if b.table == "command" and n not in settings]
+        words = [word for word in self.foreign.command if not any(place in word for place in absent)]
         for place, text in filled.items():
             words = [word.replace(place, text) for word in words]
-        return tuple(words)
+        told = [
+            w for n, v in settings.items() if bindings[n].table == "arguments" for w in bindings[n].words(v)
+        ]
+        at = words.index("{arguments}") if "{arguments}" in words else len(words)
+        return (*words[:at], *told, *words[at + 1 :])
 
-    def rules(self, environment: Mapping[str, str]) -> Rules:
+    def edits(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """{"keys": {file: {key: value}}, "constants": {file: {name: value}}} of a run; {} without any."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for name, value in settings.items():
+            binding = self.foreign.bindings[name]
+            if binding.table in ("keys", "constants"):
+                file, _, key = binding.where.rpartition(":")
+                inside = found.setdefault(binding.table, {}).setdefault(file or str(self.named()), {})
+                inside[key] = value
+        return dict(found)
+
+    def rules(self, texts: Mapping[str, str]) -> Rules:
+        """How its log is read; `texts` are its variables."""
         foreign = self.foreign
 
         def number(name: str) -> float:
             try:
-                return max(0.0, float(environment.get(name, "0"))) if name else 0.0
+                return max(0.0, float(texts.get(name, "0"))) if name else 0.0
             except ValueError:
                 return 0.0
 
         return Rules(
-            **{name: getattr(foreign, name) for name in ("score", "occurrence", "size", "eval_lines")},
+            **{
+                name: getattr(foreign, name)
+                for name in ("score", "occurrence", "size", "eval_lines", *PATTERNS)
+            },
+            steps=int(number(foreign.steps)),
             num_reports=self.study.num_reports,
             wallclock_s=number(foreign.wallclock),
             warmdown_iters=number(foreign.warmdown),

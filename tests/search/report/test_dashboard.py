@@ -9,20 +9,28 @@ import re
 import shutil
 import signal
 import socket
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+from pages.facts import facts_of
+from pages.live import Live
 from search.report import dashboard
+from search.session.session import Session, open_session
 from search.storage import patient as storage
+from search.study.load import find_study
 from search.workers import record as notes
 from search.workers.exact import run_exactly
+from tests.pages.made_up import made_up_answers, made_up_trials
 from tests.search.db_helpers import first_line, held_server, python
+from tests.search.fake_studies import write_study
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 FLAGS = (
@@ -195,6 +203,92 @@ def test_the_study_page(page: str, browser: Any):
 def test_a_trial_page(page: str, browser: Any):
     base, _, token = page.partition("?")
     see(browser, f"{base}/trials?numbers=4&{token}", "Note of 4.0", "log.txt", "val_bpb", picture="trial.png")
+
+
+@pytest.fixture(scope="module")
+def live(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Session]]:
+    """(the address of a study of ours with made-up trials and answers, its session), served as the command does."""
+    home = tmp_path_factory.mktemp("home")
+    session = open_session(find_study(write_study(home, "made_up")), home=home, storage=url, environ={})
+    study = session.optuna_study
+    study.add_trials(made_up_trials(40))
+    study.set_user_attr("baseline", {"val_bpb": 2.8377, "hash": "0"})
+    best = facts_of(session).best[0]
+    made_up_answers(home, best)
+    server, page = dashboard.make_dashboard(
+        url, "made_up", port=0, artifact_dir=home / "artifacts", live=partial(Live, session)
+    )
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield page, session
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_report_is_served_live_to_who_has_the_token(live: tuple[str, Session]):
+    page, session = live
+    address = f"{page.partition('/dashboard/')[0]}/report"
+    opener = visitor()
+    assert ask(page, path="/report")[0] == 403 and ask(page, path="/report", Host="evil.example")[0] == 403
+    opener.open(f"{address}?{page.partition('?')[2]}", timeout=20).read()
+    with opener.open(address, timeout=60) as answer:
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        text = answer.read().decode()
+    assert "<h1>made_up</h1>" in text and "Ablation of #" in text and "token=" not in text
+    cookie = ask(page)[1].partition(";")[0]
+    assert ask(page, path="/report", Cookie=cookie)[0] == 200
+    assert ask(page, path="/report", Cookie=cookie, Origin="http://evil.example")[0] == 403
+    assert session.optuna_study.user_attrs.keys() <= {
+        "baseline",
+        "study_hash",
+        "study_identity",
+        "study_file",
+    }
+
+
+def test_what_is_shown_is_short_and_what_is_stored_stays(live: tuple[str, Session]):
+    page, session = live
+    opener = visitor()
+    opener.open(f"{page.partition('/dashboard/')[0]}/report?{page.partition('?')[2]}", timeout=20).read()
+    opener.open(f"{page.partition('/dashboard/')[0]}/report", timeout=60).read()
+    answer = fetch(page)
+    assert {"progress", "ablation", "compared"} <= {plot["id"] for plot in answer["plotly_graph_objects"]}
+    assert "(/report)" in answer["note"]["body"] and answer["note"]["version"] == 0
+    firsts = [trial["note"]["body"].splitlines()[0] for trial in answer["trials"]]
+    for words in ("within all limits", "over a limit: ", "pruned: given up", "failed: "):
+        assert any(words in first for first in firsts), words
+    for facts in (answer, *answer["trials"]):
+        assert all(len(a["value"]) <= 240 and "{" not in a["value"] for a in facts["user_attrs"])
+    steps = {point["step"] for trial in answer["trials"] for point in trial["intermediate_values"]}
+    assert steps == {25, 50, 75, 100}
+    with opener.open(
+        page.partition("/dashboard/")[0] + f"/csv/{page.partition('?')[0].rpartition('/')[2]}"
+    ) as csv:
+        assert "matrix_lr" in csv.read().decode().partition("\n")[0], "the settings, as they are stored"
+    stored = session.optuna_study.get_trials(deepcopy=False)
+    assert all(isinstance(t.user_attrs["config"], dict) for t in stored)
+    study_id = session.optuna_study._study_id  # pyright: ignore[reportPrivateUsage]
+    assert not session.optuna_study._storage.get_study_system_attrs(study_id)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("width", [800, 1440])
+def test_pages_of_a_study_of_ours_fit_the_window(live: tuple[str, Session], browser: Any, width: int):
+    page, session = live
+    base, _, token = page.partition("?")
+    stored = session.optuna_study.get_trials(deepcopy=False)
+    over = next(t for t in stored if t.state.name == "COMPLETE" and max(t.constraints.values()) > 0)
+    browser.set_window_size(width, 1200)
+    for path, words in (
+        (f"/trials?numbers={over.number}&{token}", ("over a limit: ", "inactive", "User Attributes")),
+        (f"/note?{token}", ("The whole report", "Best: trial #")),
+        (f"?{token}", ("Study User Attributes", "Ablation", "Learning curves")),
+    ):
+        see(browser, f"{base}{path}", *words, picture=f"live{width}{path[1:3]}.png")
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= browser.execute_script("return window.innerWidth"), path
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
 def test_bad_requests_have_one_clear_error(page: str, url: str, tmp_path: Path):

@@ -19,6 +19,7 @@ from search.samplers.caddie import CaddieSampler
 from search.samplers.finite import configurations, end_of, listed, seeds_of, values_of
 from search.space.native import build_space
 from search.space.space import Space
+from search.storage.patient import requeue
 from search.study.limits import set_all, violations
 from search.study.load import load_study
 from tests.search.fakes import HEADER, KNOWN, make_study
@@ -237,6 +238,22 @@ def test_a_configuration_that_was_queued_is_taken_as_soon_as_it_runs(tmp_path: P
         assert sampler.more(optimizer)
         assert space.suggest(optimizer.ask()) != queued
     assert not sampler.more(optimizer) and space.suggest(waiting) == queued
+
+
+def test_the_last_configuration_is_tried_again_though_nothing_new_is_left(tmp_path: Path) -> None:
+    """A trial that is tried again has its parameters: it needs no proposal, and another would be wrong."""
+    _, space, sampler = finite(tmp_path)
+    optimizer = optuna.create_study(sampler=sampler)
+    for _ in range(7):
+        assert step(sampler, space, optimizer)
+    crashed = optimizer.ask()
+    params = space.suggest(crashed)
+    optimizer.tell(crashed, state=TrialState.FAIL)
+    assert requeue(optimizer, optimizer.trials[-1], counted=True)
+    again = optimizer.ask()
+    assert again.number == 8 and again.relative_params == params == space.suggest(again)
+    optimizer.tell(again, 2.0)
+    assert not sampler.more(optimizer)
 
 
 def test_a_seed_is_no_parameter_and_replicates_need_an_end(tmp_path: Path) -> None:

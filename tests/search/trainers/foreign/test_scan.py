@@ -6,19 +6,23 @@ import base64
 import lzma
 import tomllib
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from readers import literals
-from readers.log_reader import Rules
+from readers.log_reader import LogReader, Rules
 from readers.scan import Scan, names_read, scan
 from search.space.foreign import ForeignSpace
 from search.space.space import distribution
 from search.study.foreign import Foreign
 from search.study.load import load_study
 from search.trainers.foreign.draft import draft, score_rule, write
+from search.trainers.foreign.draws import draws
+from search.trainers.foreign.run import ForeignTrainer
+from search.trainers.trainer import trainer_of
 from techniques.base import Choice, Float, Int
 from techniques.unanswered import NAMES
 from tests.search.foreign_studies import SCRIPT
@@ -108,7 +112,7 @@ def drafted(tmp_path: Path, found: Scan) -> tuple[Foreign, dict[str, Any]]:
     return study.foreign, tomllib.loads(out.read_text(encoding="utf-8"))
 
 
-def test_a_class_of_settings(tmp_path: Path):
+def test_a_class_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = scanned(tmp_path, CLASSES)
     kinds = {name: (read.kind, read.default) for name, read in found.reads.items()}
     assert kinds["TRAIN_BATCH_TOKENS"] == ("int", 524288) and kinds["WARMDOWN_ITERS"] == ("int", 1200)
@@ -145,10 +149,12 @@ def test_a_class_of_settings(tmp_path: Path):
     assert space["VE_ENABLED"].gate and space["VE_DIM"].when == ("VE_ENABLED", (True,))
     assert space["VE_DIM"].domain == Choice((64, 128, 256))
     assert space["TTT_LR"].when == space["TTT_EPOCHS"].when == ("TTT_ENABLED", (True,))
-    assert (
-        "torch.distributed.run" in tables["trainer"]["command"]
-        and tables["limits"]["artifact_bytes"] == 16_000_000
-    )
+    assert tables["limits"]["artifact_bytes"] == 16_000_000
+    for gpus in ((), ("0", "1")):  # torchrun where there is a GPU
+        monkeypatch.setattr("search.trainers.foreign.draft.gpu_numbers", partial(tuple, gpus))
+        _, tables = drafted(tmp_path, found)
+        assert ("torch.distributed.run" in tables["trainer"]["command"]) == bool(gpus)
+        assert "torch.distributed.run" in (tmp_path / "theirs.toml").read_text()
 
 
 def test_helper_functions_and_aliases(tmp_path: Path):
@@ -426,3 +432,204 @@ def test_a_draft_that_cannot_be_loaded_is_not_left(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match=r"s\.toml"):
         write(script, tmp_path / "s.toml")
     assert not (tmp_path / "s.toml").exists()
+
+
+ARGUMENTS = """
+import argparse, click
+LR = 3e-4
+p = argparse.ArgumentParser()
+p.add_argument("data_dir")
+p.add_argument("-l", "--matrix-lr", type=float, default=LR)
+p.add_argument("--depth", dest="num_layers", type=int, default=12)
+p.add_argument("--use-ema", action="store_true")
+p.add_argument("--no-compile", action="store_false")
+p.add_argument("--rotary", action=argparse.BooleanOptionalAction, default=True)
+p.add_argument("--codec", choices=["zlib", "zstd"], default="zlib")
+p.add_argument("--fancy", type=bool, default=False)
+p.add_argument("--loud", type=lambda x: x == "true", default=True)
+p.add_argument("--betas", nargs=2, type=float, default=[0.9, 0.95])
+p.add_argument("--max-steps", type=int, default=1000)
+p.add_argument(f"--{name}", default=1)
+p.add_argument("--seed", type=int, default=7)
+p.add_argument("--dropout", type=float, default=parts[0])
+@click.option("--warm/--no-warm", default=False)
+@click.option("--clip-norm", type=float, default=1.0)
+def main(): ...
+print(f"step {i}: train loss {a:.3f}, val loss {b:.3f}, elapsed {t:.1f}s")
+print(f"best val loss {c}")
+"""
+
+
+def test_arguments_of_argparse_and_click(tmp_path: Path):
+    found = scanned(tmp_path, ARGUMENTS)
+    foreign, tables = drafted(tmp_path, found)
+    where = {name: binding.where for name, binding in foreign.bindings.items()}
+    assert where["matrix_lr"] == "--matrix-lr={value}" and where["num_layers"] == "--depth={value}"
+    assert foreign.bindings["rotary"].off == "--no-rotary" and foreign.bindings["warm"].off == "--no-warm"
+    space = foreign.variables
+    assert space["matrix_lr"].domain == Float(7.5e-05, 0.0012, True) and space["num_layers"].domain == Int(
+        10, 14
+    )
+    assert space["codec"].domain == Choice(("zlib", "zstd")) and space["clip_norm"].domain == Float(
+        0.5, 2.0, True
+    )
+    assert space["use_ema"].gate and where["use_ema"] == "--use-ema"
+    assert (space["fancy"].text(True), space["fancy"].text(False)) == ("1", "")  # bool("0") is true
+    assert (space["loud"].text(True), space["loud"].text(False)) == ("true", "false")
+    assert not {"no_compile", "betas", "dropout", "max_steps", "seed"} & {*space}
+    assert foreign.steps == "max_steps" and foreign.seed == "seed" and foreign.in_nats
+    told = "\n".join(found.odd)
+    assert "'data_dir' is given by its place" in told and "--betas takes several values" in told
+    assert (
+        "an argument built at run time" in told
+        and "computed default" in (tmp_path / "theirs.toml").read_text()
+    )
+    reader = LogReader(
+        Rules(score_pattern=foreign.score_pattern, progress_pattern=foreign.progress_pattern, steps=4)
+    )
+    for step in (2, 4):
+        reader.feed(f"step {step}: train loss 3.200, val loss {3 - step / 10:.3f}, elapsed {step:.1f}s", 1.0)
+    reader.feed("best val loss 1.0", 1.0)
+    assert reader.value()[1] == 2.6 and reader.steps == 4 and reader.train_seconds(9.0) == (4.0, "train_time")
+    assert tables["trainer"]["files"] == ["train_gpt.py"]
+
+
+CONFIGURED = """
+import sys
+learning_rate = 6e-4 # max
+n_layer = 12
+bias = False
+device = 'cuda'
+_hidden = 3
+exec(open('configurator.py').read())
+later = 7
+"""
+
+
+def test_a_configurator(tmp_path: Path):
+    found = scanned(tmp_path, CONFIGURED)
+    foreign, _ = drafted(tmp_path, found)
+    assert not found.odd and {*found.reads} == {"learning_rate", "n_layer", "bias", "device"}
+    assert foreign.bindings["bias"].words(foreign.variables["bias"].setting(False)) == ["--bias=False"]
+    assert foreign.variables["n_layer"].domain == Int(10, 14)
+    own = CONFIGURED.replace(
+        "exec(open('configurator.py').read())", "for a in sys.argv[1:]:\n    globals()[a] = 1"
+    )
+    assert {*scanned(tmp_path, own).reads} == {*found.reads}
+
+
+PLAIN = """
+import os
+from dataclasses import dataclass, field
+MATRIX_LR = 0.02
+steps_done = 0
+NUM_LAYERS, WIDTH = 8, 512
+@dataclass
+class Hyperparameters:
+    cooldown_frac: float = 0.4
+    num_iterations: int = 1000
+    use_fp8: bool = field(default=True)
+class Block:
+    expansion = 4
+for step in range(10):
+    steps_done += 1
+print(f"step:{step}/{n} val_loss:{loss:.4f} train_time:{ms:.0f}ms")
+"""
+
+
+def test_constants_where_nothing_else_sets_them(tmp_path: Path):
+    found = scanned(tmp_path, PLAIN)
+    foreign, _ = drafted(tmp_path, found)
+    assert {n: b.where for n, b in foreign.bindings.items() if b.table == "constants"} == {
+        "MATRIX_LR": "MATRIX_LR",
+        "cooldown_frac": "Hyperparameters.cooldown_frac",
+        "use_fp8": "Hyperparameters.use_fp8",
+    }
+    assert "train_ms" in foreign.score_pattern[0] and not foreign.steps  # the log has the total
+    many = PLAIN + "".join(f"x{i} = os.environ.get('X{i}_LR', 0.1)\n" for i in range(6))
+    assert {*scanned(tmp_path, many).reads} == {f"X{i}_LR" for i in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("head", "word"),
+    [
+        ("import tyro", "--matrix-lr={value}"),
+        ("from transformers import HfArgumentParser", "--matrix_lr={value}"),
+    ],
+)
+def test_dataclasses_that_a_parser_is_given(tmp_path: Path, head: str, word: str):
+    text = f"{head}\nclass Other:\n    lr = 1.0\nclass Args:\n    matrix_lr: float = 0.02\n"
+    text += "    fast: bool = True\n"
+    text += "args = tyro.cli(Args)\n" if "tyro" in head else "args, = HfArgumentParser(Args).parse()\n"
+    foreign, _ = drafted(tmp_path, scanned(tmp_path, text))
+    assert foreign.bindings["matrix_lr"].where == word and "lr" not in foreign.variables
+    assert foreign.variables["fast"].text(False) == "False"
+
+
+CHECKED = """
+import os
+class H:
+    width = int(os.environ.get("WIDTH", 48))
+    groups = int(os.environ.get("GROUPS", 4))
+    a_on = bool(int(os.environ.get("A_ENABLED", "1")))
+    b_on = bool(int(os.environ.get("B_ENABLED", "0")))
+    b_lr = float(os.environ.get("B_LR", "0.1"))
+    chunk_len = int(os.environ.get("CHUNK_LEN", 6))
+    sharp = float(os.environ.get("SHARP", 2.0))
+    odd = int(os.environ.get("ODD", 5))
+class Block:
+    def __init__(self, size, gate_a=False, gate_b=False):
+        if int(gate_a) + int(gate_b) > 1:
+            raise ValueError("only one")
+        assert size % 3 == 0 or gate_unknown(size), "thirds"
+def build(h):
+    if h.chunk_len % 2:
+        raise ValueError
+    if h.a_on:
+        assert h.sharp <= 3.0
+    if h.odd == 5:
+        raise SystemExit  # misunderstood: the default itself would end here
+    if h.groups > 100 and h.mystery:
+        raise ValueError
+    return Block(h.width, gate_a=h.a_on, gate_b=bool(h.b_on))
+"""
+
+
+def test_values_that_the_scripts_own_checks_forbid(tmp_path: Path):
+    found = scanned(tmp_path, CHECKED)
+    foreign, _ = drafted(tmp_path, found)
+    space = foreign.variables
+    assert space["CHUNK_LEN"].domain == Int(4, 12, False, 2) and space["SHARP"].domain == Float(
+        1.0, 3.0, True
+    )
+    assert "B_ENABLED" not in space and foreign.fixed["B_ENABLED"] == "0" and space["A_ENABLED"].gate
+    assert space["ODD"].domain == Int(2, 10) and "GROUPS" in space
+    text = (tmp_path / "theirs.toml").read_text()
+    assert "line 14 forbids some values" in text and text.count("forbids some values") == 3
+    for values in draws(foreign, 100):
+        assert not any(
+            c.forbids({n: r.default for n, r in found.reads.items()} | values) for c in found.checks
+        )
+
+
+def test_hidden_files_that_a_script_reads_are_told(tmp_path: Path):
+    (tmp_path / ".keys").write_text("")
+    text = "load_dotenv()\nopen('.secrets.json')\nx = '.keys'\ny = '.bin'\nz = Path('~/.config')\n"
+    told = [odd.partition(",")[0] for odd in scanned(tmp_path, text).odd]
+    named = (".env", ".secrets.json", ".keys")
+    assert told == [f"line {line}: reads {name}" for line, name in enumerate(named, 1)] + [
+        "line 5: reads ~/.config"
+    ]
+
+
+def test_a_script_of_a_package_is_run_as_a_module(tmp_path: Path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "__init__.py").write_text("")
+    script = tmp_path / "scripts" / "train.py"
+    script.write_text("import os\nfrom lib import model\nx = float(os.environ.get('MATRIX_LR', 0.1))\n")
+    write(script, tmp_path / "s.toml")
+    foreign = load_study(tmp_path / "s.toml", {}).foreign
+    assert foreign is not None and foreign.command == ("{python}", "-m", "{module}")
+    trainer = trainer_of(load_study(tmp_path / "s.toml", {}))
+    assert isinstance(trainer, ForeignTrainer) and trainer.words()[1:] == ("-m", "scripts.train")

@@ -1,0 +1,1 @@
+"""docs/tour.md run as it stands, and the pictures of what it shows."""

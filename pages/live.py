@@ -1,0 +1,106 @@
+"""Live(session, study): a study's note, figures and report as it stands now, for the dashboard.
+
+The report is made again only when something changed, and no sooner than RESTS times as long after the last
+time as that took: a page that is left open costs a running study little.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
+
+from pages.claimed import newest_answers
+from pages.facts import Facts, facts_of
+from pages.figures import all_figures
+from pages.html import page_of
+from pages.words import study_note
+from search.common.attributes import CONFIRMED
+from search.session.session import Session
+
+RESTS = 10.0
+
+
+class Live:
+    """Safe in several threads."""
+
+    def __init__(self, session: Session, study: optuna.Study, dollars_per_gpu_hour: float = 0.0) -> None:
+        self.session = replace(session, optuna_study=study)
+        self.limits = session.study.limits
+        self.num_reports = session.study.num_reports
+        self.dollars_per_gpu_hour = dollars_per_gpu_hour
+        self._reading = threading.Lock()
+        self._facts: Facts | None = None
+        self._plots: Mapping[str, str] = {}
+        self._page: tuple[Facts, bytes] | None = None
+        self._state: object = None  # that the facts were read from
+        self._next_s = 0.0
+
+    def note(self) -> str:
+        """Of the newest facts that there are; without results until the first are read."""
+        self.look()
+        return study_note(self.session, self._facts)
+
+    def plots(self) -> Mapping[str, str]:
+        """Our figures as optuna-dashboard's attributes; none until the first are drawn."""
+        self.look()
+        return self._plots
+
+    def page(self) -> bytes:
+        """The report, of now or of a moment ago."""
+        facts = self.facts()
+        if self._page is None or self._page[0] is not facts:
+            page = page_of(facts, dollars_per_gpu_hour=self.dollars_per_gpu_hour)
+            self._page = (facts, page.encode())
+        return self._page[1]
+
+    def look(self) -> None:
+        """Has the facts read where it is time; returns at once."""
+        if time.monotonic() >= self._next_s and not self._reading.locked():
+            threading.Thread(target=self.facts, daemon=True).start()
+
+    def facts(self) -> Facts:
+        """Of the study as it stands, or stood when it was last time to read it."""
+        with self._reading:
+            began_s = time.monotonic()
+            if self._facts is None or (began_s >= self._next_s and self.state() != self._state):
+                self._state = self.state()
+                self._facts = facts_of(self.session)
+                self._plots = attributes_of(self._facts)
+            if began_s >= self._next_s:
+                self._next_s = time.monotonic() + RESTS * (time.monotonic() - began_s)
+            return self._facts
+
+    def state(self) -> object:
+        """What the facts depend on; equal while nothing changed."""
+        study = self.session.optuna_study
+        trials = study.get_trials(deepcopy=False)
+        counts = Counter(trial.state for trial in trials)
+        ends = [t.datetime_complete for t in trials if t.datetime_complete is not None]
+        reports = sum(len(t.intermediate_values) for t in trials)
+        answers = newest_answers(self.session.folders.home)
+        confirmed = repr(study.user_attrs.get(CONFIRMED))
+        return counts, max(ends, default=None), reports, confirmed, [stamp for stamp, _ in answers]
+
+
+def attributes_of(facts: Facts) -> dict[str, str]:
+    """The figures, by optuna-dashboard's own function: in a study that is in memory alone, so that looking
+    writes nothing into the database."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study()
+    for name, figure in all_figures(facts).items():
+        layout = figure["layout"] | {"title": {"text": name}, "height": max(450, figure["layout"]["height"])}
+        drawn = go.Figure({"data": figure["data"], "layout": layout}, skip_invalid=False)
+        optuna_dashboard.save_plotly_graph_object(study, drawn, graph_object_id=identifier(name))
+    found: dict[str, Any] = study._storage.get_study_system_attrs(study._study_id)  # pyright: ignore[reportPrivateUsage]
+    return found
+
+
+def identifier(name: str) -> str:
+    """As HTML takes it."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())

@@ -1,0 +1,46 @@
+"""The MLP's gate, and gates that read queries: formulas written out."""
+
+import math
+
+import pytest
+import torch
+
+from techniques.attention.attention_gate import AttentionGate
+from techniques.base import Shape
+from techniques.block.mlp_gate import MlpGate
+from tests.techniques.model_rig import build, some_ids
+
+SHAPE = Shape(64, 3, 32, 4, 2, 2.0, 16, 16)
+
+
+def test_the_mlps_gate_is_a_number_a_token():
+    technique = MlpGate(MlpGate.Config(window=5))
+    module, n = technique.mlp(SHAPE, 0), torch.randn(2, 6, 32)
+    torch.testing.assert_close(module(lambda x: x * x, n, {}), n * n)
+    with torch.no_grad():
+        module.weight.normal_()
+    out = module(lambda x: x * x, n, {})
+    for b in range(2):
+        for t in range(6):
+            gate = 2 / (1 + math.exp(-float(module.weight[0].detach() @ n[b, t, :5])))
+            torch.testing.assert_close(out[b, t], gate * n[b, t] ** 2, rtol=1e-5, atol=1e-6)
+    assert technique.cost(SHAPE).params == 15
+    with pytest.raises(ValueError, match=r"mlp_gate\.window"):
+        MlpGate(MlpGate.Config(window=33)).check(SHAPE)
+
+
+def test_a_gate_from_the_queries_reads_the_projection_before_its_norm():
+    model = build({"attention_gate": True, "attention_gate.source": "q", "attention_gate.window": 5})
+    block, seen = model.blocks[1], []
+    gate = block.attn.attn_out.steps["attention_gate"]
+    handle = gate.register_forward_hook(lambda _m, args, out: seen.append((args, out)))
+    projected = []
+    other = block.attn.c_q.register_forward_hook(lambda _m, _a, out: projected.append(out))
+    model.hidden(some_ids())
+    handle.remove()
+    other.remove()
+    (y, _, n, _), out = seen[0]
+    z = projected[0][..., :5] @ gate.weight.T
+    torch.testing.assert_close(out, y * (2 * torch.sigmoid(z)).unsqueeze(-1), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(projected[0], n)
+    assert AttentionGate(AttentionGate.Config(source="q")).cost(SHAPE) == AttentionGate().cost(SHAPE)
