@@ -64,11 +64,10 @@ class Learned:
         count: int,
         running: Array | None = None,
         source: Index | None = None,
-        waits: bool = False,
     ) -> bool:
-        """Condition on the data, with fantasies in columns `running`; fit the variances when that is due and
-        it need not wait. Whether they were fitted."""
-        due = self._due(count) and not waits
+        """Condition on the data, with fantasies in columns `running`; fit the variances when that is due.
+        Whether they were fitted."""
+        due = self._due(count)
         fit = self.steps if due else 0
         self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=fit, source=source)
         self.fitted = count if due else self.fitted
@@ -273,7 +272,7 @@ class Beliefs:
             columns = np.concatenate([columns, self.earlier.columns[known]])
             count = len(y) + forgotten
             waits = was_fitted and count > IN_TURN
-            was_fitted |= found.update(columns, y, None, count=count, waits=waits)
+            was_fitted |= found.update(columns, y, None, count=found.fitted if waits else count)
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 

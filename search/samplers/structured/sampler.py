@@ -39,7 +39,7 @@ TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials
 BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson draw's
 STEPS = 10  # of a local search
-DRAWS = 3  # of which the most promising is proposed, while trials are few
+OFFERS = 3  # of which the most promising is proposed, while trials are few
 # Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
 # move: while complete trials are fewer than parameters, and later.
 NEARBY = (1.0, 0.7)
@@ -190,7 +190,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         few = FIRST <= len(beliefs.complete) and beliefs.known() < len(beliefs.rows.names)
         if not few or self._weigher is not None or not beliefs.incumbents(1):
             return self._best_of_a_draw(beliefs)
-        rows = np.array([self._best_of_a_draw(beliefs) for _ in range(DRAWS)])
+        rows = np.array([self._best_of_a_draw(beliefs) for _ in range(OFFERS)])
         return rows[int(np.argmax(log_gain(beliefs, rows)))]
 
     def _asks_smooth(self, beliefs: Beliefs) -> bool:
