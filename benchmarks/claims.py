@@ -1,4 +1,4 @@
-"""Whether compare and confirm keep their error rate: `python -m benchmarks.claims [--quick] [--write]`.
+"""Whether claims keep their error rate: `python -m benchmarks.claims [--quick] [--write]`.
 
 Simulated comparisons: one seed's score varies by 1 sd in each arm, with or without a share that both arms
 have in common on a seed. Null: how often "helps" or "hurts" is said where there is nothing, looking after
@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from claims.ablation.ablate import MOST_PAIRS
 from claims.sequential import FIRST, LAST, LEVEL, decisions
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
 SEEDS = 12  # compare's own number
-CONFIRM_SEEDS = 16  # confirm's
+CONFIRM_SEEDS = 16  # confirm's and ablate's
 MOST = 24  # of its table
 CONTENDERS = 3  # and how many it takes
+FEWER = 5  # ablations for a comparison: each has many arms
 NOISES = (
     "normal",
     "heavy tails (t, 4 degrees)",
@@ -139,6 +141,68 @@ def confirm_told(effect: float, studies: int) -> dict[int, float]:
     return {n: float(((at >= 0) & (at + FIRST <= n) & (sign < 0.0)).mean()) for n in range(FIRST, MOST + 1)}
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Shares of simulated ablations."""
+
+    any_word: float  # with a "helps", "hurts", "overlap" or "reinforce"
+    told: float  # of single effects
+
+
+def simulate_ablation(
+    techniques: int, *, effect: float, seeds: int, studies: int, shared: float = 0.0
+) -> Taken:
+    """`techniques` taken away one by one, all of the same true effect, in sd of one seed, with a reference
+    whose score and model are no better; the MOST_PAIRS pairs of the largest products of what was seen, on the
+    same seeds, their interactions 0. `shared`: correlation of all arms on a seed."""
+    rng = np.random.default_rng([17, techniques, seeds, int(100 * effect), int(100 * shared)])
+    size = (studies, seeds)
+    common = rng.standard_normal(size) * np.sqrt(shared)
+
+    def arm(mean: float) -> np.ndarray:
+        return common + mean + np.sqrt(1.0 - shared) * rng.standard_normal(size)
+
+    base = arm(0.0)
+    without = np.array([arm(effect) for _ in range(techniques)])
+    possible = list(itertools.combinations(range(techniques), 2))
+    told = np.array([decisions(a - base, within=0.0, level=LEVEL / 2 / techniques)[0] >= 0 for a in without])
+    rest = LEVEL / 2 / (len(possible) + 2)
+    wrong = np.zeros(studies, dtype=bool) if effect else told.any(0)
+    for figure in (base, arm(0.0)):  # the score, the model
+        wrong |= decisions(figure - arm(0.0), within=0.0, level=rest)[0] >= 0
+    means = (without - base).mean(-1)  # [techniques, studies]
+    products = np.array([-np.abs(means[i] * means[j]) for i, j in possible]).reshape(len(possible), studies)
+    for rank in np.argsort(products, axis=0)[:MOST_PAIRS]:
+        one, other = np.array(possible)[rank].T
+        at = np.arange(studies)
+        inner = base - without[one, at] - without[other, at] + arm(2.0 * effect)
+        wrong |= decisions(inner, within=0.0, level=rest)[0] >= 0
+    return Taken(float(wrong.mean()), float(told.mean()))
+
+
+def ablate_table(comparisons: int) -> list[str]:
+    studies = max(1, comparisons // FEWER)
+    counts = (CONFIRM_SEEDS, MOST)
+    heads = [f"effect {e:g}: within {n}" for e in (2.0, 3.0, 4.0) for n in counts]
+    rows = [
+        f"| techniques | no effect: any word, {CONFIRM_SEEDS} seeds | {LAST} seeds | {' | '.join(heads)} |",
+        f"| ---: | {' | '.join('---:' for _ in range(2 + len(heads)))} |",
+    ]
+    for techniques in (3, 6, 12):
+        null = [
+            simulate_ablation(techniques, effect=0.0, seeds=n, studies=studies).any_word
+            for n in (CONFIRM_SEEDS, LAST)
+        ]
+        power = [
+            simulate_ablation(techniques, effect=e, seeds=n, studies=studies // 10).told
+            for e in (2.0, 3.0, 4.0)
+            for n in counts
+        ]
+        cells = [*(f"{x:.2%}" for x in null), *(f"{x:.1%}" for x in power)]
+        rows.append(f"| {techniques} | {' | '.join(cells)} |")
+    return rows
+
+
 def same_table(studies: int) -> list[str]:
     rows = [
         "| d, sd of one seed | effect 0: told within 12 | within 64 | effect d: told (wrongly) within 64 |",
@@ -155,7 +219,13 @@ def same_table(studies: int) -> list[str]:
 
 
 def tables(studies: int) -> dict[str, str]:
-    makers = {"null": null_table, "power": power_table, "same": same_table, "confirm": confirm_table}
+    makers = {
+        "null": null_table,
+        "power": power_table,
+        "same": same_table,
+        "confirm": confirm_table,
+        "ablate": ablate_table,
+    }
     return {name: "\n".join(make(studies)) for name, make in makers.items()}
 
 

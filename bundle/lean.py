@@ -37,7 +37,8 @@ from techniques.config import TRAINER_FIELDS, Resolved
 # Receivers, keywords and calls that serve the audit, the ledger and machine-read files
 LAB = {"audit", "ledger", "differ", "noun"}
 LAB_CALLS = set(
-    "averaged changed check_finite filled forget_steps metrics note note_of note_steps write_json".split()
+    "averaged changed check_finite filled forget_steps metrics note note_of note_steps plain_optimizers "
+    "write_json".split()
 )
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
 TEMPLATES = ROOT / "runs" / ".templates"
@@ -299,6 +300,11 @@ def decided_by(resolved: Resolved, shelf: Sequence[Piece]) -> passes.Decided:
 
 def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
     """The file that is submitted. `folder`: where templates are kept; None: nowhere."""
+    return self_unpacking(lean_source(resolved, folder))
+
+
+def lean_source(resolved: Resolved, folder: Path | None = TEMPLATES) -> str:
+    """The same before it is packed."""
     blanks = Blanks()
     stand_in = stand_ins(resolved, blanks)
     kept = Kept(folder, stand_in) if folder else None
@@ -309,7 +315,7 @@ def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:
         template = names.tight(names.renamed(lean_tree(stand_in, decided, shelf), FOREIGN))
         if kept:
             kept.keep(decided, template)
-    return self_unpacking(blanks.fill(template))
+    return blanks.fill(template)
 
 
 def export_lean(resolved: Resolved, folder: Path) -> Path:

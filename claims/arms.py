@@ -33,6 +33,7 @@ from techniques.config import (
     read_layer,
     read_preset,
     resolve,
+    settings_of,
 )
 
 Layer = Mapping[str, Any]
@@ -51,8 +52,11 @@ class Arm:
 
     def config(self, seed: int) -> dict[str, Any]:
         """config.json of a run."""
-        head = {"preset": self.preset} if self.preset else {}
-        return {**head, **self.layer, **TOLD_ONLY, "seed": seed}
+        return {**self.settings(), **TOLD_ONLY, "seed": seed}
+
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, for a file."""
+        return {**({"preset": self.preset} if self.preset else {}), **self.layer}
 
     def resolved(self, seed: int = 0) -> Resolved:
         """ValueError for what contradicts itself."""
@@ -185,20 +189,20 @@ def varied(word: str, base: Arm) -> list[Arm]:
                 f"`{name}` is a technique: compare {name} has it with and without. Drop ={text}."
             )
         if on:
-            return [_without(base, owner), base]
-        base = _with_needs(base, owner)
-        return [base, _with_technique(base, owner)]
+            return [without(base, owner), base]
+        base = with_needs(base, owner)
+        return [base, with_technique(base, owner)]
     if not text:
         raise ValueError(f"`{name}` is a setting: say its values, as in {name}={field.default},…")
     changes = [{name: parse_value(name, one, field)} for one in text.split(",")]
     if owner not in known:
         arms = [_with(base, change, f"{name}={change[name]}") for change in changes]
         return arms if len(arms) > 1 else [base, *arms]
-    base = _with_needs(base, owner)
+    base = with_needs(base, owner)
     arms = [_with(base, {owner: True} | change, f"{name}={change[name]}") for change in changes]
     modes = isinstance(known[owner].space.get(name.partition(".")[2]), Choice)
     if modes or len(arms) == 1:
-        return [_without(base, owner) if modes else base, *arms]
+        return [without(base, owner) if modes else base, *arms]
     return arms
 
 
@@ -206,7 +210,7 @@ def _with(base: Arm, change: Layer, label: str) -> Arm:
     return replace(base, label=label, layer={**base.layer, **change})
 
 
-def _with_technique(base: Arm, name: str) -> Arm:
+def with_technique(base: Arm, name: str) -> Arm:
     """The base with a technique on: as it is by default, else (a default may ask for more layers than a small
     model has) with the first value of one of its settings' spaces that fits, which its label then says."""
     arm = _with(base, {name: True}, name)
@@ -224,7 +228,7 @@ def _with_technique(base: Arm, name: str) -> Arm:
         raise ValueError(f"{error} A setting can be said: compare {name}.SETTING=VALUE.") from None
 
 
-def _with_needs(base: Arm, name: str) -> Arm:
+def with_needs(base: Arm, name: str) -> Arm:
     """The base with what a technique needs: both arms have it, the question is of the technique alone."""
     known = catalog.metadata()
     waiting = [name]
@@ -238,9 +242,28 @@ def _with_needs(base: Arm, name: str) -> Arm:
     return _with(base, needs, f"{base.label} with {', '.join(needs)}") if needs else base
 
 
-def _without(base: Arm, name: str) -> Arm:
-    """The base with a technique off; the base itself where it is off."""
-    if not base.resolved().values[name]:
+def without(base: Arm, *names: str) -> Arm:
+    """The base with techniques off, and those that need them; settings of others that mean something only
+    with them at their defaults. The base itself where all are off."""
+    gone = gone_with(base, *names)
+    if not gone:
         return base
-    kept = {k: v for k, v in base.layer.items() if k.partition(".")[0] != name}
-    return replace(base, label=f"without {name}", layer={**kept, name: False})
+    on = base.resolved().techniques
+    back = {
+        f"{name}.{field}": settings_of(type(technique))[field].default
+        for name, technique in on.items()
+        for field, other in technique.setting_requires.items()
+        if name not in gone and other in gone
+    }
+    kept = {k: v for k, v in base.layer.items() if k.partition(".")[0] not in gone}
+    label = f"without {', '.join(gone)}"
+    return replace(base, label=label, layer={**kept, **back, **dict.fromkeys(gone, False)})
+
+
+def gone_with(base: Arm, *names: str) -> list[str]:
+    """What must go when these go: those of them that are on, then the techniques that need one of them."""
+    on = base.resolved().techniques
+    gone = [name for name in names if name in on]
+    for name in gone:  # grows on the way
+        gone += [n for n, technique in on.items() if name in technique.requires and n not in gone]
+    return gone

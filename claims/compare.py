@@ -13,7 +13,7 @@ from rich.table import Table
 
 from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
 from claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
-from claims.race import Results, Settled, Tell, in_order, mean_sd, race
+from claims.race import Course, Results, Tell, in_order, mean_sd, race
 from claims.runs import (
     Place,
     Plan,
@@ -56,6 +56,7 @@ class Asked:
     workers: int | None = None
     home: Path = Path()
     trainer: Path | None = None
+    fork: bool = True  # runs on a CPU from a process that has imported the trainer
     study: Study | None = None  # given, or needed for its trials
     session: OpenSession = no_session
 
@@ -90,7 +91,7 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
         done = {one.arm for one in answers(results) if one.kind != "undecided"}
         return done | ({base_label} if len(done) == len(others) else set())
 
-    results = run_all(console, plan, arms, place, seeds=seeds, settled=settled)
+    results = run_all(console, plan, arms, place, Course(seeds, settled))
     told = answers(results)
     print_answers(console, results, told, seeds, rules)
     write_json(plan.folder / "answer.json", as_facts(results, told, seeds, rules))
@@ -144,6 +145,7 @@ def place_of(arms: Sequence[Arm], asked: Asked, study: Study | None) -> Place:
         workers=min(asked.workers or LAST, len(gpus) or num_cores()),
         timeout_s=study.timeout_seconds if study else timeout_of(configs),
         trainer=asked.trainer,
+        fork=asked.fork,
     )
 
 
@@ -164,8 +166,12 @@ def check_data_of(config: Config) -> None:
 
 def print_plan(console: Console, plan: Plan, arms: Sequence[Arm], seeds: int, place: Place) -> None:
     names = ", ".join(arm.label for arm in arms[1:])
+    print_where(console, f"{names} against {arms[0].label}", plan, seeds, place)
+
+
+def print_where(console: Console, what: str, plan: Plan, seeds: int, place: Place) -> None:
     where = f"{place.workers} at once on {'GPUs' if place.gpus else 'the CPU'}"
-    say(console, f"{names} against {arms[0].label}: at most {seeds} seeds each, {where}")
+    say(console, f"{what}: at most {seeds} seeds each, {where}")
     path = f"{shown(plan.folder)}/plan.json"
     console.print(
         f"plan, written before the first run: {path}", highlight=False, markup=False, soft_wrap=True
@@ -181,16 +187,15 @@ def run_all(
     plan: Plan,
     arms: Sequence[Arm],
     place: Place,
-    *,
-    seeds: Sequence[int],
-    settled: Settled,
+    course: Course,
 ) -> Results:
     """The runs of a plan, those that are kept and new ones, each told as it ends."""
     with alone(plan.folder):
         runner = Runner(plan, arms, place, reuse_of(place))
-        if kept := sum(map(len, runner.kept(seeds).values())):
+        if kept := sum(map(len, runner.kept(course.seeds).values())):
             say(console, f"{kept} runs of this question are here already and count")
-        return race(runner, seeds, settled=settled, tell=teller(console, seeds))
+        tell = teller(console, course.seeds)
+        return race(runner, course.seeds, settled=course.settled, tell=tell, pick=course.pick)
 
 
 def teller(console: Console, seeds: Sequence[int]) -> Tell:

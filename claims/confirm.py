@@ -9,18 +9,19 @@ ranks by it.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.markup import escape
 
 from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
 from claims.arms import Arm, arm_of_source, arm_of_study, arm_of_trial
 from claims.compare import Asked, check_seeds, new_table, place_of, print_plan, run_all, say
-from claims.race import Results, differences, in_order, mean_sd, pairs
+from claims.race import Course, Results, differences, in_order, mean_sd, pairs
 from claims.runs import Plan, number, register
 from claims.sequential import LEVEL, best_p, judge
 from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
@@ -78,16 +79,20 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
     contenders = contenders_of(session, reference, top)
     arms = [reference, *(one.arm for one in contenders)]
     place = place_of(arms, asked, session.study)
-    used = {int(c["seed"]) for t in trials if "seed" in (c := t.user_attrs.get(CONFIG, {}))}
-    plan = register("confirm", arms, place, used=used)
+    plan = register("confirm", arms, place, used=seeds_of(trials))
     seeds = plan.seeds[: asked.seeds]
     print_plan(console, plan, arms, asked.seeds, place)
     race_ = Race(contenders, reference.label, seeds, session)
-    results = run_all(console, plan, arms, place, seeds=seeds, settled=race_.settled)
+    results = run_all(console, plan, arms, place, Course(seeds, race_.settled))
     found = race_.confirmed(results, [float(t.value or 0.0) for t in ranked(trials)[0]])
     print_confirmed(console, results, found, race_)
     store(session, found, results, race_, plan)
     return found
+
+
+def seeds_of(trials: Iterable[FrozenTrial]) -> set[int]:
+    """Those of a study's trials: none of them is fresh."""
+    return {int(c["seed"]) for t in trials if "seed" in (c := t.user_attrs.get(CONFIG, {}))}
 
 
 def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]:

@@ -5,6 +5,7 @@ not depend on which run is quicker.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,8 @@ from search.common.errors import Interrupted
 Results = Mapping[str, Mapping[int, Run]]
 Settled = Callable[[Results], set[str]]  # arms that need no more runs
 Tell = Callable[[str, Run], None]  # after each new run
+Task = tuple[int, tuple[str, ...]]  # a seed, and the arms that run it one after the other
+Pick = Callable[[Results, Sequence[Task], set[str]], Task | None]  # of a task each group; None: none starts
 
 
 @dataclass
@@ -32,32 +35,56 @@ class Chains:
         return cls(list(found.values()))
 
 
-def race(runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell) -> Results:
+def first(results: Results, tasks: Sequence[Task], done: set[str]) -> Task:
+    """Seed by seed."""
+    return tasks[0]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far a race goes, and in which order."""
+
+    seeds: Sequence[int]
+    settled: Settled
+    pick: Pick = first
+
+
+def race(
+    runner: Runner, seeds: Sequence[int], *, settled: Settled, tell: Tell, pick: Pick = first
+) -> Results:
     """Every arm's runs. Raises what a run raises; KeyboardInterrupt once nothing of it is left."""
     labels = list(runner.arms)
     results = runner.kept(seeds)  # all of them: what ended beside a decision counts when one asks again
     chains = Chains.of(labels, runner.training)
     if len(chains.groups) == len(labels):
         runner.reuse = None  # nothing to share: fresh seeds would only push a study's stages out
-    tasks = [(seed, group) for seed in seeds for group in chains.groups]
+    tasks = [(seed, tuple(group)) for seed in seeds for group in chains.groups]
 
-    def one(seed: int, group: Sequence[str], skip: set[str]) -> None:
+    def one(task: Task, skip: set[str]) -> None:
+        seed, group = task
         for label in group:
             if label not in skip and seed not in results[label]:
                 results[label][seed] = runner.run(label, seed)
                 tell(label, results[label][seed])
 
+    def next_task(done: set[str]) -> Task | None:
+        """Of the first seed that is left to each group which still tells something."""
+        heads: dict[tuple[str, ...], Task] = {}
+        for task in tasks:
+            if not done.issuperset(task[1]):
+                heads.setdefault(task[1], task)
+        ordered = sorted(heads.values(), key=tasks.index)
+        return pick(results, ordered, done) if ordered else None
+
     running: set[Future[None]] = set()
-    with ThreadPoolExecutor(runner.place.workers) as pool:
+    with closing(runner), ThreadPoolExecutor(runner.place.workers) as pool:
         try:
-            while True:
-                done = settled(results)
-                if len(done) == len(labels) or not (tasks or running):
+            while len(done := settled(results)) < len(labels):
+                while len(running) < runner.place.workers and (task := next_task(done)) is not None:
+                    tasks.remove(task)
+                    running.add(pool.submit(one, task, done))
+                if not running:
                     break
-                while tasks and len(running) < runner.place.workers:
-                    seed, group = tasks.pop(0)
-                    if not done.issuperset(group):
-                        running.add(pool.submit(one, seed, group, done))
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     future.result()

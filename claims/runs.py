@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims.arms import Arm
 from claims.sequential import LAST
+from search.common.attributes import BPB_CHAIN
 from search.common.errors import InfrastructureError, Interrupted
 from search.common.machine import num_cores
 from search.stage_cache.addresses import DataId, Ground, machine_id
@@ -31,11 +32,20 @@ from search.study.model import fresh_seeds
 from search.trainers.files import code_hash, read_result
 from search.trainers.process import Job, Outcome, TrainerCrashed, run_trainer, trainer_environment
 from search.trainers.trainer import TRAINER, trainer_command
+from search.trainers.warm import WarmTrainers
 from techniques import catalog
 from techniques.config import Config, digest
 from techniques.unanswered import environment_names
 
-FIGURES = ("val_bpb", "val_loss", "artifact_bytes", "train_seconds", "eval_seconds", "peak_memory_bytes")
+FIGURES = (
+    "val_bpb",
+    "val_loss",
+    "artifact_bytes",
+    "train_seconds",
+    "eval_seconds",
+    "true_seconds",
+    "peak_memory_bytes",
+)
 OUTCOME = "outcome.json"
 PLAN = "plan.json"
 WEIGHTS = "weights.pt"
@@ -48,6 +58,8 @@ class Run:
     seed: int
     reason: str = ""  # why it has no score; "": it has one
     figures: Mapping[str, float] | None = None
+    # the BPB chain: [link, bits per byte] from the last weights to the scorer
+    chain: list[list[Any]] = field(default_factory=list[list[Any]])
 
     @property
     def bpb(self) -> float:
@@ -69,6 +81,7 @@ class Place:
     workers: int = 1  # runs at once
     timeout_s: float = 3600.0
     trainer: Path | None = None  # another script of the trainer's contract
+    fork: bool = True  # on a CPU from a process that has imported the trainer
 
     @property
     def threads(self) -> int:
@@ -108,7 +121,13 @@ class Plan:
 
 
 def register(kind: str, arms: Sequence[Arm], place: Place, *, used: set[int]) -> Plan:
-    """Writes plan.json, or finds the same question's. `used`: seeds that are not fresh."""
+    """Writes plan.json, or finds the same question's. `used`: seeds that are not fresh. ValueError where two
+    arms have one name."""
+    labels = [arm.label for arm in arms]
+    if twice := next((label for label in labels if labels.count(label) > 1), ""):
+        raise ValueError(
+            f"Each configuration of a question has a name of its own, but two are {twice!r}. Rename its file."
+        )
     question = question_of(arms, place)
     name = digest(question)
     folder = place.home / "runs" / kind / name
@@ -160,21 +179,27 @@ class Runner:
         self.free: queue.SimpleQueue[str] = queue.SimpleQueue()
         for gpu in place.gpus:
             self.free.put(gpu)
+        self.warm = WarmTrainers() if place.fork and not place.gpus else None
         self.stopping = threading.Event()
         self.copying = threading.Lock()
+
+    def close(self) -> None:
+        """No more runs for now."""
+        if self.warm:
+            self.warm.close()
 
     def folder(self, label: str, seed: int) -> Path:
         return self.plan.folder / self.arms[label].folder / str(seed)
 
     def kept(self, seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
         """What earlier processes left, by arm and seed."""
-        names = ("seed", "reason", "figures")
+        names = [one.name for one in fields(Run)]
         found = {
             label: {seed: read_result(self.folder(label, seed) / OUTCOME) for seed in seeds}
             for label in self.arms
         }
         return {
-            label: {seed: Run(**{k: one[k] for k in names}) for seed, one in runs.items() if one}
+            label: {seed: Run(**{k: one[k] for k in names if k in one}) for seed, one in runs.items() if one}
             for label, runs in found.items()
         }
 
@@ -199,7 +224,8 @@ class Runner:
             )
         result = outcome.result if outcome.kind == "finished" else None
         figures = {name: (result or {}).get(name) for name in FIGURES}
-        run = Run(seed, outcome.reason, {k: float(v) for k, v in figures.items() if v is not None})
+        known = {k: float(v) for k, v in figures.items() if v is not None}
+        run = Run(seed, outcome.reason, known, (result or {}).get(BPB_CHAIN) or [])
         write_json(self.folder(label, seed) / OUTCOME, asdict(run))
         return run
 
@@ -237,6 +263,7 @@ class Runner:
             timeout_s=self.place.timeout_s,
             command=self.place.command(),
             fill=partial(self._fill, at=at) if self.reuse else None,
+            warm=self.warm,
         )
         try:
             return run_trainer(job, on_report=lambda record, reports: None, stop=self.stopping.is_set)

@@ -393,5 +393,6 @@ def reasons(facts: Facts) -> Figure | None:
     bars = {"type": "bar", "orientation": "h", "x": [c for _, c, _ in counts], "y": [n for n, _, _ in counts]}
     bars |= {"marker": {"color": [colour for _, _, colour in counts]}, "hoverinfo": "x+y", "name": ""}
     height = HEAD_PX + 30 * len(counts)
-    layout = base(x="trials", y="", height=height, xaxis={"tickformat": "d", "rangemode": "tozero"})
+    layout = base(x="trials", y="", height=height, xaxis={"rangemode": "tozero"})
+    layout["xaxis"]["dtick"] = 1 + max(count for _, count, _ in counts) // 10  # whole trials
     return {"data": [bars | {"text": [str(c) for _, c, _ in counts]}], "layout": layout}

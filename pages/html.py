@@ -47,7 +47,7 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
             draws.add(figures.curves(facts)),
         ),
         confirmed(facts, draws),
-        ablation(facts, draws),
+        ablation_section(facts, draws),
         section(
             "What broke", "Trials without a feasible result, by reason.", draws.add(figures.reasons(facts))
         ),
@@ -269,7 +269,7 @@ def groups_table(facts: Facts) -> str:
     return table(heads, rows, numbers=4)
 
 
-def ablation(facts: Facts, draws: Drawings) -> str:
+def ablation_section(facts: Facts, draws: Drawings) -> str:
     """A configuration taken apart: its techniques, the pairs that matter, its chain over seeds."""
     told = facts.ablation
     if told is None:

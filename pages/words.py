@@ -64,14 +64,15 @@ def counts_line(facts: Facts) -> str:
 def group_rows(facts: Facts) -> Rows:
     """What `confirm` ran."""
     shrunken = ["expected of it"] if any(group.shrunken is not None for group in facts.groups) else []
+    ruled = ["challenge's rule"] if any(group.rule is not None for group in facts.groups) else []
     rows: list[list[str]] = []
     for group in facts.groups:
         expected = ["" if group.shrunken is None else f"{group.shrunken:.4f}"] if shrunken else []
         search = "" if group.search_bpb is None else f"{group.search_bpb:.4f}"
         difference = "" if group.difference is None else f"{group.difference:+.4f}"
-        rule = "" if group.rule is None else "holds" if group.rule else "does not hold"
-        rows.append([group.label, search, *expected, group.text, difference, group.against, rule])
-    heads = ["trial", "search value", *shrunken, "fresh seeds", "difference", "against", "challenge's rule"]
+        rule = ["" if group.rule is None else "holds" if group.rule else "does not hold"] if ruled else []
+        rows.append([group.label, search, *expected, group.text, difference, group.against, *rule])
+    heads = ["trial", "search value", *shrunken, "fresh seeds", "difference", "against", *ruled]
     return heads, rows
 
 

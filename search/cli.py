@@ -1,6 +1,6 @@
 """The command line: `search.py --trials 200` runs a study; `status`, `best`, `show N`, `costs`, `effects`,
-`report`, `dashboard` and `export` read it; `compare` and `confirm` train on fresh seeds; `scan` drafts a
-study.
+`report`, `dashboard` and `export` read it; `compare`, `confirm`, `ablate` and `submit` train on fresh
+seeds; `scan` drafts a study.
 
 Exit status: 0 done; 2 something to solve first, one `error: ...` line on stderr; 130 stopped by Ctrl-C.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -65,6 +66,9 @@ FromOption = Annotated[
 ]
 RunsOption = Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: GPUs, cores]")]
 SeedsOption = Annotated[int, typer.Option(help="Fresh seeds of each configuration at most, 4 to 64.")]
+NoForkOption = Annotated[
+    bool, typer.Option("--no-fork", help="A fresh process for each trainer; on a GPU there is no other.")
+]
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Its tables as CSV; other text goes to stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Its tables as JSON; other text goes to stderr.")]
@@ -110,6 +114,7 @@ def run(
     niceness: Annotated[
         int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
     ] = 0,
+    no_fork: NoForkOption = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     options = StudyOptions(study, storage, home)
@@ -128,6 +133,7 @@ def run(
         cache_size=cache_size,
         cache_shared=cache_shared,
         niceness=niceness,
+        fork=not no_fork,
     )
     names = tuple(name.strip() for name in earlier.split(",") if name.strip())
     with clear_errors():
@@ -459,6 +465,7 @@ def compare(
     within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
     workers: RunsOption = None,
     trainer: ScriptOption = None,
+    no_fork: NoForkOption = False,
     *,
     request: Request,
 ) -> None:
@@ -478,6 +485,7 @@ def compare(
             workers=workers,
             home=given.home_folder,
             trainer=trainer,
+            fork=not no_fork,
             study=find_study(given.study) if given.study else None,
             session=functools.cache(request.session),
         )
@@ -491,6 +499,7 @@ def confirm(
     seeds: SeedsOption = 16,
     workers: RunsOption = None,
     trainer: ScriptOption = None,
+    no_fork: NoForkOption = False,
     *,
     request: Request,
 ) -> None:
@@ -500,8 +509,122 @@ def confirm(
         from claims.confirm import confirm as confirm_trials
 
         given = request.given
-        asked = Asked(seeds=seeds, workers=workers, home=given.home_folder, trainer=trainer)
+        home = given.home_folder
+        asked = Asked(seeds=seeds, workers=workers, home=home, trainer=trainer, fork=not no_fork)
         confirm_trials(console, request.session(), asked, top=top, against=against)
+
+
+@command(OF_STUDY | AS_TABLES)
+def ablate(
+    trial: Annotated[int | None, typer.Option(help="A trial of the study.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of studies/presets.")] = "",
+    base: Annotated[str, typer.Option(help="A configuration file.")] = "",
+    out: Annotated[str, typer.Option(help="Techniques to take away: all, none or NAME,NAME.")] = "all",
+    add: Annotated[
+        str,
+        typer.Option(
+            help="Techniques to add: none, a number of the study's likeliest, all that fit or NAME,NAME. "
+            "[default: of a trial, 3; else none]"
+        ),
+    ] = "",
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs that matter, at most.")] = 3,
+    against: Annotated[
+        str, typer.Option(help="Whose model the score is held against. [default: what it starts from]")
+    ] = "",
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Instead: add the best candidate, round by round.")
+    ] = False,
+    candidates: Annotated[
+        str, typer.Option(help="Of --greedy: all or NAME,NAME. [default: the study's likeliest 6]")
+    ] = "",
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="No run starts that would end later.")
+    ] = None,
+    seeds: SeedsOption = 16,
+    within: Annotated[float, typer.Option(min=0.0, help="Bits per byte that count as none.")] = 0.01,
+    workers: RunsOption = None,
+    trainer: ScriptOption = None,
+    *,
+    request: Request,
+) -> None:
+    """What does each technique do? One by one off or on, fresh seeds, and the BPB chain (docs/claims.md)."""
+    with clear_errors(), request.told() as console:
+        from claims.ablation import ablate as room
+        from claims.ablation.greedy import greedy as add_greedily
+        from claims.compare import Asked
+        from search.study.load import find_study
+
+        if preset and base:
+            raise ValueError("One configuration is taken apart, but got --preset and --base. Leave one out.")
+        given = request.given
+        asked = Asked(
+            trials=() if trial is None else (trial,),
+            base=preset or base,
+            seeds=seeds,
+            within=within,
+            workers=workers,
+            home=given.home_folder,
+            trainer=trainer,
+            study=find_study(given.study) if given.study else None,
+            session=functools.cache(request.session),
+        )
+        budget = math.inf if minutes is None else minutes
+        if greedy:
+            add_greedily(console, asked, candidates=candidates, minutes=budget)
+        else:
+            room.ablate(console, asked, room.Options(out, add, pairs, against, budget))
+
+
+@command(OF_STUDY)
+def submit(
+    name: Annotated[str, typer.Option(help="What the submission is called.")] = "",
+    author: Annotated[str, typer.Option(help="Who submits.")] = "",
+    trial: Annotated[int | None, typer.Option(help="A trial of the study.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of studies/presets.")] = "",
+    config: Annotated[Path | None, typer.Option(help="A configuration file, JSON or TOML.")] = None,
+    github_id: Annotated[str, typer.Option(help="[default: the author]")] = "",
+    track: Annotated[
+        str, typer.Option(help="record, or non-record: any seconds, no significance.")
+    ] = "record",
+    against: Annotated[
+        str,
+        typer.Option(help="The current record: a preset, trial or file (run here), published:NAME, a BPB."),
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="Fresh seeds, each run whole; those that ran count.")] = 3,
+    to: Annotated[Path, typer.Option(help="Folder of TRACK/DATE_NAME.")] = Path("records"),
+    workers: RunsOption = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Only run this finished folder again, and compare.")
+    ] = None,
+    *,
+    request: Request,
+) -> None:
+    """A folder as records have it: seeds, evidence, logs. Run again in a clean process, or refused."""
+    with clear_errors(), request.told() as console:
+        from submission.question import Wish
+        from submission.submit import check as check_folder
+        from submission.submit import submit as submit_it
+
+        if check is not None:
+            check_folder(console, check)
+            return
+        given = [str(x) for x in (trial, preset or None, config) if x is not None]
+        if len(given) != 1:
+            raise ValueError("A submission names one of --trial N, --preset NAME and --config FILE.")
+        wish = Wish(
+            source=given[0],
+            name=name,
+            author=author,
+            github_id=github_id,
+            track=track,
+            seeds=seeds,
+            to=to,
+            against=against,
+            workers=workers,
+            home=request.given.home_folder,
+            session=functools.cache(request.session),
+        )
+        submit_it(console, wish)
 
 
 def main() -> None:

@@ -1,13 +1,21 @@
 """A tiny dataset in the challenge's shard format, made once a session from generated text."""
 
+import atexit
+import functools
 import os
 import random
+import socket
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from search.trainers.trainer import TRAINER
+from search.trainers.warm import WarmTrainers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,8 +92,39 @@ def arguments(settings: dict[str, str]) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
+@functools.cache
+def warm_trainers() -> WarmTrainers:
+    """What this process's tests fork their trainers from."""
+    made = WarmTrainers()
+    atexit.register(made.close)
+    return made
+
+
+def forked_trainer(argv: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """A run as a fork of a warm process: it prints to one console. None where there can be none."""
+    environ = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} | {"OMP_NUM_THREADS": "1"}
+    life, theirs = socket.socketpair()
+    with tempfile.TemporaryFile() as console, life:
+        with theirs:
+            fds = (console.fileno(), theirs.fileno())
+            how: dict[str, Any] = {"environment": environ, "cwd": ROOT, "fds": fds, "stop": lambda: False}
+            pid = warm_trainers().begin(TRAINER, argv, **how)
+        if not pid:
+            return None
+        life.settimeout(240)
+        status = b"".join(iter(lambda: life.recv(64), b""))
+        warm_trainers().over(pid)
+        console.seek(0)
+        said = console.read().decode()
+    return subprocess.CompletedProcess([*TRAINER, *argv], int(status), said, said)
+
+
 def run_trainer(settings: dict[str, str], *extra: str, ranks: int = 1, env: dict[str, str] | None = None):
     """train_gpt.py as a user would start it; CompletedProcess with stdout and stderr."""
+    if ranks == 1 and not env and "compile" not in settings:
+        done = forked_trainer([*arguments(settings), *extra])
+        if done is not None:
+            return done
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]

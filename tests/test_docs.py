@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("studies/*.md")]
 ROOMS = (
-    "search|bundle|claims|package|pages|readers|trainer|techniques|corpus|conformance|benchmarks|tests|docs|"
+    "search|bundle|claims|package|pages|submission|readers|trainer|techniques|corpus|conformance|benchmarks|tests|docs|"
     "studies"
 )
 FILE = re.compile(rf"(?<![\w/.~+-])(?:{ROOMS})/[\w./-]*\w\.(?:py|md|toml|json(?:\.xz)?)\b")

@@ -20,9 +20,17 @@ SEARCH = sorted((ROOT / "search").rglob("*.py"))
 SUITE = [ROOT / "validate.py", *sorted((ROOT / "conformance").glob("*.py"))]
 READERS = sorted((ROOT / "readers").glob("*.py"))
 BUNDLE = sorted((ROOT / "bundle").glob("*.py"))
-CLAIMS = sorted((ROOT / "claims").glob("*.py"))
+CLAIMS = sorted((ROOT / "claims").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").glob("*.py"))
-STRICT = [*SEARCH, *CLAIMS, *PAGES, *READERS, *BUNDLE]  # without torch, and read by whoever reads the search
+SUBMISSION = sorted((ROOT / "submission").glob("*.py"))
+STRICT = [
+    *SEARCH,
+    *CLAIMS,
+    *PAGES,
+    *SUBMISSION,
+    *READERS,
+    *BUNDLE,
+]  # without torch, and read by whoever reads the search
 TRAINER = [ROOT / "train_gpt.py"]
 ROOMS = {
     "trainer",
@@ -32,6 +40,7 @@ ROOMS = {
     "bundle",
     "claims",
     "pages",
+    "submission",
     "readers",
     "search",
     "validate",
@@ -59,6 +68,7 @@ NEVER: dict[str, tuple[list[Path], set[str]]] = {
     "search": (SEARCH, {"train_gpt", "torch", "validate", "conformance", "tests"}),
     "claims": (CLAIMS, {"train_gpt", "torch", "validate", "conformance", "tests"}),
     "pages": (PAGES, {"train_gpt", "torch", "validate", "conformance", "tests"}),
+    "submission": (SUBMISSION, {"train_gpt", "torch", "validate", "conformance", "tests"}),
 }
 TORCH_FREE = (
     "base.py",

@@ -37,9 +37,8 @@ def _model_of(facts: Mapping[str, str]) -> str:
 
 
 def end_process(code: int) -> None:
-    """Ends with this exit status; a rank at once: threads of torch.distributed may abort it at its end."""
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    raise SystemExit(code)
+    """Ends at once with this exit status and all that was said: to take torch apart costs 0.6 s of CPU, and
+    threads of torch.distributed may abort a rank meanwhile."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import resource
@@ -56,6 +57,8 @@ class World:
         if self.size > 1:  # what ranks decide together travels beside the device, not behind its work
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, device_id=self.device if cuda else None)
+        if not compiles(config, self):
+            plain_optimizers()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, a new tensor."""
@@ -213,6 +216,15 @@ def compiles(config: Config, world: World) -> bool:
     """Whether the settings want compiled graphs here, and none has failed."""
     wanted = config.compile == "auto" and world.device.type == "cuda" and not world.not_compiled
     return config.compile == "on" or wanted
+
+
+def plain_optimizers() -> None:
+    """torch.optim without what serves torch.compile alone: the first call of each of these methods imports
+    torch._dynamo, 1.2 s of CPU, to be left out of its graphs. What they compute stays theirs."""
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        setattr(torch.optim.Optimizer, name, inspect.unwrap(getattr(torch.optim.Optimizer, name)))
+    for kind in (torch.optim.Adam, torch.optim.SGD):
+        kind.step = torch.no_grad()(inspect.unwrap(kind.step))
 
 
 def maybe_compile(model: Any, config: Config, world: World) -> Callable[[Tensor, Tensor], Tensor]:

@@ -49,6 +49,7 @@ class WorkerSpec:
     cache: Path | None = None  # folder of the stage cache; None: there is none
     cache_size: str = "10GB"  # of it at most
     cache_shared: str = ""  # where machines share stages: a folder or s3://bucket/prefix
+    fork: bool = True  # trials on a CPU from a process that has imported the trainer; False: fresh ones
     niceness: int = 0  # by which the priority of trainers is lowered; the worker keeps its own
 
 

@@ -45,8 +45,9 @@ STUDY_NOTE = "dashboard:note_"
 # Of the report: its own scripts and styles, no network.
 STYLE = (  # the dashboard's pages grow with their longest line
     "<style>.MuiBox-root{min-width:0;overflow-wrap:anywhere}"
+    "main>.MuiBox-root>.MuiBox-root>.MuiBox-root:first-child:not(:last-child){flex-shrink:0}"  # trials' list
     "table:not([class]){margin:8px 0}th{text-align:left}"
-    "td,th{padding-right:1em;vertical-align:top}</style></head>"
+    "td,th{padding-right:1em;vertical-align:top;overflow-wrap:break-word}</style></head>"
 )
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 

@@ -37,7 +37,7 @@ from search.study.limits import UNKNOWN
 if TYPE_CHECKING:
     from search.session.session import Session
 
-WIDE = 100  # columns from which a table tells all
+WHOLE_TABLE = 100  # columns from which a table tells all
 LEARNED = (TrialState.COMPLETE, TrialState.PRUNED)
 LEAST = 20  # complete trials without which nothing is said
 DRAWS, AT_ONCE = 200, 50  # from the posterior
@@ -240,7 +240,7 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     for title, effects in tables.items():
         if effects:
             console.print()
-            console.print(_table(title, effects[:top], whole=console.width >= WIDE))
+            console.print(_table(title, effects[:top], whole=console.width >= WHOLE_TABLE))
             if len(effects) > top:
                 console.print(f"and {len(effects) - top} less sure (--top)", highlight=False)
     if not found.pairs:

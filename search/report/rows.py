@@ -233,7 +233,8 @@ def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
     shares = _told(trials, attributes.OVERHEAD)
     if not shares:
         return ""
-    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in shares[0]}
+    names = dict.fromkeys(name for share in shares for name in share)
+    mean = {name: sum(o.get(name, 0.0) for o in shares) / len(shares) for name in names}
     return f"overhead per trial: {overhead_text(mean)}"
 
 

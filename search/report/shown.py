@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes as stored
 from search.report.rows import confirmed_text, learnt_text, overhead_text, reuse_of_trial
-from search.study.limits import Limits
+from search.study.limits import Limits, broken_limits
 from search.workers.record import VAL_BPB, chain_text, trial_note
 
 FIRST = (stored.REASON, stored.OVER, stored.LEGALITY, stored.TECHNIQUES, stored.INACTIVE, stored.FINDINGS)
@@ -123,5 +123,6 @@ def note_of(trial: FrozenTrial, limits: Limits) -> str:
     attrs = trial.user_attrs
     if stored.OUTCOME not in attrs or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
         return ""
-    score = {VAL_BPB: trial.value} if trial.state == TrialState.COMPLETE else {}
-    return trial_note({**(stored.result_of(trial) or {}), **attrs, **score}, limits)
+    more: dict[str, Any] = {VAL_BPB: trial.value} if trial.state == TrialState.COMPLETE else {}
+    broken = ", ".join(limit.label for limit in broken_limits(trial))
+    return trial_note({stored.OVER: broken, **(stored.result_of(trial) or {}), **attrs, **more}, limits)

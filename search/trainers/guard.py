@@ -3,7 +3,8 @@
 FD is one end of a socket pair whose other end a worker holds. When the worker shuts it, or dies in whatever
 way, COMMAND gets SIGTERM and GRACE_S later SIGKILL. At the end every descendant is killed (on Linux also one
 that left the group: we adopt orphans), and the exit status, negative for a signal, goes through FD. Standard
-library only, started with -I -S: some 15 ms.
+library only, started with -I -S: some 15 ms. `keep(FD, program)` does the same for a function, in a fork of
+search/trainers/forkserver.py.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 GRACE_S = 3.0
 CANNOT_START = 127
@@ -25,20 +27,26 @@ def prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def start(command: list[str]) -> int:
+def start(program: Callable[[], None]) -> int:
+    """Forks; the child ends with us, and runs `program`, which does not return."""
     me = os.getpid()
     child = os.fork()
     if child:
         return child
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != me:
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == me:
+            program()
+    finally:
         os._exit(CANNOT_START)
+
+
+def execute(command: list[str]) -> None:
+    """Becomes the command, or says why not."""
     try:
         os.execvp(command[0], command)
     except OSError as error:
         os.write(2, f"cannot start {command[0]}: {error.strerror}\n".encode())
-    finally:
-        os._exit(CANNOT_START)
 
 
 def end_with(life_fd: int, child: int, over: threading.Event) -> None:
@@ -69,11 +77,11 @@ def sweep() -> None:
             return
 
 
-def main(argv: list[str]) -> None:
-    life_fd = int(argv[0])
+def keep(life_fd: int, program: Callable[[], None]) -> None:
+    """Runs the program below us, to its end or that of whoever holds the other end of the pair."""
     os.set_inheritable(life_fd, False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    child = start(argv[1:])
+    child = start(program)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     over = threading.Event()
     threading.Thread(target=end_with, args=(life_fd, child, over), daemon=True).start()
@@ -85,4 +93,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    keep(int(sys.argv[1]), lambda: execute(sys.argv[2:]))

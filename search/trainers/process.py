@@ -1,4 +1,6 @@
-"""run_trainer(job, ...) -> Outcome: one configuration through one fresh trainer process, to its end or ours.
+"""run_trainer(job, ...) -> Outcome: one configuration through one trainer process, to its end or ours.
+
+The process is fresh, or a fork of one that has imported the trainer (search/trainers/warm.py).
 
 The trainer runs under `guard.py` in a session of its own: it and all it started are gone when this function
 returns, and when this process dies. What the machine caused is raised as InfrastructureError (TrainerCrashed,
@@ -27,6 +29,7 @@ from search.common.paths import ROOT
 from search.trainers import guard
 from search.trainers.files import Record, Tail, check_result, last_words, read_result
 from search.trainers.trainer import TRAINER
+from search.trainers.warm import WarmTrainers
 
 POLL_S = 0.2  # how often reports, the deadline and `stop` are looked at; the trainer's end wakes us at once
 LAST_WORDS_S = guard.GRACE_S + 10.0  # after that the guard itself is killed
@@ -60,6 +63,7 @@ class Job:
     command: tuple[str, ...] = TRAINER  # config.json and --out_dir come behind it
     cwd: Path = ROOT  # relative paths of the settings start here
     fill: Callable[[Path], tuple[Record, ...]] | None = None  # finished stages; gives their early reports
+    warm: WarmTrainers | None = None  # forks the process where it can; None: a fresh one
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def run_trainer(job: Job, *, on_report: OnReport, stop: Callable[[], bool] = lam
         for k, record in enumerate(recorded, 1):
             if (reason := on_report(record, recorded[:k])) is not None:
                 return Outcome("pruned", reason=reason, reports=recorded[:k])
-        process = _Process(job)
+        process = _Process(job, stop)
     except OSError as error:
         of_the_disk = error.errno in (*MACHINE_ERRNOS, errno.EACCES, errno.EPERM)
         kind = DiskTrouble if of_the_disk else InfrastructureError
@@ -121,30 +125,51 @@ def run_trainer(job: Job, *, on_report: OnReport, stop: Callable[[], bool] = lam
 class _Process:
     """The guard and, below it, the trainer."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, stop: Callable[[], bool]):
         self.job = job
         self.life, theirs = socket.socketpair()
-        config = str(job.folder / "config.json")
-        command = [*job.command, config, f"--out_dir={job.folder}"]
-        watch = [sys.executable, "-I", "-S", guard.__file__, str(theirs.fileno()), *command]
         self.began = time.perf_counter()
         self.status: int | None = None  # the trainer's; negative: killed by that signal; None: not known
         self._words = b""
+        self.popen: subprocess.Popen[bytes] | None = None  # None: forked by a warm server
         try:
             with theirs, (job.folder / "console.log").open("wb") as console:
-                self.popen = subprocess.Popen(
-                    watch,
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=console,
-                    cwd=job.cwd,
-                    env=dict(job.environment),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-        except OSError:
+                self.pid = self._forked(console.fileno(), theirs.fileno(), stop)
+                if not self.pid:
+                    self.popen = self._fresh(console.fileno(), theirs.fileno())
+                    self.pid = self.popen.pid
+        except BaseException:
             self.life.close()
             raise
+
+    def _argv(self) -> list[str]:
+        return [str(self.job.folder / "config.json"), f"--out_dir={self.job.folder}"]
+
+    def _forked(self, console: int, life: int, stop: Callable[[], bool]) -> int:
+        job = self.job
+        if job.warm is None:
+            return 0
+        return job.warm.begin(
+            job.command,
+            self._argv(),
+            environment=job.environment,
+            cwd=job.cwd,
+            fds=(console, life),
+            stop=stop,
+        )
+
+    def _fresh(self, console: int, life: int) -> subprocess.Popen[bytes]:
+        watch = [sys.executable, "-I", "-S", guard.__file__, str(life)]
+        return subprocess.Popen(
+            [*watch, *self.job.command, *self._argv()],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            cwd=self.job.cwd,
+            env=dict(self.job.environment),
+            pass_fds=[life],
+            start_new_session=True,
+        )
 
     def over(self, timeout_s: float) -> bool:
         """Waits until the guard has ended, at most `timeout_s`; keeps the status it sent."""
@@ -165,8 +190,12 @@ class _Process:
             self.life.shutdown(socket.SHUT_WR)
         self.over(LAST_WORDS_S)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
+            os.killpg(self.pid, signal.SIGKILL)
+        if self.popen is not None:
+            self.popen.wait()
+        elif self.job.warm is not None:
+            self.over(LAST_WORDS_S)
+            self.job.warm.over(self.pid)
         self.life.close()
         if self.status is None and self._words.strip():
             self.status = int(self._words)

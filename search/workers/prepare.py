@@ -30,6 +30,7 @@ from search.storage.patient import creation_lock
 from search.study.limits import IN_BASELINES, figures_summary
 from search.study.model import Study
 from search.trainers.process import Job, Outcome, run_trainer, trainer_environment
+from search.trainers.warm import WarmTrainers
 from techniques import catalog
 
 Say = Callable[[str], None]  # told what begins now and takes its time
@@ -138,6 +139,11 @@ def read_command(argv: list[str]) -> tuple[WorkerSpec, bool]:
     return WorkerSpec(**told), options.lifeline
 
 
+def warm_trainers(study: Study, spec: WorkerSpec) -> WarmTrainers | None:
+    """What the trainers of these trials are forks of; None: each is a fresh process."""
+    return WarmTrainers() if spec.fork and not gpus_for(study, os.environ) else None
+
+
 def trainer_job(
     session: Session, spec: WorkerSpec, *, folder: Path, config: Mapping[str, Any], hidden: Set[str]
 ) -> Job:
@@ -160,10 +166,12 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
     config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
     hidden = trainer.hidden()
+    warm = None if gpus else warm_trainers(session.study, spec)
 
     def one(i: int) -> Outcome:
         folder = session.folders.runs / f"baseline-{i}"
         job = trainer_job(session, spec, folder=folder, config=config, hidden=hidden)
+        job = dataclasses.replace(job, warm=warm)
         if gpus:
             own = {**job.environment, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}
             job = dataclasses.replace(job, environment=own)
@@ -176,6 +184,8 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
                 outcomes = [copy.result() for copy in copies]
             finally:  # Ctrl-C, or one that failed: nobody waits for the others to end by themselves
                 stopping.set()
+                if warm:
+                    warm.close()
     except InfrastructureError as error:
         raise ValueError(
             f"A study's starting point must run before anything is varied, but its process broke down: "

@@ -9,9 +9,8 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
 
 from search.common import attributes
@@ -22,6 +21,9 @@ from search.storage.patient import artifact_store
 from search.study.limits import Limit, Limits, over_limits
 from search.trainers.files import Record
 from search.trainers.process import Outcome
+
+if TYPE_CHECKING:
+    from optuna.artifacts import FileSystemArtifactStore
 
 PASSPORT_FIELDS = (
     "code_hash data_id torch device device_type attention compute_dtype world_size sha256".split()
@@ -171,6 +173,8 @@ def headline(facts: Mapping[str, Any], limits: Limits) -> str:
     given = [(limit, facts.get(limit.figure), limits.of(limit)) for limit in limits.given]
     if over := [limit.excess(figure, most) for limit, figure, most in given if figure and figure > most]:
         return f"over a limit: {'; '.join(over)}"
+    if facts.get(attributes.OVER):  # by what was stored at its end, under limits of then
+        return f"over a limit: {facts[attributes.OVER]}"
     return f"{facts[VAL_BPB]:.4f} bits per byte, within all limits"
 
 
@@ -220,13 +224,15 @@ def tail_of(source: Path, target: Path) -> None:
     target.write_bytes(data if size <= TAIL_BYTES else data.partition(b"\n")[2])
 
 
-def save_trial_artifact(trial: Trial, path: Path, store: FileSystemArtifactStore) -> str:
+def save_trial_artifact(trial: Trial, path: Path, store: "FileSystemArtifactStore") -> str:
     """Keeps a copy of the file with the trial; returns the artifact's id."""
+    from optuna.artifacts import upload_artifact  # with boto3: 0.1 s of CPU
+
     return upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
 
 def save_curve(
-    trial: Trial, points: Mapping[float, float], *, label: str, store: FileSystemArtifactStore
+    trial: Trial, points: Mapping[float, float], *, label: str, store: "FileSystemArtifactStore"
 ) -> str:
     """Keeps a curve (x -> y, at least two points) with the trial as an image; returns the artifact's id."""
     with tempfile.TemporaryDirectory() as folder:

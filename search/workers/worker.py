@@ -74,21 +74,28 @@ class Clock:
     store_s: float = 0.0
 
     def summary(self, outcome: Outcome) -> dict[str, float]:
-        """What is kept as `overhead`; the tell is the one of the trial before: its own is still to come."""
-        true_s = float((outcome.result or {}).get("true_seconds") or 0.0)
-        start_s = max(0.0, outcome.process_s - true_s) if true_s else 0.0
+        """What is kept as `overhead`: all between ask and tell that is not training, quantising, packing or
+        scoring. The tell is the one of the trial before: its own is still to come."""
+        whole_s = time.perf_counter() - self.told_at + self.tell_s
+        result = outcome.result or {}
+        true_s = float(result.get("true_seconds") or outcome.process_s)
+        idle = {"data", *(result.get("reused") or ())}
+        stages: Mapping[str, Mapping[str, float]] = result.get("stage_seconds") or {}
+        work_s = sum(float(clocks["true"]) for name, clocks in stages.items() if name not in idle)
         parts = {
             "ask_s": self.ask_s,
             "sample_s": self.sample_s,
-            "start_s": start_s,
-            "report_s": outcome.report_s,
+            "start_s": max(0.0, outcome.process_s - true_s),
+            "setup_s": max(0.0, true_s - work_s) if stages else 0.0,  # its data, its script
             "store_s": self.store_s,
             "tell_before_s": self.tell_s,
         }
-        overhead_s = sum(parts.values())
-        whole_s = overhead_s - start_s - outcome.report_s + outcome.process_s
+        known_s = sum(parts.values())
+        other_s = whole_s - outcome.process_s - known_s + parts["start_s"] + parts["setup_s"]
+        parts |= {"other_s": max(0.0, other_s), "report_s": outcome.report_s}  # beside the trainer's work
         shown = {name: round(seconds, 4) for name, seconds in parts.items()}
-        return shown | {"process_s": round(outcome.process_s, 3), "share": round(overhead_s / whole_s, 4)}
+        share = (known_s + parts["other_s"]) / whole_s
+        return shown | {"process_s": round(outcome.process_s, 3), "share": round(share, 4)}
 
 
 class Worker:
@@ -113,6 +120,7 @@ class Worker:
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser, sources=sources)
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
+        self.warm = prepare.warm_trainers(self.study, spec)
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = f"{os.uname().nodename}:{os.getpid()}:{spec.index}"
         self.stopping = threading.Event()
@@ -128,7 +136,11 @@ class Worker:
         url = self.session.url
         self.sampler.claim = locked(study, url)
         hooks = Hooks(self.after_trial, self.lost, lambda: self.sampler.more(study))
-        run_exactly(study, self.objective, target=target, url=url, stop=self.should_stop, hooks=hooks)
+        try:
+            run_exactly(study, self.objective, target=target, url=url, stop=self.should_stop, hooks=hooks)
+        finally:
+            if self.warm:
+                self.warm.close()
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)
@@ -221,7 +233,8 @@ class Worker:
             return None if verdict is None or verdict.spared else verdict.reason
 
         try:
-            outcome = run_trainer(replace(job, fill=fill), on_report=on_report, stop=self.should_leave)
+            job = replace(job, fill=fill, warm=self.warm)
+            outcome = run_trainer(job, on_report=on_report, stop=self.should_leave)
             return record.judged(outcome, self.baseline)
         except DiskTrouble as error:
             raise self.disk_trouble(error) from error

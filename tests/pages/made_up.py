@@ -42,7 +42,7 @@ def made_up_trial(number: int, rng: np.random.Generator, at: float) -> tuple[Fro
     value = (
         2.84 + float(on @ np.array(EFFECTS)) + 0.03 * abs(np.log(rate / 0.05)) + float(rng.normal(0, 0.007))
     )
-    value -= 0.05 * float(on[0] and on[1])
+    value = float(value - 0.05 * float(on[0] and on[1]))
     bytes_ = 270_000 + 9_000 * int(on.sum())
     train = 8.0 + 0.8 * int(on.sum())
     kind = rng.random()

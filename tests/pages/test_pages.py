@@ -164,6 +164,12 @@ def test_an_answer_that_cannot_be_read_is_left_out(tmp_path: Path, kind: str, te
     assert "What was confirmed" not in page_of(facts) and "Ablation" not in markdown_of(facts)
 
 
+def test_counts_of_trials_are_told_at_whole_numbers(told: Any) -> None:
+    """An axis of four trials had the ticks 0 1 1 2 2 3 3 4 4."""
+    figure = figures.reasons(told)
+    assert figure is not None and isinstance(figure["layout"]["xaxis"]["dtick"], int)
+
+
 def test_the_newest_ablation_of_the_best_is_told(tmp_path: Path) -> None:
     session = made_up_session(tmp_path, 30)
     best = facts_of(session).best[0]

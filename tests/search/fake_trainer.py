@@ -50,8 +50,9 @@ def result_of(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def main(config_path: str, out: Path) -> int:
-    config = json.loads(Path(config_path).read_text())
+def main(argv: list[str]) -> int:
+    config = json.loads(Path(argv[0]).read_text())
+    out = Path(argv[1].removeprefix("--out_dir="))
     mode, _, seconds = str(config.get("run_id", "ok")).partition("@")
     duration_s = float(os.environ.get("FAKE_SECONDS", seconds or "0.2"))
     (out / "pid").write_text(str(os.getpid()))
@@ -111,4 +112,4 @@ def main(config_path: str, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], Path(sys.argv[2].removeprefix("--out_dir="))))
+    raise SystemExit(main(sys.argv[1:]))

@@ -33,6 +33,18 @@ def test_help_needs_neither_torch_nor_optuna() -> None:
     assert "--trials" in ran.stdout and "dashboard" in ran.stdout and ran.stdout.strip().endswith("[]")
 
 
+@pytest.mark.parametrize("command", ["status", "leaderboard", "trial"])
+def test_a_reader_loads_no_more_than_it_reads_with(command: str) -> None:
+    code = (
+        f"import sys, search.report.{command}, search.storage.patient as p\n"
+        "from search.storage.bulk import unversioned, rdb\n"
+        "with unversioned(): rdb._VersionManager('url', None, None)\n"
+        "print(sorted({'torch', 'scipy', 'boto3', 'alembic', 'plotly', 'pandas'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
 def test_no_such_study_file(home: Path) -> None:
     refused(caddie("--study=/nowhere/x.toml", f"--home={home}"), "No such study file")
 

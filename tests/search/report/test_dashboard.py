@@ -205,9 +205,29 @@ def test_a_trial_page(page: str, browser: Any):
     see(browser, f"{base}/trials?numbers=4&{token}", "Note of 4.0", "log.txt", "val_bpb", picture="trial.png")
 
 
+def test_bad_requests_have_one_clear_error(page: str, url: str, tmp_path: Path):
+    with pytest.raises(storage.StorageError, match=r"no 'shwn' here. Known: shown"):
+        dashboard.make_dashboard(url, "shwn", port=0, artifact_dir=tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"but {port} says: .* in use. Use --port \d+"):
+            dashboard.make_dashboard(url, "shown", port=port, artifact_dir=tmp_path)
+
+
+def test_with_only_infeasible_trials_the_least_bad_is_best(url: str):
+    opened = storage.open_storage(url, worker=False)  # makes the tables where no test before did
+    study = storage.open_study(opened, "all-bad", url=url, direction="maximize")
+    for value, excess in ((1.0, 0.3), (2.0, 0.1), (9.0, 0.2)):
+        study.add_trial(optuna.create_trial(value=value, constraints={"bytes": excess}))
+    shown = dashboard.FeasibleStorage(optuna.storages.RDBStorage(url))
+    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 2.0
+    study.add_trial(optuna.create_trial(value=0.5, constraints={"bytes": -0.1}))
+    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 0.5
+
+
 @pytest.fixture(scope="module")
 def live(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Session]]:
-    """(the address of a study of ours with made-up trials and answers, its session), served as the command does."""
+    """(the address of a served study with made-up trials and answers, its session)."""
     home = tmp_path_factory.mktemp("home")
     session = open_session(find_study(write_study(home, "made_up")), home=home, storage=url, environ={})
     study = session.optuna_study
@@ -240,12 +260,8 @@ def test_the_report_is_served_live_to_who_has_the_token(live: tuple[str, Session
     cookie = ask(page)[1].partition(";")[0]
     assert ask(page, path="/report", Cookie=cookie)[0] == 200
     assert ask(page, path="/report", Cookie=cookie, Origin="http://evil.example")[0] == 403
-    assert session.optuna_study.user_attrs.keys() <= {
-        "baseline",
-        "study_hash",
-        "study_identity",
-        "study_file",
-    }
+    kept = {"baseline", "study_hash", "study_identity", "study_file"}
+    assert session.optuna_study.user_attrs.keys() <= kept, "looking writes nothing"
 
 
 def test_what_is_shown_is_short_and_what_is_stored_stays(live: tuple[str, Session]):
@@ -263,10 +279,8 @@ def test_what_is_shown_is_short_and_what_is_stored_stays(live: tuple[str, Sessio
         assert all(len(a["value"]) <= 240 and "{" not in a["value"] for a in facts["user_attrs"])
     steps = {point["step"] for trial in answer["trials"] for point in trial["intermediate_values"]}
     assert steps == {25, 50, 75, 100}
-    with opener.open(
-        page.partition("/dashboard/")[0] + f"/csv/{page.partition('?')[0].rpartition('/')[2]}"
-    ) as csv:
-        assert "matrix_lr" in csv.read().decode().partition("\n")[0], "the settings, as they are stored"
+    with opener.open(page.partition("?")[0].replace("/dashboard/studies/", "/csv/"), timeout=20) as csv:
+        assert "{'matrix_lr': " in csv.read().decode(), "the settings, as they are stored"
     stored = session.optuna_study.get_trials(deepcopy=False)
     assert all(isinstance(t.user_attrs["config"], dict) for t in stored)
     study_id = session.optuna_study._study_id  # pyright: ignore[reportPrivateUsage]
@@ -289,23 +303,3 @@ def test_pages_of_a_study_of_ours_fit_the_window(live: tuple[str, Session], brow
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= browser.execute_script("return window.innerWidth"), path
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-
-
-def test_bad_requests_have_one_clear_error(page: str, url: str, tmp_path: Path):
-    with pytest.raises(storage.StorageError, match=r"no 'shwn' here. Known: shown"):
-        dashboard.make_dashboard(url, "shwn", port=0, artifact_dir=tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"but {port} says: .* in use. Use --port \d+"):
-            dashboard.make_dashboard(url, "shown", port=port, artifact_dir=tmp_path)
-
-
-def test_with_only_infeasible_trials_the_least_bad_is_best(url: str):
-    opened = storage.open_storage(url, worker=False)  # makes the tables where no test before did
-    study = storage.open_study(opened, "all-bad", url=url, direction="maximize")
-    for value, excess in ((1.0, 0.3), (2.0, 0.1), (9.0, 0.2)):
-        study.add_trial(optuna.create_trial(value=value, constraints={"bytes": excess}))
-    shown = dashboard.FeasibleStorage(optuna.storages.RDBStorage(url))
-    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 2.0
-    study.add_trial(optuna.create_trial(value=0.5, constraints={"bytes": -0.1}))
-    assert shown.get_best_trial(shown.get_study_id_from_name("all-bad")).value == 0.5

@@ -63,9 +63,13 @@ def test_every_attribute_is_short_and_what_is_stored_stays(tmp_path: Path) -> No
         for name, value in shown.user_attrs.items():
             assert isinstance(value, NUMBERS) or (len(value) <= LONGEST and "{" not in value), name
         assert "config" not in shown.user_attrs and next(iter(shown.user_attrs)) in ("reason", "legality")
+        over = max(trial.constraints.values()) > 0.0  # under limits that are not the file's any more
         first = note_of(trial, given).splitlines()[0]
         kept = " bits per byte, within all limits" in first or first.startswith("**over a limit: ")
-        assert kept if trial.state == TrialState.COMPLETE else first.startswith(("**pruned: ", "**failed: "))
+        if trial.state == TrialState.COMPLETE:
+            assert kept and first.startswith("**over a limit: ") == over, first
+        else:
+            assert first.startswith(("**pruned: ", "**failed: ")), first
         assert max(shown.intermediate_values, default=100) <= 100 and shown.params == trial.params
         assert trial.state != TrialState.COMPLETE or 100 in shown.intermediate_values
     assert before == [(t.user_attrs, t.intermediate_values, t.values) for t in trials]

@@ -25,7 +25,7 @@ from search.trainers.process import Job, Outcome, run_trainer, trainer_environme
 from search.workers.record import replayed_facts, stage_facts
 from techniques import catalog
 from techniques.config import Resolved, resolve, stage_keys
-from tests.conftest import ROOT
+from tests.conftest import ROOT, warm_trainers
 
 GROUND = Ground(1, 1, {})
 
@@ -54,6 +54,7 @@ class Bench:
             self.environment,
             timeout_s=240.0,
             fill=(lambda folder: self.reuse.fill(folder, at)) if cached else None,
+            warm=warm_trainers(),
         )
         outcome = run_trainer(job, on_report=quiet)
         if cached:

@@ -1,4 +1,5 @@
-"""run_trainer with a fake trainer: every way a process can end, and that nothing of it is left."""
+"""run_trainer with a fake trainer, fresh and forked: every way a process can end, and that nothing of it is
+left."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,38 @@ from search.trainers.process import (
     run_trainer,
     trainer_environment,
 )
+from search.trainers.warm import WarmTrainers
 from tests.conftest import ROOT
 
 FAKE = (sys.executable, str(ROOT / "tests" / "search" / "fake_trainer.py"))
 
 
+WARM = WarmTrainers(FAKE, late=())
+FORKED = [WARM] * (sys.platform == "linux")  # what test_kill_9 gives a process of its own
+
+
+@pytest.fixture(params=["fresh", "forked"], autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test with both kinds of process."""
+    forked = request.param == "forked" and sys.platform == "linux"
+    FORKED[:] = [WARM] * forked
+    before = WARM.runs
+    yield request.param
+    assert forked or WARM.runs == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """It ends with this file's tests."""
+    yield
+    WARM.close()
+    assert WARM.left == [] or all(process.poll() is not None for process in WARM.left)
+
+
 def job_of(tmp_path: Path, mode: str, **changes: Any) -> Job:
     config = {"run_id": mode, "num_reports": 4}
     kept: dict[str, Any] = {"environment": dict(os.environ), "timeout_s": 20.0, "command": FAKE} | changes
+    kept["warm"] = next(iter(FORKED), None)
     return Job(folder=tmp_path / "7", config=config, **kept)
 
 
@@ -138,6 +164,7 @@ def test_stop_interrupts(tmp_path: Path) -> None:
 def test_kill_9_leaves_no_trainer(tmp_path: Path, victim: str) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.search.trainers.test_process import *\n"
+        f"del FORKED[{len(FORKED)}:]\n"
         "try: run(job_of(Path(sys.argv[1]), 'stubborn'))\n"
         "except TrainerCrashed as error: print(error)"
     )
