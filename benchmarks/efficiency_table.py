@@ -17,6 +17,7 @@ TITLES = {
     "tpe": "Optuna 5 TPE, as it comes",
     "best_tpe": "TPE: groups + filter + warm start",
     "keep": "keep or discard, from the published",
+    "mutations": "Gaussian process over mutations of the best",
     "structured": "**structured**",
     "staged": "**structured, with stage costs**",
 }
