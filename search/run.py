@@ -14,6 +14,7 @@ from search.common.console import counted, make_console, print_step, print_wait,
 from search.common.machine import num_cores
 from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
 from search.common.paths import Folders
+from search.common.tables import say_nats
 from search.engines import base as engines
 from search.engines.local import launch
 from search.report.leaderboard import print_leaderboard
@@ -42,10 +43,12 @@ def run_study(options: RunOptions, confirm: Callable[[Console, Session], object]
     spec = options.worker
     check_cache(spec)
     study = sampled_by(find_study(spec.study), spec.sampler)
-    console.nats = study.in_nats
+    if study.in_nats:
+        say_nats(console)
     trainer = trainer_of(study, spec.trainer)
     trainer.check()
-    check_trackers(study.trackers)
+    if study.trackers:
+        check_trackers(study.trackers)
     external = options.storage or os.environ.get(ENVIRONMENT, "")
     cluster = engines.cluster_for(study, options.engine, options.engine_options, url=external)
     check_room(Folders(spec.home, study.name))

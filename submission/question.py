@@ -104,8 +104,8 @@ def published(name: str) -> Reference:
     one = known[name]
     note = (
         f"{name}'s val_bpb {one['val_bpb']} is its published mean of {one['seeds']} seeds ({one['source']}; "
-        f"from its {one.get('trust', 'text')}; protocol: {one['protocol']}; 8×H100). It is taken for exact, in "
-        "nats at the bytes per token of these runs."
+        f"from its {one.get('trust', 'text')}; protocol: {one['protocol']}; 8×H100). It is taken for exact, "
+        "in nats at the bytes per token of these runs."
     )
     return Reference(f"{name} as published", bpb=float(one["val_bpb"]), note=note)
 

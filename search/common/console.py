@@ -16,7 +16,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from search.common.tables import StudyConsole
 
 OPEN = ("host", "port", "dbname", "user", "sslmode")  # what may be told of a URL's query
 SHORT = 3  # a secret of fewer characters protects nothing, and would garble every text
@@ -82,13 +81,13 @@ def clear_errors() -> Generator[None]:
         raise typer.Exit(2) from None
 
 
-def make_console() -> StudyConsole:
+def make_console() -> Console:
     """A terminal's width; 160 columns in a file or a pipe. A worker `host:100:0` is no emoji."""
-    from search.common.tables import StudyConsole  # rich is a third of the time that --help takes
+    from rich.console import Console  # a third of the time that --help takes
 
     if sys.stdout.isatty():
-        return StudyConsole(emoji=False)
-    return StudyConsole(width=160, force_interactive=False, emoji=False)
+        return Console(emoji=False)
+    return Console(width=160, force_interactive=False, emoji=False)
 
 
 def counted(number: int, noun: str) -> str:

@@ -9,10 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
 from search.common.paths import ROOT
 
 SAMPLERS = ("structured", "tpe", "gp", "random")  # kinds, for --sampler and `[sampler] kind`
 ENVIRONMENT = "CADDIE_STORAGE"
+
+
+def folder_of(text: str) -> Path:
+    """A folder's path as it was given; a variable that is not set must not mean the current folder."""
+    if text.strip():
+        return Path(text)
+    raise typer.BadParameter("it is empty. Name a folder (`.` is this one), or leave the option out.")
 
 
 @dataclass(frozen=True)

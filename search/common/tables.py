@@ -31,17 +31,7 @@ class Plain:
     rows: tuple[tuple[str, ...], ...]
 
 
-class StudyConsole(Console):
-    """Says what a study's score is: bits per byte, or nats per token where its trainer counts no bytes."""
-
-    nats = False
-
-    def print(self, *objects: Any, **how: Any) -> None:
-        """As Console.print."""
-        super().print(*(in_nats(o) if self.nats else o for o in objects), **how)
-
-
-class TableConsole(StudyConsole):
+class TableConsole(Console):
     """Keeps the tables for `close`, which writes them to stdout; all other text goes to stderr."""
 
     def __init__(self, form: str):
@@ -51,7 +41,7 @@ class TableConsole(StudyConsole):
 
     def print(self, *objects: Any, **how: Any) -> None:
         """As Console.print."""
-        self.kept += [plain(in_nats(o) if self.nats else o) for o in objects if isinstance(o, Table)]
+        self.kept += [plain(o) for o in objects if isinstance(o, Table)]
         rest = [o for o in objects if not isinstance(o, Table)]
         if rest or not objects:
             how["soft_wrap"] = True
@@ -60,6 +50,16 @@ class TableConsole(StudyConsole):
     def close(self) -> None:
         write = write_csv if self.form == "csv" else write_json
         write(self.kept, sys.stdout)
+
+
+def say_nats(console: Console) -> None:
+    """From now on the console calls a score nats per token: its trainer counts no bytes."""
+    say = console.print
+
+    def print_(*objects: Any, **how: Any) -> None:
+        say(*(in_nats(o) for o in objects), **how)
+
+    console.print = print_
 
 
 def in_nats(what: Any) -> Any:

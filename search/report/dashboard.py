@@ -128,9 +128,10 @@ class ShownStorage(FeasibleStorage):
 
     def shown(self, trial: FrozenTrial, course: Course) -> FrozenTrial:
         """A finished trial is the same object each time: it is made once."""
-        before = self._shown.get(trial._trial_id)
+        number = id_of(trial)
+        before = self._shown.get(number)
         if before is None or before[0] is not trial or before[1] != course:
-            before = self._shown[trial._trial_id] = (trial, course, shown_trial(trial, course))
+            before = self._shown[number] = (trial, course, shown_trial(trial, course))
         return before[2]
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -171,10 +172,16 @@ class ShownStorage(FeasibleStorage):
             note["body"] = "".join(pieces.get(trial, {})[k] for k in sorted(pieces.get(trial, {})))
         if self.live is not None:
             for t in self.source.get_all_trials(self.study_id, deepcopy=False):
-                note = found.get(t._trial_id, {"version": 0})
-                if t._trial_id in ids and note["version"] <= 1 and (body := note_of(t, self.live.limits)):
-                    found[t._trial_id] = note | {"body": body}
+                number = id_of(t)
+                note = found.get(number, {"version": 0})
+                if number in ids and note["version"] <= 1 and (body := note_of(t, self.live.limits)):
+                    found[number] = note | {"body": body}
         return found
+
+
+def id_of(trial: FrozenTrial) -> int:
+    """The database's own number of a trial."""
+    return trial._trial_id  # pyright: ignore[reportPrivateUsage]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -265,7 +272,11 @@ def styled(stored: Wsgi, environ: dict[str, Any], start: Any) -> Iterable[bytes]
 def changed(app: Wsgi, environ: dict[str, Any], start: Any, change: Callable[[bytes], bytes]) -> list[bytes]:
     """What `app` answers; a body that is whole, changed."""
     told: list[Any] = []
-    body = b"".join(app(environ, lambda status, heads, *_: told.extend((status, heads))))
+
+    def keep(status: str, heads: Any, *_: Any) -> None:
+        told.extend((status, heads))
+
+    body = b"".join(app(environ, keep))
     status, heads = told
     body = change(body) if status.startswith("200") else body
     kept = [
@@ -299,8 +310,9 @@ def make_dashboard(
     shown = ShownStorage(stored, study_id, live and live(optuna.Study(study_name, stored)))
     wsgi = cast("Any", optuna_dashboard).wsgi  # its types name packages that are not installed
     token = secrets.token_urlsafe(24)
-    apps = [wsgi(storage, artifact_store=artifact_store(artifact_dir)) for storage in (shown, stored)]
-    app = guarded(routed(*apps, shown), token)
+    ours = wsgi(shown, artifact_store=artifact_store(artifact_dir))
+    theirs = wsgi(stored, artifact_store=artifact_store(artifact_dir))
+    app = guarded(routed(ours, theirs, shown), token)
     try:
         server = make_server(HOST, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:

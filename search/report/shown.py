@@ -18,8 +18,14 @@ from search.workers.record import VAL_BPB, chain_text, trial_note
 
 FIRST = (stored.REASON, stored.OVER, stored.LEGALITY, stored.TECHNIQUES, stored.INACTIVE, stored.FINDINGS)
 # What stands elsewhere on the page: as an artifact, as a curve, in the note.
-ELSEWHERE = {stored.CONFIG, stored.REPORTS, stored.RESULT, stored.STAGE_SECONDS, stored.STUDY_FILE}
-ELSEWHERE |= {stored.STUDY_IDENTITY}
+ELSEWHERE = {
+    stored.CONFIG,
+    stored.REPORTS,
+    stored.RESULT,
+    stored.STAGE_SECONDS,
+    stored.STUDY_FILE,
+    stored.STUDY_IDENTITY,
+}
 TEXTS: Mapping[str, Callable[[Any], str]] = {
     stored.STAGE_REUSE: reuse_of_trial,
     stored.OVERHEAD: overhead_text,

@@ -130,7 +130,8 @@ def build(tables: Mapping[str, dict[str, Any]], path: Path, known: Catalogue) ->
         refuse_native(tables)
         study = dataclasses.replace(_whatever_runs(tables, path), foreign=parse_foreign(tables, path))
     else:
-        refuse_bindings(tables)
+        if any(tables[table] for table in BINDINGS):
+            refuse_bindings(tables)
         study = _native(_whatever_runs(tables, path), tables, known)
     for twice in tables["fixed"].keys() & tables["space"].keys():
         raise ValueError(f"`{twice}` is both in [fixed] and in [space]. Keep one of the two.")

@@ -139,9 +139,10 @@ def read_command(argv: list[str]) -> tuple[WorkerSpec, bool]:
     return WorkerSpec(**told), options.lifeline
 
 
-def warm_trainers(study: Study, spec: WorkerSpec) -> WarmTrainers | None:
+def warm_trainers(session: Session, spec: WorkerSpec) -> WarmTrainers | None:
     """What the trainers of these trials are forks of; None: each is a fresh process."""
-    return WarmTrainers() if spec.fork and not gpus_for(study, os.environ) else None
+    forks = spec.fork and session.trainer.built_in and not gpus_for(session.study, os.environ)
+    return WarmTrainers() if forks else None
 
 
 def trainer_job(
@@ -166,7 +167,7 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
     config = trainer.complete(build_space(session.study, catalog.metadata()).config({}))
     config["num_threads"] = config.get("num_threads") or 1
     hidden = trainer.hidden()
-    warm = None if gpus else warm_trainers(session.study, spec)
+    warm = None if gpus else warm_trainers(session, spec)
 
     def one(i: int) -> Outcome:
         folder = session.folders.runs / f"baseline-{i}"

@@ -142,7 +142,7 @@ def save_note(trial: Trial, text: str) -> None:
 def note(trial: Trial, outcome: Outcome, limits: Limits) -> str:
     """Markdown: what came out against the limits, what was on, and whether it did anything."""
     result = outcome.result or {}
-    told = {attributes.OUTCOME: outcome.kind, attributes.REASON: outcome.reason}
+    told: dict[str, Any] = {attributes.OUTCOME: outcome.kind, attributes.REASON: outcome.reason}
     told[attributes.INACTIVE] = inactive_of(result)
     return trial_note({**result, **trial.user_attrs, **told}, limits)
 
@@ -180,7 +180,7 @@ def headline(facts: Mapping[str, Any], limits: Limits) -> str:
 
 def audit_rows(facts: Mapping[str, Any], on: Sequence[str]) -> list[tuple[str, str]]:
     """(verdict, techniques) of the trainer's audit: what changed nothing first."""
-    verdicts = facts.get(attributes.INACTIVE) or {}
+    verdicts: Mapping[str, Any] = facts.get(attributes.INACTIVE) or {}
     judged = ACTIVE if facts.get(attributes.OUTCOME) == FINISHED else "not judged"
     found: dict[str, list[str]] = {}
     for name in sorted(on, key=lambda name: name not in verdicts):

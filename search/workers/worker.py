@@ -122,7 +122,7 @@ class Worker:
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser, sources=sources)
         self.pruner = Pruner(self.study.pruning)
         self.hidden = self.trainer.hidden()
-        self.warm = prepare.warm_trainers(self.study, spec)
+        self.warm = prepare.warm_trainers(session, spec)
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code
         self.name = f"{os.uname().nodename}:{os.getpid()}:{spec.index}"
         self.stopping = threading.Event()

@@ -138,7 +138,7 @@ class AheadLora(LoraTtt):
     """Its adapters take their step on a chunk before the chunk has its scores."""
 
     class Scorer(DocumentScorer):
-        def score_chunk(self, rows: Any, first: int, optimizer: Any) -> None:
+        def score_chunk(self, rows: Any, first: Any, optimizer: Any) -> None:
             write, self.run.write = self.run.write, lambda *_: None
             super().score_chunk(rows, first, optimizer)
             self.run.write = write

@@ -63,4 +63,4 @@ def test_a_gate_a_head_scales_what_is_taken_off(mode: str, first: float):
     share = (first + part.alpha.double().tanh()).view(1, 1, 4, 1)
     torch.testing.assert_close(part(y, v, y), y - share * (y - slow(y, v)), atol=1e-6, rtol=1e-6)
     part(y, v, y).square().sum().backward()
-    assert bool(part.alpha.grad.ne(0).all())
+    assert part.alpha.grad is not None and bool(part.alpha.grad.ne(0).all())

@@ -61,7 +61,7 @@ def narrowings(found: Scan, foreign: Foreign) -> dict[str, Narrowing]:
     """By setting: what the script's checks leave of it. One setting alone keeps the values that pass; of
     several that clash, those stay at their default whose change breaks most draws."""
     defaults = defaults_of(found)
-    sample = [defaults | draw for draw in draws(foreign, SAMPLE)]
+    sample: list[dict[str, Any]] = [defaults | draw for draw in draws(foreign, SAMPLE)]
     narrowed = dict[str, Narrowing]()
     for check in found.checks:
         reason = f"line {check.line} forbids some values"
@@ -70,8 +70,10 @@ def narrowings(found: Scan, foreign: Foreign) -> dict[str, Narrowing]:
             free = sorted(check.settings & foreign.variables.keys() - narrowed.keys())
             if not free:
                 break
-            left = {n: [v for v in broken if check.forbids(v | {n: defaults.get(n)})] for n in free}
-            worst = min(free, key=dict(zip(free, map(len, left.values()), strict=True)).__getitem__)
+            left: dict[str, list[dict[str, Any]]] = {
+                n: [v for v in broken if check.forbids(v | {n: defaults.get(n)})] for n in free
+            }
+            worst = min(free, key=lambda n: len(left[n]))
             kept = _that_pass(check, foreign.variables[worst], defaults, reason)
             if kept and not any(check.forbids(v | {worst: end}) for v in broken for end in kept.some()):
                 narrowed[worst] = kept

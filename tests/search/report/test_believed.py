@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 from rich.console import Console
 
@@ -99,7 +99,7 @@ def test_few_trials_are_told_as_observed(tmp_path: Path) -> None:
 
 def test_where_nothing_varies_nothing_is_believed(tmp_path: Path) -> None:
     """Neighbours of the kind: trials without parameters, and with those of another program."""
-    one = {"a": CategoricalDistribution((1,))}
+    one: dict[str, BaseDistribution] = {"a": CategoricalDistribution((1,))}
     for params, dists in ((dict[str, Any](), {}), ({"a": 1}, one)):
         trials = [
             create_trial(value=2.0 + k, params=params, distributions=dists, constraints=GOOD)
