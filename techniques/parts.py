@@ -86,6 +86,8 @@ class MatrixOptimizer(Protocol):
 
 
 class Quantizer(HasFacts, Protocol):
+    """One with a method `quantize_all(jobs)` gets the arguments of `quantize` of all tensors at once."""
+
     hessians: dict[str, Torch]  # name -> mean XᵀX [c,c] of the inputs, of tensors where it was collected
 
     def calibrate(self, model: Torch, batches: Iterable[tuple[Torch, Torch]]) -> None:

@@ -23,25 +23,32 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from techniques._quant import (
+    CLIP_PERCENTILES,
+    Feedback,
+    at_once,
     clip_scales,
-    gptq_solve,
+    feedback,
+    gptq_batch,
     hessian_error,
+    in_place,
     quantize_lite,
     round_rows,
     rows_at_floor,
     self_generated,
+    spread,
 )
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
+Job = tuple[str, Tensor, int, Any]  # name, weight [r,c], bits, the rule of its scales or None
 GPTQ_ROLES = ("attn", "mlp")  # every 2-D weight of these must show its inputs to a hook
 
 
@@ -56,6 +63,15 @@ def gptq_modules(model: Any) -> dict[str, Any]:
     }
 
 
+class Solved(NamedTuple):
+    """One matrix."""
+
+    q: Tensor  # int8 [r,c]
+    scale: Tensor  # float16 [r]
+    ratio: float  # its Hessian error over that of plain rounding under the same scale
+    more: int  # times the damping asked for
+
+
 class GptqQuantizer:
     """Collects Hessians, then rounds. `facts` counts what fell back and compares errors with rounding's."""
 
@@ -66,7 +82,7 @@ class GptqQuantizer:
             float
         ] = []  # Hessian error over that of plain rounding with the same scale, per tensor
         self.facts: dict[str, Any] = dict.fromkeys(
-            ("solved", "no_hessian", "cholesky_failed", "rows_at_floor"), 0
+            ("solved", "no_hessian", "damped_more", "cholesky_failed", "rows_at_floor"), 0
         )
 
     def calibrate(self, model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -127,28 +143,68 @@ class GptqQuantizer:
         self.facts["hessians"] = len(self.hessians)
 
     def quantize(self, name: str, weight: Tensor, bits: int, rule: Any = None) -> tuple[Tensor, Tensor]:
-        c, hessian = self.config, self.hessians.get(name)
-        if hessian is None:
+        return self.quantize_all([(name, weight, bits, rule)])[0]
+
+    def quantize_all(self, jobs: Sequence[Job]) -> list[tuple[Tensor, Tensor]]:
+        """(q int8 [r,c], scale float16 [r]) of each; matrices of one shape are solved together."""
+        alike: dict[Any, list[Job]] = {}
+        for job in jobs:
+            if job[0] in self.hessians:
+                alike.setdefault((job[1].shape, job[2], job[3] is None), []).append(job)
+        batches: list[list[Job]] = []
+        device = next((h.device for h in self.hessians.values()), torch.device("cpu"))
+        for (shape, _, searched), group in alike.items():
+            width = shape[0] * (len(CLIP_PERCENTILES) if searched else 1)
+            size = max(1, at_once(device) // width)
+            batches += [group[i : i + size] for i in range(0, len(group), size)]
+        batches.sort(key=lambda batch: -len(batch) * batch[0][1].numel() * batch[0][1].size(1))
+        solved = dict(pair for pairs in spread(self.solve, batches, device) for pair in pairs)
+        return [self.told(job, solved) for job in jobs]
+
+    def solve(self, jobs: Sequence[Job]) -> list[tuple[str, Solved]]:
+        """Of matrices of one shape; those are missing whose Cholesky fails."""
+        c = self.config
+        able: list[tuple[Job, Tensor, Feedback, Tensor]] = []
+        for job in jobs:
+            name, weight, bits, rule = job
+            hessian = self.hessians[name]
+            found = feedback(hessian, dataclasses.replace(c, damp=self.damp_of(name)))
+            if found is not None:
+                w = weight.detach().to(hessian.device)
+                scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
+                able.append((job, w, found, scales))
+        if not able:
+            return []
+        _, weights, system, scales = map(list, zip(*able, strict=True))
+        q, errors, squares = gptq_batch(weights, system, torch.stack(scales), jobs[0][2], c)
+        judged = squares if c.clip_rule == "mse" else errors
+        out: list[tuple[str, Solved]] = []
+        for i, ((name, _, bits, _), w, found, candidates) in enumerate(able):
+            best = int(judged[i].argmin())
+            mine = in_place(q[i, :, best], found.order)
+            plain = round_rows(w, candidates[best], bits)
+            rounded = float(hessian_error(w, plain, candidates[best], self.hessians[name]))
+            ratio = 1.0 if not rounded or torch.equal(mine, plain) else float(errors[i, best]) / rounded
+            out.append((name, Solved(mine.cpu(), candidates[best].cpu(), ratio, found.more)))
+        return out
+
+    def told(self, job: Job, solved: dict[str, Solved]) -> tuple[Tensor, Tensor]:
+        """What is stored for one matrix, and the facts of it."""
+        name, weight, bits, rule = job
+        if name not in self.hessians:
             return self.fall_back("no_hessian", weight, bits, rule)
-        w = weight.to(hessian.device)
-        scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
-        q = gptq_solve(w, hessian, scales, bits, dataclasses.replace(c, damp=self.damp_of(name)))
-        if q is None:
+        if name not in solved:
             unknown = torch.eye(weight.size(1))  # no input counts more than another
             by_rule = rule and (lambda w, b, _none: rule(w, b, unknown))
             return self.fall_back("cholesky_failed", weight, bits, by_rule)
-        errors = hessian_error(w, q, scales, hessian)
-        judged = errors
-        if c.clip_rule == "mse":
-            judged = (w.double() - q.double() * scales.double()[..., None]).square().sum((-2, -1))
-        best = int(judged.argmin())
-        rounded = hessian_error(w, round_rows(w, scales[best], bits), scales[best], hessian)
-        self.ratios.append(float(errors[best] / rounded) if float(rounded) else 1.0)
+        found = solved[name]
+        self.ratios.append(found.ratio)
         self.facts["solved"] += 1
-        self.facts["rows_at_floor"] += rows_at_floor(scales[best], bits, c.scale_floor)
+        self.facts["damped_more"] += found.more > 1
+        self.facts["rows_at_floor"] += rows_at_floor(found.scale, bits, self.config.scale_floor)
         self.facts["hessian_error_over_rounding"] = sum(self.ratios) / len(self.ratios)
         self.facts["worst_hessian_error_over_rounding"] = max(self.ratios)
-        return q[best].cpu(), scales[best].cpu()
+        return found.q, found.scale
 
     def damp_of(self, name: str) -> float:
         """Of the matrix of this name."""

@@ -12,6 +12,7 @@ from techniques._quant import (
     hessian_error,
     inverse_factor,
     quantize_lite,
+    reverse_factor,
     round_rows,
     self_generated,
 )
@@ -254,10 +255,11 @@ def test_own_sequences_must_fit_the_model():
 def test_the_reverse_factor_is_the_same_and_solves_alike(columns: int):
     h = correlated(columns).double()
     h = (h + h.T) / 2 + 0.01 * torch.eye(columns)
-    one, other = inverse_factor(h), inverse_factor(h, reverse=True)
-    assert one is not None and other is not None
-    torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
-    assert inverse_factor(-h, reverse=True) is None
+    one, other = inverse_factor(h), reverse_factor(h)
+    assert one is not None and other is not None and bool((other.tril(-1) == 0).all())
+    torch.testing.assert_close(one, torch.linalg.inv(other), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(other @ other.T, h)
+    assert inverse_factor(-h) is None and reverse_factor(-h) is None
     w, scales = weights(7, columns), clip_scales(weights(7, columns), 5, "tiny")
     plain = gptq_solve(w, correlated(columns), scales, 5, C)
     turned = gptq_solve(w, correlated(columns), scales, 5, replace(C, factor="reverse"))
