@@ -4,8 +4,9 @@ that the records print: `python -m benchmarks.trainer.gptq_solve [--layers 11] [
 The plain form is the published loop in its own dtype, float32: one clip after the other, rows first, each
 column's error subtracted from the rest of its block, the clip of least squared error kept. Ours takes the
 quantiser's own way from weights to integers. Weights are Gaussian, inputs correlated with a few large
-columns. Hessian errors are those of the kept integers in float64, summed over the matrices. The last row is
-the plain loop in float64 on one matrix: its integers must be ours.
+columns. Ratios are over the first row; with threads to share, that is the plain form on one of them (set
+OMP_WAIT_POLICY=passive, as the trainer does). Hessian errors are those of the kept integers in float64,
+summed over the matrices. The last line is the plain loop in float64 on one matrix: its integers must be ours.
 """
 
 from __future__ import annotations
@@ -82,11 +83,26 @@ def model(layers: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             for name, (rows, columns) in shapes.items():
                 key = f"blocks.{layer}.{part}.{name}.weight"
                 weights[key] = torch.randn(rows, columns, generator=g) * columns**-0.5
-                x = torch.randn(2 * columns, columns, generator=g) * torch.rand(columns, generator=g).pow(-0.3)
+                x = torch.randn(2 * columns, columns, generator=g) * torch.rand(columns, generator=g).pow(
+                    -0.3
+                )
                 x = x + 0.7 * x.roll(1, 1)
                 same = key.replace("c_k", "c_q").replace("c_v", "c_q")
                 hessians[key] = hessians[same] if same != key else x.T @ x / len(x)
     return weights, hessians
+
+
+def on_one(work: Callable[[], Any], threads: int) -> Callable[[], Any]:
+    """The same work on one thread."""
+
+    def alone() -> Any:
+        torch.set_num_threads(1)
+        try:
+            return work()
+        finally:
+            torch.set_num_threads(threads)
+
+    return alone
 
 
 def measured(work: Callable[[], dict[str, tuple[Tensor, Tensor]]]) -> tuple[dict[str, Any], float, float]:
@@ -116,6 +132,8 @@ def main() -> int:
         return {n: published_quantize(w, hessians[n], options.bits, config) for n, w in weights.items()}
 
     ways = {"plain form": plain, "ours": lambda: ours("inverse"), "ours, reverse": lambda: ours("reverse")}
+    if options.threads > 1:
+        ways = {"plain form, one thread": on_one(plain, options.threads), **ways}
     table = Table(title=f"{len(weights)} matrices, five clips, {options.threads} threads")
     for column in ("way", "CPU s", "ratio", "wall s", "ratio", "Hessian error", "equal integers"):
         table.add_column(column, justify="left" if column == "way" else "right")
