@@ -847,13 +847,15 @@ def round_tensors(export: Export, bits: Mapping[str, int], quantizer: Quantizer)
     touched = {"bits": 0, "row_scale": 0, "quantizer": 0}  # slot -> tensors that are others because of it
     compared = any(seams.owner(slot) for slot in touched)
     packed: list[Packed] = []
-    rounded = seams.rounded(quantizer, export.weights, bits, export.roles)
+    rules = {n: seams.slot("row_scale", lambda _role: None, export.roles[n]) for n in bits}
+    if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
+        quantizer.prepare([(n, export.weights[n], bits[n], rule) for n, rule in rules.items()])  # type: ignore
     for name, role in export.roles.items():
         weight = export.weights[name]
         if name not in bits:
             packed.append(Packed(name, weight.to(torch.float32 if role == "scalar" else torch.float16), None))
             continue
-        q, scale = rounded[name]
+        q, scale = quantizer.quantize(name, weight, bits[name], rules[name])
         assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
         packed.append(Packed(name, q, scale))
         if compared:

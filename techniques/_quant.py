@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 CLIP_PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+Job = tuple[str, Tensor, int, Any]  # name, weight [r,c], bits, the rule of its scales or None
 LEAF = 16  # columns whose errors reach each other one by one; more do it by halves
 TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row keeps a scale that divides
 
@@ -91,6 +92,15 @@ def reverse_factor(hessian: Tensor) -> Tensor | None:
     """V upper triangular with VVᵀ = H, which is U⁻¹, or None: one factorisation of H turned round."""
     lower = cholesky(hessian.flip(0, 1))
     return None if lower is None else lower.flip(0, 1)
+
+
+class Solved(NamedTuple):
+    """One matrix."""
+
+    q: Tensor  # int8 [r,c]
+    scale: Tensor  # float16 [r]
+    ratio: float  # its Hessian error over that of plain rounding under the same scale
+    more: int  # times the damping asked for
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class MatrixOptimizer(Protocol):
 
 
 class Quantizer(HasFacts, Protocol):
-    """One with a method `quantize_all(jobs)` gets the arguments of `quantize` of all tensors at once."""
+    """A method `prepare(jobs)`, where there is one, gets the arguments of every `quantize` beforehand."""
 
     hessians: dict[str, Torch]  # name -> mean XᵀX [c,c] of the inputs, of tensors where it was collected
 

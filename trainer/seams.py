@@ -8,12 +8,12 @@ change any of them?
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from techniques.base import SEAMS, Technique, claims
 from techniques.config import Resolved
-from techniques.parts import Codec, Quantizer
+from techniques.parts import Codec
 from trainer.artifact import ZlibCodec
 from trainer.audit import Audit
 from trainer.ledger import Ledger
@@ -83,21 +83,6 @@ class Seams:
     def bits(self, role: str) -> int:
         """Bits per stored weight of a role: 8, unless a technique says otherwise."""
         return self.slot("bits", lambda _role: None, role) or 8
-
-    def rounded(
-        self,
-        quantizer: Quantizer,
-        weights: Mapping[str, Any],
-        bits: Mapping[str, int],
-        roles: Mapping[str, str],
-    ) -> dict[str, tuple[Any, Any]]:
-        """(q int8 [r,c], scale float16 [r]) of each matrix that has bits: all at once where it can."""
-        jobs = [(n, weights[n], b, self.slot("row_scale", lambda _: None, roles[n])) for n, b in bits.items()]
-        if hasattr(quantizer, "quantize_all"):
-            pairs = quantizer.quantize_all(jobs)  # type: ignore[attr-defined]
-        else:
-            pairs = [quantizer.quantize(*job) for job in jobs]
-        return dict(zip(bits, pairs, strict=True))
 
     # -- what they changed ---------------------------------------------------------------------------------
 

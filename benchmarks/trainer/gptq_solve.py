@@ -126,7 +126,8 @@ def main() -> int:
     def ours(factor: str) -> dict[str, Any]:
         quantizer = GptqQuantizer(dataclasses.replace(config, factor=factor))
         quantizer.hessians = hessians
-        return dict(zip(weights, quantizer.quantize_all(jobs), strict=True))
+        quantizer.prepare(jobs)
+        return {job[0]: quantizer.quantize(*job) for job in jobs}
 
     def plain() -> dict[str, Any]:
         return {n: published_quantize(w, hessians[n], options.bits, config) for n, w in weights.items()}

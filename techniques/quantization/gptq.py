@@ -25,7 +25,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,8 @@ from torch import Tensor
 from techniques._quant import (
     CLIP_PERCENTILES,
     Feedback,
+    Job,
+    Solved,
     at_once,
     clip_scales,
     feedback,
@@ -48,7 +50,6 @@ from techniques._quant import (
 )
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
-Job = tuple[str, Tensor, int, Any]  # name, weight [r,c], bits, the rule of its scales or None
 GPTQ_ROLES = ("attn", "mlp")  # every 2-D weight of these must show its inputs to a hook
 
 
@@ -63,21 +64,13 @@ def gptq_modules(model: Any) -> dict[str, Any]:
     }
 
 
-class Solved(NamedTuple):
-    """One matrix."""
-
-    q: Tensor  # int8 [r,c]
-    scale: Tensor  # float16 [r]
-    ratio: float  # its Hessian error over that of plain rounding under the same scale
-    more: int  # times the damping asked for
-
-
 class GptqQuantizer:
     """Collects Hessians, then rounds. `facts` counts what fell back and compares errors with rounding's."""
 
     def __init__(self, config: Any):
         self.config, self.reads_data = config, config.calibration == "train"
         self.hessians: dict[str, Tensor] = {}  # parameter's name -> mean XᵀX, float32 [c,c]
+        self.solved: dict[str, Solved | None] = {}  # until `quantize` asks; None: the Cholesky failed
         self.ratios: list[
             float
         ] = []  # Hessian error over that of plain rounding with the same scale, per tensor
@@ -143,10 +136,14 @@ class GptqQuantizer:
         self.facts["hessians"] = len(self.hessians)
 
     def quantize(self, name: str, weight: Tensor, bits: int, rule: Any = None) -> tuple[Tensor, Tensor]:
-        return self.quantize_all([(name, weight, bits, rule)])[0]
+        if name not in self.hessians:
+            return self.fall_back("no_hessian", weight, bits, rule)
+        if name not in self.solved:
+            self.prepare([(name, weight, bits, rule)])
+        return self.told(self.solved.pop(name), weight, bits, rule)
 
-    def quantize_all(self, jobs: Sequence[Job]) -> list[tuple[Tensor, Tensor]]:
-        """(q int8 [r,c], scale float16 [r]) of each; matrices of one shape are solved together."""
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Solves the matrices that `quantize` is going to ask for, those of one shape together."""
         alike: dict[Any, list[Job]] = {}
         for job in jobs:
             if job[0] in self.hessians:
@@ -158,11 +155,11 @@ class GptqQuantizer:
             size = max(1, at_once(device) // width)
             batches += [group[i : i + size] for i in range(0, len(group), size)]
         batches.sort(key=lambda batch: -len(batch) * batch[0][1].numel() * batch[0][1].size(1))
-        solved = dict(pair for pairs in spread(self.solve, batches, device) for pair in pairs)
-        return [self.told(job, solved) for job in jobs]
+        for batch, found in zip(batches, spread(self.solve, batches, device), strict=True):
+            self.solved |= {name: found.get(name) for name, *_ in batch}
 
-    def solve(self, jobs: Sequence[Job]) -> list[tuple[str, Solved]]:
-        """Of matrices of one shape; those are missing whose Cholesky fails."""
+    def solve(self, jobs: Sequence[Job]) -> dict[str, Solved]:
+        """Of matrices of one shape, by name; those are missing whose Cholesky fails."""
         c = self.config
         able: list[tuple[Job, Tensor, Feedback, Tensor]] = []
         for job in jobs:
@@ -174,30 +171,26 @@ class GptqQuantizer:
                 scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
                 able.append((job, w, found, scales))
         if not able:
-            return []
+            return {}
         _, weights, system, scales = map(list, zip(*able, strict=True))
         q, errors, squares = gptq_batch(weights, system, torch.stack(scales), jobs[0][2], c)
         judged = squares if c.clip_rule == "mse" else errors
-        out: list[tuple[str, Solved]] = []
+        out: dict[str, Solved] = {}
         for i, ((name, _, bits, _), w, found, candidates) in enumerate(able):
             best = int(judged[i].argmin())
             mine = in_place(q[i, :, best], found.order)
             plain = round_rows(w, candidates[best], bits)
             rounded = float(hessian_error(w, plain, candidates[best], self.hessians[name]))
             ratio = 1.0 if not rounded or torch.equal(mine, plain) else float(errors[i, best]) / rounded
-            out.append((name, Solved(mine.cpu(), candidates[best].cpu(), ratio, found.more)))
+            out[name] = Solved(mine.cpu(), candidates[best].cpu(), ratio, found.more)
         return out
 
-    def told(self, job: Job, solved: dict[str, Solved]) -> tuple[Tensor, Tensor]:
+    def told(self, found: Solved | None, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:
         """What is stored for one matrix, and the facts of it."""
-        name, weight, bits, rule = job
-        if name not in self.hessians:
-            return self.fall_back("no_hessian", weight, bits, rule)
-        if name not in solved:
+        if found is None:
             unknown = torch.eye(weight.size(1))  # no input counts more than another
             by_rule = rule and (lambda w, b, _none: rule(w, b, unknown))
             return self.fall_back("cholesky_failed", weight, bits, by_rule)
-        found = solved[name]
         self.ratios.append(found.ratio)
         self.facts["solved"] += 1
         self.facts["damped_more"] += found.more > 1

@@ -326,7 +326,9 @@ def test_all_at_once_on_two_threads_or_in_pieces_gives_what_each_gives_alone(mon
             monkeypatch.setattr(module, "at_once", lambda _, width=width: width)
         torch.set_num_threads(on)
         try:
-            pairs = quantizer.quantize_all(jobs) if together else [quantizer.quantize(*job) for job in jobs]
+            if together:
+                quantizer.prepare(jobs)
+            pairs = [quantizer.quantize(*job) for job in jobs]
             assert torch.get_num_threads() == on
         finally:
             torch.set_num_threads(threads)
