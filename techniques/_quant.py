@@ -117,9 +117,9 @@ class Feedback:
     more: int  # times the damping asked for
 
 
-def feedback(hessian: Tensor, config: Any) -> Feedback | None:
-    """Of H [c,c]. Where the factorisation fails, it is tried with ten and a hundred times the damping; None
-    where these fail too."""
+def feedback(hessian: Tensor, config: Any, damp: float) -> Feedback | None:
+    """Of H [c,c] under `damp` means of its diagonal. Where the factorisation fails, it is tried with ten and
+    a hundred times as much; None where these fail too."""
     diagonal = hessian.diagonal().double()
     dead = diagonal == 0
     mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
@@ -130,7 +130,7 @@ def feedback(hessian: Tensor, config: Any) -> Feedback | None:
     for more in (1, 10, 100):
         h = hessian.double()[order][:, order]
         h.diagonal()[dead[order]] = 1
-        damping = config.damp * more * mean
+        damping = damp * more * mean
         h.diagonal().add_(damping)
         factor = reverse_factor(h) if reverse else inverse_factor(h)
         if factor is not None:
@@ -216,7 +216,7 @@ def in_place(q: Tensor, order: Tensor) -> Tensor:
 
 def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, config: Any) -> Tensor | None:
     """q int8 [P,r,c] of W [r,c] under each row of scales [P,r]; None if the Cholesky factorisation fails."""
-    found = feedback(hessian, config)
+    found = feedback(hessian, config, config.damp)
     if found is None:
         return None
     q, _, _ = gptq_batch([weight], [found], scales[None], bits, config)

@@ -23,7 +23,6 @@ corpus".
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -167,7 +166,7 @@ class GptqQuantizer:
         for job in jobs:
             name, weight, bits, rule = job
             hessian = self.hessians[name]
-            found = feedback(hessian, dataclasses.replace(c, damp=self.damp_of(name)))
+            found = feedback(hessian, c, self.damp_of(name))
             if found is not None:
                 w = weight.detach().to(hessian.device)
                 scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)

@@ -300,7 +300,7 @@ def test_equals_the_published_loop_alone_and_among_others(factor: str, rows: int
     hessians[1][2], hessians[1][:, 2] = 0, 0
     given = [weights(rows, columns, seed) for seed in range(3)]
     scales = [clip_scales(w, 5, "tiny") for w in given]
-    system = [found for h in hessians if (found := feedback(h, config))]
+    system = [found for h in hessians if (found := feedback(h, config, config.damp))]
     q, errors, squares = gptq_batch(given, system, torch.stack(scales), 5, config)
     for i, (w, h) in enumerate(zip(given, hessians, strict=True)):
         alone = gptq_solve(w, h, scales[i], 5, config)
