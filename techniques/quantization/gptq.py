@@ -14,7 +14,7 @@ training batches and is legal only inside the timed budget (#569, #631; set `res
 is not timed. `embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs
 are the final norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a token that is
 written, untimed; then one solve a matrix in float64, columns first, all clips side by side, on as many cores
-as PyTorch has threads (`python -m benchmarks.trainer.gptq_solve`; float32 would round one weight in 16,000
+as PyTorch has threads (`python -m benchmarks.trainer.gptq_solve`; float32 would round one weight in 8,000
 otherwise). Matrices that no Linear-like module computes (a table that is only looked up, techniques'
 projections), and those whose Cholesky fails at a hundred times the damping too, are rounded as by gptq_lite.
 What we saw: studies/LOG.md, "quantisers on one trained model" and "laptop, 200 trials on the embedded
