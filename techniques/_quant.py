@@ -9,7 +9,7 @@ over the inputs of a matrix W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -239,6 +239,61 @@ def spread(work: Callable[[Any], Any], parts: list[Any], device: torch.device) -
             return list(pool.map(alone, parts))
     finally:
         torch.set_num_threads(threads)
+
+
+def solve_alike(
+    jobs: Sequence[Job], hessians: Mapping[str, Tensor], config: Any, damp_of: Callable[[str], float]
+) -> dict[str, Solved]:
+    """Of matrices of one shape, by name; those are missing whose Cholesky fails."""
+    c = config
+    able: list[tuple[Job, Tensor, Feedback, Tensor]] = []
+    for job in jobs:
+        name, weight, bits, rule = job
+        hessian = hessians[name]
+        found = feedback(hessian, c, damp_of(name))
+        if found is not None:
+            w = weight.detach().to(hessian.device)
+            scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
+            able.append((job, w, found, scales))
+    if not able:
+        return {}
+    _, weights, system, scales = map(list, zip(*able, strict=True))
+    q, errors, squares = gptq_batch(weights, system, torch.stack(scales), jobs[0][2], c)
+    judged = squares if c.clip_rule == "mse" else errors
+    out: dict[str, Solved] = {}
+    for i, ((name, _, bits, _), w, found, candidates) in enumerate(able):
+        best = int(judged[i].argmin())
+        mine = in_place(q[i, :, best], found.order)
+        plain = round_rows(w, candidates[best], bits)
+        rounded = float(hessian_error(w, plain, candidates[best], hessians[name]))
+        ratio = 1.0 if not rounded or torch.equal(mine, plain) else float(errors[i, best]) / rounded
+        out[name] = Solved(mine.cpu(), candidates[best].cpu(), ratio, found.more)
+    return out
+
+
+def solve_all(
+    jobs: Sequence[Job], hessians: Mapping[str, Tensor], config: Any, damp_of: Callable[[str], float]
+) -> dict[str, Solved | None]:
+    """Of matrices that have a Hessian, by name, those of one shape together; None: the Cholesky failed."""
+    out: dict[str, Solved | None] = {}
+
+    def solve(batch: Sequence[Job]) -> dict[str, Solved]:
+        return solve_alike(batch, hessians, config, damp_of)
+
+    alike: dict[Any, list[Job]] = {}
+    for job in jobs:
+        if job[0] in hessians:
+            alike.setdefault((job[1].shape, job[2], job[3] is None), []).append(job)
+    batches: list[list[Job]] = []
+    device = next((h.device for h in hessians.values()), torch.device("cpu"))
+    for (shape, _, searched), group in alike.items():
+        width = shape[0] * (len(CLIP_PERCENTILES) if searched else 1)
+        size = max(1, at_once(device) // width)
+        batches += [group[i : i + size] for i in range(0, len(group), size)]
+    batches.sort(key=lambda batch: -len(batch) * batch[0][1].numel() * batch[0][1].size(1))
+    for batch, found in zip(batches, spread(solve, batches, device), strict=True):
+        out |= {name: found.get(name) for name, *_ in batch}
+    return out
 
 
 def self_generated(model: Any, config: Any, *, rank: int, ranks: int) -> Iterator[Tensor]:

@@ -33,21 +33,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from techniques._quant import (
-    CLIP_PERCENTILES,
-    Feedback,
     Job,
     Solved,
-    at_once,
-    clip_scales,
-    feedback,
-    gptq_batch,
-    hessian_error,
-    in_place,
     quantize_lite,
     round_rows,
     rows_at_floor,
     self_generated,
-    spread,
+    solve_all,
 )
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
@@ -145,46 +137,7 @@ class GptqQuantizer:
 
     def prepare(self, jobs: Sequence[Job]) -> None:
         """Solves the matrices that `quantize` is going to ask for, those of one shape together."""
-        alike: dict[Any, list[Job]] = {}
-        for job in jobs:
-            if job[0] in self.hessians:
-                alike.setdefault((job[1].shape, job[2], job[3] is None), []).append(job)
-        batches: list[list[Job]] = []
-        device = next((h.device for h in self.hessians.values()), torch.device("cpu"))
-        for (shape, _, searched), group in alike.items():
-            width = shape[0] * (len(CLIP_PERCENTILES) if searched else 1)
-            size = max(1, at_once(device) // width)
-            batches += [group[i : i + size] for i in range(0, len(group), size)]
-        batches.sort(key=lambda batch: -len(batch) * batch[0][1].numel() * batch[0][1].size(1))
-        for batch, found in zip(batches, spread(self.solve, batches, device), strict=True):
-            self.solved |= {name: found.get(name) for name, *_ in batch}
-
-    def solve(self, jobs: Sequence[Job]) -> dict[str, Solved]:
-        """Of matrices of one shape, by name; those are missing whose Cholesky fails."""
-        c = self.config
-        able: list[tuple[Job, Tensor, Feedback, Tensor]] = []
-        for job in jobs:
-            name, weight, bits, rule = job
-            hessian = self.hessians[name]
-            found = feedback(hessian, c, self.damp_of(name))
-            if found is not None:
-                w = weight.detach().to(hessian.device)
-                scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
-                able.append((job, w, found, scales))
-        if not able:
-            return {}
-        _, weights, system, scales = map(list, zip(*able, strict=True))
-        q, errors, squares = gptq_batch(weights, system, torch.stack(scales), jobs[0][2], c)
-        judged = squares if c.clip_rule == "mse" else errors
-        out: dict[str, Solved] = {}
-        for i, ((name, _, bits, _), w, found, candidates) in enumerate(able):
-            best = int(judged[i].argmin())
-            mine = in_place(q[i, :, best], found.order)
-            plain = round_rows(w, candidates[best], bits)
-            rounded = float(hessian_error(w, plain, candidates[best], self.hessians[name]))
-            ratio = 1.0 if not rounded or torch.equal(mine, plain) else float(errors[i, best]) / rounded
-            out[name] = Solved(mine.cpu(), candidates[best].cpu(), ratio, found.more)
-        return out
+        self.solved |= solve_all(jobs, self.hessians, self.config, self.damp_of)
 
     def told(self, found: Solved | None, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:
         """What is stored for one matrix, and the facts of it."""

@@ -24,7 +24,6 @@ from techniques._quant import (
     top_quantiles,
 )
 from techniques.base import Shape, Verdict
-from techniques.quantization import gptq
 from techniques.quantization.gptq import Gptq, GptqQuantizer
 from tests.techniques.evaluation_rig import tiny_model, tiny_tokens
 from trainer.parameters import parameter
@@ -322,8 +321,7 @@ def test_all_at_once_on_two_threads_or_in_pieces_gives_what_each_gives_alone(mon
         quantizer = GptqQuantizer(C)
         quantizer.hessians = {n: correlated(c, seed=c) for n, (_, c) in sizes.items() if n != "e"}
         quantizer.hessians["bad"] = torch.full((24, 24), torch.nan)
-        for module in (_quant, gptq):
-            monkeypatch.setattr(module, "at_once", lambda _, width=width: width)
+        monkeypatch.setattr(_quant, "at_once", lambda _, width=width: width)
         torch.set_num_threads(on)
         try:
             if together:
