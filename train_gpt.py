@@ -846,19 +846,19 @@ def round_tensors(export: Export, bits: Mapping[str, int], quantizer: Quantizer)
     """Every tensor as it is stored: integers of `bits` where they say so."""
     seams = export.seams
     touched = {"bits": 0, "row_scale": 0, "quantizer": 0}  # slot -> tensors that are others because of it
+    compared = any(seams.owner(slot) for slot in touched)
     packed: list[Packed] = []
-    rules = {n: seams.slot("row_scale", lambda _role: None, export.roles[n]) for n in bits}
     if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
-        quantizer.prepare([(n, export.weights[n], bits[n], rule) for n, rule in rules.items()])  # type: ignore
+        quantizer.prepare(export, bits)  # type: ignore[attr-defined]
     for name, role in export.roles.items():
         weight = export.weights[name]
         if name not in bits:
             packed.append(Packed(name, weight.to(torch.float32 if role == "scalar" else torch.float16), None))
             continue
-        q, scale = quantizer.quantize(name, weight, bits[name], rules[name])
+        q, scale = quantizer.quantize(name, weight, bits[name], seams.slot("row_scale", lambda _: None, role))
         assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
         packed.append(Packed(name, q, scale))
-        if any(seams.owner(slot) for slot in touched):
+        if compared:
             plain_q, plain_scale = round_to_nearest(weight, bits[name])
             touched["bits"] += bits[name] != 8
             touched["row_scale"] += not torch.equal(scale, plain_scale)

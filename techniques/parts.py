@@ -86,7 +86,7 @@ class MatrixOptimizer(Protocol):
 
 
 class Quantizer(HasFacts, Protocol):
-    """A method `prepare(jobs)`, where there is one, gets the arguments of every `quantize` beforehand."""
+    """A method `prepare(export, bits)`, where there is one, learns beforehand of all that will be asked."""
 
     hessians: dict[str, Torch]  # name -> mean XᵀX [c,c] of the inputs, of tensors where it was collected
 

@@ -126,7 +126,7 @@ def main() -> int:
     def ours(factor: str) -> dict[str, Any]:
         quantizer = GptqQuantizer(dataclasses.replace(config, factor=factor))
         quantizer.hessians = hessians
-        quantizer.prepare(jobs)
+        quantizer.solve(jobs)
         return {job[0]: quantizer.quantize(*job) for job in jobs}
 
     def plain() -> dict[str, Any]:

@@ -8,10 +8,9 @@ twice and pick the clip by plain squared error, the wrong criterion (`clip_rule 
 applied once and the clip is picked by the error that GPTQ minimises. A column whose input is always zero is
 dead: its weights become 0. Damping by role, `damp_embed`, `damp_mlp`, `damp_attn` (0: `damp`), is #2051's
 (0.005, 0.02 and 0.01). `factor = "reverse"` finds the upper factor of H⁻¹ by one Cholesky factorisation of
-the turned H (#1948): the same integers, fewer steps. `calibration = "train"` reads
-training batches and is legal only inside the timed budget (#569, #631; set `reserve_seconds` to cover it);
-"self" lets the model write its own sequences (#1019: 64 of 2048 tokens at temperature 0.8), reads no data and
-is not timed. `embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs
+the turned H (#1948): the same integers, fewer steps. `calibration = "train"` reads training batches and is
+legal only inside the timed budget (#569, #631; set `reserve_seconds` to cover it); "self" lets the model write
+its own sequences (#1019: 64 of 2048 tokens at temperature 0.8), reads no data and is not timed. `embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs
 are the final norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a token that is
 written, untimed; then one solve a matrix in float64, columns first, all clips side by side, on as many cores
 as PyTorch has threads (`python -m benchmarks.trainer.gptq_solve`; float32 would round one weight in 8,000
@@ -24,7 +23,7 @@ corpus".
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +63,7 @@ class GptqQuantizer:
         self.config, self.reads_data = config, config.calibration == "train"
         self.hessians: dict[str, Tensor] = {}  # parameter's name -> mean XᵀX, float32 [c,c]
         self.solved: dict[str, Solved | None] = {}  # until `quantize` asks; None: the Cholesky failed
-        self.ratios: list[
-            float
-        ] = []  # Hessian error over that of plain rounding with the same scale, per tensor
+        self.ratios: list[float] = []  # Hessian error over that of plain rounding, per tensor
         self.facts: dict[str, Any] = dict.fromkeys(
             ("solved", "no_hessian", "damped_more", "cholesky_failed", "rows_at_floor"), 0
         )
@@ -132,11 +129,15 @@ class GptqQuantizer:
         if name not in self.hessians:
             return self.fall_back("no_hessian", weight, bits, rule)
         if name not in self.solved:
-            self.prepare([(name, weight, bits, rule)])
+            self.solve([(name, weight, bits, rule)])
         return self.told(self.solved.pop(name), weight, bits, rule)
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
-        """Solves the matrices that `quantize` is going to ask for, those of one shape together."""
+    def prepare(self, export: Any, bits: Mapping[str, int]) -> None:
+        """Solves what `quantize` is going to be asked for, matrices of one shape together."""
+        rules = {n: export.seams.slot("row_scale", lambda _: None, export.roles[n]) for n in bits}
+        self.solve([(n, export.weights[n], b, rules[n]) for n, b in bits.items()])
+
+    def solve(self, jobs: Sequence[Job]) -> None:
         self.solved |= solve_all(jobs, self.hessians, self.config, self.damp_of)
 
     def told(self, found: Solved | None, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:
