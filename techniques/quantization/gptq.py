@@ -9,13 +9,14 @@ applied once and the clip is picked by the error that GPTQ minimises. A column w
 dead: its weights become 0. Damping by role, `damp_embed`, `damp_mlp`, `damp_attn` (0: `damp`), is #2051's
 (0.005, 0.02 and 0.01). `factor = "reverse"` finds the upper factor of H⁻¹ by one Cholesky factorisation of
 the turned H (#1948): the same integers, fewer steps. `calibration = "train"` reads training batches and is
-legal only inside the timed budget (#569, #631; set `reserve_seconds` to cover it); "self" lets the model write
-its own sequences (#1019: 64 of 2048 tokens at temperature 0.8), reads no data and is not timed. `embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs
-are the final norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a token that is
-written, untimed; then one solve a matrix in float64, columns first, all clips side by side, on as many cores
-as PyTorch has threads (`python -m benchmarks.trainer.gptq_solve`; float32 would round one weight in 8,000
-otherwise). Matrices that no Linear-like module computes (a table that is only looked up, techniques'
-projections), and those whose Cholesky fails at a hundred times the damping too, are rounded as by gptq_lite.
+legal only inside the timed budget (#569, #631; set `reserve_seconds` to cover it); "self" lets the model
+write its own sequences (#1019: 64 of 2048 tokens at temperature 0.8), reads no data and is not timed.
+`embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs are the final
+norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a token that is written,
+untimed; then one solve a matrix in float64, columns first, all clips side by side, on as many cores as
+PyTorch has threads (`python -m benchmarks.trainer.gptq_solve`). Matrices that no Linear-like module computes
+(a table that is only looked up, techniques' projections), and those whose Cholesky fails at a hundred times
+the damping too, are rounded as by gptq_lite.
 What we saw: studies/LOG.md, "quantisers on one trained model" and "laptop, 200 trials on the embedded
 corpus".
 """
