@@ -29,6 +29,8 @@ from techniques.quantization.gptq import Gptq, GptqQuantizer
 SHAPES = {"c_q": (512, 512), "c_k": (256, 512), "c_v": (256, 512), "proj": (512, 512)}
 MLP = {"fc": (1536, 512), "proj": (512, 1536)}
 
+Found = dict[str, tuple[Tensor, Tensor]]  # (q, scale) by parameter's name
+
 
 def published_loop(weight: Tensor, hessian: Tensor, scale: Tensor, bits: int, config: Any) -> Tensor:
     """q int8 [r,c] of weight [r,c] under one scale a row, in the dtype of the weight: the oracle."""
@@ -105,7 +107,7 @@ def on_one(work: Callable[[], Any], threads: int) -> Callable[[], Any]:
     return alone
 
 
-def measured(work: Callable[[], dict[str, tuple[Tensor, Tensor]]]) -> tuple[dict[str, Any], float, float]:
+def measured(work: Callable[[], Found]) -> tuple[Found, float, float]:
     """What it gave, CPU seconds, seconds on the wall."""
     cpu, wall = time.process_time(), time.perf_counter()
     found = work()
@@ -123,13 +125,13 @@ def main() -> int:
     weights, hessians = model(options.layers)
     jobs = [(name, w, options.bits, None) for name, w in weights.items()]
 
-    def ours(factor: str) -> dict[str, Any]:
+    def ours(factor: str) -> Found:
         quantizer = GptqQuantizer(dataclasses.replace(config, factor=factor))
         quantizer.hessians = hessians
         quantizer.solve(jobs)
         return {job[0]: quantizer.quantize(*job) for job in jobs}
 
-    def plain() -> dict[str, Any]:
+    def plain() -> Found:
         return {n: published_quantize(w, hessians[n], options.bits, config) for n, w in weights.items()}
 
     ways = {"plain form": plain, "ours": lambda: ours("inverse"), "ours, reverse": lambda: ours("reverse")}
@@ -138,11 +140,13 @@ def main() -> int:
     table = Table(title=f"{len(weights)} matrices, five clips, {options.threads} threads")
     for column in ("way", "CPU s", "ratio", "wall s", "ratio", "Hessian error", "equal integers"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    base: tuple[dict[str, Any], float, float] | None = None
+    base: tuple[Found, float, float] | None = None
     for label, way in ways.items():
         found, cpu, wall = measured(way)
         base = base or (found, cpu, wall)
-        error = sum(float(hessian_error(w, *found[n], hessians[n])) for n, w in weights.items())
+        error = sum(
+            float(hessian_error(w, found[n][0], found[n][1], hessians[n])) for n, w in weights.items()
+        )
         equal = sum(int((found[n][0] == base[0][n][0]).sum()) for n in weights)
         share = f"{equal / sum(w.numel() for w in weights.values()):.5f}"
         figures = [f"{cpu:.2f}", f"{cpu / base[1]:.3f}", f"{wall:.2f}", f"{wall / base[2]:.3f}"]

@@ -16,9 +16,8 @@ norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a
 untimed; then one solve a matrix in float64, columns first, all clips side by side, on as many cores as
 PyTorch has threads (`python -m benchmarks.trainer.gptq_solve`). Matrices that no Linear-like module computes
 (a table that is only looked up, techniques' projections), and those whose Cholesky fails at a hundred times
-the damping too, are rounded as by gptq_lite.
-What we saw: studies/LOG.md, "quantisers on one trained model" and "laptop, 200 trials on the embedded
-corpus".
+the damping too, are rounded as by gptq_lite. What we saw: studies/LOG.md, "quantisers on one trained model"
+and "laptop, 200 trials on the embedded corpus".
 """
 
 from __future__ import annotations
