@@ -144,9 +144,7 @@ def main() -> int:
     for label, way in ways.items():
         found, cpu, wall = measured(way)
         base = base or (found, cpu, wall)
-        error = sum(
-            float(hessian_error(w, found[n][0], found[n][1], hessians[n])) for n, w in weights.items()
-        )
+        error = sum(float(hessian_error(weights[n], q, s, hessians[n])) for n, (q, s) in found.items())
         equal = sum(int((found[n][0] == base[0][n][0]).sum()) for n in weights)
         share = f"{equal / sum(w.numel() for w in weights.values()):.5f}"
         figures = [f"{cpu:.2f}", f"{cpu / base[1]:.3f}", f"{wall:.2f}", f"{wall / base[2]:.3f}"]
