@@ -848,13 +848,14 @@ def round_tensors(export: Export, bits: Mapping[str, int], quantizer: Quantizer)
     touched = {"bits": 0, "row_scale": 0, "quantizer": 0}  # slot -> tensors that are others because of it
     compared = any(seams.owner(slot) for slot in touched)
     packed: list[Packed] = []
+    if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
+        quantizer.prepare(export, bits)  # type: ignore[attr-defined]
     for name, role in export.roles.items():
         weight = export.weights[name]
         if name not in bits:
             packed.append(Packed(name, weight.to(torch.float32 if role == "scalar" else torch.float16), None))
             continue
-        rule = seams.slot("row_scale", lambda _role: None, role)
-        q, scale = quantizer.quantize(name, weight, bits[name], rule)
+        q, scale = quantizer.quantize(name, weight, bits[name], seams.slot("row_scale", lambda _: None, role))
         assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
         packed.append(Packed(name, q, scale))
         if compared:

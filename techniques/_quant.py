@@ -9,27 +9,38 @@ over the inputs of a matrix W.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 CLIP_PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+Job = tuple[str, Tensor, int, Any]  # name, weight [r,c], bits, the rule of its scales or None
+LEAF = 16  # columns whose errors reach each other one by one; more do it by halves
 TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row keeps a scale that divides
 
 
 SELF_BATCH = 8  # sequences that are written side by side (#1019)
 
 
+def top_quantiles(x: Tensor, shares: Tensor) -> Tensor:
+    """torch.quantile(x, shares, dim=1), [P,r] of x [r,c] in float32, bit for bit; only what lies above
+    the least share is sorted."""
+    last = x.size(1) - 1
+    ranks = shares * last
+    low = ranks.long()
+    top = x.topk(x.size(1) - int(low.min()), dim=1).values.T  # [k,r], falling
+    return torch.lerp(top[last - low], top[last - ranks.ceil().long()], (ranks - low)[:, None])
+
+
 def clip_scales(weight: Tensor, bits: int, scale_floor: str) -> Tensor:
     """Scales float16 [P,r], one row per percentile. `scale_floor` "tiny" is 1e-7; "published" is 1/qmax,
     under which all rows that clip below 1.0 get one and the same step, whatever the percentile."""
     qmax = 2 ** (bits - 1) - 1
-    magnitudes = weight.abs().float()
-    percentiles = torch.tensor(CLIP_PERCENTILES, device=weight.device)
-    rows = max(1, 2**23 // weight.size(1))  # torch.quantile refuses more than 2^24 elements
-    clips = torch.cat([torch.quantile(m, percentiles, dim=1) for m in magnitudes.split(rows)], dim=1)
+    clips = top_quantiles(weight.abs().float(), torch.tensor(CLIP_PERCENTILES, device=weight.device))
     return (clips / qmax).clamp_min(TINY_SCALE if scale_floor == "tiny" else 1.0 / qmax).to(torch.float16)
 
 
@@ -65,55 +76,224 @@ def hessian_error(weight: Tensor, q: Tensor, scale: Tensor, hessian: Tensor) -> 
     return ((e @ hessian.double()) * e).sum((-2, -1))
 
 
-def inverse_factor(hessian: Tensor, *, reverse: bool = False) -> Tensor | None:
-    """U upper triangular with UᵀU = H⁻¹, or None where H is not positive definite. `reverse`: by one
-    factorisation, H = VVᵀ with V upper (H's rows and columns turned round), and one solve, U = V⁻¹."""
-    if reverse:
-        lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-        if int(failed) or not bool(lower.isfinite().all()):
-            return None
-        unit = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-        return torch.linalg.solve_triangular(lower.flip(0, 1), unit, upper=True)
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if int(failed) or not bool(lower.isfinite().all()):
-        return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if int(failed) or not bool(upper.isfinite().all()) else upper
+def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
+    """The factor, or None where the matrix is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix, upper=upper)
+    return None if int(failed) or not bool(factor.isfinite().all()) else factor
+
+
+def inverse_factor(hessian: Tensor) -> Tensor | None:
+    """U upper triangular with UᵀU = H⁻¹, or None where H is not positive definite."""
+    lower = cholesky(hessian)
+    return None if lower is None else cholesky(torch.cholesky_inverse(lower), upper=True)
+
+
+def reverse_factor(hessian: Tensor) -> Tensor | None:
+    """V upper triangular with VVᵀ = H, which is U⁻¹, or None: one factorisation of H turned round."""
+    lower = cholesky(hessian.flip(0, 1))
+    return None if lower is None else lower.flip(0, 1)
+
+
+class Solved(NamedTuple):
+    """One matrix."""
+
+    q: Tensor  # int8 [r,c]
+    scale: Tensor  # float16 [r]
+    ratio: float  # its Hessian error over that of plain rounding under the same scale
+    more: int  # times the damping asked for
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What the error e_j of a column does to the later targets, columns in the order they are taken:
+    t_k += Σ_j pull[k,j]·e_j for j < k. e_j is t_j − q_j, or (`reverse`) w_j − q_j of the weight itself."""
+
+    order: Tensor  # [c]
+    live: Tensor  # bool [c,1]: its input is not always zero
+    pull: Tensor  # float64 [c,c]; what stands on and above the diagonal is not read
+    costs: Tensor  # float64 [c]: tr(E(H + damping·I)Eᵀ) = Σ_j costs_j·Σ(t_j − q_j)²
+    damping: Tensor  # float64, a scalar
+    reverse: bool
+    more: int  # times the damping asked for
+
+
+def feedback(hessian: Tensor, config: Any, damp: float) -> Feedback | None:
+    """Of H [c,c] under `damp` means of its diagonal. Where the factorisation fails, it is tried with ten and
+    a hundred times as much; None where these fail too."""
+    diagonal = hessian.diagonal().double()
+    dead = diagonal == 0
+    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
+    order = torch.arange(len(diagonal), device=diagonal.device)
+    if config.act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    reverse = config.factor == "reverse"
+    for more in (1, 10, 100):
+        h = hessian.double()[order][:, order]
+        h.diagonal()[dead[order]] = 1
+        damping = damp * more * mean
+        h.diagonal().add_(damping)
+        factor = reverse_factor(h) if reverse else inverse_factor(h)
+        if factor is not None:
+            d = factor.diagonal()
+            pull = (factor / d).T if reverse else -(factor / d[:, None]).T
+            costs = d.square() if reverse else d.square().reciprocal()
+            return Feedback(order, ~dead[order][:, None], pull.contiguous(), costs, damping, reverse, more)
+    return None
+
+
+def settle(t: Tensor, own: Tensor, q: Tensor, e: Tensor, pull: Tensor, qmax: int) -> None:
+    """Rounds targets t [b,k,N] column by column into q and e = own − q; halves of more than LEAF columns
+    reach each other by one product. pull [b,k,k]."""
+    k = t.size(1)
+    half = k // 2
+    if k > LEAF:
+        settle(t[:, :half], own[:, :half], q[:, :half], e[:, :half], pull[:, :half, :half], qmax)
+        t[:, half:].baddbmm_(pull[:, half:, :half], e[:, :half])
+        settle(t[:, half:], own[:, half:], q[:, half:], e[:, half:], pull[:, half:, half:], qmax)
+        return
+    for j in range(k):
+        if j:
+            t[:, j : j + 1].baddbmm_(pull[:, j : j + 1, :j], e[:, :j])
+        torch.round(t[:, j], out=q[:, j]).clamp_(-qmax, qmax)
+        torch.sub(own[:, j], q[:, j], out=e[:, j])
+
+
+def solve_rows(
+    weight: Tensor, scales: Tensor, system: list[Feedback], qmax: int, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """b matrices, columns first and all candidates side by side, in steps of the scale: weight float64
+    [b,c,r] in their orders, scales [b,P,r] -> (q int8 [b,c,P,r], errors [b,P], squared errors [b,P])."""
+    matrices, columns, _ = weight.shape
+    s = scales.double()
+    pull = torch.stack([f.pull for f in system])
+    costs = torch.stack([f.costs for f in system])
+    t = (weight[:, :, None] / s[:, None]).flatten(2)  # [b,c,N], N = P·r
+    out = torch.empty(t.shape, dtype=torch.int8, device=t.device)
+    errors = torch.zeros_like(t[:, 0])
+    squares = torch.zeros_like(t[:, 0])
+    for a in range(0, columns, block):
+        b = min(a + block, columns)
+        own = (weight[:, a:b, None] / s[:, None]).flatten(2)
+        q = torch.empty_like(own)
+        e = torch.empty_like(own)
+        settle(t[:, a:b], own if system[0].reverse else t[:, a:b], q, e, pull[:, a:b, a:b], qmax)
+        if b < columns:
+            t[:, b:].baddbmm_(pull[:, b:, a:b], e)
+        out[:, a:b] = q
+        errors += (costs[:, None, a:b] @ (t[:, a:b] - q).square_())[:, 0]
+        squares += own.sub_(q).square_().sum(1)
+    errors = (errors.view_as(s) * s.square()).sum(-1)
+    squares = (squares.view_as(s) * s.square()).sum(-1)
+    damping = torch.stack([f.damping for f in system])[:, None]
+    return out.view(matrices, columns, *s.shape[1:]), errors - damping * squares, squares
+
+
+@torch.no_grad()
+def gptq_batch(
+    weights: list[Tensor], system: list[Feedback], scales: Tensor, bits: int, config: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices W [r,c] of one shape under scales [b,P,r] -> (q int8 [b,c,P,r], columns in each one's order;
+    tr((W − Ŵ)H(W − Ŵ)ᵀ) and ‖W − Ŵ‖², the latter without dead columns, float64 [b,P])."""
+    first = torch.stack([w.T[f.order] * f.live for w, f in zip(weights, system, strict=True)]).double()
+    rows = max(1, at_once(first.device) // scales.size(1))
+    parts = [
+        solve_rows(w, s, system, 2 ** (bits - 1) - 1, config.block_size)
+        for w, s in zip(first.split(rows, 2), scales.split(rows, 2), strict=True)
+    ]
+    q, errors, squares = zip(*parts, strict=True)
+    return torch.cat(q, 3), torch.stack(errors).sum(0), torch.stack(squares).sum(0)
+
+
+def at_once(device: torch.device) -> int:
+    """Numbers that one operation rounds: enough to hide its start, few enough for the caches of a CPU."""
+    return 4096 if device.type == "cpu" else 2**19
+
+
+def in_place(q: Tensor, order: Tensor) -> Tensor:
+    """q [c,..,r] in the order of solving -> [..,r,c]."""
+    return q.movedim(0, -1)[..., torch.argsort(order)].contiguous()
 
 
 def gptq_solve(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, config: Any) -> Tensor | None:
     """q int8 [P,r,c] of W [r,c] under each row of scales [P,r]; None if the Cholesky factorisation fails."""
-    qmax = 2 ** (bits - 1) - 1
-    columns = weight.size(1)
-    h = hessian.double().clone()
-    w = weight.double().clone()
-    diagonal = h.diagonal().clone()
-    dead = diagonal == 0
-    w[:, dead] = 0
-    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
-    h.diagonal()[dead] = 1
-    h.diagonal().add_(config.damp * mean)
-    order = torch.arange(columns, device=h.device)
-    if config.act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
-    u = inverse_factor(h[order][:, order], reverse=config.factor == "reverse")
-    if u is None:
+    found = feedback(hessian, config, config.damp)
+    if found is None:
         return None
-    w = w[:, order].expand(scales.size(0), -1, -1).clone()  # [P,r,c]
-    s = scales.double()[..., None]
-    q = torch.empty_like(w)
-    for a in range(0, columns, config.block_size):
-        b = min(a + config.block_size, columns)
-        errors = torch.empty_like(w[:, :, a:b])
-        for j in range(a, b):
-            column = w[:, :, j : j + 1]
-            rounded = torch.round(column / s).clamp(-qmax, qmax)
-            error = (column - s * rounded) / u[j, j]
-            w[:, :, j:b] -= error * u[j, j:b]
-            q[:, :, j : j + 1] = rounded
-            errors[:, :, j - a : j - a + 1] = error
-        w[:, :, b:] -= errors @ u[a:b, b:]
-    return q[:, :, torch.argsort(order)].to(torch.int8)
+    q, _, _ = gptq_batch([weight], [found], scales[None], bits, config)
+    return in_place(q[0], found.order)
+
+
+def spread(work: Callable[[Any], Any], parts: list[Any], device: torch.device) -> list[Any]:
+    """work(part) of each part, in their order: on a CPU on as many threads as PyTorch has, each alone on its
+    part, so that the numbers are those of one thread."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return [work(part) for part in parts]
+
+    def alone(part: Any) -> Any:
+        torch.set_num_threads(1)
+        return work(part)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(alone, parts))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def solve_alike(
+    jobs: Sequence[Job], hessians: Mapping[str, Tensor], config: Any, damp_of: Callable[[str], float]
+) -> dict[str, Solved]:
+    """Of matrices of one shape, by name; those are missing whose Cholesky fails."""
+    c = config
+    able: list[tuple[Job, Tensor, Feedback, Tensor]] = []
+    for job in jobs:
+        name, weight, bits, rule = job
+        hessian = hessians[name]
+        found = feedback(hessian, c, damp_of(name))
+        if found is not None:
+            w = weight.detach().to(hessian.device)
+            scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
+            able.append((job, w, found, scales))
+    if not able:
+        return {}
+    _, weights, system, scales = map(list, zip(*able, strict=True))
+    q, errors, squares = gptq_batch(weights, system, torch.stack(scales), jobs[0][2], c)
+    judged = squares if c.clip_rule == "mse" else errors
+    out: dict[str, Solved] = {}
+    for i, ((name, _, bits, _), w, found, candidates) in enumerate(able):
+        best = int(judged[i].argmin())
+        mine = in_place(q[i, :, best], found.order)
+        plain = round_rows(w, candidates[best], bits)
+        rounded = float(hessian_error(w, plain, candidates[best], hessians[name]))
+        ratio = 1.0 if not rounded or torch.equal(mine, plain) else float(errors[i, best]) / rounded
+        out[name] = Solved(mine.cpu(), candidates[best].cpu(), ratio, found.more)
+    return out
+
+
+def solve_all(
+    jobs: Sequence[Job], hessians: Mapping[str, Tensor], config: Any, damp_of: Callable[[str], float]
+) -> dict[str, Solved | None]:
+    """Of matrices that have a Hessian, by name, those of one shape together; None: the Cholesky failed."""
+    out: dict[str, Solved | None] = {}
+
+    def solve(batch: Sequence[Job]) -> dict[str, Solved]:
+        return solve_alike(batch, hessians, config, damp_of)
+
+    alike: dict[Any, list[Job]] = {}
+    for job in jobs:
+        if job[0] in hessians:
+            alike.setdefault((job[1].shape, job[2], job[3] is None), []).append(job)
+    batches: list[list[Job]] = []
+    device = next((h.device for h in hessians.values()), torch.device("cpu"))
+    for (shape, _, searched), group in alike.items():
+        width = shape[0] * (len(CLIP_PERCENTILES) if searched else 1)
+        size = max(1, at_once(device) // width)
+        batches += [group[i : i + size] for i in range(0, len(group), size)]
+    batches.sort(key=lambda batch: -len(batch) * batch[0][1].numel() * batch[0][1].size(1))
+    for batch, found in zip(batches, spread(solve, batches, device), strict=True):
+        out |= {name: found.get(name) for name, *_ in batch}
+    return out
 
 
 def self_generated(model: Any, config: Any, *, rank: int, ranks: int) -> Iterator[Tensor]:

@@ -86,6 +86,8 @@ class MatrixOptimizer(Protocol):
 
 
 class Quantizer(HasFacts, Protocol):
+    """A method `prepare(export, bits)`, where there is one, learns beforehand of all that will be asked."""
+
     hessians: dict[str, Torch]  # name -> mean XᵀX [c,c] of the inputs, of tensors where it was collected
 
     def calibrate(self, model: Torch, batches: Iterable[tuple[Torch, Torch]]) -> None:

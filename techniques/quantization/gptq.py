@@ -8,22 +8,22 @@ twice and pick the clip by plain squared error, the wrong criterion (`clip_rule 
 applied once and the clip is picked by the error that GPTQ minimises. A column whose input is always zero is
 dead: its weights become 0. Damping by role, `damp_embed`, `damp_mlp`, `damp_attn` (0: `damp`), is #2051's
 (0.005, 0.02 and 0.01). `factor = "reverse"` finds the upper factor of H⁻¹ by one Cholesky factorisation of
-the turned H and one triangular solve (#1948): the same numbers, fewer steps. `calibration = "train"` reads
-training batches and is legal only inside the timed budget (#569, #631; set `reserve_seconds` to cover it);
-"self" lets the model write its own sequences (#1019: 64 of 2048 tokens at temperature 0.8), reads no data and
-is not timed. `embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs
-are the final norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a token that is
-written, untimed; then one solve a matrix in float64. Matrices that no Linear-like module computes (a table
-that is only looked up, techniques' projections), and those whose Cholesky fails, are rounded as by gptq_lite.
-What we saw: studies/LOG.md, "quantisers on one trained model" and "laptop, 200 trials on the embedded
-corpus".
+the turned H (#1948): the same integers, fewer steps. `calibration = "train"` reads training batches and is
+legal only inside the timed budget (#569, #631; set `reserve_seconds` to cover it); "self" lets the model
+write its own sequences (#1019: 64 of 2048 tokens at temperature 0.8), reads no data and is not timed.
+`embedding = 1` solves the output projection too (a tied embedding, or the head), whose inputs are the final
+norm's outputs (#1394). Cost: calib_batches forward passes, timed, or one pass a token that is written,
+untimed; then one solve a matrix in float64, columns first, all clips side by side, on as many cores as
+PyTorch has threads (`python -m benchmarks.trainer.gptq_solve`). Matrices that no Linear-like module computes
+(a table that is only looked up, techniques' projections), and those whose Cholesky fails at a hundred times
+the damping too, are rounded as by gptq_lite. What we saw: studies/LOG.md, "quantisers on one trained model"
+and "laptop, 200 trials on the embedded corpus".
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from techniques._quant import (
-    clip_scales,
-    gptq_solve,
-    hessian_error,
+    Job,
+    Solved,
     quantize_lite,
     round_rows,
     rows_at_floor,
     self_generated,
+    solve_all,
 )
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
@@ -62,11 +62,10 @@ class GptqQuantizer:
     def __init__(self, config: Any):
         self.config, self.reads_data = config, config.calibration == "train"
         self.hessians: dict[str, Tensor] = {}  # parameter's name -> mean XᵀX, float32 [c,c]
-        self.ratios: list[
-            float
-        ] = []  # Hessian error over that of plain rounding with the same scale, per tensor
+        self.solved: dict[str, Solved | None] = {}  # until `quantize` asks; None: the Cholesky failed
+        self.ratios: list[float] = []  # Hessian error over that of plain rounding, per tensor
         self.facts: dict[str, Any] = dict.fromkeys(
-            ("solved", "no_hessian", "cholesky_failed", "rows_at_floor"), 0
+            ("solved", "no_hessian", "damped_more", "cholesky_failed", "rows_at_floor"), 0
         )
 
     def calibrate(self, model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -127,28 +126,33 @@ class GptqQuantizer:
         self.facts["hessians"] = len(self.hessians)
 
     def quantize(self, name: str, weight: Tensor, bits: int, rule: Any = None) -> tuple[Tensor, Tensor]:
-        c, hessian = self.config, self.hessians.get(name)
-        if hessian is None:
+        if name not in self.hessians:
             return self.fall_back("no_hessian", weight, bits, rule)
-        w = weight.to(hessian.device)
-        scales = rule(w, bits, hessian)[None] if rule else clip_scales(w, bits, c.scale_floor)
-        q = gptq_solve(w, hessian, scales, bits, dataclasses.replace(c, damp=self.damp_of(name)))
-        if q is None:
+        if name not in self.solved:
+            self.solve([(name, weight, bits, rule)])
+        return self.told(self.solved.pop(name), weight, bits, rule)
+
+    def prepare(self, export: Any, bits: Mapping[str, int]) -> None:
+        """Solves what `quantize` is going to be asked for, matrices of one shape together."""
+        rules = {n: export.seams.slot("row_scale", lambda _: None, export.roles[n]) for n in bits}
+        self.solve([(n, export.weights[n], b, rules[n]) for n, b in bits.items()])
+
+    def solve(self, jobs: Sequence[Job]) -> None:
+        self.solved |= solve_all(jobs, self.hessians, self.config, self.damp_of)
+
+    def told(self, found: Solved | None, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:
+        """What is stored for one matrix, and the facts of it."""
+        if found is None:
             unknown = torch.eye(weight.size(1))  # no input counts more than another
             by_rule = rule and (lambda w, b, _none: rule(w, b, unknown))
             return self.fall_back("cholesky_failed", weight, bits, by_rule)
-        errors = hessian_error(w, q, scales, hessian)
-        judged = errors
-        if c.clip_rule == "mse":
-            judged = (w.double() - q.double() * scales.double()[..., None]).square().sum((-2, -1))
-        best = int(judged.argmin())
-        rounded = hessian_error(w, round_rows(w, scales[best], bits), scales[best], hessian)
-        self.ratios.append(float(errors[best] / rounded) if float(rounded) else 1.0)
+        self.ratios.append(found.ratio)
         self.facts["solved"] += 1
-        self.facts["rows_at_floor"] += rows_at_floor(scales[best], bits, c.scale_floor)
+        self.facts["damped_more"] += found.more > 1
+        self.facts["rows_at_floor"] += rows_at_floor(found.scale, bits, self.config.scale_floor)
         self.facts["hessian_error_over_rounding"] = sum(self.ratios) / len(self.ratios)
         self.facts["worst_hessian_error_over_rounding"] = max(self.ratios)
-        return q[best].cpu(), scales[best].cpu()
+        return found.q, found.scale
 
     def damp_of(self, name: str) -> float:
         """Of the matrix of this name."""
@@ -222,7 +226,7 @@ class Gptq(Technique):
         damp_mlp: float = setting(0.0, "damp of MLP matrices; 0: damp", low=0.0, high=10.0)
         damp_attn: float = setting(0.0, "damp of attention matrices; 0: damp", low=0.0, high=10.0)
         factor: str = setting(
-            "inverse", "how H⁻¹ is factorised: two factorisations, or one", choices=("inverse", "reverse")
+            "inverse", "H⁻¹ by two factorisations, or H turned round by one", choices=("inverse", "reverse")
         )
 
     def check(self, shape: Shape) -> None:

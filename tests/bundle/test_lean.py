@@ -106,7 +106,7 @@ def tree_of(resolved: Resolved) -> ast.Module:
 def test_a_setting_decides_nothing_about_another_record_of_its_name(tiny: dict[str, str]) -> None:
     """gptq's act_order is off, awq_lite solves by falling diagonal all the same."""
     settings = {**tiny, "gptq": "1", "gptq.act_order": "0", "awq_lite": "1"}
-    solve = next(n for n in tree_of(resolved_of(settings)).body if getattr(n, "name", "") == "gptq_solve")
+    solve = next(n for n in tree_of(resolved_of(settings)).body if getattr(n, "name", "") == "feedback")
     assert "config.act_order" in ast.unparse(solve)
 
 

@@ -6,14 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.trainer.gptq_solve import published_loop
+from techniques import _quant
 from techniques._quant import (
+    CLIP_PERCENTILES,
     clip_scales,
+    feedback,
+    gptq_batch,
     gptq_solve,
     hessian_error,
+    in_place,
     inverse_factor,
     quantize_lite,
+    reverse_factor,
     round_rows,
     self_generated,
+    top_quantiles,
 )
 from techniques.base import Shape, Verdict
 from techniques.quantization.gptq import Gptq, GptqQuantizer
@@ -254,10 +262,11 @@ def test_own_sequences_must_fit_the_model():
 def test_the_reverse_factor_is_the_same_and_solves_alike(columns: int):
     h = correlated(columns).double()
     h = (h + h.T) / 2 + 0.01 * torch.eye(columns)
-    one, other = inverse_factor(h), inverse_factor(h, reverse=True)
-    assert one is not None and other is not None
-    torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
-    assert inverse_factor(-h, reverse=True) is None
+    one, other = inverse_factor(h), reverse_factor(h)
+    assert one is not None and other is not None and bool((other.tril(-1) == 0).all())
+    torch.testing.assert_close(one, torch.linalg.inv(other), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(other @ other.T, h)
+    assert inverse_factor(-h) is None and reverse_factor(-h) is None
     w, scales = weights(7, columns), clip_scales(weights(7, columns), 5, "tiny")
     plain = gptq_solve(w, correlated(columns), scales, 5, C)
     turned = gptq_solve(w, correlated(columns), scales, 5, replace(C, factor="reverse"))
@@ -279,3 +288,74 @@ def test_damping_by_role():
     by_hand = gptq_solve(w, h, scales, 4, replace(C, damp=0.5))
     assert by_hand is not None and any(torch.equal(found[1], q) for q in by_hand)
     assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("factor", ["inverse", "reverse"])
+@pytest.mark.parametrize(("rows", "columns", "block"), [(5, 150, 128), (9, 70, 32), (1, 40, 7), (33, 17, 64)])
+def test_equals_the_published_loop_alone_and_among_others(factor: str, rows: int, columns: int, block: int):
+    """Matrices of one shape, each with its own Hessian, solved together: the integers of each one's loop."""
+    config = replace(C, block_size=block, factor=factor)
+    hessians = [correlated(columns, seed, samples=90) for seed in range(3)]
+    hessians[1][2], hessians[1][:, 2] = 0, 0
+    given = [weights(rows, columns, seed) for seed in range(3)]
+    scales = [clip_scales(w, 5, "tiny") for w in given]
+    system = [found for h in hessians if (found := feedback(h, config, config.damp))]
+    q, errors, squares = gptq_batch(given, system, torch.stack(scales), 5, config)
+    for i, (w, h) in enumerate(zip(given, hessians, strict=True)):
+        alone = gptq_solve(w, h, scales[i], 5, config)
+        mine = in_place(q[i], system[i].order)
+        slow = torch.stack([published_loop(w.double(), h, s, 5, config) for s in scales[i]])
+        assert alone is not None and torch.equal(alone, mine) and torch.equal(mine, slow)
+        torch.testing.assert_close(errors[i], hessian_error(w, slow, scales[i], h), rtol=1e-5, atol=1e-9)
+        live = w * (h.diagonal() != 0)
+        by_hand = (live - slow.double() * scales[i].double()[..., None]).square().sum((-2, -1))
+        torch.testing.assert_close(squares[i], by_hand)
+
+
+def test_all_at_once_on_two_threads_or_in_pieces_gives_what_each_gives_alone(monkeypatch):
+    sizes = {"a": (6, 24), "b": (6, 24), "c": (40, 24), "d": (24, 6), "e": (6, 24), "bad": (6, 24)}
+    jobs = [(n, weights(*size, seed=i), 4 + i % 2, None) for i, (n, size) in enumerate(sizes.items())]
+    told = []
+    threads = torch.get_num_threads()
+    for together, on, width in ((False, 1, 4096), (True, 1, 4096), (True, 2, 4096), (True, 2, 40)):
+        quantizer = GptqQuantizer(C)
+        quantizer.hessians = {n: correlated(c, seed=c) for n, (_, c) in sizes.items() if n != "e"}
+        quantizer.hessians["bad"] = torch.full((24, 24), torch.nan)
+        monkeypatch.setattr(_quant, "at_once", lambda _, width=width: width)
+        torch.set_num_threads(on)
+        try:
+            if together:
+                quantizer.solve(jobs)
+            pairs = [quantizer.quantize(*job) for job in jobs]
+            assert torch.get_num_threads() == on
+        finally:
+            torch.set_num_threads(threads)
+        told.append((pairs, quantizer.facts))
+    for pairs, facts in told[1:]:
+        for (q, scale), (first_q, first_scale) in zip(pairs, told[0][0], strict=True):
+            assert torch.equal(q, first_q) and torch.equal(scale, first_scale)
+        assert facts == pytest.approx(told[0][1])
+    assert told[0][1]["solved"] == 4 and told[0][1]["cholesky_failed"] == told[0][1]["no_hessian"] == 1
+
+
+def test_more_damping_comes_before_rounding_and_is_counted():
+    h = correlated(24)
+    w = weights(6, 24)
+    h = h - (torch.linalg.eigvalsh(h)[0] + 0.05 * h.diagonal().mean()) * torch.eye(24)
+    assert bool((h.diagonal() > 0).all())  # indefinite by five hundredths of the diagonal's mean
+    quantizer = with_hessian(h, replace(C, damp=0.01))
+    q, scale = quantizer.quantize("w", w, 4)
+    facts = quantizer.facts
+    assert facts["solved"] == facts["damped_more"] == 1 and facts["cholesky_failed"] == 0
+    by_hand = gptq_solve(w, h, scale[None], 4, replace(C, damp=0.1))
+    assert by_hand is not None and torch.equal(by_hand[0], q)
+    hopeless = with_hessian(h, replace(C, damp=1e-8))
+    assert torch.equal(hopeless.quantize("w", w, 4)[0], quantize_lite(w, 4, "tiny")[0])
+    assert hopeless.facts["cholesky_failed"] == 1 and hopeless.facts["damped_more"] == 0
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 64, 511, 1537, 20_011])
+def test_the_highest_quantiles_are_torchs(columns: int):
+    x = weights(3, columns).abs()
+    shares = torch.tensor(CLIP_PERCENTILES)
+    assert torch.equal(top_quantiles(x, shares), torch.quantile(x, shares, dim=1))
