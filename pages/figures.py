@@ -259,7 +259,12 @@ def forest(effects: Sequence[Effect], title: str) -> Figure | None:
 
 
 def short_name(name: str, most: int = 44) -> str:
-    return escape(name if len(name) <= most else f"{name[: most - 1]}…")
+    """At most `most` characters; what a setting went from and to stays, its name is cut."""
+    first, space, change = name.partition(" ")
+    room = most - len(space + change) - 1
+    if len(name) > most:
+        name = f"{first[:room]}…{space}{change}" if most // 4 < room < len(first) else f"{name[: most - 1]}…"
+    return escape(name)
 
 
 def chain(facts: Facts) -> Figure | None:

@@ -44,7 +44,8 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
         effects_section(facts, draws),
         section(
             "Learning curves",
-            "Bits per byte on the way, over steps; a curve that ends early was given up.",
+            "Bits per byte on the way, over steps; the last point is the score, packed and with its scorer. "
+            "A curve that ends early was given up.",
             draws.add(figures.curves(facts)),
         ),
         confirmed(facts, draws),
@@ -210,7 +211,7 @@ def budgets(facts: Facts, draws: Drawings) -> str:
     pairs = f'<div class="pair">{"".join(drawn)}</div>' if any(drawn) else ""
     return section(
         "Budgets",
-        "What the best trials use of each limit; the space left of the red line is slack.",
+        "What the best trials use of each limit. In the figures the red line is the limit.",
         bars + pairs,
     )
 

@@ -10,7 +10,6 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import cast
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,10 +19,10 @@ from rich.live import Live
 from rich.segment import ControlType
 from rich.text import Text
 
-from search.common.attributes import OUTCOME, REASON, REJECTIONS, REPLICATE, UNUSED
+from search.common.attributes import OUTCOME, REASON, REPLICATE, UNUSED
 from search.common.console import counted
 from search.common.paths import Folders
-from search.report.rows import Snapshot, snapshot
+from search.report.rows import Snapshot, listed, snapshot
 from search.report.running import Running, Watch
 from search.study.limits import broken_limits, figures_summary, has_failed
 
@@ -83,19 +82,12 @@ def reasons_of(trials: Sequence[FrozenTrial], seen: Snapshot) -> list[str]:
         for t in trials
         if t.state == TrialState.PRUNED and has_failed(t)
     )
-    drawn = Counter[str]()
-    for trial in trials:
-        drawn.update(cast("dict[str, int]", trial.user_attrs.get(REJECTIONS, {})))
-
-    def listed(counts: Counter[str]) -> str:
-        return f" ({', '.join(f'{name} {count}' for name, count in counts.most_common())})" if counts else ""
-
     parts = (
         (seen.complete - seen.infeasible, "within all limits"),
         (seen.infeasible, f"over a limit{listed(limits)}"),
         (seen.pruned, "pruned"),
         (seen.rejected, f"failed{listed(failed)}"),
-        (seen.resampled, f"resampled before running{listed(drawn)}"),
+        (seen.resampled, f"resampled before running{listed(seen.drawn)}"),
         (seen.failed, "interrupted and tried again"),
         (seen.waiting, "waiting"),
     )

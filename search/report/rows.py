@@ -181,8 +181,12 @@ class Snapshot:
     failed: int  # the machine's fault; tried again
     running: int
     waiting: int
-    resampled: int  # configurations that were drawn and never run
+    drawn: Counter[str]  # reason -> configurations that were drawn and never run
     best: Row | None
+
+    @property
+    def resampled(self) -> int:
+        return self.drawn.total()
 
     @property
     def finished(self) -> int:
@@ -192,6 +196,11 @@ class Snapshot:
     def infeasible_text(self) -> str:
         """3 over a limit (artifact 1, training 2)."""
         return f"{self.infeasible} over a limit" + limits_text(self.over)
+
+
+def listed(counts: Counter[str]) -> str:
+    """` (bytes 3, duplicate 1)`, the most first; empty without any."""
+    return f" ({', '.join(f'{name} {count:,}' for name, count in counts.most_common())})" if counts else ""
 
 
 def limits_text(over: Mapping[str, int]) -> str:
@@ -211,7 +220,9 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
     given_up = [t for t in trials if t.state == TrialState.PRUNED]
     rejected = sum(map(has_failed, given_up))
     good = ranked(trials, again)[0]
-    drawn = [cast("Mapping[str, int]", t.user_attrs.get(attributes.REJECTIONS, {})) for t in trials]
+    drawn = Counter[str]()
+    for trial in trials:
+        drawn.update(cast("Mapping[str, int]", trial.user_attrs.get(attributes.REJECTIONS, {})))
     return Snapshot(
         target=target,
         complete=len(complete),
@@ -225,7 +236,7 @@ def snapshot(trials: Sequence[FrozenTrial], target: int) -> Snapshot:
         ),
         running=sum(t.state == TrialState.RUNNING for t in trials),
         waiting=sum(t.state == TrialState.WAITING for t in trials),
-        resampled=sum(sum(counts.values()) for counts in drawn),
+        drawn=drawn,
         best=row_of(good[0], again) if good else None,
     )
 

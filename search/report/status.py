@@ -15,6 +15,7 @@ from search.report.pruning import pruning_summary
 from search.report.rows import (
     Snapshot,
     confirmed_of,
+    listed,
     money_text,
     overhead_of_study,
     ranked,
@@ -47,7 +48,7 @@ def print_status(console: Console, session: Session) -> None:
         f"{seen.infeasible_text}; {seen.pruned} pruned; "
         f"{counted(seen.rejected, 'failed configuration')}), "
         f"{seen.running} running, {seen.waiting} waiting, {seen.failed} interrupted and tried again; "
-        f"{counted(seen.resampled, 'configuration')} resampled before running",
+        f"{counted(seen.resampled, 'configuration')} resampled before running{listed(seen.drawn)}",
         highlight=False,
     )
     reasons = Counter(

@@ -64,6 +64,23 @@ def drawn(facts: Any) -> dict[str, figures.Figure | None]:
     return found | {"effects": figures.forest(effects, "techniques")}
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("xsa.last_n 2 → 3", "xsa.last_n 2 → 3"),
+        (
+            "muon_details.adam_weight_decay 0.09011 → 0.055",
+            "muon_details.adam_weight_de… 0.09011 → 0.055",
+        ),
+        ("a" * 60, "a" * 43 + "…"),
+        ("a " + "b" * 60, "a " + "b" * 41 + "…"),
+        ("a<b", "a&lt;b"),
+    ],
+)
+def test_a_long_row_keeps_what_its_setting_went_to(name: str, shown: str) -> None:
+    assert figures.short_name(name) == shown
+
+
 def test_facts_agree_with_the_leaderboard(tmp_path: Path) -> None:
     session = made_up_session(tmp_path, 60)
     facts = facts_of(session)

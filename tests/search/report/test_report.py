@@ -101,6 +101,7 @@ def test_the_limits_that_trials_broke_are_counted_and_named(session: Session) ->
         session.optuna_study.add_trial(trial_of(1.8, broken="train", train_seconds=101.0 + k))
     status = printed(print_status, session)
     board = printed(print_leaderboard, session)
+    assert "4 configurations resampled before running (" in " ".join(status.split())  # and why
     for text in (status, board):
         assert "(artifact 2, training 7)" in text
         assert "over a limit: 7 × training (…; #9: 103.0 of 100 s; " in text or text is board
