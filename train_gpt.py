@@ -247,7 +247,8 @@ class Block(nn.Module):
         d = build.shape.model_dim
         self.norm = Chain(build, "norm", layer)
         bare = layer < build.shape.bare_layers
-        self.attn, self.mlp = None if bare else Attention(build, layer), MLP(build, layer)
+        attn, self.mlp = Attention(build, layer), MLP(build, layer)
+        self.attn = None if bare else attn  # drawn all the same
         self.attn_scale = None if bare else parameter(torch.ones(d), "scalar")
         self.mlp_scale = parameter(torch.ones(d), "scalar")
         self.resid_mix = parameter(torch.stack((torch.ones(d), torch.zeros(d))), "scalar")
@@ -301,11 +302,9 @@ class GPT(nn.Module):
         shape, config = build.shape, build.config
         d, v = shape.model_dim, shape.vocab_size
         self.dtype, self.has_skips, num_plain = build.dtype, shape.unet_skips, shape.num_plain_skips
-        narrow, std = shape.embed_dim, config.tied_embed_init_std if shape.tie_embeddings else 1.0
-        self.tok_emb = parameter(std * torch.randn(v, narrow or d), "embed")
+        embed_dim, init_std = shape.embed_dim, config.tied_embed_init_std if shape.tie_embeddings else 1.0
+        self.tok_emb = parameter((init_std * torch.randn(v, d))[:, : embed_dim or d].clone(), "embed")
         self.head = None if shape.tie_embeddings else Linear(d, v, "head", zero=True)
-        self.embed_up = Linear(narrow, d, "matrix") if narrow else None
-        self.embed_down = Linear(d, narrow, "matrix") if narrow and shape.tie_embeddings else None
         self.embed_in = Chain(build, "embed_in")
         self.embed_out = Chain(build, "embed_out")
         self.shared: Any = nn.ModuleDict(enter(build, "shared", shape))
@@ -321,6 +320,8 @@ class GPT(nn.Module):
         self.cross_entropy = Slot(build, "cross_entropy", self.capped_cross_entropy)
         self.loss_terms = Chain(build, "loss_terms")
         self.plan = Slot(build, "plan", lambda _progress: tuple(range(shape.num_layers)))
+        self.embed_up = Linear(embed_dim, d, "matrix") if embed_dim else None  # the last to draw
+        self.embed_down = Linear(d, embed_dim, "matrix") if embed_dim and shape.tie_embeddings else None
         self.enter_phase(1.0)
 
     def enter_phase(self, progress: float) -> None:

@@ -9,7 +9,9 @@ recommends, less the best feasible one, in mBPB.
 
 Methods. `random`; `tpe`: Optuna 5 as it comes; `best_tpe`: TPE by groups, calculators as a filter, warm
 start from the published configuration; `keep`: change a few settings of the incumbent, keep what is better,
-from the published one; `structured` and `staged`: ours, without and with stage costs. Calculators correct
+from the published one; `mutations`: a plain Gaussian process that proposes the largest log expected
+improvement among admitted mutations of the five best; `structured` and `staged`: ours, without and with stage
+costs. Calculators correct
 their median error from finished runs, for every method that asks them. All but ours recommend the best
 feasible observation.
 """
@@ -36,14 +38,17 @@ from benchmarks.simulator import CALCULATED, STAGES, Instance, Run, StageCache
 from search.common.numeric import value_at
 from search.common.paths import ROOT
 from search.samplers.stages import Stages
+from search.samplers.structured.beliefs import GROWTH, Beliefs
+from search.samplers.structured.rows import Array
 from search.samplers.structured.sampler import Prior, StructuredSampler
+from search.samplers.structured.smooth import GOOD, LEAST, PENALTY, Process, mutated
 from search.samplers.tpe import GroupedTpe
 
 DOCUMENT = ROOT / "docs" / "search_efficiency.md"
 RUNS, FIRST, SEEDS = 200, 10, 10  # development used other seeds
 EVERY = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 90, 100, 120, 140, 160, 180, 200)
 ADVERSARIES = ("three_way", "non_quadratic", "wrong_calculator", "rank_flip")
-METHODS = ("random", "keep", "structured", "best_tpe", "tpe", "staged")
+METHODS = ("random", "keep", "structured", "best_tpe", "tpe", "staged", "mutations")
 PRUNE_AT = 0.5  # share of the run at which `rank_flip` prunes what is above the median, for every method
 CONFIRMATIONS, ALPHA = 4, 0.005  # fresh seeds of each of two configurations; one-sided level of a claimed win
 Params = Mapping[str, Any]
@@ -132,6 +137,33 @@ class Keeper(optuna.samplers.BaseSampler):
         raise AssertionError("every parameter is sampled at once")
 
 
+class Mutations(StructuredSampler):
+    """Once ten trials are complete: of admitted mutations of the five best, the one that a Gaussian process
+    gives the largest log expected improvement; what constraints are expected to exceed counts against it."""
+
+    def __init__(self, *, seed: int, prior: Prior | None = None):
+        super().__init__(seed=seed, prior=prior, tpe_share=0.0)
+        self.process: Process | None = None
+        self.fitted = 0
+
+    def _smooth_row(self, beliefs: Beliefs) -> Array:
+        best = beliefs.incumbents(GOOD)
+        if len(beliefs.complete) < LEAST or not best:
+            return super()._smooth_row(beliefs)
+        if self.process is None or self.process.rows is not beliefs.rows:
+            self.process = Process(beliefs.rows)
+            self.fitted = 0
+        one, data = self.process, beliefs.data
+        due = len(data.y) >= max(self.fitted + 3, math.ceil(GROWTH * self.fitted))
+        self.fitted = len(data.y) if due else self.fitted
+        one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=due)
+        one.best = float(one.moments(one.places(beliefs.seen[best]))[0].min())
+        pool = mutated(beliefs.seen[best], beliefs.rows, self._rng)
+        cost = PENALTY * beliefs.excess(beliefs.columns_of(pool)) - one.log_gain(one.places(pool))
+        pool = pool[np.argsort(cost)]
+        return next((row for row in pool if self._is_new(beliefs, row)), pool[0])
+
+
 def kept(trial: FrozenTrial) -> bool:
     """Complete and feasible."""
     return trial.state == TrialState.COMPLETE and all(v <= 0 for v in trial.constraints.values())
@@ -171,7 +203,7 @@ def sampler_of(
         start=one.published,
         stages=stages,
     )
-    return StructuredSampler(seed=seed, prior=prior)
+    return (Mutations if method == "mutations" else StructuredSampler)(seed=seed, prior=prior)
 
 
 class Search:
@@ -187,7 +219,7 @@ class Search:
             warnings.simplefilter("ignore")
             self.sampler = sampler_of(method, self.instance, self.calculators, seed)
         self.study = optuna.create_study(sampler=self.sampler)
-        if method in ("best_tpe", "keep", "structured", "staged"):
+        if method in ("best_tpe", "keep", "mutations", "structured", "staged"):
             self.study.enqueue_trial(self.instance.published)
         self.trace: list[dict[str, float]] = []
         self.infeasible, self.asking = 0, 0.0
@@ -246,7 +278,7 @@ class Search:
     def recommendation(self) -> FrozenTrial | None:
         """The method's own choice among feasible trials; None while there is none."""
         best = best_observed(self.study)
-        if best is None or not isinstance(self.sampler, StructuredSampler):
+        if best is None or not isinstance(self.sampler, StructuredSampler) or self.method == "mutations":
             return best
         return self.sampler.recommend(self.study)
 
@@ -300,6 +332,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
     parser.add_argument("--first", type=int, default=FIRST, help="the first of them")
     parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--methods", default="", help="only these, with commas between; no table")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many minutes")
     parser.add_argument(
         "--quick", action="store_true", help="2 seeds of 40 runs, to another folder; no table"
@@ -314,7 +347,7 @@ def main() -> None:
     begun = time.monotonic()
     for variant, method, seed, workers in jobs(range(options.first, options.first + seeds)):
         path = out / f"{variant}-{method}-{seed}-{workers}-{runs}.json"
-        if path.exists():
+        if path.exists() or method not in (options.methods.split(",") if options.methods else METHODS):
             continue
         if time.monotonic() - begun > 60.0 * options.minutes:
             print("out of time: the same command continues")
@@ -328,7 +361,7 @@ def main() -> None:
             f"{path.stem}: regret {regret:.1f} mBPB, {1e3 * found['proposal_seconds']:.0f} ms a proposal",
             flush=True,
         )
-    if not options.quick:
+    if not options.quick and not options.methods:
         write_table(out, DOCUMENT, runs=runs, wanted=len(list(jobs(range(FIRST, FIRST + SEEDS)))))
 
 

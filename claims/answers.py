@@ -15,6 +15,10 @@ from claims.sequential import FIRST, LAST, LEVEL, WITHIN, Verdict, judge
 from search.study.limits import Limits
 
 FAILURES = 2
+BYTES = (
+    "Across tokenizers BPB divides by bytes of text as each sees it: SentencePiece counts those of "
+    "normalised text, up to 8 % fewer on odd text; byte260 counts all."
+)
 
 
 @dataclass(frozen=True)

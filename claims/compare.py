@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
+from claims.answers import BYTES, Answer, Rules, answer, p_text, row_of_arm, sentence
 from claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
 from claims.race import Course, Results, Tell, in_order, mean_sd, race
 from claims.runs import (
@@ -94,6 +94,8 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
     results = run_all(console, plan, arms, place, Course(seeds, settled))
     told = answers(results)
     print_answers(console, results, told, seeds, rules)
+    if len({arm.resolved().config.tokenizer_path for arm in arms}) > 1:
+        say(console, f"\n{BYTES}")
     write_json(plan.folder / "answer.json", as_facts(results, told, seeds, rules))
     return told
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from claims.race import Course, Results, differences, in_order, mean_sd, pairs
 from claims.runs import Plan, number, register
 from claims.sequential import LEVEL, best_p, judge
 from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
-from search.report.rows import ranked
+from search.report.rows import beliefs_of_study, ranked
 from search.session.session import Session
 from search.storage.patient import creation_lock
 from techniques.config import digest
@@ -33,6 +34,7 @@ from techniques.config import digest
 MARGIN_NATS = 0.005  # the challenge's rule: better by so much per token
 RULE_P = 0.01  # at p below
 BASELINE_LABEL = "baseline"
+ASKED = "asked"  # of a stored confirmation: its seeds at most
 SHRUNKEN = (
     "shrunken = search + (median - search)·s²/v: the median of the study's feasible trials, v the mean "
     "square of the better half about it, s the standard deviation of a seed ({:.4f}): what to expect of a "
@@ -70,13 +72,19 @@ class Confirmed:
         return self.answer.kind != "fails" and not self.answer.over[self.contender.arm.label]
 
 
-def confirm(console: Console, session: Session, asked: Asked, *, top: int, against: str) -> list[Confirmed]:
-    """Races the `top` feasible trials by value. Raises ValueError for what a person must solve."""
+def confirm(
+    console: Console, session: Session, asked: Asked, *, top: int, against: str, once: bool = False
+) -> list[Confirmed]:
+    """Races the `top` feasible trials, ranked as `best` does without confirmations; `once`: unless they are
+    confirmed already. Raises ValueError for what a person must solve."""
     check_seeds(asked.seeds)
     trials = session.optuna_study.get_trials(deepcopy=False)
     reference = arm_of_source(against, lambda: session) if against else None
-    reference = reference or replace(arm_of_study(session.study), label=BASELINE_LABEL)
+    reference = reference or reference_of(session)
     contenders = contenders_of(session, reference, top)
+    if once and is_answered(session, contenders, asked.seeds):
+        say(console, f"{', '.join(one.arm.label for one in contenders)}: confirmed before")
+        return []
     arms = [reference, *(one.arm for one in contenders)]
     place = place_of(arms, asked, session.study)
     plan = register("confirm", arms, place, used=seeds_of(trials))
@@ -90,6 +98,31 @@ def confirm(console: Console, session: Session, asked: Asked, *, top: int, again
     return found
 
 
+def confirm_at_end(console: Console, session: Session, *, workers: int | None, trainer: Path | None) -> None:
+    """What a study's [confirm] asks for, once its trials are done. Raises as `confirm` does."""
+    wanted = session.study.confirm
+    assert wanted is not None
+    say(console, "\nThe best again on fresh seeds, as [confirm] asks (--no-confirm leaves it out):")
+    if not found_contenders(session, reference_of(session), wanted.top):
+        say(console, "Nothing to confirm: no trial kept every limit, or only the start did.")
+        return
+    asked = Asked(seeds=wanted.seeds, workers=workers, home=session.folders.home, trainer=trainer)
+    confirm(console, session, asked, top=wanted.top, against="", once=True)
+    say(console, "")
+
+
+def is_answered(session: Session, contenders: Sequence[Contender], seeds: int) -> bool:
+    """Whether as many seeds were asked of all of them before."""
+    before: dict[str, Any] = session.optuna_study.user_attrs.get(CONFIRMED) or {}
+    told = [before.get(str(one.number), {}) for one in contenders]
+    return all(facts and facts.get(ASKED, len(facts["seeds"])) >= seeds for facts in told)
+
+
+def reference_of(session: Session) -> Arm:
+    """What the study starts from."""
+    return replace(arm_of_study(session.study), label=BASELINE_LABEL)
+
+
 def seeds_of(trials: Iterable[FrozenTrial]) -> set[int]:
     """Those of a study's trials: none of them is fresh."""
     return {int(c["seed"]) for t in trials if "seed" in (c := t.user_attrs.get(CONFIG, {}))}
@@ -97,9 +130,19 @@ def seeds_of(trials: Iterable[FrozenTrial]) -> set[int]:
 
 def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]:
     """The best feasible trials, each another run. ValueError where there is none."""
+    if found := found_contenders(session, reference, top):
+        return found
+    raise ValueError(
+        f"Only feasible trials can be confirmed, but {session.study.name} has none that differs from "
+        f"{reference.label}. See `python search.py status`."
+    )
+
+
+def found_contenders(session: Session, reference: Arm, top: int) -> list[Contender]:
     taken = {digest(reference.identity())}
     found = list[Contender]()
-    for trial in ranked(session.optuna_study.get_trials(deepcopy=False))[0]:
+    trials = session.optuna_study.get_trials(deepcopy=False)
+    for trial in ranked(trials, beliefs=beliefs_of_study(session.optuna_study, trials))[0]:
         if len(found) == top:
             break
         if trial.user_attrs.get(CONFIG_HASH) in taken:
@@ -108,11 +151,6 @@ def contenders_of(session: Session, reference: Arm, top: int) -> list[Contender]
         if (key := digest(arm.identity())) not in taken:
             found.append(Contender(trial.number, float(trial.value or 0.0), arm))
             taken |= {key, str(trial.user_attrs.get(CONFIG_HASH))}
-    if not found:
-        raise ValueError(
-            f"Only feasible trials can be confirmed, but {session.study.name} has none that differs from "
-            f"{reference.label}. See `python search.py status`."
-        )
     return found
 
 
@@ -265,6 +303,7 @@ def store(session: Session, found: Sequence[Confirmed], results: Results, race_:
             "difference_nats": number(one.nats),
             "rule": one.rule,
             "plan": plan.hash,
+            ASKED: len(race_.seeds),
             "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
     study = session.optuna_study

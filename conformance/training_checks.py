@@ -11,12 +11,15 @@ from techniques.base import Batch, Verdict, claims
 
 def off(subject: Subject) -> None:
     """Switched off, after it has been built and run in this process, it leaves the baseline's losses bitwise;
-    switched on, it leaves everybody else's initial values bitwise (unless `init` is its business)."""
+    switched on, it leaves everybody else's initial values bitwise (unless `init` is its business; what it
+    gives another size, or takes away, at `sizes` is its own)."""
     lab = subject.lab
     golden = lab.golden
     built = dict(lab.build(subject.resolved).named_parameters())
     if not any("init" in claims(t) for t in subject.resolved.techniques.values()):
         for name, p in lab.build(subject.without()).named_parameters():
+            if "sizes" in claims(subject.cls) and (name not in built or built[name].shape != p.shape):
+                continue
             if name not in built:
                 raise Violation(f"switched on, it takes parameter {name} away")
             if not bool((built[name] == p).all()):

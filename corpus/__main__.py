@@ -10,8 +10,10 @@ import typer
 from corpus.dataset import Dataset, check_dataset
 from corpus.export import Target
 from corpus.manifest import Manifest, read_manifest
-from corpus.shards import read_header, shard_paths
+from corpus.shards import read_header, read_shard, shard_paths
+from corpus.tokenizer import BYTE260_VOCAB_SIZE, UNK_ID
 
+TOLD_SHARE = 0.02  # of tokens, from which on single bytes are told
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -74,6 +76,11 @@ def build(
     options = builder.BuildOptions(val_docs, val_frac, seed, max_doc_bytes, force)
     manifest = builder.build(target, [*text, *(more or [])], options=options)
     _print_manifest(target.folder, manifest)
+    if (share := byte_share(target.folder, target.vocab_size)) > TOLD_SHARE:
+        print(
+            f"{share:.0%} of the tokens are single bytes: {vocab_size:,} pieces have no room for all "
+            f"characters of this text. --vocab-size {4 * vocab_size} has more; a study then fixes vocab_size."
+        )
     print(f"ready in {time.perf_counter() - start:.2f} s")
 
 
@@ -113,6 +120,13 @@ def check(
 def info(folder: Annotated[Path, typer.Argument(help="The dataset folder.")]) -> None:
     """What is in a dataset folder, from its manifest and headers."""
     _print_manifest(folder, read_manifest(folder))
+
+
+def byte_share(folder: Path, vocab_size: int) -> float:
+    """Of the first training shard's tokens, those that are a byte of a character without a piece."""
+    tokens = read_shard(shard_paths(folder, "train")[0])
+    found = (tokens > UNK_ID) & (tokens < BYTE260_VOCAB_SIZE)
+    return float(found.mean()) if vocab_size > BYTE260_VOCAB_SIZE else 0.0
 
 
 def _name(given: str, first: Path) -> str:

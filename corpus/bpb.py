@@ -185,12 +185,13 @@ def verify_bytes(
 
 
 def _anchor(tokenizer: Tokenizer) -> list[int]:
-    """One token that decodes to one ASCII letter, to put before a document; none if all are bytes."""
-    for token in range(tokenizer.vocab_size()):
-        piece = tokenizer.id_to_piece(token)
-        if len(piece) == 1 and piece.isascii() and tokenizer.decode([token]) == piece:
-            return [token]
-    return []
+    """One token that decodes to one ASCII letter, to put before a document: a piece, or its byte where a
+    vocabulary of another script has no ASCII piece; none if all are bytes."""
+    size = tokenizer.vocab_size()
+    texts = [t for t in range(size) if len(tokenizer.id_to_piece(t)) == 1]
+    letters = [t for t in texts if tokenizer.id_to_piece(t).isascii()]
+    letters += [t for t in range(size) if texts and tokenizer.is_byte(t) and tokenizer.decode([t]) == "a"]
+    return next(([t] for t in letters if len(tokenizer.decode([t])) == 1), [])
 
 
 def _last_word_start(luts: ByteLuts, tokens: np.ndarray) -> int:

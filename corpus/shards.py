@@ -12,6 +12,7 @@ HEADER_WORDS = 256
 HEADER_BYTES = 4 * HEADER_WORDS
 SHARD_TOKENS = 10**8  # tokens per published shard; only the last one of a split is shorter
 SPLITS = ("train", "val")
+PUBLISHED = "fineweb10B"  # datasets of the challenge's export
 _SHARD_NAME = re.compile(r"fineweb_(train|val)_\d{6,}\.bin")
 _SIDECAR_NAME = re.compile(r"fineweb_val_bytes_\d{6,}\.bin")
 
@@ -117,10 +118,7 @@ def shard_paths(data_dir: Path | str, split: str) -> list[Path]:
     data_dir = Path(data_dir)
     pattern = shard_name(split, 0).replace("000000", "*")
     if not data_dir.is_dir():
-        raise ValueError(
-            f"A dataset is a folder of shards, but {data_dir} is no folder. Make the default one with "
-            "`python -m corpus embedded`, or give the path of another."
-        )
+        raise ValueError(f"A dataset is a folder of shards, but {data_dir} is no folder. {way_to(data_dir)}")
     paths = [path for path in data_dir.glob(pattern) if _SHARD_NAME.fullmatch(path.name)]
     if not paths:
         raise ValueError(
@@ -128,6 +126,18 @@ def shard_paths(data_dir: Path | str, split: str) -> list[Path]:
             "(byte sidecars do not count). Build it with `python -m corpus embedded`, `build` or `download`."
         )
     return sorted(paths, key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+
+
+def way_to(data_dir: Path) -> str:
+    """How a dataset that is not there comes to be there."""
+    kind, _, variant = data_dir.name.partition("_")
+    if kind == PUBLISHED and variant:
+        return f"Download it: `python -m corpus download --variant {variant} --train-shards 1`."
+    if kind == "embedded" and variant:
+        return f"Make it with `python -m corpus embedded --variant {variant}`."
+    if not variant:
+        return "Give the path of a dataset; `python -m corpus embedded` makes the default one."
+    return f"Build it from text: `python -m corpus build --text FILES_OR_FOLDER --name {kind}`."
 
 
 def sidecar_paths(data_dir: Path | str) -> list[Path]:

@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,6 +17,8 @@ PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 BYTE260_VOCAB_SIZE = 260
 SPACE = "\u2581"
 MAX_PIECE_SIZE = 65536  # shards are uint16
+FULL = 0.95  # of a vocabulary, beside specials and bytes: single characters that leave no room for merges
+ROOM = 0.5  # what they get where they would take more
 _ENCODE_BATCH = 1024  # documents whose id lists are alive at once
 _MAX_LINE_BYTES = 1 << 20  # the trainer's own limit of 4,192 bytes would drop longer documents in silence
 
@@ -100,6 +105,9 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, operators: Sequence[str]
             f"vocab_size must be over 260 (4 specials and 256 bytes) and at most {MAX_PIECE_SIZE} (uint16 "
             f"shards), but got {vocab_size}. Use 1024, 4096 or 8192, or the variant byte260."
         )
+    texts, more = fitted(list(texts), vocab_size, lossless=bool(operators))
+    settings = PUBLISHED_SETTINGS | more
+    settings |= LOSSLESS_SETTINGS | {"user_defined_symbols": [*operators]} if operators else {}
     model = io.BytesIO()
     try:
         cast(Any, sentencepiece.SentencePieceTrainer).train(
@@ -109,8 +117,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, operators: Sequence[str]
             num_threads=1,
             max_sentence_length=_MAX_LINE_BYTES,
             minloglevel=2,
-            **PUBLISHED_SETTINGS
-            | (LOSSLESS_SETTINGS | {"user_defined_symbols": [*operators]} if operators else {}),
+            **settings,
         )
     except RuntimeError as error:
         raise ValueError(
@@ -121,9 +128,48 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, operators: Sequence[str]
     if processor.vocab_size() != vocab_size:
         raise ValueError(
             f"A vocabulary of {vocab_size} needs text with enough different words, but this text gave only "
-            f"{processor.vocab_size()} pieces. Give more text, or a smaller --vocab-size."
+            f"{processor.vocab_size()} pieces. Give more text, or a smaller --vocab-size, of as many at most."
         )
     return model.getvalue()
+
+
+def fitted(
+    texts: Sequence[str], vocab_size: int, *, lossless: bool
+) -> tuple[Sequence[str], dict[str, object]]:
+    """(the text that a vocabulary is trained on, what the published settings lack for it): all of it and {}
+    for most. Of a script with more characters than a vocabulary has room for (FULL), the frequent ones become
+    pieces, ROOM of it, and the text is cut at the others, which are bytes: the library takes no coverage
+    below 0.98. The space is a piece, however rare."""
+
+    def normal(text: str) -> str:
+        plain = text if lossless else unicodedata.normalize("NFKC", text)
+        return "".join(SPACE if c == " " or (not lossless and c.isspace()) else c for c in plain)
+
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text)
+    by_normal = Counter[str]()
+    for character, count in counts.items():
+        for c in normal(character):
+            by_normal[c] += count
+    wanted = by_normal.most_common()
+    total = by_normal.total()
+    covered = 0
+    most = 0
+    for _, count in wanted:
+        if covered >= cast("float", PUBLISHED_SETTINGS["character_coverage"]) * total:
+            break
+        covered += count
+        most += 1
+    pieces = vocab_size - BYTE260_VOCAB_SIZE
+    fits = most <= FULL * pieces
+    kept = {c for c, _ in wanted[: most if fits else max(1, int(ROOM * pieces))]}
+    settings: dict[str, object] = {} if SPACE in kept or not total else {"required_chars": SPACE}
+    if fits:
+        return texts, settings
+    rare = "".join(c for c in counts if not {*normal(c)} <= kept | {SPACE})
+    cut = re.compile(f"[{re.escape(rare)}]+")
+    return [part for text in texts for part in cut.split(text) if part], settings
 
 
 def byte260_bytes() -> bytes:

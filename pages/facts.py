@@ -13,7 +13,15 @@ from pages.claimed import Ablation, Compared, read_answers
 from search.common import attributes as stored
 from search.report.effects import LARGEST, LEARNED, Effect, Findings, find_effects
 from search.report.leaderboard import NOISE, reproduce_command
-from search.report.rows import Confirmations, confirmed_of, confirmed_text, ranked, short
+from search.report.rows import (
+    Beliefs,
+    Confirmations,
+    beliefs_of_study,
+    confirmed_of,
+    confirmed_text,
+    ranked,
+    short,
+)
 from search.report.shown import Course, course_of, curve_of
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, Limits, feasible, has_failed
@@ -49,6 +57,7 @@ class TrialFacts:
     ended_s: float | None
     chain: tuple[tuple[str, float], ...]  # (link, BPB), from the last weights to the scorer
     confirmed: str  # its mean on fresh seeds, in words
+    believed: float | None = None  # bits per byte, by the surrogate's posterior mean
 
     @property
     def seconds(self) -> float:
@@ -134,14 +143,14 @@ def facts_of(session: Session) -> Facts:
     stored_study = session.optuna_study
     trials = sorted(stored_study.get_trials(deepcopy=False), key=lambda t: t.number)
     confirmed = confirmed_of(stored_study, trials)
-    good = [t for t in ranked(trials, confirmed)[0] if finite(t.value) is not None]
+    beliefs = beliefs_of_study(stored_study, trials)
+    good = [t for t in ranked(trials, confirmed, beliefs)[0] if finite(t.value) is not None]
     course = course_of(trials, study.num_reports)
     effects, no_effects = effects_of(session, trials)
     winner = session.whole(good[:1])
     devices = {
         str(t.user_attrs[stored.PASSPORT].get("device")) for t in trials if stored.PASSPORT in t.user_attrs
     }
-    cuda = study.settled("device") == "cuda"
     number = good[0].number if good else None
     compared, ablation = read_answers(session.folders.home, study.name, number)
     return Facts(
@@ -152,7 +161,7 @@ def facts_of(session: Session) -> Facts:
         limits=tuple(limit_facts(limit, study.limits) for limit in study.limits.given),
         limits_text=study.limits.summary(),
         baseline=baseline_of(stored_study),
-        trials=tuple(trial_facts(t, confirmed, course) for t in trials),
+        trials=tuple(trial_facts(t, confirmed, course, beliefs) for t in trials),
         best=tuple(t.number for t in good),
         winner={n: short(v) for t in winner for n, v in t.params.items()},
         repeat=reproduce_command(session, winner[0]) if winner else "",
@@ -162,7 +171,7 @@ def facts_of(session: Session) -> Facts:
         compared=compared,
         ablation=ablation,
         devices=tuple(sorted(devices)),
-        gpus=study.gpus_per_trial if cuda else 0,
+        gpus=study.gpus,
     )
 
 
@@ -179,7 +188,7 @@ def state_of(trial: FrozenTrial) -> str:
     return rest.get(trial.state, RUNNING)
 
 
-def trial_facts(trial: FrozenTrial, confirmed: Confirmations, course: Course) -> TrialFacts:
+def trial_facts(trial: FrozenTrial, confirmed: Confirmations, course: Course, beliefs: Beliefs) -> TrialFacts:
     attrs = trial.user_attrs
     constraints = trial.constraints
     done = trial.state == TrialState.COMPLETE
@@ -203,6 +212,7 @@ def trial_facts(trial: FrozenTrial, confirmed: Confirmations, course: Course) ->
         ended_s=epoch(trial.datetime_complete),
         chain=tuple((name, bpb) for name, bpb in attrs.get(stored.BPB_CHAIN) or () if math.isfinite(bpb)),
         confirmed=confirmed_text(facts) if facts else "",
+        believed=finite(beliefs.get(trial.number)),
     )
 
 

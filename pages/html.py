@@ -21,6 +21,7 @@ from pages.words import (
 from search.common.console import counted
 from search.report.effects import CAUTION as EFFECTS_CAUTION
 from search.report.effects import Effect
+from search.report.leaderboard import BELIEVED
 
 STYLE = Path(__file__).with_name("style.css")
 TOP = 15  # trials of the table
@@ -163,22 +164,28 @@ def leaderboard(facts: Facts) -> str:
     """A line of numbers for each of the best, and its techniques below it."""
     rows = [facts.named(number) for number in facts.best[:TOP]]
     fresh = ["fresh seeds"] if any(trial.confirmed for trial in rows) else []
-    heads = ["trial", "BPB", *fresh, *(f"{lim.label}, {lim.unit}" for lim in facts.limits), "legality"]
+    beliefs = any(trial.believed is not None for trial in rows)
+    believed = ["believed"] if beliefs else []
+    limits = [f"{lim.label}, {lim.unit}" for lim in facts.limits]
+    heads = ["trial", "BPB", *believed, *fresh, *limits, "legality"]
     text = "The best that keep all limits. ! = on, but changed nothing; ? = has findings, below."
+    text += f" {BELIEVED}" if beliefs else ""
     body = table(
         heads,
-        [row_of(facts, t, fresh=bool(fresh)) for t in rows],
+        [row_of(facts, t, fresh=bool(fresh), beliefs=beliefs) for t in rows],
         numbers=len(heads) - 2,
         below=map(techniques, rows),
     )
     return section("Leaderboard", text, body if rows else "")
 
 
-def row_of(facts: Facts, trial: TrialFacts, *, fresh: bool) -> list[str]:
+def row_of(facts: Facts, trial: TrialFacts, *, fresh: bool, beliefs: bool) -> list[str]:
     mark = "?" if trial.findings else ""
     shown = [measured(trial.figures.get(limit.figure), limit.unit) for limit in facts.limits]
     bpb = "" if trial.bpb is None else f"{trial.bpb:.4f}{mark}"
-    return [f"#{trial.number}", bpb, *([trial.confirmed] if fresh else ()), *shown, trial.legality]
+    believed = ["" if trial.believed is None else f"{trial.believed:.4f}"] if beliefs else []
+    seeds = [trial.confirmed] if fresh else []
+    return [f"#{trial.number}", bpb, *believed, *seeds, *shown, trial.legality]
 
 
 def techniques(trial: TrialFacts) -> str:

@@ -17,19 +17,21 @@ FORMS = (".html", ".md", ".json")
 EFFECTS = 20  # rows of each table of effects in Markdown
 
 
-def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: float = 0.0) -> Path:
-    """Writes the report, runs/<study>/report.html where nobody names a file. Returns its path. ValueError for
-    another ending, or a path that cannot be written."""
+def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: float | None = None) -> Path:
+    """Writes the report, runs/<study>/report.html where nobody names a file. Returns its path. Without a
+    price it takes the study's. ValueError for another ending, or a path that cannot be written."""
     path = to or session.folders.runs / "report.html"
     if path.suffix not in FORMS:
         raise ValueError(
             f"A report is one of {', '.join(FORMS)}, by its file's ending, but --to is {path}. Give another."
         )
     facts = facts_of(session)
+    given = dollars_per_gpu_hour
+    price = session.study.price.dollars_per_gpu_hour if given is None else given
     if path.suffix == ".html":
-        text = page_of(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
+        text = page_of(facts, dollars_per_gpu_hour=price)
     elif path.suffix == ".md":
-        text = markdown_of(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
+        text = markdown_of(facts, dollars_per_gpu_hour=price)
     else:
         text = json_of(facts)
     if session.study.in_nats:
@@ -101,12 +103,15 @@ def claims(facts: Facts) -> list[str]:
 def board(facts: Facts) -> str:
     best = [facts.named(number) for number in facts.best[:TOP]]
     fresh = ["fresh seeds"] if any(trial.confirmed for trial in best) else []
-    heads = ["trial", "BPB", *fresh, *(f"{lim.label}, {lim.unit}" for lim in facts.limits), "techniques"]
+    believed = ["believed"] if any(trial.believed is not None for trial in best) else []
+    limits = [f"{lim.label}, {lim.unit}" for lim in facts.limits]
+    heads = ["trial", "BPB", *believed, *fresh, *limits, "techniques"]
     rows: list[list[str]] = []
     for trial in best:
         figures = [measured(trial.figures.get(limit.figure), limit.unit) for limit in facts.limits]
         seeds = [trial.confirmed] if fresh else []
-        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", *seeds, *figures, techniques(trial)])
+        mean = ["" if trial.believed is None else f"{trial.believed:.4f}"] if believed else []
+        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", *mean, *seeds, *figures, techniques(trial)])
     return grid(heads, rows)
 
 

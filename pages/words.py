@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pages.claimed import Change
 from pages.facts import STATES, Facts
 from search.common.console import counted
+from search.report.rows import money_text
 from search.session.session import Session
 from search.workers.record import plain
 
@@ -16,7 +17,11 @@ def headline(facts: Facts) -> str:
     if not facts.best:
         return "No trial kept every limit yet."
     best = facts.named(facts.best[0])
-    value = f"{best.confirmed}, search value {best.bpb:.4f}" if best.confirmed else f"{best.bpb:.4f}"
+    value = f"{best.bpb:.4f}"
+    if best.confirmed:
+        value = f"{best.confirmed}, search value {value}"
+    elif best.believed is not None:
+        value = f"believed {best.believed:.4f}, observed {value}"
     text = f"Best: trial #{best.number}, {value} bits per byte"
     group = next((g for g in facts.groups if g.label == f"#{best.number}"), None)
     if group is not None and group.difference is not None:
@@ -44,14 +49,7 @@ def state_line(facts: Facts) -> str:
 
 def money_line(facts: Facts, dollars_per_gpu_hour: float) -> str:
     """Hours of trials, on the clock; of GPUs, and what they cost where the price is known."""
-    hours = facts.hours()
-    text = f"{hours:,.2f} hours of trials on the clock"
-    if facts.gpus:
-        text += f", {hours * facts.gpus:,.2f} GPU hours"
-        if dollars_per_gpu_hour:
-            dollars = hours * facts.gpus * dollars_per_gpu_hour
-            text += f", {dollars:,.2f} dollars at {dollars_per_gpu_hour:g} an hour"
-    return f"{text}."
+    return f"{money_text(facts.hours(), facts.gpus, dollars_per_gpu_hour)}."
 
 
 def counts_line(facts: Facts) -> str:

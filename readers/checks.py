@@ -18,7 +18,7 @@ COMPARED: dict[type, Callable[[Any, Any], Any]] = {
 }
 RECKONED: dict[type, Callable[[Any, Any], Any]] = {
     **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Mod: operator.mod},
-    **{ast.FloorDiv: operator.floordiv, ast.Div: operator.truediv},
+    **{ast.FloorDiv: lambda a, b: a // b, ast.Div: lambda a, b: a / b},
 }
 CALLED: dict[str, Callable[..., Any]] = {
     **{"int": int, "float": float, "bool": bool, "str": str, "abs": abs},
@@ -48,7 +48,7 @@ class Check:
     def forbids(self, values: Mapping[str, Any]) -> bool:
         """Whether the script ends at it with these values of all its settings."""
         try:
-            return bool(_value(self.fails, self.names, values))
+            return bool(_evaluated(self.fails, self.names, values))
         except (UnknownError, TypeError, ValueError, ZeroDivisionError, OverflowError):
             return False
 
@@ -154,11 +154,11 @@ def _signatures(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
                     yield node.name, [a.arg for a in inner.args.args[1:]]
 
 
-def _value(node: ast.expr, names: Origins, values: Mapping[str, Any]) -> Any:
+def _evaluated(node: ast.expr, names: Origins, values: Mapping[str, Any]) -> Any:
     """Of an expression. UnknownError where it cannot be told."""
 
     def of(inner: ast.expr) -> Any:
-        return _value(inner, names, values)
+        return _evaluated(inner, names, values)
 
     if isinstance(node, ast.Constant):
         return node.value

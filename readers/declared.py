@@ -8,8 +8,8 @@ also of a class of settings). What is built at run time is listed, never guessed
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from readers.constants import assigned
 from readers.literals import cast_to, evaluate, kind_of
@@ -115,27 +115,19 @@ def _argument(node: ast.Call, constants: dict[str, Any], found: Declared) -> Non
         off = off or (f"--no-{long.removeprefix('--')}" if both else "")
         found.settings.append(Setting(name, "bool", on_by_default, node.lineno, "arguments", long, off))
     elif action in ("", "store"):
-        found.settings.append(_valued(node, name, long, default, note, given, constants))
+        found.settings.append(_valued(node, name, long, default, note, constants))
 
 
 def _valued(
-    node: ast.Call,
-    name: str,
-    long: str,
-    default: Any,
-    note: str,
-    given: dict[str, ast.expr],
-    constants: dict[str, Any],
+    node: ast.Call, name: str, long: str, default: Any, note: str, constants: dict[str, Any]
 ) -> Setting:
     """An argument that takes a value."""
+    given = {k.arg: k.value for k in node.keywords}
     kind = ast.unparse(given["type"]) if "type" in given else ""
     where = f"{long}={{value}}" if long.startswith("--") else f"{long} {{value}}"
-    choices = _value(given.get("choices"), constants)
-    choices = (
-        tuple(choices)
-        if isinstance(choices, tuple) and all(isinstance(c, str | int | float) for c in choices)
-        else ()
-    )
+    told = _value(given.get("choices"), constants)
+    choices = cast("tuple[Any, ...]", told) if isinstance(told, tuple) else ()
+    choices = choices if all(isinstance(c, str | int | float) for c in choices) else ()
     if isinstance(default, bool) or (kind == "bool" and default is not None):
         off_text = "" if kind == "bool" else "false"  # bool("0") is true
         on_text = "1" if kind == "bool" else "true"
@@ -161,8 +153,10 @@ def _value(node: ast.expr | None, constants: dict[str, Any]) -> Any:
     if node is None:
         return None
     text = ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
-    value = constants.get(text) if text else evaluate(node)
-    return None if isinstance(value, tuple) and None in value else value
+    value: Any = constants.get(text) if text else evaluate(node)
+    if isinstance(value, tuple) and None in cast("tuple[Any, ...]", value):
+        return None
+    return cast("Any", value)
 
 
 def _parsed_dataclasses(tree: ast.Module) -> Iterator[Setting]:
@@ -181,10 +175,13 @@ def _parsed_dataclasses(tree: ast.Module) -> Iterator[Setting]:
         setting = _constant(name, own, value, annotation)
         if owner in named and setting is not None:
             word = "--" + (own.replace("_", "-") if dash else own)
-            on_off = {"on_text": "True", "off_text": "False"} if setting.kind == "bool" else {}
-            yield Setting(
-                own, setting.kind, setting.default, setting.line, "arguments", word + "={value}", **on_off
-            )
+            yield _as_argument(setting, own, word + "={value}")
+
+
+def _as_argument(constant: Setting, name: str, where: str) -> Setting:
+    """An assignment that an argument overrides; Python's own words switch it."""
+    bound = replace(constant, name=name, table="arguments", where=where)
+    return replace(bound, on_text="True", off_text="False") if constant.kind == "bool" else bound
 
 
 def configurator_line(tree: ast.Module) -> int:
@@ -196,7 +193,7 @@ def configurator_line(tree: ast.Module) -> int:
             if isinstance(call, ast.Call) and _called(call) == "exec" and "configurator" in ast.unparse(call):
                 return node.lineno
             stored = isinstance(call, ast.Subscript) and isinstance(call.ctx, ast.Store)
-            if stored and ast.unparse(call.value) == "globals()" and "sys.argv" in text:
+            if stored and "sys.argv" in text and ast.unparse(call).startswith("globals()["):
                 return node.lineno
     return 0
 
@@ -210,15 +207,11 @@ def _constants(tree: ast.Module, until: int) -> Iterator[Setting]:
     for name, value, annotation in all_of_them:
         owner, _, own = name.rpartition(".")
         setting = _constant(name, own, value, annotation)
-        if setting is None or own.startswith("__"):
-            continue
-        if own.startswith("_"):
+        if setting is None or own.startswith("_"):
             continue
         if until:
             if not owner and setting.line < until:
-                texts = {"on_text": "True", "off_text": "False"} if setting.kind == "bool" else {}
-                where = f"--{own}={{value}}"
-                yield Setting(own, setting.kind, setting.default, setting.line, "arguments", where, **texts)
+                yield _as_argument(setting, own, f"--{own}={{value}}")
         elif names.count(name) == 1 and (SETTINGS.search(owner) if owner else stored.count(name) == 1):
             yield setting
 

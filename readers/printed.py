@@ -24,7 +24,7 @@ BEFORE = (
     ),
 )
 UNIT = re.compile(r"^\s?(ms|s|sec|seconds|m|min|minutes)\b")
-UNITS = {"ms": "ms", "s": "s", "sec": "s", "seconds": "s", "m": "min", "min": "min", "minutes": "min"}
+SPELT = {"ms": "ms", "s": "s", "sec": "s", "seconds": "s", "m": "min", "min": "min", "minutes": "min"}
 
 
 @dataclass
@@ -72,19 +72,19 @@ def pattern_of(line: str) -> tuple[str, set[str]]:
             name = ""
         if name == "train_":
             unit = UNIT.match(after)
-            name = f"train_{UNITS[unit[1]]}" if unit else ""
+            name = f"train_{SPELT[unit[1]]}" if unit else ""
         names.append("" if name in names else name)
     told = [k for k, name in enumerate(names) if name]
     if not told:
         return "", set()
     text = ""
     for k in range(told[0], told[-1] + 1):
-        text += _escaped(parts[k]) + (f"(?P<{names[k]}>{_value(names[k])})" if names[k] else r"\S*?")
+        text += _escaped(parts[k]) + (f"(?P<{names[k]}>{_digits(names[k])})" if names[k] else r"\S*?")
     unit = UNIT.match(parts[told[-1] + 1])
     return text + (unit[1] if unit and names[told[-1]].startswith("train_") else ""), {n for n in names if n}
 
 
-def _value(name: str) -> str:
+def _digits(name: str) -> str:
     return r"\d+" if name in ("step", "total") else NUMBER
 
 

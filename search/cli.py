@@ -72,6 +72,12 @@ NoForkOption = Annotated[
 ScriptOption = Annotated[Path | None, typer.Option(help="A script of our trainer's contract.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Its tables as CSV; other text goes to stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Its tables as JSON; other text goes to stderr.")]
+NicenessOption = Annotated[
+    int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
+]
+NoConfirmOption = Annotated[
+    bool, typer.Option("--no-confirm", help="Leave out what [confirm] of the study asks for at its end.")
+]
 OF_SHELF = {"storage": StorageOption, "home": HomeOption}
 OF_STUDY = {"study": StudyOption, **OF_SHELF}
 AS_TABLES = {"csv": CsvOption, "json": JsonOption}
@@ -111,9 +117,8 @@ def run(
     cache_shared: Annotated[
         str, typer.Option(help="Where machines share stages: a folder or s3://bucket/prefix.")
     ] = "",
-    niceness: Annotated[
-        int, typer.Option(min=0, max=19, help="Lowers the trainers' priority: for a shared machine.")
-    ] = 0,
+    niceness: NicenessOption = 0,
+    no_confirm: NoConfirmOption = False,
     no_fork: NoForkOption = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
@@ -139,7 +144,18 @@ def run(
     with clear_errors():
         from search.run import run_study
 
-        run_study(RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ())))
+        options_ = RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ()))
+        run_study(options_, None if no_confirm else functools.partial(confirm_end, options_))
+
+
+def confirm_end(options: RunOptions, console: Console, session: Session) -> None:
+    """What [confirm] of a study asks for."""
+    from claims.confirm import confirm_at_end
+
+    if options.engine == "local":
+        confirm_at_end(console, session, workers=options.workers, trainer=options.worker.trainer)
+    else:
+        console.print("[confirm] runs on one machine: start `python search.py confirm` there.", markup=False)
 
 
 @dataclass(frozen=True)
@@ -275,7 +291,9 @@ def report(
         Path | None,
         typer.Option(help="A file: .html, .md or .json. [default: HOME/runs/STUDY/report.html]"),
     ] = None,
-    dollars_per_gpu_hour: Annotated[float, typer.Option(min=0.0, help="What an hour of a GPU costs.")] = 0.0,
+    dollars_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0.0, help="What an hour of a GPU costs. [default: the study's]")
+    ] = None,
 ) -> None:
     """The study as one offline page to read and to send. Or as Markdown, or JSON."""
 
@@ -325,6 +343,23 @@ def studies(
         print_studies(console, shelf, every=every)
 
     request.shelf(show_all)
+
+
+@command(OF_SHELF | AS_TABLES)
+def leaderboard(
+    top: Annotated[int, typer.Option(min=1, help="Trials of each study.")] = 3,
+    every: Annotated[bool, typer.Option("--all", help="Archived studies too.")] = False,
+    *,
+    request: Request,
+) -> None:
+    """The best of every study, of comparisons, and published results. By protocol, each with its verdict."""
+
+    def show_board(console: Console, shelf: Shelf) -> None:
+        from claims.board import print_board
+
+        print_board(console, shelf.stored(), shelf.home, top=top, every=every)
+
+    request.shelf(show_board)
 
 
 @command(OF_SHELF)
@@ -494,7 +529,7 @@ def compare(
 
 @command(OF_STUDY | AS_TABLES)
 def confirm(
-    top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, by their value.")] = 3,
+    top: Annotated[int, typer.Option(min=1, max=10, help="Feasible trials, as `best` ranks them.")] = 3,
     against: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: the start]")] = "",
     seeds: SeedsOption = 16,
     workers: RunsOption = None,

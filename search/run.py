@@ -2,13 +2,14 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from search.common.attributes import PRIOR
+from search.common.attributes import PRIOR, TRACKING
 from search.common.console import counted, make_console, print_step, print_wait, quiet_log
 from search.common.machine import num_cores
 from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
@@ -26,15 +27,16 @@ from search.session.session import Session, check_room, measured, open_session
 from search.space.native import build_space
 from search.stage_cache.reuse import check_cache
 from search.study.load import find_study
+from search.trackers.feed import check_trackers
 from search.trainers.trainer import trainer_of
 from search.workers import prepare, prior
 from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
 
-def run_study(options: RunOptions) -> None:
-    """The default command. Raises ValueError for what a person must solve, KeyboardInterrupt after a clean
-    stop."""
+def run_study(options: RunOptions, confirm: Callable[[Console, Session], object] | None = None) -> None:
+    """The default command; `confirm` ends a study that asks for it. Raises ValueError for what a person must
+    solve, KeyboardInterrupt after a clean stop."""
     console = make_console()
     now = time.monotonic()
     spec = options.worker
@@ -43,6 +45,7 @@ def run_study(options: RunOptions) -> None:
     console.nats = study.in_nats
     trainer = trainer_of(study, spec.trainer)
     trainer.check()
+    check_trackers(study.trackers)
     external = options.storage or os.environ.get(ENVIRONMENT, "")
     cluster = engines.cluster_for(study, options.engine, options.engine_options, url=external)
     check_room(Folders(spec.home, study.name))
@@ -59,6 +62,8 @@ def run_study(options: RunOptions) -> None:
         study, home=spec.home, storage=options.storage, environ=os.environ, trainer=trainer
     )
     check_joining(session, mixed=spec.mixed, runs_here=not cluster)
+    if session.optuna_study.user_attrs.get(TRACKING):
+        session.optuna_study.set_user_attr(TRACKING, "")  # told; now it is tried again
     if options.earlier or study.prior.asked or PRIOR in session.optuna_study.user_attrs:
         for learnt in prior.settle(session, options.earlier):
             now = print_step(console, f"BPB: learnt from {learnt.summary()}", now)
@@ -78,8 +83,12 @@ def run_study(options: RunOptions) -> None:
         workers = min(options.workers or prepare.default_workers(gpus), left)
         threads = max(1, num_cores() // workers) if gpus else 1  # on a CPU one is measured best
         specs = specs_of(session, replace(spec, threads=threads), workers=workers)
-        run_here(console, session, specs, gpus=gpus, external=bool(external))
+        wanted = study.confirm if confirm else None
+        after = f"then: the best {wanted.top} again on {wanted.seeds} fresh seeds" if wanted else ""
+        run_here(console, session, specs, gpus=gpus, external=bool(external), after=after)
         print_end(console, session, spec.target)
+    if confirm and study.confirm:
+        confirm(console, measured(session))
     print_leaderboard(console, measured(session))
 
 
@@ -91,9 +100,15 @@ def specs_of(session: Session, spec: WorkerSpec, *, workers: int) -> list[Worker
 
 
 def run_here(
-    console: Console, session: Session, specs: list[WorkerSpec], *, gpus: tuple[str, ...], external: bool
+    console: Console,
+    session: Session,
+    specs: list[WorkerSpec],
+    *,
+    gpus: tuple[str, ...],
+    external: bool,
+    after: str,
 ) -> None:
-    """The baseline first, then processes of this machine."""
+    """The baseline first, then processes of this machine; `after` says what comes then."""
     now = time.monotonic()
     spec = specs[0]
     environ = {"CUDA_VISIBLE_DEVICES": gpus[0] if gpus else ""}
@@ -107,6 +122,7 @@ def run_here(
     where = f"GPUs {', '.join(gpus)}" if gpus else "the CPU"
     print_step(console, beginning(len(specs), where), now)
     with Progress(session.optuna_study, spec.target, console, session.folders) as progress:
+        progress.after = after
         launch(session, specs, progress, external=external, gpus=gpus)
 
 

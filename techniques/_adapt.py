@@ -73,6 +73,28 @@ class AdapterConfig:
     warm_a: bool = setting(False, "a document begins with the A of the row's last one (score-first, too)")
 
 
+@dataclass(frozen=True)
+class TiltedConfig(AdapterConfig):
+    """And of a tilt of what they predict (techniques/_windows.py)."""
+
+    tilt: bool = setting(False, "tilt what is written towards hints by counts")
+    tilt_scope: str = setting("document", "where occurrences count", choices=("document", "stream"))
+    tilt_order: int = setting(16, "order − 1 tokens of context must be the same", low=2, high=64)
+    tilt_threshold: float = setting(0.8, "share that the hint must have of what followed", low=1e-6, high=1.0)
+    tilt_beta: float = setting(2.625, "β, log-odds of the hint, nats", low=0.0, high=20.0)
+    tilt_fade: float = setting(0.0, "γ, β is times (1 − q)^γ", low=0.0, high=8.0)
+
+
+TILT_ENV = {
+    "NGRAM_TILT_ENABLED": "tilt",
+    "TOKEN_ORDER": "tilt_order",
+    "TOKEN_THRESHOLD": "tilt_threshold",
+    "TOKEN_BOOST": "tilt_beta",
+    "ADAPTIVE_BOOST_GAMMA": "tilt_fade",
+    "ADAPTIVE_NGRAM_GAMMA": "tilt_fade",
+}
+
+
 def with_defaults(cls: type[AdapterConfig], **defaults: Any) -> Any:
     """The same settings with other defaults, as a dataclass."""
     found = [(f, defaults.get(f.name, f.default)) for f in dataclasses.fields(cls)]

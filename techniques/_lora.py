@@ -196,3 +196,44 @@ def padded_windows(run: Any, pieces: Sequence[Document], width: int) -> tuple[Te
 
 def batches_of(found: Sequence[Document], size: int) -> list[list[Document]]:
     return [list(found[i : i + size]) for i in range(0, len(found), size)]
+
+
+def queue_of(found: Sequence[Document], size: int, order: str) -> list[tuple[int, list[Document]]]:
+    """(number in the sorted order, documents) of each batch, in the order in which they are scored."""
+    if order == "stream":
+        return list(enumerate(batches_of(found, size)))
+    rising = sorted(found, key=lambda d: d[1])  # ties in the stream's order
+    return sorted(enumerate(batches_of(rising, size)), key=lambda batch: -batch[1][-1][1])
+
+
+def phases_of(
+    queue: Sequence[tuple[int, list[Document]]], prefix_docs: int, phases: int
+) -> list[tuple[int, int]]:
+    """(batches scored by then, documents trained on then) of each phase behind which something is scored."""
+    ends: list[tuple[int, int]] = []
+    scored = 0
+    for number, (_, batch) in enumerate(queue[:-1], start=1):
+        scored += len(batch)
+        boundary = prefix_docs * (len(ends) + 1) // phases
+        if len(ends) < phases and scored >= boundary:
+            ends.append((number, boundary))
+    return ends
+
+
+def rows_of(stream: Tensor, begin: int, end: int, longest: int) -> list[tuple[int, int]]:
+    """Positions begin … end - 1 of a stream of documents in pieces (first, length) of one document each."""
+    cuts = (stream[begin:end] == LORA_BOS_ID).nonzero().flatten().tolist()
+    bounds = sorted({begin, *(begin + cut for cut in cuts), end})
+    return [
+        (at, min(longest, stop - at))
+        for start, stop in itertools.pairwise(bounds)
+        for at in range(start, stop, longest)
+    ]
+
+
+def stream_of(run: Any, found: Sequence[Document]) -> Tensor:
+    """The documents' tokens, each with the one that its last position predicts, one after the other."""
+    with torch.enable_grad():  # the run notes what is trained on
+        windows = [run.window(*document) for document in found]
+    parts = [torch.cat((ids, targets[-1:])) for ids, targets in windows]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

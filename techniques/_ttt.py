@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from techniques.base import Unavailable
 
 
 def ttt_parameters(
@@ -43,6 +45,14 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, done: float) -> None:
     """lr·½(1 + cos(π·done)), times a group's own `mult`; `done` in [0, 1]."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("mult", 1.0) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def rate_at(config: Any, chunk: int, last: int) -> tuple[float, float]:
+    """(rate, share of the cosine that is done) of a phase's chunk: first the warm-up, then the cosine."""
+    warm = min(config.warmup_chunks, last)
+    if chunk >= warm:
+        return config.global_lr, (chunk - warm) / max(1, last - warm)
+    return config.warmup_lr + (config.global_lr - config.warmup_lr) * chunk / max(1, warm - 1), 0.0
 
 
 TOKENS_AT_ONCE = 1 << 16  # of a backward pass: a step of more is taken in parts, for its memory
@@ -83,3 +93,32 @@ def sequence_step(
             loss = run.model(ids, targets)
             (loss * (len(part) / len(starts))).backward()
     finish_step(run.world, optimizer, trained, grad_clip)
+
+
+class SplitCap(nn.Module):
+    """z [..,V] -> float32, c₊·tanh(z/c₊) above 0, c₋·tanh(z/c₋) below; both begin at c."""
+
+    def __init__(self, c: float, device: torch.device):
+        super().__init__()
+        self.above = nn.Parameter(torch.tensor(c, device=device))
+        self.below = nn.Parameter(torch.tensor(c, device=device))
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z.float()
+        c = torch.where(z > 0, self.above, self.below)
+        return c * torch.tanh(z / c)
+
+
+@contextmanager
+def split_cap(model: Any) -> Iterator[None]:
+    """The model with two caps in place of its one. Unavailable where another technique has replaced that."""
+    plain = model.cap
+    if len(plain.parts) > 1:
+        raise Unavailable(
+            "`phased_ttt.asym_cap` splits the trainer's own cap, but softcap is on. Turn one off."
+        )
+    model.cap = SplitCap(plain.parts[0].c, model.tok_emb.device)
+    try:
+        yield
+    finally:
+        model.cap = plain

@@ -136,16 +136,14 @@ def share_hints(tokens: Tensor, order: int, threshold: float, begins: Tensor | N
     return hint
 
 
-def tilt_nats(
-    logits: Tensor, targets: Tensor, hints: Tensor, strengths: Tensor, gamma: float = 0.0
-) -> Tensor:
+def tilt_nats(logits: Tensor, targets: Tensor, hints: Tensor, strengths: Tensor, fade: float = 0.0) -> Tensor:
     """Nats [..] of targets under logits [..,V], tilted by e^strength towards hints (-1: not at all); the
-    strength is times (1 - q)^gamma, q the probability that the hint has by the logits alone."""
+    strength is times (1 - q)^fade, q the probability that the hint has by the logits alone."""
     log_p = F.log_softmax(logits.float(), -1)
     nats = -log_p.gather(-1, targets[..., None])[..., 0]
     q = log_p.gather(-1, hints.clamp_min(0)[..., None])[..., 0].exp()
-    if gamma:
-        strengths = strengths * (1.0 - q).clamp_min(0.0) ** gamma
+    if fade:
+        strengths = strengths * (1.0 - q).clamp_min(0.0) ** fade
     tilted = nats + torch.log1p(q * torch.expm1(strengths)) - strengths * (targets == hints)
     return torch.where(hints >= 0, tilted, nats)
 
@@ -156,11 +154,23 @@ class Tilt:
 
     hints: Tensor
     beta: float
-    gamma: float
+    fade: float
 
     def nats(self, logits: Tensor, targets: Tensor, at: Tensor) -> Tensor:
         """Nats of targets [..] at positions `at` [..] (any behind the last one) under logits [..,V]."""
         hints = self.hints[at.clamp_max(len(self.hints) - 1)].to(targets.device)
         return tilt_nats(
-            logits, targets, hints, torch.full(hints.shape, self.beta).to(hints.device), self.gamma
+            logits, targets, hints, torch.full(hints.shape, self.beta).to(hints.device), self.fade
         )
+
+
+def tilt_by_counts(run: Any, found: Sequence[tuple[int, int]], config: Any) -> Tilt:
+    """Of the documents (first position, positions) of a split; no step looks at a hint."""
+    with torch.no_grad(), run.ledger.apart():
+        tokens = run.tokens.cpu()
+    begins = None
+    if config.tilt_scope == "document":
+        first, length = torch.tensor(found).unbind(1)
+        begins = first.repeat_interleave(length)
+    hints = share_hints(tokens, config.tilt_order, config.tilt_threshold, begins)
+    return Tilt(hints, config.tilt_beta, config.tilt_fade)

@@ -493,10 +493,10 @@ class Technique:
     def bits(self, role: str) -> int | None:
         """Bits per weight of a quantised tensor of this role."""
 
-    @slot("bits by tensor")
+    @chain("bits by tensor")
     def tensor_bits(self, bits: dict[str, int], export: Any) -> dict[str, int]:
         """Bits per weight of every tensor to quantise -> the same, chosen anew; `export` as for
-        `correct`. sensitivity_bits; more bits for looped layers (#1204)."""
+        `correct`. sensitivity_bits; layer_bits."""
         return bits
 
     @slot("stored scales")

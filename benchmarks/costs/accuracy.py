@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from benchmarks.costs.prior import committed, prior_of, published
+from benchmarks.costs.prior import LAPTOP_STUDY, committed, prior_of, published
 from benchmarks.results import table
 from search.common.paths import ROOT
 from search.costs.bills import read_prior
@@ -34,7 +34,9 @@ def held_out(laptop: Sequence[Measured]) -> dict[str, list[Pair]]:
     study = find_study(ROOT / "studies" / "laptop.toml")
     found: dict[str, list[Pair]] = {}
     for home in dict.fromkeys(trial.home for trial in laptop):
-        prior = read_prior(prior_of([*published(), *(t for t in committed() if t.study != home)]))
+        prior = read_prior(
+            prior_of([*published(), *(t for t in committed() if t.study != f"{LAPTOP_STUDY}/{home}")])
+        )
         baseline, *own = [trial for trial in laptop if trial.home == home]
         for begin in range(0, len(own) - FEWEST + 1, FIRST):
             preflight = Preflight(study, prior=prior)

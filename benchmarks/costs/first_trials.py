@@ -119,7 +119,8 @@ class Before(Preflight):
     def rejection(self, resolved: Resolved, *, doubtful: bool = False) -> str | None:
         for limit, estimate, most in self._judged(resolved):
             noise = student_quantile(round(estimate.dof, 1), BOUND) if limit.constraint == "bytes" else 0.0
-            least = estimate.log + noise * estimate.spread - max(0.0, estimate.doubt - estimate.spread)
+            least = math.log(estimate.value) + noise * estimate.spread
+            least -= max(0.0, estimate.doubt - estimate.spread)
             if most <= 0.0 or least > math.log(most):
                 return f"{limit.constraint}: over"
         return None

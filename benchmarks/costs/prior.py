@@ -5,14 +5,15 @@
 Reads the sizes of published records (studies/presets), the committed trials (own_text_trials.json and
 laptop_trials.json of tests/search) and the finished ones of the given studies, each in its home's private
 database; fits each cost model (bytes, seconds of training, of evaluation) to all of them at once, with a
-level of its own for every study; and prints what each factor became: its mean and the spread that a new study
+level of its own for every home; and prints what each factor became: its mean and the spread that a new study
 or machine should believe. --write: to search/costs/prior.json. --record: the given studies, all of one
 preset, become the committed laptop trials.
 
-The spread of a factor has two parts. What the trials leave open given all other factors: 1 / sqrt of the
-posterior precision's diagonal (the best fit of independent normals to the posterior). And what these trials
-cannot tell, because they come from few texts, sizes and machines: a share of the spread that the factor has
-without any trial, TRANSFER. Factors about which the trials say next to nothing are left out.
+Studies differ in text, sizes and trainer: in each of them (homes of one study are one) a factor departs from
+what all share, by TRANSFER of the spread that it has without any trial. What is printed is what they share.
+Its spread has two parts: what the trials leave open given all other factors, 1 / sqrt of the posterior
+precision's diagonal (the best fit of independent normals to the posterior), and the departure of the next
+study. Factors about which the trials say next to nothing are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import re
 import subprocess
 import tomllib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from search.common.attributes import (
 )
 from search.common.paths import ROOT
 from search.costs import bills
-from search.costs.factors import CostModel
+from search.costs.factors import Bill, CostModel, Part
 from search.costs.preflight import bills_of
 from search.session.session import read_session
 from search.space.native import build_space
@@ -57,7 +58,9 @@ KINDS = ("bytes", "train", "eval")
 TRANSFER = {"bytes": 0.45, "train": 0.5, "eval": 0.5}
 WORTH = {"bytes": 4.0, "train": 10.0, "eval": 10.0}  # trials that the prior's word on the spread counts as
 TOLD = 0.9  # of the spread without a trial: a factor that keeps more was not learnt
+OF_STUDY = "study's "  # before the name of a factor's departure
 OWN_TEXT = "own_text"
+LAPTOP_STUDY = "laptop"
 PUBLISHED = "published"
 NAIVE_BYTES = "15,863,489"
 RECORDED = (*FIGURES, STAGE_SECONDS)  # of a result
@@ -74,7 +77,7 @@ def recorded(study: Path, home: Path) -> list[EarlierTrial]:
 
 def committed() -> list[EarlierTrial]:
     told = [(OWN_TEXT, t) for t in read_trials()]
-    told += [(t.home, t) for t in read_trials(LAPTOP)] if LAPTOP.exists() else []
+    told += [(f"{LAPTOP_STUDY}/{t.home}", t) for t in read_trials(LAPTOP)] if LAPTOP.exists() else []
     return [EarlierTrial(name, t.resolved, t.result) for name, t in told if t.result is not None]
 
 
@@ -122,10 +125,23 @@ def rounded(told: Any) -> Any:
     return float(f"{told:.7g}") if isinstance(told, float) else told
 
 
+def departing(bill: Bill, home: str) -> Bill:
+    """The bill with the level of a home, `STUDY/HOME`, and each factor's departure in its study."""
+    study = home.partition("/")[0]
+
+    def both(factors: Mapping[str, float]) -> dict[str, float]:
+        own = {n: n.partition(":") for n in factors if not n.startswith(("log ", "machine", "all"))}
+        return {**factors, **{f"{OF_STUDY}{f}:{study}:{rest}": factors[n] for n, (f, _, rest) in own.items()}}
+
+    parts = tuple(Part(part.amount, both(part.factors)) for part in bill.parts)
+    return bills.from_study(Bill(parts, both(bill.common)), home)
+
+
 def cold_models() -> dict[str, CostModel]:
     models = {"bytes": bills.byte_model()} | {kind: bills.second_model() for kind in ("train", "eval")}
-    for model in models.values():
+    for kind, model in models.items():
         model.rows = deque()  # all of them, however many
+        model.sds = {**model.sds, **{OF_STUDY + f: TRANSFER[kind] * sd for f, sd in model.sds.items()}}
     return models
 
 
@@ -134,7 +150,7 @@ def fitted(trials: Iterable[EarlierTrial]) -> dict[str, CostModel]:
     models = cold_models()
     for trial in trials:
         for kind, bill, measured in bills_of(trial.resolved, trial.result):
-            models[kind].add(bills.from_study(bill, trial.study), measured)
+            models[kind].add(departing(bill, trial.study), measured)
     return models
 
 
@@ -145,7 +161,7 @@ def told_by(kind: str, model: CostModel) -> dict[str, Any]:
     factors: dict[str, list[float]] = {}
     for name, column in sorted(model.columns.items()):
         before = model.prior_sd(name)
-        if name.startswith(("study:", "machine")) or open_sds[column] > TOLD * before:
+        if name.startswith(("study:", OF_STUDY, "machine")) or open_sds[column] > TOLD * before:
             continue
         sd = min(before, math.hypot(float(open_sds[column]), TRANSFER[kind] * before))
         centre = [round(model.centre[name], 3)] if model.centre[name] else []

@@ -21,6 +21,8 @@ HARDWARE = "hardware"  # of the study's first machine; the same key stands in ea
 TRAINER = "trainer"
 PRIOR = "prior"  # earlier studies whose BPB it learns from: {"studies": {name: counts}, "published": …}
 ARCHIVED = "archived"  # hidden from the list of studies
+PRICE = "price"  # dollars of an hour of one GPU, GPUs of a trial: as its file says
+TRACKING = "tracking"  # what went wrong with a tracker since the study was last started; "": nothing
 CONFIRMED = "confirmed"  # trial's number -> what its runs on fresh seeds gave (claims/confirm.py)
 
 # -- of a trial (user attributes): before it runs

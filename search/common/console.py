@@ -83,10 +83,12 @@ def clear_errors() -> Generator[None]:
 
 
 def make_console() -> StudyConsole:
-    """A terminal's width; 160 columns in a file or a pipe."""
+    """A terminal's width; 160 columns in a file or a pipe. A worker `host:100:0` is no emoji."""
     from search.common.tables import StudyConsole  # rich is a third of the time that --help takes
 
-    return StudyConsole() if sys.stdout.isatty() else StudyConsole(width=160, force_interactive=False)
+    if sys.stdout.isatty():
+        return StudyConsole(emoji=False)
+    return StudyConsole(width=160, force_interactive=False, emoji=False)
 
 
 def counted(number: int, noun: str) -> str:

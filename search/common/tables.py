@@ -45,7 +45,7 @@ class TableConsole(StudyConsole):
     """Keeps the tables for `close`, which writes them to stdout; all other text goes to stderr."""
 
     def __init__(self, form: str):
-        super().__init__(width=WIDE, color_system=None, stderr=True)
+        super().__init__(width=WIDE, color_system=None, stderr=True, emoji=False)
         self.form = form
         self.kept: list[Plain] = []
 
@@ -86,7 +86,7 @@ def plain(table: Table) -> Plain:
 
 
 def text_of(cell: Any) -> str:
-    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell), emoji=False).plain
 
 
 def value_of(text: str) -> str | int | float | None:

@@ -83,21 +83,22 @@ def student_probability(dof: float, value: float) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """exp(log) is the prediction; `spread` and `doubt` are standard deviations of its logarithm."""
+    """`sure` + exp(log) is the prediction; `spread` and `doubt` are standard deviations of the logarithm."""
 
     log: float
     spread: float  # between equal runs, and what no factor explains
     doubt: float  # of the factors
     dof: float = math.inf  # degrees of freedom of the spread
+    sure: float = 0.0  # what is known beforehand, in the unit of what is measured
 
     @property
     def value(self) -> float:
-        return math.exp(min(700.0, self.log))
+        return self.sure + math.exp(min(700.0, self.log))
 
     def upper(self, probability: float) -> float:
         """The bound that a measurement stays below with this probability."""
         k = student_quantile(round(self.freedom, 1), probability)
-        return math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
+        return self.sure + math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
 
     @property
     def freedom(self) -> float:
@@ -107,7 +108,7 @@ class Estimate:
 
     def chance(self, limit: float) -> float:
         """The probability that a measurement is at most the limit; doubt counts against it."""
-        room = math.log(limit) - self.log if limit > 0.0 else -math.inf
+        room = math.log(limit - self.sure) - self.log if limit > self.sure else -math.inf
         sd = math.hypot(self.spread, self.doubt)
         return student_probability(self.freedom, room / sd) if sd else float(room >= -1e-9)
 

@@ -14,7 +14,7 @@ nothing reaches `admit` the most probable one is tried (search/samplers/caddie.p
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from bundle.sizes import expected_bytes
@@ -179,9 +179,7 @@ class Preflight:
         more = self._known(model, calibration, to_judge) if calibration else None
         if more is None:  # the budget is the prediction
             return Estimate(math.log(budget), 0.0, 0.0)
-        total = budget - config.reserve_seconds + more.value
-        share = more.value / total
-        return Estimate(math.log(total), share * more.spread, share * more.doubt, more.dof)
+        return replace(more, sure=budget - config.reserve_seconds)
 
     def _eval(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
         return self._known(self.seconds("eval"), costs.eval_bill(resolved), to_judge)

@@ -26,22 +26,18 @@ from rich.table import Table
 from search.common.numeric import value_at
 from search.pruning.pruner import LATEST, is_evidence
 from search.report.pruning import print_evidence
-from search.report.rows import short
+from search.report.rows import LEAST, short
+from search.samplers.believed import LEARNED, beliefs_of
 from search.samplers.caddie import one_thread
 from search.samplers.structured.beliefs import LARGEST, Beliefs
-from search.samplers.structured.rows import Array, learn_rules
+from search.samplers.structured.rows import Array
 from search.samplers.structured.surrogate import Surrogate
-from search.samplers.tpe import settled_params
-from search.study.limits import UNKNOWN
 
 if TYPE_CHECKING:
     from search.session.session import Session
 
-WHOLE_TABLE = 100  # columns from which a table tells all
-LEARNED = (TrialState.COMPLETE, TrialState.PRUNED)
-LEAST = 20  # complete trials without which nothing is said
+ROOMY = 100  # columns from which a table tells all
 DRAWS, AT_ONCE = 200, 50  # from the posterior
-STEPS = 40  # of the fit of the variances
 PLACES = 21  # of a number, among which its best is sought
 SURE = 0.975  # of an interval's one side
 WIDER = 1.4  # intervals over the draws' own, which take the fitted variances for true: docs/effects.md
@@ -97,17 +93,8 @@ def find_effects(trials: Sequence[FrozenTrial], *, seed: int = 0) -> Findings:
             f"Effects are told from at least {LEAST} complete trials, but this study has {len(complete)}. "
             "Go on with the study's own command and a larger --trials N."
         )
-    space: dict[str, BaseDistribution] = {}
-    for trial in done:
-        space |= {name: d for name, d in trial.distributions.items() if not d.single()}
-    examples = [{n: v for n, v in settled_params(t).items() if n in space} for t in complete]
-    beliefs = Beliefs(space, learn_rules(space, examples, numbers=False), unknown=UNKNOWN)
-    beliefs.learn(done)
+    beliefs = beliefs_of(done)
     model, rng = beliefs.objective.model, np.random.default_rng(seed)
-    y = model.y * model.scale + model.centre
-    noise_sd = np.sqrt(model.extra) * model.scale
-    model.observe(model.columns, y, noise_sd=noise_sd, fit=STEPS)
-    beliefs.objective.mean = model.mean()
     switches = list(_switches(beliefs, rng))
     contrasts = [*switches, *_numbers(beliefs)]
     if not contrasts:
@@ -240,7 +227,7 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     for title, effects in tables.items():
         if effects:
             console.print()
-            console.print(_table(title, effects[:top], whole=console.width >= WHOLE_TABLE))
+            console.print(_table(title, effects[:top], whole=console.width >= ROOMY))
             if len(effects) > top:
                 console.print(f"and {len(effects) - top} less sure (--top)", highlight=False)
     if not found.pairs:

@@ -19,12 +19,16 @@ from search.common.attributes import (
     PASSPORT,
     PROTOCOL,
     TECHNIQUES,
+    TRACKING,
 )
 from search.common.console import counted
 from search.common.paths import DEFAULT_STUDY, shown
 from search.report.rows import (
+    LEAST,
+    Beliefs,
     Confirmations,
     Row,
+    beliefs_of_study,
     confirmed_of,
     confirmed_text,
     learnt_text,
@@ -36,10 +40,15 @@ from search.report.rows import (
 )
 from search.session.session import Session, baseline_of
 from search.study.limits import LIMITS, Limit, broken_limits
+from techniques.base import Verdict
 
 NOISE = (
     "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
     "and the best of many is lucky. A search value is where to look next, not a claim."
+)
+BELIEVED = (
+    "BPB: observed, what the run gave. believed: what the surrogate expects of it, by all trials. Ranked by "
+    "the mean on fresh seeds where there is one, else by what is believed."
 )
 WIDE = 120  # columns that the table with its techniques needs
 LISTED = 5  # trials over a limit whose figures are told
@@ -57,6 +66,16 @@ def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
         told += f"over {', '.join(row.over)}; " if row.over else ""
         text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
         console.print(text, highlight=False, markup=False)
+    for line in legend_of(rows):
+        console.print(line, highlight=False)
+
+
+def legend_of(rows: Sequence[Row]) -> list[str]:
+    """What the marks of these rows mean, of those that they have."""
+    told = ["!: the technique was on, and changed nothing"] if any(row.inactive for row in rows) else []
+    timed = any(Verdict.LEGAL_IF_TIMED.value in row.legality for row in rows)
+    told += ["legal-if-timed: its work counts as training time, as it does here"] if timed else []
+    return [f"({'; '.join(told)})"] if told else []
 
 
 def techniques_of(row: Row) -> str:
@@ -69,10 +88,13 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
         title += "; ? = has findings, see `show N`"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     limits = [limit for limit in LIMITS if any(limit.figure in row.figures for row in rows)]
-    figures = [name for limit in limits for name in columns_of(limit)]
+    figures = [name for limit in limits for name in columns_of(limit, slack=techniques)]
+    beliefs = any(row.believed is not None for row in rows)
     means = techniques and any(row.confirmed for row in rows)
     over = techniques and any(row.over for row in rows)
-    heads = ("trial", "BPB", *((means_of(rows),) if means else ()), *figures, "steps")
+    heads = ("trial", "BPB", *(("believed",) if beliefs else ()))
+    steps = techniques or not any(limit.optional for limit in limits)  # no room for both in 80 columns
+    heads += (*((means_of(rows),) if means else ()), *figures, *(("steps",) if steps else ()))
     heads += ("over",) if over else ()
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
@@ -83,9 +105,10 @@ def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
         table.add_row(
             f"#{row.number}",
             f"{row.bpb:.4f}{'?' if row.findings else ''}",
+            *(("" if row.believed is None else f"{row.believed:.4f}",) if beliefs else ()),
             *((row.confirmed,) if means else ()),
-            *(cell for limit in limits for cell in cells_of(row, limit)),
-            f"{row.steps:,}",
+            *(cell for limit in limits for cell in cells_of(row, limit, slack=techniques)),
+            *((f"{row.steps:,}",) if steps else ()),
             *((", ".join(row.over),) if over else ()),
             *((escape(row.legality), escape(techniques_of(row))) if techniques else ()),
         )
@@ -97,15 +120,15 @@ def means_of(rows: Sequence[Row]) -> str:
     return "mean of seeds" if all(row.replicates for row in rows if row.confirmed) else "confirmed BPB"
 
 
-def columns_of(limit: Limit) -> list[str]:
-    return [limit.column, f"slack, {limit.unit}"] if limit.slack else [limit.column]
+def columns_of(limit: Limit, *, slack: bool) -> list[str]:
+    return [limit.column, f"slack, {limit.unit}"] if limit.slack and slack else [limit.column]
 
 
-def cells_of(row: Row, limit: Limit) -> list[str]:
-    """A row's figure and, where it is kept, what is left below the limit."""
+def cells_of(row: Row, limit: Limit, *, slack: bool) -> list[str]:
+    """A row's figure and, where it is kept and wanted, what is left below the limit."""
     figure = row.figures.get(limit.figure)
     cells = ["" if figure is None else limit.measured(figure)]
-    return [*cells, limit.measured(row.slack[limit.figure])] if limit.slack else cells
+    return [*cells, limit.measured(row.slack[limit.figure])] if limit.slack and slack else cells
 
 
 def against_baseline(session: Session, good: Sequence[FrozenTrial], confirmed: Confirmations) -> str:
@@ -152,7 +175,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     """The table, the infeasible ones apart, what the numbers cannot tell, and how to repeat the best."""
     trials = session.optuna_study.get_trials(deepcopy=False)
     confirmed = confirmed_of(session.optuna_study, trials)
-    good, bad = ranked(trials, confirmed)
+    beliefs = beliefs_of_study(session.optuna_study, trials)
+    good, bad = ranked(trials, confirmed, beliefs)
     study = session.study
     title = f"{study.name}: {counted(len(good), 'feasible trial')}; limits {study.limits.summary()}"
     title += f"; track {study.track}"
@@ -162,11 +186,13 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         console.print(NOT_YET)
         return
     if good:
-        print_rows(console, [row_of(t, confirmed) for t in good[:top]], title)
+        print_rows(console, [row_of(t, confirmed, beliefs) for t in good[:top]], title)
+        console.print(f"\n{ranking_text(beliefs)}", highlight=False)
     else:
         console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
-    for line in (against_baseline(session, good, confirmed), reuse, old_bytes(session, trials)):
+    against = against_baseline(session, good, confirmed)
+    for line in (against, reuse, old_bytes(session, trials), trouble_text(session)):
         if line:
             console.print(f"\n{line}", highlight=False, markup=False)
     if bad:
@@ -185,7 +211,20 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
         console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
     if good:
-        print_reproduce(console, session, good[0], confirmed)
+        print_reproduce(console, session, good[0], confirmed, beliefs)
+
+
+def trouble_text(session: Session) -> str:
+    """What went wrong with a tracker; "" for nothing."""
+    trouble = session.optuna_study.user_attrs.get(TRACKING)
+    return f"A tracker fails: {trouble}" if trouble else ""
+
+
+def ranking_text(beliefs: Beliefs) -> str:
+    """What the leaderboard ranks by."""
+    if beliefs:
+        return BELIEVED
+    return f"Ranked by the BPB that each run gave: nothing else is believed before {LEAST} complete trials."
 
 
 def over_lines(session: Session, bad: Sequence[FrozenTrial]) -> list[str]:
@@ -221,14 +260,26 @@ def has_mixed_code(trials: Sequence[FrozenTrial]) -> bool:
     return False
 
 
-def print_reproduce(console: Console, session: Session, trial: FrozenTrial, confirmed: Confirmations) -> None:
+def print_reproduce(
+    console: Console,
+    session: Session,
+    trial: FrozenTrial,
+    confirmed: Confirmations,
+    beliefs: Beliefs | None = None,
+) -> None:
+    """The best, what it gave, what is believed of it, and how to run it again. No `beliefs`: nobody asked."""
     facts = confirmed.get(trial.number)
     value = f"{trial.value:.4f}"
+    best = "Best" if facts or beliefs is not None else "Best observed"
+    if not facts and beliefs is not None:
+        value = f"observed {value}"
+        if trial.number in beliefs:
+            value = f"believed {beliefs[trial.number]:.4f}, {value}"
     if facts:
         name = "first run" if facts.get("replicates") else "search value"
         value = f"{confirmed_text(facts)}, {name} {value}"
     by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
-    text = f"Best: #{trial.number}, {value} bits/byte{by}. To run it again:\n"
+    text = f"{best}: #{trial.number}, {value} bits/byte{by}. To run it again:\n"
     text += f"  {reproduce_command(session, trial)}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 

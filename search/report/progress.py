@@ -72,7 +72,7 @@ def verdict_of(trial: FrozenTrial, best: int | None) -> str:
     again = f", trial #{attrs[REPLICATE]['of']} again" if REPLICATE in attrs else ""
     if told:
         return f"over a limit: {'; '.join(told)}{again}"
-    return f"within all limits{again}{', the best so far' if trial.number == best else ''}"
+    return f"within all limits{again}{', the best observed so far' if trial.number == best else ''}"
 
 
 def reasons_of(trials: Sequence[FrozenTrial], seen: Snapshot) -> list[str]:
@@ -109,6 +109,7 @@ class Progress:
         self.study, self.target, self.console = study, target, console
         live = Live(console=console, auto_refresh=False, transient=True)
         self.live = live if console.is_interactive else None
+        self.after = ""  # what comes when all trials are done
         self.width = console.width
         self.shown = list[str]()  # lines on the screen
         self.began = time.monotonic()
@@ -211,6 +212,7 @@ class Progress:
         head = Text(fit(f"{name}{rest}", width), "bold")
         whole = ", ".join(part.replace(" ", NO_BREAK) for part in self.reasons)
         foot = [Text(line.replace(NO_BREAK, " ")) for line in textwrap.wrap(whole, width)[:4]]
+        foot += [Text(fit(self.after, width), "dim")] if self.after else []
         foot += [Text(fit(self.note, width), "bold")] if self.note else []
         room = height - 1 - len(foot) - 8  # heads, the best, and lines between
         shown = max(1, min(len(self.latest), max(room // 3, room - len(self.running))))
@@ -227,7 +229,8 @@ class Progress:
         if best is None:
             return Text(fit("no trial within all limits yet", width))
         mean = f" (mean of seeds {best.confirmed})" if best.confirmed else ""
-        told = f"best #{best.number}: {best.bpb:.4f} bits/byte{mean}, {figures_summary(best.figures)}"
+        told = f"best observed #{best.number}: {best.bpb:.4f} bits/byte{mean}"
+        told += f", {figures_summary(best.figures)}"
         return Text(fit(told, width), "green")
 
     def _ended(self, trial: FrozenTrial, width: int) -> Text:

@@ -1,5 +1,5 @@
-"""Rows and counts that every report shows; what a trial cost beside the trainer's work, and what the stage
-cache saved of it."""
+"""Rows and counts that every report shows, and in which order trials rank; what a trial cost beside the
+trainer's work, and what the stage cache saved of it."""
 
 import statistics
 from collections import Counter
@@ -13,10 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes
 from search.common.console import counted
+from search.session.session import whole_trials
 from search.study.limits import LIMITS, broken_limits, feasible, has_failed
 
 Confirmations = Mapping[int, Mapping[str, Any]]  # of trials, by their number
+LEAST = 20  # complete trials without which no surrogate is fitted
 NOTHING: Confirmations = MappingProxyType({})
+Beliefs = Mapping[int, float]  # posterior mean of BPB, by a trial's number
+NONE: Beliefs = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,10 @@ class Row:
     confirmed: str = ""  # its mean on fresh seeds
     over: tuple[str, ...] = ()  # labels of the limits that it broke
     replicates: bool = False  # those of the study itself
+    believed: float | None = None  # bits per byte, by the surrogate's posterior mean
 
 
-def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
+def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING, beliefs: Beliefs = NONE) -> Row:
     attrs = trial.user_attrs
     facts = confirmed.get(trial.number)
     shown = [limit.figure for limit in LIMITS if limit.figure in attrs or not limit.optional]
@@ -54,6 +59,7 @@ def row_of(trial: FrozenTrial, confirmed: Confirmations = NOTHING) -> Row:
         confirmed=confirmed_text(facts) if facts else "",
         over=tuple(limit.label for limit in broken_limits(trial)),
         replicates=bool(facts and facts.get("replicates")),
+        believed=beliefs.get(trial.number),
     )
 
 
@@ -100,12 +106,24 @@ def confirmed_text(facts: Mapping[str, Any]) -> str:
     return f"{mean}{spread} ({counted(len(facts['seeds']), 'seed')}){'' if facts['sound'] else '!'}"
 
 
+def beliefs_of_study(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Beliefs:
+    """What is believed of a study's complete trials, from the newest and the best: a fit of all would take
+    too long. {} while they are too few, or nothing varies."""
+    done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    if sum(t.state == TrialState.COMPLETE for t in done) < LEAST:
+        return NONE
+    from search.samplers.believed import believed, worth_reading
+
+    return believed(whole_trials(study, worth_reading(done)))
+
+
 def ranked(
-    trials: Sequence[FrozenTrial], confirmed: Confirmations = NOTHING
+    trials: Sequence[FrozenTrial], confirmed: Confirmations = NOTHING, beliefs: Beliefs = NONE
 ) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
     """(feasible, infeasible) complete trials, the best first: confirmed ones by their mean, those that
-    another one beat behind them, then the others by their value (with replicates, the mean of all runs), then
-    those whose confirmation or replicate failed or was over a limit. A replicate is no row of its own."""
+    another one beat behind them, then the others by what is believed of them, else by their value (with
+    replicates, the mean of all runs), then those whose confirmation or replicate failed or was over a limit.
+    A replicate is no row of its own."""
     confirmed = {**replicated(trials), **confirmed}
     complete = [
         t for t in trials if t.state == TrialState.COMPLETE and attributes.REPLICATE not in t.user_attrs
@@ -114,7 +132,7 @@ def ranked(
     def key(trial: FrozenTrial) -> tuple[int, bool, float, int]:
         facts = confirmed.get(trial.number)
         if facts is None:
-            return 1, False, cast("float", trial.value), trial.number
+            return 1, False, beliefs.get(trial.number, cast("float", trial.value)), trial.number
         tier = 1 if facts.get("replicates") else 0
         return (
             tier if facts["sound"] else 2,
@@ -126,6 +144,17 @@ def ranked(
     complete.sort(key=key)
     good = {t.number for t in complete if feasible(t)}
     return [t for t in complete if t.number in good], [t for t in complete if t.number not in good]
+
+
+def money_text(hours: float, gpus: int, dollars_per_gpu_hour: float) -> str:
+    """Hours of trials, on the clock; of GPUs, and what they cost where the price is known."""
+    text = f"{hours:,.2f} hours of trials on the clock"
+    if gpus:
+        text += f", {hours * gpus:,.2f} GPU hours"
+        if dollars_per_gpu_hour:
+            dollars = hours * gpus * dollars_per_gpu_hour
+            text += f", {dollars:,.2f} dollars at {dollars_per_gpu_hour:g} an hour"
+    return text
 
 
 def learnt_text(facts: Mapping[str, Mapping[str, float]]) -> str:

@@ -10,10 +10,19 @@ from rich.table import Table
 from search.common.attributes import REASON
 from search.common.console import counted
 from search.common.tables import TableConsole
-from search.report.leaderboard import old_bytes, over_lines, print_reproduce
+from search.report.leaderboard import old_bytes, over_lines, print_reproduce, trouble_text
 from search.report.pruning import pruning_summary
-from search.report.rows import Snapshot, confirmed_of, overhead_of_study, ranked, reuse_of_study, snapshot
+from search.report.rows import (
+    Snapshot,
+    confirmed_of,
+    money_text,
+    overhead_of_study,
+    ranked,
+    reuse_of_study,
+    snapshot,
+)
 from search.session.session import Session
+from search.session.shelf import hours_of
 from search.study.limits import has_failed
 
 
@@ -55,8 +64,10 @@ def print_status(console: Console, session: Session) -> None:
     for line in over_lines(session, bad):
         console.print(f"  {line}", highlight=False)
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
-    told = (reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
-    for line in told:
+    price = session.study.price.dollars_per_gpu_hour
+    money = f"cost: {money_text(hours_of(trials), session.study.gpus, price)}" if session.study.gpus else ""
+    told = (money, reuse, overhead_of_study(trials), pruning_summary(trials), old_bytes(session, trials))
+    for line in (*told, trouble_text(session)):
         if line:
             console.print(f"  {line}", highlight=False)
     if good:

@@ -28,21 +28,23 @@ def print_studies(console: Console, shelf: Shelf, *, every: bool) -> None:
     table.add_column("study", overflow="fold")
     for name in ("done", "running"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("best", "newest trial", "trainer"):
+    priced = any(study.dollars is not None for study in shown)
+    for name in ("best observed", "newest trial", *(("dollars",) if priced else ()), "trainer"):
         table.add_column(name, overflow="fold")
     for study in shown:
-        table.add_row(*map(escape, cells(study)))
+        table.add_row(*map(escape, cells(study, priced=priced)))
     console.print(table)
     if hidden := len(found) - len(shown):
         console.print(f"and {counted(hidden, 'archived one')} (--all)", highlight=False)
 
 
-def cells(study: Shelved) -> tuple[str, ...]:
+def cells(study: Shelved, *, priced: bool) -> tuple[str, ...]:
     best = "" if study.best is None else f"{study.best.value:.4f} (#{study.best.number})"
     start = study.newest.datetime_start if study.newest else None
     when = f"{start:%Y-%m-%d %H:%M}" if start else ""
     name = f"{study.name} (archived)" if study.archived else study.name
-    return name, str(study.finished), str(study.running), best, when, study.trainer or "ours"
+    cost = ["" if study.dollars is None else f"{study.dollars:,.2f}"] if priced else []
+    return name, str(study.finished), str(study.running), best, when, *cost, study.trainer or "ours"
 
 
 def print_diff(console: Console, session: Session, first: int, second: int) -> None:

@@ -103,8 +103,9 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
     for limit in limits.given:
         key = limit.figure
         if key in attrs:
-            law = f"limit {limits.of(limit):,g}{prediction_summary(attrs, key)}"
-            out[key] = f"{attrs[key]:,.6g} {limit.unit}{clock_summary(attrs, key)} ({law})"
+            law = f"limit {limit.allowed(limits.of(limit))}{prediction_summary(attrs, key)}"
+            figure = limit.measured(attrs[key]) if limit.unit != "s" else f"{attrs[key]:,.6g}"
+            out[key] = f"{figure} {limit.unit}{clock_summary(attrs, key)} ({law})"
     for key in (stored.CODE_BYTES, stored.STEPS, stored.PARAMS):
         if key in attrs:
             out[key] = f"{attrs[key]:,}"

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from search.common.attributes import BASELINE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
+from search.common.attributes import BASELINE, PRICE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders, shown
 from search.study.load import read_study
@@ -41,11 +41,16 @@ class Session:
 
     def whole(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Trials of a session that was opened `brief`, with their parameters and configurations."""
-        storage: Any = self.optuna_study._storage  # pyright: ignore[reportPrivateUsage]
-        bulk = getattr(storage, "bulk", None)
-        if bulk is None or not bulk.brief:
-            return list(trials)
-        return bulk.trials_of([t._trial_id for t in trials])  # pyright: ignore[reportPrivateUsage]
+        return whole_trials(self.optuna_study, trials)
+
+
+def whole_trials(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials of a study that may have been read `brief`, with their parameters and configurations."""
+    storage: Any = study._storage  # pyright: ignore[reportPrivateUsage]
+    bulk = getattr(storage, "bulk", None)
+    if bulk is None or not bulk.brief:
+        return list(trials)
+    return bulk.trials_of([t._trial_id for t in trials])  # pyright: ignore[reportPrivateUsage]
 
 
 def open_session(
@@ -70,6 +75,9 @@ def open_session(
     opened = open_study(storage_, study.name, url=url)
     session = Session(study, folders, url, opened, trainer or trainer_of(study))
     check_unedited(session)
+    price = [study.price.dollars_per_gpu_hour, study.gpus]
+    if price[0] and opened.user_attrs.get(PRICE) != price:  # for who lists studies without their files
+        opened.set_user_attr(PRICE, price)
     return measured(session)
 
 

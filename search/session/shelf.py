@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc, text
 
-from search.common.attributes import ARCHIVED, REPLICATE, TRAINER, WORKER
+from search.common.attributes import ARCHIVED, PRICE, REPLICATE, TRAINER, WORKER
 from search.common.console import counted
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders
@@ -33,6 +33,7 @@ class Shelved:
     best: FrozenTrial | None  # feasible, by its value
     newest: FrozenTrial | None  # by its start
     trainer: str  # "" for ours
+    dollars: float | None  # that its trials cost; None: no price is known
     archived: bool
 
 
@@ -50,6 +51,15 @@ class Shelf:
         found = [self._read(storage, study) for study in storage.get_all_studies()]
         return sorted(found, key=lambda s: begun(s.newest), reverse=True)
 
+    def stored(self) -> list[optuna.Study]:
+        """Every study, its trials to be read `brief`; newest first."""
+        storage = open_storage(self.url, worker=True)
+        storage.bulk.brief = True
+        names = [study.study_name for study in storage.get_all_studies()]
+        found = [optuna.load_study(study_name=name, storage=storage) for name in names]
+        newest = {s.study_name: max(map(begun, s.get_trials(deepcopy=False)), default=0.0) for s in found}
+        return sorted(found, key=lambda s: newest[s.study_name], reverse=True)
+
     def _read(self, storage: Any, study: Any) -> Shelved:
         trials = cast("list[FrozenTrial]", storage.get_all_trials(study._study_id, deepcopy=False))
         first = [t for t in trials if t.state == TrialState.COMPLETE and REPLICATE not in t.user_attrs]
@@ -61,6 +71,7 @@ class Shelf:
             best=min(good, key=lambda t: t.value or 0.0, default=None),
             newest=max(trials, key=begun, default=None),
             trainer=str(study.user_attrs.get(TRAINER, "")),
+            dollars=dollars_of(trials, study.user_attrs.get(PRICE)),
             archived=bool(study.user_attrs.get(ARCHIVED)),
         )
 
@@ -147,6 +158,19 @@ class Shelf:
 
 def begun(trial: FrozenTrial | None) -> float:
     return trial.datetime_start.timestamp() if trial is not None and trial.datetime_start else 0.0
+
+
+def dollars_of(trials: Sequence[FrozenTrial], price: Sequence[float] | None) -> float | None:
+    """Of trials on the clock, at a price that was stored with their study."""
+    if not price or not price[0] or not price[1]:
+        return None
+    return hours_of(trials) * price[1] * price[0]
+
+
+def hours_of(trials: Iterable[FrozenTrial]) -> float:
+    """Of trials on the clock, summed: an hour of 8 GPUs is one hour."""
+    times = [(t.datetime_start, t.datetime_complete) for t in trials]
+    return sum(max(0.0, (end - start).total_seconds()) for start, end in times if start and end) / 3600.0
 
 
 def shelf_of(home: Path, storage: str | None, environ: Mapping[str, str]) -> Shelf:

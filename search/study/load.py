@@ -1,7 +1,7 @@
 """load_study(path, known) -> Study: one TOML file that says what a search may vary, under which limits.
 
     [study]       name, question, preset, track, num_reports, allow_duplicates, timeout_seconds,
-                  gpus_per_trial
+                  gpus_per_trial, trackers
     [limits]      artifact_bytes, train_seconds | train_baselines, eval_seconds | eval_baselines;
                   memory_bytes (no limit where it is left out)
     [fixed]       flat settings over the preset
@@ -10,6 +10,8 @@
     [pruning]     from, margin, min_trials, quantile, confidence, agreement, spare
     [sampler]     kind, startup_trials, max_resamples, candidates, replicates, reuse
     [prior]       studies, published: what BPB is learnt from before the first trial
+    [confirm]     top, seeds: at the study's end its best run again on fresh seeds
+    [cost]        dollars_per_gpu_hour
     [trainer]     somebody else's script; [arguments], [keys], [constants] with it (search/study/foreign.py)
 
 Domains say what a study may vary of each setting; gates are settled against slots, conflicts, requirements
@@ -30,7 +32,18 @@ from typing import Any, TypeVar, cast
 from search.common.paths import DEFAULT_STUDY, ROOT
 from search.study.foreign import BINDINGS, parse_foreign, refuse_bindings, refuse_native
 from search.study.limits import Limits, check_given
-from search.study.model import Domain, Header, PriorSettings, Pruning, SamplerSettings, Slots, Study
+from search.study.model import (
+    TRACKERS,
+    Confirm,
+    Domain,
+    Header,
+    Price,
+    PriorSettings,
+    Pruning,
+    SamplerSettings,
+    Slots,
+    Study,
+)
 from techniques import base as declared
 from techniques import catalog
 from techniques.base import Choice, Float, Int, Shape, Technique, check_value, nearest, parse_value
@@ -46,6 +59,8 @@ TABLES = (
     "pruning",
     "sampler",
     "prior",
+    "confirm",
+    "cost",
     "trainer",
     *BINDINGS,
 )
@@ -91,6 +106,8 @@ def _read(path: Path, text: str | None) -> dict[str, dict[str, Any]]:
             raise ValueError(
                 f"`{name}` must be a table, but got {table!r}. Write [{name}] and its keys below."
             )
+    if tables.get("confirm") == {}:
+        tables["confirm"] = {"top": Confirm().top}  # it is asked for, as it comes
     return {name: tables.get(name, {}) for name in TABLES}
 
 
@@ -130,6 +147,11 @@ def _check_seeds(study: Study) -> None:
             "`replicates = 4` under [sampler] for so many runs of each configuration on seeds of their own; "
             "`python search.py confirm` runs a study's best on fresh seeds."
         )
+    if study.confirm and study.foreign is not None:
+        raise ValueError(
+            "[confirm] runs a study's best on fresh seeds of our trainer, but this study has a [trainer]. "
+            "Leave [confirm] out; `replicates` under [sampler] runs configurations on further seeds."
+        )
     if study.sampler.replicates > 1 and study.foreign is not None and not study.foreign.seed:
         raise ValueError(
             "`replicates` in [sampler] runs configurations on further seeds, but [trainer] does not say "
@@ -139,7 +161,8 @@ def _check_seeds(study: Study) -> None:
 
 def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study:
     """What a study of any trainer says; nothing is fixed or free yet."""
-    header = table_of(Header, tables["study"], "study")
+    study = {key: value for key, value in tables["study"].items() if key != "trackers"}
+    header = table_of(Header, study, "study")
     limits = table_of(Limits, tables["limits"], "limits")
     check_given(tables["limits"])
     given: dict[str, Any] = vars(header) | {
@@ -154,8 +177,20 @@ def _whatever_runs(tables: Mapping[str, Mapping[str, Any]], path: Path) -> Study
         pruning=table_of(Pruning, tables["pruning"], "pruning", rename={"from": "start"}),
         sampler=table_of(SamplerSettings, tables["sampler"], "sampler"),
         prior=_prior(tables["prior"]),
+        confirm=table_of(Confirm, tables["confirm"], "confirm") if tables["confirm"] else None,
+        price=table_of(Price, tables["cost"], "cost"),
+        trackers=_trackers(tables["study"].get("trackers", [])),
         **given,
     )
+
+
+def _trackers(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in cast("list[Any]", names)):
+        raise ValueError(f'`study.trackers` must be a list, ["mlflow", "wandb"], but got {names!r}.')
+    for name in cast("list[str]", names):
+        if name not in TRACKERS:
+            raise ValueError(f"There is no tracker {name!r}. {nearest(name, TRACKERS)}")
+    return tuple(dict.fromkeys(cast("list[str]", names)))
 
 
 def _prior(table: Mapping[str, Any]) -> PriorSettings:

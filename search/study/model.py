@@ -11,6 +11,7 @@ from techniques.base import Choice, Float, Int, setting
 from techniques.config import TRAINER_FIELDS, digest
 
 TRACKS = ("record", "open")
+TRACKERS = ("mlflow", "wandb")  # search/trackers/
 Domain = Float | Int | Choice
 Slots = dict[str, tuple[str, ...]]
 
@@ -60,6 +61,21 @@ class PriorSettings:
 
 
 @dataclass(frozen=True)
+class Confirm:
+    """What the study's end runs again by itself; claims/confirm.py does it."""
+
+    top: int = setting(3, "its best, on fresh seeds", low=1, high=10)
+    seeds: int = setting(4, "fresh seeds of each at most", low=4, high=64)
+
+
+@dataclass(frozen=True)
+class Price:
+    """The [cost] table."""
+
+    dollars_per_gpu_hour: float = setting(0.0, "what an hour of one GPU costs; 0: not known", low=0.0)
+
+
+@dataclass(frozen=True)
 class Header:
     """The [study] table."""
 
@@ -100,7 +116,15 @@ class Study:
     gates: dict[str, str] = field(default_factory=dict[str, str])  # every technique -> "free", "on" or "off"
     slots: Slots = field(default_factory=dict[str, tuple[str, ...]])  # the choices that it narrows a slot to
     prior: PriorSettings = PriorSettings()
+    confirm: Confirm | None = None
+    price: Price = Price()
+    trackers: tuple[str, ...] = ()  # of TRACKERS: where each trial is shown too
     foreign: Foreign | None = None  # [trainer]: another script, with a space of its own
+
+    @property
+    def gpus(self) -> int:
+        """Of one trial; 0 where it demands none."""
+        return self.gpus_per_trial if self.settled("device") == "cuda" else 0
 
     @property
     def in_nats(self) -> bool:

@@ -129,9 +129,7 @@ class NativeTrainer:
         return name if float(self.study.settled(name) or 0.0) > 0.0 else ""
 
     def legality(self, resolved: Resolved) -> str:
-        verdicts = {name: t.verdict().verdict.value for name, t in resolved.techniques.items()}
-        odd = [f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict != "legal"]
-        return ", ".join(odd) or "legal"
+        return legality_of(resolved)
 
     def repeat_line(self, config: Mapping[str, Any], path: Path) -> str:
         if not path.exists():  # it ran on another machine
@@ -147,3 +145,10 @@ class NativeTrainer:
         if self.script is None:
             return ""
         return f"A bundle is made of this trainer's files, but trial {number} ran {self.script}. Submit that."
+
+
+def legality_of(resolved: Resolved) -> str:
+    """legal, or what is not: `token_tilt: legal-if-timed`."""
+    verdicts = {name: t.verdict().verdict.value for name, t in resolved.techniques.items()}
+    odd = [f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict != "legal"]
+    return ", ".join(odd) or "legal"

@@ -180,10 +180,10 @@ def _narrower(variable: Variable, value: Any, default: Any) -> str:
         return f"choices = {json.dumps(left)}" if len(left) > 1 and not variable.gate else ""
     if isinstance(default, bool) or not isinstance(default, int | float) or value == default:
         return ""
-    low, high = domain.low, domain.high
     half = math.sqrt(value * default) if domain.log and value * default > 0 else (value + default) / 2
     half = half if isinstance(domain, Float) else math.floor(half) if value > default else math.ceil(half)
-    low, high = (low, half) if value > default else (half, high)
+    low = float(domain.low) if value > default else float(half)
+    high = float(half) if value > default else float(domain.high)
     if isinstance(domain, Float):
         return f"low = {float(f'{low:.6g}')!r}, high = {float(f'{high:.6g}')!r}" if low < high else ""
     least = int(domain.low) + math.ceil((int(low) - int(domain.low)) / domain.step) * domain.step

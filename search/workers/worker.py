@@ -29,6 +29,7 @@ from search.common.attributes import (
     REPLICATE,
     RETRY_HISTORY,
     SPARED,
+    TRACKING,
     UNUSED,
     WORKER,
 )
@@ -48,6 +49,7 @@ from search.storage.bulk import collected
 from search.storage.patient import MAX_RETRY
 from search.study.limits import set_all, violations
 from search.study.load import find_study
+from search.trackers.feed import Feed
 from search.trainers.files import Record, changed
 from search.trainers.process import DiskTrouble, Outcome, TrainerCrashed, run_trainer
 from search.trainers.trainer import trainer_of
@@ -128,6 +130,7 @@ class Worker:
         self.fatal = ""
         self.refusals: list[str] = []
         self.clock = Clock()
+        self.feeds = [Feed(name, session.folders, self.complain) for name in self.study.trackers]
 
     def run(self) -> None:
         study = self.session.optuna_study
@@ -141,6 +144,13 @@ class Worker:
         finally:
             if self.warm:
                 self.warm.close()
+            for feed in self.feeds:
+                feed.close(wait=not self.should_stop())
+
+    def complain(self, trouble: str) -> None:
+        """Of a tracker, for the launcher to tell."""
+        log.warning(trouble)
+        self.session.optuna_study.set_user_attr(TRACKING, redact(trouble))
 
     def should_stop(self) -> bool:
         return self.stopping.is_set() or bool(self.fatal)
@@ -151,6 +161,8 @@ class Worker:
     def after_trial(self, trial: FrozenTrial) -> None:
         now = time.perf_counter()
         self.clock = Clock(told_at=now, tell_s=now - self.clock.finished_at)
+        for feed in self.feeds:
+            feed.tell(trial)
 
     def objective(self, trial: Trial) -> float:
         """val_bpb of the trial's configuration; raises what run_exactly understands."""

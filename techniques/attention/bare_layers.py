@@ -20,6 +20,7 @@ class BareLayers(Technique):
     reference = "PR #1204 (DISABLE_LAYER0_ATTN)"
     conflicts = {"value_residual": "it mixes the first layer's values into the others"}
     space = {"first_n": Int(1, 2)}
+    unseen = ("first_n",)  # of two layers only one can be bare
     env = {"DISABLE_LAYER0_ATTN": "on"}
 
     @dataclass(frozen=True)

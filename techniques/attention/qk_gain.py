@@ -28,5 +28,5 @@ class QkGain(Technique):
         init: float = setting(5.0, "first gain of every query head", low=0.01, high=100.0)
 
     def init(self, model: Any) -> None:
-        for block in model.blocks:
+        for block in (b for b in model.blocks if b.attn is not None):
             block.attn.q_gain.fill_(self.config.init)

@@ -37,9 +37,9 @@ class SinceBos(nn.Module):
 class CanonSum(nn.Module):
     """n [B,T,D], ctx, branch -> n plus the weighted sum of its last positions, in the branches named."""
 
-    def __init__(self, model_dim: int, branches: tuple[str, ...], *, masked: bool):
+    def __init__(self, model_dim: int, branches: tuple[str, ...], *, stops: bool):
         super().__init__()
-        self.masked = masked
+        self.stops = stops
         self.weights = nn.ParameterDict(
             {branch: parameter(torch.zeros(CANON_REACH, model_dim), "scalar") for branch in branches}
         )
@@ -50,7 +50,7 @@ class CanonSum(nn.Module):
         w, out = self.weights[branch].to(n.dtype), n
         for k in range(min(CANON_REACH, n.size(1))):
             back = F.pad(n[:, : n.size(1) - k], (0, 0, k, 0)) if k else n
-            if k and self.masked:
+            if k and self.stops:
                 back = back * (ctx["canon"] >= k).unsqueeze(-1)
             out = out + w[k] * back
         return out
@@ -90,4 +90,4 @@ class Canon(Technique):
     def norm(self, shape: Shape, layer: int):
         if layer < shape.num_layers - self.config.last_n:
             return None
-        return CanonSum(shape.model_dim, CANON_PLACES[self.config.where], masked=self.config.mask)
+        return CanonSum(shape.model_dim, CANON_PLACES[self.config.where], stops=self.config.mask)

@@ -2,8 +2,9 @@
 
 Source: PR #1667 (GATE_MLP_OUT, the attention gate's form on the MLP; off in the record, and nobody has
 published what it does). The weight has role `gate`: Adam at scalar_lr, stored as float16 unless quant_gate
-takes it. Cost: `window` weights a layer. With it the fused MLP kernel of that script is off; here it costs no
-speed but its own. Identity at init: yes. Conflicts: untie_mlp, which stands in the same place.
+takes it. It stands before the MLP, as √(2σ) on n: the activations here (relu², leaky_relu2) are homogeneous
+of degree 2, so that is the same; adapters of the MLP read the scaled n. Cost: `window` weights a layer.
+Identity at init: yes.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from techniques.base import Cost, Int, Shape, Technique, TensorSpec, setting
 from trainer.parameters import parameter
 
 
-class GatedMlp(nn.Module):
-    """mlp, n [B,T,D], ctx -> [B,T,D]."""
+class GateOfMlp(nn.Module):
+    """n [B,T,D], ctx, branch -> n, in the MLP's branch times the root of the gate."""
 
     def __init__(self, window: int):
         super().__init__()
         self.weight = parameter(torch.zeros(1, window), "gate")
 
-    def forward(self, mlp: Any, n: torch.Tensor, _ctx: dict[str, Any]) -> torch.Tensor:
+    def forward(self, n: torch.Tensor, _ctx: dict[str, Any], branch: str) -> torch.Tensor:
+        if branch != "mlp":
+            return n
         z = F.linear(n[..., : self.weight.size(1)], self.weight.to(n.dtype))  # [B,T,1]
-        return 2.0 * torch.sigmoid(z) * mlp(n)
+        return n * (2.0 * torch.sigmoid(z)).sqrt()
 
 
 class MlpGate(Technique):
@@ -37,6 +40,7 @@ class MlpGate(Technique):
     name = "mlp_gate"
     reference = "PR #1667 (GATE_MLP_OUT)"
     identity_at_init = True
+    after = ("canon", "ln_scale")
     space = {"window": Int(4, 64, log=True)}
     env = {"GATE_MLP_OUT": "on"}
 
@@ -56,5 +60,5 @@ class MlpGate(Technique):
         flops = 2.0 * self.config.window + shape.model_dim
         return Cost((gate,) * shape.num_layers, flops_per_token=flops * shape.num_layers)
 
-    def mlp(self, shape: Shape, layer: int):
-        return GatedMlp(self.config.window)
+    def norm(self, shape: Shape, layer: int):
+        return GateOfMlp(self.config.window)

@@ -13,7 +13,7 @@ than two chunks train nothing: the fact `phases` counts those that did. `warm_a`
 document; then scores depend on how documents fall on rows and ranks. `warmup_chunks` w: the rate of the first
 w chunks rises linearly from `warmup_lr` instead, and the cosine is over the others. With `respect_documents`
 off a chunk's sequences stand as the stream has them, S tokens each. `tilt`: what is written is tilted towards
-a hint by counts (token_tilt's `threshold` and `gamma`; the steps see the plain nats). `tilt_scope =
+a hint by counts (token_tilt's `threshold` and `fade`; the steps see the plain nats). `tilt_scope =
 "document"` counts within the document; "stream" (published) counts over all that stands before in the split,
 also in documents that are scored later in the queue. `asym_cap`: c₊·tanh(z/c₊) above 0 and c₋·tanh(z/c₋)
 below cap the logits of the evaluation; both begin at c, and the phases' SGD moves them like any weight
@@ -30,26 +30,35 @@ Conflicts: it is the scorer; another one cannot be on.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from techniques._adapt import (
     ADAPTER_ENV,
     ADAPTER_SPACE,
-    AdapterConfig,
+    TILT_ENV,
+    TiltedConfig,
     adapter_passes,
     check_adapters,
     with_defaults,
 )
-from techniques._lora import LORA_BOS_ID, Document, DocumentScorer, batches_of, documents
-from techniques._ttt import finish_step, parts_of, set_rates
-from techniques._windows import Tilt, share_hints
+from techniques._lora import (
+    LORA_BOS_ID,
+    Document,
+    DocumentScorer,
+    documents,
+    phases_of,
+    queue_of,
+    rows_of,
+    stream_of,
+)
+from techniques._ttt import finish_step, parts_of, rate_at, set_rates, split_cap
+from techniques._windows import tilt_by_counts
 from techniques.base import (
     Choice,
     Cost,
@@ -58,7 +67,6 @@ from techniques.base import (
     Legality,
     Shape,
     Technique,
-    Unavailable,
     Verdict,
     setting,
 )
@@ -70,68 +78,6 @@ PHASED_SOURCES = {
     "but no ruling speaks of two orders in one score",
 }
 PHASED_NUMBERS = dict(rank=80, alpha=144.0, beta1=0.0, beta2=0.99, eps=1e-10, weight_decay=0.5, chunk=48)
-
-
-def queue_of(found: Sequence[Document], size: int, order: str) -> list[tuple[int, list[Document]]]:
-    """(number in the sorted order, documents) of each batch, in the order in which they are scored."""
-    if order == "stream":
-        return list(enumerate(batches_of(found, size)))
-    rising = sorted(found, key=lambda d: d[1])  # ties in the stream's order
-    return sorted(enumerate(batches_of(rising, size)), key=lambda batch: -batch[1][-1][1])
-
-
-def phases_of(
-    queue: Sequence[tuple[int, list[Document]]], prefix_docs: int, phases: int
-) -> list[tuple[int, int]]:
-    """(batches scored by then, documents trained on then) of each phase behind which something is scored."""
-    ends: list[tuple[int, int]] = []
-    scored = 0
-    for number, (_, batch) in enumerate(queue[:-1], start=1):
-        scored += len(batch)
-        boundary = prefix_docs * (len(ends) + 1) // phases
-        if len(ends) < phases and scored >= boundary:
-            ends.append((number, boundary))
-    return ends
-
-
-def rows_of(stream: Tensor, begin: int, end: int, longest: int) -> list[tuple[int, int]]:
-    """Positions begin … end - 1 of a stream of documents in pieces (first, length) of one document each."""
-    cuts = (stream[begin:end] == LORA_BOS_ID).nonzero().flatten().tolist()
-    bounds = sorted({begin, *(begin + cut for cut in cuts), end})
-    return [
-        (at, min(longest, stop - at))
-        for start, stop in itertools.pairwise(bounds)
-        for at in range(start, stop, longest)
-    ]
-
-
-class SplitCap(nn.Module):
-    """z [..,V] -> float32, c₊·tanh(z/c₊) above 0, c₋·tanh(z/c₋) below; both begin at c."""
-
-    def __init__(self, c: float, device: torch.device):
-        super().__init__()
-        self.above = nn.Parameter(torch.tensor(c, device=device))
-        self.below = nn.Parameter(torch.tensor(c, device=device))
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = z.float()
-        c = torch.where(z > 0, self.above, self.below)
-        return c * torch.tanh(z / c)
-
-
-@contextmanager
-def split_cap(model: Any) -> Iterator[None]:
-    """The model with two caps in place of its one. Unavailable where another technique has replaced that."""
-    plain = model.cap
-    if len(plain.parts) > 1:
-        raise Unavailable(
-            "`phased_ttt.asym_cap` splits the trainer's own cap, but softcap is on. Turn one off."
-        )
-    model.cap = SplitCap(plain.parts[0].c, model.tok_emb.device)
-    try:
-        yield
-    finally:
-        model.cap = plain
 
 
 class PhasedScorer:
@@ -148,7 +94,8 @@ class PhasedScorer:
     def score_phases(self, run: Any) -> None:
         c = self.config
         found = documents(run.bounds(LORA_BOS_ID))
-        tilt = self.tilt_of(run, found) if c.tilt else None
+        tilt = tilt_by_counts(run, found, c) if c.tilt else None
+        self.facts |= {"hinted": int((tilt.hints >= 0).sum())} if tilt else {}
         self.facts["documents"] = len(found)
         queue = queue_of(found, c.batch_docs, c.order)
         # how many documents there will be is known where their lengths are (published), and not in a stream
@@ -164,19 +111,6 @@ class PhasedScorer:
             self.facts["phases"] += self.train_on(run, scored[:boundary])
         self.facts["adapted"] = self.facts["adapter_steps"] + self.facts["global_steps"]
 
-    def tilt_of(self, run: Any, found: Sequence[Document]) -> Tilt:
-        """Every position's hint; no step looks at one."""
-        c = self.config
-        with torch.no_grad(), run.ledger.apart():
-            tokens = run.tokens.cpu()
-        begins = None
-        if c.tilt_scope == "document":
-            first, length = torch.tensor(found).unbind(1)
-            begins = first.repeat_interleave(length)
-        hints = share_hints(tokens, c.tilt_order, c.tilt_threshold, begins)
-        self.facts["hinted"] = int((hints >= 0).sum())
-        return Tilt(hints, c.tilt_beta, c.tilt_gamma)
-
     def train_on(self, run: Any, found: Sequence[Document]) -> bool:
         """SGD on the base weights, with documents that have their scores. Whether there was a step."""
         c, trained, before = self.config, list(run.model.parameters()), self.facts["global_steps"]
@@ -185,12 +119,7 @@ class PhasedScorer:
         last = (stream.numel() - 2) // c.global_chunk_tokens  # the chunk that is not trained on
         sequences = c.global_chunk_tokens // run.seq_len
         for chunk in range(last):
-            warm = min(c.warmup_chunks, last)
-            if chunk < warm:
-                share = chunk / max(1, warm - 1)
-                set_rates(optimizer, c.warmup_lr + (c.global_lr - c.warmup_lr) * share, 0.0)
-            else:
-                set_rates(optimizer, c.global_lr, (chunk - warm) / max(1, last - warm))
+            set_rates(optimizer, *rate_at(c, chunk, last))
             for at in list(range(0, sequences, c.global_batch_seqs)) * c.global_epochs:
                 many = min(c.global_batch_seqs, sequences - at)
                 begin = chunk * c.global_chunk_tokens + at * run.seq_len
@@ -216,14 +145,6 @@ class PhasedScorer:
                 ((nats * inside).sum() / (span[1] - span[0])).backward()
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         finish_step(run.world, optimizer, trained, self.config.global_grad_clip)
-
-
-def stream_of(run: Any, found: Sequence[Document]) -> Tensor:
-    """The documents' tokens, each with the one that its last position predicts, one after the other."""
-    with torch.enable_grad():  # the run notes what is trained on
-        windows = [run.window(*document) for document in found]
-    parts = [torch.cat((ids, targets[-1:])) for ids, targets in windows]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
 
 class PhasedTtt(Technique):
@@ -259,12 +180,7 @@ class PhasedTtt(Technique):
         "GLOBAL_TTT_WARMUP_CHUNKS": "warmup_chunks",
         "GLOBAL_TTT_WARMUP_START_LR": "warmup_lr",
         "GLOBAL_TTT_RESPECT_DOC_BOUNDARIES": "respect_documents",
-        "NGRAM_TILT_ENABLED": "tilt",
-        "TOKEN_ORDER": "tilt_order",
-        "TOKEN_THRESHOLD": "tilt_threshold",
-        "TOKEN_BOOST": "tilt_beta",
-        "ADAPTIVE_BOOST_GAMMA": "tilt_gamma",
-        "ADAPTIVE_NGRAM_GAMMA": "tilt_gamma",
+        **TILT_ENV,
         "ASYM_LOGIT_RESCALE": "asym_cap",
     }
     smoke = {
@@ -283,7 +199,7 @@ class PhasedTtt(Technique):
     }
 
     @dataclass(frozen=True)
-    class Config(with_defaults(AdapterConfig, **PHASED_NUMBERS, k=True, o=True, mlp=True)):
+    class Config(with_defaults(TiltedConfig, **PHASED_NUMBERS, k=True, o=True, mlp=True)):
         lr: float = setting(1e-4, "the adapters' AdamW rate", low=0.0, high=1.0)
         warm_a: bool = setting(False, "a document begins with the A of the row's last one")
         order: str = setting("stream", "the documents' order", choices=("stream", "longest"))
@@ -300,14 +216,6 @@ class PhasedTtt(Technique):
         warmup_chunks: int = setting(0, "first chunks over which the SGD rate rises", low=0, high=1 << 20)
         warmup_lr: float = setting(0.0, "SGD rate at the first of them", low=0.0, high=1.0)
         respect_documents: bool = setting(True, "SGD's attention stays within documents")
-        tilt: bool = setting(False, "tilt what is written towards hints by counts")
-        tilt_scope: str = setting("document", "where occurrences count", choices=("document", "stream"))
-        tilt_order: int = setting(16, "order − 1 tokens of context must be the same", low=2, high=64)
-        tilt_threshold: float = setting(
-            0.8, "share that the hint must have of what followed", low=1e-6, high=1.0
-        )
-        tilt_beta: float = setting(2.625, "β, log-odds of the hint, nats", low=0.0, high=20.0)
-        tilt_gamma: float = setting(0.0, "γ, β is times (1 − q)^γ", low=0.0, high=8.0)
         asym_cap: bool = setting(False, "two caps of the logits, which the phases learn")
 
     def check(self, shape: Shape) -> None:

@@ -4,7 +4,7 @@ With `threshold` 0 the hint is what followed the last earlier occurrence of the 
 only if the last `min_agree` occurrences were followed by the same token. β is `beta`, and `agreement` more if
 one occurrence further back agrees, too. With a threshold (published: 0.8) it is the token that most often
 followed the last order − 1 tokens so far, if it is at least this share of all that did; β is `beta`. With
-`gamma` γ, β is times (1 − q)^γ, q = p(u): little where the model knows by itself (#2129: 1.05900 to 1.05874
+`fade` γ, β is times (1 − q)^γ, q = p(u): little where the model knows by itself (#2129: 1.05900 to 1.05874
 at γ = 1, one seed). Nats: NLL + ln Z − β[y = u], y the target. Hints come from the tokens before the target
 alone; windows are those of sliding_window.
 
@@ -63,7 +63,7 @@ class TiltScorer:
                     torch.stack([x[first:end] for _, first, end in batch]).to(ids.device)
                     for x in (hints, strengths)
                 )
-                nats = tilt_nats(logits, targets[:, context:], hint, strength, c.gamma)
+                nats = tilt_nats(logits, targets[:, context:], hint, strength, c.fade)
                 write_window_nats(run, batch, nats)
         hinted = hints >= 0
         right = (hints == tokens[1:].to(torch.int64)) & hinted
@@ -85,7 +85,7 @@ class TokenTilt(Technique):
         "beta": Float(0.1, 4.0),
         "agreement": Float(0.0, 1.0),
         "min_agree": Int(1, 4),
-        "gamma": Float(0.0, 2.0),
+        "fade": Float(0.0, 2.0),
         "stride": Int(16, "eval_seq_len", log=True),
     }
     env = {
@@ -93,8 +93,8 @@ class TokenTilt(Technique):
         "TOKEN_ORDER": "order",
         "TOKEN_BOOST": "beta",
         "TOKEN_THRESHOLD": "threshold",
-        "ADAPTIVE_BOOST_GAMMA": "gamma",
-        "ADAPTIVE_NGRAM_GAMMA": "gamma",
+        "ADAPTIVE_BOOST_GAMMA": "fade",
+        "ADAPTIVE_NGRAM_GAMMA": "fade",
     }
     smoke = {"order": 1, "beta": 1.0, "stride": 16}
 
@@ -110,7 +110,7 @@ class TokenTilt(Technique):
             low=0.0,
             high=1.0,
         )
-        gamma: float = setting(0.0, "γ, β is times (1 − q)^γ", low=0.0, high=8.0)
+        fade: float = setting(0.0, "γ, β is times (1 − q)^γ", low=0.0, high=8.0)
         stride: int = setting(64, "tokens between window starts", low=1, high=65_536)
 
     def check(self, shape: Shape) -> None:

@@ -4,8 +4,8 @@ The layers are those that `layers` names ("3,4,5,6"), or else the middle `middle
 integers of 8 bits are rounded to multiples of a step (INT4_STEP 4: 6 bits, 16: 4 bits) in layers 3 to 6; here
 the scale is chosen for the fewer bits, with the same number of levels and less error at the rows' ends.
 Source: rec:2026-03-19_10L_MixedPrecision (INT4_LAYERS=3,4,5,6 INT4_STEP=4 pays the tenth layer of an int8
-model; 1.2147). Cost: none at run time. Conflicts: sensitivity_bits, which chooses by what it measures;
-late_qat trains for the role's bits.
+model; 1.2147). Cost: none at run time. It has the last
+word behind sensitivity_bits; late_qat goes on to train for the role's bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LayerBits(Technique):
     name = "layer_bits"
     reference = "rec:2026-03-19_10L_MixedPrecision (INT4_LAYERS)"
     stage = "quantize"
-    conflicts = {"late_qat": "it trains for the bits of a role, and this changes them afterwards"}
+    after = ("sensitivity_bits",)
     space = {"bits": Choice(LAYER_BITS), "middle": Int(1, "num_layers")}
     env = {"INT4_LAYERS": "layers"}
     smoke = {"bits": 4, "middle": 1}

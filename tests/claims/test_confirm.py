@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from claims import confirm as module
 from claims.compare import Asked
-from claims.confirm import Confirmed, confirm, seed_sd, shrunken
+from claims.confirm import Confirmed, confirm, confirm_at_end, seed_sd, shrunken
 from claims.runs import Run
 from search.common.attributes import BASELINE, CONFIRMED
 from search.common.paths import Folders
@@ -28,6 +29,7 @@ from search.report.status import print_status
 from search.report.trial import print_trial
 from search.session.session import Session
 from search.study.load import find_study
+from search.study.model import Confirm
 from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import FAKE, caddie, clear, read_trials, search, write_study
 
@@ -79,7 +81,7 @@ def printed(show: Any, *arguments: Any, width: int = 200) -> str:
 
 def test_the_lucky_one_is_found_out(session: Session) -> None:
     before = printed(print_leaderboard, session)
-    assert "Best: #0, 1.9900" in before
+    assert "Best: #0, observed 1.9900" in before
     assert f"search.py confirm --top 3 --study {shlex.quote(session.study.path)}" in before
     text, found = confirmed(session)
     assert [one.contender.number for one in found] == [1, 2, 0]
@@ -202,19 +204,53 @@ def test_the_sd_of_a_seed_is_pooled() -> None:
     assert math.isnan(seed_sd({"a": runs(1.0)}, range(1)))
 
 
+def at_end(session: Session, **wanted: int) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    study = replace(session.study, confirm=Confirm(**wanted))
+    confirm_at_end(console, replace(session, study=study), workers=None, trainer=FAKE)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_study_confirms_by_itself_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C stores nothing, and the next one goes on; done, it is done, unless more is asked for."""
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "run_all", stopped)
+        at_end(session, top=2)
+    assert CONFIRMED not in session.optuna_study.user_attrs
+    text = at_end(session, top=2)
+    assert "The challenge's rule" in text and "--no-confirm" in text
+    assert {*confirmed_of(session.optuna_study)} == {0, 1}
+    assert "#0, #1: confirmed before" in at_end(session, top=2)
+    assert "runs of this question are here already" in at_end(session, top=2, seeds=5)
+
+
+def test_a_study_without_a_feasible_trial_ends_without_confirmation(session: Session) -> None:
+    empty = replace(session, optuna_study=optuna.create_study())
+    assert "Nothing to confirm" in at_end(empty)
+    assert CONFIRMED not in empty.optuna_study.user_attrs
+
+
 @pytest.mark.slow
 def test_a_study_is_confirmed_from_the_command_line(tmp_path: Path) -> None:
     study = write_study(tmp_path, "sure")
+    study.write_text(f"{study.read_text()}[confirm]\ntop = 2\n")
     options = [f"--study={study}", f"--home={tmp_path}", f"--trainer={FAKE}"]
 
     def quick(*words: object) -> subprocess.CompletedProcess[str]:
         return caddie(*words, FAKE_SECONDS="0", FAKE_NOISE="0.002")
 
     try:
-        assert quick(*search(study, tmp_path, 4, 2)).returncode == 0
+        ran = quick(*search(study, tmp_path, 4, 2), "--no-confirm")
+        assert ran.returncode == 0 and "fresh seeds, as [confirm]" not in ran.stdout, ran.stdout + ran.stderr
+        ran = quick(*search(study, tmp_path, 4, 2))  # nothing is left to do but that
+        assert "The challenge's rule" in ran.stdout, ran.stdout + ran.stderr
+        assert "seeds), search value" in ran.stdout, "the leaderboard stands below it"
         ran = quick("confirm", "--top=2", "--seeds=4", *options)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        assert "The challenge's rule" in ran.stdout
+        assert ran.returncode == 0 and "runs of this question are here already" in ran.stdout, ran.stderr
         board = caddie("best", *options[:2])
         assert "seeds), search value" in board.stdout, board.stdout + board.stderr
         values = sorted((t["value"], t["number"]) for t in read_trials(study, tmp_path))

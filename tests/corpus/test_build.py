@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import lzma
+import random
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from corpus.dataset import check_dataset
 from corpus.export import Target
 from corpus.manifest import read_manifest
 from corpus.shards import read_shard, write_shard
-from corpus.tokenizer import load_tokenizer
+from corpus.tokenizer import fitted, load_tokenizer
 from tests.corpus.conftest import sentences
 
 BOOKS = Path(__file__).parents[2] / "../shared/data/books.jsonl.xz"
@@ -102,6 +103,47 @@ def test_foreign_shards_are_not_overwritten(tmp_path: Path):
         build(target, [tmp_path / "t.txt"])
     (target.folder / ".building").touch()  # a build of ours was cut off here
     assert build(target, [tmp_path / "t.txt"]).splits["train"].tokens > 1000
+
+
+def prose(alphabet: str, seed: int, *, lines: int, length: int = 60, spaced: int = 0) -> str:
+    """Paragraphs of characters by Zipf's law; the first `spaced` of them have spaces."""
+    generator = random.Random(seed)
+    weights = [1.0 / (k + 1) for k in range(len(alphabet))]
+    texts = ["".join(generator.choices(alphabet, weights, k=length)) for _ in range(lines)]
+    return "\n\n".join(" ".join(t) if k < spaced else t for k, t in enumerate(texts))
+
+
+CHINESE = (
+    "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里所去行"
+    "过家十用发天如然作方成者多日都三小军二无同么经法当起与好看学进种将还分此心前面又定见只主没公从"
+    + "".join(map(chr, range(0x5000, 0x5258)))
+)
+JAPANESE = "".join(map(chr, [*range(0x3041, 0x3094), *range(0x30A1, 0x30F7), *range(0x4E00, 0x4F80)]))
+EMOJI = "".join(map(chr, range(0x1F600, 0x1F640)))
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "spaced"), [(CHINESE, 0), (CHINESE, 3), (JAPANESE, 0), (EMOJI, 0), (EMOJI + "ab", 3)]
+)
+def test_text_of_many_characters_and_few_spaces_builds(tmp_path: Path, alphabet: str, spaced: int):
+    """More characters than pieces: the frequent ones are pieces, the others bytes; the space is a piece."""
+    (tmp_path / "t.txt").write_text(prose(alphabet, 1, lines=300, spaced=spaced), encoding="utf-8")
+    target = Target(tmp_path / "data", "cjk", 400)
+    build(target, [tmp_path / "t.txt"], options=BuildOptions(max_document_bytes=600))
+    assert check_dataset(target.folder).num_val_tokens
+    tokenizer = load_tokenizer(target.tokenizer_path, vocab_size=400)
+    pieces = {tokenizer.id_to_piece(k) for k in range(400)}
+    assert {"\u2581", *alphabet[:40]} <= pieces
+    assert any(len(piece) == 2 for piece in pieces), "there is room for merges"
+    text = f"{alphabet[:3]} {alphabet[-1]}"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_text_that_fits_is_tokenized_as_before():
+    """The settings of the published tokenizers, to the byte of the model."""
+    texts = sentences(3, 100)
+    assert fitted(texts, 400, lossless=False) == (texts, {})
+    assert fitted([], 400, lossless=False) == ([], {})
 
 
 def test_several_shards(tmp_path: Path):

@@ -10,6 +10,7 @@ import pytest
 from corpus.__main__ import main
 from corpus.export import Target
 from tests.corpus.conftest import sentences
+from tests.corpus.test_build import CHINESE, prose
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
@@ -42,6 +43,18 @@ def test_build_check_info(
     assert capsys.readouterr().out in built
     assert run(monkeypatch, "check", folder, "--seq-len", "64") == 0
     assert "sound: " in capsys.readouterr().out
+
+
+def test_bytes_for_characters_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "zh.txt").write_text(prose(CHINESE, 2, lines=300), encoding="utf-8")
+    to = ("--to", tmp_path / "data", "--max-doc-bytes", "600")
+    assert run(monkeypatch, "build", "--text", tmp_path / "zh.txt", "--vocab-size", "400", *to) == 0
+    told = capsys.readouterr().out
+    assert "of the tokens are single bytes" in told and "--vocab-size 1600" in told
+    assert run(monkeypatch, "build", "--text", tmp_path / "zh.txt", "--vocab-size", "1100", *to) == 0
+    assert "single bytes" not in capsys.readouterr().out
 
 
 def test_bad_input_is_one_paragraph_and_status_2(

@@ -24,7 +24,7 @@ from pages.html import page_of
 from pages.live import Live
 from pages.report import json_of, markdown_of, write_report
 from search.report.leaderboard import print_leaderboard
-from search.report.rows import ranked
+from search.report.rows import beliefs_of_study, confirmed_of, ranked
 from search.report.studies import print_diff
 from search.report.trial import print_trial
 from tests.pages.made_up import made_up_answers, made_up_session, made_up_trials
@@ -68,7 +68,8 @@ def test_facts_agree_with_the_leaderboard(tmp_path: Path) -> None:
     session = made_up_session(tmp_path, 60)
     facts = facts_of(session)
     trials = session.optuna_study.trials
-    good, bad = ranked(trials, {int(n): f for n, f in session.optuna_study.user_attrs["confirmed"].items()})
+    study = session.optuna_study
+    good, bad = ranked(trials, confirmed_of(study), beliefs_of_study(study, trials))
     counts = facts.counts()
     assert facts.best == tuple(t.number for t in good)
     assert counts[FEASIBLE] == len(good) and counts["over a limit"] == len(bad)

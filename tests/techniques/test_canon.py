@@ -10,7 +10,7 @@ from tests.techniques.model_rig import build, copy_shared, settle, some_ids
 @pytest.mark.parametrize("masked", [True, False])
 def test_equals_the_loop_over_positions(masked: bool):
     torch.manual_seed(0)
-    module = CanonSum(8, ("attn",), masked=masked)
+    module = CanonSum(8, ("attn",), stops=masked)
     with torch.no_grad():
         module.weights["attn"].normal_()
     ids, n = some_ids(bos=0.3), torch.randn(2, 16, 8)

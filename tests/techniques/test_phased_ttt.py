@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from techniques import _ttt, catalog
-from techniques._lora import DocumentScorer, documents
+from techniques._lora import DocumentScorer, documents, phases_of, queue_of
+from techniques._ttt import split_cap
 from techniques._windows import share_hints
 from techniques.base import Shape, Verdict
 from techniques.config import read_preset
 from techniques.evaluation.lora_ttt import LoraTtt
-from techniques.evaluation.phased_ttt import PhasedTtt, phases_of, queue_of, split_cap
+from techniques.evaluation.phased_ttt import PhasedTtt
 from techniques.settings import settings_from
 from tests.techniques.evaluation_rig import on_ranks, run_scorer, single, tiny_model, tiny_tokens
 from train_gpt import Evaluation

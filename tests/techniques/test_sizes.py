@@ -26,7 +26,7 @@ def test_a_factored_embedding_is_two_products(tied: bool):
 
 
 def test_a_bare_layer_is_its_mlp_alone():
-    settings = {"bare_layers": True}
+    settings = {"bare_layers": True, "qk_gain": True}
     run, model, ids = settle(settings), build(settings), some_ids()
     block = model.blocks[0]
     assert not any(n.startswith("blocks.0.attn") for n, _ in model.named_parameters())

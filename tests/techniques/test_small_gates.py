@@ -13,17 +13,20 @@ from tests.techniques.model_rig import build, some_ids
 SHAPE = Shape(64, 3, 32, 4, 2, 2.0, 16, 16)
 
 
-def test_the_mlps_gate_is_a_number_a_token():
+@pytest.mark.parametrize("leaky", [False, True])
+def test_the_mlps_gate_is_a_number_a_token(leaky: bool):
     technique = MlpGate(MlpGate.Config(window=5))
-    module, n = technique.mlp(SHAPE, 0), torch.randn(2, 6, 32)
-    torch.testing.assert_close(module(lambda x: x * x, n, {}), n * n)
+    module, n = technique.norm(SHAPE, 0), torch.randn(2, 6, 32)
+    torch.testing.assert_close(module(n, {}, "mlp"), n)
+    mlp = build({"leaky_relu2": leaky}).blocks[0].mlp
     with torch.no_grad():
         module.weight.normal_()
-    out = module(lambda x: x * x, n, {})
+    assert module(n, {}, "attn") is n
+    out = mlp(module(n, {}, "mlp"))
     for b in range(2):
         for t in range(6):
             gate = 2 / (1 + math.exp(-float(module.weight[0].detach() @ n[b, t, :5])))
-            torch.testing.assert_close(out[b, t], gate * n[b, t] ** 2, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(out[b, t], gate * mlp(n[b, t]), rtol=1e-4, atol=1e-5)
     assert technique.cost(SHAPE).params == 15
     with pytest.raises(ValueError, match=r"mlp_gate\.window"):
         MlpGate(MlpGate.Config(window=33)).check(SHAPE)

@@ -128,8 +128,8 @@ def test_confidence_takes_strength_away():
     logits, hints, targets = torch.randn(6, 9) * 2, torch.tensor([3, 1, -1, 0, 8, 2]), torch.arange(6)
     beta = torch.full((6,), 2.0)
     q = logits.softmax(-1)[torch.arange(6), hints.clamp_min(0)]
-    for gamma in (0.5, 1.0, 2.0):
-        weaker = tilt_nats(logits, targets, hints, beta * (1 - q) ** gamma)
-        torch.testing.assert_close(tilt_nats(logits, targets, hints, beta, gamma), weaker)
-    one, other = (run_scorer(scorer(threshold=0.5, gamma=g), repetitive()).nll for g in (0.0, 1.0))
+    for fade in (0.5, 1.0, 2.0):
+        weaker = tilt_nats(logits, targets, hints, beta * (1 - q) ** fade)
+        torch.testing.assert_close(tilt_nats(logits, targets, hints, beta, fade), weaker)
+    one, other = (run_scorer(scorer(threshold=0.5, fade=g), repetitive()).nll for g in (0.0, 1.0))
     assert not torch.equal(one, other)

@@ -24,6 +24,7 @@ from search.samplers.tpe import settled_params
 FIT_STEPS, CONSTRAINT_STEPS = 12, 10  # of L-BFGS, each time the variances are fitted
 GROWTH, LATE_GROWTH = 1.04, 1.25  # of the number of trials between two fits, before LATE and from there on
 LATE = 250  # trials
+IN_TURN = 100  # trials beyond which no two models are fitted in one ask
 LARGEST, BEST = 400, 50  # trials that are learned from: the newest, and of the others the best feasible ones
 EARLIER = 50  # trials of earlier studies that are read at least, the best; else as many as LARGEST leaves
 CAUTION = 0.5  # noise sds of a constraint between its prediction and the limit
@@ -63,8 +64,9 @@ class Learned:
         count: int,
         running: Array | None = None,
         source: Index | None = None,
-    ) -> None:
-        """Condition on the data, with fantasies in columns `running`; fit the variances when that is due."""
+    ) -> bool:
+        """Condition on the data, with fantasies in columns `running`; fit the variances when that is due.
+        Whether they were fitted."""
         due = self._due(count)
         fit = self.steps if due else 0
         self.model.observe(columns, y, noise_sd=noise_sd, more=running, fit=fit, source=source)
@@ -73,6 +75,7 @@ class Learned:
         if more and self._due(count + more):
             self.fitted = count + more  # with many workers a fit waits for those that run
         self.mean = self.model.mean()
+        return due
 
     def _due(self, count: int) -> bool:
         growth = GROWTH if self.fitted < LATE else LATE_GROWTH
@@ -164,8 +167,8 @@ class Beliefs:
             source = None
         running = self.columns_of(running)
         update = self.objective.update
-        update(columns, values, noise, count=count, running=running, source=source)
-        self._learn_constraints(done, forgotten)
+        was_fitted = update(columns, values, noise, count=count, running=running, source=source)
+        self._learn_constraints(done, forgotten, was_fitted)
 
     def _worth_learning(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
         """What a fit can afford to read of many finished trials: it costs the third power of their number."""
@@ -243,7 +246,7 @@ class Beliefs:
             found.append((trial, expected, 1.2 * scatter))
         return [f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found])
 
-    def _learn_constraints(self, done: Sequence[FrozenTrial], forgotten: int) -> None:
+    def _learn_constraints(self, done: Sequence[FrozenTrial], forgotten: int, was_fitted: bool) -> None:
         told = {key for constraints in self.earlier.constraints for key in constraints}
         values: dict[str, list[tuple[FrozenTrial, float]]] = {key: [] for key in sorted(told)}
         for trial in done:
@@ -267,7 +270,9 @@ class Beliefs:
             )
             columns = self.columns_of(self._rows_of([t for t, _ in pairs]))
             columns = np.concatenate([columns, self.earlier.columns[known]])
-            found.update(columns, y, None, count=len(y) + forgotten)
+            count = len(y) + forgotten
+            waits = was_fitted and count > IN_TURN
+            was_fitted |= found.update(columns, y, None, count=found.fitted if waits else count)
             found.caution = BINARY_CAUTION if binary else CAUTION * found.model.noise_sd()
         self._stack_constraints()
 

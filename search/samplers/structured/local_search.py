@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from search.samplers.structured.rows import Array, Mask, Rows
 
 Score = Callable[[Array], Array]  # rows [n, parameters] -> what is to be small [n]
+AT_ONCE = 200  # rows scored: the memory of larger arrays goes back to the system and is faulted in again
 TOGETHER = (2, 4, 8)  # moves at once
 NEAR, VERY_NEAR = 0.3, 0.06  # sd of local moves of a number, on [-1, 1]
 
@@ -44,7 +45,7 @@ class Moves:
 
 def climb(starts: Array, score: Score, moves: Moves, *, rng: np.random.Generator, steps: int) -> Array:
     """The rows [starts, parameters] that the starts ended in."""
-    rows, values = starts.copy(), score(starts)
+    rows, values = starts.copy(), _scored(score, starts)
     alive = set(range(len(rows)))
     for _ in range(steps):
         if not alive:
@@ -52,10 +53,10 @@ def climb(starts: Array, score: Score, moves: Moves, *, rng: np.random.Generator
         live = sorted(alive)
         batch = [moves.singles(rows[k], rng) for k in live]
         counts = np.cumsum([len(b[0]) for b in batch])[:-1]
-        scored = np.split(score(np.concatenate([b[0] for b in batch])), counts)
+        scored = np.split(_scored(score, np.concatenate([b[0] for b in batch])), counts)
         joint = [_together(rows[k], *b, s, values[k]) for k, b, s in zip(live, batch, scored, strict=True)]
         counts = np.cumsum([len(j) for j in joint])[:-1]
-        both = np.split(score(np.concatenate(joint)), counts)
+        both = np.split(_scored(score, np.concatenate(joint)), counts)
         for k, b, s, j, t in zip(live, batch, scored, joint, both, strict=True):
             options, costs = np.concatenate([j, b[0]]), np.concatenate([t, s])
             best = int(np.argmin(costs))
@@ -64,6 +65,10 @@ def climb(starts: Array, score: Score, moves: Moves, *, rng: np.random.Generator
             else:
                 alive.discard(k)
     return rows
+
+
+def _scored(score: Score, rows: Array) -> Array:
+    return np.concatenate([score(rows[k : k + AT_ONCE]) for k in range(0, max(len(rows), 1), AT_ONCE)])
 
 
 def _together(row: Array, options: Array, where: NDArray[np.int64], scores: Array, value: float) -> Array:

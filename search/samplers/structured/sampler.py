@@ -30,7 +30,7 @@ from search.samplers.stages import Stages, StageWeigher
 from search.samplers.structured.beliefs import Beliefs
 from search.samplers.structured.local_search import Moves, climb
 from search.samplers.structured.rows import Array, Mask, Rows, Settings, learn_rules, rules_within, space_of
-from search.samplers.structured.smooth import LEAST, Smooth, spread
+from search.samplers.structured.smooth import LEAST, MOST_ACTIVE, Smooth, log_improvement, spread
 from search.samplers.structured.sources import Source
 from search.samplers.structured.surrogate import Function
 from search.samplers.tpe import GroupedTpe, Lock, alone, other_trials, settled_params, share
@@ -39,6 +39,7 @@ TPE_SHARE = 0.1  # of proposals, once TPE has enough trials
 TPE_FROM = 20  # finished trials
 BOLDNESS = 0.4  # a draw's distance from the posterior mean, over a Thompson draw's
 STEPS = 10  # of a local search
+OFFERS = 3  # of which the most promising is proposed, while trials are few
 # Share of proposals that leave most of the best trial as it is, and share of the parameters that they may
 # move: while complete trials are fewer than parameters, and later.
 NEARBY = (1.0, 0.7)
@@ -182,11 +183,22 @@ class StructuredSampler(optuna.samplers.BaseSampler):
             row = self._smooth.propose(beliefs, self._rng, lambda r: self._is_new(beliefs, r))
             if row is not None:
                 return row
-        return self._best_of_a_draw(beliefs)
+        return self._most_promising(beliefs)
+
+    def _most_promising(self, beliefs: Beliefs) -> Array:
+        """A draw's proposal; while trials are few, of several draws the one that promises most."""
+        few = FIRST <= len(beliefs.complete) and beliefs.known() < len(beliefs.rows.names)
+        if not few or self._weigher is not None or not beliefs.incumbents(1):
+            return self._best_of_a_draw(beliefs)
+        rows = np.array([self._best_of_a_draw(beliefs) for _ in range(OFFERS)])
+        return rows[int(np.argmax(log_gain(beliefs, rows)))]
 
     def _asks_smooth(self, beliefs: Beliefs) -> bool:
-        """The smooth model knows neither stages nor earlier studies, and begins after the first trials."""
+        """The smooth model knows neither stages nor earlier studies, begins after the first trials, and makes
+        too long steps where many parameters are active."""
         if self._weigher is not None or len(beliefs.earlier):
+            return False
+        if len(beliefs.seen) and beliefs.rows.active(beliefs.seen).sum(axis=1).mean() > MOST_ACTIVE:
             return False
         return len(beliefs.complete) >= LEAST and beliefs.begun > (self.startup_trials or 0)
 
@@ -243,7 +255,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         sources = self.prior.sources
         self._beliefs = Beliefs(space, rules, sign=sign, unknown=unknown, sources=sources)
         self._weigher = StageWeigher(self.prior.stages, set(self._space)) if self.prior.stages else None
-        if old is not None and old.basis.count == len(space):
+        if old is not None and len(old.basis.dists) == len(space):
             self._beliefs.objective.model.hyper = old.objective.model.hyper
         groups = self._beliefs.rows.groups()
         seed = int(self._rng.integers(2**31))
@@ -370,9 +382,16 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         """The best admitted of uniform draws, of the new ones if there are any; the best where none is."""
         rows = beliefs.rows.uniform(self._rng, REFUSALS)
         rows = rows[np.argsort(score(rows))]
-        tried = np.array([self._tried(beliefs, row) for row in rows])
-        rows = np.concatenate([rows[~tried], rows[tried]])
-        return next((row for row in rows if self._admitted(beliefs.rows.decode(row))), rows[0])
+        again: list[Array] = []
+        refused: list[Array] = []
+        for row in rows:
+            if self._tried(beliefs, row):
+                again.append(row)
+            elif self._admitted(beliefs.rows.decode(row)):
+                return row
+            else:
+                refused.append(row)
+        return next((row for row in again if self._admitted(beliefs.rows.decode(row))), [*refused, *again][0])
 
     def _cheapest_gain(self, weigher: StageWeigher, row: Array, best: list[int], score: MarginScore) -> Array:
         """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
@@ -387,6 +406,17 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         gains = reference - score(np.array(options))
         active = [self._active_of(beliefs.rows.decode(option)) for option in options]
         return options[weigher.best(gains.tolist(), active)]
+
+
+def log_gain(beliefs: Beliefs, rows: Array) -> Array:
+    """Logarithm [n] of the expected improvement on the best posterior mean of a feasible trial."""
+    model, mean = beliefs.objective.model, beliefs.objective.mean
+    assert mean is not None
+    columns = beliefs.columns_of(rows)
+    sd = np.sqrt(model.variance(columns)) + 1e-12
+    expected = mean(columns) + PENALTY * model.scale * beliefs.excess(columns)
+    best = float(mean(beliefs.columns[beliefs.incumbents(1)])[0])
+    return np.log(sd) + log_improvement((best - expected) / sd)
 
 
 def sign_of(study: optuna.Study) -> float:

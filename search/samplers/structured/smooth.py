@@ -41,6 +41,7 @@ NEWEST = 5  # complete trials whose feasibility tells whether it may go on
 ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
+MOST_ACTIVE = 40.0  # and beyond which it is not asked
 DRAWS = 60  # uniform ones that a spread first trial is chosen from
 POOL = 256  # uniform draws, good trials that are mutated, local searches
 GOOD = 5

@@ -3,10 +3,12 @@
 Every parameter p has a relevance s_p, the prior variance of its effects; a product of two columns has the
 prior variance rho s_p s_q: a pair needs two parameters that matter (heredity). A number has the Legendre
 polynomials P1..P4 of its scaled value, the last two (`bend`) with a smaller variance; a gate has one column,
-a categorical one for each choice. Relevances, rho, bend and the noise maximise the marginal likelihood times
-log-normal priors (automatic relevance determination). Draws follow Matheron's rule: a draw from the prior,
-corrected by the kernel system of the data, exact and n² for n trials (Wilson et al. 2020, Pathwise
-conditioning; kernel: Duvenaud et al. 2011, Additive Gaussian processes, orders 1 and 2).
+a categorical one for each choice. What switches (False, True) do on average, and how numbers curve on
+average, are two columns more: a handful of trials tells more of them than of each alone. Relevances, rho,
+bend and the noise maximise the marginal likelihood times log-normal priors (automatic relevance
+determination). Draws follow Matheron's rule: a draw from the prior, corrected by the kernel system of the
+data, exact and n² for n trials (Wilson et al. 2020, Pathwise conditioning; kernel: Duvenaud et al. 2011,
+Additive Gaussian processes, orders 1 and 2).
 """
 
 from __future__ import annotations
@@ -40,7 +42,6 @@ class Basis:
     def __init__(self, distributions: Distributions):
         self.dists = list(distributions.values())
         sizes = [len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in self.dists]
-        self.count = len(sizes)
         self.numbers: Index = np.array([k for k, n in enumerate(sizes) if n == 0], dtype=np.int64)
         self.gates: Index = np.array([k for k, n in enumerate(sizes) if n == 2], dtype=np.int64)
         many = [(k, c, n) for k, n in enumerate(sizes) if n > 2 for c in range(n)]
@@ -48,11 +49,21 @@ class Basis:
         self.choice = np.array([c for _, c, _ in many], dtype=np.float64)
         self.share = np.array([1.0 / n for _, _, n in many], dtype=np.float64)
         k = len(self.numbers)
-        self.owner = np.concatenate([self.gates, self.many, *[self.numbers] * 4])  # of every main column
+        self.switches: Mask = np.array([d.choices == (False, True) for d in self._of(self.gates)], dtype=bool)
+        self.shared = [j for j, n in enumerate((self.switches.sum(), k)) if n > 1]  # of switches, of numbers
+        self.count = len(sizes) + len(self.shared)  # of relevances
+        means = np.arange(len(sizes), self.count)
+        self.owner = np.concatenate(
+            [self.gates, self.many, *[self.numbers] * 4, means]
+        )  # of every main column
         ones = np.ones(len(self.gates) + len(self.many))
-        self.weight = np.repeat([1.0, 1.0, QUADRATIC, 1.0, QUARTIC], [len(ones), k, k, k, k])
-        self.bent: Mask = np.arange(len(self.owner)) >= len(ones) + 2 * k
+        each = [1.0, 1.0, QUADRATIC, 1.0, QUARTIC, 1.0]
+        self.weight = np.repeat(each, [len(ones), k, k, k, k, len(means)])
+        self.bent: Mask = np.repeat([False, True, False], [len(ones) + 2 * k, 2 * k, len(means)])
         self.factors = len(ones) + k  # the first columns, unweighted, also make pairs
+
+    def _of(self, kinds: Index) -> list[Any]:
+        return [self.dists[k] for k in kinds]
 
     def columns(self, rows: Array, active: Mask) -> Array:
         """Main columns [n, m] of rows [n, parameters]. What is inactive counts as off (a gate) or 0."""
@@ -62,8 +73,9 @@ class Basis:
         square = u * u
         p2, p3 = 1.5 * square - 0.5, u * (2.5 * square - 1.5)
         p4 = (4.375 * square - 3.75) * square + 0.375
-        bends = np.concatenate([u * on, p2 * on, p3 * on, p4 * on], axis=1)
-        return np.concatenate([gates, one_hot * active[:, self.many], bends], axis=1)
+        bends = [u * on, p2 * on, p3 * on, p4 * on]
+        sums = np.stack([gates @ self.switches, bends[1].sum(axis=1)], axis=1)[:, self.shared]
+        return np.concatenate([gates, one_hot * active[:, self.many], *bends, sums], axis=1)
 
 
 @dataclass(frozen=True)

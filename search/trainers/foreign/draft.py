@@ -223,10 +223,12 @@ def score_rule(found: Scan) -> list[str]:
 
 def _split(found: Scan, named: set[str], narrowed: Mapping[str, Narrowing]) -> tuple[list[str], list[str]]:
     """(lines of [fixed], lines of [space]); `named` are those whose value [trainer] needs."""
-    still = {n for n, narrowing in narrowed.items() if not narrowing.values and narrowing.between is None}
+    still = {
+        name for name, narrowing in narrowed.items() if not narrowing.values and narrowing.between is None
+    }
     gates = {n: stem for n, r in found.reads.items() if n not in still and (stem := _stem(r, found))}
     highest = [
-        read.default for n, read in found.reads.items() if INDEX.search(read.upper) and read.kind == "int"
+        read.default for read in found.reads.values() if INDEX.search(read.upper) and read.kind == "int"
     ]
     fixed, space = list[str](), list[str]()
     for name, read in sorted(found.reads.items(), key=lambda item: item[1].line):

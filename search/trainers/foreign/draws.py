@@ -71,7 +71,7 @@ def narrowings(found: Scan, foreign: Foreign) -> dict[str, Narrowing]:
             if not free:
                 break
             left = {n: [v for v in broken if check.forbids(v | {n: defaults.get(n)})] for n in free}
-            worst = min(free, key=lambda n: len(left[n]))
+            worst = min(free, key=dict(zip(free, map(len, left.values()), strict=True)).__getitem__)
             kept = _that_pass(check, foreign.variables[worst], defaults, reason)
             if kept and not any(check.forbids(v | {worst: end}) for v in broken for end in kept.some()):
                 narrowed[worst] = kept

@@ -72,7 +72,11 @@ def test_the_naive_baseline_is_predicted_within_a_few_percent():
     from techniques.config import resolve
 
     assert abs(model_bill(resolve({}, known)).total / (15_863_489 - 47_642) - 1.0) < 0.05
-    assert Preflight(study).rejection(resolve({}, known)) is None
+    naive = resolve({}, known)
+    preflight = Preflight(study)
+    assert abs(preflight.predict(naive).artifact_bytes / 15_863_489 - 1.0) < 0.1
+    assert preflight.chance(naive) > 0.8
+    assert preflight.rejection(naive, doubtful=True) is None
 
 
 def test_seconds_are_unknown_until_a_trial_finished_then_learnt(tmp_path: Path):

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.costs.accuracy import held_out
 from benchmarks.costs.first_trials import GPU, coverage_of, simulated
+from benchmarks.costs.prior import cold_models, committed, departing, told_by
 from search.costs import bills
 from search.costs.factors import Bill, CostModel, Estimate, Learnt, Part
 from search.costs.preflight import EXPLORE, Preflight
@@ -113,6 +114,35 @@ def test_a_certain_estimate_keeps_a_limit_or_does_not() -> None:
     assert Estimate(0.0, 0.1, 0.1).chance(1.0) == pytest.approx(0.5)
 
 
+def test_what_follows_a_budget_is_bounded_on_its_own() -> None:
+    """Of 600 s and some seconds that are hardly known, only these have a spread."""
+    told = Estimate(math.log(2.0), 0.5, 1.0, sure=600.0)
+    more = replace(told, sure=0.0)
+    assert told.value == pytest.approx(602.0)
+    assert told.upper(0.975) == pytest.approx(600.0 + more.upper(0.975)) and more.upper(0.975) > 15.0
+    assert told.chance(610.0) == pytest.approx(more.chance(10.0)) and told.chance(600.0) == 0.0
+    assert told.chance(told.upper(0.9)) == pytest.approx(0.9)
+
+
+def test_a_study_that_departs_does_not_speak_for_all() -> None:
+    """Many trials of one study whose matrices are larger, few of three others that agree."""
+    trials = [t for t in committed() if t.study.startswith("laptop/")][:12]
+    model = cold_models()["bytes"]
+    for name, times in (("odd", 6), ("a", 1), ("b/home", 1), ("c", 1)):
+        more = 1.4 if name == "odd" else 1.0
+        for bill in [bills.model_bill(t.resolved) for t in trials] * times:
+            model.add(
+                departing(bill, name),
+                sum(p.amount * (more if "role:mlp" in p.factors else 1.0) for p in bill.parts),
+            )
+    learnt = bills.read_prior({"bytes": told_by("bytes", model)})["bytes"]
+    assert not any("odd" in name for name in learnt.factors)
+    told = bills.byte_model(learnt)
+    for bill in (bills.model_bill(t.resolved) for t in trials):
+        share = sum(p.amount for p in bill.parts if "role:mlp" in p.factors) / bill.total
+        assert told.estimate(bill).log - math.log(bill.total) < 0.3 * math.log(1.0 + 0.4 * share)
+
+
 def rig(folder: Path, admit: float = 0.85) -> tuple[Any, Preflight]:
     """(a run with `slide`, which no trial had; who judges it): 1.3 times its seconds are allowed."""
     study = make_study(folder, f"{SPACE}\n[sampler]\nadmit = {admit}\n")
@@ -207,9 +237,9 @@ def test_bounds_hold_from_the_first_trial_on_recorded_figures() -> None:
     """Searches that the prior did not see: learnt from the others, told only the baseline of their own."""
     for name, found in held_out(read_trials(LAPTOP)).items():
         assert len(found) >= 80, name
-        assert 0.93 <= accuracy_of(found).coverage <= 0.99, name
+        assert 0.94 <= accuracy_of(found).coverage <= 0.99, name
         width = np.median([p.upper / p.predicted for p in found])
-        assert width < (1.2 if name == "bytes" else 1.6), (name, width)
+        assert width < (1.15 if name == "bytes" else 1.6), (name, width)
 
 
 def test_a_study_of_record_scale_keeps_its_limits_from_the_start() -> None:

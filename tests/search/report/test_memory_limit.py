@@ -105,7 +105,7 @@ def test_a_trial_over_it_is_infeasible_everywhere(tmp_path: Path) -> None:
     assert "1 feasible trial;" in board and "2,000,000,000 bytes of memory" in board
     assert "memory, bytes" in board and "3,000,000,000" in board
     assert "over a limit: 1 × peak memory (#1: 3,000,000,000 of 2" in printed(print_status, session)
-    assert "3e+09 bytes (limit 2e+09)" in printed(print_trial, session, 1)
+    assert "3,000,000,000 bytes (limit 2,000,000,000)" in printed(print_trial, session, 1)
     assert "memory +0.500" in printed(print_trial, session, 1)
 
 

@@ -122,11 +122,14 @@ def test_the_last_ended_ones_their_verdicts_and_the_counts_by_reason(tmp_path: P
     with progress_of(study, tmp_path, 100) as progress:
         text = "\n".join(view(progress))
     assert "told · 5 of 20 done, 0 running" in text
-    assert "best #0: 2.0500 bits/byte (mean of seeds 2.0300 ± 0.0283 (2 seeds)), 1,900,000 bytes" in text
+    assert (
+        "best observed #0: 2.0500 bits/byte (mean of seeds 2.0300 ± 0.0283 (2 seeds)), 1,900,000 bytes"
+        in text
+    )
     assert "#1  1.9000  over a limit: evaluation, 150.0 of 100 s" in text
     assert "#3          failed: diverged: train_loss is nan at step 7" in text
     assert "#5  2.0100  within all limits, trial #0 again" in text
-    assert "#0  2.0500" not in text.replace("best #0", "")  # the five newest
+    assert "#0  2.0500" not in text.replace("best observed #0", "")  # the five newest
     counts = " ".join(text.splitlines()[-3:])
     assert "2 within all limits, 1 over a limit (evaluation 1), 1 pruned, 1 failed (diverged 1), " in counts
     assert "4 resampled before running (bytes 3, duplicate 1), 1 interrupted and tried again" in counts
@@ -192,7 +195,7 @@ def test_plain_lines_where_there_is_no_terminal_one_a_trial(tmp_path: Path, envi
     lines = file.getvalue().splitlines()
     assert lines[0] == "#1 2.4000 bits/byte, over a limit: artifact, 3,000,000 of 2,000,000 bytes"
     assert lines[1].startswith(
-        "#2 2.3000 bits/byte, within all limits, the best so far · 3 of 20 trials done, 1 running"
+        "#2 2.3000 bits/byte, within all limits, the best observed so far · 3 of 20 trials done, 1 running"
     )
     assert len(lines) == 2 and "\x1b" not in file.getvalue()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shlex
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from search.common.console import counted
+from search.common.console import counted, make_console
 from search.common.paths import Folders
+from search.common.tables import TableConsole
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
 from search.report.rows import overhead_of_study, ranked, snapshot
@@ -22,6 +25,7 @@ from search.report.status import print_status
 from search.report.trial import print_trial, shortcoming
 from search.session.session import Session
 from search.study.load import find_study
+from search.study.model import Price
 from search.trainers.trainer import trainer_of
 from tests.search.fake_studies import write_study
 
@@ -112,9 +116,54 @@ def test_status_tells_why_configurations_failed(session: Session) -> None:
     assert "over a limit: 1 × artifact" in text and text.count("over a limit: ") == 1
 
 
+def test_status_tells_what_rented_gpus_cost(session: Session) -> None:
+    """Of GPUs alone; hours are on the clock, and there are several GPUs to a trial."""
+    assert "dollars" not in printed(print_status, session)
+    rented = replace(
+        session.study, price=Price(2.5), gpus_per_trial=8, fixed={**session.study.fixed, "device": "cuda"}
+    )
+    start = datetime(2026, 1, 1)
+    trial = session.optuna_study.trials[0]
+    trial.datetime_start = start
+    trial.datetime_complete = start + timedelta(hours=2)
+    stored = optuna.create_study()
+    stored.add_trial(trial)
+    text = printed(print_status, replace(session, study=rented, optuna_study=stored))
+    assert "2.00 hours of trials on the clock, 16.00 GPU hours, 40.00 dollars at 2.5 an hour" in text
+
+
+@pytest.mark.parametrize("figure", [15_987_654, 123_456_789])
+def test_tables_fit_80_columns_and_their_marks_have_a_legend(session: Session, figure: int) -> None:
+    """Whole, with sizes of the challenge, and no figure cut."""
+    more = {"artifact_bytes": figure, "train_seconds": 599.9, "eval_seconds": 599.9, "steps": 13_780}
+    more |= {"legality": "gptq: legal-if-timed", "peak_memory_bytes": 70_000_000_000}
+    for k in range(30):
+        session.optuna_study.add_trial(trial_of(1.1 + k / 100, **more))
+        session.optuna_study.add_trial(trial_of(1.0, broken="bytes", **more))
+    console = Console(file=io.StringIO(), width=80)
+    print_leaderboard(console, session)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    whole = [line for line in text.splitlines() if "python " not in line and "over a limit" not in line]
+    assert max(map(len, whole)) <= 80 and f"{figure:,}" in text and "…" not in text
+    assert "legal-if-timed: its work counts" in text
+    assert "(!: the technique was on, and changed nothing" in text
+
+
+def test_a_workers_name_is_no_emoji(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    """rich takes :100: for one; so may any name between colons be, in tables for programs too."""
+    session.optuna_study.add_trial(trial_of(2.2, worker="host:100:0", reason=":fire: out of memory"))
+    print_trial(make_console(), session, 6)
+    for form in ("csv", "json"):
+        console = TableConsole(form)
+        print_trial(console, session, 6)
+        console.close()
+    text = capsys.readouterr().out
+    assert text.count("host:100:0") == 3 and text.count(":fire:") == 3
+
+
 def test_show_lists_facts_and_refuses_a_number_there_is_not(session: Session) -> None:
     text = printed(print_trial, session, 2)
-    assert "artifact_bytes" in text and "1.9e+06 bytes (limit 2e+06" in text and "bytes -0.100" in text
+    assert "artifact_bytes" in text and "1,900,000 bytes (limit 2,000,000" in text and "bytes -0.100" in text
     with pytest.raises(ValueError, match="trials 0 to 5, but not 17"):
         print_trial(Console(file=io.StringIO()), session, 17)
 

@@ -12,12 +12,15 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from claims.board import print_board
+from search.common.attributes import PRICE, STUDY_IDENTITY
 from search.common.paths import Folders
 from search.report.studies import print_diff, print_studies
 from search.session.session import Session
 from search.session.shelf import Shelf, shelf_of
 from search.storage.patient import creation_lock, open_storage, open_study
 from search.study.load import find_study
+from search.study.model import study_identity
 from search.trainers.trainer import trainer_of
 from tests.search.db_helpers import held_server
 from tests.search.fake_studies import write_study
@@ -55,6 +58,14 @@ def listed(shelf: Shelf, *, every: bool = False) -> str:
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= 80
     return text
+
+
+def test_the_list_tells_what_studies_cost(shelf: Shelf) -> None:
+    """Where a price was stored with them."""
+    assert "dollars" not in listed(shelf)
+    shelf.study("first").set_user_attr(PRICE, [2.0, 8])
+    assert "dollars" in listed(shelf)
+    assert {s.name: s.dollars is None for s in shelf.studies()} == {"first": False, "second": True}
 
 
 def test_the_list_names_the_best_that_keeps_the_limits(shelf: Shelf) -> None:
@@ -169,3 +180,13 @@ def test_two_trials_side_by_side(tmp_path: Path) -> None:
     assert "2.4000" in text and "pruned" in text and "300,000" in text and "1 setting the same" in text
     with pytest.raises(ValueError, match="0 to 1, but not 7"):
         print_diff(console, session, 0, 7)
+
+
+def test_the_leaderboard_reads_a_real_database(shelf: Shelf) -> None:
+    """Studies of other programs among them."""
+    console = Console(file=io.StringIO(), width=80)
+    for study in shelf.stored():
+        study.set_user_attr(STUDY_IDENTITY, study_identity(find_study(write_study(shelf.home, "any"))))
+    print_board(console, shelf.stored(), shelf.home, top=1, every=False)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "first #1" in text and "second #0" in text

@@ -10,7 +10,7 @@ import pytest
 
 from search.samplers.admission import check_space
 from search.study.load import load_study
-from search.study.model import study_hash
+from search.study.model import Confirm, study_hash
 from techniques import catalog
 from techniques.base import Choice, Float, Int
 from tests.conftest import ROOT
@@ -89,6 +89,11 @@ def test_the_record_track_leaves_out_what_is_not_admitted(tmp_path: Path):
         ),
         ("[pruning]\nform = 0.5", r"\[pruning\] has no key 'form'. Did you mean 'from'"),
         ("[pruning]\nfrom = 1.5", "`pruning.from` must lie in 0.0 .. 1.0"),
+        ("[confirm]\ntop = 0", "`confirm.top` must lie in 1 .. 10"),
+        ("[confirm]\nseeds = 3", "`confirm.seeds` must lie in 4 .. 64"),
+        ("[confirm]\nbest = 3", r"\[confirm\] has no key 'best'"),
+        ("[cost]\ndollars = 3", r"\[cost\] has no key 'dollars'. Did you mean 'dollars_per_gpu_hour'"),
+        ("[cost]\ndollars_per_gpu_hour = -1", "`cost.dollars_per_gpu_hour` must lie in"),
         ("[sampler]\nstartup = 3", r"\[sampler\] has no key 'startup'. Did you mean 'startup_trials'"),
         (
             "[fixed]\niterations = 5\n[space]\niterations = { low = 1, high = 5 }",
@@ -114,6 +119,8 @@ def test_what_is_wrong_is_said_with_a_way_out(tmp_path: Path, text: str, says: s
             HEADER.replace('name = "fake"', 'nmae = "fake"'),
             r"\[study\] has no key 'nmae'. Did you mean 'name'",
         ),
+        (HEADER.replace('name = "fake"', 'trackers = ["wandv"]'), "no tracker 'wandv'. Did you mean 'wandb'"),
+        (HEADER.replace('name = "fake"', 'trackers = "wandb"'), "must be a list"),
         ("[study\n", "Not valid TOML"),
     ],
 )
@@ -136,6 +143,13 @@ def test_an_edit_changes_the_hash_and_prose_does_not(tmp_path: Path):
         "[techniques]\nplain = 'off'",
         "[space]\n'plain.gain' = {low=1, high=2}",
     )
+    beside = "[confirm]\n[cost]\ndollars_per_gpu_hour = 2.5"  # what a study does beside its trials
+    edited = make_study(
+        tmp_path, beside, header=HEADER.replace('"record"', '"record"\ntrackers = ["mlflow"]')
+    )
+    assert study_hash(edited) == first
+    assert edited.confirm == Confirm() and edited.price.dollars_per_gpu_hour == 2.5
+    assert edited.trackers == ("mlflow",) and make_study(tmp_path).confirm is None
     assert len({first, *(study_hash(make_study(tmp_path, edit)) for edit in edits)}) == 4
     assert study_hash(make_study(tmp_path, header=HEADER.replace("100_000_000", "99"))) != first
 

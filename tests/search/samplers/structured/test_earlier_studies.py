@@ -96,8 +96,8 @@ def test_the_objective_is_the_marginal_likelihood_and_its_gradient(pairs: bool) 
     model, columns, _, _ = model_of(pairs=pairs)
     flat = model.hyper.flat()
     k = slow(model, columns, columns[:1])[0]
-    centres = np.concatenate([np.tile(CENTRES, 2), vector(START, len(SPACE))])
-    away = (flat - centres) / np.concatenate([np.tile(SPREADS, 2), vector(WIDTH, len(SPACE))])
+    centres = np.concatenate([np.tile(CENTRES, 2), vector(START, model.basis.count)])
+    away = (flat - centres) / np.concatenate([np.tile(SPREADS, 2), vector(WIDTH, model.basis.count)])
     expected = 0.5 * model.y @ np.linalg.solve(k, model.y) + 0.5 * np.linalg.slogdet(k)[1]
     value, gradient = model.objective(flat)
     assert value == pytest.approx(expected + 0.5 * away @ away)

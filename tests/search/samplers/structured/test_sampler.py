@@ -134,12 +134,27 @@ def test_the_objective_is_the_marginal_likelihood_and_its_gradient() -> None:
     phi, prior = dense(model, columns)
     noise = math.exp(model.hyper.noise) + model.extra + 1e-6
     k = phi @ np.diag(prior) @ phi.T + np.diag(noise)
-    away = (flat - vector(START, len(SPACE))) / vector(WIDTH, len(SPACE))
+    away = (flat - vector(START, model.basis.count)) / vector(WIDTH, model.basis.count)
     expected = 0.5 * model.y @ np.linalg.solve(k, model.y) + 0.5 * np.linalg.slogdet(k)[1]
     value, gradient = model.objective(flat)
     assert value == pytest.approx(expected + 0.5 * away @ away)
     found = slopes(lambda h: model.objective(h)[0], flat, 1e-5)
     assert np.allclose(gradient, found, rtol=1e-6, atol=1e-5)
+
+
+def test_a_handful_of_trials_tells_what_switches_do_and_how_numbers_curve_on_average() -> None:
+    switches: dict[str, BaseDistribution] = {
+        f"g{k}": CategoricalDistribution((False, True)) for k in range(30)
+    }
+    numbers: dict[str, BaseDistribution] = {f"x{k}": FloatDistribution(-1.0, 1.0) for k in range(30)}
+    rng = np.random.default_rng(0)
+    for space, effect in ((switches, lambda r: r.sum(axis=1)), (numbers, lambda r: (r * r).sum(axis=1))):
+        basis, rows = Basis(space), Rows(space, {}).uniform(rng, 212)
+        columns = basis.columns(rows, np.ones(rows.shape, dtype=bool))
+        model = Surrogate(basis)
+        model.observe(columns[:12], effect(rows[:12]), fit=12)
+        assert np.corrcoef(model.mean()(columns[12:]), effect(rows[12:]))[0, 1] > 0.9
+    assert Basis({"g": switches["g0"], "x": numbers["x0"]}).shared == []  # of one there is no average
 
 
 def test_a_function_is_its_terms() -> None:
@@ -228,6 +243,48 @@ def test_what_the_filter_refuses_is_not_proposed() -> None:
     prior = Prior(admits=lambda p: p.get("layers", 0) <= 4)
     study = search(StructuredSampler(seed=0, prior=prior, tpe_share=0.3), 30)
     assert all(t.params["layers"] <= 4 for t in study.trials[2:])  # the first is uniform: nothing is known
+
+
+def test_of_several_draws_the_most_promising_is_proposed_while_trials_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space: dict[str, BaseDistribution] = {f"x{k}": FloatDistribution(-1.0, 1.0) for k in range(14)}
+    sampler = StructuredSampler(seed=0, prior=Prior(space), tpe_share=0.0)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda t: sum(t.suggest_float(n, -1.0, 1.0) for n in space), n_trials=13)
+    offered = [np.full(14, 1.0), np.full(14, -1.0), np.full(14, 0.5)]
+    left = list(offered)
+    monkeypatch.setattr(sampler, "_best_of_a_draw", lambda beliefs: left.pop(0))
+    monkeypatch.setattr(sampler, "_asks_smooth", lambda beliefs: False)
+    sampler.begin(study, study.trials)
+    assert set(sampler.propose().values()) == {-1.0} and not left
+    study.optimize(lambda t: sum(t.suggest_float(n, -1.0, 1.0) for n in space), n_trials=2)
+    left += offered
+    sampler.begin(study, study.trials)
+    assert set(sampler.propose().values()) == {1.0} and len(left) == 2  # the draw alone
+
+
+def test_of_many_trials_no_ask_fits_two_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = list[int]()
+    observe = Surrogate.observe
+
+    def noted(self: Surrogate, *args: Any, fit: int = 0, **kwargs: Any) -> None:
+        fits[-1] += fit > 0
+        observe(self, *args, fit=fit, **kwargs)
+
+    space: dict[str, BaseDistribution] = {f"x{k}": FloatDistribution(0.0, 1.0) for k in range(3)}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(125):
+        trial = study.ask(space)
+        for name in space:
+            trial.set_constraint(name, trial.params[name] - 0.8)
+        study.tell(trial, sum(trial.params.values()))
+    monkeypatch.setattr(Surrogate, "observe", noted)
+    beliefs = Beliefs(space, {})
+    for count in range(101, 126):
+        fits.append(0)
+        beliefs.learn(study.trials[:count])
+    assert max(fits) == 1 and sum(fits) >= 4 * 4  # each of the four models again and again
 
 
 def test_running_trials_keep_workers_apart() -> None:

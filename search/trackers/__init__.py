@@ -1,0 +1,1 @@
+"""Finished trials in MLflow or Weights & Biases too, where a study's owner already looks."""
