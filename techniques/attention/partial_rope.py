@@ -54,7 +54,8 @@ class PartialRotary(nn.Module):
 
     def forward(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         t = q.size(1)
-        tables = (self.cos, self.sin) if t <= self.seq_len else (self.cos_long, self.sin_long)
+        late = t > self.seq_len and hasattr(self, "cos_long")
+        tables = (self.cos_long, self.sin_long) if late else (self.cos, self.sin)
         cos, sin = (table[:t].to(q.dtype) for table in tables)
 
         def turn(x: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ class CanonSum(nn.Module):
         if branch not in self.weights:
             return n
         w, out = self.weights[branch].to(n.dtype), n
-        for k in range(CANON_REACH):
+        for k in range(min(CANON_REACH, n.size(1))):
             back = F.pad(n[:, : n.size(1) - k], (0, 0, k, 0)) if k else n
             if k and self.stops:
                 back = back * (ctx["canon"] >= k).unsqueeze(-1)
