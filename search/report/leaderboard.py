@@ -189,7 +189,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t, confirmed, beliefs) for t in good[:top]], title)
         console.print(f"\n{ranking_text(beliefs)}", highlight=False)
     else:
-        console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
+        console.print(
+            f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=not console.is_terminal
+        )
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     against = against_baseline(session, good, confirmed)
     for line in (against, reuse, old_bytes(session, trials), trouble_text(session)):
@@ -200,16 +202,19 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         title = f"Infeasible: {counted(len(bad), 'trial')}{limits_text(over_by_limit(bad))}"
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
         for line in over_lines(session, bad[: max(3, top // 3)]):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=not console.is_terminal)
     if not session.study.in_nats and (not good or any(t.number not in confirmed for t in good[:top])):
         console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
         text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
-        console.print(text, soft_wrap=True)
+        console.print(text, soft_wrap=not console.is_terminal)
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
-        console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
+        console.print(
+            f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.",
+            soft_wrap=not console.is_terminal,
+        )
     if good:
         print_reproduce(console, session, good[0], confirmed, beliefs)
 
