@@ -47,7 +47,9 @@ def test_a_picture_keeps_text_and_colours() -> None:
     assert made.text_of(screen).plain == "plain green & <odd>\nsecond"
     drawn = made.picture_of(screen, "$ python search.py best")
     shown = re.sub(r"<[^>]*>", "", drawn).replace("&#160;", " ")
-    assert "plain" in shown and "green" in shown and "&lt;odd&gt;" in shown and "python search.py best" in shown
+    assert (
+        "plain" in shown and "green" in shown and "&lt;odd&gt;" in shown and "python search.py best" in shown
+    )
     assert "@font-face" not in drawn and "url(http" not in drawn and "Fira" not in drawn
 
 
