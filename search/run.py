@@ -145,7 +145,7 @@ def print_end(console: Console, session: Session, target: int) -> None:
     if engines.finished(session) < target:
         trials = session.optuna_study.get_trials(deepcopy=False)
         told = end_of(build_space(session.study, catalog.metadata()), session.study, trials, target)
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        console.print(told, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def print_costs_known(console: Console, session: Session, now: float, *, hardware: str = "") -> float:

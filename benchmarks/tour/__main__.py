@@ -1,5 +1,5 @@
-"""The tour of docs/tour.md: every command that it shows is run, in a home of its own, on a terminal of 80
-columns; what the terminal showed becomes docs/pictures/NAME.svg, and the seconds go into the page.
+"""The tour of docs/tour.md: every command that it shows is run in a fresh copy of the project, on a terminal
+of 80 columns; what the terminal showed becomes docs/pictures/NAME.svg, and the seconds go into the page.
 
     python -m benchmarks.tour                 # all of it, about a quarter of an hour on two cores
     python -m benchmarks.tour --write         # and the pictures and seconds of the page made again
@@ -15,7 +15,9 @@ import io
 import os
 import pty
 import re
+import resource
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pyte
+from pyte import modes
 from pyte.screens import Char
 from rich.color import Color
 from rich.console import Console
@@ -39,9 +42,11 @@ from search.common.paths import ROOT
 PAGE = ROOT / "docs" / "tour.md"
 PICTURES = ROOT / "docs" / "pictures"
 COLUMNS = 80
+WINDOW_LINES = 40
 MOST_LINES = 400
 LIVE = "live"  # the picture of a command while it runs, before its end
-LIVE_AT = re.compile(r"\b(\d+) of \d+ trials")  # it is taken once some trials are done
+LIVE_AT = re.compile(r"\b(\d+) of (\d+) done, [2-9] running")  # it is taken once half of the trials are done
+LIVE_EVERY_S = 2.0  # a look at the screen costs the trials some time
 STEP = re.compile(r"^    \$ (python .*)\n|^!\[[^\]]*\]\(pictures/([\w-]+)\.svg\)", re.MULTILINE)
 SECONDS = re.compile(r"<!-- seconds -->.*?<!-- end -->", re.DOTALL)
 FONT = re.compile(r"@font-face\s*{.*?}\s*", re.DOTALL)  # of a web address: a picture needs no network
@@ -62,6 +67,7 @@ class Ran:
     step: Step
     status: int
     seconds: float
+    processor_seconds: float  # of all of its processes that ended
     screen: pyte.Screen
     live: pyte.Screen | None
 
@@ -85,12 +91,14 @@ def steps_of(page: str) -> Iterator[Step]:
 def run(step: Step, words: list[str], folder: Path, environ: Mapping[str, str]) -> Ran:
     """Runs a command on a terminal of its own."""
     ours, theirs = pty.openpty()
-    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", WINDOW_LINES, COLUMNS, 0, 0))
     began = time.perf_counter()
+    used = processor_seconds()
     screen = pyte.Screen(COLUMNS, MOST_LINES)
-    screen.set_mode(pyte.modes.LNM)
+    screen.set_mode(modes.LNM)
     stream = pyte.ByteStream(screen)
     live: pyte.Screen | None = None
+    looked = began
     process = subprocess.Popen(
         words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=dict(environ)
     )
@@ -103,16 +111,24 @@ def run(step: Step, words: list[str], folder: Path, environ: Mapping[str, str]) 
         if not read:
             break
         stream.feed(read)
-        if LIVE in step.pictures:
-            live = now(screen) or live
+        if LIVE in step.pictures and live is None and time.perf_counter() - looked > LIVE_EVERY_S:
+            looked = time.perf_counter()
+            live = now(screen)
     os.close(ours)
-    return Ran(step, process.wait(), time.perf_counter() - began, screen, live)
+    status = process.wait()
+    return Ran(step, status, time.perf_counter() - began, processor_seconds() - used, screen, live)
+
+
+def processor_seconds() -> float:
+    """Of the processes that were begun from here and ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def now(screen: pyte.Screen) -> pyte.Screen | None:
-    """A copy of the screen while a good part of the trials is done."""
+    """A copy of the screen once half of the trials are done."""
     found = LIVE_AT.search("\n".join(screen.display))
-    if not found or int(found[1]) < 6:
+    if not found or int(found[1]) < int(found[2]) / 2:
         return None
     copy = pyte.Screen(COLUMNS, MOST_LINES)
     for y, row in screen.buffer.items():
@@ -161,19 +177,48 @@ def picture_of(screen: pyte.Screen, title: str) -> str:
     return drawn.replace("Fira Code", "Menlo, Consolas, DejaVu Sans Mono")
 
 
-def words_of(step: Step, home: Path, trials: int | None) -> list[str]:
-    """As it is run here: this Python, this home, perhaps fewer trials."""
+def draw(ran: Ran) -> None:
+    """Writes the pictures of a step."""
+    PICTURES.mkdir(exist_ok=True)
+    for name in ran.step.pictures:
+        screen = ran.live if name == LIVE else ran.screen
+        if screen is not None:
+            drawn = picture_of(screen, f"$ {shlex.join(ran.step.words)}")
+            (PICTURES / f"{name}.svg").write_text(drawn, encoding="utf-8")
+
+
+def words_of(step: Step, trials: int | None) -> list[str]:
+    """As it is run here: this Python, perhaps fewer trials."""
     words = [sys.executable, *step.words[1:]]
     if trials is not None and "--trials" in words:
         words[words.index("--trials") + 1] = str(trials)
-    return [*words, "--home", str(home)] if "search.py" in words else words
+    return words
+
+
+def copy_to(folder: Path) -> None:
+    """The project as a clone of it is, without data and runs: what is shown is what a reader sees."""
+    command = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def check_paths(text: str, *folders: Path) -> None:
+    """ValueError where a picture shows a folder of the machine that drew it, also broken over two lines."""
+    joined = "".join(text.split())
+    found = [str(folder) for folder in folders if len(folder.parts) > 1 and str(folder) in joined]
+    if found:
+        raise ValueError(f"a picture shows {', '.join(found)}:\n{text}")
 
 
 def seconds_table(ran: list[Ran]) -> str:
-    rows = [f"| `{shlex.join(one.step.words)}` | {one.seconds:,.0f} |" for one in ran]
-    total = sum(one.seconds for one in ran)
+    rows = [(shlex.join(one.step.words), one.seconds, one.processor_seconds) for one in ran]
+    rows.append(("all", sum(one.seconds for one in ran), sum(one.processor_seconds for one in ran)))
     cores = f"{os.cpu_count()} shared {os.uname().machine} cores"
-    lines = [f"| command | seconds on {cores} |", "| --- | ---: |", *rows, f"| all | {total:,.0f} |"]
+    lines = [f"| on {cores} | seconds | of processor |", "| --- | ---: | ---: |"]
+    lines += [f"| `{command}` | {wall:,.0f} | {used:,.0f} |" for command, wall, used in rows]
     return "\n".join(["<!-- seconds -->", *lines, "<!-- end -->"])
 
 
@@ -182,28 +227,31 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="the pictures and the seconds of the page")
+    parser.add_argument("--show", action="store_true", help="what each command showed")
     parser.add_argument("--trials", type=int, help="of the study, in place of what the page says")
     options = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
     environ = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "PYTHONWARNINGS": "ignore"}
     environ.pop("NO_COLOR", None)
     ran: list[Ran] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "caddie")
+        copy_to(folder)
         for step in steps_of(page):
-            one = run(step, words_of(step, Path(folder), options.trials), ROOT, environ)
+            one = run(step, words_of(step, options.trials), folder, environ)
             ran.append(one)
-            print(f"{one.seconds:7.1f} s  status {one.status}  {shlex.join(step.words)}", flush=True)
+            took = f"{one.seconds:7.1f} s, {one.processor_seconds:7.1f} of processor"
+            print(f"{took}, status {one.status}  {shlex.join(step.words)}", flush=True)
+            text = text_of(one.screen).plain
+            check_paths(text, Path(place), ROOT, Path.home())
+            if options.show or one.status:
+                print(text, flush=True)
             if one.status:
-                print(text_of(one.screen).plain)
                 return 1
+            if options.write:
+                draw(one)
     if options.write:
-        PICTURES.mkdir(exist_ok=True)
-        for one in ran:
-            for name in one.step.pictures:
-                screen = one.live if name == LIVE else one.screen
-                if screen is not None:
-                    title = f"$ {shlex.join(one.step.words)}"
-                    (PICTURES / f"{name}.svg").write_text(picture_of(screen, title), encoding="utf-8")
+        page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(SECONDS.sub(lambda _: seconds_table(ran), page), encoding="utf-8")
     return 0
 

@@ -97,11 +97,13 @@ def counted(number: int, noun: str) -> str:
 
 def print_wait(console: Console, what: str) -> None:
     """What begins now and takes its time; its step is printed when it is over."""
-    console.print(f"{what} …", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{what} …", highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def print_step(console: Console, step: str, since: float) -> float:
     """One step of the start and its seconds; returns now."""
     now = time.monotonic()
-    console.print(f"{step}  [{now - since:.1f} s]", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{step}  [{now - since:.1f} s]", highlight=False, markup=False, soft_wrap=not console.is_terminal
+    )
     return now

@@ -59,12 +59,19 @@ NOT_YET = "No trial of this study has finished. Start it with `python search.py`
 def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     """A table; in a narrow terminal the techniques of each row stand below it."""
     wide = console.width >= WIDE
-    console.print(table_of(rows, title, techniques=wide))
+    table = table_of(rows, title, techniques=wide)
+    if not wide and table.title:  # a table's own title breaks at its width, which is less
+        console.print(table.title, style="table.title", highlight=False)
+        table.title = None
+    console.print(table)
+    shared = () if wide else shared_techniques(rows)
+    if shared:
+        console.print(f"on in all of these: {', '.join(shared)}", highlight=False, markup=False)
     for row in () if wide else rows:
         name = "mean of seeds" if row.replicates else "confirmed"
         told = f"{name} {row.confirmed}; " if row.confirmed else ""
         told += f"over {', '.join(row.over)}; " if row.over else ""
-        text = f"#{row.number}: {told}{row.legality}; {techniques_of(row)}"
+        text = f"#{row.number}: {told}{row.legality}; {techniques_of(row, shared)}"
         console.print(text, highlight=False, markup=False)
     for line in legend_of(rows):
         console.print(line, highlight=False)
@@ -78,9 +85,20 @@ def legend_of(rows: Sequence[Row]) -> list[str]:
     return [f"({'; '.join(told)})"] if told else []
 
 
-def techniques_of(row: Row) -> str:
-    """The techniques that were on; ! marks one that changed nothing."""
-    return ", ".join(f"{t}!" if t in row.inactive else t for t in row.techniques) or "no technique"
+def techniques_of(row: Row, told: Sequence[str] = ()) -> str:
+    """The techniques that were on; ! marks one that changed nothing. Those that were `told` are left out."""
+    named = [f"{t}!" if t in row.inactive else t for t in row.techniques]
+    rest = [name for name in named if name not in told]
+    if told:
+        return "also " + ", ".join(rest) if rest else "nothing else"
+    return ", ".join(rest) or "no technique"
+
+
+def shared_techniques(rows: Sequence[Row]) -> list[str]:
+    """What every row would name, where it is so much that telling it once is shorter."""
+    named = [techniques_of(row).split(", ") for row in rows]
+    shared = [name for name in named[0] if all(name in one for one in named)] if len(rows) > 2 else []
+    return shared if len(shared) > 2 else []
 
 
 def table_of(rows: Sequence[Row], title: str, *, techniques: bool) -> Table:
@@ -189,7 +207,9 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t, confirmed, beliefs) for t in good[:top]], title)
         console.print(f"\n{ranking_text(beliefs)}", highlight=False)
     else:
-        console.print(f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=True)
+        console.print(
+            f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=not console.is_terminal
+        )
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     against = against_baseline(session, good, confirmed)
     for line in (against, reuse, old_bytes(session, trials), trouble_text(session)):
@@ -200,16 +220,19 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         title = f"Infeasible: {counted(len(bad), 'trial')}{limits_text(over_by_limit(bad))}"
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
         for line in over_lines(session, bad[: max(3, top // 3)]):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=not console.is_terminal)
     if not session.study.in_nats and (not good or any(t.number not in confirmed for t in good[:top])):
         console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
         text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
-        console.print(text, soft_wrap=True)
+        console.print(text, soft_wrap=not console.is_terminal)
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
-        console.print(f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.", soft_wrap=True)
+        console.print(
+            f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.",
+            soft_wrap=not console.is_terminal,
+        )
     if good:
         print_reproduce(console, session, good[0], confirmed, beliefs)
 

@@ -110,7 +110,10 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         if key in attrs:
             out[key] = f"{attrs[key]:,}"
     out["constraints"] = ", ".join(f"{k} {v:+.3f}" for k, v in trial.constraints.items()) or "not set"
-    out["parameters"] = ", ".join(f"{k}={short(v)}" for k, v in trial.params.items())
+    off = [k for k, v in trial.params.items() if v is False and "." not in k]  # techniques
+    out["parameters"] = ", ".join(f"{k}={short(v)}" for k, v in trial.params.items() if k not in off)
+    if off:
+        out["off"] = ", ".join(off)
     if trial.intermediate_values:
         points = sorted(trial.intermediate_values.items())
         out["early BPB"] = ", ".join(f"{step}: {bpb:.4f}" for step, bpb in points)
