@@ -1,5 +1,7 @@
 """The banded pass against one forward of the whole stream under a dense mask."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,7 +76,7 @@ def whole_stream(known, settings, tokens: torch.Tensor, window: int) -> torch.Te
     return F.cross_entropy(logits, tokens[1:].long(), reduction="none")
 
 
-def banded_run(tokens: torch.Tensor, known=None, settings=None, world=None, **config: object):
+def banded_run(tokens: torch.Tensor, known=None, settings=None, world=None, **config: Any):
     model = tiny_model(known, **(settings or {}))
     before = [part for b in model.blocks for s in (b.attn.rope, b.attn.attend) for part in s.parts]
     run = train_gpt.Evaluation(model, tokens, 32, 4, world or single())
