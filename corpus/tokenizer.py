@@ -141,7 +141,7 @@ def fitted(
     pieces, ROOM of it, and the text is cut at the others, which are bytes: the library takes no coverage
     below 0.98. The space is a piece, however rare."""
 
-    def normal(text: str) -> str:
+    def folded(text: str) -> str:
         plain = text if lossless else unicodedata.normalize("NFKC", text)
         return "".join(SPACE if c == " " or (not lossless and c.isspace()) else c for c in plain)
 
@@ -149,8 +149,8 @@ def fitted(
     for text in texts:
         counts.update(text)
     by_normal = Counter[str]()
-    for character, count in counts.items():
-        for c in normal(character):
+    for char, count in counts.items():
+        for c in folded(char):
             by_normal[c] += count
     wanted = by_normal.most_common()
     total = by_normal.total()
@@ -167,7 +167,7 @@ def fitted(
     settings: dict[str, object] = {} if SPACE in kept or not total else {"required_chars": SPACE}
     if fits:
         return texts, settings
-    rare = "".join(c for c in counts if not {*normal(c)} <= kept | {SPACE})
+    rare = "".join(c for c in counts if not {*folded(c)} <= kept | {SPACE})
     cut = re.compile(f"[{re.escape(rare)}]+")
     return [part for text in texts for part in cut.split(text) if part], settings
 

@@ -76,21 +76,21 @@ def hessian_error(weight: Tensor, q: Tensor, scale: Tensor, hessian: Tensor) -> 
     return ((e @ hessian.double()) * e).sum((-2, -1))
 
 
-def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
-    """The factor, or None where the matrix is not positive definite."""
-    factor, failed = torch.linalg.cholesky_ex(matrix, upper=upper)
+def triangle_of(h: Tensor, *, upper: bool = False) -> Tensor | None:
+    """The factor, or None where it is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(h, upper=upper)
     return None if int(failed) or not bool(factor.isfinite().all()) else factor
 
 
 def inverse_factor(hessian: Tensor) -> Tensor | None:
     """U upper triangular with UᵀU = H⁻¹, or None where H is not positive definite."""
-    lower = cholesky(hessian)
-    return None if lower is None else cholesky(torch.cholesky_inverse(lower), upper=True)
+    lower = triangle_of(hessian)
+    return None if lower is None else triangle_of(torch.cholesky_inverse(lower), upper=True)
 
 
 def reverse_factor(hessian: Tensor) -> Tensor | None:
     """V upper triangular with VVᵀ = H, which is U⁻¹, or None: one factorisation of H turned round."""
-    lower = cholesky(hessian.flip(0, 1))
+    lower = triangle_of(hessian.flip(0, 1))
     return None if lower is None else lower.flip(0, 1)
 
 
@@ -277,7 +277,7 @@ def solve_all(
     """Of matrices that have a Hessian, by name, those of one shape together; None: the Cholesky failed."""
     out: dict[str, Solved | None] = {}
 
-    def solve(batch: Sequence[Job]) -> dict[str, Solved]:
+    def solved_batch(batch: Sequence[Job]) -> dict[str, Solved]:
         return solve_alike(batch, hessians, config, damp_of)
 
     alike: dict[Any, list[Job]] = {}
@@ -291,7 +291,7 @@ def solve_all(
         size = max(1, at_once(device) // width)
         batches += [group[i : i + size] for i in range(0, len(group), size)]
     batches.sort(key=lambda batch: -len(batch) * batch[0][1].numel() * batch[0][1].size(1))
-    for batch, found in zip(batches, spread(solve, batches, device), strict=True):
+    for batch, found in zip(batches, spread(solved_batch, batches, device), strict=True):
         out |= {name: found.get(name) for name, *_ in batch}
     return out
 

@@ -128,7 +128,7 @@ def main() -> int:
     def ours(factor: str) -> Found:
         quantizer = GptqQuantizer(dataclasses.replace(config, factor=factor))
         quantizer.hessians = hessians
-        quantizer.solve(jobs)
+        quantizer.solve_jobs(jobs)
         return {job[0]: quantizer.quantize(*job) for job in jobs}
 
     def plain() -> Found:

@@ -105,7 +105,7 @@ def document_hashes(tokens: np.ndarray, *, whole: bool) -> np.ndarray:
     starts = np.flatnonzero(tokens == BOS_ID)
     if starts.size == 0:
         return np.zeros(0, dtype=np.uint64)
-    lengths = np.diff(starts, append=tokens.size)
+    lengths = np.diff(np.concatenate([starts, [tokens.size]]))
     # Some documents at a time: their words stay in the processor's cache.
     cuts = np.flatnonzero(np.diff(starts // BLOCK_TOKENS)) + 1
     parts = zip(np.split(starts, cuts), np.split(lengths, cuts), strict=True)

@@ -45,6 +45,7 @@ MOST = 200  # trials that are read of an earlier study: the best, and as many of
 ENOUGH = 8  # trials that a model of the earlier study needs
 FEW = 3  # published results, with fewer of which nothing is told apart
 STEPS = 12  # of the fit of its variances
+SCALE = ("num_layers", "model_dim", "iterations")  # where no result has what this space can have, none counts
 DATA = ("data_path", "tokenizer_path", "vocab_size", "caseops", "val_tokens")
 
 
@@ -293,9 +294,11 @@ def records(session: Session) -> Learnt:
             continue
         told.append(Told(near.ran, near.params, near.here, float(result["val_bpb"]), {}))
     found = learn(RECORDS, told, unread=len(results) - len(told))
-    if len(found.source.params) < FEW:
+    other_scale = any(all(differs(t.ran, t.here, k) for t in told) for k in SCALE)
+    like = 0 if other_scale else len(found.source.params)
+    if like < FEW:
         raise ValueError(
             f"Published results must be of runs like this study's, but of {len(results)} only "
-            f"{len(found.source.params)} can be expressed in {session.study.path}. Drop `prior.published`."
+            f"{like} can be expressed in {session.study.path}. Drop `prior.published`."
         )
     return found

@@ -129,15 +129,15 @@ class GptqQuantizer:
         if name not in self.hessians:
             return self.fall_back("no_hessian", weight, bits, rule)
         if name not in self.solved:
-            self.solve([(name, weight, bits, rule)])
+            self.solve_jobs([(name, weight, bits, rule)])
         return self.told(self.solved.pop(name), weight, bits, rule)
 
     def prepare(self, export: Any, bits: Mapping[str, int]) -> None:
         """Solves what `quantize` is going to be asked for, matrices of one shape together."""
         rules = {n: export.seams.slot("row_scale", lambda _: None, export.roles[n]) for n in bits}
-        self.solve([(n, export.weights[n], b, rules[n]) for n, b in bits.items()])
+        self.solve_jobs([(n, export.weights[n], b, rules[n]) for n, b in bits.items()])
 
-    def solve(self, jobs: Sequence[Job]) -> None:
+    def solve_jobs(self, jobs: Sequence[Job]) -> None:
         self.solved |= solve_all(jobs, self.hessians, self.config, self.damp_of)
 
     def told(self, found: Solved | None, weight: Tensor, bits: int, rule: Any) -> tuple[Tensor, Tensor]:

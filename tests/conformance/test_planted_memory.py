@@ -35,7 +35,7 @@ def test_a_codec_that_keeps_nothing_passes(lab: Lab) -> None:
 def test_a_tilt_that_is_no_distribution_is_caught(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Towards everything but the special tokens, and not normalised."""
 
-    def tilt(logits: Any, targets: Any, hints: Any, strengths: Any) -> Any:
+    def tilt(logits: Any, targets: Any, hints: Any, strengths: Any, fade: float = 0.0) -> Any:
         nats = -F.log_softmax(logits.float(), -1).gather(-1, targets[..., None])[..., 0]
         return nats - strengths * ((targets == hints) & (hints >= 4))
 

@@ -325,7 +325,7 @@ def test_all_at_once_on_two_threads_or_in_pieces_gives_what_each_gives_alone(mon
         torch.set_num_threads(on)
         try:
             if together:
-                quantizer.solve(jobs)
+                quantizer.solve_jobs(jobs)
             pairs = [quantizer.quantize(*job) for job in jobs]
             assert torch.get_num_threads() == on
         finally:

@@ -262,7 +262,7 @@ def test_every_seam_has_its_place() -> None:
     within = {
         "forward": "embed_out shared values norm rope attend attn_out activation mlp residual block_out skip "
         "plan cap cross_entropy weight",
-        "build": "init hyper batch",  # with the model: untimed in training
+        "build": "sizes init hyper batch",  # with the model: untimed in training
         "round": "bits row_scale",
     }
     assert {*claims(Slow), *" ".join(within.values()).split()} == {*SEAMS}

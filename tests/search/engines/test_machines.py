@@ -228,6 +228,7 @@ def test_a_worker_reads_all_that_it_is_told(tmp_path: Path) -> None:
         cache_size="7GB",
         cache_shared="s3://b/p",
         niceness=4,
+        fork=False,
     )
     for field in dataclasses.fields(WorkerSpec):
         default = None if field.default is dataclasses.MISSING else field.default
