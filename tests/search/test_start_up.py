@@ -49,6 +49,10 @@ def slowly(layers: Layers, known: Mapping[str, type[Technique]]) -> dict[str, An
     config.check()
     shape = config.shape()
     for technique in techniques.values():
+        if "sizes" in catalog.claims(technique):
+            technique.check(shape)
+            shape = technique.sizes(shape)
+    for technique in techniques.values():
         if "plan" in catalog.claims(technique):
             technique.check(shape)
             shape = dataclasses.replace(shape, plan=tuple(technique.plan(shape)(1.0)))

@@ -96,6 +96,7 @@ def test_traces_rank_the_matrices():
 def test_the_export_stores_what_was_chosen():
     settings = {"sensitivity_bits": True, "sensitivity_bits.low": 3, "gptq": True, "gptq.calib_batches": 2}
     settings |= {"quantize_min_numel": 1, "mixed_bits": True, "gptq.block_size": 16}
+    settings |= {"sensitivity_bits.budget_share": 0.9}  # too little for 6 bits everywhere: it must choose
     resolved, model = resolve({"file": TINY | settings}, KNOWN), tiny_model()
     tokens = tiny_tokens(64)[:64].view(2, 32).long()
     trained, seams = {n: p.detach().clone() for n, p in model.named_parameters()}, Seams(resolved)

@@ -197,18 +197,25 @@ def learn_rules(distributions: Distributions, examples: Sequence[Params], *, num
     order = sorted(range(len(names)), key=lambda k: (-int(counts[k]), k))
     rules: dict[str, dict[str, frozenset[int] | Interval]] = {}
     earlier: list[_Candidate] = []
-    for k in order:
-        has = present[:, k]
-        name = names[k]
-        dist = distributions[names[k]]
-        if not has.any():
-            break
-        if not has.all():
-            rules[name] = _conditions(name, has, earlier)
-        if not numbers and not isinstance(dist, CategoricalDistribution):
-            continue
-        places = [place(dist, e[name]) if name in e else math.nan for e in examples]
-        earlier.append(_Candidate(name, dist, np.array(places)))
+    for last in (False, True):  # what the more frequent ones do not explain waits for all others
+        waiting: list[int] = []
+        for k in order:
+            has = present[:, k]
+            name = names[k]
+            dist = distributions[names[k]]
+            if not has.any():
+                break
+            if not has.all():
+                conditions, explained = _conditions(name, has, earlier)
+                if not (explained or last):
+                    waiting.append(k)
+                    continue
+                rules[name] = conditions
+            if not numbers and not isinstance(dist, CategoricalDistribution):
+                continue
+            places = [place(dist, e[name]) if name in e else math.nan for e in examples]
+            earlier.append(_Candidate(name, dist, np.array(places)))
+        order = waiting
     return rules
 
 
@@ -264,8 +271,11 @@ class _Candidate:
         return kind, self.name == owner, 0.0 if kind else -self.levels
 
 
-def _conditions(name: str, has: Mask, earlier: Sequence[_Candidate]) -> dict[str, frozenset[int] | Interval]:
-    """The fewest conditions (greedily) that hold wherever `name` is and fail wherever it is not."""
+def _conditions(
+    name: str, has: Mask, earlier: Sequence[_Candidate]
+) -> tuple[dict[str, frozenset[int] | Interval], bool]:
+    """(The fewest conditions, greedily, that hold wherever `name` is and fail where it is not; whether they
+    fail wherever it is not.)"""
     left = ~has
     found = dict[str, frozenset[int] | Interval]()
     options: dict[str, tuple[frozenset[int] | Interval, Mask]] = {}
@@ -282,4 +292,4 @@ def _conditions(name: str, has: Mask, earlier: Sequence[_Candidate]) -> dict[str
             break
         found[best] = condition
         left = left & ~fails
-    return found
+    return found, not left.any()
