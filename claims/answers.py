@@ -5,6 +5,7 @@ no pair, and it is told. An arm that FAILURES runs failed on is given up; one fa
 "no difference" from it, because those would speak of its lucky seeds alone.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,6 +33,13 @@ class Rules:
     def p_of(self, verdict: Verdict) -> float:
         """Its p times the number of questions that share LEVEL: below LEVEL exactly where it decides."""
         return min(1.0, verdict.p * LEVEL / self.level)
+
+    @property
+    def interval(self) -> str:
+        """What an interval is called: two digits of what it misses, so that none is said to be of 100 %."""
+        missed = 100 * self.level
+        digits = max(0, 1 - math.floor(math.log10(missed)))
+        return f"{100 - missed:.{digits}f}".rstrip("0").rstrip(".") + " % interval"
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def sentence(told: Answer, rules: Rules) -> str:
     size = f"{abs(v.mean):.4f}"
     seeds = f"{v.pairs} seeds each"
     way = "lower" if v.mean < 0 else "higher"
-    between = f"{100 - 100 * rules.level:.3g} % interval {v.low:+.4f} to {v.high:+.4f}"
+    between = f"{rules.interval} {v.low:+.4f} to {v.high:+.4f}"
     measured = f"val_bpb is {size} {way} than {told.base} has ({between}; p {p_text(rules.p_of(v))}; {seeds})"
     if told.kind in ("helps", "hurts"):
         text = f"{told.arm} {told.kind}: {measured}."

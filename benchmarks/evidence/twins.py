@@ -34,7 +34,8 @@ from search.common.attributes import result_of
 from search.common.numeric import place
 from search.costs.bills import eval_bill, model_bill, train_bill
 from search.session.session import read_session
-from search.space.native import build_space
+from search.space.native import NativeSpace, build_space
+from search.space.nearest import near_settings
 from search.space.space import Space
 from search.study.load import find_study
 from search.study.model import Study
@@ -98,7 +99,8 @@ def short(value: Any) -> Any:
 
 
 def load_trials(path: Path = TRIALS) -> Trials:
-    """The committed trials. Those that today's space no longer expresses are left out."""
+    """The committed trials, in today's space: what came since is off. Those that it does not express are left
+    out."""
     content = unpack(path)
     known = catalog.metadata()
     study = find_study(STUDY)
@@ -106,11 +108,24 @@ def load_trials(path: Path = TRIALS) -> Trials:
     study = dataclasses.replace(study, limits=limits)
     found = Trials(study, build_space(study, known), [], [])
     for row in content["trials"]:
-        if found.space.active(row["params"]) != row["params"].keys():
+        params = today(found.space, row["params"], study.base)
+        if params is None:
             continue
-        found.params.append(row["params"])
+        found.params.append(params)
         found.results.append(dict(zip(content["figures"], row["figures"], strict=True)))
     return found
+
+
+def today(space: Space, params: Params, base: Params) -> dict[str, Any] | None:
+    """The same run as today's space says it; None where it does not."""
+    assert isinstance(space, NativeSpace)
+    settings = {n: v for n, v in params.items() if v is not False and n not in space.slots}
+    settings |= dict.fromkeys((v for n, v in params.items() if n in space.slots and v in space.known), True)
+    try:
+        near = near_settings(space, {"preset": base, "file": settings})
+    except ValueError:
+        return None
+    return near.params if near.here.items() >= near.ran.items() else None
 
 
 class Features:

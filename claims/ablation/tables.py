@@ -38,7 +38,7 @@ def print_ablated(console: Console, told: Ablated) -> None:
 
 def effects_table(effects: Sequence[Effect], rules: Rules, *, whole: bool) -> Any:
     more = ("p", "seeds") if whole else ()
-    table = new_table("technique", "effect", interval_head(rules), *more, "seconds", "bytes", "verdict")
+    table = new_table("technique", "effect", rules.interval, *more, "seconds", "bytes", "verdict")
     for e in effects:
         sign = "-" if e.change.kind == "taken away" else "+"
         v = e.answer.verdict
@@ -51,7 +51,7 @@ def effects_table(effects: Sequence[Effect], rules: Rules, *, whole: bool) -> An
 
 def pairs_table(interactions: Sequence[Interaction], rules: Rules, *, whole: bool) -> Any:
     more = ("p", "seeds") if whole else ()
-    table = new_table("pair", "effect", interval_head(rules), *more, "both", "sum", "verdict")
+    table = new_table("pair", "effect", rules.interval, *more, "both", "sum", "verdict")
     for one in interactions:
         v = one.verdict
         counted = (p_text(rules.p_of(v)), str(v.pairs)) if whole else ()
@@ -59,10 +59,6 @@ def pairs_table(interactions: Sequence[Interaction], rules: Rules, *, whole: boo
         sums = [signed(one.both, "+.4f"), signed(one.sum, "+.4f")]
         table.add_row(escape(one.pair.name), *cells, *sums, coloured(one.word))
     return table
-
-
-def interval_head(rules: Rules) -> str:
-    return f"{100 - 100 * rules.level:.4g} % interval"
 
 
 def signed(value: float, form: str) -> str:

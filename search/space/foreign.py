@@ -110,4 +110,13 @@ def foreign_space(foreign: Foreign, path: str) -> ForeignSpace:
             f"A study must leave something free, but {path} has no variable in [space]. Add one: "
             f"MATRIX_LR = {{ low = 0.01, high = 0.1, log = true }}."
         )
+    return _space(foreign)
+
+
+def config_of(foreign: Foreign, params: Params) -> dict[str, Any]:
+    """What a run of these settings is told, where nothing is free too."""
+    return _space(foreign).config(params)
+
+
+def _space(foreign: Foreign) -> ForeignSpace:
     return ForeignSpace(foreign, {name: distribution(v.domain) for name, v in foreign.variables.items()})

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from search.common.paths import DEFAULT_STUDY, ROOT
-from search.study.foreign import BINDINGS, parse_foreign, refuse_bindings, refuse_native
+from search.study.foreign import BINDINGS, Foreign, parse_foreign, refuse_bindings, refuse_native
 from search.study.limits import Limits, check_given
 from search.study.model import (
     TRACKERS,
@@ -76,6 +76,13 @@ RANGE_KEYS = ("low", "high", "log", "step", "choices")
 def load_study(path: Path, known: Catalogue) -> Study:
     """The study in the TOML file `path`, over the catalogue `known`. ValueError for anything wrong in it."""
     return read_study(None, path, known)
+
+
+def load_draft(path: Path) -> tuple[Study, Foreign]:
+    """(the study of another script in the file `path`, that script). ValueError for anything wrong."""
+    study = load_study(path, {})
+    assert study.foreign is not None  # a draft has a [trainer]
+    return study, study.foreign
 
 
 def read_study(text: str | None, path: Path, known: Catalogue) -> Study:

@@ -20,9 +20,9 @@ from typing import Any
 
 from readers.scan import Read, Scan
 from search.common.errors import InfrastructureError
-from search.space.foreign import ForeignSpace, foreign_space
+from search.space.foreign import config_of
 from search.study.foreign import Binding, Foreign, Variable
-from search.study.load import load_study
+from search.study.load import load_draft
 from search.study.model import Study
 from search.trainers.foreign.draft import STEPS
 from search.trainers.foreign.draws import draws
@@ -49,19 +49,17 @@ def try_draft(
             return
         crashed = 0
         for k in range(count):
-            study = runs.study()
-            if not _foreign(study).variables:
+            _, foreign = runs.study()
+            if not foreign.variables:
                 break
-            draw = next(draws(_foreign(study), 1, seed=k))
+            draw = next(draws(foreign, 1, seed=k))
             if problem := runs.crash(draw):
                 crashed += 1
                 alone = dict(runs.least(draw))
                 problem = runs.crash(alone) or problem
                 name = [*alone][-1]
                 with_it = ", ".join(f"{n} = {_short(v)}" for n, v in alone.items())
-                change = drop(
-                    out, _foreign(study).variables[name], alone[name], found.reads.get(name), problem
-                )
+                change = drop(out, foreign.variables[name], alone[name], found.reads.get(name), problem)
                 say(f"  {with_it}: {problem[:200]}\n    {change}")
         say(f"  {count - crashed} of {count} draws ran" + (f"; {crashed} crashed" if crashed else ""))
 
@@ -74,11 +72,6 @@ def steps_of(found: Scan) -> Read | None:
     return named[0] if named else None
 
 
-def _foreign(study: Study) -> Foreign:
-    assert study.foreign is not None  # a draft has a [trainer]
-    return study.foreign
-
-
 class _Runs:
     """Runs of a draft, one step each."""
 
@@ -89,30 +82,27 @@ class _Runs:
         self.timeout_s = timeout_s
         self.ran = 0
 
-    def study(self) -> Study:
-        """The draft as it is now, its runs one step long."""
-        study = load_study(self.out, {})
-        foreign, limit = _foreign(study), self.limit
+    def study(self) -> tuple[Study, Foreign]:
+        """(the draft as it is now, its runs one step long; its script)."""
+        study, foreign = load_draft(self.out)
+        limit = self.limit
         if limit is not None:
             fixed = foreign.fixed | {limit.name: 1}
             bound = {limit.name: Binding(limit.table, limit.where)} if limit.table else {}
             variables = {n: v for n, v in foreign.variables.items() if n != limit.name}
             changes = {"fixed": fixed, "variables": variables, "bindings": bound | foreign.bindings}
             foreign = dataclasses.replace(foreign, **changes)
-        return dataclasses.replace(study, foreign=foreign)
+        return dataclasses.replace(study, foreign=foreign), foreign
 
     def crash(self, params: Params) -> str:
         """Why a run with these settings crashed; "" when it ran."""
-        study = self.study()
+        study, foreign = self.study()
         trainer = trainer_of(study)
         trainer.check()
-        space = ForeignSpace(_foreign(study), {})
-        if _foreign(study).variables:
-            space = foreign_space(_foreign(study), study.path)
         self.ran += 1
         job = Job(
             self.home / str(self.ran),
-            trainer.complete(space.config(params)),
+            trainer.complete(config_of(foreign, params)),
             trainer_environment(os.environ, strip=trainer.hidden(), num_threads=0),
             timeout_s=self.timeout_s,
             command=trainer.command(),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from claims.answers import Rules
 from claims.sequential import (
     FIRST,
     LAST,
@@ -130,3 +131,10 @@ def test_equal_runs_and_equal_differences() -> None:
     assert judge([0.0] * FIRST, within=0.0).kind == "undecided"
     shifted = judge([-0.1] * FIRST)
     assert shifted.kind == "helps" and shifted.p == 0.0
+
+
+def test_no_interval_is_said_to_be_of_100_percent() -> None:
+    levels = {0.01: "99 %", 0.002: "99.8 %", 0.0002: "99.98 %", 0.0000034: "99.99966 %", 0.05: "95 %"}
+    assert {level: Rules(level=level).interval for level in levels} == {
+        level: f"{text} interval" for level, text in levels.items()
+    }
