@@ -149,8 +149,8 @@ def fitted(
     for text in texts:
         counts.update(text)
     by_normal = Counter[str]()
-    for char, count in counts.items():
-        for c in folded(char):
+    for glyph, count in counts.items():
+        for c in folded(glyph):
             by_normal[c] += count
     wanted = by_normal.most_common()
     total = by_normal.total()

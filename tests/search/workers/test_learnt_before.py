@@ -286,8 +286,8 @@ def test_a_new_study_begins_with_what_an_old_one_found(home: Path) -> None:
     trials = read_trials(new, home)
     earlier = read_trials(old, home)
     best = min(earlier, key=lambda t: t["value"])
-    assert trials[1]["params"] in [t["params"] for t in earlier]
-    assert trials[1]["params"]["matrix_lr"] == best["params"]["matrix_lr"]  # all that this trainer hears
+    chosen = next(t for t in earlier if t["params"] == trials[1]["params"])
+    assert chosen["value"] - best["value"] < 0.005, "the best, or one that is as good"
     assert trials[1]["attrs"]["learnt"]["old"]["trials"] == 9
     shown = caddie("show", "1", f"--study={new}", f"--home={home}")
     assert "learnt from old: 9 trials, trust" in " ".join(shown.stdout.split()), shown.stdout
