@@ -37,12 +37,14 @@ BEST = "#059669"
 GRID = "#e2e8f0"
 INK = "#1e293b"
 QUIET = "#64748b"
+PAPER = "rgba(255,255,255,0.8)"  # behind words that stand on a figure
 ROWS = 20  # effects in the figure; the table has more
 ROW_PX = 24
 HEAD_PX = 110
 TALLEST_PX = 900
 MANY = 40  # curves of one kind from which each is fainter
 FAR = 3.0  # interquartile ranges above the median from which a BPB stands at the edge of its figure
+VERDICTS = {"helps": BEST, "hurts": COLOURS[FAILED]}  # what is not told is grey
 WATERFALL: dict[str, Any] = {
     "decreasing": {"marker": {"color": BEST}},
     "increasing": {"marker": {"color": COLOURS[FAILED]}},
@@ -160,7 +162,7 @@ def level(y: float, text: str) -> dict[str, Any]:
     note = {"xref": "paper", "x": 1, "y": y, "text": text, "showarrow": False, "xanchor": "right"}
     return {
         "shapes": [{**shape, "line": {"dash": "dash", "width": 1.5, "color": QUIET}}],
-        "annotations": [{**note, "yanchor": "bottom", "font": {"color": QUIET}}],
+        "annotations": [{**note, "yanchor": "bottom", "font": {"color": QUIET}, "bgcolor": PAPER}],
     }
 
 
@@ -305,17 +307,18 @@ def ablation(facts: Facts) -> Figure | None:
     hovers = [
         f"{escape(o.name)} {o.mean:+.4f}{t}<br>{o.verdict}" for o, t in zip(told.away, texts, strict=True)
     ]
+    whole = COLOURS[FEASIBLE]
     bars = {
-        "type": "waterfall",
+        "type": "bar",
         "orientation": "h",
         "y": ["without them", *(short_name(one.name) for one in told.away), told.label],
-        "x": [levels[0], *steps, 0.0],
-        "measure": ["absolute", *["relative"] * len(steps), "total"],
+        "x": [levels[0], *steps, told.bpb],
+        "base": [0.0, *levels[:-1], 0.0],
+        "marker": {"color": [whole, *(VERDICTS.get(one.verdict, QUIET) for one in told.away), whole]},
         "text": [f"{levels[0]:.4f}", *(f"{step:+.4f}" for step in steps), f"{told.bpb:.4f}"],
         "textposition": "outside",
         "hovertext": ["if their effects added up", *hovers, f"mean of {told.seeds} seeds"],
         "hoverinfo": "text",
-        **WATERFALL,
     }
     pad = max(0.18 * (max(levels) - min(levels)), 0.005)
     height = min(TALLEST_PX, HEAD_PX + 34 * (len(steps) + 2))

@@ -36,7 +36,8 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
     sections = [
         section(
             "Progress",
-            "Every trial in order; the line is the best that keeps all limits.",
+            "Every trial in order; the line is the best that keeps all limits. What is at the upper edge is "
+            "above it.",
             draws.add(figures.progress(facts)),
         ),
         leaderboard(facts),

@@ -158,7 +158,14 @@ def test_an_ablation_ends_where_it_was_measured(told: Any) -> None:
     assert figure is not None and told.ablation.trial == told.best[0]
     bars = figure["data"][0]
     assert bars["y"] == ["without them", "bigram_hash", "xsa", "ema", f"#{told.best[0]}"], "the largest first"
-    assert sum(bars["x"]) == pytest.approx(2.55) and bars["text"][-1] == "2.5500"
+    ends = [low + step for low, step in zip(bars["base"], bars["x"], strict=True)]
+    assert bars["base"][1:-1] == pytest.approx(ends[:-2]), "each begins where the one above ends"
+    assert ends[-2:] == pytest.approx([2.55, 2.55]) and bars["text"][-1] == "2.5500"
+    verdicts = {one.name: one.verdict for one in told.ablation.away}
+    grey = [
+        y for y, colour in zip(bars["y"], bars["marker"]["color"], strict=True) if colour == figures.QUIET
+    ]
+    assert grey == [y for y in bars["y"][1:-1] if verdicts[y] not in ("helps", "hurts")], "what is not told"
     page = page_of(told).replace(_plotly(page_of(told)), "")
     for text in (page, markdown_of(told)):
         assert all(
