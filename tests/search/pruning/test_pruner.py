@@ -107,6 +107,16 @@ def test_a_technique_without_evidence_goes_on_longer():
     assert odd > sure
 
 
+def test_a_training_that_met_the_standard_may_try_what_comes_behind_it():
+    """One training, two scorers: the early BPB says nothing of the second."""
+    for final, goes_on in ((1.9, True), (2.1, False)):
+        study = filled()
+        assert asks(study, PLAIN, 2.33, Pruner(SETTINGS))
+        study.add_trial(trial_of(PLAIN, final, 2.33))
+        assert (asks(study, PLAIN, 2.33, Pruner(SETTINGS)) is None) == goes_on
+        assert asks(study, PLAIN, 2.3301, Pruner(SETTINGS)), "another training"
+
+
 def test_too_early_or_too_few_prunes_nothing():
     study, pruner = filled(19), Pruner(SETTINGS)
     assert asks(study, PLAIN, 9.0, pruner) is None
