@@ -173,6 +173,7 @@ def picture_of(screen: pyte.Screen, title: str) -> str:
     """SVG, without a font from the network."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(text_of(screen), no_wrap=True, crop=True)
+    console.print()  # other fonts reach lower than the one that the height was made for
     drawn = FONT.sub("", console.export_svg(title=title, unique_id="tour"))
     return drawn.replace("Fira Code", "Menlo, Consolas, DejaVu Sans Mono")
 

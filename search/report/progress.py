@@ -206,7 +206,8 @@ class Progress:
         foot = [Text(line.replace(NO_BREAK, " ")) for line in textwrap.wrap(whole, width)[:4]]
         foot += [Text(fit(self.after, width), "dim")] if self.after else []
         foot += [Text(fit(self.note, width), "bold")] if self.note else []
-        room = height - 1 - len(foot) - 8  # heads, the best, and lines between
+        best = self._best(width)
+        room = height - 1 - len(foot) - len(best) - 7  # heads and lines between
         shown = max(1, min(len(self.latest), max(room // 3, room - len(self.running))))
         seen_now = [self.watch.row(t) for t in self.running] if self.watch else []
         rows = rows_of(seen_now, max(1, room - shown), width, "stop" if self.note else "start")
@@ -214,16 +215,16 @@ class Progress:
         middle = [Text(), Text(fit(HEAD, width), "dim"), *rows, Text()]
         if ended:
             middle += [Text(fit(ENDED, width), "dim"), *ended, Text()]
-        return [Text(), head, self._best(width), *middle, *foot][: height - 1]
+        return [Text(), head, *best, *middle, *foot][: height - 1]
 
-    def _best(self, width: int) -> Text:
+    def _best(self, width: int) -> list[Text]:
         best = self.seen.best if self.seen else None
         if best is None:
-            return Text(fit("no trial within all limits yet", width))
+            return [Text(fit("no trial within all limits yet", width))]
         mean = f" (mean of seeds {best.confirmed})" if best.confirmed else ""
         told = f"best observed #{best.number}: {best.bpb:.4f} bits/byte{mean}"
         told += f", {figures_summary(best.figures)}"
-        return Text(fit(told, width), "green")
+        return [Text(fit(line, width), "green") for line in textwrap.wrap(told, width)[:2]]
 
     def _ended(self, trial: FrozenTrial, width: int) -> Text:
         best = self.seen.best.number if self.seen and self.seen.best else None

@@ -135,6 +135,17 @@ def test_the_last_ended_ones_their_verdicts_and_the_counts_by_reason(tmp_path: P
     assert "4 resampled before running (bytes 3, duplicate 1), 1 interrupted and tried again" in counts
 
 
+def test_the_best_is_told_whole_on_eighty_columns(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="told")
+    ended(study, 2.05)
+    ended(study, 2.01, **{REPLICATE: {"of": 0, "seed": 5}})
+    with progress_of(study, tmp_path) as progress:
+        lines = view(progress)
+    text = " ".join(lines)
+    assert max(map(len, lines)) <= 80 and "…" not in text
+    assert "(mean of seeds 2.0300 ± 0.0283 (2 seeds)), 1,900,000 bytes" in text and " s evaluation" in text
+
+
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (40, 10), (80, 12)])
 def test_the_view_fits_whatever_runs_and_whatever_its_name(tmp_path: Path, size: tuple[int, int]) -> None:
     study = optuna.create_study(study_name="a-very-long-name-" * 9)
