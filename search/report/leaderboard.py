@@ -302,8 +302,9 @@ def print_reproduce(
         name = "first run" if facts.get("replicates") else "search value"
         value = f"{confirmed_text(facts)}, {name} {value}"
     by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
-    text = f"{best}: #{trial.number}, {value} bits/byte{by}. To run it again:\n"
-    text += f"  {reproduce_command(session, trial)}"
+    text = f"{best}: #{trial.number}, {value} bits/byte{by}."
+    console.print(text, soft_wrap=not console.is_terminal, highlight=False, markup=False)
+    text = f"To run it again:\n  {reproduce_command(session, trial)}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
