@@ -12,7 +12,7 @@ probability `confidence`. The prediction is used only where
   0.75 at 75 %), and some feasible trial was better at this point.
 
 What the evidence lacks has an unknown offset, hence a wide prediction, and goes on. So does a trial whose
-early BPB is, to the bit, that of a trial which met the standard: its training is the same, and it tries what
+reports are, to the bit, those of a trial which met the standard: its training is the same, and it tries what
 comes behind it, of which no early BPB tells. The share `spare` of the trials that would be given up run on
 all the same: they keep the evidence honest and tell what was wrong.
 """
@@ -115,7 +115,7 @@ class Pruner:
         self._finished: dict[int, FrozenTrial] = {}  # what is evidence, by number
         self._features: dict[int, dict[str, float]] = {}  # of their configurations
         self._seen: set[int] = set()
-        self._reached: dict[tuple[int, float], float] = {}  # (point of the budget, early BPB) -> best final
+        self._reached: dict[tuple[Report, ...], float] = {}  # reports so far -> best final of such trials
         self._points: dict[int, dict[int, Point | None]] = {}  # point of the budget -> trial -> what it says
         self._known: dict[int, tuple[int, Evidence]] = {}  # point of the budget -> trials, their evidence
 
@@ -125,9 +125,10 @@ class Pruner:
                 self._seen.add(trial.number)
                 if is_evidence(trial):
                     self._finished[trial.number] = trial
-                    for progress, bpb, _ in remembered(trial):
-                        at = round(progress / SAME_POINT), bpb
-                        self._reached[at] = min(self._reached.get(at, math.inf), cast("float", trial.value))
+                    curve = remembered(trial)
+                    for so_far in (tuple(curve[: k + 1]) for k in range(len(curve))):
+                        best = self._reached.get(so_far, math.inf)
+                        self._reached[so_far] = min(best, cast("float", trial.value))
 
     def evidence(self, progress: float) -> Evidence:
         """Of all that has finished and was looked at; fitted again once that is a twentieth more."""
@@ -177,7 +178,7 @@ class Pruner:
         if not known or bpb <= evidence.best_early:
             return None
         standard = self.standard()
-        if self._reached.get((round(progress / SAME_POINT), bpb), math.inf) <= standard:
+        if self._reached.get(tuple(curve), math.inf) <= standard:
             return None
         point = Point(bpb, with_rates(features_of(trial), curve, progress))
         probability = evidence.probability_worse(point, standard)

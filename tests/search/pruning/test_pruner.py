@@ -69,7 +69,8 @@ def asks(study: optuna.Study, params: dict[str, Any], early: float, pruner: Prun
     """The verdict on a running trial that reports `early` half-way."""
     study.add_trial(trial_of(params, None, early, state=TrialState.RUNNING))
     number = study.trials[-1].number
-    reports = [{"progress": 0.5, "val_bpb": early, "lr_scale": 1.0}]
+    seen = {0.25: early + 0.3, 0.5: early}
+    reports = [{"progress": at, "val_bpb": bpb, "lr_scale": 1.0} for at, bpb in seen.items()]
     verdict = pruner.verdict(study, number, reports)
     assert verdict is None or not verdict.spared
     return verdict.reason if verdict else None
