@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 import train_gpt
+from benchmarks.trainer.one_card import tokenizer_of
 from techniques import catalog
 from techniques.config import read_preset, resolve
 from trainer.attention import pick_attention
@@ -113,10 +114,7 @@ def flops_of(preset: str, overrides: dict[str, Any]) -> float:
 def overrides_of(preset: str, options: argparse.Namespace) -> dict[str, Any]:
     vocab = read_preset(preset).get("vocab_size", 1024)
     data = Path(options.data_8192 if vocab == 8192 else options.data)
-    name = data.name.replace("_sp", "_")
-    name = name.replace("_caseops", "_caseops_bpe") if "caseops" in name else f"{name}_bpe"
-    tokenizer = data.parent.parent / "tokenizers" / f"{name}.model"
-    told = {"data_path": str(data), "tokenizer_path": str(tokenizer), "max_wallclock_seconds": 0}
+    told = {"data_path": str(data), "tokenizer_path": str(tokenizer_of(data)), "max_wallclock_seconds": 0}
     return {**told, "reserve_seconds": 0, "val_loss_every": 0, "device": "cuda", "resume": False}
 
 
