@@ -48,6 +48,7 @@ from techniques.config import Resolved
 
 SAID = "submission.json"
 VERDICT = "verdict.json"
+LONGEST = 200  # bytes of a name: with a date, and a mark beside its place, a folder's name has 255
 
 
 def submit(console: Console, wish: Wish) -> Path:
@@ -122,6 +123,10 @@ def target_of(wish: Wish, resolved: Resolved, hardware: str) -> Path:
             "other. Name something that runs here (--against PRESET, a trial or a file)."
         )
     name = re.sub(r"[^\w.+-]+", "_", wish.name).strip("_.")
+    if (size := len(name.encode())) > LONGEST:
+        raise ValueError(
+            f"A submission's name is a folder's, of {LONGEST} bytes at most, but --name has {size}."
+        )
     return wish.to / folder_of(resolved, wish.track, hardware) / f"{today()}_{name}"
 
 
@@ -255,16 +260,23 @@ def check(console: Console, folder: Path) -> None:
     """Runs a folder again and compares it with its own submission.json; the data are DATA_PATH's, else the
     project's of that name. ValueError for every difference."""
     try:
-        said: dict[str, Any] = json.loads((folder / SAID).read_text(encoding="utf-8"))
+        said: Any = json.loads((folder / SAID).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"A submission has a {SAID}, but {folder} has none that can be read.") from error
-    again = said["reproduction"]
-    data = Path(os.environ.get("DATA_PATH") or ROOT / "data" / "datasets" / str(said.get("dataset")))
-    launch = Launch(data.absolute(), again["tokenizer"], again["ranks"], again["threads"])
-    seed = said["seeds"][0]
+    try:
+        data = Path(os.environ.get("DATA_PATH") or ROOT / "data" / "datasets" / str(said.get("dataset")))
+        again = said["reproduction"]
+        launch = Launch(data.absolute(), again["tokenizer"], again["ranks"], again["threads"])
+        seed = said["seeds"][0]
+        result, code_bytes, exact = said["seed_results"][str(seed)], said["bytes_code"], again["exact"]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"A folder is checked by what `search.py submit` wrote of how to run it again, but "
+            f"{folder / SAID} does not say that ({type(error).__name__}: {error})."
+        ) from None
     try:
         clean = run_clean(folder, launch, seed, own_seed=True)
-        found = unequal(clean, said["seed_results"][str(seed)], said["bytes_code"], exact=again["exact"])
+        found = unequal(clean, result, code_bytes, exact=exact)
         if found:
             raise ValueError("; ".join(found))
     except ValueError as error:

@@ -12,9 +12,9 @@ probability `confidence`. The prediction is used only where
   0.75 at 75 %), and some feasible trial was better at this point.
 
 What the evidence lacks has an unknown offset, hence a wide prediction, and goes on. So does a trial whose
-reports are, to the bit, those of a trial which met the standard: its training is the same, and it tries what
-comes behind it, of which no early BPB tells. The share `spare` of the trials that would be given up run on
-all the same: they keep the evidence honest and tell what was wrong.
+reports are, to the bit, those of a trial which met the standard (taken over from a kept training or not): its
+training so far is the same, and it tries what comes behind, of which no early BPB tells. The share `spare` of
+the trials that would be given up run on all the same: they keep the evidence honest and tell what was wrong.
 """
 
 import math
@@ -37,6 +37,7 @@ SAME_POINT = 0.02  # progress of two reports of one grid point differs by less (
 LATEST = 600  # feasible trials that evidence is fitted to: the newest are nearest to what is tried now
 MORE = 1.05  # times as many trials, before evidence is fitted again
 Report = tuple[float, float, float]  # progress, val_bpb, lr_scale
+Curve = tuple[tuple[int, float], ...]  # grid point, val_bpb
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ def remembered(trial: FrozenTrial) -> list[Report]:
     return [cast("Report", tuple(point)) for point in trial.user_attrs.get(REPORTS, [])]
 
 
+def curve_of(trial: FrozenTrial) -> Curve:
+    """All that a trial told, also of a training that it took over, which it does not remember."""
+    return tuple(sorted(trial.intermediate_values.items()))
+
+
 def is_evidence(trial: FrozenTrial) -> bool:
     """Whether the trial shows how an early BPB ends, and what a feasible trial can reach."""
     return trial.state == TrialState.COMPLETE and trial.value is not None and feasible(trial)
@@ -110,12 +116,14 @@ def is_spared(number: int, share: float) -> bool:
 class Pruner:
     """The rule above under a study's [pruning] settings."""
 
-    def __init__(self, settings: Pruning):
+    def __init__(self, settings: Pruning, *, exact: bool = True):
+        """`exact`: reports are to the bit, so that equal ones are of one training; not those of a log."""
         self.settings = settings
+        self.exact = exact
         self._finished: dict[int, FrozenTrial] = {}  # what is evidence, by number
         self._features: dict[int, dict[str, float]] = {}  # of their configurations
         self._seen: set[int] = set()
-        self._reached: dict[tuple[Report, ...], float] = {}  # reports so far -> best final of such trials
+        self._reached: dict[Curve, float] = {}  # what was reported so far -> best final of such trials
         self._points: dict[int, dict[int, Point | None]] = {}  # point of the budget -> trial -> what it says
         self._known: dict[int, tuple[int, Evidence]] = {}  # point of the budget -> trials, their evidence
 
@@ -125,8 +133,8 @@ class Pruner:
                 self._seen.add(trial.number)
                 if is_evidence(trial):
                     self._finished[trial.number] = trial
-                    curve = remembered(trial)
-                    for so_far in (tuple(curve[: k + 1]) for k in range(len(curve))):
+                    curve = curve_of(trial)
+                    for so_far in (curve[: k + 1] for k in range(len(curve))):
                         best = self._reached.get(so_far, math.inf)
                         self._reached[so_far] = min(best, cast("float", trial.value))
 
@@ -178,7 +186,7 @@ class Pruner:
         if not known or bpb <= evidence.best_early:
             return None
         standard = self.standard()
-        if self._reached.get(tuple(curve), math.inf) <= standard:
+        if self.exact and self._reached.get(curve_of(trial), math.inf) <= standard:
             return None
         point = Point(bpb, with_rates(features_of(trial), curve, progress))
         probability = evidence.probability_worse(point, standard)

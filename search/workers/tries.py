@@ -48,10 +48,15 @@ def try_draft(
             say(f"  the script as it is does not run here, so no draw was tried: {problem}")
             return
         crashed = 0
+        tried = 0
         for k in range(count):
             _, foreign = runs.study()
             if not foreign.variables:
+                say(
+                    "  nothing is left to draw" if k else "  nothing to draw: the draft searches over nothing"
+                )
                 break
+            tried += 1
             draw = next(draws(foreign, 1, seed=k))
             if problem := runs.crash(draw):
                 crashed += 1
@@ -61,7 +66,7 @@ def try_draft(
                 with_it = ", ".join(f"{n} = {_short(v)}" for n, v in alone.items())
                 change = drop(out, foreign.variables[name], alone[name], found.reads.get(name), problem)
                 say(f"  {with_it}: {problem[:200]}\n    {change}")
-        say(f"  {count - crashed} of {count} draws ran" + (f"; {crashed} crashed" if crashed else ""))
+        say(f"  {tried - crashed} of {tried} draws ran" + (f"; {crashed} crashed" if crashed else ""))
 
 
 def steps_of(found: Scan) -> Read | None:

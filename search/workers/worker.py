@@ -120,7 +120,7 @@ class Worker:
         asked = PRIOR in session.optuna_study.user_attrs and self.study.sampler.kind == "structured"
         sources = sources_of(session, self.hardware) if asked else ()
         self.sampler = CaddieSampler(self.space, preflight, stages=chooser, sources=sources)
-        self.pruner = Pruner(self.study.pruning)
+        self.pruner = Pruner(self.study.pruning, exact=self.trainer.keeps_stages)
         self.hidden = self.trainer.hidden()
         self.warm = prepare.warm_trainers(session, spec)
         self.code_check: Callable[[], str] = lambda: ""  # says why no trial may run on this code

@@ -145,6 +145,7 @@ def test_a_clean_process_that_fails_is_a_refusal(made: Made, tmp_path: Path) -> 
         ({"against": "1.O6"}, "A configuration is a preset"),
         ({"name": " "}, "a name and an author, each one line, but --name"),
         ({"seeds": 0}, "1 to 64 seeds"),
+        ({"long": True}, "of 200 bytes at most, but --name has 240"),
         ({"track": "fast"}, "--track record or non-record"),
         ({"against": "SELF"}, "has the settings of"),
     ],
@@ -153,6 +154,11 @@ def test_what_no_run_could_mend_is_refused_before_any(
     made: Made, tmp_path: Path, wish: Any, says: str
 ) -> None:
     wish = {k: str(tmp_path / "mine.json") if v == "SELF" else v for k, v in wish.items()}
+    if "long" in wish:  # in bytes, and before any seed trains
+        long = Wish("laptop", name=80 * "日", author="me", track="non-record")
+        with pytest.raises(ValueError, match=says):
+            submit(Console(file=io.StringIO()), long)
+        return
     if "name" in wish:
         for name in (" ", "two\nlines", "?!"):
             with pytest.raises(ValueError, match=says):
@@ -317,6 +323,10 @@ def test_a_finished_folder_is_checked_against_what_it_says(
     (folder / "submission.json").write_text("{")
     with pytest.raises(ValueError, match="none that can be read"):
         check(console, folder)
+    for theirs in ({}, [], said | {"seeds": []}, said | {"seed_results": {}}, {"val_bpb": 1.1}):
+        (folder / "submission.json").write_text(json.dumps(theirs))
+        with pytest.raises(ValueError, match="does not say that"):
+            check(console, folder)
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def trial_of(
         distributions=DISTS,
         user_attrs={REPORTS: [[0.25, early + 0.3, 1.0], [0.5, early, 1.0]], **attrs},
         constraints=FINE if constraints is None else constraints,
+        intermediate_values={1: early + 0.3, 2: early},
     )
 
 
@@ -113,9 +114,13 @@ def test_a_training_that_met_the_standard_may_try_what_comes_behind_it():
     for final, goes_on in ((1.9, True), (2.1, False)):
         study = filled()
         assert asks(study, PLAIN, 2.33, Pruner(SETTINGS))
-        study.add_trial(trial_of(PLAIN, final, 2.33))
+        study.add_trial(trial_of(PLAIN, 2.1, 2.33))
+        taken_over = trial_of(PLAIN, final, 2.33)
+        taken_over.user_attrs.pop(REPORTS)  # it did not train, and told what was kept
+        study.add_trial(taken_over)
         assert (asks(study, PLAIN, 2.33, Pruner(SETTINGS)) is None) == goes_on
         assert asks(study, PLAIN, 2.3301, Pruner(SETTINGS)), "another training"
+        assert asks(study, PLAIN, 2.33, Pruner(SETTINGS, exact=False)), "digits of a log are no proof"
 
 
 def test_too_early_or_too_few_prunes_nothing():

@@ -56,6 +56,18 @@ def tried(
     return "\n".join(told)
 
 
+def test_only_draws_that_were_made_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "train.py").write_text(
+        'import os\nB_ENABLED = bool(int(os.environ.get("B_ENABLED", 1)))\nprint("final val_bpb:1.2")\n'
+    )
+    out = tmp_path / "theirs.toml"
+    write(tmp_path / "train.py", out)
+    told = tried(out, lambda params: "Error: off" if params else "", 12, monkeypatch)
+    assert "nothing is left to draw" in told and "0 of 1 draws ran; 1 crashed" in told
+    told = tried(out, lambda params: "", 12, monkeypatch)
+    assert "nothing to draw" in told and "0 of 0 draws ran" in told
+
+
 def test_one_setting_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = drafted(tmp_path)
     told = tried(out, lambda p: "Error: wide" if p.get("WIDE_KNOB", 0) > 9 else "", 40, monkeypatch)
