@@ -5,6 +5,7 @@ A protocol is what makes two scores comparable: data, tokenizer, scale and limit
 own, and published results have theirs: nothing is ranked against what was measured otherwise.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from claims.arms import Arm
 from claims.race import mean_sd
 from claims.runs import OUTCOME, PLAN
 from search.common import attributes as stored
+from search.common.console import counted
 from search.common.tables import TableConsole, in_nats
 from search.report.rows import beliefs_of_study, confirmed_of, ranked
+from search.session.shelf import script_of
 from search.study.limits import LIMITS
 from search.trainers.files import read_result
 from search.trainers.trainer import legality_of
@@ -189,7 +192,7 @@ def protocol_of(study: Stored, trials: Sequence[FrozenTrial]) -> str:
     identity: Mapping[str, Any] = study.user_attrs[stored.STUDY_IDENTITY]
     limits = limits_text(identity["limits"])
     if "trainer" in identity:
-        script = Path(str(study.user_attrs.get(stored.TRAINER, "a script"))).name
+        script = Path(script_of(study.user_attrs) or "a script").name
         labels = {str(label) for t in trials if (label := t.user_attrs.get(stored.PROTOCOL))}
         told = f", its score {', '.join(sorted(labels))}" if labels else ""
         patterns = identity["trainer"].get("score_pattern") or ()
@@ -257,8 +260,19 @@ def compared(home: Path) -> Iterator[Entry]:
                 verdict=f"confirmed, {failed} failed" if failed else "confirmed",
                 observed=None,
                 legality="",
-                hardware=str(question.get("machine", "")),
+                hardware=machine_text(question.get("machine") or ""),
             )
+
+
+def machine_text(machine: Mapping[str, Any] | str) -> str:
+    """AMD EPYC, 1 thread; 8 x NVIDIA H200: a plan's machine without its instruction sets."""
+    if isinstance(machine, str):
+        return machine
+    if gpus := machine.get("gpus"):
+        return f"{machine.get('ranks', 1)} x {', '.join(map(str, gpus))}"
+    words = str(machine.get("cpu", "")).split()
+    model = " ".join(itertools.takewhile(lambda word: not word.islower(), words)) or " ".join(words[:1])
+    return f"{model}, {counted(int(machine.get('threads') or 1), 'thread')}" if model else ""
 
 
 def published() -> Iterator[Entry]:

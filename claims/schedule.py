@@ -33,7 +33,8 @@ class Clock:
 
     @property
     def sentence(self) -> str:
-        return f"Stopped for the time ({self.limit_s / 60:g} minutes); the same command goes on from here."
+        minutes = f"{self.limit_s / 60:g} minute{'' if self.limit_s == 60.0 else 's'}"
+        return f"Stopped for the time ({minutes}); the same command goes on from here."
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
     parts += [f"{counts_line(facts)}. Limits: {facts.limits_text}. Track: {facts.track}."]
     parts += [money_line(facts, dollars_per_gpu_hour)]
     if facts.best:
-        parts += ["## Leaderboard", board(facts), "To run the best again:", f"```\n{facts.repeat}\n```"]
+        idle = any(facts.named(number).inactive for number in facts.best[:TOP])
+        parts += ["## Leaderboard", board(facts), *(["! = on, but changed nothing"] if idle else [])]
+        parts += ["To run the best again:", f"```\n{facts.repeat}\n```"]
     parts += claims(facts)
     over = {limit.constraint: limit.label for limit in facts.limits}
     broke = [[f"over: {over.get(name, name)}", str(n)] for name, n in facts.over_counts().most_common()]

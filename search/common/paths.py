@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # the project
-DEFAULT_STUDY = ROOT / "studies" / "laptop.toml"
+STUDIES = ROOT / "studies"
+DEFAULT_STUDY = STUDIES / "laptop.toml"
 
 
 def shown(path: Path) -> Path:

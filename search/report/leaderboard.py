@@ -205,7 +205,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         return
     if good:
         print_rows(console, [row_of(t, confirmed, beliefs) for t in good[:top]], title)
-        console.print(f"\n{ranking_text(beliefs)}", highlight=False)
+        console.print(f"\n{ranking_text(beliefs, confirmed)}", highlight=False)
     else:
         console.print(
             f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=not console.is_terminal
@@ -243,11 +243,13 @@ def trouble_text(session: Session) -> str:
     return f"A tracker fails: {trouble}" if trouble else ""
 
 
-def ranking_text(beliefs: Beliefs) -> str:
+def ranking_text(beliefs: Beliefs, confirmed: Confirmations) -> str:
     """What the leaderboard ranks by."""
     if beliefs:
         return BELIEVED
-    return f"Ranked by the BPB that each run gave: nothing else is believed before {LEAST} complete trials."
+    means = "the mean on fresh seeds where there is one, else by " if confirmed else ""
+    told = f"nothing else is believed before {LEAST} complete trials"
+    return f"Ranked by {means}the BPB that each run gave: {told}."
 
 
 def over_lines(session: Session, bad: Sequence[FrozenTrial]) -> list[str]:

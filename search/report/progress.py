@@ -210,7 +210,8 @@ class Progress:
         room = height - 1 - len(foot) - len(best) - 7  # heads and lines between
         shown = max(1, min(len(self.latest), max(room // 3, room - len(self.running))))
         seen_now = [self.watch.row(t) for t in self.running] if self.watch else []
-        rows = rows_of(seen_now, max(1, room - shown), width, "stop" if self.note else "start")
+        over = bool(self.note) or seen.finished >= seen.target
+        rows = rows_of(seen_now, max(1, room - shown), width, "stop" if over else "start")
         ended = [self._ended(trial, width) for trial in self.latest[:shown]]
         middle = [Text(), Text(fit(HEAD, width), "dim"), *rows, Text()]
         if ended:

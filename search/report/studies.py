@@ -1,6 +1,7 @@
 """`search.py studies`: every study of a database; `search.py diff A B`: what two trials differ in."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -42,9 +43,10 @@ def cells(study: Shelved, *, priced: bool) -> tuple[str, ...]:
     best = "" if study.best is None else f"{study.best.value:.4f} (#{study.best.number})"
     start = study.newest.datetime_start if study.newest else None
     when = f"{start:%Y-%m-%d %H:%M}" if start else ""
+    trainer = Path(study.trainer).name or "ours"
     name = f"{study.name} (archived)" if study.archived else study.name
     cost = ["" if study.dollars is None else f"{study.dollars:,.2f}"] if priced else []
-    return name, str(study.finished), str(study.running), best, when, *cost, study.trainer or "ours"
+    return name, str(study.finished), str(study.running), best, when, *cost, trainer
 
 
 def print_diff(console: Console, session: Session, first: int, second: int) -> None:

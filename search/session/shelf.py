@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc, text
 
-from search.common.attributes import ARCHIVED, PRICE, REPLICATE, TRAINER, WORKER
+from search.common.attributes import ARCHIVED, PRICE, REPLICATE, STUDY_FILE, TRAINER, WORKER
 from search.common.console import counted
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders
@@ -35,6 +36,14 @@ class Shelved:
     trainer: str  # "" for ours
     dollars: float | None  # that its trials cost; None: no price is known
     archived: bool
+
+
+def script_of(attrs: Mapping[str, Any]) -> str:
+    """The trainer of a study, by its attributes: the script that a [trainer] table names, else what ran."""
+    try:
+        return str(tomllib.loads(str(attrs.get(STUDY_FILE, "")))["trainer"]["script"])
+    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+        return str(attrs.get(TRAINER, ""))
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Shelf:
             running=sum(t.state == TrialState.RUNNING for t in trials),
             best=min(good, key=lambda t: t.value or 0.0, default=None),
             newest=max(trials, key=begun, default=None),
-            trainer=str(study.user_attrs.get(TRAINER, "")),
+            trainer=script_of(study.user_attrs),
             dollars=dollars_of(trials, study.user_attrs.get(PRICE)),
             archived=bool(study.user_attrs.get(ARCHIVED)),
         )

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from search.common.paths import DEFAULT_STUDY, ROOT
+from search.common.paths import DEFAULT_STUDY, ROOT, STUDIES, shown
 from search.study.foreign import BINDINGS, Foreign, parse_foreign, refuse_bindings, refuse_native
 from search.study.limits import Limits, check_given
 from search.study.model import (
@@ -97,6 +97,8 @@ def _read(path: Path, text: str | None) -> dict[str, dict[str, Any]]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig") if text is None else text)
     except FileNotFoundError:
+        if path.name == path.stem == str(path) and (known := STUDIES / f"{path}.toml").exists():
+            raise ValueError(f"No such study file. Did you mean {str(shown(known))!r}?") from None
         others = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         way_out = nearest(str(path), others) if others else "Give the path of a study's TOML file."
         raise ValueError(f"No such study file. {way_out}") from None

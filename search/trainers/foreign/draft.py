@@ -166,7 +166,7 @@ def _reading(found: Scan) -> list[str]:
     lines.append(f"# score lines in the script: {printed or 'none found'}")
     if not found.sizes:
         lines.append(
-            '# no size line was found: name what counts, files = ["final_model.ptz", "train_gpt.py"]'
+            f'# no size line was found: name what counts, files = ["final_model.ptz", {_text(_named(found))}]'
         )
     codecs = [codec for codec in found.sizes if codec]
     if len(codecs) > 1:
