@@ -94,7 +94,7 @@ def confirm(
     results = run_all(console, plan, arms, place, Course(seeds, race_.settled))
     found = race_.confirmed(results, [float(t.value or 0.0) for t in ranked(trials)[0]])
     print_confirmed(console, results, found, race_)
-    store(session, found, results, race_, plan)
+    store(session, found, results, race_, plan, starts_of(trials, reference))
     return found
 
 
@@ -281,13 +281,42 @@ def print_confirmed(console: Console, results: Results, found: Sequence[Confirme
     say(console, f"\n{SHRUNKEN.format(seed_sd(results, seeds))}.")
 
 
-def store(session: Session, found: Sequence[Confirmed], results: Results, race_: Race, plan: Plan) -> None:
+def starts_of(trials: Iterable[FrozenTrial], reference: Arm) -> list[int]:
+    """The feasible trials that ran what the contenders are held against: its fresh seeds are theirs too, or a
+    contender that is no better would stand above them."""
+    own = digest(reference.identity())
+    return [t.number for t in ranked([*trials])[0] if t.user_attrs.get(CONFIG_HASH) == own]
+
+
+def store(
+    session: Session,
+    found: Sequence[Confirmed],
+    results: Results,
+    race_: Race,
+    plan: Plan,
+    starts: Sequence[int],
+) -> None:
     """Keeps the confirmation with the study; what was confirmed before stays, for other trials and where the
-    same question was answered from more seeds."""
-    kept: dict[str, Any] = {}
+    same question was answered from more seeds. `starts`: trials of the reference."""
+    runs = in_order(results, race_.reference, race_.seeds)
+    mean, sd = mean_sd([run.bpb for run in runs if not run.reason])
+    start = {
+        "bpb": number(mean),
+        "sd": number(sd),
+        "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
+        "sound": not any(run.reason for run in runs),
+        "beaten_by": "",
+        "against": race_.reference,
+        "difference_bpb": 0.0,
+        "plan": plan.hash,
+        ASKED: len(race_.seeds),
+    }
+    told: Mapping[str, Any] = session.optuna_study.user_attrs.get(CONFIRMED) or {}
+    contended = {n for n, facts in told.items() if "rule" in facts}  # a contender's facts tell more
+    kept: dict[str, Any] = {str(n): start for n in starts if str(n) not in contended}
     for one in found:
         runs = in_order(results, one.contender.arm.label, race_.seeds)
-        told = one.answer
+        answered = one.answer
         mean, sd = mean_sd([run.bpb for run in runs if not run.reason])
         kept[str(one.contender.number)] = {
             "bpb": number(mean),
@@ -295,11 +324,11 @@ def store(session: Session, found: Sequence[Confirmed], results: Results, race_:
             "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
             "sound": one.sound,
             "beaten_by": one.beaten_by,
-            "over": list(told.over[one.contender.arm.label]),
+            "over": list(answered.over[one.contender.arm.label]),
             "shrunken": one.shrunken,
             "against": race_.reference,
-            "verdict": told.kind,
-            "difference_bpb": number(told.verdict.mean),
+            "verdict": answered.kind,
+            "difference_bpb": number(answered.verdict.mean),
             "difference_nats": number(one.nats),
             "rule": one.rule,
             "plan": plan.hash,

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from claims import confirm as module
 from claims.compare import Asked
-from claims.confirm import Confirmed, confirm, confirm_at_end, seed_sd, shrunken
+from claims.confirm import Confirmed, confirm, confirm_at_end, reference_of, seed_sd, shrunken
 from claims.runs import Run
 from search.common.attributes import BASELINE, CONFIRMED
 from search.common.paths import Folders
@@ -31,6 +31,7 @@ from search.session.session import Session
 from search.study.load import find_study
 from search.study.model import Confirm
 from search.trainers.trainer import trainer_of
+from techniques.config import digest
 from tests.search.fake_studies import FAKE, caddie, clear, read_trials, search, write_study
 
 KEPT = {"bytes": -0.1, "train": -0.1, "eval": -0.1, "run": -1.0}
@@ -106,6 +107,20 @@ def test_the_lucky_one_is_found_out(session: Session) -> None:
     assert "confirmed 2.0" in printed(print_leaderboard, session, width=80)
     assert "Best: #1, 2.0" in printed(print_status, session)
     assert "seeds), -0." in printed(print_trial, session, 1)
+
+
+def test_the_start_has_its_fresh_seeds_too(session: Session) -> None:
+    """Else a contender that is worse would stand above it."""
+    start = trial_of(2.11, 0.04)
+    start.user_attrs["hash"] = digest(reference_of(session).identity())
+    session.optuna_study.add_trial(start)
+    session.optuna_study.add_trial(trial_of(1.97, 0.015))  # luck: truly 2.35
+    confirmed(session, top=1, seeds=4)
+    facts = confirmed_of(session.optuna_study)
+    assert set(facts) == {5, 6} and facts[5]["bpb"] == pytest.approx(2.1, abs=0.01)
+    after = printed(print_leaderboard, session)
+    assert "Best: #5, 2.1" in after and "trial #5 stands +0.0000 from baseline" in after
+    assert "rule" not in facts[5] and facts[6]["rule"] is False
 
 
 def test_the_same_question_is_answered_from_what_is_kept(session: Session) -> None:
