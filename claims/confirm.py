@@ -298,48 +298,45 @@ def store(
 ) -> None:
     """Keeps the confirmation with the study; what was confirmed before stays, for other trials and where the
     same question was answered from more seeds. `starts`: trials of the reference."""
-    runs = in_order(results, race_.reference, race_.seeds)
-    mean, sd = mean_sd([run.bpb for run in runs if not run.reason])
-    start = {
-        "bpb": number(mean),
-        "sd": number(sd),
-        "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
-        "sound": not any(run.reason for run in runs),
-        "beaten_by": "",
-        "against": race_.reference,
-        "difference_bpb": 0.0,
-        "plan": plan.hash,
-        ASKED: len(race_.seeds),
-    }
-    told: Mapping[str, Any] = session.optuna_study.user_attrs.get(CONFIRMED) or {}
-    contended = {n for n, facts in told.items() if "rule" in facts}  # a contender's facts tell more
-    kept: dict[str, Any] = {str(n): start for n in starts if str(n) not in contended}
+    kept: dict[str, Any] = {}
     for one in found:
-        runs = in_order(results, one.contender.arm.label, race_.seeds)
-        answered = one.answer
-        mean, sd = mean_sd([run.bpb for run in runs if not run.reason])
+        label = one.contender.arm.label
         kept[str(one.contender.number)] = {
-            "bpb": number(mean),
-            "sd": number(sd),
-            "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
+            **facts_of_runs(results, label, race_, plan),
             "sound": one.sound,
             "beaten_by": one.beaten_by,
-            "over": list(answered.over[one.contender.arm.label]),
+            "over": list(one.answer.over[label]),
             "shrunken": one.shrunken,
-            "against": race_.reference,
-            "verdict": answered.kind,
-            "difference_bpb": number(answered.verdict.mean),
+            "verdict": one.answer.kind,
+            "difference_bpb": number(one.answer.verdict.mean),
             "difference_nats": number(one.nats),
             "rule": one.rule,
-            "plan": plan.hash,
-            ASKED: len(race_.seeds),
-            "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
+    start = {**facts_of_runs(results, race_.reference, race_, plan), "beaten_by": "", "difference_bpb": 0.0}
+    start["sound"] = not any(run.reason for run in in_order(results, race_.reference, race_.seeds))
     study = session.optuna_study
     with creation_lock(session.url):
         before: dict[str, Any] = study.user_attrs.get(CONFIRMED) or {}
+        for trial in map(str, starts):
+            if "rule" not in before.get(trial, {}):  # a contender's facts tell more
+                kept[trial] = start
         longer = {n for n, facts in kept.items() if n in before and more_seeds(before[n], facts)}
         study.set_user_attr(CONFIRMED, {**before, **{n: kept[n] for n in kept if n not in longer}})
+
+
+def facts_of_runs(results: Results, label: str, race_: Race, plan: Plan) -> dict[str, Any]:
+    """What an arm's runs gave, as a study keeps it."""
+    runs = in_order(results, label, race_.seeds)
+    mean, sd = mean_sd([run.bpb for run in runs if not run.reason])
+    return {
+        "bpb": number(mean),
+        "sd": number(sd),
+        "seeds": {str(run.seed): run.reason or run.bpb for run in runs},
+        "against": race_.reference,
+        "plan": plan.hash,
+        ASKED: len(race_.seeds),
+        "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
 
 
 def more_seeds(before: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

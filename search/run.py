@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from search.common.attributes import PRIOR, TRACKING
-from search.common.console import counted, make_console, print_step, print_wait, quiet_log
+from search.common.console import counted, make_console, print_step, print_wait, quiet_log, tell
 from search.common.machine import num_cores
 from search.common.options import ENVIRONMENT, RunOptions, WorkerSpec
 from search.common.paths import Folders
@@ -145,7 +145,7 @@ def print_end(console: Console, session: Session, target: int) -> None:
     if engines.finished(session) < target:
         trials = session.optuna_study.get_trials(deepcopy=False)
         told = end_of(build_space(session.study, catalog.metadata()), session.study, trials, target)
-        console.print(told, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+        tell(console, told)
 
 
 def print_costs_known(console: Console, session: Session, now: float, *, hardware: str = "") -> float:

@@ -268,7 +268,9 @@ def check(console: Console, folder: Path) -> None:
         again = said["reproduction"]
         launch = Launch(data.absolute(), again["tokenizer"], again["ranks"], again["threads"])
         seed = said["seeds"][0]
-        result, code_bytes, exact = said["seed_results"][str(seed)], said["bytes_code"], again["exact"]
+        result = said["seed_results"][str(seed)]
+        code_bytes = said["bytes_code"]
+        exact = again["exact"]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f"A folder is checked by what `search.py submit` wrote of how to run it again, but "

@@ -119,7 +119,8 @@ def load_trials(path: Path = TRIALS) -> Trials:
 def today(space: Space, params: Params, base: Params) -> dict[str, Any] | None:
     """The same run as today's space says it; None where it does not."""
     assert isinstance(space, NativeSpace)
-    settings = {n: v for n, v in params.items() if v is not False and n not in space.slots}
+    off = {n for n, v in params.items() if v is False and n in space.known}
+    settings = {n: v for n, v in params.items() if n not in space.slots and n not in off}
     settings |= dict.fromkeys((v for n, v in params.items() if n in space.slots and v in space.known), True)
     try:
         near = near_settings(space, {"preset": base, "file": settings})

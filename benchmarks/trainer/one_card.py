@@ -30,19 +30,14 @@ ROOT = Path(__file__).resolve().parents[2]
 STEP = re.compile(r"step:(\d+)/(\d+) .*step_avg:([\d.]+)ms")
 STUDY = """[study]
 name = "one_card"
-preset = {preset}
+preset = "{preset}"
 num_reports = 1
 [limits]
 artifact_bytes = 16_000_000
 train_seconds = 600
 eval_seconds = 600
 [fixed]
-data_path = {data}
-tokenizer_path = {tokenizer}
-device = {device}
-iterations = {steps}
-val_tokens = {scored}
-max_wallclock_seconds = 0
+{fixed}
 num_threads = 1
 [techniques]
 others = "off"
@@ -95,53 +90,70 @@ def last_lines(folder: Path, printed: str) -> dict[str, Any]:
     return {"said": [line for line in printed.splitlines() if line.strip()][-12:]}
 
 
-def parts_of(options: argparse.Namespace) -> list[Part]:
-    """The plan."""
-    steps, scored = (4, 8192) if options.toy else (options.steps, 2_097_152)
-    python = sys.executable
-    data, tokenizer = str(Path(options.data).absolute()), str(tokenizer_of(Path(options.data)).absolute())
-    here = {"data_path": data, "tokenizer_path": tokenizer, "max_wallclock_seconds": 0, "val_loss_every": 0}
-    here |= {"warmup_steps": 2, "iterations": steps, "val_tokens": scored, "resume": False}
-    here |= {"device": "cpu", "num_threads": 1} if options.toy else {"device": "cuda"}
+class Plan:
+    """The parts, and what their runs share."""
 
-    def ours(name: str, preset: str, *flags: str, **changes: Any) -> Run:
-        words = [f"--{k}={v}" for k, v in {**here, "reserve_seconds": 0, **changes}.items()]
-        out = f"--out_dir={options.out / name}"
-        chosen = "laptop" if options.toy else preset
-        return Run(name, (python, "train_gpt.py", f"--preset={chosen}", *words, *flags, out), result_of)
+    def __init__(self, options: argparse.Namespace):
+        self.out: Path = options.out
+        self.toy: bool = options.toy
+        self.public = dict(one.split("=", 1) for one in options.public)
+        self.newest: dict[str, str] = place_of(options.data_8192) if options.data_8192 else {}
+        self.settings = {
+            **place_of(options.data),
+            "device": "cpu" if self.toy else "cuda",
+            "iterations": 4 if self.toy else options.steps,
+            "val_tokens": 8192 if self.toy else 2_097_152,
+            "max_wallclock_seconds": 0,
+            "val_loss_every": 0,
+        }
 
-    public = dict(one.split("=", 1) for one in options.public)
-    theirs = {"DATA_PATH": data, "TOKENIZER_PATH": tokenizer, "VOCAB_SIZE": "1024", "ITERATIONS": str(steps)}
-    theirs |= {
-        "VAL_LOSS_EVERY": "0",
-        "WARMUP_STEPS": "2",
-        "MAX_WALLCLOCK_SECONDS": "0",
-        "TRAIN_LOG_EVERY": "5",
-    }
-    first: list[Run] = []
-    for preset in ("naive", "pr549"):
-        first.append(ours(preset, preset))
-        if preset in public:
-            words = tuple(shlex.split(public[preset]))
-            first.append(
-                Run(f"public {preset}", words, last_step, tuple(theirs.items()), until_last_step=True)
-            )
-    study, home, trials = options.out / "one_card.toml", options.out / "home", 2 if options.toy else 6
-    options.out.mkdir(parents=True, exist_ok=True)
-    said = {"preset": "laptop" if options.toy else "naive", "data": data, "tokenizer": tokenizer}
-    said = {name: json.dumps(text) for name, text in {**said, "device": here["device"]}.items()}
-    study.write_text(STUDY.format(**said, steps=steps, scored=scored), encoding="utf-8")
-    search = (python, "search.py", f"--study={study}", f"--trials={trials}", "--workers=2", f"--home={home}")
-    newest = {"data_path": str(Path(options.data_8192).absolute())} if options.data_8192 else {}
-    if newest:
-        newest["tokenizer_path"] = str(tokenizer_of(Path(options.data_8192)).absolute())
-    scorers = tuple(ours(f"scorer {s}", "naive", f"--{s}") for s in ("banded", "sliding_window"))
-    parts = [Part("steps", 0.35, tuple(first)), Part("search", 0.3, (Run("search", search, last_lines),))]
-    if newest or options.toy:
-        parts.append(Part("pr1855", 0.15, (ours("pr1855", "pr1855", **newest),)))
-    if not options.toy:
-        parts.append(Part("attention", 0.05, (Run("attention", (python, "-c", KERNELS), last_lines),)))
-    return [*parts, Part("scorers", 0.15, scorers)]
+    def parts(self) -> list[Part]:
+        steps: list[Run] = []
+        for preset in ("naive", "pr549"):
+            steps.append(self.ours(preset, preset))
+            if preset in self.public:
+                steps.append(self.theirs(preset))
+        found = [Part("steps", 0.35, tuple(steps)), Part("search", 0.3, (self.search(),))]
+        if self.newest or self.toy:
+            found.append(Part("pr1855", 0.15, (self.ours("pr1855", "pr1855", **self.newest),)))
+        if not self.toy:
+            kernels = Run("attention", (sys.executable, "-c", KERNELS), last_lines)
+            found.append(Part("attention", 0.05, (kernels,)))
+        scorers = [self.ours(f"scorer {s}", "naive", **{s: True}) for s in ("banded", "sliding_window")]
+        return [*found, Part("scorers", 0.15, tuple(scorers))]
+
+    def ours(self, name: str, preset: str, **changes: Any) -> Run:
+        more = {"warmup_steps": 2, "reserve_seconds": 0, "resume": False, "out_dir": self.out / name}
+        words = [f"--{k}={v}" for k, v in {**self.settings, **more, **changes}.items()]
+        chosen = "laptop" if self.toy else preset
+        return Run(name, (sys.executable, "train_gpt.py", f"--preset={chosen}", *words), result_of)
+
+    def theirs(self, preset: str) -> Run:
+        """The public script, set by the challenge's variables."""
+        told = {name.upper(): str(value) for name, value in self.settings.items() if name != "device"}
+        told |= {"VOCAB_SIZE": "1024", "WARMUP_STEPS": "2", "TRAIN_LOG_EVERY": "5"}
+        words = tuple(shlex.split(self.public[preset]))
+        return Run(f"public {preset}", words, last_step, tuple(told.items()), until_last_step=True)
+
+    def search(self) -> Run:
+        trials = 2 if self.toy else 6
+        words = [f"--study={self.study}", f"--trials={trials}", "--workers=2", f"--home={self.out / 'home'}"]
+        return Run("search", (sys.executable, "search.py", *words), last_lines)
+
+    @property
+    def study(self) -> Path:
+        return self.out / "one_card.toml"
+
+    def write_study(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        fixed = "\n".join(f"{name} = {json.dumps(value)}" for name, value in self.settings.items())
+        preset = "laptop" if self.toy else "naive"
+        self.study.write_text(STUDY.format(preset=preset, fixed=fixed), encoding="utf-8")
+
+
+def place_of(data: str) -> dict[str, str]:
+    folder = Path(data).absolute()
+    return {"data_path": str(folder), "tokenizer_path": str(tokenizer_of(folder))}
 
 
 def tokenizer_of(data: Path) -> Path:
@@ -216,7 +228,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--toy", action="store_true", help="on a CPU, of a tiny model")
     options = parser.parse_args(argv)
     options.out = options.out.absolute()
-    parts = parts_of(options)
+    plan = Plan(options)
+    parts = plan.parts()
+    if not options.plan:
+        plan.write_study()
     end = time.monotonic() + 60 * options.minutes
     whole = sum(part.share for part in parts)
     found: dict[str, Any] = {}

@@ -95,15 +95,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def tell(console: Console, text: str) -> None:
+    """Breaks between words on a terminal; one line in a file or a pipe, for other programs."""
+    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
 def print_wait(console: Console, what: str) -> None:
     """What begins now and takes its time; its step is printed when it is over."""
-    console.print(f"{what} …", highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    tell(console, f"{what} …")
 
 
 def print_step(console: Console, step: str, since: float) -> float:
     """One step of the start and its seconds; returns now."""
     now = time.monotonic()
-    console.print(
-        f"{step}  [{now - since:.1f} s]", highlight=False, markup=False, soft_wrap=not console.is_terminal
-    )
+    tell(console, f"{step}  [{now - since:.1f} s]")
     return now

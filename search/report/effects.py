@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from search.common.console import tell
 from search.common.numeric import value_at
 from search.pruning.pruner import LATEST, is_evidence
 from search.report.pruning import print_evidence
@@ -218,7 +219,7 @@ def print_effects(console: Console, session: Session, *, top: int = 15) -> None:
     found = find_effects([read[number] for number in done])
     head = f"{session.study.name}: effects on val_bpb in the newest {found.trials} complete trials, averaged "
     head += f"over what was tried; negative is better. Noise of one trial: {found.noise_sd:.4f}."
-    console.print(head, highlight=False, soft_wrap=not console.is_terminal)
+    tell(console, head)
     tables: Mapping[str, Sequence[Effect]] = {
         "technique on, against off (a choice: against the first)": found.techniques,
         "number at its best, against the median tried": found.numbers,

@@ -21,7 +21,7 @@ from search.common.attributes import (
     TECHNIQUES,
     TRACKING,
 )
-from search.common.console import counted
+from search.common.console import counted, tell
 from search.common.paths import DEFAULT_STUDY, shown
 from search.report.rows import (
     LEAST,
@@ -207,9 +207,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t, confirmed, beliefs) for t in good[:top]], title)
         console.print(f"\n{ranking_text(beliefs, confirmed)}", highlight=False)
     else:
-        console.print(
-            f"{title}\nNo trial kept every limit yet.", highlight=False, soft_wrap=not console.is_terminal
-        )
+        tell(console, f"{title}\nNo trial kept every limit yet.")
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
     against = against_baseline(session, good, confirmed)
     for line in (against, reuse, old_bytes(session, trials), trouble_text(session)):
@@ -220,19 +218,16 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         title = f"Infeasible: {counted(len(bad), 'trial')}{limits_text(over_by_limit(bad))}"
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
         for line in over_lines(session, bad[: max(3, top // 3)]):
-            console.print(line, highlight=False, soft_wrap=not console.is_terminal)
+            tell(console, line)
     if not session.study.in_nats and (not good or any(t.number not in confirmed for t in good[:top])):
         console.print(f"\n{NOISE}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
         text = "The code changed while this study ran: compare only trials of the same passport (`show N`)."
-        console.print(text, soft_wrap=not console.is_terminal)
+        tell(console, text)
     if len(devices := {str(t.user_attrs.get(PASSPORT, {}).get("device")) for t in [*good, *bad]}) > 1:
-        console.print(
-            f"Trials ran on {escape(', '.join(sorted(devices)))}: speeds differ.",
-            soft_wrap=not console.is_terminal,
-        )
+        tell(console, f"Trials ran on {', '.join(sorted(devices))}: speeds differ.")
     if good:
         print_reproduce(console, session, good[0], confirmed, beliefs)
 
@@ -305,7 +300,7 @@ def print_reproduce(
         value = f"{confirmed_text(facts)}, {name} {value}"
     by = f" by {label}" if (label := trial.user_attrs.get(PROTOCOL)) else ""
     text = f"{best}: #{trial.number}, {value} bits/byte{by}."
-    console.print(text, soft_wrap=not console.is_terminal, highlight=False, markup=False)
+    tell(console, text)
     text = f"To run it again:\n  {reproduce_command(session, trial)}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 

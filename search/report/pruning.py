@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from search.common.attributes import EVAL_SECONDS, PREFLIGHT, SPARED, TRAIN_SECONDS
-from search.common.console import counted
+from search.common.console import counted, tell
 from search.pruning.pruner import Pruner, is_evidence, remembered
 from search.study.limits import has_failed
 from search.study.model import Pruning
@@ -60,9 +60,9 @@ def print_evidence(console: Console, trials: Sequence[FrozenTrial], settings: Pr
         text = f"BPB at {progress:.0%} of {evidence.count} trials: rank agreement with the final one "
         text += f"{evidence.raw.rank:.2f}, with offsets {evidence.shown.rank:.2f} (at least "
         text += f"{evidence.shown.lower:.2f}); {use} for pruning"
-        console.print(text, highlight=False, soft_wrap=not console.is_terminal)
+        tell(console, text)
         sure = [row for row in evidence.offsets()[:4] if abs(row[1]) > 2.0 * row[2]]
         if sure:
             offsets = ", ".join(f"{name} {shift:+.4f} ± {sd:.4f}" for name, shift, sd in sure)
             text = f"  in the end, beyond what was to be seen there: {offsets}"
-            console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+            tell(console, text)

@@ -36,17 +36,21 @@ BAND_HALO = 128  # positions that a row runs again
 BAND_ROW = 4096  # new tokens of a row, at least
 
 
-def band_mask(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """Whether the query at each position [n] sees the key at each [m], bool [n,m]."""
-    back = queries[:, None] - keys
-    return (back >= 0) & (back < window)
+def in_band(query: Tensor, key: Tensor, window: int) -> Tensor:
+    """Whether the query at a position sees the key at another."""
+    return (query >= key) & (query < key + window)
 
 
 def banded_blocked(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """q [B,T,H,Dh] of the last T positions of k and v [B,N,K,Dh] -> y [B,T,H,Dh]."""
-    t, kv_heads, before = q.size(1), k.size(2), k.size(1) - q.size(1)
-    q, k, v = by_group(q * q.size(3) ** -0.5, kv_heads), by_group(k, kv_heads), by_group(v, kv_heads)
-    group, y = q.size(1) // t, torch.empty_like(q)
+    t = q.size(1)
+    kv_heads = k.size(2)
+    before = k.size(1) - t
+    q = by_group(q * q.size(3) ** -0.5, kv_heads)
+    k = by_group(k, kv_heads)
+    v = by_group(v, kv_heads)
+    group = q.size(1) // t
+    y = torch.empty_like(q)
     hidden: dict[tuple[int, int], Tensor] = {}  # of blocks of one form
     for i in range(0, t, BLOCK):
         end = min(i + BLOCK, t)
@@ -54,7 +58,7 @@ def banded_blocked(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         seen = slice(max(0, before + i - window + 1), before + end)
         if (form := (end - i, seen.stop - seen.start)) not in hidden:
             at = torch.arange(seen.start, seen.stop, device=q.device)
-            inside = band_mask(at[i - end :], at, window)
+            inside = in_band(at[i - end :, None], at, window)
             hidden[form] = torch.where(inside, 0.0, -torch.inf).to(q.dtype)[:, None]
         scores = torch.bmm(q[:, rows], k[:, seen].mT)
         scores.view(-1, end - i, group, form[1]).add_(hidden[form])
@@ -65,12 +69,7 @@ def banded_blocked(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 @functools.cache
 def band_blocks(t: int, n: int, window: int, device: torch.device) -> Any:
     """FlexAttention's mask of t queries behind n − t earlier keys."""
-
-    def inside(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        back = query + (n - t) - key
-        return (back >= 0) & (back < window)
-
-    return create_block_mask(inside, None, None, t, n, device=device)
+    return create_block_mask(lambda _b, _h, q, k: in_band(q + n - t, k, window), None, None, t, n, device)
 
 
 @functools.cache
@@ -101,7 +100,8 @@ class Band:
     forward comes to it."""
 
     def __init__(self, window: int, kernel: str):
-        self.window, self.kernel = window, kernel
+        self.window = window
+        self.kernel = kernel
         self.begin(again=0)
         self.forget()
 
@@ -111,7 +111,8 @@ class Band:
 
     def begin(self, again: int) -> None:
         """A row whose first `again` positions stand in the cache."""
-        self.again, self.visits = again, dict[int, int]()
+        self.again = again
+        self.visits: dict[int, int] = {}
 
     def extended(self, kept: dict[tuple[int, int], Tensor], at: tuple[int, int], x: Tensor) -> Tensor:
         new = x[:, self.again :]
@@ -137,7 +138,6 @@ class Band:
 def banded_model(model: Any, length: int) -> Iterator[Callable[[Band], None]]:
     """Every attention goes through the Band that is given last; `length` positions a row at most, those
     before it counted. The model is as it was at the end."""
-    saved: list[tuple[Any, Any]] = []
     tables: list[tuple[Any, str, Tensor]] = []
     found = [(layer, block.attn) for layer, block in enumerate(model.blocks) if block.attn is not None]
 
@@ -147,8 +147,7 @@ def banded_model(model: Any, length: int) -> Iterator[Callable[[Band], None]]:
             attn.attend.parts = [functools.partial(band.attend, layer)]
 
     ropes = {layer: attn.rope.parts[0] for layer, attn in found}
-    for _, attn in found:
-        saved += [(slot, slot.parts) for slot in (attn.rope, attn.attend)]
+    saved = [(slot, slot.parts) for _, attn in found for slot in (attn.rope, attn.attend)]
     for rope in set(ropes.values()):
         for name, table in lengthen(rope, length).items():
             tables.append((rope, name, getattr(rope, name)))
@@ -166,10 +165,12 @@ class BandedScorer:
     """Ranks take contiguous shares of the stream."""
 
     def __init__(self, config: Any):
-        self.config, self.facts = config, {}
+        self.config = config
+        self.facts: dict[str, Any] = {}
 
     def score(self, run: Any) -> None:
-        c, n = self.config, run.num_positions
+        c = self.config
+        n = run.num_positions
         window = c.window or run.seq_len
         size = c.row_tokens or max(BAND_ROW, 2 * window)
         size = size if c.carry else min(size, window)
@@ -178,7 +179,8 @@ class BandedScorer:
         with torch.no_grad(), banded_model(run.model, window - 1 + BAND_HALO + size) as use:
             for share in run.world.my_range(shares):
                 use(band := Band(window, c.kernel))
-                first, end = n * share // shares, n * (share + 1) // shares
+                first = n * share // shares
+                end = n * (share + 1) // shares
                 for start in range(max(0, first - window + 1), end, size):
                     self.score_row(run, band, (max(start, first), start, min(start + size, end)))
 
@@ -225,7 +227,8 @@ class Banded(Technique):
             )
 
     def cost(self, shape: Shape) -> Cost:
-        window, attended = self.config.window or shape.eval_seq_len, shape.num_layers - shape.bare_layers
+        window = self.config.window or shape.eval_seq_len
+        attended = shape.num_layers - shape.bare_layers
         scores = 4.0 * attended * shape.model_dim * (window - shape.eval_seq_len / 2)
         again = BAND_HALO / (self.config.row_tokens or max(BAND_ROW, 2 * window))
         return Cost(eval_passes=max(0.0, scores / shape.flops_per_token()) + again)

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks.evidence import files, replay, samplers, twins
+from benchmarks.evidence import early, files, replay, samplers, twins
 from benchmarks.evidence.files import pack, read_lines, unpack
 from benchmarks.evidence.table import FIGURES, SEED, Table, load_table, trained_on
 from benchmarks.results import write_section
@@ -90,6 +90,9 @@ def test_a_configuration_trained_again_gives_the_same(table: Table) -> None:
 def test_the_trials_lie_in_todays_space(trials: twins.Trials) -> None:
     stored = unpack(twins.TRIALS)
     assert len(trials.params) >= 0.9 * len(stored["trials"]) and len(trials.params) >= 100
+    for params in trials.params:  # what was a gate is a place in a slot now
+        left = [{n for n, v in row["params"].items() if params.get(n) != v} for row in stored["trials"]]
+        assert min(left, key=len) <= {"fused_ce"}, "what a trial ran is what is read"
     for params in trials.params[:20]:
         trials.space.resolve(trials.space.repaired(params))
     kept = sum(bool(twins.keeps(result, trials.study)) for result in trials.results)
@@ -238,3 +241,17 @@ def test_a_claim_names_the_better_rival_and_replaces_the_old_one(tmp_path: Path)
     text = page.read_text(encoding="utf-8")
     assert " ".join(text.split()) == " ".join(f"a. {files.BEGINNING} {claim} {files.END} b.".split())
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_training_counts_once_and_reports_are_ranked() -> None:
+    def trial(number: int, first: float, final: float, weights: float) -> dict[str, Any]:
+        curve = [[50.0, first], [100.0, final]]
+        return {"number": str(number), "bpb": final, "chain": [["weights", weights]], "curve": curve}
+
+    told = [trial(k, 3.0 + 0.1 * k, 2.0 - 0.1 * k, 2.5 + k) for k in range(6)]
+    twin = trial(6, 3.0, 1.0, 2.5)  # the training of the first, another scorer
+    given_up = {**trial(7, 3.9, 3.9, 3.9), "bpb": None}
+    found = early.trainings([*told, twin, given_up])
+    assert found == told
+    assert early.correlations(found, lambda t: t["bpb"]) == pytest.approx([-1.0])
+    assert early.correlations(found, lambda t: t["chain"][0][1]) == pytest.approx([1.0])

@@ -14,9 +14,9 @@ from techniques.evaluation.banded import (
     BAND_HALO,
     Banded,
     BandedScorer,
-    band_mask,
     banded_blocked,
     banded_flex,
+    in_band,
 )
 from tests.techniques.evaluation_rig import on_ranks, single, tiny_model, tiny_tokens
 
@@ -37,7 +37,7 @@ REACHING = {  # what reaches back without attention, runs a layer twice, or look
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
     """SDPA under the whole mask."""
     at = torch.arange(k.size(1))
-    mask = band_mask(at[-q.size(1) :], at, window)
+    mask = in_band(at[-q.size(1) :, None], at, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
