@@ -5,7 +5,6 @@ A protocol is what makes two scores comparable: data, tokenizer, scale and limit
 own, and published results have theirs: nothing is ranked against what was measured otherwise.
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from search.trainers.trainer import legality_of
 from search.workers.prior import PUBLISHED
 from techniques import catalog
 from techniques.config import TRAINER_FIELDS, read_preset, resolve
+from trainer.machine import model_in
 
 THEIRS = "published: runs of others; every row has a protocol of its own, so this is no ranking"
 SCORE_NATS = "a loss in nats per token"
@@ -260,18 +260,15 @@ def compared(home: Path) -> Iterator[Entry]:
                 verdict=f"confirmed, {failed} failed" if failed else "confirmed",
                 observed=None,
                 legality="",
-                hardware=machine_text(question.get("machine") or ""),
+                hardware=machine_text(question.get("machine") or {}),
             )
 
 
-def machine_text(machine: Mapping[str, Any] | str) -> str:
+def machine_text(machine: Mapping[str, Any]) -> str:
     """AMD EPYC, 1 thread; 8 x NVIDIA H200: a plan's machine without its instruction sets."""
-    if isinstance(machine, str):
-        return machine
     if gpus := machine.get("gpus"):
         return f"{machine.get('ranks', 1)} x {', '.join(map(str, gpus))}"
-    words = str(machine.get("cpu", "")).split()
-    model = " ".join(itertools.takewhile(lambda word: not word.islower(), words)) or " ".join(words[:1])
+    model = model_in(str(machine.get("cpu", "")))
     return f"{model}, {counted(int(machine.get('threads') or 1), 'thread')}" if model else ""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PROC = Path("/proc")
+WIDTHS = ("avx", "amx", "fma")  # how a processor's flags of vectors begin
 
 
 def cpu_model(proc: Path = PROC) -> str:
@@ -19,8 +20,13 @@ def cpu_model(proc: Path = PROC) -> str:
 def cpu_name(proc: Path = PROC) -> str:
     """The processor's model and its vector width class: a matrix library picks its kernels by them."""
     facts = _cpu_facts(proc)
-    flags = {f for f in facts.get("flags", "").split() if f.startswith(("avx", "amx", "fma"))}
+    flags = {f for f in facts.get("flags", "").split() if f.startswith(WIDTHS)}
     return " ".join([_model_of(facts), *sorted(flags)])
+
+
+def model_in(name: str) -> str:
+    """The model alone, of what cpu_name gave."""
+    return " ".join(word for word in name.split() if not word.startswith(WIDTHS))
 
 
 def _cpu_facts(proc: Path) -> dict[str, str]:

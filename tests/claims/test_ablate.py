@@ -276,6 +276,7 @@ def test_who_is_nearly_decided_and_cheap_runs_first() -> None:
     more["near"] = (4, 30)  # beyond these seeds
     assert pick(results, tasks, set()) == (4, ("far",))
     assert Schedule("base", range(20), lambda _: more, Clock(0.5))(results, tasks, set()) is None
+    assert "(1 minute)" in Clock(60.0).sentence and "(1.5 minutes)" in Clock(90.0).sentence
 
 
 @pytest.mark.parametrize(

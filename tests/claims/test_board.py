@@ -15,7 +15,7 @@ from rich.console import Console
 
 from claims.answers import BYTES
 from claims.arms import arm_of_source
-from claims.board import Entry, compared, print_board, published
+from claims.board import Entry, compared, machine_text, print_board, published
 from claims.runs import OUTCOME, PLAN, write_json
 from search.common.attributes import ARCHIVED, STUDY_IDENTITY
 from search.common.tables import TableConsole
@@ -80,7 +80,10 @@ def test_what_is_put_away_or_not_ours_stays_out(tmp_path: Path) -> None:
 def test_comparisons_are_there_with_their_seeds(tmp_path: Path) -> None:
     arm = arm_of_source("laptop", lambda: pytest.fail("no study"))
     folder = tmp_path / "runs" / "compare" / "q"
-    question = {"arms": {"laptop": arm.identity(), "odd/name": arm.identity()}, "machine": "a machine"}
+    question = {
+        "arms": {"laptop": arm.identity(), "odd/name": arm.identity()},
+        "machine": {"cpu": "a machine avx2 fma", "threads": 2},
+    }
     write_json(folder / PLAN, {"question": question})
     for seed, score in enumerate((2.8, 2.9)):
         run = {"seed": seed, "reason": "", "figures": {"val_bpb": score}}
@@ -91,6 +94,8 @@ def test_comparisons_are_there_with_their_seeds(tmp_path: Path) -> None:
     assert (found.name, found.seeds, found.verdict) == ("laptop", 2, "confirmed, 1 failed")
     assert found.bpb == pytest.approx(2.85) and "no limits" in found.protocol
     assert "a machine" in told([], tmp_path)
+    assert found.hardware == "a machine, 2 threads"
+    assert machine_text({"gpus": ["NVIDIA H200"], "ranks": 8}) == "8 x NVIDIA H200"
 
 
 def test_programs_get_all_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

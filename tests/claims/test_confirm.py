@@ -121,6 +121,7 @@ def test_the_start_has_its_fresh_seeds_too(session: Session) -> None:
     after = printed(print_leaderboard, session)
     assert "Best: #5, 2.1" in after and "trial #5 stands +0.0000 from baseline" in after
     assert "rule" not in facts[5] and facts[6]["rule"] is False
+    assert "Ranked by the mean on fresh seeds where there is one, else by the BPB" in after
 
 
 def test_the_same_question_is_answered_from_what_is_kept(session: Session) -> None:

@@ -121,7 +121,7 @@ def test_the_last_ended_ones_their_verdicts_and_the_counts_by_reason(tmp_path: P
     ended(study, 2.01, **{REPLICATE: {"of": 0, "seed": 5}})
     with progress_of(study, tmp_path, 100) as progress:
         text = "\n".join(view(progress))
-    assert "told · 5 of 20 done, 0 running" in text
+    assert "told · 5 of 20 done, 0 running" in text and "none: workers start" in text
     assert (
         "best observed #0: 2.0500 bits/byte (mean of seeds 2.0300 ± 0.0283 (2 seeds)), 1,900,000 bytes"
         in text
@@ -133,6 +133,15 @@ def test_the_last_ended_ones_their_verdicts_and_the_counts_by_reason(tmp_path: P
     counts = " ".join(text.splitlines()[-3:])
     assert "2 within all limits, 1 over a limit (evaluation 1), 1 pruned, 1 failed (diverged 1), " in counts
     assert "4 resampled before running (bytes 3, duplicate 1), 1 interrupted and tried again" in counts
+
+
+def test_at_its_end_no_worker_is_said_to_start(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="told")
+    for _ in range(20):
+        ended(study, 2.05)
+    with progress_of(study, tmp_path) as progress:
+        text = "\n".join(view(progress))
+    assert "20 of 20 done, 0 running" in text and "none: workers stop" in text
 
 
 def test_the_best_is_told_whole_on_eighty_columns(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from claims.board import print_board
-from search.common.attributes import PRICE, STUDY_IDENTITY
+from search.common.attributes import PRICE, STUDY_FILE, STUDY_IDENTITY, TRAINER
 from search.common.paths import Folders
 from search.report.studies import print_diff, print_studies
 from search.session.session import Session
-from search.session.shelf import Shelf, shelf_of
+from search.session.shelf import Shelf, script_of, shelf_of
 from search.storage.patient import creation_lock, open_storage, open_study
 from search.study.load import find_study
 from search.study.model import study_identity
@@ -33,6 +33,14 @@ pytestmark = pytest.mark.slow
 def url() -> Iterator[str]:
     with held_server() as held:
         yield held[1]
+
+
+def test_a_trainer_is_called_by_its_script() -> None:
+    adapter = {TRAINER: "search.trainers.foreign.adapter"}
+    assert script_of({**adapter, STUDY_FILE: '[trainer]\nscript = "theirs/train.py"'}) == "theirs/train.py"
+    for text in ("", "[study]", "[trainer]\nscript", "trainer = 1"):
+        assert script_of({**adapter, STUDY_FILE: text}) == adapter[TRAINER]
+    assert script_of({}) == ""
 
 
 @pytest.fixture

@@ -133,6 +133,8 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path):
     make_study(tmp_path)
     with pytest.raises(ValueError, match=r"No such study file. Did you mean '.*fake.toml'"):
         load_study(tmp_path / "fakee.toml", KNOWN)
+    with pytest.raises(ValueError, match=r"No such study file. Did you mean '.*studies/laptop.toml'"):
+        load_study(Path("laptop"), KNOWN)  # a name, as --from takes
 
 
 def test_an_edit_changes_the_hash_and_prose_does_not(tmp_path: Path):
