@@ -349,6 +349,11 @@ class LogReader:
                     return found[-1]
             wanted = ", ".join(map(repr, rule))
             raise LogError(f"no score: none of {wanted} was printed; lines with a val_bpb: {printed}")
+        if not finals and not self.scores and self.early:
+            raise LogError(
+                "no score: only lines with a step tell a val_bpb, and those are early BPB. Print the final "
+                "one on a line without a step, or name the line that counts: score_pattern in [trainer]"
+            )
         if not finals:
             raise LogError(f"no score: lines with a val_bpb: {printed}. Name one: score = [...] in [trainer]")
         last = self.scores[finals[-1]]

@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from search.common.attributes import BASELINE, PRICE, STUDY_FILE, STUDY_HASH, STUDY_IDENTITY, TRAINER
+from search.common.attributes import (
+    BASELINE,
+    PRICE,
+    PRIOR,
+    STUDY_FILE,
+    STUDY_HASH,
+    STUDY_IDENTITY,
+    TRAINER,
+)
 from search.common.options import ENVIRONMENT
 from search.common.paths import Folders, shown
 from search.study.load import read_study
@@ -147,32 +155,48 @@ def as_stored(study: Study, stored: optuna.Study, folders: Folders) -> tuple[Stu
 
 
 def check_unedited(session: Session) -> None:
-    """The first session writes the study's hash and keeps its file; every later one must have that hash."""
+    """The first session writes the study's hash and keeps its file; every later one must have that hash, once
+    anything was measured or learnt under it: until then a mended file is the study."""
     from search.storage.patient import creation_lock
 
-    mine, text = study_hash(session.study), Path(session.study.path)
+    mine = study_hash(session.study)
+    text = Path(session.study.path)
     kept = session.folders.runs / "study.toml"
     study = session.optuna_study
-    stored = study.user_attrs.get(STUDY_HASH)
-    if stored is None:
+    if study.user_attrs.get(STUDY_HASH) != mine and not has_begun(study):
         with creation_lock(session.url):
-            stored = study.user_attrs.get(STUDY_HASH, mine)
-            if STUDY_HASH not in study.user_attrs:
+            if not has_begun(study):
                 study.set_user_attr(STUDY_IDENTITY, study_identity(session.study))
                 study.set_user_attr(STUDY_HASH, mine)
                 study.set_user_attr(STUDY_FILE, text.read_text(encoding="utf-8"))
-    if stored != mine:
-        copy = f" ({kept} is a copy)" if kept.exists() else ""
-        raise ValueError(
-            f"A study samples one space under one set of limits, but {text} no longer describes the study "
-            f"{session.study.name!r} that is stored ({mine} against {stored}{_edits(session)}). To go on "
-            f"with the stored one, restore the file{copy}; to search the new space, or where another study "
-            f"has that name, give it another `name` in [study]: with --from "
-            f"{shlex.quote(session.study.name)} it begins with what the stored one found."
-        )
+                kept.unlink(missing_ok=True)
+    refuse_edited(session)
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(text, kept)
+
+
+def refuse_edited(session: Session) -> None:
+    """ValueError where the study that is stored is another one than the file describes."""
+    mine = study_hash(session.study)
+    stored = session.optuna_study.user_attrs.get(STUDY_HASH)
+    if stored == mine:
+        return
+    kept = session.folders.runs / "study.toml"
+    copy = f" ({kept} is a copy)" if kept.exists() else ""
+    raise ValueError(
+        f"A study samples one space under one set of limits, but {session.study.path} no longer describes "
+        f"the study {session.study.name!r} that is stored ({mine} against {stored}{_edits(session)}). To go "
+        f"on with the stored one, restore the file{copy}; to search the new space, or where another study "
+        f"has that name, give it another `name` in [study]: with --from "
+        f"{shlex.quote(session.study.name)} it begins with what the stored one found."
+    )
+
+
+def has_begun(study: optuna.Study) -> bool:
+    """Whether anything stands in it that was measured or learnt."""
+    attrs = study.user_attrs
+    return BASELINE in attrs or PRIOR in attrs or bool(study.get_trials(deepcopy=False))
 
 
 def _edits(session: Session) -> str:

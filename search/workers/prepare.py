@@ -24,7 +24,7 @@ from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
 from search.session.passport import hardware_here
-from search.session.session import Session, baseline_of, check_room, measured
+from search.session.session import Session, baseline_of, check_room, measured, refuse_edited
 from search.space.native import build_space
 from search.storage.patient import creation_lock
 from search.study.limits import IN_BASELINES, figures_summary
@@ -209,6 +209,7 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
     dealt = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
     found[HARDWARE] = hardware_here(session.study, num_threads=spec.threads, environ={**os.environ, **dealt})
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
+        refuse_edited(session)  # until a baseline is there, another session may begin with a mended file
         earlier = baseline_of(session.optuna_study)
         if earlier is None:
             session.optuna_study.set_user_attr(BASELINE, found)

@@ -31,6 +31,7 @@ from search.trainers.trainer import trainer_of
 from techniques.base import Choice, Float
 
 CRASHES = ("crash:", "out of memory:", "diverged:", "refused:")  # of a failed run's reasons
+NEAR = 0.05  # of the default: where that crashes too, no range is left
 SPARE = 16  # runs at most that look for the setting which crashes
 Params = Mapping[str, Any]
 
@@ -173,7 +174,9 @@ def _narrower(variable: Variable, value: Any, default: Any) -> str:
     if isinstance(domain, Choice):
         left = [option for option in domain.options if option != value]
         return f"choices = {json.dumps(left)}" if len(left) > 1 and not variable.gate else ""
-    if isinstance(default, bool) or not isinstance(default, int | float) or value == default:
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return ""
+    if math.isclose(value, default, rel_tol=NEAR):
         return ""
     half = math.sqrt(value * default) if domain.log and value * default > 0 else (value + default) / 2
     half = half if isinstance(domain, Float) else math.floor(half) if value > default else math.ceil(half)

@@ -291,6 +291,12 @@ def test_steps_with_and_without_their_name_and_with_anything_before_them(before:
     assert "nan at step 901" in reader.failure
 
 
+def test_lines_with_a_step_alone_are_early_bpb_and_the_error_says_so():
+    run = "".join(f"step:{k}/4 val_loss:2.{9 - k} val_bpb:1.{9 - k}\n" for k in range(1, 5))
+    with pytest.raises(LogError, match="only lines with a step tell a val_bpb"):
+        read(run, num_reports=2).value()
+
+
 def test_the_last_of_two_runs_in_one_log_counts_unless_it_is_worse_and_an_unfinished_one_has_no_score():
     run = "step:0/9 val_loss:7.0 val_bpb:4.1\nstep:9/9 train_loss:2.0 train_time:9ms\n"
     first = "final val_bpb:1.2\nTotal submission size a: 7 bytes\n"

@@ -206,7 +206,8 @@ def _score_line(found: Scan) -> str:
     if found.patterns.score:
         what = "a loss in nats per token" if found.patterns.in_nats else "bits per byte"
         return f"  score: {what}, by the script's own lines (score_pattern); the last that a run prints"
-    return f"  score: the last that a run prints (the script has: {', '.join(score_rule(found)) or 'none'})"
+    has = ", ".join(score_rule(found)) or "none; a val_bpb on a line with a step is early BPB"
+    return f"  score: the last that a run prints (the script has: {has})"
 
 
 def _binding(read: Read) -> str:

@@ -68,6 +68,18 @@ def test_only_draws_that_were_made_are_counted(tmp_path: Path, monkeypatch: pyte
     assert "nothing to draw" in told and "0 of 0 draws ran" in told
 
 
+def test_a_range_that_runs_at_its_default_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "train.py").write_text(
+        'import os\nMATRIX_LR = float(os.environ.get("MATRIX_LR", 0.02))\nprint("final val_bpb:1.2")\n'
+    )
+    out = tmp_path / "theirs.toml"
+    write(tmp_path / "train.py", out)
+    told = tried(
+        out, lambda params: "Error: rate" if params.get("MATRIX_LR", 0.02) != 0.02 else "", 40, monkeypatch
+    )
+    assert "MATRIX_LR stays as the script has it" in told and "nothing is left to draw" in told
+
+
 def test_one_setting_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = drafted(tmp_path)
     told = tried(out, lambda p: "Error: wide" if p.get("WIDE_KNOB", 0) > 9 else "", 40, monkeypatch)
