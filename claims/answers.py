@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from claims.arms import Arm
 from claims.race import Results, differences, in_order, mean_sd, pairs
 from claims.runs import Run
 from claims.sequential import FIRST, LAST, LEVEL, WITHIN, Verdict, judge
@@ -19,6 +20,10 @@ FAILURES = 2
 BYTES = (
     "Across tokenizers BPB divides by bytes of text as each sees it: SentencePiece counts those of "
     "normalised text, up to 8 % fewer on odd text; byte260 counts all."
+)
+CONVERTED = (
+    "Tokenizer or data of {} are not those of {}, and a token is another piece of text: its difference in "
+    "nats per token is that in BPB, at the bytes per token of its own runs."
 )
 
 
@@ -66,6 +71,14 @@ def answer(results: Results, arm: str, base: str, seeds: Sequence[int], rules: R
         kind = "base fails"
     over = {name: over_limits(in_order(results, name, seeds), rules.limits) for name in (arm, base)}
     return Answer(arm, base, kind, verdict, failed, over)
+
+
+def text_notes(arms: Sequence[Arm], *, nats: bool = False) -> list[str]:
+    """What must be said where tokenizers differ among the arms, the reference first; of `nats` also data."""
+    base = arms[0]
+    apart = [arm.label for arm in arms if not arm.has_text_of(base)] if nats else []
+    told = [CONVERTED.format(" and ".join(apart), base.label)] if apart else []
+    return told + ([BYTES] if len({arm.tokenizer for arm in arms}) > 1 else [])
 
 
 def given_up(failed: Sequence[Run], *, decided: bool) -> bool:

@@ -73,6 +73,18 @@ class Arm:
         return {"values": {**found.identity(), "seed": None}, "code": code_of(found)}
 
     @property
+    def tokenizer(self) -> str:
+        """Its path."""
+        return self.resolved().config.tokenizer_path
+
+    def has_text_of(self, other: "Arm") -> bool:
+        """Whether a token is the same piece of text in both: one tokenizer, one data."""
+        return (self.tokenizer, self.resolved().config.data_path) == (
+            other.tokenizer,
+            other.resolved().config.data_path,
+        )
+
+    @property
     def folder(self) -> str:
         """The name of its folder: the label as far as a path may say it, then a hash of it."""
         plain = re.sub(r"[^\w.=+-]+", "_", self.label)[:40]

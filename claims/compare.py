@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from claims.answers import BYTES, Answer, Rules, answer, p_text, row_of_arm, sentence
+from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence, text_notes
 from claims.arms import Arm, OpenSession, arm_of_source, arm_of_study, arms_of
 from claims.race import Course, Results, Tell, in_order, mean_sd, race
 from claims.runs import (
@@ -94,14 +94,13 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
     results = run_all(console, plan, arms, place, Course(seeds, settled))
     told = answers(results)
     print_answers(console, results, told, seeds, rules)
-    if len({arm.resolved().config.tokenizer_path for arm in arms}) > 1:
-        say(console, f"\n{BYTES}")
-    write_json(plan.folder / "answer.json", as_facts(results, told, seeds, rules))
+    say_notes(console, notes := text_notes(arms))
+    write_json(plan.folder / "answer.json", as_facts(results, told, seeds, rules, notes))
     return told
 
 
 def as_facts(
-    results: Results, told: Sequence[Answer], seeds: Sequence[int], rules: Rules
+    results: Results, told: Sequence[Answer], seeds: Sequence[int], rules: Rules, notes: Sequence[str] = ()
 ) -> dict[str, object]:
     """What was answered and from which runs, for a machine; null where there is no number."""
     labels = [told[0].base, *(one.arm for one in told)]
@@ -113,7 +112,7 @@ def as_facts(
             "arm": one.arm,
             "base": one.base,
             "answer": one.kind,
-            "sentence": sentence(one, rules),
+            "sentence": " ".join([sentence(one, rules), *notes]),
             **whole,
         }
 
@@ -182,6 +181,11 @@ def print_where(console: Console, what: str, plan: Plan, seeds: int, place: Plac
 
 def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False)
+
+
+def say_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        say(console, f"\n{note}")
 
 
 def run_all(

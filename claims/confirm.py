@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.markup import escape
 
-from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence
+from claims.answers import Answer, Rules, answer, p_text, row_of_arm, sentence, text_notes
 from claims.arms import Arm, arm_of_source, arm_of_study, arm_of_trial
-from claims.compare import Asked, check_seeds, new_table, place_of, print_plan, run_all, say
-from claims.race import Course, Results, differences, in_order, mean_sd, pairs
+from claims.compare import Asked, check_seeds, new_table, place_of, print_plan, run_all, say, say_notes
+from claims.race import Course, Results, in_order, mean_sd, nats, pairs
 from claims.runs import Plan, number, register
 from claims.sequential import LEVEL, best_p, judge
 from search.common.attributes import CONFIG, CONFIG_HASH, CONFIRMED
@@ -57,14 +58,16 @@ class Confirmed:
 
     contender: Contender
     answer: Answer  # against the reference
-    nats: float  # mean difference of val_loss
+    nats: float  # mean difference, per token
     rule_p: float  # one-sided p of "better by MARGIN_NATS", times the number of contenders
+    notes: Sequence[str]  # on tokenizers that differ
     beaten_by: str
     shrunken: float
 
     @property
     def rule(self) -> bool:
-        return self.rule_p < RULE_P and not self.answer.failed[self.contender.arm.label]
+        """Whether it holds: better by so much, on every seed, within the limits."""
+        return self.rule_p < RULE_P and self.sound and not self.answer.failed[self.contender.arm.label]
 
     @property
     def sound(self) -> bool:
@@ -90,7 +93,7 @@ def confirm(
     plan = register("confirm", arms, place, used=seeds_of(trials))
     seeds = plan.seeds[: asked.seeds]
     print_plan(console, plan, arms, asked.seeds, place)
-    race_ = Race(contenders, reference.label, seeds, session)
+    race_ = Race(contenders, reference, seeds, session)
     results = run_all(console, plan, arms, place, Course(seeds, race_.settled))
     found = race_.confirmed(results, [float(t.value or 0.0) for t in ranked(trials)[0]])
     print_confirmed(console, results, found, race_)
@@ -159,9 +162,22 @@ class Race:
     """The contenders, and the rules of elimination."""
 
     contenders: Sequence[Contender]
-    reference: str
+    start: Arm  # what they are held against
     seeds: Sequence[int]
     session: Session
+
+    @property
+    def reference(self) -> str:
+        return self.start.label
+
+    @cached_property
+    def one_text(self) -> dict[str, bool]:
+        """label -> whether its nats per token compare with the reference's."""
+        return {one.arm.label: one.arm.has_text_of(self.start) for one in self.contenders}
+
+    def nats(self, results: Results, label: str) -> list[float]:
+        found = pairs(results, label, self.reference, self.seeds)
+        return nats(found, one_text=self.one_text[label])
 
     @property
     def rules(self) -> Rules:
@@ -176,8 +192,7 @@ class Race:
         return ""
 
     def rule_p(self, results: Results, label: str) -> float:
-        nats = differences(pairs(results, label, self.reference, self.seeds), "val_loss")
-        return min(1.0, len(self.contenders) * best_p(nats, -MARGIN_NATS))
+        return min(1.0, len(self.contenders) * best_p(self.nats(results, label), -MARGIN_NATS))
 
     def settled(self, results: Results) -> set[str]:
         """Who needs no more runs."""
@@ -193,8 +208,8 @@ class Race:
 
     def _rule_decided(self, results: Results, label: str) -> bool:
         """Whether it is better by the margin for certain, or less so for certain."""
-        nats = differences(pairs(results, label, self.reference, self.seeds), "val_loss")
-        told = judge([d + MARGIN_NATS for d in nats], within=0.0, level=self.rules.level)
+        beyond = [d + MARGIN_NATS for d in self.nats(results, label)]
+        told = judge(beyond, within=0.0, level=self.rules.level)
         return told.kind != "undecided"
 
     def confirmed(self, results: Results, values: Sequence[float]) -> list[Confirmed]:
@@ -204,13 +219,13 @@ class Race:
         found = list[Confirmed]()
         for one in self.contenders:
             label = one.arm.label
-            nats = differences(pairs(results, label, self.reference, self.seeds), "val_loss")
             found.append(
                 Confirmed(
                     contender=one,
                     answer=answer(results, label, self.reference, self.seeds, self.rules),
-                    nats=mean_sd(nats)[0],
+                    nats=mean_sd(self.nats(results, label))[0],
                     rule_p=self.rule_p(results, label),
+                    notes=text_notes([self.start, one.arm], nats=True),
                     beaten_by=self.beaten_by(results, label),
                     shrunken=shrunken(one.search_bpb, values, sd),
                 )
@@ -278,6 +293,7 @@ def print_confirmed(console: Console, results: Results, found: Sequence[Confirme
     for label in (race_.reference, *(one.contender.arm.label for one in found)):
         scores = [run.reason or f"{run.bpb:.4f}" for run in in_order(results, label, seeds)]
         say(console, f"  {label}: {', '.join(scores)}")
+    say_notes(console, text_notes([race_.start, *(one.contender.arm for one in found)], nats=True))
     say(console, f"\n{SHRUNKEN.format(seed_sd(results, seeds))}.")
 
 
@@ -311,6 +327,7 @@ def store(
             "difference_bpb": number(one.answer.verdict.mean),
             "difference_nats": number(one.nats),
             "rule": one.rule,
+            "notes": list(one.notes),
         }
     start = {**facts_of_runs(results, race_.reference, race_, plan), "beaten_by": "", "difference_bpb": 0.0}
     start["sound"] = not any(run.reason for run in in_order(results, race_.reference, race_.seeds))

@@ -3,10 +3,12 @@ is left to tell. Seeds are judged in the order of the plan, never in that of the
 not depend on which run is quicker.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +117,21 @@ def pairs(results: Results, new: str, base: str, seeds: Sequence[int]) -> list[t
 def differences(found: Sequence[tuple[Run, Run]], figure: str = "val_bpb") -> list[float]:
     """new - base where both have a score."""
     return [a.of(figure) - b.of(figure) for a, b in found if not a.reason and not b.reason]
+
+
+def loss_of(bpb: float, figures: Mapping[str, Any]) -> float:
+    """Nats per token of a BPB, at the bytes per token of these figures of a run."""
+    return bpb * float(figures.get("val_loss", math.nan)) / float(figures["val_bpb"])
+
+
+def nats(found: Sequence[tuple[Run, Run]], *, one_text: bool) -> list[float]:
+    """new - base in nats per token where both have a score. A token of another tokenizer or of other data
+    (not `one_text`) is another piece of text: then it is the difference in BPB, at the bytes per token of the
+    new arm's own runs."""
+    if one_text:
+        return differences(found, "val_loss")
+    both = [(a, b) for a, b in found if not a.reason and not b.reason]
+    return [a.of("val_loss") - loss_of(b.bpb, a.figures or {}) for a, b in both]
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:

@@ -91,6 +91,7 @@ class Group:
     difference: float | None  # of means, bits per byte
     shrunken: float | None  # what the search value lets expect
     rule: bool | None  # whether the challenge's rule holds; None: it was not asked
+    notes: tuple[str, ...] = ()  # on tokenizers that differ
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ def groups_of(trials: Sequence[FrozenTrial], confirmed: Confirmations) -> tuple[
             difference=facts["difference_bpb"],
             shrunken=facts.get("shrunken"),
             rule=facts.get("rule"),
+            notes=tuple(facts.get("notes") or ()),
         )
         for number, facts in confirmed.items()
     ]

@@ -33,11 +33,12 @@ def headline(facts: Facts) -> str:
 
 def advice(facts: Facts) -> str:
     """What the numbers cannot tell."""
+    told = facts.caution
     if facts.best and facts.named(facts.best[0]).confirmed:
-        return (
+        told = (
             "Means are over fresh seeds. A search value alone is one seed's, and the best of many is lucky."
         )
-    return facts.caution
+    return " ".join(dict.fromkeys([told, *(note for group in facts.groups for note in group.notes)]))
 
 
 def state_line(facts: Facts) -> str:

@@ -22,7 +22,6 @@ from techniques.config import TRAINER_FIELDS, Resolved
 
 RULE = "=" * 100
 SIZE = re.compile(r"^(Total submission size \S+): \d+ bytes$", re.M)
-LN2 = math.log(2.0)
 SHOWN_LIMITS = tuple(limit for limit in LIMITS if not limit.optional)
 
 
@@ -155,8 +154,3 @@ def misread(log: str, result: Mapping[str, Any]) -> str:
         return str(error)
     wrong = [n for n, value in told.items() if abs(value - float(result[n])) > 6e-9]
     return "; ".join(f"{name} {told[name]} instead of {result[name]}" for name in wrong)
-
-
-def loss_of(bpb: float, result: Mapping[str, Any]) -> float:
-    """Nats per token of a BPB, at this result's bytes per token."""
-    return bpb * LN2 * float(result["val_bytes"]) / float(result["val_tokens"])

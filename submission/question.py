@@ -15,9 +15,10 @@ from typing import Any
 
 from rich.console import Console
 
+from claims.answers import BYTES, text_notes
 from claims.arms import Arm, OpenSession, arm_of_source, distinct
 from claims.compare import Asked, place_of, say, teller
-from claims.race import Results, differences, in_order, pairs, race
+from claims.race import Results, in_order, loss_of, nats, pairs, race
 from claims.runs import OUTCOME, PLAN, Place, Plan, Runner, question_of, register
 from claims.sequential import FIRST, LAST
 from search.common.attributes import CONFIG
@@ -25,7 +26,7 @@ from search.common.console import counted
 from search.common.paths import ROOT, shown
 from search.report.trial import shortcoming
 from search.session.session import Session
-from submission.evidence import SeedRun, loss_of
+from submission.evidence import SeedRun
 from submission.significance import FEWEST, Test, rule_p
 from techniques.config import digest
 
@@ -73,6 +74,7 @@ class Reference:
     arm: Arm | None = None
     bpb: float = math.nan
     note: str = ""
+    tokenizer: str = ""  # of a figure, where it is known
 
 
 def reference_of(wish: Wish) -> Reference | None:
@@ -107,7 +109,8 @@ def published(name: str) -> Reference:
         f"from its {one.get('trust', 'text')}; protocol: {one['protocol']}; 8×H100). It is taken for exact, "
         "in nats at the bytes per token of these runs."
     )
-    return Reference(f"{name} as published", bpb=float(one["val_bpb"]), note=note)
+    tokenizer = arm_of_source(name, _no_session).tokenizer
+    return Reference(f"{name} as published", bpb=float(one["val_bpb"]), note=note, tokenizer=tokenizer)
 
 
 @dataclass(frozen=True)
@@ -142,20 +145,23 @@ class Question:
         if told is None:
             return None
         if told.arm is not None:
-            nats = differences(pairs(results, self.arm.label, told.label, self.seeds), "val_loss")
+            both = pairs(results, self.arm.label, told.label, self.seeds)
+            found = nats(both, one_text=self.arm.has_text_of(told.arm))
+            notes = text_notes([told.arm, self.arm], nats=True)
             scores = [run.bpb for run in in_order(results, told.label, self.seeds)]
         else:
             scored = [run for run in runs if not run.reason]
-            nats = [run.of("val_loss") - loss_of(told.bpb, run.result) for run in scored]
+            found = [run.of("val_loss") - loss_of(told.bpb, run.result) for run in scored]
+            notes = [BYTES] if told.tokenizer not in ("", self.arm.tokenizer) else []
             scores = [told.bpb]
         early = self.plan.folder / EARLY
-        if FEWEST <= len(nats) < FIRST:
+        if FEWEST <= len(found) < FIRST:
             early.touch()
         raced = max(1, len(self.plan.question["arms"]) - 1)
-        p = rule_p(nats, questions=raced, early=early.exists())
-        notes = [told.note, HALVED if early.exists() else "", RACED.format(raced) if raced > 1 else ""]
-        note = " ".join(one for one in notes if one)
-        return Test(told.label, "paired" if told.arm else "figure", nats, p, note, scores)
+        p = rule_p(found, questions=raced, early=early.exists())
+        shares = [HALVED if early.exists() else "", RACED.format(raced) if raced > 1 else ""]
+        note = " ".join(one for one in (told.note, *notes, *shares) if one)
+        return Test(told.label, "paired" if told.arm else "figure", found, p, note, scores)
 
 
 def arms_of_both(wish: Wish, arm: Arm, reference: Reference | None) -> list[Arm]:

@@ -101,9 +101,11 @@ def _against(e: Evidence) -> list[str]:
     if test is None:
         return []
     rule = f"better by {MARGIN_NATS} nats per token at p < {RULE_P}"
+    over = any(over_limit(e, run, limit) for run in e.scored for limit in SHOWN_LIMITS)
+    answer = "does not hold" if over or not test.holds else "holds"
     lines = [
-        f"Result: {test.sentence()}. The challenge's rule ({rule}) "
-        f"**{'holds' if test.holds else 'does not hold'}**.",
+        f"Result: {test.sentence()}. The challenge's rule ({rule}) **{answer}**"
+        f"{': a limit is not kept (Compliance)' if over else ''}.",
     ]
     if test.kind == "paired":
         scores = ", ".join(f"{bpb:.5f}" for bpb in test.scores)

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from claims.ablation.chain import Link, chain_of
 from claims.ablation.family import FAILS, HELPS, HURTS, NO_EVIDENCE, SAME, Ablated, Effect, Interaction
-from claims.answers import Answer, Rules, failures_text, p_text
+from claims.answers import Answer, Rules, failures_text, p_text, text_notes
 from claims.compare import interval, new_table, say
 from claims.race import in_order, mean_sd
 from claims.runs import number
@@ -107,7 +107,7 @@ def sentences(told: Ablated) -> list[str]:
             found.append(f"{heads.get(word, word.capitalize())}: {', '.join(names)}.")
     found += [text for e in told.effects for text in facts_against(e.answer)]
     found.append(f"A wrong helps, hurts, overlap or reinforce: at most once in {1 / LEVEL:.0f} such answers.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *text_notes(family.arms)]))
 
 
 def stated(e: Effect) -> str:

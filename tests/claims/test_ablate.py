@@ -21,7 +21,7 @@ from claims.ablation.changes import Change, added, pairs_that_matter, taken_away
 from claims.ablation.family import Ablated, Family
 from claims.ablation.greedy import Path as Selected
 from claims.ablation.greedy import greedy
-from claims.answers import Rules
+from claims.answers import BYTES, Rules
 from claims.arms import Arm, arm_of_source
 from claims.compare import Asked, no_session
 from claims.runs import Run, Runner
@@ -120,6 +120,16 @@ def test_each_technique_is_told_by_what_it_does(tmp_path: Path, trains: Callable
     assert facts["chain"][0]["mean"] == pytest.approx(facts["chain"][1]["mean"] + 0.02)
     assert facts["study"] is None and facts["trial"] is None and len(facts["seeds"]) >= 4
     assert facts["configuration"] == {"preset": "laptop", **dict.fromkeys(THREE, True)}
+
+
+def test_tokenizers_that_differ_are_told(tmp_path: Path, trains: Callable[..., None]) -> None:
+    trains(effects_of({}))
+    other = tmp_path / "theirs.json"
+    other.write_text(json.dumps({"preset": "laptop", "tokenizer_path": "data/other.model"}))
+    text, _ = run(tmp_path, "smear_gate", seeds=4, pairs=0, against=str(other))
+    assert BYTES in " ".join(text.split()) and BYTES in answer_in(tmp_path)["sentences"]
+    text, _ = run(tmp_path, "smear_gate", seeds=4, pairs=0)
+    assert "SentencePiece" not in text
 
 
 def test_what_needs_a_technique_goes_with_it(tmp_path: Path, trains: Callable[..., None]) -> None:

@@ -10,20 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import create_trial
 from rich.console import Console
 
 from claims import compare as module
-from claims.answers import Answer
+from claims.answers import BYTES, Answer
 from claims.arms import arm_of_source, varied
 from claims.compare import Asked, compare, no_session
 from claims.race import Chains, race
 from claims.runs import Place, Plan, Run, Runner
+from search.common.paths import Folders
+from search.session.session import Session
 from search.stage_cache.addresses import Ground
 from search.stage_cache.reuse import Reuse
 from search.stage_cache.store import Store
 from search.study.load import find_study
 from search.trainers.process import Outcome
+from search.trainers.trainer import trainer_of
 from techniques.config import Config
 from tests.search.fake_studies import FAKE, begin, caddie, wait_for, write_study
 
@@ -183,6 +188,37 @@ def test_the_number_of_seeds_has_ends(ask: Ask) -> None:
 def test_what_is_no_width_is_refused(ask: Ask) -> None:
     with pytest.raises(ValueError, match="`--within` must be a finite number"):
         ask("smear_gate", within=float("inf"))
+
+
+def test_tokenizers_that_differ_are_told(ask: Ask, tmp_path: Path) -> None:
+    text, _ = ask("tokenizer_path=data/other.model", noise=0.001, seeds=4)
+    assert BYTES in " ".join(text.split())
+    (answers,) = tmp_path.glob("runs/compare/*/answer.json")
+    (facts,) = json.loads(answers.read_text())["answers"]
+    assert facts["sentence"].endswith(BYTES), "the report's text"
+    text, _ = ask("matrix_lr=0.04,0.0401", noise=0.001, seeds=4)
+    assert "SentencePiece" not in text
+    text, _ = ask("data_path=data/other", noise=0.001, seeds=4)
+    assert "SentencePiece" not in text, "the same bytes are counted"
+
+
+def test_a_trial_is_a_base(ask: Ask, tmp_path: Path) -> None:
+    """compare --base TRIAL: the trial's own settings stand below both arms, and its study's limits hold."""
+    study = find_study(write_study(tmp_path, "of_trials"))
+    stored = optuna.create_study()
+    config = {"preset": "laptop", "matrix_lr": 0.03, "seed": 4}
+    stored.add_trial(create_trial(value=2.2, user_attrs={"config": config}))
+    stored.add_trial(create_trial(value=2.2, user_attrs={"config": config | {"run_id": "big"}}))
+    session = Session(study, Folders(tmp_path, "of_trials"), "", stored, trainer_of(study))
+    _, (told,) = ask("smear_gate.mode=average", noise=0.001, seeds=4, base="0", session=lambda: session)
+    assert (told.base, told.kind) == ("#0", "same")
+    (plan,) = tmp_path.glob("runs/compare/*/plan.json")
+    arms = json.loads(plan.read_text())["question"]["arms"]
+    assert {arm["values"]["matrix_lr"] for arm in arms.values()} == {0.03} and len(arms) == 2
+    text, _ = ask("smear_gate.mode=average", noise=0.001, seeds=4, base="1", session=lambda: session)
+    assert "#1 is over a limit: artifact" in " ".join(text.split())
+    with pytest.raises(ValueError, match="2"):
+        ask("smear_gate.mode=average", base="2", session=lambda: session)
 
 
 def test_the_data_of_each_arm_is_checked(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """confirm: the race of contenders, what is stored with the study, and that the leaderboard ranks by it."""
 
 import io
+import json
 import math
+import random
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from claims import confirm as module
+from claims.answers import BYTES
+from claims.arms import Arm
 from claims.compare import Asked
 from claims.confirm import Confirmed, confirm, confirm_at_end, reference_of, seed_sd, shrunken
-from claims.runs import Run
+from claims.runs import Run, Runner
+from pages.facts import facts_of
+from pages.words import advice
 from search.common.attributes import BASELINE, CONFIRMED
 from search.common.paths import Folders
 from search.report.dashboard import FeasibleStorage
@@ -30,6 +37,7 @@ from search.report.trial import print_trial
 from search.session.session import Session
 from search.study.load import find_study
 from search.study.model import Confirm
+from search.trainers.process import Outcome
 from search.trainers.trainer import trainer_of
 from techniques.config import digest
 from tests.search.fake_studies import FAKE, caddie, clear, read_trials, search, write_study
@@ -180,6 +188,94 @@ def test_the_beaten_one_stands_behind_whatever_its_mean(session: Session) -> Non
     for name, given in shown.items():
         object.__setattr__(storage, name, given)
     assert storage.get_best_trial(0).number == 1
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Arm, int], dict[str, float]]], None]:
+    """runs(figures): a run costs nothing and gives what `figures` says of its arm and seed."""
+
+    def by(figures: Callable[[Arm, int], dict[str, float]]) -> None:
+        def process(self: Runner, label: str, seed: int) -> Outcome:
+            return Outcome("finished", result=figures(self.arms[label], seed))
+
+        monkeypatch.setattr(Runner, "_process", process)
+
+    return by
+
+
+def noisy(mean: float, seed: int, arm: Arm) -> float:
+    return mean + random.Random(f"{seed} {arm.label}").gauss(0.0, 0.0005)
+
+
+def scored(bpb: float, bytes_per_token: float, **more: float) -> dict[str, float]:
+    """Of a run."""
+    return {"val_bpb": bpb, "val_loss": bpb * bytes_per_token * math.log(2.0), **more}
+
+
+def test_the_rule_holds_where_it_does(session: Session, runs: Any) -> None:
+    """0.02 nats per token, on every seed; and all seeds are told."""
+
+    def better(arm: Arm, seed: int) -> dict[str, float]:
+        nats = noisy(4.98 if "matrix_lr" in arm.layer else 5.0, seed, arm)
+        return {"val_bpb": nats / 2.5 / math.log(2.0), "val_loss": nats}
+
+    runs(better)
+    text, (one,) = confirmed(session, top=1, seeds=8)
+    assert one.rule is True and one.nats == pytest.approx(-0.02, abs=0.001) and not one.notes
+    assert confirmed_of(session.optuna_study)[0]["rule"] is True
+    assert "nats per token at p < 0.01) holds." in " ".join(text.split())
+    assert re.search(rf"^#0 .* {one.nats:+.4f}  ", text, re.M)
+    for label in ("baseline", "#0"):
+        ran = [*session.folders.home.glob(f"runs/confirm/*/{Arm(label, '', {}, 0).folder}/*/outcome.json")]
+        (line,) = (part for part in text.splitlines() if part.startswith(f"  {label}: "))
+        assert len(re.findall(r"\d\.\d{4}", line)) == len(ran) >= 4, line
+
+
+@pytest.mark.parametrize(
+    "over", [{"artifact_bytes": 9e7}, {"eval_seconds": 1e4}, {"train_seconds": 1e4}], ids=str
+)
+def test_the_rule_does_not_hold_over_a_limit(session: Session, runs: Any, over: dict[str, float]) -> None:
+    def large(arm: Arm, seed: int) -> dict[str, float]:
+        new = "matrix_lr" in arm.layer
+        return scored(noisy(2.0 if new else 2.1, seed, arm), 2.5, **(over if new else {}))
+
+    runs(large)
+    text, (one,) = confirmed(session, top=1, seeds=4)
+    flat = " ".join(text.split())
+    assert one.rule_p < 0.01 and not one.sound and one.rule is False
+    assert "#0 is over a limit: " in flat and "at p < 0.01) does not hold." in flat
+    assert confirmed_of(session.optuna_study)[0]["rule"] is False
+
+
+@pytest.mark.parametrize("name", ["tokenizer_path", "data_path"])
+def test_a_vocabulary_does_not_decide_the_rule(
+    session: Session, runs: Any, tmp_path: Path, name: str
+) -> None:
+    """The reference has longer tokens, and so more nats in each: as good in BPB, it is no worse."""
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"preset": "laptop", name: "data/another"}))
+    gap = {"bpb": 0.0}
+
+    def by_text(arm: Arm, seed: int) -> dict[str, float]:
+        if arm.label == "other":
+            return scored(noisy(2.1, seed, arm), 3.5)
+        return scored(noisy(2.1 - gap["bpb"], seed, arm), 2.5)
+
+    runs(by_text)
+    text, (one,) = confirmed(session, top=1, seeds=6, against=str(other))
+    flat = " ".join(text.split())
+    assert one.rule is False and one.rule_p > 0.5 and abs(one.nats) < 0.002
+    assert "Tokenizer or data of #0 are not those of other" in flat
+    assert (BYTES in flat) is (name == "tokenizer_path"), "bytes are those of each tokenizer"
+    assert confirmed_of(session.optuna_study)[0]["notes"] == list(one.notes)
+    assert all(note in advice(facts_of(session)) for note in one.notes), "and so says the report"
+
+    gap["bpb"] = 0.05  # then by the bytes of its own tokens
+    other.write_text(json.dumps({"preset": "laptop", name: "data/a-third"}))
+    _, (one,) = confirmed(session, top=1, seeds=6, against=str(other))
+    assert one.rule is True and one.nats == pytest.approx(-0.05 * 2.5 * math.log(2.0), abs=0.002)
+    _, (one,) = confirmed(session, top=1, seeds=6)
+    assert not one.notes, "the study's own start has its text"
 
 
 def test_what_is_not_confirmed(session: Session) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from bundle.one_file import resolve_layer
+from claims.race import loss_of
 from claims.sequential import best_p
 from search.study.limits import Limits
 from submission.clean import reader_of
-from submission.evidence import SeedRun, loss_of
+from submission.evidence import SeedRun
 from submission.question import HALVED
 from submission.significance import Test as Comparison
 from submission.significance import p_of_three, rule_p
@@ -177,6 +178,16 @@ def test_the_free_track_says_what_it_allows() -> None:
     assert "NaN" not in json.dumps(as_json(e)) and as_json(e)["val_bpb_std"] is None
 
 
+def test_the_rule_does_not_hold_over_a_limit() -> None:
+    """Which the free track allows."""
+    e = evidence_of(
+        [run_of(101 + k, 2.7, train_seconds=700.0) for k in range(3)], track="non-record", test=BETTER
+    )
+    text = readme(e, shipped_of())
+    assert "**does not hold**: a limit is not kept (Compliance)." in text and "**holds**" not in text
+    assert "**holds**." in readme(evidence_of(test=BETTER), shipped_of())
+
+
 def test_a_technique_that_did_nothing_is_told() -> None:
     idle = {"xsa": {"verdict": "inactive: no layer"}, "sliding_window": {"verdict": "active"}}
     text = readme(evidence_of(with_last(activity=idle), test=BETTER), shipped_of())
@@ -224,3 +235,6 @@ def test_a_record_at_the_margin_is_rarely_claimed() -> None:
 
 def test_nats_of_a_figure() -> None:
     assert loss_of(2.7, THREE[0].result) == pytest.approx(THREE[0].of("val_loss"))
+    told = THREE[0].result  # at the bytes per token of the run
+    expected = 2.5 * math.log(2.0) * told["val_bytes"] / told["val_tokens"]
+    assert loss_of(2.5, told) == pytest.approx(expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from claims.answers import BYTES
 from claims.arms import arm_of_source, distinct, varied
 from claims.compare import no_session
 from claims.runs import Place, Runner, alone, register
@@ -25,10 +27,11 @@ from submission.clean import Clean, Launch, reader_of, run_clean
 from submission.needs import caseops_module, modules, requirements
 from submission.question import EARLY, Question, Reference, Wish, found_plan, reference_of
 from submission.submit import check, staged, submit
+from submission.texts import readme
 from tests.conftest import ROOT
 from tests.search.db_helpers import alive
 from tests.search.fake_studies import caddie, wait_for
-from tests.submission.made_up_runs import LAYER, SCRIPT, clean_of, lay_down, run_of
+from tests.submission.made_up_runs import LAYER, SCRIPT, clean_of, evidence_of, lay_down, run_of, shipped_of
 
 Made = Callable[..., tuple[str, Path]]
 BPB = (2.70, 2.71, 2.69)
@@ -211,6 +214,43 @@ def test_runs_of_confirm_count_and_so_do_its_contenders(tmp_path: Path) -> None:
     kept["question"]["script"] = "another trainer's"
     plan_file.write_text(json.dumps(kept))
     assert found_plan([base, renamed], place, 3) is None
+
+
+def test_a_vocabulary_does_not_decide_a_record(tmp_path: Path) -> None:
+    """The reference's tokens are longer, and so their nats more: what counts is BPB, in nats of one's own."""
+    theirs = varied("tokenizer_path=data/longer.model", arm_of_source("laptop", no_session))[1]
+    mine = arm_of_source("laptop", no_session)
+    place = Place(tmp_path)
+    plan = register("submit", distinct([theirs, mine]), place, used=set())
+    seeds = plan.seeds[:4]
+    question = Question(plan, mine, Reference(theirs.label, theirs), place, seeds)
+    for k, seed in enumerate(seeds):
+        bpb = 2.7 + k / 1000
+        ln2 = math.log(2.0)
+        lay_down(question.runner(), mine.label, [run_of(seed, bpb - 0.001 * k)])  # 2.5 bytes a token
+        lay_down(question.runner(), theirs.label, [run_of(seed, bpb, val_loss=bpb * 3.5 * ln2)])
+    results = question.run(Console(file=io.StringIO()))
+    told = question.test(results, [])
+    assert told and not told.holds and told.p > 0.05 and BYTES in told.note
+    expected = [-0.001 * k * 2.5 * ln2 for k in range(4)]
+    assert list(told.differences) == pytest.approx(expected)
+    assert "Tokenizer or data of laptop are not those of tokenizer_path=" in told.note
+    text = readme(evidence_of(test=told), shipped_of())
+    assert BYTES in text and "**does not hold**" in text
+
+
+@pytest.mark.parametrize(("name", "differs"), [("naive", True), ("pr1855", True), ("1.1", False)])
+def test_a_figure_of_another_tokenizer_is_told(tmp_path: Path, name: str, differs: bool) -> None:
+    against = name if name[0].isdigit() else f"published:{name}"
+    mine = arm_of_source("laptop", no_session)
+    plan = register("submit", [mine], Place(tmp_path), used=set())
+    reference = reference_of(Wish("laptop", "n", "a", against=against))
+    question = Question(plan, mine, reference, Place(tmp_path), plan.seeds[:4])
+    told = question.test({mine.label: {}}, [run_of(seed, 2.7) for seed in plan.seeds[:4]])
+    assert told and (BYTES in told.note) is differs
+    own = replace(question, arm=arm_of_source("pr549", no_session))  # of naive's own tokenizer
+    again = own.test({"pr549": {}}, [run_of(seed, 2.7) for seed in plan.seeds[:4]])
+    assert again and (BYTES in again.note) is (name == "pr1855")
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
