@@ -1,7 +1,8 @@
 """arms_of(words, ...) -> [base, others]: the configurations that a question compares.
 
-    smear_gate                    with it against without it
-    smear_gate.mode=previous,average   each mode (a choice) against the base without the technique
+    leaky_relu2                   with it against without it
+    smear_gate                    it has modes: each of them against without it
+    smear_gate.mode=previous,average   these modes (a choice) against the base without the technique
     xsa.last_n=2,4                each value of a number against the first; a single value against the base
     A.json B.json                 the second file against the first
     --trial 7 --trial 18          the second trial against the first
@@ -38,6 +39,7 @@ from techniques.config import (
 
 Layer = Mapping[str, Any]
 OpenSession = Callable[[], Session]  # of the study; ValueError when there is none
+MODE = "mode"  # the choice of a technique that is one of several
 TOLD_ONLY = {"num_reports": 0}  # an early report costs a quarter of an evaluation, and changes no result
 
 
@@ -200,10 +202,11 @@ def varied(word: str, base: Arm) -> list[Arm]:
             raise ValueError(
                 f"`{name}` is a technique: compare {name} has it with and without. Drop ={text}."
             )
-        if on:
-            return [without(base, owner), base]
-        base = with_needs(base, owner)
-        return [base, with_technique(base, owner)]
+        off = without(base, owner) if on else with_needs(base, owner)
+        kept = base if on else off
+        if isinstance(modes := known[owner].space.get(MODE), Choice):
+            return [off, *(with_technique(kept, owner, str(mode)) for mode in modes.options)]
+        return [off, base if on else with_technique(off, owner)]
     if not text:
         raise ValueError(f"`{name}` is a setting: say its values, as in {name}={field.default},…")
     changes = [{name: parse_value(name, one, field)} for one in text.split(",")]
@@ -222,18 +225,22 @@ def _with(base: Arm, change: Layer, label: str) -> Arm:
     return replace(base, label=label, layer={**base.layer, **change})
 
 
-def with_technique(base: Arm, name: str) -> Arm:
-    """The base with a technique on: as it is by default, else (a default may ask for more layers than a small
-    model has) with the first value of one of its settings' spaces that fits, which its label then says."""
-    arm = _with(base, {name: True}, name)
+def with_technique(base: Arm, name: str, mode: str = "") -> Arm:
+    """The base with a technique on, in one of its modes where one is given: as it is by default, else (a
+    default may ask for more layers than a small model has) with the first value of one of its settings'
+    spaces that fits, which its label then says."""
+    on = {name: True} | ({f"{name}.{MODE}": mode} if mode else {})
+    label = f"{name}.{MODE}={mode}" if mode else name
+    arm = _with(base, on, label)
     try:
         arm.resolved()
         return arm
     except ValueError as error:
         for setting, within in catalog.metadata()[name].space.items():
+            if mode and setting == MODE:
+                continue
             for value in within.options if isinstance(within, Choice) else (within.low,):
-                change = {name: True, f"{name}.{setting}": value}
-                other = _with(base, change, f"{name} with {setting}={value}")
+                other = _with(base, on | {f"{name}.{setting}": value}, f"{label} with {setting}={value}")
                 with contextlib.suppress(ValueError):
                     other.resolved()
                     return other

@@ -12,7 +12,10 @@ from search.session.session import Session
 from search.study.foreign import Foreign
 from search.study.load import find_study
 from search.study.model import fresh_seeds
+from techniques import catalog
+from techniques.attention.xsa import XSA_MODES
 from techniques.config import read_preset
+from techniques.embedding.smear_gate import SMEAR_MODES
 from tests.search.fake_studies import write_study
 
 
@@ -29,7 +32,11 @@ def labels(*words: str, base: str = "laptop") -> list[str]:
 
 
 def test_each_form() -> None:
-    assert labels("smear_gate") == ["laptop", "smear_gate"]
+    assert labels("leaky_relu2") == ["laptop", "leaky_relu2"]
+    each = parsed("smear_gate")
+    assert [a.label for a in each] == ["laptop", *(f"smear_gate.mode={mode}" for mode in SMEAR_MODES)]
+    assert not each[0].resolved().techniques
+    assert tuple(a.resolved().techniques["smear_gate"].config.mode for a in each[1:]) == SMEAR_MODES
     modes = parsed("smear_gate.mode=previous,input_gate")
     assert [a.label for a in modes] == [
         "laptop",
@@ -54,10 +61,28 @@ def test_what_a_technique_needs_is_on_in_both_arms() -> None:
 
 
 def test_a_default_that_does_not_fit_is_replaced_and_told() -> None:
-    base, with_ = parsed("xsa")  # by default of more layers than the preset has
-    assert (base.label, with_.label) == ("laptop", "xsa with last_n=1")
-    assert with_.resolved().techniques["xsa"].config.last_n == 1
-    assert labels("xsa", base="naive") == ["naive", "xsa"]
+    base, *modes = parsed("xsa")  # by default of more layers than the preset has
+    assert base.label == "laptop"
+    assert [a.label for a in modes] == [f"xsa.mode={mode} with last_n=1" for mode in XSA_MODES]
+    for arm, mode in zip(modes, XSA_MODES, strict=True):
+        config = arm.resolved().techniques["xsa"].config
+        assert (config.last_n, config.mode) == (1, mode)
+    assert labels("xsa", base="naive") == ["naive", *(f"xsa.mode={mode}" for mode in XSA_MODES)]
+
+
+WITH_MODES = [
+    (name, one.space["mode"].options) for name, one in catalog.metadata().items() if "mode" in one.space
+]
+
+
+@pytest.mark.parametrize("base", ["laptop", "pr1019"])
+@pytest.mark.parametrize(("name", "modes"), WITH_MODES)
+def test_a_technique_with_modes_is_answered_per_mode(name: str, modes: tuple[str, ...], base: str) -> None:
+    """Each is one arm, and its label says which."""
+    first, *others = parsed(name, base=base)
+    assert name not in first.resolved().techniques and len(WITH_MODES) == 7
+    assert [a.label.split(" with ")[0] for a in others] == [f"{name}.mode={mode}" for mode in modes]
+    assert [a.resolved().techniques[name].config.mode for a in others] == [*modes]
 
 
 def test_a_seed_that_is_none_is_told(tmp_path: Path) -> None:
@@ -68,9 +93,15 @@ def test_a_seed_that_is_none_is_told(tmp_path: Path) -> None:
 
 def test_a_technique_that_is_on_is_taken_away() -> None:
     name = next(n for n in ("smear_gate", "xsa") if read_preset("pr1019").get(n))
-    without, with_ = parsed(name, base="pr1019")
-    assert (without.label, with_.label) == (f"without {name}", "pr1019")
-    assert name not in without.resolved().techniques and name in with_.resolved().techniques
+    without, *modes = parsed(name, base="pr1019")
+    assert without.label == f"without {name}" and name not in without.resolved().techniques
+    whole = arm_of_source("pr1019", no_session)
+    mode = whole.resolved().techniques[name].config.mode
+    (own,) = (a for a in modes if a.label == f"{name}.mode={mode}")
+    assert own.identity() == whole.identity(), "one of the modes is the preset's own"
+    without, with_ = parsed("ema", base="pr1019")
+    assert (without.label, with_.label) == ("without ema", "pr1019")
+    assert "ema" not in without.resolved().techniques and "ema" in with_.resolved().techniques
 
 
 def test_files(tmp_path: Path) -> None:
@@ -81,7 +112,7 @@ def test_files(tmp_path: Path) -> None:
     assert (a.label, b.label, a.own_seed) == ("A", "B", 7)
     assert a.config(99) == {"preset": "laptop", "matrix_lr": 0.02, "num_reports": 0, "seed": 99}
     assert labels(str(paths[1])) == ["laptop", "B"]
-    assert [x.label for x in parsed("smear_gate", base=str(paths[0]))] == ["A", "smear_gate"]
+    assert [x.label for x in parsed("leaky_relu2", base=str(paths[0]))] == ["A", "leaky_relu2"]
     with pytest.raises(ValueError, match=r"A \(2\)|same settings"):
         parsed(str(paths[0]), str(paths[0]))
 

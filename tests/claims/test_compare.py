@@ -21,6 +21,7 @@ from claims.arms import arm_of_source, varied
 from claims.compare import Asked, compare, no_session
 from claims.race import Chains, race
 from claims.runs import Place, Plan, Run, Runner
+from claims.sequential import LEVEL
 from search.common.paths import Folders
 from search.session.session import Session
 from search.stage_cache.addresses import Ground
@@ -134,6 +135,16 @@ def test_each_mode_is_answered(ask: Ask) -> None:
     assert [one.arm for one in told] == ["smear_gate.mode=previous", "smear_gate.mode=average"]
     assert {one.base for one in told} == {"laptop"} and {one.kind for one in told} == {"same"}
     assert text.count("makes no difference") == 2 and widest(text) <= 80
+
+
+def test_a_technique_alone_shares_its_level_among_its_modes(ask: Ask, tmp_path: Path) -> None:
+    text, told = ask("smear_gate", noise=0.001, seeds=5)
+    assert [one.arm for one in told] == [
+        f"smear_gate.mode={m}" for m in ("previous", "average", "input_gate")
+    ]
+    (path,) = tmp_path.glob("runs/compare/*/answer.json")
+    levels = {one["level"] for one in json.loads(path.read_text())["answers"]}
+    assert levels == {LEVEL / 3} and widest(text) <= 80
 
 
 def test_an_arm_that_fails_is_given_up_and_told(ask: Ask, tmp_path: Path) -> None:
