@@ -25,7 +25,7 @@ from claims.runs import (
     timeout_of,
     write_json,
 )
-from claims.sequential import FIRST, LAST, LEVEL, WITHIN
+from claims.sequential import FIRST, LAST, LEVEL, SURE, WITHIN, least_told
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
@@ -80,7 +80,7 @@ def compare(console: Console, asked: Asked) -> list[Answer]:
     place = place_of(arms, asked, study)
     plan = register("compare", arms, place, used=set())
     seeds = plan.seeds[: asked.seeds]
-    print_plan(console, plan, arms, asked.seeds, place)
+    print_plan(console, plan, arms, place, asked.seeds, rules.level)
     base_label = arms[0].label
     others = [arm.label for arm in arms[1:]]
 
@@ -165,9 +165,13 @@ def check_data_of(config: Config) -> None:
         ) from error
 
 
-def print_plan(console: Console, plan: Plan, arms: Sequence[Arm], seeds: int, place: Place) -> None:
+def print_plan(
+    console: Console, plan: Plan, arms: Sequence[Arm], place: Place, seeds: int, level: float
+) -> None:
     names = ", ".join(arm.label for arm in arms[1:])
     print_where(console, f"{names} against {arms[0].label}", plan, seeds, place)
+    sd = f"{least_told(seeds, level):.1f} standard deviations of a seed"
+    say(console, f"{seeds} seeds tell a difference of {sd} with {SURE:.0%}")
 
 
 def print_where(console: Console, what: str, plan: Plan, seeds: int, place: Place) -> None:

@@ -92,8 +92,8 @@ def confirm(
     place = place_of(arms, asked, session.study)
     plan = register("confirm", arms, place, used=seeds_of(trials))
     seeds = plan.seeds[: asked.seeds]
-    print_plan(console, plan, arms, asked.seeds, place)
     race_ = Race(contenders, reference, seeds, session)
+    print_plan(console, plan, arms, place, asked.seeds, race_.rules.level)
     results = run_all(console, plan, arms, place, Course(seeds, race_.settled))
     found = race_.confirmed(results, [float(t.value or 0.0) for t in ranked(trials)[0]])
     print_confirmed(console, results, found, race_)

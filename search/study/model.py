@@ -65,7 +65,7 @@ class Confirm:
     """What the study's end runs again by itself; claims/confirm.py does it."""
 
     top: int = setting(3, "its best, on fresh seeds", low=1, high=10)
-    seeds: int = setting(4, "fresh seeds of each at most", low=4, high=64)
+    seeds: int = setting(16, "fresh seeds of each at most; it stops once it is clear", low=4, high=64)
 
 
 @dataclass(frozen=True)

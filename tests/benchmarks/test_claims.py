@@ -3,16 +3,17 @@
 import inspect
 
 from benchmarks import claims
+from claims.sequential import LAST, LEVEL
 from search import cli
 
 
 def test_bars() -> None:
-    for kind in ("normal", "heavy tails (t, 4 degrees)"):
-        null = claims.simulate(kind, effect=0.0, shared=0.0, within=0.0, seeds=64, studies=8000)
-        assert null.wrong < 0.013, kind  # 1 % and three standard errors
+    for kind in claims.NOISES:
+        assert claims.null_rate(kind, claims.SEEDS, 20_000) < LEVEL, kind
+        assert claims.null_rate(kind, LAST, 10_000) < LEVEL, kind
     sure = claims.confirm_told(3.0, 4000)
     assert sure[claims.CONFIRM_SEEDS] >= 0.9 > sure[claims.SEEDS]
-    assert claims.confirm_null(seeds=64, studies=8000) < 0.013
+    assert claims.confirm_null(LAST, 8000) < LEVEL
     three = claims.simulate("normal", effect=3.0, shared=0.0, within=0.0, seeds=claims.SEEDS, studies=2000)
     assert three.differs >= 0.9 and three.wrong == 0.0 and three.mean_seeds < 8
 

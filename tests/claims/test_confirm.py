@@ -25,6 +25,7 @@ from claims.arms import Arm
 from claims.compare import Asked
 from claims.confirm import Confirmed, confirm, confirm_at_end, reference_of, seed_sd, shrunken
 from claims.runs import Run, Runner
+from claims.sequential import LEVEL, least_told
 from pages.facts import facts_of
 from pages.words import advice
 from search.common.attributes import BASELINE, CONFIRMED
@@ -331,13 +332,27 @@ def test_a_study_confirms_by_itself_once(session: Session, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "run_all", stopped)
-        at_end(session, top=2)
+        at_end(session, top=2, seeds=4)
     assert CONFIRMED not in session.optuna_study.user_attrs
-    text = at_end(session, top=2)
+    text = at_end(session, top=2, seeds=4)
     assert "The challenge's rule" in text and "--no-confirm" in text
     assert {*confirmed_of(session.optuna_study)} == {0, 1}
-    assert "#0, #1: confirmed before" in at_end(session, top=2)
+    assert "#0, #1: confirmed before" in at_end(session, top=2, seeds=4)
     assert "runs of this question are here already" in at_end(session, top=2, seeds=5)
+
+
+def test_a_study_asks_for_enough_seeds_or_is_told_what_few_tell(session: Session, runs: Any) -> None:
+    """Four are told to tell next to nothing; who says no number gets sixteen, as the command does."""
+    runs(lambda arm, seed: scored(noisy(2.0, seed, arm), 2.5))
+    few = at_end(session, top=3, seeds=4)
+    said = re.search(r"4 seeds tell a difference of ([\d.]+) standard deviations of a seed with 90%", few)
+    assert (
+        said and float(said[1]) == pytest.approx(least_told(4, LEVEL / 6), abs=0.05) and float(said[1]) > 20
+    )
+    enough = at_end(session, top=3)
+    assert "at most 16 seeds each" in enough and Confirm().seeds == 16
+    said = re.search(r"16 seeds tell a difference of ([\d.]+) standard deviations", enough)
+    assert said and float(said[1]) < 3, "the bar's effect"
 
 
 def test_a_study_without_a_feasible_trial_ends_without_confirmation(session: Session) -> None:

@@ -18,7 +18,10 @@ from claims.sequential import (
     crossing,
     decisions,
     judge,
+    least_told,
     scaled_p,
+    threshold,
+    valid_p,
 )
 
 RNG = np.random.default_rng(3)
@@ -37,6 +40,8 @@ def test_the_table_of_levels_is_what_null_sequences_do() -> None:
         found = float((least <= c).mean())
         assert abs(found - probability) < 5 * math.sqrt(probability / len(least)), (c, probability, found)
     assert crossing(critical(0.005)) == pytest.approx(0.005)
+    assert threshold(0.01) < critical(0.005) and valid_p(threshold(0.01)) == pytest.approx(0.005)
+    assert valid_p(0.5) == valid_p(1.0) == 1.0 and valid_p(0.0) == 0.0
     assert crossing(1e-9) < 2e-8 and crossing(0.0) == 0.0 and crossing(1.0) == 1.0
     chances = [crossing(c) for c in np.geomspace(1e-8, 1.0, 200)]
     assert chances == sorted(chances)
@@ -54,6 +59,17 @@ def test_an_effect_of_three_sd_is_told_within_twelve_seeds() -> None:
     arms = np.random.default_rng(7).standard_normal((2, 5000, 12))
     at, sign = decisions(arms[0] - 3.0 - arms[1], within=0.0)
     assert float((at >= 0).mean()) >= 0.95 and (sign[at >= 0] == -1.0).mean() > 0.999
+
+
+@pytest.mark.parametrize("seeds", [4, 8, 16, 64])
+@pytest.mark.parametrize("level", [LEVEL, LEVEL / 6])
+def test_what_a_number_of_seeds_tells(seeds: int, level: float) -> None:
+    """With 90 %, and hardly more often."""
+    effect = least_told(seeds, level)
+    base, new = np.random.default_rng(11).standard_normal((2, 10_000, seeds))
+    at, sign = decisions(new - effect - base, within=0.0, level=level)
+    assert 0.89 < float(((at >= 0) & (sign < 0.0)).mean()) < 0.95
+    assert least_told(seeds, level / 2) > effect
 
 
 def test_no_difference_larger_than_d_is_wrong_in_at_most_five_per_cent() -> None:
@@ -103,7 +119,7 @@ def test_the_interval_is_that_of_students_t_at_a_look_and_of_all_before_it() -> 
     found = judge(d, within=0.0)
     each = list[tuple[float, float]]()
     for n in range(FIRST, 13):
-        sure = 1.0 - 2.0 * critical(LEVEL / 2) * FIRST / n
+        sure = 1.0 - 2.0 * threshold(LEVEL) * FIRST / n
         each.append(stats.t.interval(sure, n - 1, np.mean(d[:n]), stats.sem(d[:n])))
     assert found.low == pytest.approx(max(low for low, _ in each))
     assert found.high == pytest.approx(min(high for _, high in each))

@@ -106,6 +106,18 @@ def test_the_folder_is_whole(made: Made, tmp_path: Path) -> None:
         made()
 
 
+def test_caseops_data_bring_their_transform(made: Made, tmp_path: Path) -> None:
+    """The folder holds caseops.py where the data has byte counts of its own, and not elsewhere."""
+    data = tmp_path / "data" / "datasets" / "embedded_sp1024"
+    data.mkdir(parents=True)
+    (data / "fineweb_val_bytes_000000.bin").write_bytes(b"counts")
+    _, folder = made()
+    assert (folder / "caseops.py").read_text() == caseops_module()
+    readme = (folder / "README.md").read_text()
+    assert "`caseops.py`: the transform of the data" in readme and "`fineweb_val_bytes_000000.bin`" in readme
+    assert not [*folder.glob("*.bin")], "they lie with the data"
+
+
 def another_model(folder: Path, launch: Launch, seed: int, **_: Any) -> Clean:
     assert (folder / "train_gpt.py").read_bytes() == SCRIPT
     return replace(clean_of(run_of(seed, 2.7)), sha256="e" * 64)
