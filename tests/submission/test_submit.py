@@ -12,9 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import optuna
 import pytest
+from optuna.trial import create_trial
 from rich.console import Console
 
 from claims.answers import BYTES
@@ -22,6 +25,11 @@ from claims.arms import arm_of_source, distinct, varied
 from claims.compare import no_session
 from claims.runs import Place, Runner, alone, register
 from corpus.caseops import encode
+from search import cli
+from search.common.paths import Folders
+from search.session.session import Session
+from search.study.load import find_study
+from search.trainers.trainer import trainer_of
 from submission import submit as module
 from submission.clean import Clean, Launch, reader_of, run_clean
 from submission.needs import caseops_module, modules, requirements
@@ -30,7 +38,7 @@ from submission.submit import check, staged, submit
 from submission.texts import readme
 from tests.conftest import ROOT
 from tests.search.db_helpers import alive
-from tests.search.fake_studies import caddie, wait_for
+from tests.search.fake_studies import caddie, wait_for, write_study
 from tests.submission.made_up_runs import LAYER, SCRIPT, clean_of, evidence_of, lay_down, run_of, shipped_of
 
 Made = Callable[..., tuple[str, Path]]
@@ -263,6 +271,31 @@ def test_a_figure_of_another_tokenizer_is_told(tmp_path: Path, name: str, differ
     own = replace(question, arm=arm_of_source("pr549", no_session))  # of naive's own tokenizer
     again = own.test({"pr549": {}}, [run_of(seed, 2.7) for seed in plan.seeds[:4]])
     assert again and (BYTES in again.note) is (name == "pr1855")
+
+
+def test_the_export_of_an_infeasible_trial_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command writes the script all the same, and no word of a trial that kept every limit."""
+    study = find_study(write_study(tmp_path, "exported"))
+    stored = optuna.create_study()
+    config = {"preset": "laptop", "seed": 4}
+    for size, over in ((400_000, -0.1), (2_100_000, 0.05)):
+        attrs = {"config": config, "artifact_bytes": size}
+        constraints = {"bytes": over, "train": -0.1, "eval": -0.1, "run": -1.0}
+        stored.add_trial(create_trial(value=2.2, user_attrs=attrs, constraints=constraints))
+    session = Session(study, Folders(tmp_path, "exported"), "", stored, trainer_of(study))
+    told = list[str]()
+    for number in (0, 1):
+        reads = SimpleNamespace(read=lambda then: then(Console(), session))
+        cli.export(to=tmp_path / str(number), trial=number, format="script", request=cast("Any", reads))
+        told.append(capsys.readouterr().out)
+        assert (tmp_path / str(number) / "train_gpt.py").exists() and "code bytes" in told[-1]
+    assert "Not to be submitted" not in told[0]
+    assert (
+        "Not to be submitted: trial 1 of exported is over a limit (artifact, 2,100,000 of 2,000,000 bytes)."
+        in told[1]
+    )
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
