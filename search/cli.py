@@ -21,8 +21,10 @@ from search.request import (
     AS_TABLES,
     OF_SHELF,
     OF_STUDY,
+    CsvOption,
     FromOption,
     HomeOption,
+    JsonOption,
     NicenessOption,
     NoConfirmOption,
     NoForkOption,
@@ -78,6 +80,8 @@ def run(
     niceness: NicenessOption = 0,
     no_confirm: NoConfirmOption = False,
     no_fork: NoForkOption = False,
+    csv: CsvOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     options = StudyOptions(study, storage, home)
@@ -99,11 +103,11 @@ def run(
         fork=not no_fork,
     )
     names = tuple(name.strip() for name in earlier.split(",") if name.strip())
-    with clear_errors():
+    with clear_errors(), Request(options, csv, json).told() as console:
         from search.run import run_study
 
         options_ = RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ()))
-        run_study(options_, None if no_confirm else functools.partial(confirm_end, options_))
+        run_study(options_, None if no_confirm else functools.partial(confirm_end, options_), console)
 
 
 def confirm_end(options: RunOptions, console: Console, session: Session) -> None:
