@@ -128,7 +128,7 @@ def test_the_start_has_its_fresh_seeds_too(session: Session) -> None:
     facts = confirmed_of(session.optuna_study)
     assert set(facts) == {5, 6} and facts[5]["bpb"] == pytest.approx(2.1, abs=0.01)
     after = printed(print_leaderboard, session)
-    assert "Best: #5, 2.1" in after and "trial #5 stands +0.0000 from baseline" in after
+    assert f"Best: #5, {facts[5]['bpb']:.4f} ±" in after and "trial #5 stands +0.0000 from baseline" in after
     assert "rule" not in facts[5] and facts[6]["rule"] is False
     assert "Ranked by the mean on fresh seeds where there is one, else by the BPB" in after
 
