@@ -364,7 +364,7 @@ def test_a_study_without_a_feasible_trial_ends_without_confirmation(session: Ses
 @pytest.mark.slow
 def test_a_study_is_confirmed_from_the_command_line(tmp_path: Path) -> None:
     study = write_study(tmp_path, "sure")
-    study.write_text(f"{study.read_text()}[confirm]\ntop = 2\n")
+    study.write_text(f"{study.read_text()}[confirm]\ntop = 2\nseeds = 4\n")
     options = [f"--study={study}", f"--home={tmp_path}", f"--trainer={FAKE}"]
 
     def quick(*words: object) -> subprocess.CompletedProcess[str]:
