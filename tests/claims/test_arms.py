@@ -14,6 +14,7 @@ from search.study.load import find_study
 from search.study.model import fresh_seeds
 from techniques import catalog
 from techniques.attention.xsa import XSA_MODES
+from techniques.base import Choice
 from techniques.config import read_preset
 from techniques.embedding.smear_gate import SMEAR_MODES
 from tests.search.fake_studies import write_study
@@ -71,7 +72,9 @@ def test_a_default_that_does_not_fit_is_replaced_and_told() -> None:
 
 
 WITH_MODES = [
-    (name, one.space["mode"].options) for name, one in catalog.metadata().items() if "mode" in one.space
+    (name, mode.options)
+    for name, one in catalog.metadata().items()
+    if isinstance(mode := one.space.get("mode"), Choice)
 ]
 
 
