@@ -171,7 +171,7 @@ def print_plan(
     names = ", ".join(arm.label for arm in arms[1:])
     print_where(console, f"{names} against {arms[0].label}", plan, seeds, place)
     sd = f"{least_told(seeds, level):.1f} standard deviations of a seed"
-    say(console, f"{seeds} seeds tell a difference of {sd} with {SURE:.0%}")
+    say(console, f"{seeds} seeds tell a difference of {sd} with {100 * SURE:.0f} %")
 
 
 def print_where(console: Console, what: str, plan: Plan, seeds: int, place: Place) -> None:

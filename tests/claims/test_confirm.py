@@ -345,7 +345,7 @@ def test_a_study_asks_for_enough_seeds_or_is_told_what_few_tell(session: Session
     """Four are told to tell next to nothing; who says no number gets sixteen, as the command does."""
     runs(lambda arm, seed: scored(noisy(2.0, seed, arm), 2.5))
     few = at_end(session, top=3, seeds=4)
-    said = re.search(r"4 seeds tell a difference of ([\d.]+) standard deviations of a seed with 90%", few)
+    said = re.search(r"4 seeds tell a difference of ([\d.]+) standard deviations of a seed with 90 %", few)
     assert (
         said and float(said[1]) == pytest.approx(least_told(4, LEVEL / 6), abs=0.05) and float(said[1]) > 20
     )
