@@ -22,8 +22,8 @@ BYTES = (
     "normalised text, up to 8 % fewer on odd text; byte260 counts all."
 )
 CONVERTED = (
-    "Tokenizer or data of {} are not those of {}, and a token is another piece of text: there a difference in "
-    "nats per token is that in BPB, at the bytes per token of one's own runs."
+    "Tokenizer or data of {} are not those of {}, and a token is another piece of text: there a difference "
+    "in nats per token is that in BPB, at the bytes per token of one's own runs."
 )
 
 
