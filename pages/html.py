@@ -265,6 +265,8 @@ def confirmed(facts: Facts, draws: Drawings) -> str:
     body = ""
     if facts.groups:
         text = "Mean and standard deviation of what ran again. A search value is one seed's, and lucky."
+        if any(group.text.endswith("!") for group in facts.groups):
+            text += " A ! behind the seeds: failed or over a limit on one of them."
         body += f"<h3>Fresh seeds</h3><p>{text}</p>{draws.add(figures.groups(facts))}{groups_table(facts)}"
     if facts.compared:
         told = "".join(f"<li>{html.escape(one.sentence)}</li>" for one in facts.compared)
@@ -285,7 +287,8 @@ def ablation_section(facts: Facts, draws: Drawings) -> str:
         return ""
     text = (
         f"{counted(told.seeds, 'seed')} each; what a technique does is BPB with it less BPB without it. The "
-        "figure starts where the effects would add up to; pairs tell where they do not."
+        "figure starts where the effects would add up to; pairs tell where they do not. Intervals hold for "
+        "all rows and looks at once: they are wider than what “no difference”, a test of its own, needs."
     )
     body = draws.add(figures.ablation(facts))
     heads, rows = change_rows(told.changes)

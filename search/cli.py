@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.common.console import clear_errors
+from search.common.console import clear_errors, printed
 from search.common.options import SAMPLERS, RunOptions, StudyOptions, WorkerSpec
 from search.common.paths import DEFAULT_STUDY
 from search.request import (
@@ -103,7 +103,7 @@ def run(
         fork=not no_fork,
     )
     names = tuple(name.strip() for name in earlier.split(",") if name.strip())
-    with clear_errors(), Request(options, csv, json).told() as console:
+    with clear_errors(), printed(csv=csv, json=json) as console:
         from search.run import run_study
 
         options_ = RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ()))
@@ -377,7 +377,7 @@ def export(
 def compare(
     what: Annotated[
         list[str] | None,
-        typer.Argument(help="smear_gate, smear_gate.mode=previous,average, xsa.last_n=2,4 or A.json B.json"),
+        typer.Argument(help="smear_gate, smear_gate.mode=previous,average, xsa.last_n=1,3 or A.json B.json"),
     ] = None,
     trial: Annotated[list[int] | None, typer.Option(help="A trial of the study, twice for two.")] = None,
     base: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: laptop]")] = "",
