@@ -29,6 +29,7 @@ from optuna.storages import _CachedStorage  # pyright: ignore[reportPrivateUsage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.common.tables import in_nats
 from search.report.rows import confirmed_in, ranked
 from search.report.shown import Course, course_of, note_of, shown_attributes, shown_trial
 from search.storage.patient import StorageError, artifact_store, connect_check, normalise_url, open_storage
@@ -57,9 +58,14 @@ class Live(Protocol):
 
     limits: Limits
     num_reports: int  # of a trial
+    in_nats: bool  # whether a score is a loss in nats per token, not bits per byte
 
     def note(self) -> str:
         """Of the study, in Markdown."""
+        ...
+
+    def best(self) -> int | None:
+        """The number of the trial that the note calls the best; None while it names none."""
         ...
 
     def plots(self) -> Mapping[str, str]:
@@ -135,8 +141,11 @@ class ShownStorage(FeasibleStorage):
         return before[2]
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        found = self.source.get_best_trial(study_id)
-        return self.shown(found, self.course(self.source.get_all_trials(study_id, deepcopy=False)))
+        """The one that the note names: by what is believed, which is not worked out for each request."""
+        trials = self.source.get_all_trials(study_id, deepcopy=False)
+        number = self.live.best() if self.live and study_id == self.study_id else None
+        named = [t for t in trials if t.number == number]
+        return self.shown(named[0] if named else self.source.get_best_trial(study_id), self.course(trials))
 
     def get_all_studies(self) -> list[Any]:
         """Of the served one with its note and its figures, and without the notes of its trials: the
@@ -175,7 +184,7 @@ class ShownStorage(FeasibleStorage):
                 number = id_of(t)
                 note = found.get(number, {"version": 0})
                 if number in ids and note["version"] <= 1 and (body := note_of(t, self.live.limits)):
-                    found[number] = note | {"body": body}
+                    found[number] = note | {"body": in_nats(body) if self.live.in_nats else body}
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -34,9 +35,11 @@ DRIVER = "/usr/bin/chromedriver"
 LOOK = """
 const wide = document.documentElement.scrollWidth, room = document.documentElement.clientWidth;
 const plots = [...document.querySelectorAll('.figure')].map(f => f.querySelectorAll('svg.main-svg').length);
-const over = [...document.querySelectorAll('section, header, .figure, .tile, pre')]
-    .filter(e => e.getBoundingClientRect().right > room + 1).length;
-return {wide, room, plots, over, text: document.body.innerText};
+const over = [...document.querySelectorAll('section, header, .figure, .tile, pre, .wide, .below div')]
+    .filter(e => e.getBoundingClientRect().right > room + 1 || e.scrollWidth > e.clientWidth + 1)
+    .map(e => `${e.tagName} ${e.className}: ${e.innerText.slice(0, 40)}`);
+const broken = [...document.querySelectorAll('.upper td')].filter(e => e.offsetHeight > 40).length;
+return {wide, room, plots, over, broken, text: document.body.innerText};
 """
 
 
@@ -116,6 +119,11 @@ def test_what_a_trial_says_cannot_write_into_the_page(told: Any) -> None:
     page = page_of(told)
     assert "<b>unseen</b>" not in page and "&lt;b&gt;unseen&lt;/b&gt;" in page
     assert len(re.findall(r"<script", page.replace(_plotly(page), ""))) == 2
+
+
+def own(page: str) -> str:
+    """Without Plotly's script."""
+    return page.replace(_plotly(page), "")
 
 
 def _plotly(page: str) -> str:
@@ -251,12 +259,13 @@ def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
 
 
 def test_money_is_told_of_gpus_alone(told: Any) -> None:
-    import dataclasses
-
-    assert "dollars" not in page_of(told, dollars_per_gpu_hour=2.0).replace(_plotly(page_of(told)), "")
-    rented = dataclasses.replace(told, gpus=8)
+    priced = dataclasses.replace(told, dollars_per_gpu_hour=2.0)
+    assert "dollars" not in own(page_of(priced)) and json.loads(json_of(priced))["dollars"] is None
+    rented = dataclasses.replace(priced, gpus=8)
     hours = rented.hours()
-    assert f"{hours * 8 * 2.0:,.2f} dollars at 2 an hour" in markdown_of(rented, dollars_per_gpu_hour=2.0)
+    assert f"{hours * 8 * 2.0:,.2f} dollars at 2 an hour" in markdown_of(rented)
+    facts = json.loads(json_of(rented))
+    assert facts["gpu_hours"] == hours * 8 and facts["dollars"] == hours * 16 and facts["hours"] == hours
 
 
 def test_a_thousand_trials_are_quick_and_small(tmp_path: Path) -> None:
@@ -299,7 +308,7 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
         while not all(seen["plots"]) and time.monotonic() < until:
             seen = browser.execute_script(LOOK)
         assert all(seen["plots"]) and len(seen["plots"]) >= 8, seen["plots"]
-        assert seen["wide"] <= seen["room"] and not seen["over"]
+        assert seen["wide"] <= seen["room"] and not seen["over"] and not seen["broken"], seen["over"]
         for word in (
             "Best: trial #",
             "Leaderboard",
