@@ -56,11 +56,7 @@ def page_of(facts: Facts) -> str:
         section(
             "What broke", "Trials without a feasible result, by reason.", draws.add(figures.reasons(facts))
         ),
-        section(
-            "Time",
-            f"{money_line(facts)} One bar a trial.",
-            draws.add(figures.timeline(facts)),
-        ),
+        time_section(facts, draws),
         section(
             "Where the best got its BPB",
             "Bits per byte of its last weights, their average, the packed model and the scorer, on the "
@@ -165,21 +161,22 @@ def table(
 
 
 def leaderboard(facts: Facts) -> str:
-    """A line of numbers for each of the best, and its techniques below it."""
+    """A line of numbers for each of the best, and its legality and techniques below it."""
     rows = [facts.named(number) for number in facts.best[:TOP]]
     fresh = ["fresh seeds"] if any(trial.confirmed for trial in rows) else []
     beliefs = any(trial.believed is not None for trial in rows)
     believed = ["believed"] if beliefs else []
     limits = [f"{lim.label}, {lim.unit}" for lim in facts.limits]
-    heads = ["trial", "BPB", *believed, *fresh, *limits, "legality"]
-    text = "The best that keep all limits. ! = on, but changed nothing; ? = has findings, below. "
+    heads = ["trial", "BPB", *believed, *fresh, *limits]
+    text = "The best that keep all limits; below each its legality and its techniques. "
+    text += "! = on, but changed nothing; ? = has findings, below. "
     text += f"{BELIEVED} " if beliefs else ""
     text += unsound_text(trial.confirmed for trial in rows)
     body = table(
         heads,
         [row_of(facts, t, fresh=bool(fresh), beliefs=beliefs) for t in rows],
-        numbers=len(heads) - 2,
-        below=map(techniques, rows),
+        numbers=len(heads) - 1,
+        below=[f"{trial.legality} · {techniques(trial)}" for trial in rows],
     )
     return section("Leaderboard", text, body if rows else "")
 
@@ -190,7 +187,7 @@ def row_of(facts: Facts, trial: TrialFacts, *, fresh: bool, beliefs: bool) -> li
     bpb = "" if trial.bpb is None else f"{trial.bpb:.4f}{mark}"
     believed = ["" if trial.believed is None else f"{trial.believed:.4f}"] if beliefs else []
     seeds = [trial.confirmed] if fresh else []
-    return [f"#{trial.number}", bpb, *believed, *seeds, *shown, trial.legality]
+    return [f"#{trial.number}", bpb, *believed, *seeds, *shown]
 
 
 def techniques(trial: TrialFacts) -> str:
@@ -300,7 +297,7 @@ def ablation_section(facts: Facts, draws: Drawings) -> str:
     )
     body = draws.add(figures.ablation(facts))
     heads, rows = change_rows(told.changes)
-    body += table(heads, rows, numbers=2)
+    body += table(heads, rows, numbers=4)
     if told.pairs:
         heads, rows = pair_rows(told.pairs)
         body += f"<h3>Pairs, beyond the sum of both</h3>{table(heads, rows, numbers=2)}"
@@ -309,6 +306,13 @@ def ablation_section(facts: Facts, draws: Drawings) -> str:
         body += f"<h3>BPB chain over the seeds</h3>{table(['stage', 'BPB', 'sd'], links, numbers=2)}"
     body += "".join(f"<p>{html.escape(sentence)}</p>" for sentence in told.sentences)
     return section(f"Ablation of {told.label}", text, body)
+
+
+def time_section(facts: Facts, draws: Drawings) -> str:
+    """What the trials cost, known workers or not."""
+    drawn = draws.add(figures.timeline(facts))
+    text = f"{money_line(facts)}{' One bar a trial.' if drawn else ''}"
+    return section("Time", text, drawn or " " * bool(facts.hours()))
 
 
 def winner(facts: Facts) -> str:

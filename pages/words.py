@@ -100,14 +100,14 @@ def change_rows(changes: Iterable[Change]) -> Rows:
             one.name,
             signed(one.mean),
             between(one),
-            one.change,
-            one.verdict,
             signed(one.seconds, 1),
             "" if one.bytes is None else f"{one.bytes:+,.0f}",
+            one.change,
+            one.verdict,
         ]
         for one in changes
     ]
-    return ["technique", "effect", "interval", "change", "verdict", "seconds", "bytes"], rows
+    return ["technique", "effect", "interval", "seconds", "bytes", "change", "verdict"], rows
 
 
 def pair_rows(pairs: Iterable[Change]) -> Rows:
