@@ -28,6 +28,9 @@ import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
 from optuna.storages import _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from optuna_dashboard._inmemory_cache import (  # pyright: ignore[reportMissingTypeStubs]
+    _CachedExtraStudyProperty,  # pyright: ignore[reportPrivateUsage]
+)
 
 from search.common.tables import in_nats
 from search.report.rows import confirmed_in, ranked
@@ -87,7 +90,8 @@ class FeasibleStorage(_CachedStorage):
         trials = super().get_all_trials(study_id, deepcopy=False, states=states)
         for trial in trials:
             if OLD_KEY not in trial.system_attrs and trial.constraints:
-                trial.system_attrs[OLD_KEY] = list(trial.constraints.values())
+                told = {**trial.system_attrs, OLD_KEY: list(trial.constraints.values())}
+                trial.system_attrs = told  # another thread may be going through the old one
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -191,6 +195,20 @@ class ShownStorage(FeasibleStorage):
 def id_of(trial: FrozenTrial) -> int:
     """The database's own number of a trial."""
     return trial._trial_id  # pyright: ignore[reportPrivateUsage]
+
+
+class SeenOnce(_CachedExtraStudyProperty):
+    """What optuna-dashboard keeps of a study's space; its own goes through all finished trials each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()  # numbers of finished trials
+
+    def update(self, trials: list[FrozenTrial]) -> None:
+        new = [trial for trial in trials if trial.number not in self.seen]
+        self._cursor = -1  # all of these
+        super().update(new)
+        self.seen.update(trial.number for trial in new if trial.state.is_finished())
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -320,6 +338,7 @@ def make_dashboard(
     wsgi = cast("Any", optuna_dashboard).wsgi  # its types name packages that are not installed
     token = secrets.token_urlsafe(24)
     ours = wsgi(shown, artifact_store=artifact_store(artifact_dir))
+    ours._inmemory_cache._cached_extra_study_property_cache[study_id] = SeenOnce()
     theirs = wsgi(stored, artifact_store=artifact_store(artifact_dir))
     app = guarded(routed(ours, theirs, shown), token)
     try:

@@ -17,7 +17,9 @@ from typing import Any
 
 import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 import pytest
-from optuna.trial import FrozenTrial, create_trial
+from optuna.storages import _CachedStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna_dashboard._inmemory_cache import _CachedExtraStudyProperty
 from rich.console import Console
 
 from pages import figures
@@ -27,7 +29,7 @@ from pages.html import BARS, measured, page_of, used_text
 from pages.live import Live
 from pages.report import FORMS, json_of, markdown_of, write_report
 from pages.words import group_rows
-from search.report.dashboard import ShownStorage
+from search.report.dashboard import FeasibleStorage, SeenOnce, ShownStorage
 from search.report.effects import Effect
 from search.report.leaderboard import print_leaderboard
 from search.report.rows import beliefs_of_study, confirmed_of, ranked
@@ -476,10 +478,43 @@ def test_the_dashboard_and_its_note_name_one_best(tmp_path: Path, monkeypatch: p
     assert len(asked) == 2, "one of them is this test's own"
 
 
+def test_the_dashboard_looks_at_a_finished_trial_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = made_up_trials(30)
+    for number, trial in enumerate(trials):
+        trial.number = number
+    trials[4].state = TrialState.RUNNING
+    ours = SeenOnce()
+    theirs = _CachedExtraStudyProperty()
+    theirs.update(trials)
+    ours.update(trials[:20])
+    again: list[int] = []
+    look = SeenOnce._update_user_attrs
+    monkeypatch.setattr(SeenOnce, "_update_user_attrs", lambda s, t: again.append(t.number) or look(s, t))
+    ours.update(trials)
+    assert sorted(again) == [4, *range(20, 30)]
+    for name in ("union_search_space", "intersection_search_space", "has_intermediate_values"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert dict(ours.union_user_attrs) == dict(theirs.union_user_attrs)
+
+
+def test_what_one_thread_goes_through_no_other_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dashboard's requests and the reader of the report share the trials."""
+    trial = made_up_trials(1)[0]
+    attrs = trial.system_attrs
+    values = list(trial.constraints.values())
+    monkeypatch.setattr(_CachedStorage, "get_all_trials", lambda *_, **__: [trial])
+    storage = FeasibleStorage.__new__(FeasibleStorage)
+    shown = storage.get_all_trials(0, deepcopy=False)[0]
+    assert shown.system_attrs["constraints"] == values
+    assert "constraints" not in attrs
+
+
 def test_the_note_of_a_study_says_what_it_asks(tmp_path: Path) -> None:
     session = with_study(made_up_session(tmp_path, 30), question="Does *xsa* help?")
     live = Live(session, session.optuna_study)
-    for note in (live.note(), live.page() and live.note()):  # before the results are read, and after
+    notes = [live.note()]
+    live.page()
+    for note in (*notes, live.note()):  # before the results are read, and after
         assert "Does \\*xsa\\* help?" in note and session.study.limits.summary() in note
         assert "(/report)" in note and "Track: open" in note
 
