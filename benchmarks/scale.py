@@ -305,7 +305,8 @@ def time_commands(home: Path) -> dict[str, float]:
 
 def time_dashboard(home: Path) -> dict[str, float]:
     """Seconds of `search.py dashboard` from its start: until it prints its address, until the study's page
-    has its first /api answer and its second, until the report is there; `CPU` is the process' own by then."""
+    has its first /api answer, an open page its next one, the report is there; `CPU` is the process' own by
+    then, with the thread that reads the study for note and figures."""
     options = [f"--study={home / 'scale.toml'}", f"--home={home}", "--port=0"]
     command = [sys.executable, str(ROOT / "search.py"), "dashboard", *options]
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
@@ -323,9 +324,11 @@ def time_dashboard(home: Path) -> dict[str, float]:
         page, _, token = process.stdout.readline().split()[3].partition("?")
         note("address")
         opener.open(f"{page}?{token}").read()
-        for part in ("first answer", "second answer"):
-            opener.open(page.replace("/dashboard/", "/api/")).read()
-            note(part)
+        api = page.replace("/dashboard/", "/api/")
+        told = json.loads(opener.open(api).read())
+        note("first answer")
+        opener.open(f"{api}?after={len(told['trials'])}").read()  # what an open page asks from then on
+        note("poll")
         opener.open(f"{page.partition('/dashboard/')[0]}/report").read()
         note("report")
     finally:

@@ -25,6 +25,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
+from optuna.distributions import BaseDistribution
 from optuna.storages import _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -203,12 +204,24 @@ class SeenOnce(_CachedExtraStudyProperty):
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[int] = set()  # numbers of finished trials
+        self.met: dict[str, list[BaseDistribution]] = {}  # parameter -> its distributions so far
 
     def update(self, trials: list[FrozenTrial]) -> None:
         new = [trial for trial in trials if trial.number not in self.seen]
         self._cursor = -1  # all of these
         super().update(new)
         self.seen.update(trial.number for trial in new if trial.state.is_finished())
+
+    def _update_search_space(self, trial: FrozenTrial) -> None:
+        """Distributions that were all met before widen nothing; their own way compares each with all."""
+        told = trial.distributions
+        new = {name: d for name, d in told.items() if d not in self.met.get(name, ())}
+        if new or self._intersection_search_space is None:
+            for name, distribution in new.items():
+                self.met.setdefault(name, []).append(distribution)
+            super()._update_search_space(trial)
+        else:
+            self._intersection_search_space = {x for x in self._intersection_search_space if x[0] in told}
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -17,6 +17,7 @@ from typing import Any
 
 import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.storages import _CachedStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard._inmemory_cache import _CachedExtraStudyProperty
@@ -483,6 +484,11 @@ def test_the_dashboard_looks_at_a_finished_trial_once(monkeypatch: pytest.Monkey
     for number, trial in enumerate(trials):
         trial.number = number
     trials[4].state = TrialState.RUNNING
+    wider = FloatDistribution(0.001, 0.1, log=True), FloatDistribution(0.0, 1.0)  # a space that was edited
+    for trial, rate in zip((trials[7], trials[25]), wider, strict=True):
+        trial.distributions = trial.distributions | {"matrix_lr": rate}
+    for name in ("xsa", "ema"):
+        del trials[12]._params[name], trials[12]._distributions[name]
     ours = SeenOnce()
     theirs = _CachedExtraStudyProperty()
     theirs.update(trials)
