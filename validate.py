@@ -1,6 +1,7 @@
 """The conformance suite and its table.
 
-    python validate.py [NAMES…] [--pairs] [--device cpu|cuda] [--json FILE] [--inductor]
+    python validate.py [NAMES…] [--pairs] [--device cpu|cuda] [--json FILE] [--csv FILE]
+                       [--inductor]
 
 Every technique runs on a tiny trainer under its `smoke` settings and must hold the laws in `conformance/`.
 Exit status: 0 all hold, 1 one does not (the reasons stand under the table), 2 an unknown name or no such
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import csv
 import json
 import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +31,10 @@ from conformance.lab import write_corpus
 from techniques import catalog
 from techniques.base import nearest
 
+COLUMNS = (
+    *("status", "seconds", "params_added", "bytes_added", "step_time_ratio", "bpb_added"),
+    *("verdict", "activity"),
+)
 RANKS_S = 60.0  # starting two ranks
 WIDE = 110  # columns that the whole table needs
 RANKS_EACH_S = 20.0  # one technique on two ranks, on a busy machine
@@ -39,6 +46,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", action="store_true", help="then all legal pairs: construction, causality")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table")
     parser.add_argument("--inductor", action="store_true", help="also compile with the real Inductor")
     parser.add_argument("--workers", type=int, default=2, help="processes that check techniques")
     return parser.parse_args(argv)
@@ -146,8 +154,10 @@ def main(argv: list[str]) -> int:
             if name not in shelf:
                 raise ValueError(f"Unknown technique {name!r}. {nearest(name, shelf)}")
         names = sorted(set(args.names)) or list(shelf)
-        if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-            raise ValueError(f"--json names a file to write, but {args.json} cannot be one. Correct it.")
+        for option in ("json", "csv"):
+            path: Path | None = getattr(args, option)
+            if path and (path.is_dir() or not path.parent.is_dir()):
+                raise ValueError(f"--{option} names a file to write, but {path} cannot be one. Correct it.")
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda needs a GPU, but torch sees none here. Use --device cpu.")
     except ValueError as error:
@@ -166,7 +176,17 @@ def main(argv: list[str]) -> int:
     if args.json:
         found = {"techniques": {n: reports[n].as_json() for n in names}, "pairs": pairs}
         args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if args.csv:
+        write_table(args.csv, reports)
     return 1 if reasons else 0
+
+
+def write_table(path: Path, reports: Mapping[str, suite.Report]) -> None:
+    """CSV, a row a technique; what was not measured is empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.DictWriter(file, ("technique", *COLUMNS), lineterminator="\n")
+        rows.writeheader()
+        rows.writerows({"technique": n, **{c: getattr(r, c) for c in COLUMNS}} for n, r in reports.items())
 
 
 if __name__ == "__main__":

@@ -118,7 +118,6 @@ def print_group(console: Console, protocol: str, entries: Sequence[Entry]) -> No
     wide = plain or console.width >= WIDE
     empty = {head for k, head in enumerate(HEADS) if not any(entry.cells()[k] for entry in entries)}
     empty |= set() if wide else {"hardware", "observed"}
-    empty |= {"verdict"} if protocol == THEIRS else set()
     shown = [head for head in HEADS if plain or head not in empty]
     table = Table(title_justify="left", show_edge=False, pad_edge=False)
     for head in (*shown, "protocol") if plain else shown:

@@ -137,7 +137,13 @@ def way_to(data_dir: Path) -> str:
         return f"Make it with `python -m corpus embedded --variant {variant}`."
     if not variant:
         return "Give the path of a dataset; `python -m corpus embedded` makes the default one."
-    return f"Build it from text: `python -m corpus build --text FILES_OR_FOLDER --name {kind}`."
+    build = f"Build it from text: `python -m corpus build --text FILES_OR_FOLDER --name {kind}`."
+    beside = sorted(p.name for p in data_dir.parent.glob(f"{kind}_*") if p.is_dir())
+    if not beside:
+        return build
+    return (
+        f"{', '.join(beside)} is there: set data_path, tokenizer_path and vocab_size to it. Or b{build[1:]}"
+    )
 
 
 def sidecar_paths(data_dir: Path | str) -> list[Path]:

@@ -134,7 +134,7 @@ def progress(facts: Facts) -> Figure | None:
     for state, trials in kinds.items():
         ys = [t.bpb if t.bpb is not None else t.curve[-1][1] for t in trials]
         name = "pruned, at its last report" if state == PRUNED else state
-        shown = [min(y, edge(values)) for y in ys]
+        shown = [min(y, edge([*values, *start(facts)])) for y in ys]
         data += [dots(trials, [t.number for t in trials], shown, state) | {"name": name}] if trials else []
     xs = list[float]()
     ys = list[float]()
@@ -178,7 +178,7 @@ def against(facts: Facts, limit: LimitFacts) -> Figure | None:
         data += [dots(trials, [t.figures[limit.figure] for t in trials], ys, state)] if trials else []
     front = pareto(facts.trials, limit.figure)
     xs = [t.figures[limit.figure] for t in front]
-    ys = [cast("float", t.bpb) for t in front]
+    ys = [min(cast("float", t.bpb), edge(values)) for t in front]
     data += [line(xs, ys, "Pareto front", BEST, line={"shape": "hv"})] if len(front) > 1 else []
     layout = base(x=f"{limit.label}, {limit.unit}", y="bits per byte", yaxis={"range": bpb_range(values)})
     layout["xaxis"] |= {"rangemode": "tozero"} if limit.unit == "s" else {}
@@ -254,7 +254,7 @@ def forest(effects: Sequence[Effect], title: str) -> Figure | None:
             )
     order = {"categoryorder": "array", "categoryarray": [short_name(e.name) for e in shown]}
     height = min(TALLEST_PX, HEAD_PX + ROW_PX * len(shown))
-    x = "change of bits per byte; negative is better"
+    x = "change of BPB; negative is better"
     layout = base(x=x, y="", height=height, yaxis={**order, "title": {"text": ""}})
     layout["xaxis"] |= {"zeroline": True, "zerolinecolor": QUIET, "rangemode": "tozero"}
     return {"data": data, "layout": layout, "title": title}

@@ -293,7 +293,8 @@ def ablation_section(facts: Facts, draws: Drawings) -> str:
         return ""
     text = (
         f"{told.seeds_text}; what a technique does is BPB with it less BPB without it. The "
-        "figure starts where the effects would add up to; pairs tell where they do not."
+        "figure starts where the effects would add up to; pairs tell where they do not. Intervals hold for "
+        "all rows and looks at once: they are wider than what “no difference”, a test of its own, needs."
     )
     body = draws.add(figures.ablation(facts))
     heads, rows = change_rows(told.changes)

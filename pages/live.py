@@ -5,6 +5,7 @@ time as that took: a page that is left open costs a running study little.
 """
 
 import json
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -25,6 +26,9 @@ from search.common.attributes import CONFIRMED
 from search.session.session import Session
 
 RESTS = 10.0
+TITLE = 36  # characters of a line: a narrow window's column
+UNDER_PX = 70  # of a legend under the axis: above, it would stand on the title
+BUTTONS = "zoom pan select lasso zoomin zoomout autoscale resetscale toimage".split()  # on it, too
 
 
 class Live:
@@ -101,7 +105,12 @@ def attributes_of(facts: Facts) -> dict[str, str]:
     study = optuna.create_study()
     figures = json.loads(in_its_unit(facts, json.dumps(all_figures(facts))))
     for name, figure in figures.items():
-        layout = figure["layout"] | {"title": {"text": name}, "height": max(450, figure["layout"]["height"])}
+        height = max(450, figure["layout"]["height"])
+        title = {"text": "<br>".join(textwrap.wrap(name, TITLE)), "font": {"size": 16}, "x": 0.02}
+        title |= {"y": 0.98, "yref": "container", "yanchor": "top"}
+        under = {"orientation": "h", "x": 0, "y": -UNDER_PX / (height - 140), "yanchor": "top"}
+        layout = figure["layout"] | {"title": title, "legend": under, "modebar": {"remove": BUTTONS}}
+        layout |= {"height": height, "margin": layout["margin"] | {"t": 60}}
         drawn = go.Figure({"data": figure["data"], "layout": layout}, skip_invalid=False)
         optuna_dashboard.save_plotly_graph_object(study, drawn, graph_object_id=identifier(name))
     found: dict[str, Any] = study._storage.get_study_system_attrs(study._study_id)  # pyright: ignore[reportPrivateUsage]

@@ -136,7 +136,8 @@ def study_note(session: Session, facts: Facts | None) -> str:
     parts += [f"Limits: {study.limits.summary()}. Track: {study.track}. Starts from {session.trainer.start}."]
     parts += [
         "Hyperparameter Importance is optuna-dashboard's: shares without intervals, of the better trials. By "
-        "how much each setting moves BPB, and how surely, is under Effects below and in the report."
+        "how much each setting moves BPB, and how surely, is under Effects on the study's first page and in "
+        "the report."
     ]
     note = "\n\n".join(part for part in parts if part)
     return in_nats(note) if study.in_nats else note

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.common.console import clear_errors
+from search.common.console import clear_errors, printed
 from search.common.options import SAMPLERS, RunOptions, StudyOptions, WorkerSpec
 from search.common.paths import DEFAULT_STUDY, from_here
 from search.request import (
     AS_TABLES,
     OF_SHELF,
     OF_STUDY,
+    CsvOption,
     FromOption,
     HomeOption,
+    JsonOption,
     NicenessOption,
     NoConfirmOption,
     NoForkOption,
@@ -78,6 +80,8 @@ def run(
     niceness: NicenessOption = 0,
     no_confirm: NoConfirmOption = False,
     no_fork: NoForkOption = False,
+    csv: CsvOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
     options = StudyOptions(study, storage, home)
@@ -99,11 +103,11 @@ def run(
         fork=not no_fork,
     )
     names = tuple(name.strip() for name in earlier.split(",") if name.strip())
-    with clear_errors():
+    with clear_errors(), printed(csv=csv, json=json) as console:
         from search.run import run_study
 
         options_ = RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ()))
-        run_study(options_, None if no_confirm else functools.partial(confirm_end, options_))
+        run_study(options_, None if no_confirm else functools.partial(confirm_end, options_), console)
 
 
 def confirm_end(options: RunOptions, console: Console, session: Session) -> None:
@@ -373,7 +377,7 @@ def export(
 def compare(
     what: Annotated[
         list[str] | None,
-        typer.Argument(help="smear_gate, smear_gate.mode=previous,average, xsa.last_n=2,4 or A.json B.json"),
+        typer.Argument(help="smear_gate, smear_gate.mode=previous,average, xsa.last_n=1,3 or A.json B.json"),
     ] = None,
     trial: Annotated[list[int] | None, typer.Option(help="A trial of the study, twice for two.")] = None,
     base: Annotated[str, typer.Option(help="A preset, a file or a trial. [default: laptop]")] = "",

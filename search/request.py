@@ -10,8 +10,8 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.common.console import clear_errors, make_console
+from search.common.console import clear_errors, printed
 from search.common.options import StudyOptions, folder_of
 
 if TYPE_CHECKING:
@@ -112,19 +112,9 @@ class Request:
 
             then(console, shelf_of(self.given.home_folder, self.given.storage, os.environ))
 
-    @contextmanager
-    def told(self) -> Generator[Console]:
-        """Where a command prints: for a person, or its tables for a program. ValueError for both."""
-        if self.csv and self.json:
-            raise ValueError("A table has one form, but --csv and --json are both given. Leave one out.")
-        if not self.csv and not self.json:
-            yield make_console()
-            return
-        from search.common.tables import TableConsole
-
-        console = TableConsole("csv" if self.csv else "json")
-        yield console
-        console.close()
+    def told(self) -> AbstractContextManager[Console]:
+        """Where it prints."""
+        return printed(csv=self.csv, json=self.json)
 
 
 def command(shared: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -35,10 +35,14 @@ from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
 
-def run_study(options: RunOptions, confirm: Callable[[Console, Session], object] | None = None) -> None:
+def run_study(
+    options: RunOptions,
+    confirm: Callable[[Console, Session], object] | None = None,
+    console: Console | None = None,
+) -> None:
     """The default command; `confirm` ends a study that asks for it. Raises ValueError for what a person must
     solve, KeyboardInterrupt after a clean stop."""
-    console = make_console()
+    console = console or make_console()
     now = time.monotonic()
     spec = options.worker
     check_cache(spec)

@@ -90,6 +90,21 @@ def make_console() -> Console:
     return Console(width=160, force_interactive=False, emoji=False)
 
 
+@contextmanager
+def printed(*, csv: bool, json: bool) -> Generator[Console]:
+    """Where a command prints: for a person, or its tables for a program. ValueError for both."""
+    if csv and json:
+        raise ValueError("A table has one form, but --csv and --json are both given. Leave one out.")
+    if not csv and not json:
+        yield make_console()
+        return
+    from search.common.tables import TableConsole
+
+    console = TableConsole("csv" if csv else "json")
+    yield console
+    console.close()
+
+
 def counted(number: int, noun: str) -> str:
     """1 trial, 2 trials, 1,200 trials."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

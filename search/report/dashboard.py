@@ -51,6 +51,9 @@ STUDY_NOTE = "dashboard:note_"
 STYLE = (  # the dashboard's pages grow with their longest line
     "<style>.MuiBox-root{min-width:0;overflow-wrap:anywhere}"
     "main>.MuiBox-root>.MuiBox-root>.MuiBox-root:first-child:not(:last-child){flex-shrink:0}"  # trials' list
+    "[id^=user-defined-plot]{height:auto!important;min-height:450px}"  # it cuts ours, which may be taller
+    "@media(max-width:1100px){.MuiGrid-root:has(>*>*>[id^=user-defined-plot])"
+    "{max-width:100%!important;flex-basis:100%!important;width:100%!important}}"
     "table:not([class]){margin:8px 0}th{text-align:left}"
     "td,th{padding-right:1em;vertical-align:top;overflow-wrap:break-word}</style></head>"
 )

@@ -252,9 +252,9 @@ def over_lines(session: Session, bad: Sequence[FrozenTrial]) -> list[str]:
     told: list[str] = []
     for limit in LIMITS:
         broke = sorted((t for t in bad if limit in broken_limits(t)), key=lambda t: t.number)
-        most = limit.allowed(session.study.limits.of(limit))
+        most = session.study.limits.of(limit)
         known = [(t.number, t.user_attrs[limit.figure]) for t in broke if limit.figure in t.user_attrs]
-        figures = [f"#{number}: {limit.measured(figure)} of {most} {limit.unit}" for number, figure in known]
+        figures = [f"#{n}: {limit.against(figure, most)}" for n, figure in known]
         rest = f"{'…; ' if len(figures) > LISTED else ''}{'; '.join(figures[-LISTED:])}"
         told += [f"over a limit: {len(broke)} × {limit.label} ({rest})"] if broke else []
     return told

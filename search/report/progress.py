@@ -178,7 +178,7 @@ class Progress:
         if done <= 0 or elapsed_s <= 0.0:
             return []
         left_s = max(0, seen.target - seen.finished) * elapsed_s / done
-        return [f"{3600 * done / elapsed_s:.0f} trials/h", f"{duration(left_s)} to go"]
+        return [f"{3600 * done / elapsed_s:.0f} trials/h", *([f"{duration(left_s)} to go"] if left_s else [])]
 
     def _draw(self, live: Live) -> None:
         width = self.console.width

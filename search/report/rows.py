@@ -15,6 +15,7 @@ from search.common import attributes
 from search.common.console import counted
 from search.session.session import whole_trials
 from search.study.limits import LIMITS, broken_limits, feasible, has_failed
+from techniques.base import STAGES
 
 Confirmations = Mapping[int, Mapping[str, Any]]  # of trials, by their number
 LEAST = 20  # complete trials without which no surrogate is fitted
@@ -262,7 +263,9 @@ def reuse_of_study(trials: Sequence[FrozenTrial], *, gpus: int = 0) -> str:
 
 
 def reuse_of_trial(facts: Mapping[str, Any]) -> str:
-    seconds = ", ".join(f"{name} {s:.1f} s" for name, s in facts["seconds"].items())
+    told = facts["seconds"]
+    stages = sorted(told, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
+    seconds = ", ".join(f"{name} {told[name]:.1f} s" for name in stages)
     reused = ", ".join(facts["reused"]) or "none"
     by_stage = f"{seconds}; " if seconds else ""
     return f"{by_stage}taken over: {reused} (saved {facts['saved_s']:.1f} s, spent {facts['spent_s']:.1f} s)"

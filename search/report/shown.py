@@ -88,7 +88,8 @@ def shown_value(name: str, value: Any) -> Any:
             text = TEXTS[name](value)
         except (AttributeError, KeyError, TypeError, ValueError):
             pass  # another version's: as it is
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"
+    short = text[: LONGEST - 2]
+    return text if len(text) <= LONGEST else f"{short.rpartition(' ')[0] or short} …"
 
 
 def plain_text(value: Any, *, inner: bool = False) -> str:

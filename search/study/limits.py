@@ -56,14 +56,27 @@ class Limit:
 
     def over(self, figure: float, most: float) -> str:
         """artifact, 331,000 of 310,000 bytes."""
-        return f"{self.label}, {self.measured(figure)} of {self.allowed(most)} {self.unit}"
+        return f"{self.label}, {self.against(figure, most)}"
+
+    def against(self, figure: float, most: float) -> str:
+        """8.8 of 8.4 s, 103.0 of 100 s."""
+        value, allowed = self.both(figure, most)
+        whole = allowed.rstrip("0").removesuffix(".")
+        return (
+            f"{value} of {whole if '.' in allowed and float(allowed).is_integer() else allowed} {self.unit}"
+        )
 
     def excess(self, figure: float, most: float) -> str:
-        """evaluation 4.2 s of 3.0; in as many digits as the two need to differ."""
+        """evaluation 4.2 s of 3.0."""
+        value, allowed = self.both(figure, most)
+        return f"{self.label} {value} {self.unit} of {allowed}"
+
+    def both(self, figure: float, most: float) -> tuple[str, str]:
+        """A figure and its limit, seconds in as many digits as the two need to differ."""
         if self.unit != "s" or not math.isfinite(figure):
-            return f"{self.label} {self.measured(figure)} {self.unit} of {self.allowed(most)}"
+            return self.measured(figure), self.allowed(most)
         digits = next((n for n in range(1, 6) if f"{figure:.{n}f}" != f"{most:.{n}f}"), 6)
-        return f"{self.label} {figure:.{digits}f} s of {most:.{digits}f}"
+        return f"{figure:.{digits}f}", f"{most:.{digits}f}"
 
 
 LIMITS = (  # constraint, name, figure, label, unit, phrase

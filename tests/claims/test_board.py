@@ -95,6 +95,7 @@ def test_comparisons_are_there_with_their_seeds(tmp_path: Path) -> None:
     assert found.bpb == pytest.approx(2.85) and "no limits" in found.protocol
     assert "a machine" in told([], tmp_path)
     assert found.hardware == "a machine, 2 threads"
+    assert "published, " in told([], tmp_path), "a published row has its verdict too"
     assert machine_text({"gpus": ["NVIDIA H200"], "ranks": 8}) == "8 x NVIDIA H200"
 
 

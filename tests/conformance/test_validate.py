@@ -1,5 +1,6 @@
 """The suite's command: its table, exit status and JSON, its pairs, and what two ranks are held to."""
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -31,7 +32,10 @@ def test_the_command_checks_a_technique_and_tells_all_in_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "found.json"
-    assert validate.main(["xsa", "--json", str(out), "--workers", "1"]) == 0
+    table = tmp_path / "found.csv"
+    assert validate.main(["xsa", "--json", str(out), "--csv", str(table), "--workers", "1"]) == 0
+    (row,) = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    assert (row["technique"], row["status"], row["params_added"]) == ("xsa", "passed", "0")
     found = json.loads(out.read_text(encoding="utf-8"))["techniques"]["xsa"]
     status = {o["check"]: o["status"] for o in found["outcomes"]}
     assert set(status) == {*suite.CHECK_NAMES, "two ranks"}

@@ -83,6 +83,8 @@ def test_a_missing_corpus(home: Path) -> None:
     study.write_text(study.read_text().replace("[fixed]", '[fixed]\ndata_path = "/nowhere/data"'))
     words = [w for w in search(study, home, 1, 1) if "--trainer" not in str(w)]
     refused(caddie(*words), "/nowhere/data")
+    study.write_text(study.read_text().replace("/nowhere/data", "/nowhere/fineweb10B_sp1024"))
+    refused(caddie(*words), "`python -m corpus download --variant sp1024 --train-shards 1`")
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:

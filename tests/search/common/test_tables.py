@@ -8,9 +8,12 @@ import json
 from typing import Any
 
 import pytest
+import typer
+import typer.main
 from rich.table import Table
 from rich.text import Text
 
+from search.cli import app
 from search.common.tables import TableConsole, plain, value_of, write_csv, write_json
 from search.report.leaderboard import print_leaderboard
 from search.report.status import print_status
@@ -83,3 +86,12 @@ def test_stdout_holds_tables_alone(session: Session, form: str, capsys: pytest.C
     assert (
         best["trial"] == "#2" and best["bytes"] == 1900000 and "techniques on (! = changed nothing)" in best
     )
+
+
+def test_every_command_that_prints_a_table_has_both_forms() -> None:
+    """Those that print none write files or pages, or change what is stored."""
+    others = {"archive", "delete", "rename", "dashboard", "export", "report", "scan", "submit"}
+    group: Any = typer.main.get_command(app)
+    told = {name for name, one in group.commands.items() if {"csv", "json"} <= {p.name for p in one.params}}
+    assert {p.name for p in group.params} >= {"csv", "json"}, "the leaderboard at a search's end"
+    assert group.commands.keys() - told == others

@@ -336,4 +336,7 @@ def test_pages_of_a_study_of_ours_fit_the_window(live: tuple[str, Session], brow
         see(browser, f"{base}{path}", *words, picture=f"live{width}{path[1:3]}.png")
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= browser.execute_script("return window.innerWidth"), path
+    cut = """return [...document.querySelectorAll('[id^=user-defined-plot]')]
+        .filter(e => e.scrollHeight > e.clientHeight + 1).map(e => e.id)"""
+    assert browser.execute_script(cut) == [], "a figure is higher than its place"
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]

@@ -220,6 +220,9 @@ def test_what_was_saved_is_told(rig: Rig) -> None:
         sent(trials)[0].user_attrs[STAGE_REUSE]
     )
     assert REPORTS not in trials[0].user_attrs
+    by_name = {"evaluate": 0.5, "pack": 0.1, "train": 7.0, "data": 0.2}
+    text = reuse_of_trial({"seconds": by_name, "reused": [], "saved_s": 0.0, "spent_s": 8.0})
+    assert text.startswith("data 0.2 s, train 7.0 s, pack 0.1 s, evaluate 0.5 s"), "as they come"
 
 
 def test_the_structured_sampler_keeps_finished_training_by_itself(
