@@ -4,10 +4,10 @@
     python -m benchmarks.scale --trials 10000 --workers 0
 
 Fills the laptop study's space with finished trials in a private database, times `search.py status`, `best`
-and `show`, then lets workers run simulated trials at the real rate: asks, samples, reports, stores and tells
-are real, only the trainer is a pause. Prints wall and CPU milliseconds and SQL statements for each part,
-medians and 90th percentiles over trials, PostgreSQL's CPU apart; --json writes them. --reader times Optuna's
-own reader of the same trials beside ours.
+and `show` and the dashboard, then lets workers run simulated trials at the real rate: asks, samples, reports,
+stores and tells are real, only the trainer is a pause. Prints wall and CPU milliseconds and SQL statements
+for each part, medians and 90th percentiles over trials, PostgreSQL's CPU apart; --json writes them. --reader
+times Optuna's own reader of the same trials beside ours.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,6 +303,40 @@ def time_commands(home: Path) -> dict[str, float]:
     return found
 
 
+def time_dashboard(home: Path) -> dict[str, float]:
+    """Seconds of `search.py dashboard` from its start: until it prints its address, until the study's page
+    has its first /api answer, an open page its next one, the report is there; `CPU` is the process' own by
+    then, with the thread that reads the study for note and figures."""
+    options = [f"--study={home / 'scale.toml'}", f"--home={home}", "--port=0"]
+    command = [sys.executable, str(ROOT / "search.py"), "dashboard", *options]
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    found: dict[str, float] = {}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def note(part: str) -> None:
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        found[part] = round(time.perf_counter() - began, 2)
+        found[f"{part} CPU"] = round(sum(map(int, stat[11:13])) / os.sysconf("SC_CLK_TCK"), 2)
+
+    try:
+        assert process.stdout is not None
+        page, _, token = process.stdout.readline().split()[3].partition("?")
+        note("address")
+        opener.open(f"{page}?{token}").read()
+        api = page.replace("/dashboard/", "/api/")
+        told = json.loads(opener.open(api).read())
+        note("first answer")
+        opener.open(f"{api}?after={len(told['trials'])}").read()  # what an open page asks from then on
+        note("poll")
+        opener.open(f"{page.partition('/dashboard/')[0]}/report").read()
+        note("report")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    return found
+
+
 def time_readers(session: Session) -> dict[str, float]:
     """CPU milliseconds a trial of this process for reading the whole study: ours and Optuna's own."""
     optunas = RDBStorage(session.url, skip_compatibility_check=True, skip_table_creation=True)
@@ -365,6 +401,8 @@ def main() -> None:
         print(f"{arguments.trials} trials made in {time.perf_counter() - started:.0f} s")
     results: dict[str, Any] = {"trials": arguments.trials, "commands_s": time_commands(home)}
     print("seconds, Python's start included:", results["commands_s"])
+    results["dashboard_s"] = time_dashboard(home)
+    print("seconds from the dashboard's start:", results["dashboard_s"])
     if arguments.reader:
         results["reader_cpu_ms"] = time_readers(session)
         print("reading the whole study, CPU ms a trial:", results["reader_cpu_ms"])

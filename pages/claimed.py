@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from search.common.console import counted
 from search.report.effects import Effect
 
 NEWEST = 20  # answers of compare that are told
@@ -45,6 +46,7 @@ class Change:
     high: float | None
     verdict: str
     p: float | None
+    seeds: int  # that both arms of it ran; 0: not told
     seconds: float | None
     bytes: float | None
 
@@ -67,6 +69,15 @@ class Ablation:
         """Those of its own techniques whose effect is known, the largest first."""
         known = [one for one in self.changes if one.change == AWAY and one.mean is not None]
         return tuple(sorted(known, key=lambda one: -abs(one.mean or 0.0)))
+
+    @property
+    def seeds_text(self) -> str:
+        """6 seeds each; or 6 seeds, each change on 4 to 6 of them."""
+        each = [one.seeds for one in (*self.changes, *self.pairs) if one.seeds]
+        if not each or min(each) == self.seeds:
+            return f"{counted(self.seeds, 'seed')} each"
+        some = f"{min(each)} to {max(each)}" if max(each) > min(each) else f"{min(each)}"
+        return f"{counted(self.seeds, 'seed')}, each change on {some} of them"
 
 
 def newest_answers(home: Path) -> list[tuple[Stamp, Path]]:
@@ -124,7 +135,7 @@ def ablation_of(facts: Mapping[str, Any]) -> Ablation:
         trial=None if trial is None else int(trial),
         bpb=bpb if bpb is not None else chain[-1][1] if chain else None,
         seeds=len(facts["seeds"]),
-        changes=tuple(change_of(one, str(one["technique"])) for one in facts["effects"]),
+        changes=tuple(change_of(one, whole_name(one)) for one in facts["effects"]),
         pairs=tuple(change_of(one, names(one)) for one in facts.get("pairs") or ()),
         chain=tuple(chain),
         sentences=tuple(str(text) for text in facts.get("sentences") or ()),
@@ -133,7 +144,15 @@ def ablation_of(facts: Mapping[str, Any]) -> Ablation:
 
 def change_of(one: Mapping[str, Any], name: str) -> Change:
     told = {key: number(one.get(key)) for key in ("mean", "low", "high", "p", "seconds", "bytes")}
-    return Change(name=name, change=str(one.get("change") or ""), verdict=str(one["verdict"]), **told)
+    seeds = int(one.get("pairs") or 0)
+    change = str(one.get("change") or "")
+    return Change(name=name, change=change, verdict=str(one["verdict"]), seeds=seeds, **told)
+
+
+def whole_name(one: Mapping[str, Any]) -> str:
+    """`gptq with awq_lite`: all whose effect it is."""
+    also: Sequence[str] = one.get("also") or ()
+    return f"{one['technique']} with {', '.join(also)}" if also else str(one["technique"])
 
 
 def names(pair: Mapping[str, Any]) -> str:

@@ -90,7 +90,7 @@ class Group:
     against: str
     difference: float | None  # of means, bits per byte
     shrunken: float | None  # what the search value lets expect
-    rule: bool | None  # whether the challenge's rule holds; None: it was not asked
+    rule: bool | None  # whether the challenge's rule holds, limits too; None: it was not asked
     notes: tuple[str, ...] = ()  # on tokenizers that differ
 
 
@@ -116,6 +116,8 @@ class Facts:
     ablation: Ablation | None
     devices: tuple[str, ...]
     gpus: int  # of a trial; 0: a CPU
+    dollars_per_gpu_hour: float  # 0: not known
+    in_nats: bool  # whether a score is a loss in nats per token, not bits per byte
     caution: str = NOISE
 
     def counts(self) -> Counter[str]:
@@ -136,6 +138,13 @@ class Facts:
     def hours(self) -> float:
         """Of trials on the clock, summed: an hour of 8 GPUs is one hour."""
         return sum(trial.seconds for trial in self.trials) / HOUR_S
+
+    def gpu_hours(self) -> float:
+        return self.hours() * self.gpus
+
+    def dollars(self) -> float | None:
+        """What its GPUs cost; None where nobody knows, or on a CPU."""
+        return self.gpu_hours() * self.dollars_per_gpu_hour or None
 
 
 def facts_of(session: Session) -> Facts:
@@ -173,6 +182,8 @@ def facts_of(session: Session) -> Facts:
         ablation=ablation,
         devices=tuple(sorted(devices)),
         gpus=study.gpus,
+        dollars_per_gpu_hour=study.price.dollars_per_gpu_hour,
+        in_nats=study.in_nats,
     )
 
 
@@ -240,7 +251,7 @@ def groups_of(trials: Sequence[FrozenTrial], confirmed: Confirmations) -> tuple[
             against=str(facts["against"]),
             difference=facts["difference_bpb"],
             shrunken=facts.get("shrunken"),
-            rule=facts.get("rule"),
+            rule=facts.get("rule") and bool(facts["sound"]),
             notes=tuple(facts.get("notes") or ()),
         )
         for number, facts in confirmed.items()

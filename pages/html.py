@@ -8,17 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pages import figures
-from pages.facts import FEASIBLE, STATES, Facts, TrialFacts, all_effects
+from pages.facts import FEASIBLE, STATES, Facts, LimitFacts, TrialFacts, all_effects
 from pages.words import (
     advice,
     change_rows,
     group_rows,
     headline,
+    in_its_unit,
+    legality_rows,
     money_line,
     pair_rows,
     state_line,
+    unsound_text,
 )
-from search.common.console import counted
 from search.report.effects import CAUTION as EFFECTS_CAUTION
 from search.report.effects import Effect
 from search.report.leaderboard import BELIEVED
@@ -30,7 +32,7 @@ MORE = 12  # rows of a table of effects beside its figure
 SETTINGS = {"responsive": True, "displayModeBar": False}  # drag zooms, a double click resets
 
 
-def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
+def page_of(facts: Facts) -> str:
     """The whole file."""
     draws = Drawings()
     sections = [
@@ -54,11 +56,7 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
         section(
             "What broke", "Trials without a feasible result, by reason.", draws.add(figures.reasons(facts))
         ),
-        section(
-            "Time",
-            f"{money_line(facts, dollars_per_gpu_hour)} One bar a trial.",
-            draws.add(figures.timeline(facts)),
-        ),
+        time_section(facts, draws),
         section(
             "Where the best got its BPB",
             "Bits per byte of its last weights, their average, the packed model and the scorer, on the "
@@ -74,9 +72,9 @@ def page_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
-        f"{head(facts)}{''.join(sections)}"
+        f"{in_its_unit(facts, head(facts) + ''.join(sections))}"
         f"<footer>Made {made} by <code>search.py report</code>.</footer></main>"
-        f"<script>{plotly()}</script>{draws.script()}</body></html>\n"
+        f"<script>{plotly()}</script>{in_its_unit(facts, draws.script())}</body></html>\n"
     )
 
 
@@ -153,7 +151,7 @@ def table(
         cells = "".join(cell("td", k, text) for k, text in enumerate(row))
         if under is None:
             return f"<tr>{cells}</tr>"
-        rest = f'<td></td><td colspan="{len(heads) - 1}">{html.escape(under)}</td>'
+        rest = f'<td></td><td colspan="{len(heads) - 1}"><div>{html.escape(under)}</div></td>'
         return f'<tr class="upper">{cells}</tr><tr class="below">{rest}</tr>'
 
     top = "".join(cell("th", k, text) for k, text in enumerate(heads))
@@ -163,20 +161,22 @@ def table(
 
 
 def leaderboard(facts: Facts) -> str:
-    """A line of numbers for each of the best, and its techniques below it."""
+    """A line of numbers for each of the best, and its legality and techniques below it."""
     rows = [facts.named(number) for number in facts.best[:TOP]]
     fresh = ["fresh seeds"] if any(trial.confirmed for trial in rows) else []
     beliefs = any(trial.believed is not None for trial in rows)
     believed = ["believed"] if beliefs else []
     limits = [f"{lim.label}, {lim.unit}" for lim in facts.limits]
-    heads = ["trial", "BPB", *believed, *fresh, *limits, "legality"]
-    text = "The best that keep all limits. ! = on, but changed nothing; ? = has findings, below."
-    text += f" {BELIEVED}" if beliefs else ""
+    heads = ["trial", "BPB", *believed, *fresh, *limits]
+    text = "The best that keep all limits; below each its legality and its techniques. "
+    text += "! = on, but changed nothing; ? = has findings, below. "
+    text += f"{BELIEVED} " if beliefs else ""
+    text += unsound_text(trial.confirmed for trial in rows)
     body = table(
         heads,
         [row_of(facts, t, fresh=bool(fresh), beliefs=beliefs) for t in rows],
-        numbers=len(heads) - 2,
-        below=map(techniques, rows),
+        numbers=len(heads) - 1,
+        below=[f"{trial.legality} · {techniques(trial)}" for trial in rows],
     )
     return section("Leaderboard", text, body if rows else "")
 
@@ -187,7 +187,7 @@ def row_of(facts: Facts, trial: TrialFacts, *, fresh: bool, beliefs: bool) -> li
     bpb = "" if trial.bpb is None else f"{trial.bpb:.4f}{mark}"
     believed = ["" if trial.believed is None else f"{trial.believed:.4f}"] if beliefs else []
     seeds = [trial.confirmed] if fresh else []
-    return [f"#{trial.number}", bpb, *believed, *seeds, *shown, trial.legality]
+    return [f"#{trial.number}", bpb, *believed, *seeds, *shown]
 
 
 def techniques(trial: TrialFacts) -> str:
@@ -212,7 +212,7 @@ def budgets(facts: Facts, draws: Drawings) -> str:
     pairs = f'<div class="pair">{"".join(drawn)}</div>' if any(drawn) else ""
     return section(
         "Budgets",
-        "What the best trials use of each limit. In the figures the red line is the limit.",
+        "What the best trials use of each limit, and what is left. In the figures the red line is the limit.",
         bars + pairs,
     )
 
@@ -222,13 +222,20 @@ def bars_of(facts: Facts, trial: TrialFacts) -> str:
     for limit in facts.limits:
         value = trial.figures.get(limit.figure)
         share = 0.0 if value is None else value / limit.most
-        text = "not known" if value is None else f"{measured(value, limit.unit)} {limit.unit}, {share:.0%}"
+        text = "not known" if value is None else used_text(limit, value)
         kind = "over" if share > 1.0 else "near" if share > 0.95 else "room"
         width = f"{100 * min(1.0, share):.1f}%"
         cells.append(
             f'<td><div class="bar"><i class="{kind}" style="width:{width}"></i></div>{html.escape(text)}</td>'
         )
     return f"<tr><td>#{trial.number}</td>{''.join(cells)}</tr>"
+
+
+def used_text(limit: LimitFacts, value: float) -> str:
+    """256,481 bytes, 83%; 53,519 left."""
+    left = limit.most - value
+    slack = f"{measured(abs(left), limit.unit)} {'left' if left >= 0 else 'over'}"
+    return f"{measured(value, limit.unit)} {limit.unit}, {value / limit.most:.0%}; {slack}"
 
 
 def effects_section(facts: Facts, draws: Drawings) -> str:
@@ -265,8 +272,7 @@ def confirmed(facts: Facts, draws: Drawings) -> str:
     body = ""
     if facts.groups:
         text = "Mean and standard deviation of what ran again. A search value is one seed's, and lucky."
-        if any(group.text.endswith("!") for group in facts.groups):
-            text += " A ! behind the seeds: failed or over a limit on one of them."
+        text += f" {unsound_text(group.text for group in facts.groups)}"
         body += f"<h3>Fresh seeds</h3><p>{text}</p>{draws.add(figures.groups(facts))}{groups_table(facts)}"
     if facts.compared:
         told = "".join(f"<li>{html.escape(one.sentence)}</li>" for one in facts.compared)
@@ -286,13 +292,13 @@ def ablation_section(facts: Facts, draws: Drawings) -> str:
     if told is None:
         return ""
     text = (
-        f"{counted(told.seeds, 'seed')} each; what a technique does is BPB with it less BPB without it. The "
+        f"{told.seeds_text}; what a technique does is BPB with it less BPB without it. The "
         "figure starts where the effects would add up to; pairs tell where they do not. Intervals hold for "
         "all rows and looks at once: they are wider than what “no difference”, a test of its own, needs."
     )
     body = draws.add(figures.ablation(facts))
     heads, rows = change_rows(told.changes)
-    body += table(heads, rows, numbers=2)
+    body += table(heads, rows, numbers=4)
     if told.pairs:
         heads, rows = pair_rows(told.pairs)
         body += f"<h3>Pairs, beyond the sum of both</h3>{table(heads, rows, numbers=2)}"
@@ -301,6 +307,13 @@ def ablation_section(facts: Facts, draws: Drawings) -> str:
         body += f"<h3>BPB chain over the seeds</h3>{table(['stage', 'BPB', 'sd'], links, numbers=2)}"
     body += "".join(f"<p>{html.escape(sentence)}</p>" for sentence in told.sentences)
     return section(f"Ablation of {told.label}", text, body)
+
+
+def time_section(facts: Facts, draws: Drawings) -> str:
+    """What the trials cost, known workers or not."""
+    drawn = draws.add(figures.timeline(facts))
+    text = f"{money_line(facts)}{' One bar a trial.' if drawn else ''}"
+    return section("Time", text, drawn or " " * bool(facts.hours()))
 
 
 def winner(facts: Facts) -> str:
@@ -317,8 +330,5 @@ def audit(facts: Facts) -> str:
     """Findings of the trainer's own audit, and the legality of what was tried."""
     found = [[f"#{t.number}", text] for t in facts.trials for text in t.findings]
     rows = table(["trial", "finding"], found[:100]) if found else "<p>No trial has a finding.</p>"
-    verdicts: dict[str, int] = {}
-    for trial in facts.trials:
-        verdicts[trial.legality] = verdicts.get(trial.legality, 0) + 1
-    legal = table(["legality", "trials"], [[name, str(n)] for name, n in sorted(verdicts.items())], numbers=1)
+    legal = table(["legality", "trials"], legality_rows(facts), numbers=1)
     return section("Audit", "What a person should look at before believing a number.", rows + legal)

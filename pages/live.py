@@ -4,6 +4,7 @@ The report is made again only when something changed, and no sooner than RESTS t
 time as that took: a page that is left open costs a running study little.
 """
 
+import json
 import textwrap
 import threading
 import time
@@ -20,7 +21,7 @@ from pages.claimed import newest_answers
 from pages.facts import Facts, facts_of
 from pages.figures import all_figures
 from pages.html import page_of
-from pages.words import study_note
+from pages.words import in_its_unit, study_note
 from search.common.attributes import CONFIRMED
 from search.session.session import Session
 
@@ -33,11 +34,11 @@ BUTTONS = "zoom pan select lasso zoomin zoomout autoscale resetscale toimage".sp
 class Live:
     """Safe in several threads."""
 
-    def __init__(self, session: Session, study: optuna.Study, dollars_per_gpu_hour: float = 0.0) -> None:
+    def __init__(self, session: Session, study: optuna.Study) -> None:
         self.session = replace(session, optuna_study=study)
         self.limits = session.study.limits
         self.num_reports = session.study.num_reports
-        self.dollars_per_gpu_hour = dollars_per_gpu_hour
+        self.in_nats = session.study.in_nats
         self._reading = threading.Lock()
         self._facts: Facts | None = None
         self._plots: Mapping[str, str] = {}
@@ -50,6 +51,12 @@ class Live:
         self.look()
         return study_note(self.session, self._facts)
 
+    def best(self) -> int | None:
+        """The trial that the newest facts, and so the note, call the best."""
+        self.look()
+        facts = self._facts
+        return facts.best[0] if facts and facts.best else None
+
     def plots(self) -> Mapping[str, str]:
         """Our figures as optuna-dashboard's attributes; none until the first are drawn."""
         self.look()
@@ -59,8 +66,7 @@ class Live:
         """The report, of now or of a moment ago."""
         facts = self.facts()
         if self._page is None or self._page[0] is not facts:
-            page = page_of(facts, dollars_per_gpu_hour=self.dollars_per_gpu_hour)
-            self._page = (facts, page.encode())
+            self._page = (facts, page_of(facts).encode())
         return self._page[1]
 
     def look(self) -> None:
@@ -97,7 +103,8 @@ def attributes_of(facts: Facts) -> dict[str, str]:
     writes nothing into the database."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study()
-    for name, figure in all_figures(facts).items():
+    figures = json.loads(in_its_unit(facts, json.dumps(all_figures(facts))))
+    for name, figure in figures.items():
         height = max(450, figure["layout"]["height"])
         title = {"text": "<br>".join(textwrap.wrap(name, TITLE)), "font": {"size": 16}, "x": 0.02}
         title |= {"y": 0.98, "yref": "container", "yanchor": "top"}

@@ -9,11 +9,21 @@ from pathlib import Path
 
 from pages.facts import Facts, all_effects, facts_of
 from pages.html import TOP, measured, page_of, techniques
-from pages.words import advice, change_rows, counts_line, group_rows, headline, money_line, pair_rows
-from search.common.tables import in_nats
+from pages.words import (
+    advice,
+    change_rows,
+    counts_line,
+    group_rows,
+    headline,
+    in_its_unit,
+    legality_rows,
+    money_line,
+    pair_rows,
+    unsound_text,
+)
 from search.session.session import Session
+from search.workers.record import chain_text
 
-FORMS = (".html", ".md", ".json")
 EFFECTS = 20  # rows of each table of effects in Markdown
 
 
@@ -26,21 +36,9 @@ def write_report(session: Session, to: Path | None, *, dollars_per_gpu_hour: flo
             f"A report is one of {', '.join(FORMS)}, by its file's ending, but --to is {path}. Give another."
         )
     facts = facts_of(session)
-    given = dollars_per_gpu_hour
-    price = session.study.price.dollars_per_gpu_hour if given is None else given
-    if path.suffix == ".html":
-        text = page_of(facts, dollars_per_gpu_hour=price)
-    elif path.suffix == ".md":
-        text = markdown_of(facts, dollars_per_gpu_hour=price)
-    else:
-        text = json_of(facts)
-    if session.study.in_nats:
-        text = (
-            text.replace("{", '{\n "score": "nats per token",', 1)
-            if path.suffix == ".json"
-            else in_nats(text)
-        )
-    write_whole(path, text)
+    if dollars_per_gpu_hour is not None:
+        facts = dataclasses.replace(facts, dollars_per_gpu_hour=dollars_per_gpu_hour)
+    write_whole(path, FORMS[path.suffix](facts))
     return path
 
 
@@ -61,19 +59,28 @@ def write_whole(path: Path, text: str) -> None:
 
 def json_of(facts: Facts) -> str:
     """All facts; null where nothing is known, no NaN."""
-    return json.dumps(dataclasses.asdict(facts), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    told = {
+        "score": in_its_unit(facts, "bits per byte"),
+        "hours": facts.hours(),
+        "gpu_hours": facts.gpu_hours(),
+        "dollars": facts.dollars(),
+        **dataclasses.asdict(facts),
+    }
+    return json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
+def markdown_of(facts: Facts) -> str:
     """The page's text and tables, without its figures."""
     parts = [f"# {facts.name}"]
     parts += [facts.question] if facts.question else []
     parts += [f"**{headline(facts)}** {advice(facts)}"]
     parts += [f"{counts_line(facts)}. Limits: {facts.limits_text}. Track: {facts.track}."]
-    parts += [money_line(facts, dollars_per_gpu_hour)]
+    parts += [money_line(facts)]
     if facts.best:
         idle = any(facts.named(number).inactive for number in facts.best[:TOP])
-        parts += ["## Leaderboard", board(facts), *(["! = on, but changed nothing"] if idle else [])]
+        unsound = unsound_text(facts.named(number).confirmed for number in facts.best[:TOP])
+        legend = ["! = on, but changed nothing"] * idle + [unsound] * bool(unsound)
+        parts += ["## Leaderboard", board(facts), *legend]
         parts += ["To run the best again:", f"```\n{facts.repeat}\n```"]
     parts += claims(facts)
     over = {limit.constraint: limit.label for limit in facts.limits}
@@ -81,9 +88,12 @@ def markdown_of(facts: Facts, *, dollars_per_gpu_hour: float = 0.0) -> str:
     broke += [[f"failed: {name}", str(n)] for name, n in facts.failures().most_common()]
     parts += ["## What broke", grid(["reason", "trials"], broke)] if broke else []
     parts += ["## Effects", *effects(facts)]
+    if facts.best and (links := facts.named(facts.best[0]).chain):
+        parts += ["## Where the best got its BPB", f"On the tokens of a report: {chain_text(links)}."]
     found = [[f"#{t.number}", text] for t in facts.trials for text in t.findings]
-    parts += ["## Findings of the audit", grid(["trial", "finding"], found)] if found else []
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Audit", grid(["trial", "finding"], found) if found else "No trial has a finding."]
+    parts += [grid(["legality", "trials"], legality_rows(facts))]
+    return in_its_unit(facts, "\n\n".join(parts) + "\n")
 
 
 def claims(facts: Facts) -> list[str]:
@@ -92,9 +102,11 @@ def claims(facts: Facts) -> list[str]:
     if facts.groups or facts.compared:
         parts += ["## What was confirmed"]
         parts += [grid(*group_rows(facts))] if facts.groups else []
+        unsound = unsound_text(group.text for group in facts.groups)
+        parts += [unsound] if unsound else []
         parts += ["\n".join(f"- {one.sentence}" for one in facts.compared)] if facts.compared else []
     if told := facts.ablation:
-        parts += [f"## Ablation of {told.label}", grid(*change_rows(told.changes))]
+        parts += [f"## Ablation of {told.label}", f"{told.seeds_text}.", grid(*change_rows(told.changes))]
         parts += ["Pairs, beyond the sum of both:", grid(*pair_rows(told.pairs))] if told.pairs else []
         links = [[stage, f"{mean:.4f}", "" if sd is None else f"{sd:.4f}"] for stage, mean, sd in told.chain]
         parts += [grid(["stage", "BPB", "sd"], links)] if links else []
@@ -107,13 +119,14 @@ def board(facts: Facts) -> str:
     fresh = ["fresh seeds"] if any(trial.confirmed for trial in best) else []
     believed = ["believed"] if any(trial.believed is not None for trial in best) else []
     limits = [f"{lim.label}, {lim.unit}" for lim in facts.limits]
-    heads = ["trial", "BPB", *believed, *fresh, *limits, "techniques"]
+    heads = ["trial", "BPB", *believed, *fresh, *limits, "legality", "techniques"]
     rows: list[list[str]] = []
     for trial in best:
         figures = [measured(trial.figures.get(limit.figure), limit.unit) for limit in facts.limits]
         seeds = [trial.confirmed] if fresh else []
         mean = ["" if trial.believed is None else f"{trial.believed:.4f}"] if believed else []
-        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", *mean, *seeds, *figures, techniques(trial)])
+        told = [trial.legality, techniques(trial)]
+        rows.append([f"#{trial.number}", f"{trial.bpb:.4f}", *mean, *seeds, *figures, *told])
     return grid(heads, rows)
 
 
@@ -134,3 +147,6 @@ def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+FORMS = {".html": page_of, ".md": markdown_of, ".json": json_of}

@@ -1,15 +1,22 @@
 """The sentences of a report, the same on the page and in Markdown."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from pages.claimed import Change
 from pages.facts import STATES, Facts
 from search.common.console import counted
+from search.common.tables import in_nats
 from search.report.rows import money_text
 from search.session.session import Session
 from search.workers.record import plain
 
 Rows = tuple[list[str], list[list[str]]]  # heads and rows of a table
+
+
+def in_its_unit(facts: Facts, text: str) -> str:
+    """Of a study that is scored in nats per token, the text without bits per byte."""
+    return in_nats(text) if facts.in_nats else text
 
 
 def headline(facts: Facts) -> str:
@@ -48,9 +55,9 @@ def state_line(facts: Facts) -> str:
     return f"{counted(ended, 'trial')} ended on {where}." if where and ended else ""
 
 
-def money_line(facts: Facts, dollars_per_gpu_hour: float) -> str:
+def money_line(facts: Facts) -> str:
     """Hours of trials, on the clock; of GPUs, and what they cost where the price is known."""
-    return f"{money_text(facts.hours(), facts.gpus, dollars_per_gpu_hour)}."
+    return f"{money_text(facts.hours(), facts.gpus, facts.dollars_per_gpu_hour)}."
 
 
 def counts_line(facts: Facts) -> str:
@@ -75,20 +82,33 @@ def group_rows(facts: Facts) -> Rows:
     return heads, rows
 
 
+def unsound_text(texts: Iterable[str]) -> str:
+    """What the ! behind a mean on fresh seeds says; "" without one."""
+    if not any(text.endswith("!") for text in texts):
+        return ""
+    return "! behind fresh seeds = a run of them failed or was over a limit, and the challenge's rule fails."
+
+
+def legality_rows(facts: Facts) -> list[list[str]]:
+    """Verdict, and how many of what was tried have it."""
+    counts = Counter(trial.legality for trial in facts.trials)
+    return [[name, str(count)] for name, count in sorted(counts.items())]
+
+
 def change_rows(changes: Iterable[Change]) -> Rows:
     rows = [
         [
             one.name,
             signed(one.mean),
             between(one),
-            one.change,
-            one.verdict,
             signed(one.seconds, 1),
             "" if one.bytes is None else f"{one.bytes:+,.0f}",
+            one.change,
+            one.verdict,
         ]
         for one in changes
     ]
-    return ["technique", "effect", "interval", "change", "verdict", "seconds", "bytes"], rows
+    return ["technique", "effect", "interval", "seconds", "bytes", "change", "verdict"], rows
 
 
 def pair_rows(pairs: Iterable[Change]) -> Rows:
@@ -120,4 +140,5 @@ def study_note(session: Session, facts: Facts | None) -> str:
         "how much each setting moves BPB, and how surely, is under Effects on the study's first page and in "
         "the report."
     ]
-    return "\n\n".join(part for part in parts if part)
+    note = "\n\n".join(part for part in parts if part)
+    return in_nats(note) if study.in_nats else note

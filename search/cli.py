@@ -16,7 +16,7 @@ import typer
 
 from search.common.console import clear_errors, printed
 from search.common.options import SAMPLERS, RunOptions, StudyOptions, WorkerSpec
-from search.common.paths import DEFAULT_STUDY
+from search.common.paths import DEFAULT_STUDY, from_here
 from search.request import (
     AS_TABLES,
     OF_SHELF,
@@ -186,7 +186,7 @@ def report(
         from pages.report import write_report
 
         path = write_report(session, to, dollars_per_gpu_hour=dollars_per_gpu_hour)
-        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+        console.print(str(to or from_here(path)), soft_wrap=True, highlight=False, markup=False)
 
     request.read(write)
 

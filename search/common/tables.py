@@ -16,7 +16,8 @@ from rich.text import Text
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 WIDE = 10_000  # columns: no table leaves out one of its own
 NATS = (  # what is said of a score in bits per byte, and of one in nats per token
-    *(("bits per byte", "nats per token"), ("bits/byte", "nats/token")),
+    *(("bits per byte", "nats per token"), ("Bits per byte", "Nats per token")),
+    ("bits/byte", "nats/token"),
     *(("val_bpb", "val_loss"), ("BPB", "loss")),
 )
 UNNAMED = ("name", "value")  # columns of a table that has no heads

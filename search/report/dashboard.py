@@ -25,10 +25,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 import optuna_dashboard  # pyright: ignore[reportMissingTypeStubs]
+from optuna.distributions import BaseDistribution
 from optuna.storages import _CachedStorage  # pyright: ignore[reportPrivateUsage]
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from optuna_dashboard._inmemory_cache import (  # pyright: ignore[reportMissingTypeStubs]
+    _CachedExtraStudyProperty,  # pyright: ignore[reportPrivateUsage]
+)
 
+from search.common.tables import in_nats
 from search.report.rows import confirmed_in, ranked
 from search.report.shown import Course, course_of, note_of, shown_attributes, shown_trial
 from search.storage.patient import StorageError, artifact_store, connect_check, normalise_url, open_storage
@@ -60,9 +65,14 @@ class Live(Protocol):
 
     limits: Limits
     num_reports: int  # of a trial
+    in_nats: bool  # whether a score is a loss in nats per token, not bits per byte
 
     def note(self) -> str:
         """Of the study, in Markdown."""
+        ...
+
+    def best(self) -> int | None:
+        """The number of the trial that the note calls the best; None while it names none."""
         ...
 
     def plots(self) -> Mapping[str, str]:
@@ -84,7 +94,8 @@ class FeasibleStorage(_CachedStorage):
         trials = super().get_all_trials(study_id, deepcopy=False, states=states)
         for trial in trials:
             if OLD_KEY not in trial.system_attrs and trial.constraints:
-                trial.system_attrs[OLD_KEY] = list(trial.constraints.values())
+                told = {**trial.system_attrs, OLD_KEY: list(trial.constraints.values())}
+                trial.system_attrs = told  # another thread may be going through the old one
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -138,8 +149,11 @@ class ShownStorage(FeasibleStorage):
         return before[2]
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        found = self.source.get_best_trial(study_id)
-        return self.shown(found, self.course(self.source.get_all_trials(study_id, deepcopy=False)))
+        """The one that the note names: by what is believed, which is not worked out for each request."""
+        trials = self.source.get_all_trials(study_id, deepcopy=False)
+        number = self.live.best() if self.live and study_id == self.study_id else None
+        named = [t for t in trials if t.number == number]
+        return self.shown(named[0] if named else self.source.get_best_trial(study_id), self.course(trials))
 
     def get_all_studies(self) -> list[Any]:
         """Of the served one with its note and its figures, and without the notes of its trials: the
@@ -178,13 +192,39 @@ class ShownStorage(FeasibleStorage):
                 number = id_of(t)
                 note = found.get(number, {"version": 0})
                 if number in ids and note["version"] <= 1 and (body := note_of(t, self.live.limits)):
-                    found[number] = note | {"body": body}
+                    found[number] = note | {"body": in_nats(body) if self.live.in_nats else body}
         return found
 
 
 def id_of(trial: FrozenTrial) -> int:
     """The database's own number of a trial."""
     return trial._trial_id  # pyright: ignore[reportPrivateUsage]
+
+
+class SeenOnce(_CachedExtraStudyProperty):
+    """What optuna-dashboard keeps of a study's space; its own goes through all finished trials each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()  # numbers of finished trials
+        self.met: dict[str, list[BaseDistribution]] = {}  # parameter -> its distributions so far
+
+    def update(self, trials: list[FrozenTrial]) -> None:
+        new = [trial for trial in trials if trial.number not in self.seen]
+        self._cursor = -1  # all of these
+        super().update(new)
+        self.seen.update(trial.number for trial in new if trial.state.is_finished())
+
+    def _update_search_space(self, trial: FrozenTrial) -> None:
+        """Distributions that were all met before widen nothing; their own way compares each with all."""
+        told = trial.distributions
+        new = {name: d for name, d in told.items() if d not in self.met.get(name, ())}
+        if new or self._intersection_search_space is None:
+            for name, distribution in new.items():
+                self.met.setdefault(name, []).append(distribution)
+            super()._update_search_space(trial)
+        else:
+            self._intersection_search_space = {x for x in self._intersection_search_space if x[0] in told}
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -314,6 +354,7 @@ def make_dashboard(
     wsgi = cast("Any", optuna_dashboard).wsgi  # its types name packages that are not installed
     token = secrets.token_urlsafe(24)
     ours = wsgi(shown, artifact_store=artifact_store(artifact_dir))
+    ours._inmemory_cache._cached_extra_study_property_cache[study_id] = SeenOnce()
     theirs = wsgi(stored, artifact_store=artifact_store(artifact_dir))
     app = guarded(routed(ours, theirs, shown), token)
     try:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.common import attributes as stored
 from search.report.rows import confirmed_text, learnt_text, overhead_text, reuse_of_trial
 from search.study.limits import Limits, broken_limits
-from search.workers.record import VAL_BPB, chain_text, trial_note
+from search.workers.record import FINISHED, VAL_BPB, chain_text, trial_note
 
 FIRST = (stored.REASON, stored.OVER, stored.LEGALITY, stored.TECHNIQUES, stored.INACTIVE, stored.FINDINGS)
 # What stands elsewhere on the page: as an artifact, as a curve, in the note.
@@ -73,6 +73,8 @@ def shown_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers as they are, all else as short texts."""
     names = sorted(attrs, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     found = {name: shown_value(name, attrs[name]) for name in names if name not in ELSEWHERE}
+    if found.get(stored.OUTCOME) == FINISHED:
+        del found[stored.OUTCOME]  # over a limit, perhaps: its note's first line tells
     return {name: value for name, value in found.items() if value != ""}
 
 

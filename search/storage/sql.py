@@ -1,6 +1,6 @@
 """The SQL of search/storage/bulk.py, on the tables of Optuna's schema of 5.0. `ids`: trials that are read."""
 
-from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION, WORKER
+from search.common.attributes import CONFIG, CONFIG_HASH, VIOLATION
 
 SCHEMA = "v3.2.0.a"  # as Optuna's migrations call it
 USABLE = """
@@ -34,7 +34,7 @@ select trial_id, '{{' || string_agg(to_json(key) || ':' || value_json, ',') || '
 from trial_{kind}_attributes where trial_id = any(:ids) and key not like all(:without) group by trial_id"""
 # Attributes (SQL patterns) that a list of trials can do without, most of its bytes: the configuration, and
 # what the dashboard alone reads.
-BRIEF = [CONFIG, CONFIG_HASH, WORKER, f"{VIOLATION}%", "dashboard:%", "artifacts:%"]
+BRIEF = [CONFIG, CONFIG_HASH, f"{VIOLATION}%", "dashboard:%", "artifacts:%"]
 NUMBER = """case cast({column}_type as text) when 'FINITE' then cast({column} as text) when 'NAN' then 'NaN'
  when 'INF_POS' then 'Infinity' else '-Infinity' end"""
 VALUES = f"""

@@ -53,7 +53,7 @@ def made_up_trial(number: int, rng: np.random.Generator, at: float) -> tuple[Fro
     attrs: dict[str, Any] = {
         "techniques": [n for n, o in zip(NAMES, on, strict=True) if o],
         "worker": f"host:{100 + number % 2}:{number % 2}",
-        "legality": "legal" if not on[6] else "legal-if-timed",
+        "legality": "legal" if not on[6] else "token_tilt: legal-if-timed",
         "config": {"matrix_lr": rate},
         "hash": f"{number:016x}",
     }

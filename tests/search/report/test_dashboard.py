@@ -22,15 +22,16 @@ import pytest
 
 from pages.facts import facts_of
 from pages.live import Live
+from pages.report import json_of
 from search.report import dashboard
-from search.session.session import Session, open_session
+from search.session.session import Session, open_session, read_session
 from search.storage import patient as storage
 from search.study.load import find_study
 from search.workers import record as notes
 from search.workers.exact import run_exactly
 from tests.pages.made_up import made_up_answers, made_up_trials
 from tests.search.db_helpers import first_line, held_server, python
-from tests.search.fake_studies import write_study
+from tests.search.fake_studies import begin, caddie, write_study
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 FLAGS = (
@@ -262,6 +263,39 @@ def test_the_report_is_served_live_to_who_has_the_token(live: tuple[str, Session
     assert ask(page, path="/report", Cookie=cookie, Origin="http://evil.example")[0] == 403
     kept = {"baseline", "study_hash", "study_identity", "study_file"}
     assert session.optuna_study.user_attrs.keys() <= kept, "looking writes nothing"
+
+
+def test_the_command_serves_the_report(live: tuple[str, Session]):
+    _, session = live
+    home = session.folders.home
+    words = (f"--study={home / 'made_up.toml'}", f"--home={home}", f"--storage={session.url}")
+    process = begin("dashboard", *words, "--port=0")
+    try:
+        page = re.findall(r"http://\S+", first_line(process))[0]
+        report = re.findall(r"http://\S+/report\?token=\S+", first_line(process))[0]
+        opener = visitor()
+        opener.open(report, timeout=20).read()
+        text = opener.open(report.partition("?")[0], timeout=60).read().decode()
+        assert "<h1>made_up</h1>" in text and "<h2>Time</h2>" in text
+        answer = fetch(page)
+        named = re.findall(r"Best: trial #(\d+)", text)[0]
+        assert [trial["number"] for trial in answer["best_trials"]] == [int(named)]
+    finally:
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)
+    assert process.returncode == 0, said
+
+
+def test_the_command_writes_all_that_is_stored(live: tuple[str, Session]):
+    """A report reads a study in brief: nothing that it tells may be missing there."""
+    _, session = live
+    home = session.folders.home
+    words = (f"--study={home / 'made_up.toml'}", f"--home={home}", f"--storage={session.url}")
+    ran = caddie("report", *words, cwd=home)
+    assert ran.returncode == 0 and ran.stdout == "runs/made_up/report.html\n", ran
+    assert "<h2>Time</h2>" in (home / "runs/made_up/report.html").read_text()
+    brief = read_session(session.study, home=home, storage=session.url, environ={}, brief=True)
+    assert json_of(facts_of(brief)) == json_of(facts_of(session))
 
 
 def test_what_is_shown_is_short_and_what_is_stored_stays(live: tuple[str, Session]):

@@ -62,6 +62,7 @@ def test_every_attribute_is_short_and_what_is_stored_stays(tmp_path: Path) -> No
         shown = shown_trial(trial, course)
         for name, value in shown.user_attrs.items():
             assert isinstance(value, NUMBERS) or (len(value) <= LONGEST and "{" not in value), name
+        assert shown.user_attrs.get("outcome") != "finished", "beside 'over a limit'"
         assert "config" not in shown.user_attrs and next(iter(shown.user_attrs)) in ("reason", "legality")
         over = max(trial.constraints.values()) > 0.0  # under limits that are not the file's any more
         first = note_of(trial, given).splitlines()[0]

@@ -68,6 +68,7 @@ def test_a_brief_reading_leaves_out_parameters_and_configurations_alone(study: o
         trial = random_trial(rng)
         trial.set_user_attr("config", {"model_dim": rng.randrange(99)})
         trial.set_user_attr("violation_bytes", -0.5)
+        trial.set_user_attr("worker", "host:1:0")  # a report's timeline is by worker
         trial.system_attrs["dashboard:note_str:0"] = "a note"
         study.add_trial(trial)
     expected = study.get_trials()
