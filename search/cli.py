@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.common.console import clear_errors, printed
-from search.common.options import SAMPLERS, RunOptions, StudyOptions, WorkerSpec
+from search.common.options import SAMPLERS, RunOptions, StudyOptions, WorkerSpec, names_in
 from search.common.paths import DEFAULT_STUDY, from_here
 from search.request import (
     AS_TABLES,
@@ -84,8 +84,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Sample, train, prune and rank until the study has TRIALS finished trials. Run it again to go on."""
-    options = StudyOptions(study, storage, home)
-    context.obj = options
+    context.obj = options = StudyOptions(study, storage, home)
     if context.invoked_subcommand is not None:
         return
     folder = Path(cache) if cache else options.home_folder / "runs" / ".cache"
@@ -102,11 +101,10 @@ def run(
         niceness=niceness,
         fork=not no_fork,
     )
-    names = tuple(name.strip() for name in earlier.split(",") if name.strip())
     with clear_errors(), printed(csv=csv, json=json) as console:
         from search.run import run_study
 
-        options_ = RunOptions(worker, storage, workers, names, engine, tuple(engine_option or ()))
+        options_ = RunOptions(worker, storage, workers, names_in(earlier), engine, tuple(engine_option or ()))
         run_study(options_, None if no_confirm else functools.partial(confirm_end, options_), console)
 
 

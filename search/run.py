@@ -34,12 +34,10 @@ from search.workers import prepare, prior
 from search.workers.warm_start import find_warm_start
 from techniques import catalog
 
+Ending = Callable[[Console, Session], object]
 
-def run_study(
-    options: RunOptions,
-    confirm: Callable[[Console, Session], object] | None = None,
-    console: Console | None = None,
-) -> None:
+
+def run_study(options: RunOptions, confirm: Ending | None = None, console: Console | None = None) -> None:
     """The default command; `confirm` ends a study that asks for it. Raises ValueError for what a person must
     solve, KeyboardInterrupt after a clean stop."""
     console = console or make_console()

@@ -110,6 +110,7 @@ LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "`--help` answers without Optuna",
         ("search.common.tables", "search.session.session", "search.session.shelf", "search.study.load"),
     ),
+    "search.common.console": ("only --csv and --json need it, and Rich's tables", ("search.common.tables",)),
     "search.session.session": (
         "a study that was never begun is refused without Optuna and SQLAlchemy, 1.2 s of CPU",
         ("search.storage.patient", "search.storage.patient"),

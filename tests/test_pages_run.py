@@ -23,11 +23,11 @@ from tests.test_documented_commands import commands
 
 PAGES = ("README.md", "tour.md", "tonight.md", "claims.md", "any_trainer.md", "prior.md")
 ELSEWHERE = {  # program or command -> (the file of tests that runs it, what stands there)
-    "submit": ("submission/test_submit.py", "def test_a_real_folder_runs_again"),
-    "dashboard": ("search/report/test_dashboard.py", "serve"),
-    "corpus": ("corpus/test_corpus_cli.py", "corpus"),
-    "validate.py": ("conformance/test_validate.py", "validate.main("),
-    "train_gpt.py": ("test_presets.py", "def test_smoke_run"),
+    "submit": ("tests/submission/test_submit.py", "def test_a_real_folder_runs_again"),
+    "dashboard": ("tests/search/report/test_dashboard.py", "serve"),
+    "corpus": ("tests/corpus/test_corpus_cli.py", "corpus"),
+    "validate.py": ("tests/conformance/test_validate.py", "validate.main("),
+    "train_gpt.py": ("tests/test_presets.py", "def test_smoke_run"),
 }
 TRIALS = {"laptop": 21, "one_gpu": 9, "record_8xh100": 6, "own_text": 2, "theirs": 4, "new": 3, "newer": 2}
 PLAIN = """
@@ -143,4 +143,4 @@ def test_every_command_of_the_users_pages_runs(home: Path) -> None:
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_the_others_have_a_test_of_their_own(name: str) -> None:
     file, says = ELSEWHERE[name]
-    assert says in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert says in (ROOT / file).read_text(encoding="utf-8")

@@ -33,6 +33,7 @@ from claims.confirm import BASELINE_LABEL, seeds_of
 from claims.race import Course, Results
 from claims.runs import Place, Plan, register, write_json
 from claims.schedule import Clock, Schedule
+from search.common.options import names_in
 from search.report.effects import Findings
 from search.session.session import Session
 from search.study.model import Study
@@ -141,7 +142,7 @@ def family_of(start: Start, asked: Asked, options: Options, found: Findings | No
 def named(changes: Sequence[Change], text: str, base: Arm) -> list[Change]:
     """Those of the techniques that `--out` names. ValueError for one that is not on."""
     by_name = {change.technique: change for change in changes}
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = list(names_in(text))
     for name in names:
         if name not in by_name:
             raise ValueError(

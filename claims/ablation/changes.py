@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from claims.arms import Arm, gone_with, with_needs, with_technique, without
+from search.common.options import names_in
 from search.report.effects import LARGEST, LEARNED, Findings, find_effects
 from search.session.session import Session
 from techniques import catalog
@@ -108,7 +109,7 @@ def wanted(base: Arm, text: str, found: Findings | None, *, most: int = MOST_ADD
     if text == NONE:
         return []
     if text and not text.isdecimal():
-        return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+        return list(names_in(text))
     best = sorted((e for e in found.techniques if e.better >= LIKELY), key=lambda e: e.mean) if found else []
     fitting = that_fit(base, [e.name for e in best if e.name in catalog.metadata()])
     return fitting[: int(text) if text else most]

@@ -72,3 +72,8 @@ class RunOptions:
     earlier: tuple[str, ...] = ()  # --from: studies whose BPB this one learns from
     engine: str = "local"
     engine_options: tuple[str, ...] = ()  # KEY=VALUE
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """NAME,NAME of an option, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
