@@ -3,7 +3,7 @@
     leaky_relu2                   with it against without it
     smear_gate                    it has modes: each of them against without it
     smear_gate.mode=previous,average   these modes (a choice) against the base without the technique
-    xsa.last_n=2,4                each value of a number against the first; a single value against the base
+    xsa.last_n=1,3                each value of a number against the first; a single value against the base
     A.json B.json                 the second file against the first
     --trial 7 --trial 18          the second trial against the first
 
@@ -166,7 +166,7 @@ def arms_of(
         ]
     else:
         raise ValueError(
-            "A comparison is of a technique (smear_gate), of values (xsa.last_n=2,4), of two files (A.json "
+            "A comparison is of a technique (smear_gate), of values (xsa.last_n=1,3), of two files (A.json "
             f"B.json) or of two trials (--trial 7 --trial 18), but got {[*words, *trials]}."
         )
     return distinct(found)

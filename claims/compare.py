@@ -28,7 +28,7 @@ from claims.runs import (
 from claims.sequential import FIRST, LAST, LEVEL, SURE, WITHIN, least_told
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
-from search.common.paths import ROOT, shown
+from search.common.paths import shown
 from search.session.session import Session
 from search.stage_cache.reuse import Reuse, open_reuse
 from search.study.model import Study
@@ -153,16 +153,7 @@ def place_of(arms: Sequence[Arm], asked: Asked, study: Study | None) -> Place:
 def check_data_of(config: Config) -> None:
     """ValueError with the way to the data where it is not here; the default corpus is built."""
     seq_len = max(config.train_seq_len, config.eval_seq_len)
-    try:
-        check_data(config.data_path, config.tokenizer_path, vocab_size=config.vocab_size, seq_len=seq_len)
-    except ValueError as error:
-        folder, _, variant = Path(config.data_path).name.partition("_")
-        if folder != PUBLISHED or (ROOT / config.data_path).is_dir():
-            raise
-        raise ValueError(
-            f"The runs read {config.data_path}, but it is not here. Download it: python -m corpus download "
-            f"--variant {variant} --train-shards 1. Or compare on another --base."
-        ) from error
+    check_data(config.data_path, config.tokenizer_path, vocab_size=config.vocab_size, seq_len=seq_len)
 
 
 def print_plan(

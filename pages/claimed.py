@@ -152,7 +152,7 @@ def change_of(one: Mapping[str, Any], name: str) -> Change:
 def whole_name(one: Mapping[str, Any]) -> str:
     """`gptq with awq_lite`: all whose effect it is."""
     also: Sequence[str] = one.get("also") or ()
-    return f"{one['technique']} with {', '.join(also)}" if also else str(one["technique"])
+    return f"{one['technique']} with {' and '.join(also)}" if also else str(one["technique"])
 
 
 def names(pair: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ class Change:
     @property
     def name(self) -> str:
         """`gptq with awq_lite`: all whose effect it is."""
-        return f"{self.technique} with {', '.join(self.also)}" if self.also else self.technique
+        return f"{self.technique} with {' and '.join(self.also)}" if self.also else self.technique
 
 
 @dataclass(frozen=True)

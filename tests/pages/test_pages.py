@@ -208,9 +208,9 @@ def test_an_effect_is_of_all_that_went(told: Any) -> None:
     )
     told = dataclasses.replace(told, ablation=taken)
     figure = figures.ablation(told)
-    assert figure is not None and "gptq with awq_lite, sensitivity_bits" in figure["data"][0]["y"]
+    assert figure is not None and "gptq with awq_lite and sensitivity_bits" in figure["data"][0]["y"]
     for text in (own(page_of(told)), markdown_of(told)):
-        assert "gptq with awq_lite, sensitivity_bits" in text
+        assert "gptq with awq_lite and sensitivity_bits" in text
         assert "6 seeds, each change on 4 to 6 of them" in text and "6 seeds each" not in text
     same = ablation_of({"trial": 1, "seeds": [1, 2], "effects": [alone | {"pairs": 2}], "pairs": None})
     older = ablation_of({"trial": 1, "seeds": [1, 2], "effects": [{"technique": "xsa", "verdict": "helps"}]})
