@@ -1096,7 +1096,7 @@ class Run:
 
     def describe(self) -> None:
         """The settings and the machine: in the result, in resolved.json and in the log."""
-        facts = self.world.facts(self.attention, compute_dtype(self.config, self.world.device))
+        facts = self.world.machine_facts(self.attention, compute_dtype(self.config, self.world.device))
         self.result |= facts
         head = {k: v for k, v in self.result.items() if k not in ("status", "reason")}
         told = {"values": self.resolved.values, "origins": self.resolved.origins}
@@ -1142,7 +1142,7 @@ class Run:
         trainer = Trainer(self.seams, self.world, self.data, self.log)
         by_role = trainer.optimizers.params_by_role
         self.result |= {"params": sum(by_role.values()), "params_by_role": by_role}
-        self.reporter.parameters(self.resolved, by_role)
+        self.reporter.parameter_counts(self.resolved, by_role)
         record = self.finished("average")
         if record and weights_path.exists():
             self.reporter.reused("train", record["key"], "training is")
@@ -1252,7 +1252,7 @@ class Run:
             "reads": self.world.ledger.summary(),
             "findings": [*forbidden, *self.audit.findings(), *self.world.not_compiled],
         }
-        self.reporter.result(self.result)
+        self.reporter.outcome(self.result)
 
     def go(self) -> int:
         """Exit status: 0 finished; 3 the configuration failed (result.json says why)."""

@@ -32,7 +32,7 @@ from bundle.one_file import CATALOG, OF_A_PLACE, ROOT, SCRIPT, check_free, dicti
 from bundle.reach import reachable
 from techniques import catalog
 from techniques.base import SLOTS, claims
-from techniques.config import TRAINER_FIELDS, Resolved
+from techniques.config import TRAINER_FIELDS, Config, Resolved
 
 # Receivers, keywords and calls that serve the audit, the ledger and machine-read files
 LAB = {"audit", "ledger", "differ", "noun"}
@@ -42,7 +42,12 @@ LAB_CALLS = set(
 )
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
 TEMPLATES = ROOT / "runs" / ".templates"
-UNDECIDED = (*HEARD, "device", "attention", "compile", "compute_dtype")
+DEVICES = (
+    "device",
+    "self.device",
+    "world.device",
+    "self.world.device",
+)  # the run's own, wherever it is named
 
 STAND_INS = """
 class Technique:
@@ -275,7 +280,7 @@ def settings_alike(resolved: Resolved, shelf: Sequence[Piece]) -> dict[str, Any]
     """Settings on which the trainer's, every technique's and all other records agree that have one of the
     name."""
     found: dict[str, Any] = {n: resolved.values[n] for n in TRAINER_FIELDS} | {"num_reports": 0}
-    clash = {*UNDECIDED, *OF_A_PLACE, *other_fields(shelf)}
+    clash = {*HEARD, *OF_A_PLACE, *other_fields(shelf)}
     for own in own_settings(resolved).values():
         clash |= {n for n, value in own.items() if found.setdefault(n, value) != value}
     return {n: value for n, value in found.items() if n not in clash}
@@ -293,9 +298,30 @@ def empty_slots(resolved: Resolved) -> dict[str, None]:
     return {f"{seams}.owner({slot!r})": None for seams in ("seams", "self.seams") for slot in free}
 
 
+def known_of_the_device(resolved: Resolved) -> dict[str, Any]:
+    """The text of each question for the device that the settings answer: all of them where they name it.
+    `auto` says that it is a real one, and whether a CPU would ever attend in blocks."""
+    c = resolved.config
+    known: dict[str, Any] = {f"{device}.type": c.device for device in DEVICES if c.device != "auto"}
+    known["attention"] = c.attention  # of pick_attention
+    known |= {"device.type == 'meta'": False, "device.type != 'meta'": True}
+    if not may_block(c):
+        known["has_blocked(device)"] = False
+    elif c.device == "cpu":
+        known["has_blocked(device)"] = True
+    return known
+
+
+def may_block(config: Config) -> bool:
+    """Whether attention in blocks may run under these settings on some machine (`pick_attention`)."""
+    chosen = config.attention == "auto" and config.compute_dtype != "float32"
+    return config.device != "cuda" and (chosen or config.attention == "blocked")
+
+
 def decided_by(resolved: Resolved, shelf: Sequence[Piece]) -> passes.Decided:
     """What the settings decide."""
-    return passes.Decided(own_settings(resolved), settings_alike(resolved, shelf), empty_slots(resolved))
+    texts = empty_slots(resolved) | known_of_the_device(resolved)
+    return passes.Decided(own_settings(resolved), settings_alike(resolved, shelf), texts)
 
 
 def lean(resolved: Resolved, folder: Path | None = TEMPLATES) -> bytes:

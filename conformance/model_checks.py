@@ -34,7 +34,7 @@ def _same_tensors(label: str, subject: Subject, on: Any, off: Any, model: Any) -
     )
     cost = on.techniques[subject.name].cost(on.shape())
     told = collections.Counter((t.role, t.shape) for t in cost.tensors)
-    new, old = (collections.Counter((t.role, t.shape) for t in r.shape().tensors()) for r in (on, off))
+    new, old = (collections.Counter((t.role, t.shape) for t in r.shape().tensor_specs()) for r in (on, off))
     told += new - old  # of sizes that it changes
     kept = {n: p.shape for n, p in model.named_parameters()}
     gone = sum(math.prod(shape) for n, shape in before.items() if kept.get(n) != shape)

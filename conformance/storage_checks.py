@@ -68,7 +68,7 @@ def size(subject: Subject) -> None:
     run = subject.run()
     shape = run.resolved.shape()
     tensors = [
-        *shape.tensors(),
+        *shape.tensor_specs(),
         *(x for t in run.resolved.techniques.values() for x in t.cost(shape).tensors),
     ]
     head = len(train_gpt.pack([], run.resolved.identity(), train_gpt.ZlibCodec())) + 12 * len(run.packed)

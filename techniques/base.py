@@ -213,7 +213,7 @@ class Shape:
         """Of a model that runs each layer once: the baseline's own skip weights."""
         return self.num_layers // 2 if self.unet_skips else 0
 
-    def tensors(self) -> list[TensorSpec]:
+    def tensor_specs(self) -> list[TensorSpec]:
         """The baseline's parameters (techniques add theirs through `cost`)."""
         d, kv, hidden = self.model_dim, self.kv_dim, self.mlp_dim
         e = self.embed_dim
@@ -234,7 +234,7 @@ class Shape:
     def flops_per_token(self) -> float:
         """Forward FLOPs per token: 2 per matrix element, plus the attention scores over half of the
         sequence."""
-        matrices = sum(t.numel for t in self.tensors() if t.role in ("attn", "mlp", "matrix"))
+        matrices = sum(t.numel for t in self.tensor_specs() if t.role in ("attn", "mlp", "matrix"))
         head = self.embed_dim if self.embed_dim and self.tie_embeddings else self.model_dim
         scores = (self.num_layers - self.bare_layers) * self.seq_len * self.model_dim
         return 2.0 * (matrices + self.vocab_size * head) + 2.0 * scores

@@ -109,7 +109,10 @@ class Config:
     )
     compile: str = setting("auto", "auto: on a GPU", choices=("auto", "on", "off"), stage="none")
     attention: str = setting(
-        "auto", "attention kernel", choices=("auto", "fa3", "fa2", "cudnn", "sdpa"), stage="none"
+        "auto",
+        "attention kernel; blocked: on a CPU",
+        choices=("auto", "fa3", "fa2", "cudnn", "sdpa", "blocked"),
+        stage="none",
     )
     num_threads: int = setting(0, "CPU threads; 0: torch's choice", low=0, stage="none")
     run_id: str = setting("", "name of the run; empty: a hash of the settings", stage="none")

@@ -98,7 +98,7 @@ def test_golden_parameter_counts(settings: dict, params: int):
     model = train_gpt.build_model(run, "meta")
     assert sum(p.numel() for p in model.parameters()) == params
     shape = run.shape()
-    declared = sum(t.numel for t in shape.tensors())
+    declared = sum(t.numel for t in shape.tensor_specs())
     assert declared + sum(t.cost(shape).params for t in run.techniques.values()) == params
 
 

@@ -62,7 +62,7 @@ class Reporter:
             self.log(smi.stdout, screen=False)
 
     def settings(self, resolved: Resolved, data: Any, facts: Mapping[str, Any]) -> None:
-        """`facts`: what World.facts says of the machine."""
+        """`facts`: what World.machine_facts says of the machine."""
         c, log = self.config, self.log
         on = ", ".join(resolved.techniques) or "none"
         log(f"val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path={c.tokenizer_path}")
@@ -84,8 +84,8 @@ class Reporter:
         )
         log(f"seed:{c.seed}")
 
-    def parameters(self, resolved: Resolved, by_role: Mapping[str, int]) -> None:
-        predicted = sum(t.numel for t in resolved.shape().tensors())
+    def parameter_counts(self, resolved: Resolved, by_role: Mapping[str, int]) -> None:
+        predicted = sum(t.numel for t in resolved.shape().tensor_specs())
         predicted += sum(cost.params for cost in resolved.costs.values())
         count = sum(by_role.values())
         self.log(f"model_params:{count} predicted:{predicted} by_role:{json.dumps(by_role)}")
@@ -146,7 +146,7 @@ class Reporter:
         self.log(f"{name}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
         self.log(f"protocol:{protocol} tokens:{score.tokens} bytes:{score.bytes}")
 
-    def result(self, result: Mapping[str, Any]) -> None:
+    def outcome(self, result: Mapping[str, Any]) -> None:
         """The last lines, and result.json."""
         self.log(f"peak memory allocated: {result['peak_memory_bytes'] // 2**20} MiB")
         for name, facts in result["activity"].items():

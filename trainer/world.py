@@ -138,7 +138,7 @@ class World:
         kernels = torch.backends.cpu.get_cpu_capability()
         return facts | {"device": cpu_name(), "kernels": kernels, "threads": torch.get_num_threads()}
 
-    def facts(self, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+    def machine_facts(self, attention: str, dtype: torch.dtype) -> dict[str, Any]:
         """The same ground as people read it, in the result."""
         cuda = self.device.type == "cuda"
         return {

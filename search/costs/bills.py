@@ -106,7 +106,7 @@ def second_model(learnt: Learnt | None = None) -> CostModel:
 
 def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:
     """(technique or "", parameter) of every parameter of the run, exactly."""
-    yield from (("", tensor) for tensor in resolved.shape().tensors())
+    yield from (("", tensor) for tensor in resolved.shape().tensor_specs())
     for name, cost in resolved.costs.items():
         yield from ((name, tensor) for tensor in cost.tensors)
 
@@ -271,7 +271,7 @@ def calibration_bill(resolved: Resolved) -> Bill | None:
             amounts[f"passes:{name}", "stage:calibrate"] = (
                 passes * resolved.config.train_batch_tokens * forward
             )
-            solved = [t for t in shape.tensors() if t.role in ("attn", "mlp")]
+            solved = [t for t in shape.tensor_specs() if t.role in ("attn", "mlp")]
             amounts[f"own work:{name}", "stage:calibrate"] = sum(4.0 * t.numel * t.shape[1] for t in solved)
     return _second_bill(resolved, amounts) if amounts else None
 

@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from techniques.base import LEGAL, Cost, Int, Legality, Shape, Technique, setting
+from trainer.attention import BLOCK, by_group, by_position
 
-BLOCK = 64  # queries that are taken together
 BAND_HALO = 128  # positions that a row runs again
 BAND_ROW = 4096  # new tokens of a row, at least
 
@@ -235,16 +235,3 @@ class Banded(Technique):
 
     def scorer(self) -> BandedScorer:
         return BandedScorer(self.config)
-
-
-def by_group(x: Tensor, kv_heads: int) -> Tensor:
-    """[B,T,H,Dh] -> [B·K, T·H/K, Dh]: the query heads of one key head lie side by side."""
-    b, t, h, dh = x.shape
-    x = x.view(b, t, kv_heads, h // kv_heads, dh).transpose(1, 2)
-    return x.reshape(b * kv_heads, t * h // kv_heads, dh)
-
-
-def by_position(x: Tensor, t: int, kv_heads: int) -> Tensor:
-    """by_group's inverse."""
-    x = x.view(-1, kv_heads, t, x.size(1) // t, x.size(2)).transpose(1, 2)
-    return x.reshape(x.size(0), t, -1, x.size(4))

@@ -73,7 +73,7 @@ class AwqLite(Technique):
         group: int = setting(64, "columns of a group", low=1, high=4096)
 
     def cost(self, shape: Shape) -> Cost:
-        matrices = [t for t in shape.tensors() if t.role in ("attn", "mlp")]
+        matrices = [t for t in shape.tensor_specs() if t.role in ("attn", "mlp")]
         wider = sum(t.shape[0] * min(self.config.group, t.shape[1]) for t in matrices)
         return Cost(artifact_bytes=0.35 * wider + 2.0 * sum(t.shape[0] for t in matrices))
 

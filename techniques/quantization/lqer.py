@@ -73,7 +73,7 @@ class Lqer(Technique):
     def cost(self, shape: Shape) -> Cost:
         """As if the largest matrices were the worst: A in two bits, B in four, scales in float16."""
         c, total = self.config, 0.0
-        matrices = [t for t in shape.tensors() if len(t.shape) == 2 and t.role != "scalar"]
+        matrices = [t for t in shape.tensor_specs() if len(t.shape) == 2 and t.role != "scalar"]
         for t in sorted(matrices, key=lambda t: -t.numel)[: c.tensors]:
             rank = min(c.rank, *t.shape)
             right = rank * t.shape[1]

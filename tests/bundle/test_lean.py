@@ -62,15 +62,44 @@ def test_the_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Pat
     check_same_bits(settings, resolved_of(settings), tmp_path)
 
 
+# device, attention, dtype -> whether the CPU's blocked attention may run
+KERNELS = {
+    ("cuda", "auto", "auto"): False,
+    ("cpu", "auto", "float32"): False,
+    ("cpu", "sdpa", "bfloat16"): False,
+    ("cpu", "auto", "bfloat16"): True,
+    ("auto", "auto", "auto"): True,
+}
+
+
+@pytest.mark.parametrize("told", KERNELS)
+def test_a_script_holds_no_kernel_that_its_settings_rule_out(
+    told: tuple[str, ...], tiny: dict[str, str]
+) -> None:
+    names = ("device", "attention", "compute_dtype")
+    tree = tree_of(resolved_of({**tiny, **dict(zip(names, told, strict=True))}))
+    defined = {getattr(n, "name", "") for n in tree.body}
+    assert ("BlockedAttention" in defined) == KERNELS[told] and "sdpa" in defined
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["blocked", "auto"])
+def test_a_script_attends_through_the_run_s_kernel(tiny: dict[str, str], tmp_path: Path, kernel: str) -> None:
+    settings = {**tiny, "attention": kernel, "compute_dtype": "bfloat16"}
+    check_same_bits(settings, resolved_of(settings), tmp_path)
+    told = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert told["attention"] == {"auto": "blocked_to_2048_else_sdpa"}.get(kernel, kernel)
+
+
 @pytest.mark.slow
 def test_a_model_that_is_pruned_to_a_size_is_the_one_that_is_exported(
     tiny: dict[str, str], tmp_path: Path
 ) -> None:
     """The script's bytes are part of the target."""
-    settings = {**tiny, "prune": "1", "prune.target_bytes": "39500"}
+    settings = {**tiny, "prune": "1", "prune.target_bytes": "38900"}
     check_same_bits(settings, resolved_of(settings), tmp_path)
     told = json.loads((tmp_path / "whole" / "result.json").read_text())
-    assert 39_450 < told["artifact_bytes"] <= 39_500, told["activity"]["prune"]
+    assert 38_850 < told["artifact_bytes"] <= 38_900, told["activity"]["prune"]
 
 
 @pytest.mark.long

@@ -100,5 +100,8 @@ def test_golden_counts_of_pr_414_549_and_1019(rows: int, dim: int, params: int):
     model = train_gpt.build_model(resolved, "meta")
     assert sum(p.numel() for p in model.parameters()) == params
     shape = resolved.config.shape()
-    predicted = [*shape.tensors(), *(x for t in resolved.techniques.values() for x in t.cost(shape).tensors)]
+    predicted = [
+        *shape.tensor_specs(),
+        *(x for t in resolved.techniques.values() for x in t.cost(shape).tensors),
+    ]
     assert sorted(routed(model)) == sorted((t.role, t.shape) for t in predicted)

@@ -18,7 +18,7 @@ def test_a_factored_embedding_is_two_products(tied: bool):
     h = model.hidden(ids)
     z = h @ model.embed_down.weight.T @ model.tok_emb.T if tied else h @ model.head.weight.T
     torch.testing.assert_close(model.project(h), z)
-    assert sum(p.numel() for p in model.parameters()) == sum(t.numel for t in run.shape().tensors())
+    assert sum(p.numel() for p in model.parameters()) == sum(t.numel for t in run.shape().tensor_specs())
     model(ids, ids.roll(-1, 1)).backward()
     assert all(p.grad is not None and bool(p.grad.ne(0).any()) for p in model.parameters())
     with pytest.raises(ValueError, match="less than model_dim"):
@@ -34,7 +34,7 @@ def test_a_bare_layer_is_its_mlp_alone():
     x = block.resid_mix[0] * x + block.resid_mix[1] * x
     z = torch.relu(rms(x) @ block.mlp.fc.weight.T).square() @ block.mlp.proj.weight.T
     torch.testing.assert_close(out, x + block.mlp_scale * z)
-    assert sum(p.numel() for p in model.parameters()) == sum(t.numel for t in run.shape().tensors())
+    assert sum(p.numel() for p in model.parameters()) == sum(t.numel for t in run.shape().tensor_specs())
     whole = settle({}).shape()
     assert run.shape().flops_per_token() < whole.flops_per_token()
     with pytest.raises(ValueError, match="leave a layer"):
