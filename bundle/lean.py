@@ -42,12 +42,8 @@ LAB_CALLS = set(
 )
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
 TEMPLATES = ROOT / "runs" / ".templates"
-DEVICES = (
-    "device",
-    "self.device",
-    "world.device",
-    "self.world.device",
-)  # the run's own, wherever it is named
+# The run's own, wherever it is named; what is called `device` alone may be a tensor's
+DEVICES = ("self.device", "world.device", "self.world.device", "ids.device")
 
 STAND_INS = """
 class Technique:

@@ -9,6 +9,7 @@ the tokens so far.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,12 +59,69 @@ def write_window_nats(run: Any, batch: Sequence[Window], nll: torch.Tensor) -> N
         run.write(first, row)
 
 
+# Techniques whose parts behind the last block's keys and values read no other position
+BY_POSITION = {"attention_gate", "leaky_relu2", "ln_scale", "mlp_gate", "xsa"}
+
+
+def last_block(model: Any) -> Any:
+    """The block that runs last, where `score_last` may stand for it; None where a technique there wants all
+    positions, or attends in its own way, or the layer runs twice."""
+    layer = model.order[-1]
+    block = model.blocks[layer]
+    if block.attn is None or block.attn.attend.steps or block.residual.steps or model.visits[-1]:
+        return None
+    places = (block.norm, block.attn.attn_out, block.feed, block.mlp.activation, model.block_out[layer])
+    names = {name for place in (*places, model.block_out[-1]) for name in place.steps}
+    return block if names <= BY_POSITION else None
+
+
+def score_last(context: int, block: Any, x: Tensor, x0: Tensor, ctx: dict[str, Any]) -> Tensor:
+    """The baseline's block [b,T,D] -> [b,T - context,D]: keys and values of all positions, the rest of those
+    behind the first `context`."""
+    attn = block.attn
+    b, t, _ = x.shape
+    x = block.mix(x, x0)
+    n = block.norm(F.rms_norm(x, x.shape[2:]), ctx, "attn")
+    x, own = x[:, context:], n[:, context:]
+    ctx["queries"] = q = attn.c_q(own).view(b, t - context, attn.num_heads, -1)
+    k, v = (linear(n).view(b, t, attn.num_kv_heads, -1) for linear in (attn.c_k, attn.c_v))
+    ctx["values"] = v
+    v = attn.values(v, ctx)
+    q, k = (F.rms_norm(each, each.shape[3:]) for each in (q, k))
+    q, k = attn.rope(F.pad(q, (0, 0, 0, 0, context, 0)), k)
+    q = q[:, context:] * attn.q_gain.to(q.dtype)[:, None]
+    past = torch.ones(t - context, t, dtype=torch.bool, device=x.device).tril(context)
+    y = F.scaled_dot_product_attention(
+        *(each.transpose(1, 2) for each in (q, k, v)),
+        attn_mask=past,
+        enable_gqa=attn.num_heads != attn.num_kv_heads,
+    )
+    y = attn.attn_out(y.transpose(1, 2), v[:, context:], own, ctx)
+    x = x + block.attn_scale.to(x.dtype) * attn.proj(y.reshape(b, t - context, -1))
+    return x + block.feed_forward(x, ctx)
+
+
+def scored_hidden(run: Any, ids: Tensor, context: int) -> Tensor:
+    """Final hidden states [b, T - context, D] behind the first `context` positions of ids [b,T]. On a CPU the
+    last block does no more than they need, unless the forward is compiled whole."""
+    if ids.device.type == "cpu" and context and run.hidden == run.model.hidden:
+        block = last_block(run.model)
+        if block is not None:
+            slot = block.residual
+            slot.parts.insert(0, functools.partial(score_last, context))
+            try:
+                return run.hidden(ids)
+            finally:
+                slot.parts.pop(0)
+    return run.hidden(ids)[:, context:]
+
+
 def score_sliding(run: Any, found: Sequence[Window], batch_seqs: int) -> None:
     """Score these windows as the model stands, without gradient; the head sees scored positions only."""
     with torch.no_grad():
         for batch in window_batches(found, batch_seqs):
             ids, targets, context = window_tensors(run, batch)
-            h = run.hidden(ids)[:, context:]
+            h = scored_hidden(run, ids, context)
             write_window_nats(run, batch, run.nats(h, targets[:, context:]))
 
 

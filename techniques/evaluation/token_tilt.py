@@ -25,6 +25,7 @@ import torch
 
 from techniques._windows import (
     last_hints,
+    scored_hidden,
     share_hints,
     tilt_nats,
     window_batches,
@@ -58,7 +59,7 @@ class TiltScorer:
         with torch.no_grad():
             for batch in window_batches(found[mine.start : mine.stop], run.batch_seqs):
                 ids, targets, context = window_tensors(run, batch)
-                logits = run.model.logits(run.hidden(ids)[:, context:])
+                logits = run.model.logits(scored_hidden(run, ids, context))
                 hint, strength = (
                     torch.stack([x[first:end] for _, first, end in batch]).to(ids.device)
                     for x in (hints, strengths)

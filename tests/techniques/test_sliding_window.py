@@ -4,10 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from techniques._windows import window_batches, windows
-from techniques.base import Shape
+import train_gpt
+from conformance import lab
+from techniques import catalog
+from techniques._windows import last_block, scored_hidden, window_batches, windows
+from techniques.base import Shape, claims
 from techniques.evaluation.sliding_window import SlidingWindow
-from tests.techniques.evaluation_rig import on_ranks, run_scorer, tiny_model, tiny_tokens
+from tests.techniques.evaluation_rig import on_ranks, run_scorer, single, tiny_model, tiny_tokens
 
 SHAPE = Shape(64, 2, 32, 4, 2, 2.0, 32, 32)
 
@@ -47,6 +50,37 @@ def test_equals_the_loop_over_positions(n: int, stride: int):
         )
 
 
+ENTERS_LAST = {"norm", "attn_out", "mlp", "activation", "block_out", "residual", "attend"}
+AT_THE_END = [n for n, cls in catalog.metadata().items() if ENTERS_LAST & {*claims(cls)}]
+WANT_ALL = {"backout", "canon", "parallel_residual", "varlen_attention"}  # positions, in the last block
+
+
+@pytest.mark.parametrize("name", ["", *AT_THE_END, "partial_rope", "value_residual"])
+@pytest.mark.parametrize("context", [1, 24])
+def test_the_last_block_does_what_scores_need(name: str, context: int):
+    """Or all, where a technique there may want it; the model stays as it was."""
+    known = catalog.runtime()
+    model = tiny_model(known, **(lab.smoke_settings(known[name], known) if name else {}), num_layers=3)
+    run = train_gpt.Evaluation(model, tiny_tokens(64), 32, 1, single())
+    ids, _ = run.windows([0, 32], 32)
+    block = last_block(model)
+    assert (block is None) == (name in WANT_ALL)
+    with torch.no_grad():
+        whole = run.hidden(ids)
+        torch.testing.assert_close(scored_hidden(run, ids, context), whole[:, context:], atol=1e-5, rtol=1e-5)
+        assert torch.equal(run.hidden(ids), whole)
+        assert block is None or block_rows(run, block, ids, context) == 32 - context
+
+
+def block_rows(run, block, ids, context: int) -> int:
+    """Positions that the block's MLP saw."""
+    seen: list[int] = []
+    hook = block.mlp.register_forward_hook(lambda _m, args, _out: seen.append(args[0].size(1)))
+    scored_hidden(run, ids, context)
+    hook.remove()
+    return seen[-1]
+
+
 def test_batches_and_ranks_do_not_matter():
     tokens = tiny_tokens(131)
     whole = run_scorer(scorer(8, batch_seqs=5), tokens).nll
@@ -57,9 +91,6 @@ def test_batches_and_ranks_do_not_matter():
 
 
 def test_a_stride_of_the_sequence_is_the_plain_protocol():
-    import train_gpt
-    from tests.techniques.evaluation_rig import single
-
     tokens = tiny_tokens(128)
     plain = train_gpt.Evaluation(tiny_model(), tokens, 32, 1, single())
     train_gpt.PlainScorer().score(plain)
