@@ -59,7 +59,8 @@ def error(attend: Attend, x: list[Tensor]) -> float:
 
 def ratio(first: Callable[[], object], second: Callable[[], object], pairs: int) -> tuple[float, float]:
     """(median CPU ms of the first, median of second / first of neighbours)."""
-    first(), second()
+    first()
+    second()
     found = [(cpu_ms(first), cpu_ms(second)) for _ in range(pairs)]
     return statistics.median(a for a, _ in found), statistics.median(b / a for a, b in found)
 
