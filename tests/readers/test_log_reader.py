@@ -89,6 +89,8 @@ def test_a_label_with_different_values_needs_an_occurrence():
     text = "legal_ttt val_bpb:1.3\nlegal_ttt val_bpb:1.2\nlegal_ttt val_bpb:1.1"
     with pytest.raises(LogError, match=r"different values, 1\.3 first and 1\.1 last"):
         read(text).value()
+    with pytest.raises(LogError, match=r"1\.1 first and 1\.1 last, 1\.2 between"):
+        read("legal_ttt val_bpb:1.1\n" + text).value()
     assert read(text, occurrence="first").value()[1] == 1.3
     assert read(text, occurrence="last").value()[1] == 1.1
     assert read("legal_ttt val_bpb:1.3\nlegal_ttt val_bpb:1.3").value()[1] == 1.3
@@ -249,7 +251,8 @@ def test_labels_with_parameters_and_without_a_name():
     ],
 )
 def test_running_figures_and_differences_are_no_scores(line: str):
-    assert read("final val_bpb:1.3\n" + line).value()[:2] == ("final", 1.3)
+    reader = read("final val_bpb:1.3\n" + line)
+    assert [*reader.scores] == ["final"] and (reader.under_way or reader.value()[1] == 1.3)
 
 
 @pytest.mark.parametrize("word", ["0.0", "-1.2", "65.0"])
@@ -309,6 +312,17 @@ def test_the_last_of_two_runs_in_one_log_counts_unless_it_is_worse_and_an_unfini
     assert read(run + first + run + second).sizes == {}
     with pytest.raises(LogError, match="no score"):
         read(run + first + run).value()
+
+
+def test_an_evaluation_that_broke_off_leaves_no_score_unless_one_is_named():
+    text = "rt val_bpb:1.17\n  ttt_chunk [11/19] bpb=1.167059 time=267.7s"
+    with pytest.raises(LogError, match=r"no score: 'ttt_chunk' at 11/19 is the last.* before it: 'rt' 1\.17"):
+        read(text).value()
+    with pytest.raises(LogError, match="no score: 'eval' at 40%"):
+        read("rt val_bpb:1.17\neval 40% val_bpb:1.1").value()
+    assert read(text, score=("rt",)).value()[1] == 1.17
+    assert read(text + "\nttt_chunk [19/19] bpb=1.16").value()[1] == 1.17  # its result was not printed
+    assert read(text + "\nlegal_ttt val_bpb:1.16").value()[1] == 1.16
 
 
 def test_a_named_score_survives_noise_and_other_size_lines_are_read():

@@ -31,7 +31,7 @@ FIXED = re.compile(
     r"ONLY|SKIP|STOP|EXIT|DEBUG|TEST|DRY|SAVE|LOAD|RESUME|CKPT|CHECKPOINT|TIED?|LIMIT|BYTES|WANDB|TRACKIO|TENSORBOARD|"
     r"PROJECT|ENTITY|TOKENS?|KEY|SECRET|PORT|WORKERS|ACCUM(?:ULATION)?|ID|TAG|TARGET|METRIC|INTERVAL|N_EMBD|D_MODEL|"
     r"HIDDEN_(?:SIZE|DIM)|BLOCK_SIZE|CONTEXT|(?:MAX|EVAL|NUM|DECAY|WARMUP)_ITERS|(?:MAX|NUM|TRAIN|TOTAL)_STEPS|STEP)"
-    r"(?=_|$)|MAX_.*_SECONDS"
+    r"(?=_|$)|MAX_.*_SECONDS|^(?:(?:N|NUM|MAX|TOTAL)_)?(?:TRAIN(?:ING)?_)?(?:STEPS|ITERS|EPOCHS|HEADS)$"
 )
 # switches of an evaluation: off, the baseline's score is not printed
 EVALUATION = re.compile(r"(?:^|_)(?:EVAL|TTT|SLIDING|SLOT|NGRAM|PPM|ROUNDTRIP|QUANT\w*|GPTQ|EXPORT)(?=_|$)")
@@ -206,7 +206,7 @@ def _score_line(found: Scan) -> str:
     if found.patterns.score:
         what = "a loss in nats per token" if found.patterns.in_nats else "bits per byte"
         return f"  score: {what}, by the script's own lines (score_pattern); the last that a run prints"
-    has = ", ".join(score_rule(found)) or "none; a val_bpb on a line with a step is early BPB"
+    has = ", ".join(score_rule(found)) or "none that a scan can name"
     return f"  score: the last that a run prints (the script has: {has})"
 
 

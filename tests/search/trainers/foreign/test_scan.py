@@ -518,6 +518,33 @@ def test_a_configurator(tmp_path: Path):
     assert {*scanned(tmp_path, own).reads} == {*found.reads}
 
 
+STEP_LINES = """
+import os
+lr = float(os.environ.get("LR", 0.1))
+steps, heads = int(os.environ.get("STEPS", 90)), int(os.environ.get("HEADS", 8))
+log(f"step:{step}/{n} train_loss:{loss:.4f} train_time:{ms:.0f}ms")
+log(f"{step}/{n} val_loss: {loss:.4f} val_bpb: {bpb:.4f}")
+"""
+
+
+def test_a_script_whose_bpb_stands_on_lines_with_a_step_is_scored_by_the_last_of_them(tmp_path: Path):
+    found = scanned(tmp_path, STEP_LINES)
+    foreign, _ = drafted(tmp_path, found)
+    assert not found.odd and {*foreign.variables} == {"LR"} and len(foreign.score_pattern) == 1
+    log = "0/9 val_loss: 3.0 val_bpb: 1.9\nstep:1/9 train_loss:2.0 train_time:5ms\n"
+    log += "9/9 val_loss: 2.0 val_bpb: 1.2"
+    reader = LogReader(Rules(score_pattern=foreign.score_pattern, progress_pattern=foreign.progress_pattern))
+    for at, line in enumerate(log.splitlines()):
+        reader.feed(line, float(at))
+    assert reader.value() == ("val_bpb", 1.2, 2.0) and reader.steps == 9 and reader.train_s == 0.005
+    (tmp_path / "out.toml").unlink(missing_ok=True)
+    assert "bits per byte, by the script's own lines" in write(found.path, tmp_path / "out.toml")
+    more = 'log(f"ttt_chunk [{k}/{n}] bpb={bpb:.4f}")\nlog(f"ttt BPB: {bpb:.6f}")\n'
+    assert "ttt_chunk" not in str(scanned(tmp_path, STEP_LINES + more).patterns.score)
+    named = scanned(tmp_path, STEP_LINES + 'log(f"{label} val_loss:{a} val_bpb:{b}")\n')
+    assert not named.patterns.score and "a score label built at run time" in str(named.odd)
+
+
 PLAIN = """
 import os
 from dataclasses import dataclass, field
