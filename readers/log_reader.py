@@ -37,15 +37,18 @@ SAME_POINT = 0.02  # a validation this close to a grid point of the budget is ta
 FINE = 10_000  # steps that stand for a run that tells its share alone
 SAME_SCORE = 6e-5  # two prints of one score differ by their rounding
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# what stands before a line: torchrun's rank, a process, a time, a logger's level
+# what stands before a line: torchrun's rank, a process, a time, a logger's level and place, an epoch before a step
 PREFIX = re.compile(
-    r"(?:(?:\[(?:rank|default)?\d+\]:|\((?=[^()]*pid=\d)[^()]*\)|"
+    r"(?:\[(?:rank|default)?\d+\]:\s*|(?:INFO|DEBUG|WARNING):[\w.]+:\s*|"
+    r"(?:\((?=[^()]*pid=\d)[^()]*\)|"
     r"\[?(?:\d{4}-\d\d-\d\d[T ])?\d\d?:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\]?|\[?\d{9,}(?:\.\d+)?\]?|"
-    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[-|])(?:\s+|$))+"
+    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[\w.<>]{1,80}:[\w.<>]{1,80}:\d+(?= - )|"
+    r"\[?(?i:epoch)\s?[:=#]?\s?\d{1,9}(?:\s?/\s?\d{1,9})?\]?[,:]?(?=[\s|]+\[?(?i:step|iter|\d{1,15}/\d))|"
+    r"[-|])(?:\s+|$))+"
 )
 RULE = re.compile(r"={100,}")  # ends the source code at the head of a log
 STEP = re.compile(
-    r"(?:\[?(?:step|iter(?:ation)?)\s*(?:[:=#]\s*)?(\d{1,15})(?:\s*/\s*(\d{1,15}))?|(\d{1,15})/(\d{1,15}))\]?:?(?=\s|$)",
+    r"(?:\[?(?:step|iter(?:ation)?)\s*(?:[:=#]\s*)?(\d{1,15})(?:\s*/\s*(\d{1,15}))?|(\d{1,15})/(\d{1,15}))\]?[:,]?(?=\s|$)",
     re.I,
 )
 PAIR = re.compile(

@@ -244,8 +244,9 @@ def _command(value: Any) -> tuple[str, ...]:
 def _bindings(tables: Mapping[str, Mapping[str, Any]], foreign: Foreign) -> dict[str, Binding]:
     """Where each value goes that is no environment variable. ValueError."""
     known, found = {**foreign.fixed, **foreign.variables}, dict[str, Binding]()
-    places = [(word, place) for word in foreign.command for place in PLACE.findall(word)]
-    for word, place in places:
+    places = [(k, place) for k, word in enumerate(foreign.command) for place in PLACE.findall(word)]
+    for at, place in places:
+        word = foreign.command[at]
         if place not in known and place not in PLACES:
             names = (*PLACES, *known)
             raise ValueError(
@@ -254,10 +255,13 @@ def _bindings(tables: Mapping[str, Mapping[str, Any]], foreign: Foreign) -> dict
             )
         if place in known and place not in PLACES:
             found[place] = Binding("command")
-            if word == f"{{{place}}}" and place in foreign.variables and foreign.variables[place].when:
+            option = foreign.command[max(0, at - 1)].startswith("-")
+            free = foreign.variables.get(place)
+            if word == f"{{{place}}}" and free is not None and (option or free.when):
                 raise ValueError(
-                    f"`{place}` is not always set, and then its word in `trainer.command` falls away, but "
-                    f"the option before it would stay. Write both as one word, --option={{{place}}}."
+                    f"`{place}` is not always set (not in the baseline), and then its word in `trainer.command` "
+                    f"falls away, but the option before it would stay. Write both as one word, "
+                    f'--option={{{place}}}, or as [arguments] {place} = "--option {VALUE}".'
                 )
     if not {"script", "module"} & {place for _, place in places}:
         raise ValueError(

@@ -270,6 +270,10 @@ BEFORE = [
     "[05:12:01] ",
     "[2026-03-23 04:14:29] INFO: ",
     "12:01:02,123 - INFO - ",
+    "[default0]:",
+    "[rank0]:[2026-03-23 04:14:29] ",
+    "INFO:__main__:",
+    "2026-03-23 04:14:29.123 | INFO     | train:main:55 - ",
 ]
 
 
@@ -292,6 +296,13 @@ def test_steps_with_and_without_their_name_and_with_anything_before_them(before:
     assert reader.value()[:2] == ("quantized", 1.08) and reader.eval_seconds(0.0) == (12.5, "total_eval_time")
     reader.feed(f"{before}{step}901/1000 train_loss: nan", 9.0)
     assert "nan at step 901" in reader.failure
+
+
+@pytest.mark.parametrize("before", ["epoch 1 ", "[Epoch 2/3] ", "2026-03-23T04:14:29Z INFO epoch:1 | "])
+def test_an_epoch_before_a_step_is_passed_over_and_one_before_a_score_is_not(before: str):
+    reader = LogReader(Rules())
+    assert len(reader.feed(before + "step=5/9, val_loss=2.0, val_bpb=1.2", 1.0)) == 1 and reader.steps == 5
+    assert [*read("epoch 3 val_bpb:1.2").scores] == ["epoch 3"]
 
 
 def test_lines_with_a_step_alone_are_early_bpb_and_the_error_says_so():

@@ -154,6 +154,7 @@ def test_a_study_without_bindings_is_what_it_was(tmp_path: Path):
         (('SCALE = "SCALE"', 'SCALE = "SC ALE"'), "is a name"),
         (("{num_layers}", "{num_layer}"), "Did you mean"),
         (("--num-layers={num_layers}", "--momentum {momentum}"), "one word, --option={momentum}"),
+        (("--num-layers={num_layers}", "--num-layers {num_layers}"), r"not in the baseline.*\[arguments\]"),
         (("{python} {script}", "{python}"), "must run the script"),
         (("(?P<step>", "(?P<steps>"), "may have"),
         (("iter (?P<step>", "iter ((?P<step>"), "regular expression, but"),
