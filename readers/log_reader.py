@@ -37,7 +37,7 @@ SAME_POINT = 0.02  # a validation this close to a grid point of the budget is ta
 FINE = 10_000  # steps that stand for a run that tells its share alone
 SAME_SCORE = 6e-5  # two prints of one score differ by their rounding
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# what stands before a line: torchrun's rank, a process, a time, a logger's level and place, an epoch before a step
+# what stands before a line: torchrun's rank, a process, a time, a logger's level and place, a step's epoch
 PREFIX = re.compile(
     r"(?:\[(?:rank|default)?\d+\]:\s*|(?:INFO|DEBUG|WARNING):[\w.]+:\s*|"
     r"(?:\((?=[^()]*pid=\d)[^()]*\)|"

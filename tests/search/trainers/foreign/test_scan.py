@@ -331,7 +331,9 @@ def test_packed_code_is_read_as_text_and_never_run(tmp_path: Path, how: str):
 
 def test_what_is_left_to_the_script_is_told(tmp_path: Path):
     text = "import os\nx = {**os.environ, 'A': 1}\ny = os.environ.items()\nload('.env')\n"
+    text += "name, rate, rest = sys.argv[0], float(sys.argv[1]), sys.argv[2:]\n"
     told = "\n".join(scanned(tmp_path, text).odd)
+    assert told.count("takes a word of the command line by its place") == 2
     assert told.count("takes the whole environment") == 2 and "reads .env, which no run gets" in told
 
 
