@@ -104,9 +104,8 @@ def check_baseline(
         found = measure(session, spec, workers=workers, gpus=gpus)
     told = f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
     told += f"(slowest of {found['workers']} at once)"
-    return measured(session), told + (
-        f"; by {found['protocol']!r}: {found['seen']}" if "seen" in found else ""
-    )
+    told += f"; by {found['protocol']!r}: {found['seen']}" if "seen" in found else ""
+    return measured(session), told + session.trainer.doubts()
 
 
 def machine(session: Session, spec: WorkerSpec) -> Session:

@@ -107,7 +107,9 @@ def _composed(found: Scan, out: Path, narrowed: Mapping[str, Narrowing]) -> str:
     for table in ("arguments", "constants"):
         bound = [_binding(r) for r in found.reads.values() if r.table == table and r.name in set_here]
         lines += ["", f"[{table}]", *bound] if bound else []
-    lines += ["", "[fixed]", *fixed, "", "[space]", *space]
+    left = next((r for r in found.reads.values() if r.where and f"# {r.name} =" in "\n".join(fixed)), None)
+    hint = f"# left to the script; to set one, take it in here and bind it in [{left.table}]" if left else ""
+    lines += ["", "[fixed]", *([f"{hint}, {_binding(left)}"] if left else []), *fixed, "", "[space]", *space]
     if found.odd:
         lines += ["", "# Not understood, and left to the script:", *(f"#   {odd}" for odd in found.odd)]
     return "\n".join(lines) + "\n"

@@ -142,6 +142,18 @@ def test_a_study_without_bindings_is_what_it_was(tmp_path: Path):
     )
 
 
+def test_what_a_script_takes_as_an_argument_is_no_variable_and_what_nothing_reads_is_told(tmp_path: Path):
+    text = (HEAD + WAYS).replace('lr = "--learning-rate {value}"\n', "").replace("lr =", "learning_rate =")
+    trainer = trainer_of(study_of(tmp_path, text, ""))
+    with pytest.raises(ValueError, match=r'\n  \[arguments\] learning_rate = "--learning-rate={value}"$'):
+        trainer.check()
+    trainer = trainer_of(study_of(tmp_path, HEAD + WAYS, ""))
+    trainer.check()
+    assert trainer.doubts() == "; HOME_MADE: no script here reads such a variable"
+    (tmp_path / "more.py").write_text('import os\nhome = os.environ["HOME_MADE"]\n')
+    assert trainer.doubts() == ""
+
+
 def test_a_default_stands_where_a_setting_is_not_asked_for(tmp_path: Path):
     text = HEAD + WAYS
     old = study_of(tmp_path, text, "")

@@ -575,6 +575,9 @@ def test_constants_where_nothing_else_sets_them(tmp_path: Path):
         "use_fp8": "Hyperparameters.use_fp8",
     }
     assert "train_ms" in foreign.score_pattern[0] and not foreign.steps  # the log has the total
+    assert "take it in here and bind it in [constants], num_iterations = " in draft(
+        found, tmp_path / "x.toml"
+    )
     many = PLAIN + "".join(f"x{i} = os.environ.get('X{i}_LR', 0.1)\n" for i in range(6))
     assert {*scanned(tmp_path, many).reads} == {f"X{i}_LR" for i in range(6)}
 
