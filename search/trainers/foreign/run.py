@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 ADAPTER = (sys.executable, "-m", "search.trainers.foreign.adapter")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+LIBRARIES = re.compile(  # read what begins so, whether a script says it or not
+    r"PYTHON|(?:OMP|MKL|OPENBLAS|CUDA|NVIDIA|NCCL|GLOO|TORCH|PYTORCH|TRITON|HF|WANDB|TOKENIZERS|XLA|JAX|MLX|LD|LC)_"
+)
 HERE = ("PATH", "HOME", "USER", "TMPDIR")  # variables that are the machine's, whoever reads them
 
 
@@ -105,7 +108,7 @@ class ForeignTrainer:
 
     def doubts(self) -> str:
         found = self.scanned() if (names := self.unbound()) else None
-        names = [name for name in names if found and name not in found.reads]
+        names = [n for n in names if found and n not in found.reads and not LIBRARIES.match(n)]
         if found is None or not names or any("run time" in odd or "environment" in odd for odd in found.odd):
             return ""
         return f"; {', '.join(names)}: no script here reads such a variable"

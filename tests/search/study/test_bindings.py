@@ -147,7 +147,8 @@ def test_what_a_script_takes_as_an_argument_is_no_variable_and_what_nothing_read
     trainer = trainer_of(study_of(tmp_path, text, ""))
     with pytest.raises(ValueError, match=r'\n  \[arguments\] learning_rate = "--learning-rate={value}"$'):
         trainer.check()
-    trainer = trainer_of(study_of(tmp_path, HEAD + WAYS, ""))
+    known = (HEAD + WAYS).replace("[space]", 'PYTHONPATH = "x"\n[space]')
+    trainer = trainer_of(study_of(tmp_path, known, ""))
     trainer.check()
     assert trainer.doubts() == "; HOME_MADE: no script here reads such a variable"
     (tmp_path / "more.py").write_text('import os\nhome = os.environ["HOME_MADE"]\n')
