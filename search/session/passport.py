@@ -39,7 +39,8 @@ def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> s
     there = study.user_attrs.get(HARDWARE, here)
     if mixed:
         return code
-    if study.user_attrs[CODE_HASH] != code and not has_begun(study):  # a script that was mended
+    changed = study.user_attrs[CODE_HASH] != code
+    if changed and session.trainer.has_baseline and not has_begun(study):  # it failed, and was mended
         study.set_user_attr(CODE_HASH, code)
     refuse_other_code(session, code)
     why = speed_matters(session) if here and there != here else ""
