@@ -259,7 +259,7 @@ def lean_tree(stand_in: str, decided: passes.Decided, shelf: Sequence[Piece]) ->
     assert not new, f"the trainer no longer defines {sorted(new)}"
     imports = [p.text for p in pieces if p.text.startswith(("import ", "from "))]
     tree = ast.parse("\n".join([*imports, *(p.text for p in reached(pieces) if p.text not in imports)]))
-    tree = reachable(passes.short(passes.decided(reachable(tree), decided)))
+    tree = reachable(passes.short(passes.decided(tree, decided)))
     return ast.fix_missing_locations(tree)
 
 
