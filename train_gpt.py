@@ -827,6 +827,7 @@ class Export:
     roles: Mapping[str, str]
     hessians: Mapping[str, Tensor]  # mean XᵀX of the inputs, where a quantiser collected them
     seams: Seams
+    bits: Mapping[str, int]  # of the tensors that become integers
 
     @functools.cached_property
     def code_bytes(self) -> int:
@@ -834,8 +835,7 @@ class Export:
 
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
-        artifact = pack(packed, self.seams.resolved.head(), self.seams.codec())
-        return len(artifact) + self.code_bytes
+        return len(self.seams.artifact(packed)) + self.code_bytes
 
     def note(self, **facts: Any) -> None:
         """Figures of the technique that corrects."""
@@ -889,15 +889,21 @@ def quantize(
         and (w := weights[n]).ndim == 2
         and w.numel() >= seams.resolved.config.quantize_min_numel
     }
-    export = Export(weights, roles, quantizer.hessians, seams)
+    export = Export(weights, roles, quantizer.hessians, seams, bits)
     with seams.ledger.lap(model):
-        bits = seams.chain("tensor_bits", bits, export)
-    with seams.ledger.lap(model):
-        packed = round_tensors(export, bits, quantizer)
-    check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
-    seams.note_of("quantizer", **quantizer.facts)
-    with seams.ledger.lap(model):
-        packed = seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
+        bits = export.bits = seams.chain("tensor_bits", bits, export)
+
+    def stored() -> list[Packed]:
+        with seams.ledger.lap(model):
+            packed = round_tensors(export, bits, quantizer)
+        check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
+        seams.note_of("quantizer", **quantizer.facts)
+        with seams.ledger.lap(model):
+            return seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
+
+    packed, owner = stored(), seams.owner("fit")
+    if owner:
+        packed = owner.fit(packed, export, stored)
     return packed, {"quantized_elements": sum(weights[n].numel() for n in bits)}
 
 
@@ -1173,9 +1179,8 @@ class Run:
         self.stage_seconds["quantize"] = {"timed": timed_s, "true": time.perf_counter() - start}
         start, replaced = time.perf_counter(), self.seams.owner("codec") is not None
         with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
-            head = self.resolved.head()
-            plain = beside.submit(pack, packed, head, ZlibCodec()) if replaced else None
-            artifact = self.world.from_first(pack(packed, head, self.seams.codec()))
+            plain = beside.submit(pack, packed, self.resolved.head(), ZlibCodec()) if replaced else None
+            artifact = self.world.from_first(self.seams.artifact(packed))
             self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
         if plain:
             saved = len(plain.result()) - len(artifact)
@@ -1194,11 +1199,8 @@ class Run:
         """Bytes of the submission: the packed model and the script that trains and scores it."""
         script = submitted_script(self.resolved) if self.log.loud else b""
         code_bytes = len(self.world.from_first(script))
-        self.result |= {
-            "artifact_bytes": len(artifact) + code_bytes,
-            "model_bytes": len(artifact),
-            "code_bytes": code_bytes,
-        }
+        sizes = {"model_bytes": len(artifact), "code_bytes": code_bytes}
+        self.result |= {"artifact_bytes": sum(sizes.values()), **sizes}
         self.reporter.sizes(self.seams.codec().name, len(artifact), code_bytes)
 
     def evaluate(self, artifact: bytes) -> None:
@@ -1225,9 +1227,7 @@ class Run:
             "proxy": bool(self.config.val_tokens),
         }
         self.result |= found
-        self.record_stage(
-            "evaluate", sha256=sha256, stage_seconds=self.stage_seconds["evaluate"], result=found
-        )
+        self.record_stage("evaluate", sha256=sha256, stage_seconds=seconds, result=found)
 
     # -- the whole -----------------------------------------------------------------------------------------
 

@@ -148,6 +148,8 @@ class Seams:
         for technique in self.entering(seam):
             value = getattr(technique, seam)(value, *rest)
         return value
+    def artifact(self, packed):
+        return pack(packed, self.resolved.head(), self.codec())
 class World:
     def seconds(self):
         return time.perf_counter()

@@ -512,8 +512,14 @@ class Technique:
     @chain("stored tensors")
     def correct(self, packed: Any, export: Any) -> Any:
         """list of Packed -> list of Packed, before packing. `export` has weights {name: float32},
-        roles {name: role}, hessians {name: [c,c]}, bytes(packed): the whole submission's size, and
-        note(**facts)."""
+        roles {name: role}, bits {name: bits} of the integers, hessians {name: [c,c]}, bytes(packed): the
+        whole submission's size, and note(**facts)."""
+
+    @slot("the submission's size")
+    def fit(self, packed: Any, export: Any, again: Any) -> Any:
+        """list of Packed, corrected -> list of Packed: what is stored so that the submission has the bytes
+        that it may have. again() rounds and corrects anew. sdclip."""
+        return packed
 
     @slot("bytes")
     def codec(self) -> Codec:

@@ -8,13 +8,13 @@ change any of them?
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from techniques.base import SEAMS, Technique, claims
 from techniques.config import Resolved
 from techniques.parts import Codec
-from trainer.artifact import ZlibCodec
+from trainer.artifact import Packed, Remembering, ZlibCodec, pack
 from trainer.audit import Audit
 from trainer.ledger import Ledger
 
@@ -30,6 +30,7 @@ class Seams:
         self.ledger = Ledger()  # of the world, once there is one
         self.steps: dict[tuple[str, str], bool] = {}  # (technique, seam of every step) -> changed one of them
         self.at_work = ""  # the technique that a chain has come to
+        self.made: dict[bytes, bytes] = {}  # a container's hash -> what the codec made of it
 
     # -- who enters ----------------------------------------------------------------------------------------
 
@@ -79,6 +80,10 @@ class Seams:
 
     def codec(self) -> Codec:
         return self.slot("codec", ZlibCodec)
+
+    def artifact(self, packed: Sequence[Packed]) -> bytes:
+        """The file of these tensors. What a search for bytes has packed is not packed again."""
+        return pack(packed, self.resolved.head(), Remembering(self.codec(), self.made))
 
     def bits(self, role: str) -> int:
         """Bits per stored weight of a role: 8, unless a technique says otherwise."""
