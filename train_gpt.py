@@ -51,7 +51,7 @@ from techniques.base import Batch, Shape, Technique, Unavailable
 from techniques.config import Config, Resolved, batch_at, codes, digest, source_files, stage_keys
 from techniques.parts import Averager, MatrixOptimizer, Quantizer, Scorer
 from techniques.settings import help_text, settings_from
-from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, round_to_nearest, unpack
+from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
 from trainer.machine import end_process
@@ -827,7 +827,6 @@ class Export:
     roles: Mapping[str, str]
     hessians: Mapping[str, Tensor]  # mean XᵀX of the inputs, where a quantiser collected them
     seams: Seams
-    bits: Mapping[str, int]  # of the tensors that become integers
 
     @functools.cached_property
     def code_bytes(self) -> int:
@@ -835,37 +834,35 @@ class Export:
 
     def bytes(self, packed: list[Packed]) -> int:
         """Of the whole submission, code and all."""
-        return len(self.seams.artifact(packed)) + self.code_bytes
+        artifact = pack(packed, self.seams.resolved.head(), self.seams.codec())
+        return len(artifact) + self.code_bytes
 
     def note(self, **facts: Any) -> None:
         """Figures of the technique that corrects."""
         self.seams.note(**facts)
 
 
-def round_tensors(export: Export, bits: Mapping[str, int], quantizer: Quantizer) -> list[Packed]:
-    """Every tensor as it is stored: integers of `bits` where they say so."""
+def stored(export: Export, bits: Mapping[str, int], quantizer: Quantizer, model: GPT) -> list[Packed]:
+    """Every tensor as it is stored: rounded to integers of `bits` where they say so, then corrected."""
     seams = export.seams
-    touched = {"bits": 0, "row_scale": 0, "quantizer": 0}  # slot -> tensors that are others because of it
-    compared = any(seams.owner(slot) for slot in touched)
     packed: list[Packed] = []
-    if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
-        quantizer.prepare(export, bits)  # type: ignore[attr-defined]
-    for name, role in export.roles.items():
-        weight = export.weights[name]
-        if name not in bits:
-            packed.append(Packed(name, weight.to(torch.float32 if role == "scalar" else torch.float16), None))
-            continue
-        q, scale = quantizer.quantize(name, weight, bits[name], seams.slot("row_scale", lambda _: None, role))
-        assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
-        packed.append(Packed(name, q, scale))
-        if compared:
-            plain_q, plain_scale = round_to_nearest(weight, bits[name])
-            touched["bits"] += bits[name] != 8
-            touched["row_scale"] += not torch.equal(scale, plain_scale)
-            touched["quantizer"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
-    for slot, tensors in touched.items():
-        seams.filled(slot, tensors > 0, tensors=tensors)
-    return packed
+    with seams.ledger.lap(model):
+        if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
+            quantizer.prepare(export, bits)  # type: ignore[attr-defined]
+        for name, role in export.roles.items():
+            weight, scale = export.weights[name], None
+            if name in bits:
+                rule = seams.slot("row_scale", lambda _: None, role)
+                weight, scale = quantizer.quantize(name, weight, bits[name], rule)
+                assert weight.dtype is torch.int8 and scale.dtype is torch.float16, name
+            else:
+                weight = weight.to(torch.float32 if role == "scalar" else torch.float16)
+            packed.append(Packed(name, weight, scale))
+    seams.note_rounding(export.weights, bits, packed)
+    check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
+    seams.note_of("quantizer", **quantizer.facts)
+    with seams.ledger.lap(model):
+        return seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
 
 
 def quantize(
@@ -889,21 +886,13 @@ def quantize(
         and (w := weights[n]).ndim == 2
         and w.numel() >= seams.resolved.config.quantize_min_numel
     }
-    export = Export(weights, roles, quantizer.hessians, seams, bits)
+    export = Export(weights, roles, quantizer.hessians, seams)
     with seams.ledger.lap(model):
-        bits = export.bits = seams.chain("tensor_bits", bits, export)
-
-    def stored() -> list[Packed]:
-        with seams.ledger.lap(model):
-            packed = round_tensors(export, bits, quantizer)
-        check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
-        seams.note_of("quantizer", **quantizer.facts)
-        with seams.ledger.lap(model):
-            return seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
-
-    packed, owner = stored(), seams.owner("fit")
-    if owner:
-        packed = owner.fit(packed, export, stored)
+        bits = seams.chain("tensor_bits", bits, export)
+    packed = stored(export, bits, quantizer, model)
+    if seams.owner("fit"):
+        again = functools.partial(stored, export, bits, quantizer, model)
+        packed = seams.slot("fit", lambda *_: packed, packed, bits, export, again)
     return packed, {"quantized_elements": sum(weights[n].numel() for n in bits)}
 
 
@@ -1179,8 +1168,9 @@ class Run:
         self.stage_seconds["quantize"] = {"timed": timed_s, "true": time.perf_counter() - start}
         start, replaced = time.perf_counter(), self.seams.owner("codec") is not None
         with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
-            plain = beside.submit(pack, packed, self.resolved.head(), ZlibCodec()) if replaced else None
-            artifact = self.world.from_first(self.seams.artifact(packed))
+            head = self.resolved.head()
+            plain = beside.submit(pack, packed, head, ZlibCodec()) if replaced else None
+            artifact = self.world.from_first(pack(packed, head, self.seams.codec()))
             self.stage_seconds["pack"] = {"timed": 0.0, "true": time.perf_counter() - start}
         if plain:
             saved = len(plain.result()) - len(artifact)

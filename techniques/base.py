@@ -512,13 +512,13 @@ class Technique:
     @chain("stored tensors")
     def correct(self, packed: Any, export: Any) -> Any:
         """list of Packed -> list of Packed, before packing. `export` has weights {name: float32},
-        roles {name: role}, bits {name: bits} of the integers, hessians {name: [c,c]}, bytes(packed): the
-        whole submission's size, and note(**facts)."""
+        roles {name: role}, hessians {name: [c,c]}, bytes(packed): the whole submission's size, and
+        note(**facts)."""
 
     @slot("the submission's size")
-    def fit(self, packed: Any, export: Any, again: Any) -> Any:
+    def fit(self, packed: Any, bits: dict[str, int], export: Any, again: Any) -> Any:
         """list of Packed, corrected -> list of Packed: what is stored so that the submission has the bytes
-        that it may have. again() rounds and corrects anew. sdclip."""
+        that it may have. `bits` as for `tensor_bits`; again() rounds and corrects anew. sdclip."""
         return packed
 
     @slot("bytes")

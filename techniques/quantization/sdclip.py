@@ -5,24 +5,23 @@ under these scales; gptq then searches no percentile. Larger k: finer use of few
 more error: σ_q = qmax/k, so a Gaussian row's entropy is about log2(4.13·qmax/k); at int6 and k = 12.85
 nothing is clipped.
 
-With `target_bytes` all k are multiplied by one number, the least from ROOM[0] to ROOM[1] under which the
-whole submission, code and all, fits: above 1 where it would not fit, below 1 where bytes are left, but never
-below the multiple at which plain rounding errs least (from there on more is clipped than resolved). The
-entropy of some rows, rounded under each multiple, says how bytes fall, and the packings made so far, of
+With `target_bytes` all k are multiplied by one number, the least of MULTIPLES under which the whole
+submission, code and all, fits: above 1 where it would not fit, below 1 where bytes are left, but never below
+the multiple at which plain rounding errs least (from there on more is clipped than resolved). The entropy of
+some rows, rounded under each multiple, says how bytes fall, and the packings made so far, of
 tensors rounded and corrected anew, correct it: four at most where one of them fits. The file that is
 submitted is one of them; it spares 0.05 % of the target or 16 bytes, or what four packings leave. Where none
 fits, the report says so and which bytes can be reached. `fit_multiple` in the report is the number.
 
 Source: PR #1394 (k 12.85 at int6, 20 for the int8 embedding), #1412 (λ 0.175; 0.30 was worse), #1626 and
 #1855 (MLP 12.0 and 11.5, attention 13.0, embedding 14 or 15 at int7). Cost: none; with `target_bytes` a
-rounding (of gptq: a solve) and a packing each time. λ > 0 needs gptq, which
-collects H; tensors that it has none for (the embedding, unless `gptq.embedding`) keep λ = 0. Conflicts:
-gptq_lite searches the clip itself.
+rounding (of gptq: a solve) and a packing each time. λ > 0 needs gptq, which collects H; tensors that it has
+none for (the embedding, unless `gptq.embedding`) keep λ = 0. Conflicts: gptq_lite searches the clip itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +32,10 @@ from torch import Tensor
 from techniques._quant import ByteSearch, entropy_bytes, round_rows
 from techniques.base import Float, Technique, Unavailable, setting
 
-ROOM = (1 / 4, 16)  # multiples of all k that `target_bytes` may come to
-OCTAVE = 4096  # steps of a doubling
+MULTIPLES = (1 / 4, 16)  # multiples of all k that `target_bytes` may come to
+STEPS_A_DOUBLING = 4096  # steps of a doubling
 SAMPLE_ROWS = 32  # of each tensor, evenly spaced: the entropy of these stands for all
-CURVE = 8  # points of a doubling at which they are rounded
+POINTS_A_DOUBLING = 8  # points of a doubling at which they are rounded
 TINY_SD_SCALE = 1e-7  # above float16's smallest subnormal: a constant row keeps a scale that divides
 
 
@@ -52,18 +51,22 @@ def sd_scales(weight: Tensor, bits: int, k: float, hessian: Tensor | None, stren
 
 
 def multiple_of(step: int) -> float:
-    return ROOM[0] * 2 ** (step / OCTAVE)
+    return MULTIPLES[0] * 2 ** (step / STEPS_A_DOUBLING)
 
 
-class Curve:
+class EntropyOfMultiple:
     """Entropy, bytes, and squared error over the variance, of an export's integers under multiples of all k,
     by some rows of each tensor, rounded plainly. `rule` is the technique's row_scale."""
 
-    def __init__(self, export: Any, rule: Callable[[str, float], Any]):
-        self.steps = np.arange(0, round(OCTAVE * np.log2(ROOM[1] / ROOM[0])) + 1, OCTAVE // CURVE)
+    def __init__(self, bits_of: Mapping[str, int], export: Any, rule: Callable[[str, float], Any]):
+        self.steps = np.arange(
+            0,
+            round(STEPS_A_DOUBLING * np.log2(MULTIPLES[1] / MULTIPLES[0])) + 1,
+            STEPS_A_DOUBLING // POINTS_A_DOUBLING,
+        )
         sizes = np.zeros(len(self.steps))
         self.errors = np.zeros(len(self.steps))
-        for name, bits in export.bits.items():
+        for name, bits in bits_of.items():
             weight = export.weights[name].float()
             rows = weight[:: -(-len(weight) // SAMPLE_ROWS)]
             hessian = export.hessians.get(name)
@@ -138,11 +141,11 @@ class SdClip(Technique):
 
         return rule
 
-    def fit(self, packed: Any, export: Any, again: Any) -> Any:
-        if not self.config.target_bytes or not export.bits:
+    def fit(self, packed: Any, bits: dict[str, int], export: Any, again: Any) -> Any:
+        if not self.config.target_bytes or not bits:
             return packed
-        curve = Curve(export, self.scaled)
-        own = round(OCTAVE * np.log2(1 / ROOM[0]))  # the step of multiple 1
+        curve = EntropyOfMultiple(bits, export, self.scaled)
+        own = round(STEPS_A_DOUBLING * np.log2(1 / MULTIPLES[0]))  # the step of multiple 1
         first = min(own, int(curve.steps[curve.errors.argmin()]))
         tried = {own - first: packed}
 

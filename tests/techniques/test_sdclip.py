@@ -17,7 +17,7 @@ from techniques.quantization.prune import Prune
 from techniques.quantization.sdclip import SdClip, sd_scales
 from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated
-from trainer.artifact import round_to_nearest
+from trainer.artifact import pack, round_to_nearest
 from trainer.seams import Seams
 
 
@@ -133,6 +133,10 @@ def fitted(
     return packed, seams, trained
 
 
+def size_of(packed: list[Any], seams: Seams) -> int:
+    return len(pack(packed, seams.resolved.head(), seams.codec()))
+
+
 def bytes_under(
     monkeypatch: pytest.MonkeyPatch, multiple: float, target: int = 99_999, **settings: Any
 ) -> int:
@@ -141,7 +145,7 @@ def bytes_under(
         patch.setattr(SdClip, "multiple", multiple)
         patch.setattr(SdClip, "fit", lambda _self, packed, *_: packed)
         packed, seams, _ = fitted(patch, **{"sdclip.target_bytes": target}, **settings)
-        return len(seams.artifact(packed))
+        return size_of(packed, seams)
 
 
 @pytest.mark.parametrize("more", [{}, {"gptq": True, "gptq.calib_batches": 2}], ids=["plain", "gptq"])
@@ -154,7 +158,7 @@ def test_k_comes_to_a_size_as_when_every_multiple_is_tried(
         packed, seams, _ = fitted(monkeypatch, **more, **{"sdclip.target_bytes": target})
         facts, made = seams.audit.report()["sdclip"], len(seams.made)
         assert facts["fits"] and facts["packings"] == made <= PACKINGS
-        assert len(seams.artifact(packed)) == facts["bytes_after"] <= target and len(seams.made) == made
+        assert size_of(packed, seams) == facts["bytes_after"] <= target and len(seams.made) == made
         assert facts["verdict"] == "active" and abs(facts["estimated_bytes"] - target) < 0.05 * target
         assert bytes_under(monkeypatch, facts["fit_multiple"], target, **more) == facts["bytes_after"]
         least = min(m for m, size in zip(multiples, sizes, strict=True) if size <= target)
