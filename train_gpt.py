@@ -942,8 +942,9 @@ class Evaluation(TokenView):
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
         mine = self.written.bool()
-        num_bytes = int(data.target_bytes(self.stream.numpy())[mine.numpy()].sum())
-        sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
+        num_bytes = int(data.target_bytes(self.stream.numpy()).sum(where=mine.numpy()))
+        nats = self.nll[mine].sum(dtype=torch.float64)
+        sums = torch.tensor([nats, num_bytes, mine.sum()], dtype=torch.float64)
         nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
 
@@ -1086,6 +1087,7 @@ class Run:
         code = codes(hashes, self.resolved)
         self.keys = stage_keys(self.resolved, code, self.data.data_id, machine)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
+        self.world.stage_ended("data")
         code_hash = digest(sorted(hashes.values()))
         self.result |= {"code_hash": code_hash, "data_id": self.data.data_id, "stage_keys": self.keys}
 
@@ -1111,12 +1113,13 @@ class Run:
 
     def record_stage(self, stage: str, **facts: Any) -> None:
         told = {"key": self.keys[stage], "audit": self.audit.state(), "ledger": self.world.ledger.state()}
-        told["peak_memory_bytes"] = self.world.peak_memory_bytes()
+        told |= {"peak_memory_bytes": self.world.earlier_peak_bytes, "stage_memory": self.world.stage_memory}
         self.log.write_json(f"stage_{stage}.json", {**told, **facts})
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """What an earlier process saw up to the end of a stage: its audit, its ledger, its memory."""
         self.world.earlier_peak_bytes = max(self.world.earlier_peak_bytes, record.get("peak_memory_bytes", 0))
+        self.world.stage_memory |= record.get("stage_memory", {})
         self.world.ledger.restore(record["ledger"])
         self.audit.restore(record["audit"])
 
@@ -1154,6 +1157,7 @@ class Run:
                 beside = weights_path.with_suffix(f".{os.getpid()}")
                 torch.save(trained.weights, beside)
                 os.replace(beside, weights_path)
+            self.world.stage_ended("train")
             self.record_stage("average", facts=trained.facts, stage_seconds=seconds)
         self.result |= {name: trained.facts[name] for name in TRAIN_FACTS}
         return self.quantize_and_pack(trainer, trained, artifact_path)
@@ -1166,6 +1170,7 @@ class Run:
         packed, facts = quantize(trained.weights, trainer.model, self.seams, batches)
         timed_s = self.world.max(self.world.ledger.calibrated_s)  # the budget pays for data read
         self.stage_seconds["quantize"] = {"timed": timed_s, "true": time.perf_counter() - start}
+        self.world.stage_ended("quantize")
         start, replaced = time.perf_counter(), self.seams.owner("codec") is not None
         with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
             head = self.resolved.head()
@@ -1175,6 +1180,7 @@ class Run:
         if plain:
             saved = len(plain.result()) - len(artifact)
             self.seams.filled("codec", saved != 0, bytes_over_zlib=-saved)
+        self.world.stage_ended("pack")
         sha256, elements = hashlib.sha256(artifact).hexdigest(), facts["quantized_elements"]
         self.result |= {"sha256": sha256, "quantized_elements": elements}
         if self.log.loud:
@@ -1207,6 +1213,7 @@ class Run:
         if not math.isfinite(score.val_loss):
             raise Diverged(f"val_loss of the packed model is {score.val_loss}")
         self.stage_seconds["evaluate"] = seconds
+        self.world.stage_ended("evaluate")
         self.reporter.score(self.seams.codec().name, protocol, score, seconds["timed"])
         found = {
             "val_bpb": score.val_bpb,
@@ -1227,6 +1234,7 @@ class Run:
         verdicts = [t.verdict() for t in self.resolved.techniques.values()]
         forbidden = self.world.ledger.findings(self.config.max_wallclock_seconds)
         forbidden += implausible(self.result, self.config.train_batch_tokens)
+        self.world.stage_ended(self.world.ledger.stage)  # of a run that failed, the one it failed in
         self.result |= {
             "status": status,
             "reason": reason,
@@ -1234,7 +1242,9 @@ class Run:
             "train_seconds": timed_train,
             "eval_seconds": stages.get("evaluate", {}).get("timed"),
             "true_seconds": time.perf_counter() - self.true_start,
-            "peak_memory_bytes": self.world.peak_memory_bytes(),
+            "peak_memory_bytes": self.world.earlier_peak_bytes,
+            "stage_memory": self.world.stage_memory,
+            "stage_memory_counts_anew": self.world.counts_stages,
             "activity": self.audit.report(),
             "bpb_chain": list(self.audit.links.items()),
             "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},

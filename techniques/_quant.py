@@ -26,6 +26,7 @@ TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row 
 
 SELF_BATCH = 8  # sequences that are written side by side (#1019)
 PACKINGS = 4  # of a search for bytes, unless none of them fits
+CAUTION = (0.0, 0.0, 0.125, 1.0)  # by packings made
 FINE_SHARE = 2000  # a file that spares less than this part of its target is near enough,
 FINE_BYTES = 16  # or so many bytes
 
@@ -340,9 +341,9 @@ class ByteSearch:
 
     `estimate` falls with the step; its distance from the packings made so far is what it is corrected by:
     anchored at the nearest of them, and its slope by the nearest two. A guess aims half of `slack` below the
-    target, from the PACKINGS-th on also by as much lower as the nearest packing was too large, and twice that
-    each time. It ends when a file spares at most `slack`, when one step fewer does not fit, or after PACKINGS
-    packings of which one fits; where nothing fits, when `last` itself was tried.
+    target, and while none fits lower by a share (CAUTION) of what the last guess was wrong, from the
+    PACKINGS-th on by twice as much each time. It ends when a file spares at most `slack`, when one step fewer
+    does not fit, or after PACKINGS packings of which one fits; where nothing fits, when `last` was tried.
     """
 
     target: int
@@ -380,6 +381,11 @@ class ByteSearch:
             low, high = (low, middle) if self.expected(middle) <= size else (middle + 1, high)
         return low
 
+    def wrong(self) -> int:
+        """By how many bytes the last guess was."""
+        last = [*self.sizes][-1]
+        return abs(self.sizes[last] - self.guessed.get(last, self.sizes[last]))
+
     def run(self) -> int:
         """The step; `last` where nothing fits. `sizes` then has its bytes."""
         while True:
@@ -392,9 +398,9 @@ class ByteSearch:
             elif len(self.sizes) >= PACKINGS:
                 return fitting
             spare = self.slack / 2
-            late = len(self.sizes) - PACKINGS + 1
-            if fitting is None and late >= 0:  # the last one has to fit
-                spare = (spare + min(self.sizes.values()) - self.target) * 2**late
+            if fitting is None:
+                spare += CAUTION[min(len(self.sizes), PACKINGS - 1)] * self.wrong()
+                spare *= 2 ** max(0, len(self.sizes) - PACKINGS + 1)
             high = self.last if fitting is None else fitting - 1
             step = self.first_below(self.target - spare, low + 1, high)
             self.guessed[step] = round(self.expected(step))
