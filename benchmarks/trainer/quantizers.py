@@ -53,7 +53,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-CALIBRATED = 16_384  # tokens: more than the widest matrix has columns
+CALIBRATED = 8192  # tokens: more than the widest matrix has columns
 STAGES = ("calibrate", "bits by tensor", "round", "correct")  # a lap of the ledger each, the last two again
 
 
