@@ -386,6 +386,7 @@ def source_digest() -> str:
     return hashed.hexdigest()[:16]
 
 
+@functools.lru_cache(1)  # a correction of the weights asks for its length, the packing for itself
 def self_unpacking(source: str) -> bytes:
     """A Python source in latin-1 that unpacks `source` and runs it. A traceback shows no packed line."""
     packed = {lc: lzma.compress(source.encode(), lzma.FORMAT_RAW, filters=[filter_of(lc)]) for lc in range(5)}

@@ -15,7 +15,11 @@ import functools
 import importlib
 import sys
 import types
+import zlib
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from typing import Any
 
 from techniques.base import SLOTS, Technique, claims, nearest
 
@@ -50,13 +54,38 @@ def _needs_torch(node: ast.stmt) -> bool:
     return False
 
 
+class _Light(SourceFileLoader):
+    """Loads a technique's file without what needs torch. Its bytecode is kept beside that of the whole file,
+    under a name that changes with the rule of what is dropped."""
+
+    def source_to_code(self, data: Any, path: Any, *, _optimization: int = -1) -> types.CodeType:
+        tree = ast.parse(data, path)
+        tree.body = [node for node in tree.body if not _needs_torch(node)]
+        return compile(tree, path, "exec", dont_inherit=True, optimize=_optimization)
+
+    def get_data(self, path: str) -> bytes:
+        return super().get_data(_light(path))
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        super().set_data(_light(path), data, _mode=_mode)
+
+
+def _light(path: str) -> str:
+    return f"{path.removesuffix('.pyc')}.{_rule()}.pyc" if path.endswith(".pyc") else path
+
+
+@functools.cache
+def _rule() -> str:
+    return f"light-{zlib.crc32(Path(__file__).read_bytes()):08x}"
+
+
 def _load_metadata(name: str, path: Path) -> type[Technique]:
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    tree.body = [node for node in tree.body if not _needs_torch(node)]
-    module = types.ModuleType(f"techniques_metadata.{name}")
-    module.__file__ = str(path)
+    loader = _Light(f"techniques_metadata.{name}", str(path))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec
+    module = module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
-    exec(compile(tree, str(path), "exec"), module.__dict__)
+    loader.exec_module(module)
     return _technique_in(module, name, path)
 
 

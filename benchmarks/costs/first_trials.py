@@ -167,7 +167,7 @@ def simulated(
     preflight = (Before if before else Preflight)(study, hardware=hardware)
     if not before:
         preflight.learn([(start, baseline)])
-    optimizer = optuna.create_study(sampler=CaddieSampler(space, preflight, seed=seed))
+    optimizer = optuna.create_study(sampler=CaddieSampler(space, preflight, seed=seed, planned=trials))
     for _ in range(trials):
         trial = optimizer.ask()
         params = space.suggest(trial)

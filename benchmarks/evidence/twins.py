@@ -1,6 +1,7 @@
 """Models of the laptop study, fitted to real trials, as problems: `python -m benchmarks.evidence.twins`.
 
     --export HOME [HOME …]   packs the finished trials of the studies in these homes, and nothing else
+    --add HOME [HOME …]      packs them beside those that were packed before
     --check                  cross-validation alone, no search
 
 A twin predicts val_bpb, bytes and both seconds of any configuration of studies/laptop.toml, from every
@@ -309,13 +310,16 @@ def section_of(trials: Trials, out: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--export", type=Path, nargs="+", default=[], metavar="HOME")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="HOME")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--searches", type=int, default=0, help="of each method; 0: its own number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "twins")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     options = parser.parse_args()
-    if options.export:
-        pack(TRIALS, exported(options.export))
+    if options.export or options.add:
+        found = exported([*options.export, *options.add])
+        before: dict[str, Any] = unpack(TRIALS) if options.add else {"trials": []}
+        pack(TRIALS, {**found, **before, "trials": before["trials"] + found["trials"]})
         return
     trials = load_trials()
     if options.check:

@@ -3,8 +3,9 @@
 Each (problem, method, seed) is one study (benchmarks/problems/problem_set.py), kept as one JSON file under
 `--out`; what is there is not run again, so the command continues where it was stopped. `--write` puts what is
 there into docs/sampler_problems.md. Regret: true value of the best observed trial, less the optimum. The
-pipelines need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch; what does not
-import is left out. `--label` stores `ours` under another name (`before`: the same in an older checkout).
+pipelines need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch, `smac` needs
+smac; what does not import is left out. `--label` stores `ours` under another name (`before`: the same in an
+older checkout).
 
 The bar: our median regret is at most 1.1 times the better of Optuna's TPE and GPSampler (Optuna 5, as they
 come), plus 2 % of the median regret of random search.
@@ -25,6 +26,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
+from benchmarks.problems.peers import Smac
 from benchmarks.problems.problem_set import HELD_OUT, Problem, problems
 from benchmarks.results import shown, table, write_json
 from benchmarks.search_efficiency import Mutations
@@ -52,6 +54,7 @@ METHODS: dict[str, Callable[[int], BaseSampler]] = {
     "cma": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "botorch": botorch,
+    "smac": Smac,
     "mutations": lambda seed: Mutations(seed=seed),
 }
 TITLES = {
@@ -61,6 +64,7 @@ TITLES = {
     "gp": "GPSampler",
     "cma": "CMA-ES",
     "botorch": "BoTorch",
+    "smac": "SMAC3, GP",
     "mutations": "GP, mutations",
     "before": "ours, before",
     "ours": "**ours**",
@@ -71,9 +75,12 @@ def applies(method: str, problem: Problem) -> bool:
     """Whether a method is meant for the problem, and its package is here."""
     if method == "cma" and not (problem.numeric and importlib.util.find_spec("cmaes")):
         return False
-    if method == "botorch" and not importlib.util.find_spec("optuna_integration"):
+    needed = {"botorch": "optuna_integration", "smac": "smac"}
+    if method in needed and not importlib.util.find_spec(needed[method]):
         return False
-    if method in ("gp", "botorch") and problem.conditional:
+    if method == "smac" and not problem.numeric:
+        return False
+    if method in ("gp", "botorch", "smac") and problem.conditional:
         return method == "gp"  # GPSampler falls back to uniform draws for what not every trial has
     return method != "tpe_group" or problem.conditional or problem.numeric
 

@@ -26,7 +26,7 @@ from search.costs.factors import LATEST
 from search.costs.preflight import Costs, Prediction
 from search.samplers.admission import Infeasible, draw_all, examine
 from search.samplers.checkpoints import StageChooser
-from search.samplers.choose import Proposer, proposer_of
+from search.samplers.choose import Known, Proposer, proposer_of
 from search.samplers.finite import Left
 from search.samplers.structured.sources import Source
 from search.samplers.tpe import Lock, alone, other_trials, set_system_attr, set_user_attr, settled_params
@@ -38,7 +38,6 @@ BY_COST = frozenset(limit.constraint for limit in REQUIRED)  # reasons to reject
 NEWEST = 4  # trials that the preflight learns from at each proposal of one of many workers
 UNIFORM = 20  # uniform draws for every resample, before giving up
 PROPOSALS = 10  # in a row that were tried, where what is left can be listed
-ResultOf = Callable[[FrozenTrial], Mapping[str, Any] | None]
 P = ParamSpec("P")
 T = TypeVar("T")
 # the libraries that are loaded at the first call: a sampler imports NumPy and SciPy before it
@@ -64,20 +63,19 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         preflight: Costs,
         *,
         seed: int | None = None,
-        results: ResultOf = result_of,
         stages: StageChooser | None = None,
         sources: Sequence[Source] = (),
+        planned: int | None = None,  # trials of the whole study
     ):
-        self.space, self.preflight, self.results = space, preflight, results
+        self.space, self.preflight = space, preflight
         self.max_resamples = preflight.study.sampler.max_resamples
         self.lock = Lock()
         self.rejections = Counter[str]()  # of this sampler's life, by reason
         self.last_prediction: Prediction | None = None
         self._rng = np.random.default_rng(seed)
         self._refused = Counter[str]()  # inside the proposer's own search, for this trial
-        self._proposer = proposer_of(
-            space, preflight, seed, stages=stages, sources=sources, refused=self._refused
-        )
+        known = Known(stages, sources, planned)
+        self._proposer = proposer_of(space, preflight, seed, known=known, refused=self._refused)
         self.sources = sources
         self.stages = None if self._proposer.weighs_stages else stages
         self._taken: dict[int, tuple[Mapping[str, Any], str]] = {}  # trial number -> parameters, their key
@@ -238,7 +236,7 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         new = [t for t in others if t.state == TrialState.COMPLETE and t.number not in self._taught]
         self._taught |= {t.number for t in new}
         for trial in new[-most:]:
-            result = self.results(trial)
+            result = result_of(trial)
             if result is None:
                 continue
             try:

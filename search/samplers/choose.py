@@ -58,17 +58,25 @@ def sampled_by(study: Study, kind: str) -> Study:
     return dataclasses.replace(study, sampler=settings)
 
 
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What `structured` knows beside the study's own trials."""
+
+    stages: StageChooser | None = None  # finished training, which it weighs
+    sources: Sequence[Source] = ()  # earlier studies, which it learns from
+    planned: int | None = None  # trials of the whole study
+
+
 def proposer_of(
     space: Space,
     preflight: Costs,
     seed: int | None,
     *,
-    stages: StageChooser | None = None,
-    sources: Sequence[Source] = (),
+    known: Known | None = None,
     refused: Counter[str] | None = None,
 ) -> Proposer:
-    """The sampler that the study asks for. `structured` weighs finished training (`stages`), learns from
-    earlier studies (`sources`), and counts, by reason, what its search turned away (`refused`)."""
+    """The sampler that the study asks for. `structured` counts, by reason, what its search turned away
+    (`refused`)."""
     settings = preflight.study.sampler
     if settings.kind == "tpe":
         startup = settings.startup_trials or TPE_STARTUP
@@ -80,16 +88,11 @@ def proposer_of(
         return GaussianProcess(space.distributions, startup_trials=settings.startup_trials, seed=seed)
     if settings.kind == "random":
         return Uniform()
-    return _structured(space, preflight, seed, stages, sources, Counter() if refused is None else refused)
+    return _structured(space, preflight, seed, known or Known(), Counter() if refused is None else refused)
 
 
 def _structured(
-    space: Space,
-    preflight: Costs,
-    seed: int | None,
-    stages: StageChooser | None,
-    sources: Sequence[Source],
-    refused: Counter[str],
+    space: Space, preflight: Costs, seed: int | None, known: Known, refused: Counter[str]
 ) -> Proposer:
     """Ours, with all that space and preflight know before the first trial."""
     from search.samplers.structured.sampler import Prior, StructuredSampler
@@ -117,9 +120,10 @@ def _structured(
         keep_active=space.keep_active,
         admits=admits,
         start=start,
-        stages=stages.stages(seconds) if stages else None,
-        sources=sources,
+        stages=known.stages.stages(seconds) if known.stages else None,
+        sources=known.sources,
         unknown=UNKNOWN,
+        planned=known.planned,
     )
     settings = preflight.study.sampler
     return StructuredSampler(

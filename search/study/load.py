@@ -292,11 +292,12 @@ def _domains(table: Mapping[str, Any], gates: Gates, known: Catalogue) -> tuple[
     """(slot -> narrowed choices, setting -> domain) of [space]."""
     slots = Slots()
     domains = dict[str, Domain]()
+    groups = catalog.slot_groups(dict(known))
     for name, value in table.items():
         if not isinstance(value, Mapping):
             continue
         spec = cast("Mapping[str, Any]", value)
-        claimants = catalog.slot_groups(dict(known)).get(name)
+        claimants = groups.get(name)
         if claimants is not None and name not in known and name not in TRAINER_FIELDS:
             slots[name] = gates.narrow_slot(name, spec, claimants)
             continue

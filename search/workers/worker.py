@@ -119,7 +119,9 @@ class Worker:
         teach_baseline(preflight, self.space, self.baseline)
         asked = PRIOR in session.optuna_study.user_attrs and self.study.sampler.kind == "structured"
         sources = sources_of(session, self.hardware) if asked else ()
-        self.sampler = CaddieSampler(self.space, preflight, stages=chooser, sources=sources)
+        self.sampler = CaddieSampler(
+            self.space, preflight, stages=chooser, sources=sources, planned=spec.target
+        )
         self.pruner = Pruner(self.study.pruning, exact=self.trainer.keeps_stages)
         self.hidden = self.trainer.hidden()
         self.warm = prepare.warm_trainers(session, spec)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from search.space.space import distribution
 from techniques import catalog
 from techniques.base import Int, Technique, check_value, parse_value
 from techniques.config import LAYERS, TRAINER_FIELDS, Config, Resolved, flatten, resolve
+from tests.conftest import ROOT
 
 KNOWN = catalog.metadata()
 Layers = Mapping[str, Mapping[str, Any]]
@@ -128,3 +131,20 @@ def test_resolved_from_tables_as_by_hand(seed: int):
         assert outcome(resolve, layers) == expected
         good, bad = good + (expected[0] is not None), bad + (expected[0] is None)
     assert good >= 10 and bad >= 5
+
+
+def test_what_is_read_without_torch_is_kept_compiled_until_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "xsa.py"
+    text = (ROOT / "techniques" / "attention" / "xsa.py").read_text()
+    path.write_text(text)
+    load = catalog._load_metadata  # pyright: ignore[reportPrivateUsage]
+    first = load("xsa", path)
+    kept = list((tmp_path / "__pycache__").iterdir())
+    assert len(kept) == 1
+    assert ".light-" in kept[0].name
+    assert load("xsa", path).reference == first.reference
+    path.write_text(text.replace("arXiv:2603.09078", "arXiv:2603.09078v2"))
+    assert load("xsa", path).reference == first.reference.replace("09078", "09078v2")

@@ -45,6 +45,7 @@ OFFERS = 3  # of which the most promising is proposed, while trials are few
 NEARBY = (1.0, 0.7)
 FREE = (0.3, 0.5)
 SPREAD = 10  # parameters for each of the first trials that are drawn anywhere, once one is feasible
+ANYWHERE = 3  # of so many planned trials, one at most is drawn anywhere
 FIRST = 10  # trials of a study that knows no place to start from: spread, whatever the number of parameters
 REFUSALS = 60  # uniform draws before a proposal that `admits` refuses is made all the same
 BASES = 3  # good trials whose finished stages a proposal may keep
@@ -69,6 +70,7 @@ class Prior:
     stages: Stages | None = None  # what may be kept from run to run; None: every run costs the same
     sources: Sequence[Source] = ()  # what earlier studies of a changed space found
     unknown: float | None = None  # a constraint's value that says nothing
+    planned: int | None = None  # trials of the whole study; None: any number
 
 
 class StructuredSampler(optuna.samplers.BaseSampler):
@@ -308,8 +310,7 @@ class StructuredSampler(optuna.samplers.BaseSampler):
                     return row
         if earlier and not best:
             base = np.array(earlier[:1])
-        first = 0 if earlier else len(beliefs.rows.names) // SPREAD
-        first = first if self.startup_trials is None else self.startup_trials
+        first = 0 if earlier else self._first_trials(beliefs)
         if 0 < beliefs.begun <= first and (best or not beliefs.finished):
             return self._any(beliefs, score)
         starts, free = self._starts(beliefs, best, score), np.ones(len(beliefs.rows.names), dtype=bool)
@@ -321,6 +322,13 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         if self._weigher is None or not best or not self._weigher.affordable(beliefs.complete):
             return row
         return self._cheapest_gain(self._weigher, row, best, score)
+
+    def _first_trials(self, beliefs: Beliefs) -> int:
+        """How many are drawn anywhere: a short study must stay near what it found sooner."""
+        if self.startup_trials is not None:
+            return self.startup_trials
+        most = len(beliefs.rows.names) // SPREAD
+        return most if self.prior.planned is None else min(most, self.prior.planned // ANYWHERE)
 
     def _best_earlier(self, beliefs: Beliefs) -> list[Array]:
         """The best admitted row of each earlier study, the best study's first."""

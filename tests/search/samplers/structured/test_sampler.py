@@ -411,6 +411,28 @@ def test_the_studys_settings_reach_it(tmp_path: Path) -> None:
     assert (proposer.startup_trials, proposer.candidates) == (6, 7)
 
 
+def test_a_short_study_draws_fewer_trials_anywhere(tmp_path: Path) -> None:
+    """One for every ten parameters, but no more than a third of the trials that are planned."""
+    dists: dict[str, optuna.distributions.BaseDistribution] = {
+        f"x{k}": optuna.distributions.FloatDistribution(0.0, 1.0) for k in range(60)
+    }
+    start = dict.fromkeys(dists, 0.25)
+    for planned, first in ((None, 6), (100, 6), (9, 3), (2, 0)):
+        study = optuna.create_study(
+            sampler=StructuredSampler(seed=0, prior=Prior(dists, start=start, planned=planned))
+        )
+        moved = list[int]()
+        for _ in range(9):
+            trial = study.ask(dists)
+            moved.append(sum(trial.params[name] != 0.25 for name in dists))
+            study.tell(trial, sum(abs(v - 0.25) for v in trial.params.values()))
+        assert [m > 45 for m in moved[1:]] == [k < first for k in range(8)], (planned, moved)
+    study_file = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
+    proposer = CaddieSampler(build_space(study_file, KNOWN), Preflight(study_file), planned=9)._proposer
+    assert isinstance(proposer, StructuredSampler)
+    assert proposer.prior.planned == 9
+
+
 def test_workers_that_begin_at_once_do_not_all_try_the_start(tmp_path: Path) -> None:
     study = make_study(tmp_path, '[sampler]\nkind = "structured"\n')
     space = build_space(study, KNOWN)
