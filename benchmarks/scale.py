@@ -39,6 +39,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy import Connection, Engine, event, text
 
+from search.common.options import WorkerSpec
 from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.preflight import Preflight
@@ -54,6 +55,7 @@ from search.trainers.process import Job, Outcome
 from search.workers import worker as worker_module
 from search.workers.worker import Worker
 from techniques import catalog
+from techniques.base import claims
 from techniques.config import Resolved, resolve
 from tests.search.db_helpers import server_pids, server_place
 
@@ -216,8 +218,8 @@ def add(
 class Timed(Worker):
     """A worker that notes wall and CPU seconds and SQL statements of each part."""
 
-    def __init__(self, *args: Any, out: Path, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, session: Session, spec: WorkerSpec, out: Path) -> None:
+        super().__init__(session, spec)
         self.out, self.rows, self.spent = out, [], {}
         self.statements = 0
         event.listen(Engine, "before_cursor_execute", self.count)
@@ -282,7 +284,8 @@ def work(arguments: argparse.Namespace) -> None:
     home = Path(arguments.home)
     study = find_study(home / "scale.toml")
     session = open_session(study, home=home, storage=None, environ={}, worker=True)
-    worker = Timed(session, target=10**6, index=arguments.work, out=home / f"worker-{arguments.work}.json")
+    spec = WorkerSpec(home / "scale.toml", home, target=10**6, index=arguments.work)
+    worker = Timed(session, spec, home / f"worker-{arguments.work}.json")
     worker_module.run_trainer = simulate(worker, arguments.seconds)
     time.sleep(arguments.work * arguments.seconds / arguments.workers)
     worker.mark = worker.now()
@@ -459,7 +462,6 @@ def stack_of(count: int) -> dict[str, Any]:
     """The first techniques by name that stand in the model or its optimisers, change no size or number of
     its layers, and go together, `count` of them."""
     from conformance.subject import MODEL_SEAMS
-    from techniques.base import claims
 
     layer: dict[str, Any] = {}
     for name, technique in sorted(catalog.runtime().items()):
