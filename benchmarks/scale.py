@@ -83,7 +83,7 @@ AXES = {  # what grows -> (its settings from a size, sizes, why the cost grows s
     "layers": (
         lambda n: {"num_layers": n},
         (2, 4, 8, 16),
-        "a layer costs what the one before it did; embedding, head and softmax stay",
+        "a layer costs what the one before it did; embedding, head and softmax are there once",
     ),
     "width": (
         lambda n: {"model_dim": n, "num_heads": n // 32, "num_kv_heads": n // 32},
@@ -97,10 +97,10 @@ AXES = {  # what grows -> (its settings from a size, sizes, why the cost grows s
     ),
 }
 TECHNIQUES = (0, 5, 10, 20)
-TECHNIQUES_WHY = "each adds its own few operations on the stream, and none of them grows with the others"
-TRIALS, WORKERS = (100, 400, 1600), (1, 4, 8)
-TRIALS_WHY = "the surrogate learns from 400 trials at most; what is read grows with all of them"
-WORKERS_WHY = "each waits for the study's lock and reads what the others told since its last trial"
+TECHNIQUES_WHY = "each adds operations of its own, whatever else is on"
+TRIALS, WORKERS = (100, 400, 1600), (1, 4)
+TRIALS_WHY = "a worker reads the history once, before these trials; its surrogate learns from at most 400"
+WORKERS_WHY = "each trial reads what the others told since the worker's last one: a few rows"
 PARTS = ("ask", "sample", "report", "store", "tell")
 BUDGET_MS = 600.0  # 1 % of a trial of 60 s
 DRAWS = 400  # distinct configurations; the rest differ from one of them in their learning rates
