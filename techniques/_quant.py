@@ -26,7 +26,7 @@ TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row 
 
 SELF_BATCH = 8  # sequences that are written side by side (#1019)
 PACKINGS = 4  # of a search for bytes, unless none of them fits
-CAUTION = (0.0, 0.0, 0.125, 1.0)  # by packings made
+CAUTION = (1.0, 0.0, 0.125)  # for the PACKINGS-th packing, the second and the third
 FINE_SHARE = 2000  # a file that spares less than this part of its target is near enough,
 FINE_BYTES = 16  # or so many bytes
 
@@ -341,7 +341,7 @@ class ByteSearch:
 
     `estimate` falls with the step; its distance from the packings made so far is what it is corrected by:
     anchored at the nearest of them, and its slope by the nearest two. A guess aims half of `slack` below the
-    target, and while none fits lower by a share (CAUTION) of what the last guess was wrong, from the
+    target, and behind one that does not fit lower by a share (CAUTION) of what that was wrong, from the
     PACKINGS-th on by twice as much each time. It ends when a file spares at most `slack`, when one step fewer
     does not fit, or after PACKINGS packings of which one fits; where nothing fits, when `last` was tried.
     """
@@ -382,9 +382,10 @@ class ByteSearch:
         return low
 
     def wrong(self) -> int:
-        """By how many bytes the last guess was."""
+        """By how many bytes the last guess was, if its file does not fit."""
         last = [*self.sizes][-1]
-        return abs(self.sizes[last] - self.guessed.get(last, self.sizes[last]))
+        missed = last in self.guessed and self.sizes[last] > self.target
+        return abs(self.sizes[last] - self.guessed[last]) if missed else 0
 
     def run(self) -> int:
         """The step; `last` where nothing fits. `sizes` then has its bytes."""
@@ -397,10 +398,11 @@ class ByteSearch:
                 return fitting
             elif len(self.sizes) >= PACKINGS:
                 return fitting
-            spare = self.slack / 2
-            if fitting is None:
-                spare += CAUTION[min(len(self.sizes), PACKINGS - 1)] * self.wrong()
-                spare *= 2 ** max(0, len(self.sizes) - PACKINGS + 1)
+            late = len(self.sizes) - PACKINGS + 1
+            spare = self.slack / 2 + CAUTION[min(late, 0)] * self.wrong()
+            if fitting is not None:  # there is something to fall back upon
+                spare = min(spare, 0.75 * self.slack)
+            spare *= 2 ** max(0, late)
             high = self.last if fitting is None else fitting - 1
             step = self.first_below(self.target - spare, low + 1, high)
             self.guessed[step] = round(self.expected(step))
