@@ -173,9 +173,8 @@ samplers as they come; "ours, before" is ours without its Gaussian process. A ba
 TPE and GPSampler plus 2 % of random's regret. A peer without a figure was not measured; where GPSampler has
 none the bar is TPE's alone. Problems:
 `benchmarks/problems/problem_set.py`. Development used seeds from 100 on; no choice was made by the problems
-of the second table. Measured on 2 shared x86_64 cores. **ours** is the sampler of 28 November but for
-diabetes; that of 29 November gave on seeds 0 to 2 of sphere 3e-7, hartmann6 8e-6, needle50 2e-9, nested 4e-10
-and gates 0.0045 (medians). "GP, mutations": benchmarks/search_efficiency.py.
+of the second table. Measured on 2 shared x86_64 cores. "GP, mutations": benchmarks/search_efficiency.py. SMAC3's
+random forest, its way for choices and conditions, needs pyrfr, which did not install here; HEBO did not either.
 
 """
 
