@@ -292,7 +292,7 @@ def overhead_text(seconds: Mapping[str, float]) -> str:
 
 
 def memory_text(told: Mapping[str, Any]) -> str:
-    """train 512 MB, evaluate 300 MB (each since its own start)."""
+    """train 512 MB, evaluate 300 MB (each since its start)."""
     parts = ", ".join(f"{stage} {peak / 1e6:,.0f} MB" for stage, peak in told["bytes"].items())
     return f"{parts} ({'each since its' if told['anew'] else 'since the process had its'} start)"
 
