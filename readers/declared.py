@@ -61,7 +61,20 @@ def declared(tree: ast.Module, num_reads: int) -> Declared:
         found.settings += [s for s in _constants(tree, at) if s.table == "arguments"]
     elif not found.settings:
         found.settings += _constants(tree, 0) if num_reads <= FEW else ()
+        found.odd += [
+            f"line {line}: takes a word of the command line by its place: write it into `command`"
+            for line in sorted(_words_taken(tree))
+        ]
     return found
+
+
+def _words_taken(tree: ast.Module) -> Iterator[int]:
+    """Lines that read sys.argv, but for the script's own name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sys.argv":
+            first = node.slice.lower if isinstance(node.slice, ast.Slice) else node.slice
+            if first is None or evaluate(first) != 0:
+                yield node.lineno
 
 
 def _called(node: ast.Call) -> str:

@@ -37,15 +37,18 @@ SAME_POINT = 0.02  # a validation this close to a grid point of the budget is ta
 FINE = 10_000  # steps that stand for a run that tells its share alone
 SAME_SCORE = 6e-5  # two prints of one score differ by their rounding
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# what stands before a line: torchrun's rank, a process, a time, a logger's level
+# what stands before a line: torchrun's rank, a process, a time, a logger's level and place, a step's epoch
 PREFIX = re.compile(
-    r"(?:(?:\[(?:rank|default)?\d+\]:|\((?=[^()]*pid=\d)[^()]*\)|"
+    r"(?:\[(?:rank|default)?\d+\]:\s*|(?:INFO|DEBUG|WARNING):[\w.]+:\s*|"
+    r"(?:\((?=[^()]*pid=\d)[^()]*\)|"
     r"\[?(?:\d{4}-\d\d-\d\d[T ])?\d\d?:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\]?|\[?\d{9,}(?:\.\d+)?\]?|"
-    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[-|])(?:\s+|$))+"
+    r"\[\d+(?:\.\d+)?s\]|\[?(?:INFO|DEBUG|WARNING|root|__main__)\]?:?|[\w.<>]{1,80}:[\w.<>]{1,80}:\d+(?= - )|"
+    r"\[?(?i:epoch)\s?[:=#]?\s?\d{1,9}(?:\s?/\s?\d{1,9})?\]?[,:]?(?=[\s|]+\[?(?i:step|iter|\d{1,15}/\d))|"
+    r"[-|])(?:\s+|$))+"
 )
 RULE = re.compile(r"={100,}")  # ends the source code at the head of a log
 STEP = re.compile(
-    r"(?:\[?(?:step|iter(?:ation)?)\s*(?:[:=#]\s*)?(\d{1,15})(?:\s*/\s*(\d{1,15}))?|(\d{1,15})/(\d{1,15}))\]?:?(?=\s|$)",
+    r"(?:\[?(?:step|iter(?:ation)?)\s*(?:[:=#]\s*)?(\d{1,15})(?:\s*/\s*(\d{1,15}))?|(\d{1,15})/(\d{1,15}))\]?[:,]?(?=\s|$)",
     re.I,
 )
 PAIR = re.compile(
@@ -65,6 +68,7 @@ DIAGNOSTIC = re.compile(
 RUNNING = re.compile(
     r"(?i)\d\s*/\s*\d|\d\s*%|chunk|running|progress|search|sweep|batch|\bstep\W*\d|delta|(?:^|[^a-z])gap|differ|improve|penalty"
 )
+PART = re.compile(r"(?<![\d/.])(?:(\d{1,12})\s?/\s?(\d{1,12})(?![\d/.])|(\d{1,3}(?:\.\d{1,6})?)\s?%)")
 NO_SCORE = re.compile(r"(?i)\bgain|target|\bvs\b|baseline|previous|\bsota|record|best|\best_|probe")
 DIGITS = re.compile(r"(?<![A-Za-z_\d])\d[\d.]*")
 SIZE = re.compile(
@@ -103,8 +107,12 @@ class Score:
     last: float
     loss: float
     at_s: float  # of the last one, since the process began
-    differ: bool = False
+    other: float | None = None  # the latest value that the next one did not repeat; None: all are one
     packed: bool = False  # the artifact had been made
+
+    @property
+    def differ(self) -> bool:
+        return self.other is not None
 
     @property
     def possible(self) -> bool:
@@ -142,6 +150,7 @@ class LogReader:
     _reported: float = 0.0  # progress of the last report
     early: int = 0  # reports so far
     earlier: dict[str, float] = field(default_factory=dict[str, float])  # scores before training went on
+    under_way: str = ""  # an evaluation with a running figure behind the last score, and how far it is
 
     def __post_init__(self) -> None:
         self.wallclock_s = self.rules.wallclock_s
@@ -169,10 +178,15 @@ class LogReader:
         elif peak := PEAK.match(line):
             self.peak_memory_bytes = int(peak[1]) * 2**20
         elif "score_pattern" not in self._patterns and (scored := scores_of(line)):
+            self.under_way = ""
             for label, value in scored:
                 again = any(abs(score.last - value) <= SAME_SCORE for score in self.scores.values())
                 if not (again and label.lower().endswith("bpb")):  # a summary says again what was said
                     self._score(label, value, figures(line), at_s)
+        elif not self._patterns and (part := PART.search(line)) and ANY_BPB.search(line):
+            label = line[: part.start()].strip(" :=|,-([")[:MAX_LABEL]
+            done = float(part[3]) / 100.0 if part[3] else int(part[1]) / max(1, int(part[2]))
+            self.under_way = f"{label!r} at {part[0]}" if done < 1.0 else ""
         elif ":" in line:
             self._told_of(line, figures(line))
         return []
@@ -240,8 +254,8 @@ class LogReader:
             self.eval_s.pop(label, None)
             self.eval_s[label] = time
         old = self.scores.pop(label, Score(value, value, loss, at_s))  # the latest stand last
-        differ = old.differ or abs(value - old.last) > SAME_SCORE
-        self.scores[label] = Score(old.first, value, loss, at_s, differ, bool(self.sizes))
+        other = old.last if abs(value - old.last) > SAME_SCORE else old.other
+        self.scores[label] = Score(old.first, value, loss, at_s, other, bool(self.sizes))
         for told in (self.scores, self.eval_s):
             if len(told) > MAX_LABELS:
                 told.pop(next((k for k in told if not {k, bare(k)} & {*self.rules.score}), label))
@@ -254,6 +268,7 @@ class LogReader:
             self.earlier = dict([*self.earlier.items()][-MAX_LABELS:])
             self.scores.clear()
             self.eval_s.clear()
+            self.under_way = ""
         if step < min(2, self.steps):  # a second run in one log
             self.steps = 0
             self.train_s = 0.0
@@ -322,9 +337,10 @@ class LogReader:
         label = self._label()
         found = self.scores[label]
         if found.differ and self.rules.occurrence == "only" and "score_pattern" not in self._patterns:
+            between = "" if found.other == found.first else f", {found.other:g} between"
             raise LogError(
                 f"ambiguous score: {label!r} was printed with different values, {found.first:g} first and "
-                f'{found.last:g} last. Set occurrence = "first" or "last" in [trainer]'
+                f'{found.last:g} last{between}. Set occurrence = "first" or "last" in [trainer]'
             )
         better = self.earlier.get(label, math.inf) < found.last - SAME_SCORE
         if better and self.rules.occurrence != "last":
@@ -349,6 +365,11 @@ class LogReader:
                     return found[-1]
             wanted = ", ".join(map(repr, rule))
             raise LogError(f"no score: none of {wanted} was printed; lines with a val_bpb: {printed}")
+        if self.under_way:
+            raise LogError(
+                f"no score: {self.under_way} is the last that was told of an evaluation, and no score came "
+                f"after it; before it: {printed}. Name the one that counts: score = [...] in [trainer]"
+            )
         if not finals and not self.scores and self.early:
             raise LogError(
                 "no score: only lines with a step tell a val_bpb, and those are early BPB. Print the final "

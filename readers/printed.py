@@ -1,5 +1,5 @@
 """log_patterns(lines) -> Patterns: regular expressions for the lines that a script prints about itself,
-drafted from its f-strings, where they are not the challenge's."""
+drafted from its f-strings, where they are not the challenge's. A running figure is no score."""
 
 import itertools
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from readers.literals import HOLE
+from readers.log_reader import RUNNING
 
 NUMBER = r"[-+.\w]*\w"
 BEST = re.compile(r"(?i)\b(?:min(?:imum)?|max(?:imum)?|best|target|baseline|lowest)\b")
@@ -42,12 +43,16 @@ class Patterns:
 
 def log_patterns(lines: Iterable[str]) -> Patterns:
     """From lines whose values are HOLE. Bits per byte are taken before a loss."""
-    known = [
-        (text, groups) for line in lines if (text := (found := pattern_of(line))[0]) and (groups := found[1])
-    ]
+    known = list[tuple[str, set[str]]]()
+    running = set[str]()
+    for line in lines:
+        text, groups = pattern_of(line)
+        known += [(text, groups)] if text else []
+        if "step" not in groups and RUNNING.search(line.replace(HOLE, "1")):
+            running.add(text)
     patterns = Patterns()
     for metric in ("bpb", "loss"):
-        scores = [text for text, groups in known if metric in groups]
+        scores = [text for text, groups in known if metric in groups and text not in running]
         if scores:
             patterns.score = list(dict.fromkeys(scores))
             break
@@ -68,6 +73,8 @@ def pattern_of(line: str) -> tuple[str, set[str]]:
     names = list[str]()
     for before, after in itertools.pairwise(parts):
         name = next((n for n, told in BEFORE if told.search(before)), "")
+        if not names and after.strip() == "/" and not re.search(r"\w", before):  # a line begins with i/N
+            name = "step"
         if name == "total" and (not names or names[-1] != "step"):
             name = ""
         if name == "train_":

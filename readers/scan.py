@@ -17,7 +17,7 @@ from readers import literals
 from readers.checks import Check, checks_of
 from readers.declared import declared
 from readers.literals import HOLE, all_of, cast_to, evaluate
-from readers.log_reader import label_of
+from readers.log_reader import STEP, label_of
 from readers.printed import Patterns, log_patterns
 
 MAX_BYTES = 8_000_000  # of a script; more is no script
@@ -92,7 +92,8 @@ def _scanned(path: Path) -> Scan:
     lines = list(literals.printed_lines(tree))
     for line, at in lines:
         _line(line, at, found)
-    if not found.labels and not any(re.search(rf"val_bpb: ?{HOLE}", line) for line, _ in lines):
+    scored = [line for line, _ in lines if _tells_bpb(line)]
+    if not found.labels and all(map(_has_step, scored)):  # its last validation is its score
         found.patterns = log_patterns(line for line, _ in lines)
     own = declared(tree, len(found.reads))
     told = tuple(name for name, read in found.reads.items() if not read.table)
@@ -383,13 +384,22 @@ def _line(line: str, at: int, found: Scan) -> None:
     size = re.match(rf"Total submission size(?: (\S+?))?: ?{HOLE}", line)
     if size and HOLE not in (size[1] or ""):
         found.sizes.setdefault(size[1] or "", at)
-    if not re.search(rf"val_bpb: ?{HOLE}", line) or line.startswith("step:"):
+    if not _tells_bpb(line) or _has_step(line):
         return
     label = label_of(line)
     if HOLE in label or not label:
         found.odd.append(f"line {at}: a score label built at run time, {line.replace(HOLE, '…')[:70]}")
     elif not label.lower().startswith("diagnostic"):
         found.labels.setdefault(label, at)
+
+
+def _tells_bpb(line: str) -> bool:
+    return re.search(rf"val_bpb: ?{HOLE}", line) is not None
+
+
+def _has_step(line: str) -> bool:
+    """Whether the log reader takes it for a step's."""
+    return STEP.match(line.replace(HOLE, "1")) is not None
 
 
 def _unpack(tree: ast.Module, found: Scan) -> ast.Module:

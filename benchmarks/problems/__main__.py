@@ -173,8 +173,9 @@ samplers as they come; "ours, before" is ours without its Gaussian process. A ba
 TPE and GPSampler plus 2 % of random's regret. A peer without a figure was not measured; where GPSampler has
 none the bar is TPE's alone. Problems:
 `benchmarks/problems/problem_set.py`. Development used seeds from 100 on; no choice was made by the problems
-of the second table. Measured on 2 shared x86_64 cores. "GP, mutations": benchmarks/search_efficiency.py. SMAC3's
-random forest, its way for choices and conditions, needs pyrfr, which did not install here; HEBO did not either.
+of the second table. Measured on 2 shared x86_64 cores. "GP, mutations": benchmarks/search_efficiency.py.
+SMAC3's random forest, its way for choices and conditions, needs pyrfr, which did not install here; HEBO did
+not either.
 
 """
 

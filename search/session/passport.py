@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from search.common.attributes import CODE_HASH, HARDWARE, TRAINER
 from search.common.machine import describe, machine_kind, visible_gpus
-from search.session.session import Session
+from search.session.session import Session, has_begun
 from search.storage.patient import creation_lock
 from search.study.model import Study
 from search.trainers.files import code_hash
@@ -35,16 +35,14 @@ def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> s
         with creation_lock(session.url):
             for key in mine.keys() - study.user_attrs.keys():
                 study.set_user_attr(key, mine[key])
-    began, here = study.user_attrs[CODE_HASH], mine.get(HARDWARE, "")
+    here = mine.get(HARDWARE, "")
     there = study.user_attrs.get(HARDWARE, here)
     if mixed:
         return code
-    if began != code:
-        raise ValueError(
-            f"All trials of a study run the same code, but {session.study.name!r} began with {began} and the "
-            f"trainer here is {code}. Use the version that it began with, or give the study another `name`; "
-            "--mixed goes on anyway, and the leaderboard will say that its trials differ."
-        )
+    changed = study.user_attrs[CODE_HASH] != code
+    if changed and session.trainer.has_baseline and not has_begun(study):  # it failed, and was mended
+        study.set_user_attr(CODE_HASH, code)
+    refuse_other_code(session, code)
     why = speed_matters(session) if here and there != here else ""
     if why:
         raise ValueError(
@@ -53,6 +51,18 @@ def check_joining(session: Session, *, mixed: bool, runs_here: bool = True) -> s
             "another `name`; --mixed goes on anyway, and the leaderboard will say so."
         )
     return code
+
+
+def refuse_other_code(session: Session, code: str = "") -> None:
+    """ValueError where the study's trials run other code than `code`, the trainer's here."""
+    code = code or code_hash(session.trainer.code_files())
+    began = session.optuna_study.user_attrs[CODE_HASH]
+    if began != code:
+        raise ValueError(
+            f"All trials of a study run the same code, but {session.study.name!r} began with {began} and the "
+            f"trainer here is {code}. Use the version that it began with, or give the study another `name`; "
+            "--mixed goes on anyway, and the leaderboard will say that its trials differ."
+        )
 
 
 def speed_matters(session: Session) -> str:

@@ -74,8 +74,9 @@ class ForeignSpace:
 
     def config(self, params: Params) -> dict[str, Any]:
         """{"environment": texts}, and {"settings": values} of what is bound elsewhere, if there is any."""
-        bound, sampled = self.foreign.bindings, self.keep_active(params).items()
-        variables = self.foreign.variables
+        bound, variables = self.foreign.bindings, self.foreign.variables
+        left = {name: v.default for name, v in variables.items() if v.default is not None}
+        sampled = (left | self.keep_active(params)).items()
         texts = {name: as_text(value) for name, value in self.foreign.fixed.items()}
         texts |= {name: variables[name].text(value) for name, value in sampled}
         settings: dict[str, Value] = {n: v for n, v in self.foreign.fixed.items() if n in bound}

@@ -7,6 +7,7 @@ drives somebody else's script; docs/any_trainer.md has every entry.
                NAME = { choices }                          one of these
                NAME = { gate = true, on, off }             a switch: on = "1", off = "0"
                …, when = "GATE" or { PARENT = [values] }   asked for only then; else the script's default
+               …, default = value                          for a script that has none: the baseline's value
 
 A name is an environment variable, unless `{NAME}` stands in the command or a table binds it elsewhere:
 
@@ -37,7 +38,7 @@ VALUE = "{value}"
 BINDINGS = ("arguments", "keys", "constants")  # the tables that say where a value goes
 KEY_FILES = (".json", ".toml", ".yaml", ".yml", ".py")
 PATTERNS = ("score_pattern", "progress_pattern", "seconds_pattern")
-KEYS = ("low", "high", "log", "step", "type", "choices", "gate", "on", "off", "unset", "when")
+KEYS = ("low", "high", "log", "step", "type", "choices", "gate", "on", "off", "unset", "when", "default")
 UNSET = "\0"  # the text of what is not set at all; no variable can have it
 TYPES = ("int", "float")
 OCCURRENCES = ("only", "first", "last")
@@ -54,6 +55,7 @@ class Variable:
     on: str = "1"
     off: str = "0"
     when: tuple[str, tuple[Any, ...]] | None = None  # parent, values of it with which this one is asked for
+    default: Value | None = None  # where it is not asked for, also in the baseline; None: not set then
 
     def text(self, value: Any) -> str:
         return (self.on if value else self.off) if self.gate else as_text(value)
@@ -130,6 +132,8 @@ class Foreign:
             kept = kept if kept[name] else {k: v for k, v in kept.items() if k != name}
         for name, variable in self.variables.items():
             kept["variables"][name]["domain"]["kind"] = type(variable.domain).__name__
+            if variable.default is None:
+                del kept["variables"][name]["default"]
         return kept
 
     def found(self, script: Path | None) -> Foreign:
@@ -244,8 +248,9 @@ def _command(value: Any) -> tuple[str, ...]:
 def _bindings(tables: Mapping[str, Mapping[str, Any]], foreign: Foreign) -> dict[str, Binding]:
     """Where each value goes that is no environment variable. ValueError."""
     known, found = {**foreign.fixed, **foreign.variables}, dict[str, Binding]()
-    places = [(word, place) for word in foreign.command for place in PLACE.findall(word)]
-    for word, place in places:
+    places = [(k, place) for k, word in enumerate(foreign.command) for place in PLACE.findall(word)]
+    for at, place in places:
+        word = foreign.command[at]
         if place not in known and place not in PLACES:
             names = (*PLACES, *known)
             raise ValueError(
@@ -254,10 +259,14 @@ def _bindings(tables: Mapping[str, Mapping[str, Any]], foreign: Foreign) -> dict
             )
         if place in known and place not in PLACES:
             found[place] = Binding("command")
-            if word == f"{{{place}}}" and place in foreign.variables and foreign.variables[place].when:
+            option = foreign.command[max(0, at - 1)].startswith("-")
+            free = foreign.variables.get(place)
+            if word == f"{{{place}}}" and free and free.default is None and (option or free.when):
                 raise ValueError(
-                    f"`{place}` is not always set, and then its word in `trainer.command` falls away, but "
-                    f"the option before it would stay. Write both as one word, --option={{{place}}}."
+                    f"`{place}` is not always set (not in the baseline), and then its word in "
+                    f"`trainer.command` falls away, but the option before it would stay. Write both as one "
+                    f'word, --option={{{place}}}, or as [arguments] {place} = "--option {VALUE}", or '
+                    f"give {place} a `default` in [space]."
                 )
     if not {"script", "module"} & {place for _, place in places}:
         raise ValueError(
@@ -341,14 +350,16 @@ def _variable(name: str, spec: Mapping[str, Any]) -> Variable:
     if "gate" in spec:
         off = UNSET if spec.get("unset") is True else as_text(spec.get("off", "0"))
         texts = (as_text(spec.get("on", "1")), off)
-        known = {"gate", "on", "off", "unset", "when"}
+        known = {"gate", "on", "off", "unset", "when", "default"}
         if spec["gate"] is not True or not {*spec} <= known or texts[0] == off or {"off", "unset"} <= {*spec}:
             raise ValueError(
                 f"`{name}` is a gate: gate = true, and on and off, two different texts (or unset = true for "
                 f"one that is off when it is not set), but got {dict(spec)}."
             )
-        return Variable(name, Choice((False, True)), True, *texts, when)
-    return Variable(name, _domain(name, {k: v for k, v in spec.items() if k != "when"}), when=when)
+        return Variable(name, Choice((False, True)), True, *texts, when, spec.get("default"))
+    default = _fixed_value(name, spec["default"]) if "default" in spec else None
+    domain = _domain(name, {k: v for k, v in spec.items() if k not in ("when", "default")})
+    return Variable(name, domain, when=when, default=default)
 
 
 def _domain(name: str, spec: Mapping[str, Any]) -> Float | Int | Choice:

@@ -39,6 +39,7 @@ class Trainer(Protocol):
     def keeps_stages(self) -> bool: ...  # finished stages of one run can serve another
 
     def check(self) -> None: ...  # ValueError when it cannot be started
+    def doubts(self) -> str: ...  # what may be wrong with its study, told with the baseline; "": nothing
     def command(self) -> tuple[str, ...]: ...  # of its process; config.json and --out_dir come behind it
     def code_files(self) -> list[Path]: ...  # the files whose text is the objective
     def hidden(self) -> set[str]: ...  # the variables that it reads: no run may see the shell's
@@ -99,6 +100,9 @@ class NativeTrainer:
                 f"variables, draft a study for it: python search.py scan {self.script} --out theirs.toml, "
                 "and give that as --study."
             )
+
+    def doubts(self) -> str:
+        return ""
 
     def command(self) -> tuple[str, ...]:
         if self.script is not None:

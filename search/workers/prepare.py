@@ -23,7 +23,7 @@ from search.common.errors import InfrastructureError
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
 from search.common.paths import ROOT, shown
-from search.session.passport import hardware_here
+from search.session.passport import hardware_here, refuse_other_code
 from search.session.session import Session, baseline_of, check_room, measured, refuse_edited
 from search.space.native import build_space
 from search.storage.patient import creation_lock
@@ -104,9 +104,8 @@ def check_baseline(
         found = measure(session, spec, workers=workers, gpus=gpus)
     told = f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
     told += f"(slowest of {found['workers']} at once)"
-    return measured(session), told + (
-        f"; by {found['protocol']!r}: {found['seen']}" if "seen" in found else ""
-    )
+    told += f"; by {found['protocol']!r}: {found['seen']}" if "seen" in found else ""
+    return measured(session), told + session.trainer.doubts()
 
 
 def machine(session: Session, spec: WorkerSpec) -> Session:
@@ -209,7 +208,9 @@ def measure(session: Session, spec: WorkerSpec, *, workers: int, gpus: Sequence[
     dealt = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
     found[HARDWARE] = hardware_here(session.study, num_threads=spec.threads, environ={**os.environ, **dealt})
     with creation_lock(session.url):  # two sessions may have measured at once: the first one counts
-        refuse_edited(session)  # until a baseline is there, another session may begin with a mended file
+        refuse_edited(session)  # until a baseline is there, another session may begin with a mended file,
+        if not spec.mixed:  # or script
+            refuse_other_code(session)
         earlier = baseline_of(session.optuna_study)
         if earlier is None:
             session.optuna_study.set_user_attr(BASELINE, found)

@@ -89,6 +89,8 @@ def test_a_label_with_different_values_needs_an_occurrence():
     text = "legal_ttt val_bpb:1.3\nlegal_ttt val_bpb:1.2\nlegal_ttt val_bpb:1.1"
     with pytest.raises(LogError, match=r"different values, 1\.3 first and 1\.1 last"):
         read(text).value()
+    with pytest.raises(LogError, match=r"1\.1 first and 1\.1 last, 1\.2 between"):
+        read("legal_ttt val_bpb:1.1\n" + text).value()
     assert read(text, occurrence="first").value()[1] == 1.3
     assert read(text, occurrence="last").value()[1] == 1.1
     assert read("legal_ttt val_bpb:1.3\nlegal_ttt val_bpb:1.3").value()[1] == 1.3
@@ -249,7 +251,8 @@ def test_labels_with_parameters_and_without_a_name():
     ],
 )
 def test_running_figures_and_differences_are_no_scores(line: str):
-    assert read("final val_bpb:1.3\n" + line).value()[:2] == ("final", 1.3)
+    reader = read("final val_bpb:1.3\n" + line)
+    assert [*reader.scores] == ["final"] and (reader.under_way or reader.value()[1] == 1.3)
 
 
 @pytest.mark.parametrize("word", ["0.0", "-1.2", "65.0"])
@@ -267,6 +270,10 @@ BEFORE = [
     "[05:12:01] ",
     "[2026-03-23 04:14:29] INFO: ",
     "12:01:02,123 - INFO - ",
+    "[default0]:",
+    "[rank0]:[2026-03-23 04:14:29] ",
+    "INFO:__main__:",
+    "2026-03-23 04:14:29.123 | INFO     | train:main:55 - ",
 ]
 
 
@@ -291,6 +298,13 @@ def test_steps_with_and_without_their_name_and_with_anything_before_them(before:
     assert "nan at step 901" in reader.failure
 
 
+@pytest.mark.parametrize("before", ["epoch 1 ", "[Epoch 2/3] ", "2026-03-23T04:14:29Z INFO epoch:1 | "])
+def test_an_epoch_before_a_step_is_passed_over_and_one_before_a_score_is_not(before: str):
+    reader = LogReader(Rules())
+    assert len(reader.feed(before + "step=5/9, val_loss=2.0, val_bpb=1.2", 1.0)) == 1 and reader.steps == 5
+    assert [*read("epoch 3 val_bpb:1.2").scores] == ["epoch 3"]
+
+
 def test_lines_with_a_step_alone_are_early_bpb_and_the_error_says_so():
     run = "".join(f"step:{k}/4 val_loss:2.{9 - k} val_bpb:1.{9 - k}\n" for k in range(1, 5))
     with pytest.raises(LogError, match="only lines with a step tell a val_bpb"):
@@ -309,6 +323,17 @@ def test_the_last_of_two_runs_in_one_log_counts_unless_it_is_worse_and_an_unfini
     assert read(run + first + run + second).sizes == {}
     with pytest.raises(LogError, match="no score"):
         read(run + first + run).value()
+
+
+def test_an_evaluation_that_broke_off_leaves_no_score_unless_one_is_named():
+    text = "rt val_bpb:1.17\n  ttt_chunk [11/19] bpb=1.167059 time=267.7s"
+    with pytest.raises(LogError, match=r"no score: 'ttt_chunk' at 11/19 is the last.* before it: 'rt' 1\.17"):
+        read(text).value()
+    with pytest.raises(LogError, match="no score: 'eval' at 40%"):
+        read("rt val_bpb:1.17\neval 40% val_bpb:1.1").value()
+    assert read(text, score=("rt",)).value()[1] == 1.17
+    assert read(text + "\nttt_chunk [19/19] bpb=1.16").value()[1] == 1.17  # its result was not printed
+    assert read(text + "\nlegal_ttt val_bpb:1.16").value()[1] == 1.16
 
 
 def test_a_named_score_survives_noise_and_other_size_lines_are_read():

@@ -39,6 +39,9 @@ def misbehave(fault: str) -> None:
         assert 8 % 3 == 0, "num_heads must be a multiple of num_kv_heads"
     if fault == "oom":
         raise MemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    if fault == "usage":
+        print("usage: train_gpt.py [--x X]\ntrain_gpt.py: error: argument --x: expected one argument")
+        sys.exit(2)
     if fault == "nothing":
         sys.exit(0)
     if fault == "garbage":

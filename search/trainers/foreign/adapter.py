@@ -46,6 +46,9 @@ WRONG_VALUES = re.compile(
     r"OverflowError|FloatingPointError|NotImplementedError)\b.*)"
 )
 
+USAGE = 2  # exit status of argparse, click and the like for words that they do not take
+WRONG_USAGE = re.compile(r"(?:[\w./-]{1,200}: )?[Ee]rror: ")
+
 
 @dataclass
 class Output:
@@ -188,6 +191,8 @@ class Run:
                 self.failure = f"out of memory: {memory}"
             elif wrong and (status or 0) > 0:
                 self.failure = f"crash: {wrong}"
+            elif status == USAGE and WRONG_USAGE.match(output.last):
+                self.failure = f"crash: {output.last}"
         if self.failure:
             self._write({"status": "failed", "reason": self.failure, "val_bpb": None} | self._figures())
             print(self.failure, file=sys.stderr)

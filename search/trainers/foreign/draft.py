@@ -28,10 +28,10 @@ SWITCH = re.compile(r"^(?:USE|ENABLE|WITH)_(\w+)$|^(\w+?)_(?:ENABLED|ENABLE|ON)$
 FIXED = re.compile(
     r"(?:^|_)(?:SEEDS?|PATHS?|DIR|FILES?|RUN_ID|TOKENIZER|DATA|DATASET|VOCAB|LOGS?|VAL|EVERY|PATTERNS?|ITERATIONS|"
     r"WALLCLOCK|WARMUP_STEPS|NUM_HEADS|KV_HEADS|N_HEADS?|MODEL_DIM|SEQ_LEN|BATCH|DEVICE|DTYPE|COMPILE|PRECISION|NAME|"
-    r"ONLY|SKIP|STOP|EXIT|DEBUG|TEST|DRY|SAVE|LOAD|RESUME|CKPT|CHECKPOINT|TIED?|LIMIT|BYTES|WANDB|TRACKIO|TENSORBOARD|"
+    r"ONLY|SKIP|STOP|EXIT|DEBUG|TEST|DRY|SAVE|LOAD|RESUME|CKPT|CHECKPOINT|TIED?(?!\w*_(?:LR|STD)$)|LIMIT|BYTES|WANDB|TRACKIO|TENSORBOARD|"
     r"PROJECT|ENTITY|TOKENS?|KEY|SECRET|PORT|WORKERS|ACCUM(?:ULATION)?|ID|TAG|TARGET|METRIC|INTERVAL|N_EMBD|D_MODEL|"
     r"HIDDEN_(?:SIZE|DIM)|BLOCK_SIZE|CONTEXT|(?:MAX|EVAL|NUM|DECAY|WARMUP)_ITERS|(?:MAX|NUM|TRAIN|TOTAL)_STEPS|STEP)"
-    r"(?=_|$)|MAX_.*_SECONDS"
+    r"(?=_|$)|MAX_.*_SECONDS|^(?:(?:N|NUM|MAX|TOTAL)_)?(?:TRAIN(?:ING)?_)?(?:STEPS|ITERS|EPOCHS|HEADS)$"
 )
 # switches of an evaluation: off, the baseline's score is not printed
 EVALUATION = re.compile(r"(?:^|_)(?:EVAL|TTT|SLIDING|SLOT|NGRAM|PPM|ROUNDTRIP|QUANT\w*|GPTQ|EXPORT)(?=_|$)")
@@ -107,7 +107,9 @@ def _composed(found: Scan, out: Path, narrowed: Mapping[str, Narrowing]) -> str:
     for table in ("arguments", "constants"):
         bound = [_binding(r) for r in found.reads.values() if r.table == table and r.name in set_here]
         lines += ["", f"[{table}]", *bound] if bound else []
-    lines += ["", "[fixed]", *fixed, "", "[space]", *space]
+    left = next((r for r in found.reads.values() if r.where and f"# {r.name} =" in "\n".join(fixed)), None)
+    hint = f"# left to the script; to set one, take it in here and bind it in [{left.table}]" if left else ""
+    lines += ["", "[fixed]", *([f"{hint}, {_binding(left)}"] if left else []), *fixed, "", "[space]", *space]
     if found.odd:
         lines += ["", "# Not understood, and left to the script:", *(f"#   {odd}" for odd in found.odd)]
     return "\n".join(lines) + "\n"
@@ -206,7 +208,7 @@ def _score_line(found: Scan) -> str:
     if found.patterns.score:
         what = "a loss in nats per token" if found.patterns.in_nats else "bits per byte"
         return f"  score: {what}, by the script's own lines (score_pattern); the last that a run prints"
-    has = ", ".join(score_rule(found)) or "none; a val_bpb on a line with a step is early BPB"
+    has = ", ".join(score_rule(found)) or "none that a scan can name"
     return f"  score: the last that a run prints (the script has: {has})"
 
 

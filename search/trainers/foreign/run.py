@@ -1,7 +1,10 @@
 """ForeignTrainer: somebody else's script, driven through search/trainers/foreign/adapter.py."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -9,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from readers.log_reader import Rules
 from search.common.machine import machine_kind
@@ -19,8 +22,14 @@ from search.study.model import Study
 from search.trainers.files import code_hash
 from techniques.config import digest
 
+if TYPE_CHECKING:
+    from readers.scan import Scan
+
 ADAPTER = (sys.executable, "-m", "search.trainers.foreign.adapter")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+LIBRARIES = re.compile(  # read what begins so, whether a script says it or not
+    r"PYTHON|(?:OMP|MKL|OPENBLAS|CUDA|NVIDIA|NCCL|GLOO|TORCH|PYTORCH|TRITON|HF|WANDB|TOKENIZERS|XLA|JAX|MLX|LD|LC)_"
+)
 HERE = ("PATH", "HOME", "USER", "TMPDIR")  # variables that are the machine's, whoever reads them
 
 
@@ -54,9 +63,10 @@ class ForeignTrainer:
             raise ValueError(
                 f"`trainer.folder` must be a folder, but {self.foreign.folder} is none. Correct the path."
             )
+        self.refuse_unbound()
         named = dict.fromkeys((n for n, b in self.foreign.bindings.items() if b.table == "constants"), 0)
         for file, constants in self.edits(named).get("constants", {}).items():
-            from readers.constants import replaced  # as in hidden()
+            from readers.constants import replaced  # as in scanned()
 
             if Path(file).is_absolute():
                 raise ValueError(
@@ -64,6 +74,44 @@ class ForeignTrainer:
                     f"`trainer.folder`, {self.foreign.folder}. Name a folder that holds it."
                 )
             replaced((Path(self.foreign.folder) / file).read_bytes(), constants)
+
+    def refuse_unbound(self) -> None:
+        """ValueError for what would be environment variables, but are arguments or constants there."""
+        lines = list[str]()
+        names = self.unbound()
+        reads = self.scanned().reads if names else {}
+        for name in names:
+            read = reads.get(name)
+            if read and read.where and read.table:
+                lines.append(f"\n  [{read.table}] {name} = {json.dumps(read.where)}")
+        if lines:
+            raise ValueError(
+                "A setting is an environment variable unless a table says where it goes, but "
+                f"{Path(self.foreign.script).name} does not take these from there. Add:{''.join(lines)}"
+            )
+
+    def unbound(self) -> list[str]:
+        """What goes into the environment, and is no text of the script or of what is beside it."""
+        foreign = self.foreign
+        text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in self.code_files())
+        names = [n for n in (*foreign.fixed, *foreign.variables) if n not in foreign.bindings]
+        return [name for name in names if not re.search(rf"(['\"]){name}\1", text)]
+
+    def scanned(self) -> Scan:
+        """What a scan says of the script; nothing where it cannot be parsed."""
+        from readers.scan import Scan, scan  # a parser that only a start needs
+
+        try:
+            return scan(Path(self.foreign.script))
+        except (ValueError, OSError):
+            return Scan(Path(self.foreign.script))
+
+    def doubts(self) -> str:
+        found = self.scanned() if (names := self.unbound()) else None
+        names = [n for n in names if found and n not in found.reads and not LIBRARIES.match(n)]
+        if found is None or not names or any("run time" in odd or "environment" in odd for odd in found.odd):
+            return ""
+        return f"; {', '.join(names)}: no script here reads such a variable"
 
     def command(self) -> tuple[str, ...]:
         return ADAPTER
@@ -73,7 +121,7 @@ class ForeignTrainer:
         return [script, *sorted(p for p in script.parent.glob("*.py") if p.name != script.name)]
 
     def hidden(self) -> set[str]:
-        from readers.scan import names_read  # a parser that only a worker's start needs
+        from readers.scan import names_read  # as in scanned()
 
         foreign = self.foreign
         read = names_read(Path(foreign.script)) if foreign.script else set[str]()

@@ -1,4 +1,4 @@
-"""A study's file may be mended until something was measured or learnt under it, and not afterwards."""
+"""A study's file and its script may be mended until something was measured or learnt, not later."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from search.common.attributes import BASELINE, PRIOR, STUDY_FILE, STUDY_HASH
+from search.common.attributes import BASELINE, CODE_HASH, PRIOR, STUDY_FILE, STUDY_HASH
 from search.common.paths import Folders
+from search.session import passport
 from search.session.session import Session, check_unedited, refuse_edited
 from search.storage import patient
 from search.study.load import find_study
@@ -58,3 +59,21 @@ def test_until_something_is_measured_a_mended_file_is_the_study(
     with pytest.raises(ValueError, match=r"no longer describes .* another `name`"):
         check_unedited(session_of(path, stored))
     assert "1_900_000" in stored.user_attrs[STUDY_FILE]
+
+
+def test_until_something_is_measured_a_mended_script_is_the_studys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passport, "creation_lock", lambda _url: nullcontext())
+    stored = optuna.create_study()
+    session = session_of(write_study(tmp_path, "mended"), stored)
+    codes = iter(["broken", "mended", "other", "other", "other"])
+    monkeypatch.setattr(passport, "code_hash", lambda _files: next(codes))
+    assert passport.check_joining(session, mixed=False) == "broken"
+    assert passport.check_joining(session, mixed=False) == "mended" == stored.user_attrs[CODE_HASH]
+    with pytest.raises(ValueError, match="began with mended"):
+        passport.refuse_other_code(session)  # it measured meanwhile, and may not store it here
+    stored.set_user_attr(BASELINE, {"val_bpb": 2.0})
+    with pytest.raises(ValueError, match="began with mended and the trainer here is other"):
+        passport.check_joining(session, mixed=False)
+    assert passport.check_joining(session, mixed=True) == "other"

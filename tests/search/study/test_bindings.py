@@ -142,6 +142,37 @@ def test_a_study_without_bindings_is_what_it_was(tmp_path: Path):
     )
 
 
+def test_what_a_script_takes_as_an_argument_is_no_variable_and_what_nothing_reads_is_told(tmp_path: Path):
+    text = (HEAD + WAYS).replace('lr = "--learning-rate {value}"\n', "").replace("lr =", "learning_rate =")
+    trainer = trainer_of(study_of(tmp_path, text, ""))
+    with pytest.raises(ValueError, match=r'\n  \[arguments\] learning_rate = "--learning-rate={value}"$'):
+        trainer.check()
+    known = (HEAD + WAYS).replace("[space]", 'PYTHONPATH = "x"\n[space]')
+    trainer = trainer_of(study_of(tmp_path, known, ""))
+    trainer.check()
+    assert trainer.doubts() == "; HOME_MADE: no script here reads such a variable"
+    (tmp_path / "more.py").write_text('import os\nhome = os.environ["HOME_MADE"]\n')
+    assert trainer.doubts() == ""
+
+
+def test_a_default_stands_where_a_setting_is_not_asked_for(tmp_path: Path):
+    text = HEAD + WAYS
+    old = study_of(tmp_path, text, "")
+    assert "default" not in json.dumps(study_identity(old))  # stored studies go on
+    text = text.replace("--num-layers={num_layers}", "--num-layers {num_layers}")
+    text = text.replace("choices = [2, 4, 6]", "choices = [2, 4, 6], default = 4")
+    text = text.replace("high = 0.9, when", "high = 0.9, default = 0.7, when")
+    study = study_of(tmp_path, text, "")
+    space = space_of(study)
+    assert space.config({})["settings"].items() >= {("num_layers", 4), ("momentum", 0.7)}
+    params = {"lr": 0.02, "num_layers": 2, "optimizer": "muon", "momentum": 0.5}
+    assert space.config(params)["settings"].items() >= params.items()
+    words = trainer_of(study).complete(space.config({}))["trainer"]["command"]
+    assert words[words.index("--num-layers") + 1] == "4" and "--momentum=0.7" in words
+    with pytest.raises(ValueError, match=r"`num_layers` is an environment variable.*but got \[4\]"):
+        study_of(tmp_path, text.replace("default = 4", "default = [4]"), "")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -154,6 +185,7 @@ def test_a_study_without_bindings_is_what_it_was(tmp_path: Path):
         (('SCALE = "SCALE"', 'SCALE = "SC ALE"'), "is a name"),
         (("{num_layers}", "{num_layer}"), "Did you mean"),
         (("--num-layers={num_layers}", "--momentum {momentum}"), "one word, --option={momentum}"),
+        (("--num-layers={num_layers}", "--num-layers {num_layers}"), r"not in the baseline.*\[arguments\]"),
         (("{python} {script}", "{python}"), "must run the script"),
         (("(?P<step>", "(?P<steps>"), "may have"),
         (("iter (?P<step>", "iter ((?P<step>"), "regular expression, but"),

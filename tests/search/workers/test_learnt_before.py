@@ -240,7 +240,14 @@ def test_the_best_and_the_newest_are_read(monkeypatch: pytest.MonkeyPatch) -> No
 def test_published_results_enter_a_study_of_their_scale(tmp_path: Path) -> None:
     study = find_study(ROOT / "studies" / "record_8xh100.toml")
     found = records(cast("Session", SimpleNamespace(study=study, trainer=trainer_of(study))))
-    assert len(found.source.params) > 10
+    doubts = found.source.noise_sd[found.source.noise_sd > 0.0]
+    told = (
+        f"of the {len(found.source.params)} in studies/published.json all enter studies/record_8xh100.toml, "
+    )
+    told += (
+        f"{found.moved} of them moved, with an uncertainty of {doubts.min():.3f} to {doubts.max():.3f} BPB"
+    )
+    assert told in " ".join((ROOT / "docs" / "prior.md").read_text().split()) and found.left == 0
     naive = int(np.argmax(found.source.values))
     assert found.source.values[naive] == pytest.approx(1.22437) and found.source.noise_sd[naive] == 0.0
     assert not any(p.get("slot") for p in found.source.params)  # contested, hence off on this track

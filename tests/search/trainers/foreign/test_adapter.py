@@ -114,6 +114,7 @@ FAULTS = [
     ("nan", "diverged: train_loss is nan at step 8"),
     ("oom", "out of memory: MemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"),
     ("bad_value", "crash: AssertionError: num_heads must be a multiple of num_kv_heads"),
+    ("usage", "crash: train_gpt.py: error: argument --x: expected one argument"),
     ("nothing", "no score: "),
     ("no_score", "no score: "),
     ("garbage", "no score: "),

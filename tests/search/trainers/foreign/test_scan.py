@@ -331,7 +331,9 @@ def test_packed_code_is_read_as_text_and_never_run(tmp_path: Path, how: str):
 
 def test_what_is_left_to_the_script_is_told(tmp_path: Path):
     text = "import os\nx = {**os.environ, 'A': 1}\ny = os.environ.items()\nload('.env')\n"
+    text += "name, rate, rest = sys.argv[0], float(sys.argv[1]), sys.argv[2:]\n"
     told = "\n".join(scanned(tmp_path, text).odd)
+    assert told.count("takes a word of the command line by its place") == 2
     assert told.count("takes the whole environment") == 2 and "reads .env, which no run gets" in told
 
 
@@ -518,6 +520,33 @@ def test_a_configurator(tmp_path: Path):
     assert {*scanned(tmp_path, own).reads} == {*found.reads}
 
 
+STEP_LINES = """
+import os
+lr = float(os.environ.get("LR", 0.1))
+steps, heads = int(os.environ.get("STEPS", 90)), int(os.environ.get("HEADS", 8))
+log(f"step:{step}/{n} train_loss:{loss:.4f} train_time:{ms:.0f}ms")
+log(f"{step}/{n} val_loss: {loss:.4f} val_bpb: {bpb:.4f}")
+"""
+
+
+def test_a_script_whose_bpb_stands_on_lines_with_a_step_is_scored_by_the_last_of_them(tmp_path: Path):
+    found = scanned(tmp_path, STEP_LINES)
+    foreign, _ = drafted(tmp_path, found)
+    assert not found.odd and {*foreign.variables} == {"LR"} and len(foreign.score_pattern) == 1
+    log = "0/9 val_loss: 3.0 val_bpb: 1.9\nstep:1/9 train_loss:2.0 train_time:5ms\n"
+    log += "9/9 val_loss: 2.0 val_bpb: 1.2"
+    reader = LogReader(Rules(score_pattern=foreign.score_pattern, progress_pattern=foreign.progress_pattern))
+    for at, line in enumerate(log.splitlines()):
+        reader.feed(line, float(at))
+    assert reader.value() == ("val_bpb", 1.2, 2.0) and reader.steps == 9 and reader.train_s == 0.005
+    (tmp_path / "out.toml").unlink(missing_ok=True)
+    assert "bits per byte, by the script's own lines" in write(found.path, tmp_path / "out.toml")
+    more = 'log(f"ttt_chunk [{k}/{n}] bpb={bpb:.4f}")\nlog(f"ttt BPB: {bpb:.6f}")\n'
+    assert "ttt_chunk" not in str(scanned(tmp_path, STEP_LINES + more).patterns.score)
+    named = scanned(tmp_path, STEP_LINES + 'log(f"{label} val_loss:{a} val_bpb:{b}")\n')
+    assert not named.patterns.score and "a score label built at run time" in str(named.odd)
+
+
 PLAIN = """
 import os
 from dataclasses import dataclass, field
@@ -546,6 +575,9 @@ def test_constants_where_nothing_else_sets_them(tmp_path: Path):
         "use_fp8": "Hyperparameters.use_fp8",
     }
     assert "train_ms" in foreign.score_pattern[0] and not foreign.steps  # the log has the total
+    assert "take it in here and bind it in [constants], num_iterations = " in draft(
+        found, tmp_path / "x.toml"
+    )
     many = PLAIN + "".join(f"x{i} = os.environ.get('X{i}_LR', 0.1)\n" for i in range(6))
     assert {*scanned(tmp_path, many).reads} == {f"X{i}_LR" for i in range(6)}
 
