@@ -51,7 +51,7 @@ from techniques.base import Batch, Shape, Technique, Unavailable
 from techniques.config import Config, Resolved, batch_at, codes, digest, source_files, stage_keys
 from techniques.parts import Averager, MatrixOptimizer, Quantizer, Scorer
 from techniques.settings import help_text, settings_from
-from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, round_to_nearest, unpack
+from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pack, unpack
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
 from trainer.machine import end_process
@@ -842,30 +842,27 @@ class Export:
         self.seams.note(**facts)
 
 
-def round_tensors(export: Export, bits: Mapping[str, int], quantizer: Quantizer) -> list[Packed]:
-    """Every tensor as it is stored: integers of `bits` where they say so."""
+def stored(export: Export, bits: Mapping[str, int], quantizer: Quantizer, model: GPT) -> list[Packed]:
+    """Every tensor as it is stored: rounded to integers of `bits` where they say so, then corrected."""
     seams = export.seams
-    touched = {"bits": 0, "row_scale": 0, "quantizer": 0}  # slot -> tensors that are others because of it
-    compared = any(seams.owner(slot) for slot in touched)
     packed: list[Packed] = []
-    if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
-        quantizer.prepare(export, bits)  # type: ignore[attr-defined]
-    for name, role in export.roles.items():
-        weight = export.weights[name]
-        if name not in bits:
-            packed.append(Packed(name, weight.to(torch.float32 if role == "scalar" else torch.float16), None))
-            continue
-        q, scale = quantizer.quantize(name, weight, bits[name], seams.slot("row_scale", lambda _: None, role))
-        assert q.dtype is torch.int8 and scale.dtype is torch.float16, f"{name}: {q.dtype}, {scale.dtype}"
-        packed.append(Packed(name, q, scale))
-        if compared:
-            plain_q, plain_scale = round_to_nearest(weight, bits[name])
-            touched["bits"] += bits[name] != 8
-            touched["row_scale"] += not torch.equal(scale, plain_scale)
-            touched["quantizer"] += not (torch.equal(q, plain_q) and torch.equal(scale, plain_scale))
-    for slot, tensors in touched.items():
-        seams.filled(slot, tensors > 0, tensors=tensors)
-    return packed
+    with seams.ledger.lap(model):
+        if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
+            quantizer.prepare(export, bits)  # type: ignore[attr-defined]
+        for name, role in export.roles.items():
+            weight, scale = export.weights[name], None
+            if name in bits:
+                rule = seams.slot("row_scale", lambda _: None, role)
+                weight, scale = quantizer.quantize(name, weight, bits[name], rule)
+                assert weight.dtype is torch.int8 and scale.dtype is torch.float16, name
+            else:
+                weight = weight.to(torch.float32 if role == "scalar" else torch.float16)
+            packed.append(Packed(name, weight, scale))
+    seams.note_rounding(export.weights, bits, packed)
+    check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
+    seams.note_of("quantizer", **quantizer.facts)
+    with seams.ledger.lap(model):
+        return seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
 
 
 def quantize(
@@ -892,12 +889,10 @@ def quantize(
     export = Export(weights, roles, quantizer.hessians, seams)
     with seams.ledger.lap(model):
         bits = seams.chain("tensor_bits", bits, export)
-    with seams.ledger.lap(model):
-        packed = round_tensors(export, bits, quantizer)
-    check_finite("a stored weight", *(p.q if p.scale is None else p.scale for p in packed))
-    seams.note_of("quantizer", **quantizer.facts)
-    with seams.ledger.lap(model):
-        packed = seams.chain("correct", packed, export, differ=num_changed, noun="tensors")
+    packed = stored(export, bits, quantizer, model)
+    if seams.owner("fit"):
+        again = functools.partial(stored, export, bits, quantizer, model)
+        packed = seams.slot("fit", lambda *_: packed, packed, bits, export, again)
     return packed, {"quantized_elements": sum(weights[n].numel() for n in bits)}
 
 
@@ -947,8 +942,9 @@ class Evaluation(TokenView):
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
         mine = self.written.bool()
-        num_bytes = int(data.target_bytes(self.stream.numpy())[mine.numpy()].sum())
-        sums = torch.tensor([self.nll[mine].double().sum(), num_bytes, mine.sum()], dtype=torch.float64)
+        num_bytes = int(data.target_bytes(self.stream.numpy()).sum(where=mine.numpy()))
+        nats = self.nll[mine].sum(dtype=torch.float64)
+        sums = torch.tensor([nats, num_bytes, mine.sum()], dtype=torch.float64)
         nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
         return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
 
@@ -1091,6 +1087,7 @@ class Run:
         code = codes(hashes, self.resolved)
         self.keys = stage_keys(self.resolved, code, self.data.data_id, machine)
         self.stage_seconds["data"] = {"timed": 0.0, "true": time.perf_counter() - start}
+        self.world.stage_ended("data")
         code_hash = digest(sorted(hashes.values()))
         self.result |= {"code_hash": code_hash, "data_id": self.data.data_id, "stage_keys": self.keys}
 
@@ -1116,12 +1113,13 @@ class Run:
 
     def record_stage(self, stage: str, **facts: Any) -> None:
         told = {"key": self.keys[stage], "audit": self.audit.state(), "ledger": self.world.ledger.state()}
-        told["peak_memory_bytes"] = self.world.peak_memory_bytes()
+        told |= {"peak_memory_bytes": self.world.earlier_peak_bytes, "stage_memory": self.world.stage_memory}
         self.log.write_json(f"stage_{stage}.json", {**told, **facts})
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """What an earlier process saw up to the end of a stage: its audit, its ledger, its memory."""
         self.world.earlier_peak_bytes = max(self.world.earlier_peak_bytes, record.get("peak_memory_bytes", 0))
+        self.world.stage_memory |= record.get("stage_memory", {})
         self.world.ledger.restore(record["ledger"])
         self.audit.restore(record["audit"])
 
@@ -1159,6 +1157,7 @@ class Run:
                 beside = weights_path.with_suffix(f".{os.getpid()}")
                 torch.save(trained.weights, beside)
                 os.replace(beside, weights_path)
+            self.world.stage_ended("train")
             self.record_stage("average", facts=trained.facts, stage_seconds=seconds)
         self.result |= {name: trained.facts[name] for name in TRAIN_FACTS}
         return self.quantize_and_pack(trainer, trained, artifact_path)
@@ -1171,6 +1170,7 @@ class Run:
         packed, facts = quantize(trained.weights, trainer.model, self.seams, batches)
         timed_s = self.world.max(self.world.ledger.calibrated_s)  # the budget pays for data read
         self.stage_seconds["quantize"] = {"timed": timed_s, "true": time.perf_counter() - start}
+        self.world.stage_ended("quantize")
         start, replaced = time.perf_counter(), self.seams.owner("codec") is not None
         with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
             head = self.resolved.head()
@@ -1180,6 +1180,7 @@ class Run:
         if plain:
             saved = len(plain.result()) - len(artifact)
             self.seams.filled("codec", saved != 0, bytes_over_zlib=-saved)
+        self.world.stage_ended("pack")
         sha256, elements = hashlib.sha256(artifact).hexdigest(), facts["quantized_elements"]
         self.result |= {"sha256": sha256, "quantized_elements": elements}
         if self.log.loud:
@@ -1194,11 +1195,8 @@ class Run:
         """Bytes of the submission: the packed model and the script that trains and scores it."""
         script = submitted_script(self.resolved) if self.log.loud else b""
         code_bytes = len(self.world.from_first(script))
-        self.result |= {
-            "artifact_bytes": len(artifact) + code_bytes,
-            "model_bytes": len(artifact),
-            "code_bytes": code_bytes,
-        }
+        sizes = {"model_bytes": len(artifact), "code_bytes": code_bytes}
+        self.result |= {"artifact_bytes": sum(sizes.values()), **sizes}
         self.reporter.sizes(self.seams.codec().name, len(artifact), code_bytes)
 
     def evaluate(self, artifact: bytes) -> None:
@@ -1215,6 +1213,7 @@ class Run:
         if not math.isfinite(score.val_loss):
             raise Diverged(f"val_loss of the packed model is {score.val_loss}")
         self.stage_seconds["evaluate"] = seconds
+        self.world.stage_ended("evaluate")
         self.reporter.score(self.seams.codec().name, protocol, score, seconds["timed"])
         found = {
             "val_bpb": score.val_bpb,
@@ -1225,9 +1224,7 @@ class Run:
             "proxy": bool(self.config.val_tokens),
         }
         self.result |= found
-        self.record_stage(
-            "evaluate", sha256=sha256, stage_seconds=self.stage_seconds["evaluate"], result=found
-        )
+        self.record_stage("evaluate", sha256=sha256, stage_seconds=seconds, result=found)
 
     # -- the whole -----------------------------------------------------------------------------------------
 
@@ -1237,6 +1234,7 @@ class Run:
         verdicts = [t.verdict() for t in self.resolved.techniques.values()]
         forbidden = self.world.ledger.findings(self.config.max_wallclock_seconds)
         forbidden += implausible(self.result, self.config.train_batch_tokens)
+        self.world.stage_ended(self.world.ledger.stage)  # of a run that failed, the one it failed in
         self.result |= {
             "status": status,
             "reason": reason,
@@ -1244,7 +1242,9 @@ class Run:
             "train_seconds": timed_train,
             "eval_seconds": stages.get("evaluate", {}).get("timed"),
             "true_seconds": time.perf_counter() - self.true_start,
-            "peak_memory_bytes": self.world.peak_memory_bytes(),
+            "peak_memory_bytes": self.world.earlier_peak_bytes,
+            "stage_memory": self.world.stage_memory,
+            "stage_memory_counts_anew": self.world.counts_stages,
             "activity": self.audit.report(),
             "bpb_chain": list(self.audit.links.items()),
             "legality": {n: t.verdict().verdict for n, t in self.resolved.techniques.items()},

@@ -53,6 +53,7 @@ UNEQUAL = {
     "code_hash",
     "out_dir",
     "peak_memory_bytes",
+    "stage_memory",
     "stage_keys",
     "stage_seconds",
     "untimed",  # of the ledger: reads while no timed clock ran

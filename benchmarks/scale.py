@@ -8,6 +8,12 @@ and `show` and the dashboard, then lets workers run simulated trials at the real
 stores and tells are real, only the trainer is a pause. Prints wall and CPU milliseconds and SQL statements
 for each part, medians and 90th percentiles over trials, PostgreSQL's CPU apart; --json writes them. --reader
 times Optuna's own reader of the same trials beside ours.
+
+    python -m benchmarks.scale --growth [--write]
+
+tells instead how CPU seconds grow: of a training step over tokens, layers, width, sequence and techniques,
+around a model of the laptop's kind and random tokens, one thread; of the search's own part of a trial over
+finished trials and workers. --write puts the tables into docs/scale.md.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy import Connection, Engine, event, text
 
+from search.common.options import WorkerSpec
 from search.common.paths import ROOT
 from search.costs import bills as costs
 from search.costs.preflight import Preflight
@@ -48,9 +55,52 @@ from search.trainers.process import Job, Outcome
 from search.workers import worker as worker_module
 from search.workers.worker import Worker
 from techniques import catalog
+from techniques.base import claims
 from techniques.config import Resolved, resolve
 from tests.search.db_helpers import server_pids, server_place
 
+DOC = ROOT / "docs" / "scale.md"
+BEGIN, END = "<!-- growth: written by benchmarks.scale -->\n", "<!-- growth ends -->\n"
+BASE = {
+    "vocab_size": 1024,
+    "num_layers": 3,
+    "model_dim": 64,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "mlp_mult": 3.0,
+    "train_seq_len": 256,
+    "train_batch_tokens": 1024,
+    "micro_batches": 1,
+    "num_threads": 1,
+    "device": "cpu",
+}
+AXES = {  # what grows -> (its settings from a size, sizes, why the cost grows so)
+    "tokens of a step": (
+        lambda n: {"train_batch_tokens": n},
+        (1024, 2048, 4096, 8192, 16384),
+        "every token passes every matrix once; the optimiser's part does not grow",
+    ),
+    "layers": (
+        lambda n: {"num_layers": n},
+        (2, 4, 8, 16),
+        "a layer costs what the one before it did; embedding, head and softmax are there once",
+    ),
+    "width": (
+        lambda n: {"model_dim": n, "num_heads": n // 32, "num_kv_heads": n // 32},
+        (64, 128, 256, 512),
+        "matrices and Newton–Schulz grow with its square and cube, norms and the softmax do not",
+    ),
+    "sequence": (
+        lambda n: {"train_seq_len": n, "train_batch_tokens": 4096},
+        (128, 256, 512, 1024, 2048),
+        "4,096 tokens a step throughout; only attention's products grow with it",
+    ),
+}
+TECHNIQUES = (0, 5, 10, 20)
+TECHNIQUES_WHY = "each adds operations of its own, whatever else is on"
+TRIALS, WORKERS = (100, 400, 1600), (1, 4)
+TRIALS_WHY = "a worker reads the history once, before these trials; its surrogate learns from at most 400"
+WORKERS_WHY = "each trial reads what the others told since the worker's last one: a few rows"
 PARTS = ("ask", "sample", "report", "store", "tell")
 BUDGET_MS = 600.0  # 1 % of a trial of 60 s
 DRAWS = 400  # distinct configurations; the rest differ from one of them in their learning rates
@@ -168,8 +218,8 @@ def add(
 class Timed(Worker):
     """A worker that notes wall and CPU seconds and SQL statements of each part."""
 
-    def __init__(self, *args: Any, out: Path, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, session: Session, spec: WorkerSpec, out: Path) -> None:
+        super().__init__(session, spec)
         self.out, self.rows, self.spent = out, [], {}
         self.statements = 0
         event.listen(Engine, "before_cursor_execute", self.count)
@@ -234,7 +284,8 @@ def work(arguments: argparse.Namespace) -> None:
     home = Path(arguments.home)
     study = find_study(home / "scale.toml")
     session = open_session(study, home=home, storage=None, environ={}, worker=True)
-    worker = Timed(session, target=10**6, index=arguments.work, out=home / f"worker-{arguments.work}.json")
+    spec = WorkerSpec(home / "scale.toml", home, target=10**6, index=arguments.work)
+    worker = Timed(session, spec, home / f"worker-{arguments.work}.json")
     worker_module.run_trainer = simulate(worker, arguments.seconds)
     time.sleep(arguments.work * arguments.seconds / arguments.workers)
     worker.mark = worker.now()
@@ -375,8 +426,114 @@ def run_workers(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
     }
 
 
+def step_ms(settings: dict[str, Any], repeats: int = 3) -> float:
+    """CPU milliseconds of a training step on random tokens, the least of `repeats` after one that is not
+    counted: forward, backward and both optimisers."""
+    import torch
+
+    import train_gpt
+    from trainer.muon import Hyper, Muon
+    from trainer.seams import Seams
+
+    resolved = resolve({"file": BASE | settings}, catalog.runtime())
+    config = resolved.config
+    torch.set_num_threads(1)
+    seams, world = Seams(resolved), train_gpt.World(config)
+    model = train_gpt.build_model(resolved, "cpu", seams)
+    owner = seams.owner("muon")
+    hyper = seams.chain("hyper", Hyper())
+    optimizers = train_gpt.build_optimizers(model, config, hyper, world, owner.muon if owner else Muon)
+    optimizers.matrices.orthogonalize = train_gpt.orthogonalizer(seams)
+    shape = (config.train_batch_tokens // config.train_seq_len, config.train_seq_len + 1)
+    tokens = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    seconds: list[float] = []
+    for _ in range(repeats + 1):
+        began = time.process_time()
+        model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()).backward()
+        optimizers.matrices.settle_gradients(model.parameters(), config.grad_clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.process_time() - began)
+    return 1000 * min(seconds[1:])
+
+
+def stack_of(count: int) -> dict[str, Any]:
+    """The first techniques by name that stand in the model or its optimisers, change no size or number of
+    its layers, and go together, `count` of them."""
+    from conformance.subject import MODEL_SEAMS
+
+    layer: dict[str, Any] = {}
+    for name, technique in sorted(catalog.runtime().items()):
+        if len(layer) == count:
+            break
+        seams = {*claims(technique)}
+        if seams & {*MODEL_SEAMS, "hyper", "muon", "orthogonalize"} and not seams & {"sizes", "plan"}:
+            try:
+                resolve({"file": BASE | layer | {name: True}}, catalog.runtime())
+            except ValueError:
+                continue
+            layer[name] = True
+    assert len(layer) == count, f"only {len(layer)} techniques go together"
+    return layer
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """b of cost = a·size^b, least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def search_ms(trials: int, workers: int) -> float:
+    """CPU milliseconds of the search's own part of a trial, the median of three later ones a worker."""
+    with tempfile.TemporaryDirectory(prefix="caddie-growth-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        session = open_session(find_study(study_file(home)), home=home, storage=None, environ={})
+        fill(session, trials)
+        options = argparse.Namespace(workers=workers, rounds=4, seconds=4.0)
+        return float(run_workers(options, home)["later"]["all"]["cpu_p50_ms"])
+
+
+def row_of(what: str, sizes: Sequence[int], costs: Sequence[float], power: str, why: str) -> str:
+    points = ", ".join(f"{size:,}: {cost:,.1f}" for size, cost in zip(sizes, costs, strict=True))
+    return f"| {what} | {points} | {power} | {why} |"
+
+
+def growth() -> str:
+    """The tables."""
+    rows: list[str] = []
+    for what, (settings, sizes, why) in AXES.items():
+        costs = [step_ms(settings(size)) for size in sizes]
+        last = exponent(sizes[-2:], costs[-2:])
+        rows.append(row_of(what, sizes, costs, f"{exponent(sizes, costs):.2f} (last two {last:.2f})", why))
+        print(rows[-1], flush=True)
+    costs = [step_ms(stack_of(count)) for count in TECHNIQUES]
+    each = float(np.polyfit(TECHNIQUES, np.array(costs) / costs[0], 1)[0])
+    rows.append(row_of("techniques on", TECHNIQUES, costs, f"+{each:.1%} each", TECHNIQUES_WHY))
+    print(rows[-1], flush=True)
+    for what, sizes, cost_of, why in (
+        ("finished trials (one worker)", TRIALS, lambda n: search_ms(n, 1), TRIALS_WHY),
+        ("workers (400 trials)", WORKERS, lambda n: search_ms(400, n), WORKERS_WHY),
+    ):
+        costs = [cost_of(size) for size in sizes]
+        rows.append(row_of(what, sizes, costs, f"{exponent(sizes, costs):.2f}", why))
+        print(rows[-1], flush=True)
+    head = "| what grows | CPU ms at each size | exponent | why |\n| --- | --- | --- | --- |\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def write_growth(table: str) -> None:
+    """In place of the table that stands in docs/scale.md, or at its end."""
+    text = DOC.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    DOC.write_text(before + BEGIN + table + END + after, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale")
+    parser.add_argument("--growth", action="store_true", help="how costs grow, in place of all else")
+    parser.add_argument("--write", action="store_true", help=f"of --growth: into {DOC.name}")
     parser.add_argument("--trials", type=int, default=2000, help="finished trials to begin with")
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument(
@@ -390,6 +547,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.work is not None:
         return work(arguments)
+    if arguments.growth:
+        table = growth()
+        return write_growth(table) if arguments.write else None
     home = (arguments.home or Path(tempfile.mkdtemp(prefix="caddie-scale-"))).absolute()
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o755)

@@ -37,8 +37,8 @@ from techniques.config import TRAINER_FIELDS, Config, Resolved
 # Receivers, keywords and calls that serve the audit, the ledger and machine-read files
 LAB = {"audit", "ledger", "differ", "noun"}
 LAB_CALLS = set(
-    "averaged changed check_finite filled forget_steps metrics note note_of note_steps plain_optimizers "
-    "write_json".split()
+    "averaged changed check_finite filled forget_steps metrics note note_of note_rounding note_steps "
+    "plain_optimizers write_json".split()
 )
 HEARD = ("data_path", "tokenizer_path", "seed")  # what the environment may still say; it decides no branch
 TEMPLATES = ROOT / "runs" / ".templates"
@@ -149,6 +149,8 @@ class Seams:
         for technique in self.entering(seam):
             value = getattr(technique, seam)(value, *rest)
         return value
+    def codec(self):
+        return self.slot("codec", ZlibCodec)
 class World:
     def seconds(self):
         return time.perf_counter()

@@ -7,6 +7,7 @@ import numpy as np
 from corpus.tokenizer import BOS_ID, SPACE, Tokenizer
 
 CHECK_TOKENS = 100_000  # the load-time check decodes this much and takes well under a second
+AT_ONCE = 1 << 20  # tokens: as indices all of them would take four times the room of their bytes
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ def count_bytes(luts: ByteLuts, prev_tokens: np.ndarray, target_tokens: np.ndarr
             f"Each target has one previous token, but got shapes {prev_tokens.shape} and "
             f"{target_tokens.shape}. Pass tokens[:-1] and tokens[1:]."
         )
-    space = luts.has_leading_space[target_tokens] & ~luts.is_boundary[prev_tokens]
-    return luts.base_bytes[target_tokens].astype(np.int32) + space
+    out = np.empty(target_tokens.shape, np.int32)
+    for i in range(0, len(out), AT_ONCE):
+        part = slice(i, i + AT_ONCE)
+        space = luts.has_leading_space[target_tokens[part]] & ~luts.is_boundary[prev_tokens[part]]
+        out[part] = luts.base_bytes[target_tokens[part]] + space
+    return out
 
 
 def usable_tokens(num_tokens: int, *, seq_len: int) -> int:

@@ -4,14 +4,15 @@ Shared by the quantisers that search the clip (gptq_lite, gptq). Weights [r,c]; 
 percentiles.
 
 GPTQ's solve, its objective, and calibration sequences that a model writes itself: H [c,c] is the mean of XᵀX
-over the inputs of a matrix W.
+over the inputs of a matrix W. The search for the least step of a change whose file fits a size, by an
+estimate and few packings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,10 @@ TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row 
 
 
 SELF_BATCH = 8  # sequences that are written side by side (#1019)
+PACKINGS = 4  # of a search for bytes, unless none of them fits
+CAUTION = (1.0, 0.0, 0.125)  # for the PACKINGS-th packing, the second and the third
+FINE_SHARE = 2000  # a file that spares less than this part of its target is near enough,
+FINE_BYTES = 16  # or so many bytes
 
 
 def top_quantiles(x: Tensor, shares: Tensor) -> Tensor:
@@ -322,3 +327,97 @@ def self_generated(model: Any, config: Any, *, rank: int, ranks: int) -> Iterato
             ]
             ids = torch.cat((ids, torch.cat(drawn).to(device)), dim=1)
         yield from ids.split(rows)
+
+
+def entropy_bytes(q: Tensor) -> float:
+    """Order-0 entropy of integers, bytes."""
+    counts = torch.bincount(q.flatten().to(torch.int32) + 128).double()
+    return float(-(counts * (counts.clamp_min(1) / q.numel()).log2()).sum() / 8)
+
+
+@dataclass
+class ByteSearch:
+    """The least of the steps 0 … `last` whose file has at most `target` bytes, by few packings.
+
+    `estimate` falls with the step; its distance from the packings made so far is what it is corrected by:
+    anchored at the nearest of them, and its slope by the nearest two. A guess aims half of `slack` below the
+    target, and behind one that does not fit lower by a share (CAUTION) of what that was wrong, from the
+    PACKINGS-th on by twice as much each time. It ends when a file spares at most `slack`, when one step fewer
+    does not fit, or after PACKINGS packings of which one fits; where nothing fits, when `last` was tried.
+    """
+
+    target: int
+    last: int
+    estimate: Callable[[int], float]  # bytes, up to what all steps share
+    measure: Callable[[int], int]  # of the packed submission
+    sizes: dict[int, int]  # step -> bytes, of packings made; one at least
+    guessed: dict[int, int] = field(default_factory=dict[int, int])  # what was expected of them
+
+    @property
+    def slack(self) -> int:
+        return max(FINE_BYTES, self.target // FINE_SHARE)
+
+    def bounds(self) -> tuple[int, int | None]:
+        """The greatest step below the second one that does not fit, or -1; the least that fits, or None."""
+        fitting = min((step for step, size in self.sizes.items() if size <= self.target), default=None)
+        large = [step for step, size in self.sizes.items() if size > self.target]
+        return max((step for step in large if fitting is None or step < fitting), default=-1), fitting
+
+    def expected(self, step: int) -> float:
+        """Bytes of the step's file, by the estimate and the packings."""
+        near, *others = sorted(self.sizes, key=lambda s: abs(self.sizes[s] - self.target))
+        slope = 1.0
+        for other in others:
+            apart = self.estimate(near) - self.estimate(other)
+            if apart:
+                slope = min(2.0, max(0.5, (self.sizes[near] - self.sizes[other]) / apart))
+                break
+        return self.sizes[near] + slope * (self.estimate(step) - self.estimate(near))
+
+    def first_below(self, size: float, low: int, high: int) -> int:
+        """The least step from `low` to `high` that is expected to have at most `size` bytes, or `high`."""
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.expected(middle) <= size else (middle + 1, high)
+        return low
+
+    def wrong(self) -> int:
+        """By how many bytes the last guess was, if its file does not fit."""
+        last = [*self.sizes][-1]
+        missed = last in self.guessed and self.sizes[last] > self.target
+        return abs(self.sizes[last] - self.guessed[last]) if missed else 0
+
+    def run(self) -> int:
+        """The step; `last` where nothing fits. `sizes` then has its bytes."""
+        while True:
+            low, fitting = self.bounds()
+            if fitting is None:
+                if low >= self.last:
+                    return self.last
+            elif self.target - self.sizes[fitting] <= self.slack or fitting - low <= 1:
+                return fitting
+            elif len(self.sizes) >= PACKINGS:
+                return fitting
+            late = len(self.sizes) - PACKINGS + 1
+            spare = self.slack / 2 + CAUTION[min(late, 0)] * self.wrong()
+            if fitting is not None:  # there is something to fall back upon
+                spare = min(spare, 0.75 * self.slack)
+            spare *= 2 ** max(0, late)
+            high = self.last if fitting is None else fitting - 1
+            step = self.first_below(self.target - spare, low + 1, high)
+            self.guessed[step] = round(self.expected(step))
+            self.sizes[step] = self.measure(step)
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """Of the search that ended at `step`; where nothing fits, a finding."""
+        found: dict[str, Any] = {"packings": len(self.sizes), "bytes_after": self.sizes[step]}
+        if step in self.guessed:
+            found["estimated_bytes"] = self.guessed[step]
+        found["fits"] = self.sizes[step] <= self.target
+        if not found["fits"]:
+            least = min(self.sizes.values())
+            found["finding"] = (
+                f"target_bytes must be at least the bytes that can be reached, but got {self.target:,} and "
+                f"{least:,}. Raise target_bytes, or store fewer bits or parameters."
+            )
+        return found

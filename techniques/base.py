@@ -515,6 +515,12 @@ class Technique:
         roles {name: role}, hessians {name: [c,c]}, bytes(packed): the whole submission's size, and
         note(**facts)."""
 
+    @slot("the submission's size")
+    def fit(self, packed: Any, bits: dict[str, int], export: Any, again: Any) -> Any:
+        """list of Packed, corrected -> list of Packed: what is stored so that the submission has the bytes
+        that it may have. `bits` as for `tensor_bits`; again() rounds and corrects anew. sdclip."""
+        return packed
+
     @slot("bytes")
     def codec(self) -> Codec:
         """Compresses the artifact's container, in place of zlib."""

@@ -154,6 +154,12 @@ def check_together(techniques: dict[str, Technique]) -> None:
                 f"Only one technique may fill the slot `{slot}`, but {' and '.join(sorted(claimants))} "
                 f"are both on. Turn one off."
             )
+    aiming = sorted(n for n, t in techniques.items() if t.aims_at_bytes)
+    if len(aiming) > 1:
+        raise ValueError(
+            f"Only one technique may aim at bytes, but target_bytes of {' and '.join(aiming)} are set. "
+            f"Set one of them to 0."
+        )
     for name, technique in techniques.items():
         for other, why in technique.conflicts.items():
             if other in techniques:

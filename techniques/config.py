@@ -408,14 +408,14 @@ def stage_keys(
 
 def _read_early(resolved: Resolved, code: Mapping[str, str], stage: str) -> dict[str, Any]:
     """What a stage reads of later ones all the same: a technique at the seam `weight` trains on the bits that
-    the export will store, one at `correct` may weigh the whole submission, code and all."""
+    the export will store, one at `correct`, or that aims at bytes, may weigh the whole submission."""
     seams = {seam for t in resolved.techniques.values() for seam in claims(t)}
     if stage == "train" and "weight" in seams:
         owner = resolved.owner("bits")
         bits = [{role: owner.bits(role) for role in ROLES}, code.get(owner.name, "")] if owner else []
         return {"stored_bits": bits, "stored_from_numel": resolved.config.quantize_min_numel}
-    if stage == "quantize" and "correct" in seams:
-        aims = any(t.aims_at_bytes for t in resolved.techniques.values())
+    aims = any(t.aims_at_bytes for t in resolved.techniques.values())
+    if stage == "quantize" and (aims or "correct" in seams):
         settings = resolved.identity() if aims else resolved.identity("pack")  # the script says them all
         return {"submission": dict(code), "codec": settings}
     return {}

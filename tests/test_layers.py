@@ -77,6 +77,10 @@ NEVER = {
 TORCH_FREE = ("trainer", "trainer.machine")  # what the search may know of the trainer
 # Imports inside functions, with what they save. Anything else stands at the head of its file.
 LATE: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "benchmarks.scale": (
+        "its workers stand for the search's, which load no torch",
+        ("conformance.subject", "train_gpt", "trainer.muon", "trainer.seams"),
+    ),
     "search.cli": (
         "`--help` answers without Optuna, and each command loads its own page",
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,20 @@ def _cpu_facts(proc: Path) -> dict[str, str]:
 
 def _model_of(facts: Mapping[str, str]) -> str:
     return facts.get("model name") or platform.processor() or platform.machine() or "CPU"
+
+
+def resident_peak(proc: Path = PROC) -> tuple[int, bool]:
+    """(the most bytes of memory that this process held at once, whether that is since the last call). Where
+    the system cannot start the count anew (only Linux can), it is since the process began."""
+    here = proc / "self"
+    try:
+        lines = (here / "status").read_text().splitlines()
+        peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        (here / "clear_refs").write_text("5")
+        return peak, True
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, False
 
 
 def end_process(code: int) -> None:

@@ -8,13 +8,16 @@ change any of them?
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from techniques.base import SEAMS, Technique, claims
 from techniques.config import Resolved
 from techniques.parts import Codec
-from trainer.artifact import ZlibCodec
+from trainer.artifact import Packed, Remembering, ZlibCodec, round_to_nearest
 from trainer.audit import Audit
 from trainer.ledger import Ledger
 
@@ -30,6 +33,7 @@ class Seams:
         self.ledger = Ledger()  # of the world, once there is one
         self.steps: dict[tuple[str, str], bool] = {}  # (technique, seam of every step) -> changed one of them
         self.at_work = ""  # the technique that a chain has come to
+        self.made: dict[bytes, bytes] = {}  # a container's hash -> what the codec made of it
 
     # -- who enters ----------------------------------------------------------------------------------------
 
@@ -78,7 +82,8 @@ class Seams:
         return value
 
     def codec(self) -> Codec:
-        return self.slot("codec", ZlibCodec)
+        """What a search for bytes has packed is not packed again."""
+        return Remembering(self.slot("codec", ZlibCodec), self.made)
 
     def bits(self, role: str) -> int:
         """Bits per stored weight of a role: 8, unless a technique says otherwise."""
@@ -104,6 +109,20 @@ class Seams:
     def note(self, **facts: Any) -> None:
         """Figures of the technique that is at work in a chain."""
         self.audit.note(self.at_work, **facts)
+
+    def note_rounding(
+        self, weights: Mapping[str, Tensor], bits: Mapping[str, int], packed: Iterable[Packed]
+    ) -> None:
+        """In how many tensors whoever fills a slot of the rounding made another of it than the baseline."""
+        touched = {"bits": 0, "row_scale": 0, "quantizer": 0}
+        for item in packed if any(self.owner(slot) for slot in touched) else ():
+            if item.scale is not None:
+                q, scale = round_to_nearest(weights[item.name], bits[item.name])
+                touched["bits"] += bits[item.name] != 8
+                touched["row_scale"] += not torch.equal(item.scale, scale)
+                touched["quantizer"] += not (torch.equal(item.q, q) and torch.equal(item.scale, scale))
+        for slot, tensors in touched.items():
+            self.filled(slot, tensors > 0, tensors=tensors)
 
     def note_of(self, slot: str, **facts: Any) -> None:
         """Figures of whoever fills a slot."""

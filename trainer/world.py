@@ -19,7 +19,7 @@ from torch import Tensor
 from techniques.base import Unavailable
 from techniques.config import Config
 from trainer.ledger import Ledger
-from trainer.machine import cpu_name
+from trainer.machine import cpu_name, resident_peak
 
 GRAPHS = 64  # compiled ones at most: one for each phase and each size of batch
 
@@ -32,7 +32,9 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.ledger = Ledger(self.seconds, self.synchronize)
-        self.earlier_peak_bytes = 0  # of the processes whose stages were taken over
+        self.earlier_peak_bytes = 0  # of earlier stages, also of a process whose stages were taken over
+        self.stage_memory: dict[str, int] = {}  # stage -> its peak, bytes
+        self.counts_stages = True  # whether the system can start the count anew
         self.not_compiled: list[str] = []  # why `compile auto` compiled nothing, if it did not
         self._thread = time.pthread_getcpuclockid(threading.get_ident())
         self._threads = torch.get_num_threads()
@@ -152,13 +154,15 @@ class World:
             "threads": torch.get_num_threads(),
         }
 
-    def peak_memory_bytes(self) -> int:
-        """Of the device, or of this process; of an earlier process where its stages needed more."""
+    def stage_ended(self, stage: str) -> None:
+        """Keeps the stage's peak memory, of the device or of this process; the next stage's counts anew."""
         if self.device.type == "cuda":
-            mine = torch.cuda.max_memory_allocated()
+            peak = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
         else:
-            mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return max(mine, self.earlier_peak_bytes)
+            peak, self.counts_stages = resident_peak()
+        self.stage_memory[stage] = max(peak, self.stage_memory.get(stage, 0))
+        self.earlier_peak_bytes = max(peak, self.earlier_peak_bytes)
 
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():

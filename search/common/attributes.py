@@ -59,6 +59,7 @@ LABELS = "labels"  # of a result: all that were printed, without parameters, the
 FIGURES = (ARTIFACT_BYTES, CODE_BYTES, TRAIN_SECONDS, EVAL_SECONDS, TRUE_SECONDS, STEPS, PARAMS)
 BPB_CHAIN = "bpb_chain"  # [[link, bits per byte], …] of a result, from the last weights to the scorer
 STAGE_SECONDS = "stage_seconds"  # stage -> timed seconds
+STAGE_MEMORY = "stage_memory"  # {bytes: {stage: peak}, anew: whether each stage's was counted from its start}
 STAGE_REUSE = "stages"  # recorded true seconds by stage, what was reused, seconds spent and saved
 OVER = "over_limit"  # the limits that it broke, in words
 SLACK_BYTES = "slack_bytes"  # below the limit; negative: over it

@@ -291,6 +291,12 @@ def overhead_text(seconds: Mapping[str, float]) -> str:
     return f"{', '.join(parts)}; {seconds['share']:.1%} of a trial of {seconds['process_s']:.1f} s"
 
 
+def memory_text(told: Mapping[str, Any]) -> str:
+    """train 512 MB, evaluate 300 MB (each since its start)."""
+    parts = ", ".join(f"{stage} {peak / 1e6:,.0f} MB" for stage, peak in told["bytes"].items())
+    return f"{parts} ({'each since its' if told['anew'] else 'since the process had its'} start)"
+
+
 def wait(seconds: float) -> str:
     """14.1 s, 20 ms."""
     return f"{seconds:.1f} s" if seconds >= 1.0 else f"{1000 * seconds:.0f} ms"

@@ -12,7 +12,7 @@ from typing import Any, cast
 from optuna.trial import FrozenTrial, TrialState
 
 from search.common import attributes as stored
-from search.report.rows import confirmed_text, learnt_text, overhead_text, reuse_of_trial
+from search.report.rows import confirmed_text, learnt_text, memory_text, overhead_text, reuse_of_trial
 from search.study.limits import Limits, broken_limits
 from search.workers.record import FINISHED, VAL_BPB, chain_text, trial_note
 
@@ -30,6 +30,7 @@ TEXTS: Mapping[str, Callable[[Any], str]] = {
     stored.STAGE_REUSE: reuse_of_trial,
     stored.OVERHEAD: overhead_text,
     stored.BPB_CHAIN: chain_text,
+    stored.STAGE_MEMORY: memory_text,
     stored.LEARNT: learnt_text,
     stored.CONFIRMED: lambda told: "; ".join(f"#{n}: {confirmed_text(facts)}" for n, facts in told.items()),
 }

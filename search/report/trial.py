@@ -16,6 +16,7 @@ from search.report.rows import (
     confirmed_of,
     confirmed_text,
     learnt_text,
+    memory_text,
     overhead_text,
     reuse_of_trial,
     short,
@@ -121,6 +122,8 @@ def facts_of(trial: FrozenTrial, limits: Limits) -> dict[str, str]:
         out["BPB chain"] = f"{chain_text(links)}; on the tokens of a report"
     if stored.STAGE_REUSE in attrs:
         out["stages"] = reuse_of_trial(attrs[stored.STAGE_REUSE])
+    if stored.STAGE_MEMORY in attrs:
+        out["peak memory"] = memory_text(attrs[stored.STAGE_MEMORY])
     if stored.CACHE_NOTES in attrs:
         out["stage cache"] = "; ".join(attrs[stored.CACHE_NOTES])
     if learnt := learnt_text(attrs.get(stored.LEARNT, {})):

@@ -4,13 +4,14 @@ group.
 A group holds all tensors whose names differ in numbers only (one projection of every layer). Rows of a
 tensor are put in a greedy chain: behind each row the nearest of the rest by L1 distance; the order is stored,
 two bytes a row, and undone when reading. Column by column the neighbours then resemble each other. `sort =
-"auto"` sorts where the group shrinks by more than its orders take; "always" and "never" do not look.
+"auto"` sorts where the group shrinks by more than its orders take; "always" and "never" do not look. It looks
+at the whole of a group of at most TRIED_WHOLE bytes, else at every TRIED_ONE_OF-th of its tensors.
 
 Source: PR #1855, which gives each group to `lrzip -z` (ZPAQ) and sorts the token embedding, query and MLP
 input rows: 280 KB under brotli of a 16 MB artifact, 100 s to write, 20 s to read. ZPAQ is a program of its
-own; here a group goes to brotli or to xz, which find less (figures: studies/LOG.md). Cost: with "auto" each
-group is compressed twice; sorting R rows of C columns takes R²·C operations. Data that is no container of
-this trainer goes to brotli whole. What we saw: studies/LOG.md, "codecs on one trained export".
+own; here a group goes to brotli or to xz, which find less (figures: studies/LOG.md). Cost: with "auto" what
+is looked at is compressed twice; sorting R rows of C columns takes R²·C operations. Data that is no container
+of this trainer goes to brotli whole. What we saw: studies/LOG.md, "codecs on one trained export".
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from techniques.base import Choice, Technique, Unavailable, setting
 from trainer.artifact import container_streams, read_head, stream_dtype, streams_of
 
 SORT_BLOCK = 8192  # rows that are sorted among themselves: their distances fill 256 MB
+TRIED_WHOLE = 2**20  # bytes
+TRIED_ONE_OF = 8
 WHOLE = 0xFFFFFFFF  # in place of the rest's length: all of the data is there
 
 
@@ -83,16 +86,25 @@ class PerGroupCodec:
 
     def group(self, tensors: list[np.ndarray]) -> tuple[bytes, bytes]:
         """(flag and orders, stream) of tensors [r_i, c]."""
-        plain = b"" if self.config.sort == "always" else self.squeeze(columns_first(tensors))
-        fits = max(len(q) for q in tensors) <= 2**16
-        if self.config.sort == "never" or not (fits or plain):
-            return b"\0", plain or self.squeeze(columns_first(tensors))
-        orders = [likeness_order(q) for q in tensors] if fits else []
-        table = b"".join(order.tobytes() for order in orders)
+        if self.config.sort == "never" or max(len(q) for q in tensors) > 2**16:
+            return self.plain(tensors)
+        if self.config.sort == "always":
+            return self.by_likeness(tensors)
+        whole = sum(q.size for q in tensors) <= TRIED_WHOLE
+        tried = tensors if whole else tensors[TRIED_ONE_OF // 2 :: TRIED_ONE_OF] or tensors
+        plain, found = self.plain(tried), self.by_likeness(tried)
+        better = plain if len(plain[1]) <= len(found[1]) + len(self.squeeze(found[0][1:])) else found
+        if len(tried) == len(tensors):
+            return better
+        return self.plain(tensors) if better is plain else self.by_likeness(tensors)
+
+    def plain(self, tensors: list[np.ndarray]) -> tuple[bytes, bytes]:
+        return b"\0", self.squeeze(columns_first(tensors))
+
+    def by_likeness(self, tensors: list[np.ndarray]) -> tuple[bytes, bytes]:
+        orders = [likeness_order(q) for q in tensors]
         stream = self.squeeze(columns_first([q[o] for q, o in zip(tensors, orders, strict=True)]))
-        if plain and len(plain) <= len(stream) + len(self.squeeze(table)):
-            return b"\0", plain
-        return b"\1" + table, stream
+        return b"\1" + b"".join(order.tobytes() for order in orders), stream
 
     def compress(self, data: bytes) -> bytes:
         try:
@@ -105,7 +117,9 @@ class PerGroupCodec:
         bodies: list[bytes] = []
         groups = [[streams[i][2] for i in places] for places in groups_of(layout)]
         with ThreadPoolExecutor() as threads:  # the coders leave the interpreter free
-            for told, stream in threads.map(self.group, groups):
+            largest = sorted(groups, key=lambda group: -sum(q.size for q in group))  # they end together
+            waiting = {id(group): threads.submit(self.group, group) for group in largest}
+            for told, stream in (waiting[id(group)].result() for group in groups):
                 rest.append(told)
                 bodies.append(struct.pack("<I", len(stream)) + stream)
         squeezed = self.squeeze(b"".join(rest))

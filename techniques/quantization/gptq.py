@@ -31,18 +31,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from techniques._quant import (
-    Job,
-    Solved,
-    quantize_lite,
-    round_rows,
-    rows_at_floor,
-    self_generated,
-    solve_all,
-)
+from techniques._quant import Job, Solved, quantize_lite, round_rows, rows_at_floor, self_generated, solve_all
 from techniques.base import Choice, Cost, Float, Int, Legality, Shape, Technique, Verdict, setting
 
 GPTQ_ROLES = ("attn", "mlp")  # every 2-D weight of these must show its inputs to a hook
+
+COUNTS = ("solved", "no_hessian", "damped_more", "cholesky_failed", "rows_at_floor")
 
 
 def gptq_modules(model: Any) -> dict[str, Any]:
@@ -64,9 +58,7 @@ class GptqQuantizer:
         self.hessians: dict[str, Tensor] = {}  # parameter's name -> mean XᵀX, float32 [c,c]
         self.solved: dict[str, Solved | None] = {}  # until `quantize` asks; None: the Cholesky failed
         self.ratios: list[float] = []  # Hessian error over that of plain rounding, per tensor
-        self.facts: dict[str, Any] = dict.fromkeys(
-            ("solved", "no_hessian", "damped_more", "cholesky_failed", "rows_at_floor"), 0
-        )
+        self.facts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
 
     def calibrate(self, model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Mean XᵀX over the calibration sequences of all ranks. ValueError for a matrix not reached."""
@@ -122,7 +114,7 @@ class GptqQuantizer:
                 dist.all_reduce(count)
             if not int(count):
                 raise ValueError(f"gptq's calibration never ran {name}: no batch, or the forward skips it.")
-            self.hessians[name] = total / float(count)
+            self.hessians[name] = total.div_(float(count))  # in place: not twice in memory
         self.facts["hessians"] = len(self.hessians)
 
     def quantize(self, name: str, weight: Tensor, bits: int, rule: Any = None) -> tuple[Tensor, Tensor]:
@@ -133,7 +125,9 @@ class GptqQuantizer:
         return self.told(self.solved.pop(name), weight, bits, rule)
 
     def prepare(self, export: Any, bits: Mapping[str, int]) -> None:
-        """Solves what `quantize` is going to be asked for, matrices of one shape together."""
+        """Solves what `quantize` is going to be asked for, matrices of one shape together; counts anew."""
+        self.facts |= dict.fromkeys(COUNTS, 0)
+        self.ratios = []
         rules = {n: export.seams.slot("row_scale", lambda _: None, export.roles[n]) for n in bits}
         self.solve_jobs([(n, export.weights[n], b, rules[n]) for n, b in bits.items()])
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from techniques._quant import hessian_error, round_rows
+from techniques._quant import entropy_bytes, hessian_error, round_rows
 from techniques.base import Choice, Float, Shape, Technique, setting
 
 BITS = (3, 4, 5, 6, 7, 8)
@@ -32,11 +32,6 @@ def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """(q, scale) of plain rounding under the rows' maxima."""
     scale = (weight.abs().amax(1) / (2 ** (bits - 1) - 1)).clamp_min(1e-7).to(torch.float16)
     return round_rows(weight, scale, bits), scale
-
-
-def entropy_bytes(q: Tensor) -> float:
-    counts = torch.bincount(q.flatten().to(torch.int32) + 128).double()
-    return float(-(counts * (counts.clamp_min(1) / q.numel()).log2()).sum() / 8)
 
 
 def spend(costs: list[dict[int, float]], sizes: list[dict[int, float]], budget: float) -> list[int]:

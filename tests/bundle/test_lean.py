@@ -17,6 +17,7 @@ from bundle.lean import FOREIGN, LAB, LAB_CALLS, Blanks, decided_by, lean, lean_
 from bundle.one_file import resolve_layer
 from bundle.reach import reachable
 from techniques import catalog
+from techniques._quant import PACKINGS
 from techniques.config import Resolved, read_preset, resolve
 from tests.bundle.test_bundle import alone, crowd, crowds_of, resolved_of
 from tests.conftest import ROOT, run_trainer
@@ -92,14 +93,16 @@ def test_a_script_attends_through_the_run_s_kernel(tiny: dict[str, str], tmp_pat
 
 
 @pytest.mark.slow
-def test_a_model_that_is_pruned_to_a_size_is_the_one_that_is_exported(
-    tiny: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(("name", "least"), [("prune", 38_850), ("sdclip", 38_700)])
+def test_a_model_that_is_brought_to_a_size_is_the_one_that_is_exported(
+    tiny: dict[str, str], tmp_path: Path, name: str, least: int
 ) -> None:
     """The script's bytes are part of the target."""
-    settings = {**tiny, "prune": "1", "prune.target_bytes": "38900"}
+    settings = {**tiny, name: "1", f"{name}.target_bytes": "38900"}
     check_same_bits(settings, resolved_of(settings), tmp_path)
     told = json.loads((tmp_path / "whole" / "result.json").read_text())
-    assert 38_850 < told["artifact_bytes"] <= 38_900, told["activity"]["prune"]
+    assert least < told["artifact_bytes"] <= 38_900, told["activity"][name]
+    assert told["activity"][name]["packings"] <= PACKINGS and told["activity"][name]["fits"]
 
 
 @pytest.mark.long

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import train_gpt
 from conformance import suite
 from conformance.lab import SHORT, Finished, Lab, write_corpus
+from techniques._quant import PACKINGS
 from techniques.averaging.ema import Ema
 from techniques.averaging.swa import Swa
 from techniques.base import Shape, Technique
@@ -17,9 +19,10 @@ from techniques.quantization.gptq import Gptq
 from techniques.quantization.late_qat import LateQat
 from techniques.quantization.mixed_bits import MixedBits
 from techniques.quantization.prune import Prune
+from techniques.quantization.sdclip import SdClip
 from trainer.artifact import Packed
 
-KNOWN = {t.name: t for t in (Ema, Swa, LateQat, Gptq, MixedBits, Prune)}
+KNOWN = {t.name: t for t in (Ema, Swa, LateQat, Gptq, MixedBits, Prune, SdClip)}
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +291,21 @@ def test_integers_beyond_their_bits_and_lost_odd_bytes_are_caught(lab: Lab) -> N
     assert "beyond 15" in failures(lab, PlantedUnclamped, "integers")["integers"]
     assert failures(lab, PlantedEven, "container").keys() == {"container"}
     assert failures(lab, MixedBits, "integers") == {}
+
+
+# -- a search for bytes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [Prune, SdClip], ids=lambda cls: cls.name)
+def test_what_aims_at_a_size_keeps_to_it(
+    lab: Lab, cls: type[Technique], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole submission: what four packings found is what is packed in the end."""
+    monkeypatch.setattr(train_gpt, "submitted_script", lambda _resolved: bytes(5000))
+    target = 5000 + round(0.97 * len(lab.export(short_run(lab))[1]))
+    run = short_run(lab, **{cls.name: True, f"{cls.name}__target_bytes": target})
+    packed, _ = lab.export(run)
+    told = run.seams.audit.report()[cls.name]
+    assert told["verdict"] == "active" and told["fits"] and told["packings"] <= PACKINGS
+    stored = train_gpt.pack(packed, run.resolved.head(), run.seams.codec())
+    assert len(stored) + 5000 == told["bytes_after"] <= target

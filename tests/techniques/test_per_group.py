@@ -81,3 +81,25 @@ def test_sorting_pays_where_rows_are_alike_and_auto_knows_where():
         assert sizes["auto"] == min(sizes["always"], sizes["never"])
         assert (sizes["always"] < 0.9 * sizes["never"]) is pays
     assert len(pack(alike, {}, codec())) < len(pack(alike, {}, BrotliShuffle().codec()))
+
+
+def test_of_a_large_group_auto_looks_at_a_few_tensors(monkeypatch: pytest.MonkeyPatch):
+    """It takes the better way for all of them, and compresses little twice."""
+    monkeypatch.setattr(per_group, "TRIED_WHOLE", 1000)
+    alike = [Packed(f"blocks.{i}.q", families(), torch.ones(96).half()) for i in range(11)]
+    noise = [Packed(f"blocks.{i}.q", integers(96, 64), torch.ones(96).half()) for i in range(11)]
+    squeezed: list[int] = []
+    plain = per_group.PerGroupCodec.squeeze
+
+    def counted(self: per_group.PerGroupCodec, data: bytes) -> bytes:
+        squeezed.append(len(data))
+        return plain(self, data)
+
+    monkeypatch.setattr(per_group.PerGroupCodec, "squeeze", counted)
+    for packed, better in ((alike, "always"), (noise, "never")):
+        squeezed.clear()
+        artifact = pack(packed, {}, codec())
+        assert sum(squeezed) < 1.5 * sum(p.q.numel() for p in packed)
+        assert len(artifact) == len(pack(packed, {}, codec(sort=better)))
+        _, weights = unpack(artifact, {"per_group": codec()})
+        assert all(torch.equal(weights[p.name], p.dequantized()) for p in packed)

@@ -1,15 +1,20 @@
 """Pruning zeroes what it says it does, never grows the file, and aims at decimal bytes."""
 
+import itertools
+import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from techniques._quant import FINE_BYTES, PACKINGS, ByteSearch
 from techniques.base import Shape
+from techniques.compression.brotli_shuffle import BrotliShuffleCodec
 from techniques.config import resolve, stage_keys
 from techniques.quantization import prune
-from techniques.quantization.prune import Prune, pruned
+from techniques.quantization.prune import Prune
 from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest
 
 
@@ -48,34 +53,57 @@ def test_the_fraction_is_of_the_nonzero_and_the_cheapest_fall():
     assert nonzero(before) == nonzero(items())  # what was given stays
 
 
-def test_bytes_come_down_to_the_target_with_the_fewest_ones():
+def test_only_ones_fall_and_what_cannot_be_reached_is_told():
     facts: dict[str, Any] = {}
     before, export = items(), exported(facts)
     start = export.bytes(before)
     for saving in (40, 200):
         after = Prune(Prune.Config(target_bytes=start - saving)).correct(before, export)
-        count = facts["newly_zeroed"]
         assert facts["fits"] and export.bytes(after) == facts["bytes_after"] <= start - saving
-        assert export.bytes(pruned(before, count - 1, True)) > start - saving  # the edge
         touched = [(p.q != a.q, p.q) for p, a in zip(before[1:], after[1:], strict=True)]
         assert all(bool((q[moved].abs() == 1).all()) for moved, q in touched)
+    facts.clear()
     loose = Prune(Prune.Config(target_bytes=start)).correct(before, export)
-    assert facts["newly_zeroed"] == 0 and all(
-        torch.equal(a.q, b.q) for a, b in zip(loose, before, strict=True)
-    )
+    assert facts["newly_zeroed"] == 0 and facts["packings"] == 1 and "finding" not in facts
+    assert all(torch.equal(a.q, b.q) for a, b in zip(loose, before, strict=True))
     Prune(Prune.Config(target_bytes=1200)).correct(before, export)
     assert not facts["fits"] and facts["newly_zeroed"] == facts["candidates"]
+    assert f"got 1,200 and {facts['bytes_after']:,}. Raise target_bytes" in facts["finding"]
 
 
-def test_few_packings_find_the_count_and_the_estimate_is_the_entropy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prune, "PRUNE_SLACK", 1000)  # this file is small
+@pytest.mark.parametrize("codec", [ZlibCodec(), BrotliShuffleCodec(1, 11)], ids=["zlib", "brotli"])
+def test_four_packings_find_what_trying_many_counts_finds(codec: Any):
+    """Beyond the least that fits, only counts that spare less than the slack and one jump of the codec."""
+    before, facts, apart = items(rows=256), {}, 128
+    candidates = prune.Candidates(before, True)
+
+    def size_of(packed: list[Packed]) -> int:
+        return 1000 + len(pack(packed, {}, codec))
+
+    export = SimpleNamespace(bytes=size_of, note=lambda **f: facts.update(f))
+    sizes = {n: size_of(candidates.pruned(n)) for n in range(0, candidates.total, apart)}
+    first, *_, final = sizes.values()
+    jump = max(abs(a - b) for a, b in itertools.pairwise(sizes.values()))
+    for share in (0.15, 0.5, 0.85):
+        target = round(first - share * (first - final))
+        Prune(Prune.Config(target_bytes=target)).correct(before, export)
+        found = facts["newly_zeroed"]
+        assert facts["packings"] <= PACKINGS and facts["bytes_after"] <= target
+        assert facts["bytes_after"] == size_of(candidates.pruned(found))
+        least = min(n for n, size in sizes.items() if size <= target)
+        spared = max(n for n, size in sizes.items() if size >= target - FINE_BYTES - jump)
+        assert least - apart <= found <= spared + apart, (share, least, found, spared)
+
+
+def test_few_packings_find_the_count_and_the_estimate_is_the_entropy():
     facts: dict[str, Any] = {}
     before, export = items(rows=1024), exported(facts)
     start = export.bytes(before)
     for share in (0.99, 0.93):
-        Prune(Prune.Config(target_bytes=round(share * start))).correct(before, export)
-        spare = round(share * start) - facts["bytes_after"]
-        assert 0 <= spare <= share * start / 1000 and facts["packings"] <= 7
+        target = round(share * start)
+        Prune(Prune.Config(target_bytes=target)).correct(before, export)
+        assert 0 <= target - facts["bytes_after"] <= FINE_BYTES and facts["packings"] <= PACKINGS
+        assert abs(facts["estimated_bytes"] - facts["bytes_after"]) < 0.002 * target
     candidates = prune.Candidates(before, True)
     model = prune.EntropyOfCount(candidates)
     for count in (0, 1000, candidates.total):
@@ -84,9 +112,57 @@ def test_few_packings_find_the_count_and_the_estimate_is_the_entropy(monkeypatch
             counts = torch.unique(item.q, return_counts=True)[1].double()
             bits -= float((counts * (counts / counts.sum()).log2()).sum())
         assert model.bytes(count) == pytest.approx(bits / 8)
-    half = (model.bytes(0) + model.bytes(candidates.total)) / 2
-    count = model.count_for(half)
-    assert model.bytes(count) <= half < model.bytes(count - 1)
+
+
+def searched(
+    target: int, last: int, real: Callable[[int], int], guess: Callable[[int], float], start: int = 0
+) -> tuple[int, ByteSearch]:
+    """The step found, and the search; no step is packed twice."""
+    packed: list[int] = []
+
+    def measure(step: int) -> int:
+        assert 0 <= step <= last and step not in packed and step != start
+        packed.append(step)
+        return real(step)
+
+    search = ByteSearch(target, last, guess, measure, {start: real(start)})
+    found = search.run()
+    assert search.sizes[found] == real(found)
+    return found, search
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_the_codec_a_file_that_fits_is_found_if_there_is_one(seed: int):
+    """Codecs that save more or less than the estimate, unevenly, with jumps up to the slack."""
+    draw = random.Random(seed)
+    last, rate, bend = draw.randrange(1, 200_000), draw.uniform(0.7, 1.4), draw.uniform(0.8, 1.2)
+    whole, jumps = draw.randrange(100_000, 10_000_000), draw.choice((0, 8))
+
+    def guess(step: int) -> float:
+        return whole * (1 - 0.2 * (step / last) ** bend)
+
+    def real(step: int) -> int:
+        noise = random.Random(step * 1000 + seed).uniform(-jumps, jumps)
+        return round(1.05 * whole - rate * (whole - guess(step)) * (1 + 0.1 * step / last) + noise)
+
+    for share in (-0.01, 0.0, 0.1, 0.5, 0.9, 1.0):
+        target = round(real(0) - share * (real(0) - real(last)))
+        start = draw.choice((0, last))
+        found, search = searched(target, last, real, guess, start)
+        assert real(found) <= target
+        assert len(search.sizes) <= PACKINGS, search.sizes
+        spare = target - real(found)
+        assert found == 0 or spare <= search.slack or spare < real(found - 1) - real(found) + 2 * jumps
+    found, search = searched(real(last) - 3 * jumps - 1, last, real, guess)
+    assert found == last and not search.facts(found)["fits"] and len(search.sizes) <= 2 * PACKINGS
+
+
+def test_an_estimate_that_is_wrong_costs_packings_and_no_byte_of_the_target():
+    """It says that bytes fall at once; they fall at the end alone."""
+    found, search = searched(
+        500_000, 4096, lambda s: 1_000_000 - (s**8 // 4096**7) * 200, lambda s: 1e6 - 400 * s
+    )
+    assert search.sizes[found] <= 500_000 and len(search.sizes) <= 12
 
 
 def test_a_file_that_would_grow_stays():

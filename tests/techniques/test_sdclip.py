@@ -2,18 +2,22 @@
 
 import math
 import zlib
+from typing import Any
 
 import pytest
 import torch
 
 import train_gpt
+from techniques._quant import FINE_BYTES, PACKINGS
 from techniques.base import Unavailable
-from techniques.config import resolve
+from techniques.config import resolve, stage_keys
 from techniques.quantization.gptq import Gptq
+from techniques.quantization.mixed_bits import MixedBits
+from techniques.quantization.prune import Prune
 from techniques.quantization.sdclip import SdClip, sd_scales
 from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated
-from trainer.artifact import round_to_nearest
+from trainer.artifact import pack, round_to_nearest
 from trainer.seams import Seams
 
 
@@ -109,3 +113,92 @@ def test_the_exports_scales_are_the_hessian_aware_ones():
             assert torch.equal(item.scale, wide)
             assert not torch.equal(wide, sd_scales(trained[item.name], 8, k, None, 0.0))
     assert seams.audit.report()["sdclip"]["verdict"] == "active"
+
+
+TARGETED = {"sdclip": True, "mixed_bits": True, "mixed_bits.attn_bits": 6, "mixed_bits.mlp_bits": 6}
+
+
+def fitted(
+    monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[list[Any], Seams, dict[str, torch.Tensor]]:
+    """The tiny model's export under these settings and a script of no bytes; its weights."""
+    monkeypatch.setattr(train_gpt, "submitted_script", lambda _resolved: b"")
+    known, model = {"sdclip": SdClip, "mixed_bits": MixedBits, "gptq": Gptq, "prune": Prune}, tiny_model()
+    layer = TINY | TARGETED | {"quantize_min_numel": 1} | settings
+    seams = Seams(resolve({"file": layer}, known))
+    g = torch.Generator().manual_seed(5)
+    trained = {n: p.detach() + 0.1 * torch.randn(p.shape, generator=g) for n, p in model.named_parameters()}
+    tokens = tiny_tokens(64)[:64].view(2, 32).long()
+    packed, _ = train_gpt.quantize(trained, model, seams, iter([(tokens, tokens)] * 2))
+    return packed, seams, trained
+
+
+def size_of(packed: list[Any], seams: Seams) -> int:
+    return len(pack(packed, seams.resolved.head(), seams.codec()))
+
+
+def bytes_under(
+    monkeypatch: pytest.MonkeyPatch, multiple: float, target: int = 99_999, **settings: Any
+) -> int:
+    """Of the file with every k multiplied, when nothing is fitted to the target that its head tells."""
+    with monkeypatch.context() as patch:
+        patch.setattr(SdClip, "multiple", multiple)
+        patch.setattr(SdClip, "fit", lambda _self, packed, *_: packed)
+        packed, seams, _ = fitted(patch, **{"sdclip.target_bytes": target}, **settings)
+        return size_of(packed, seams)
+
+
+@pytest.mark.parametrize("more", [{}, {"gptq": True, "gptq.calib_batches": 2}], ids=["plain", "gptq"])
+def test_k_comes_to_a_size_as_when_every_multiple_is_tried(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    multiples = [2 ** (i / 8) for i in range(-6, 17)]
+    sizes = [bytes_under(monkeypatch, m, **more) for m in multiples]
+    for target in (sizes[2] + 3, sizes[6] - 40, sizes[14] + 20):
+        packed, seams, _ = fitted(monkeypatch, **more, **{"sdclip.target_bytes": target})
+        facts, made = seams.audit.report()["sdclip"], len(seams.made)
+        assert facts["fits"] and facts["packings"] == made <= PACKINGS
+        assert size_of(packed, seams) == facts["bytes_after"] <= target and len(seams.made) == made
+        assert facts["verdict"] == "active" and abs(facts["estimated_bytes"] - target) < 0.05 * target
+        assert bytes_under(monkeypatch, facts["fit_multiple"], target, **more) == facts["bytes_after"]
+        least = min(m for m, size in zip(multiples, sizes, strict=True) if size <= target)
+        assert facts["fit_multiple"] < 1.03 * least, (target, facts, least)
+        assert target - facts["bytes_after"] <= 3 * FINE_BYTES
+        assert seams.techniques["sdclip"].multiple == 1.0  # type: ignore[attr-defined]
+
+
+def test_bytes_that_are_left_buy_no_clip_that_errs_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(packed: list[Any], trained: dict[str, torch.Tensor]) -> float:
+        return sum(float((p.dequantized() - trained[p.name]).square().sum()) for p in packed)
+
+    packed, seams, trained = fitted(monkeypatch, **{"sdclip.target_bytes": 10**7})
+    facts = seams.audit.report()["sdclip"]
+    assert facts["fit_multiple"] < 1 and facts["packings"] == 2 and facts["fits"]
+    wide = fitted(monkeypatch)[0]
+    narrow = fitted(
+        monkeypatch, **{f"sdclip.{n}_k": 0.6 * 12.85 * facts["fit_multiple"] for n in ("attn", "mlp")}
+    )[0]
+    matrices = [[p for p in found if ".blocks." in f".{p.name}"] for found in (packed, wide, narrow)]
+    ours, wider, narrower = (error(found, trained) for found in matrices)
+    assert ours < wider and ours < narrower
+
+
+def test_a_size_out_of_reach_is_told_and_two_that_aim_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, seams, _ = fitted(monkeypatch, **{"sdclip.target_bytes": 500})
+    facts = seams.audit.report()["sdclip"]
+    assert not facts["fits"] and facts["fit_multiple"] == 16.0
+    found = [line for line in seams.audit.findings() if line.startswith("sdclip: target_bytes must be")]
+    assert len(found) == 1 and f"got 500 and {facts['bytes_after']:,}. Raise target_bytes" in found[0]
+    both = {"prune": True, "prune.target_bytes": 9000, "sdclip.target_bytes": 9000}
+    with pytest.raises(ValueError, match="prune and sdclip are set"):
+        fitted(monkeypatch, **both)
+
+
+def test_the_size_is_part_of_what_is_stored() -> None:
+    known = {"sdclip": SdClip}
+    one, other = (
+        resolve({"file": {"sdclip": True, "sdclip.target_bytes": 9000, "val_batch_size": size}}, known)
+        for size in (1 << 15, 1 << 16)
+    )
+    keys = [stage_keys(resolved, {"": "c"}, "d")["quantize"] for resolved in (one, other)]
+    assert keys[0] != keys[1]

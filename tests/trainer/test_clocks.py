@@ -264,6 +264,7 @@ def test_every_seam_has_its_place() -> None:
         "plan cap cross_entropy weight",
         "build": "sizes init hyper batch",  # with the model: untimed in training
         "round": "bits row_scale",
+        "correct": "fit",
     }
     assert {*claims(Slow), *" ".join(within.values()).split()} == {*SEAMS}
 

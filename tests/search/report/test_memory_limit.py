@@ -118,3 +118,20 @@ def test_both_samplers_learn_it(tmp_path: Path) -> None:
     assert set(beliefs.constraints) == {"memory"}
     assert ranks_of(trials[0], 1.0) < ranks_of(trials[7], 1.0)  # although its value is better
     assert trials[7].value is not None and trials[0].value is not None and trials[7].value < trials[0].value
+
+
+def test_a_trial_shows_the_peak_of_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(tmp_path, "")
+    session = Session(study, Folders(tmp_path, "memory"), "", optuna.create_study(), trainer_of(study))
+    peaks = {"train": 512_300_000, "evaluate": 1_300_000_000}
+    for number, anew in enumerate((True, False)):
+        monkeypatch.setitem(RESULT, "stage_memory", peaks)
+        monkeypatch.setitem(RESULT, "stage_memory_counts_anew", anew)
+        run(session, 1_300_000_000)
+        shown = " ".join(printed(print_trial, session, number).split())
+        since = "each since its start" if anew else "since the process had its start"
+        assert f"train 512 MB, evaluate 1,300 MB ({since})" in shown
+    for name in ("stage_memory", "stage_memory_counts_anew"):
+        monkeypatch.delitem(RESULT, name)
+    run(session, 1)
+    assert "peak memory" not in printed(print_trial, session, 2)

@@ -88,6 +88,7 @@ def bits(outcome: Outcome) -> dict[str, Any]:
     assert outcome.result is not None
     kept = {k: v for k, v in outcome.result.items() if "seconds" not in k and k not in ("run_id", "reused")}
     kept.pop("peak_memory_bytes")
+    assert kept.pop("stage_memory").keys() == {"data", "train", "quantize", "pack", "evaluate"}
     kept["reads"] = sorted(  # the ledger, less its seconds
         (r["stage"], r["reader"], r["split"], r["reads"], r["tokens"]) for r in kept["reads"]
     )

@@ -1,0 +1,103 @@
+"""Peak memory by stage: recorded in a result, bounded for a laptop's trial, an evaluation and GPTQ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus.bpb import ByteLuts, count_bytes
+from search.report.rows import memory_text
+from techniques.quantization.gptq import Gptq
+from tests.conftest import run_trainer
+from tests.techniques.evaluation_rig import single, tiny_model
+from train_gpt import Evaluation
+from trainer.machine import resident_peak
+
+STAGES = {"data", "train", "quantize", "pack", "evaluate"}
+LAPTOP = {"iterations": "2", "val_tokens": "16384", "num_reports": "1", "device": "cpu"}
+pytestmark = pytest.mark.skipif(not resident_peak()[1], reason="only Linux counts a stage's memory anew")
+
+
+def peak_of(work: Any, *arguments: Any) -> int:
+    """Bytes that this process held at most beyond what it held before."""
+    resident_peak()
+    before, _ = resident_peak()
+    kept = work(*arguments)
+    after, _ = resident_peak()
+    del kept
+    return after - before
+
+
+def test_each_reading_begins_a_new_count() -> None:
+    assert peak_of(bytearray, 64_000_000) > 50_000_000
+    assert peak_of(bytearray, 1_000) < 10_000_000
+
+
+def test_where_the_count_cannot_begin_anew_it_is_since_the_start(tmp_path: Path) -> None:
+    peak, anew = resident_peak(tmp_path)
+    assert peak > 10_000_000 and not anew
+    assert memory_text({"bytes": {"train": peak}, "anew": anew}).endswith("(since the process had its start)")
+
+
+def test_a_laptop_trial_tells_each_stages_peak_and_stays_below_its_bound(
+    tiny_data: dict[str, str], tmp_path: Path
+) -> None:
+    done = run_trainer({**tiny_data, **LAPTOP, "out_dir": str(tmp_path)}, "--preset=laptop")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    peaks = result["stage_memory"]
+    assert peaks.keys() == STAGES and result["stage_memory_counts_anew"]
+    assert max(peaks.values()) == result["peak_memory_bytes"] < 1_200_000_000
+    assert min(peaks.values()) > 50_000_000 and peaks["evaluate"] < result["peak_memory_bytes"] + 1
+    assert memory_text({"bytes": peaks, "anew": True}).count(" MB") == len(STAGES)
+    record = json.loads((tmp_path / "stage_pack.json").read_text())
+    assert record["stage_memory"] == {s: n for s, n in peaks.items() if s != "evaluate"}
+
+
+def test_a_run_that_fails_tells_what_it_needed(tiny: dict[str, str], tmp_path: Path) -> None:
+    done = run_trainer({**tiny, "matrix_lr": "1e30", "scalar_lr": "1e30", "out_dir": str(tmp_path)})
+    assert done.returncode == 3
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["stage_memory"].keys() == {"data", "train"} and result["peak_memory_bytes"] > 50_000_000
+
+
+def evaluated(count: int) -> None:
+    """What an evaluation keeps of `count` tokens, without a model's work: that is of its batches alone."""
+    tokens = torch.arange(count + 1, dtype=torch.int32) % 64
+    luts = ByteLuts(*(np.zeros(64, t) for t in (np.int16, bool, bool)))
+    data: Any = SimpleNamespace(target_bytes=lambda told: count_bytes(luts, told[:-1], told[1:]) + 1)
+    run = Evaluation(tiny_model(), tokens, 32, 8, single())
+    for start in range(0, count, 100_000):
+        run.write(start, torch.ones(min(100_000, count - start)))
+    assert run.result(data).tokens == count
+
+
+def test_an_evaluation_keeps_a_few_bytes_of_a_token_whatever_its_number() -> None:
+    evaluated(1_000)
+    small, large = peak_of(evaluated, 1_000_000), peak_of(evaluated, 5_000_000)
+    assert (large - small) / 4_000_000 < 45
+
+
+def test_hessians_are_in_memory_once() -> None:
+    """Each is the sum that was collected, divided in place."""
+    model = tiny_model()
+    quantizer = Gptq(Gptq.Config(calib_batches=2)).quantizer()
+    made: list[int] = []
+    zeros = torch.zeros
+
+    def noted(*sides: Any, **how: Any) -> torch.Tensor:
+        made.append((out := zeros(*sides, **how)).data_ptr())
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "zeros", noted)
+        ids = torch.arange(64).view(2, 32) % 64
+        quantizer.calibrate(model, iter([(ids, ids)] * 2))
+    assert len(quantizer.hessians) > 10
+    assert {h.data_ptr() for h in quantizer.hessians.values()} <= {*made}
