@@ -64,7 +64,7 @@ def test_the_lean_script_gives_the_same_bits(tiny: dict[str, str], tmp_path: Pat
 
 
 # device, attention, dtype -> whether the CPU's blocked attention may run
-KERNELS = {
+KERNELS: dict[tuple[str, ...], bool] = {
     ("cuda", "auto", "auto"): False,
     ("cpu", "auto", "float32"): False,
     ("cpu", "sdpa", "bfloat16"): False,
