@@ -226,14 +226,14 @@ def keeps(result: Mapping[str, Any], study: Study) -> Any:
     return np.all([np.asarray(result[n]) <= getattr(study.limits, n) for n in names], axis=0)
 
 
-def cross_check(trials: Trials, kind: str) -> dict[str, dict[str, float]]:
-    """Of trials that the model did not see (FOLDS folds): R² of the logarithm and rank correlation of each
+def cross_check(trials: Trials, kind: str, folds: int = FOLDS) -> dict[str, dict[str, float]]:
+    """Of trials that the model did not see: R² of the logarithm and rank correlation of each
     target; of keeping the limits, the share told rightly of those that do and of those that do not."""
     features = Features(trials.space)
     rows = np.array([features(params) for params in trials.params])
-    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
+    fold = np.random.default_rng(0).permutation(len(rows)) % folds
     said = {name: np.zeros(len(rows)) for name in TARGETS}
-    for k in range(FOLDS):
+    for k in range(folds):
         seen = [r for r, f in zip(trials.results, fold, strict=True) if f != k]
         twin = Twin(kind, rows[fold != k], seen)
         for name, values in twin.predict(rows[fold == k]).items():
