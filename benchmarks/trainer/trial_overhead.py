@@ -3,7 +3,8 @@
 The same trials as forks of a warm process, as fresh processes (`--no-fork`) and, with `--code`, as those of
 another checkout: in turns, some trials each. CPU seconds are those of all of a trial's processes; `start` is
 that of a warm process, once in a hundred trials; `timed` are the trainer's own, of training and scoring. The
-last way is the base of the ratios. The scores of all ways must be equal.
+last way is the base of the ratios. Ways whose scores or artifacts differ are told; those of one checkout must
+be equal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +48,10 @@ def one(k):
     result = outcome.result or {}
     return {"bpb": result.get("val_bpb"), "sha256": result.get("sha256"), "reason": outcome.reason,
         "timed": (result.get("train_seconds") or 0) + (result.get("eval_seconds") or 0)}
+began = time.perf_counter()
 with ThreadPoolExecutor(told["at_once"]) as pool:
     found = list(pool.map(one, range(len(told["configs"]))))
+wall_s = time.perf_counter() - began  # with the start of the warm process
 used = os.times()
 cpu_s, start_s = used.children_user + used.children_system, 0.0
 if told["warm"]:  # of its runs, and of its own: it is waited for last
@@ -58,7 +60,7 @@ if told["warm"]:  # of its runs, and of its own: it is waited for last
     own = [int(n) / os.sysconf("SC_CLK_TCK") for n in numbers[11:15]]
     cpu_s, start_s = cpu_s + sum(own[2:]), sum(own[:2])
     more["warm"].close()
-print(json.dumps({"ended": found, "cpu_s": cpu_s, "start_s": start_s}))
+print(json.dumps({"ended": found, "cpu_s": cpu_s, "start_s": start_s, "wall_s": wall_s}))
 """
 
 
@@ -92,7 +94,6 @@ class Way:
         environ = {**os.environ, "PYTHONPATH": str(self.root)}
         with tempfile.TemporaryDirectory() as folder:
             told = {"folder": folder, "configs": configs, "warm": self.warm, "at_once": at_once}
-            began = time.perf_counter()
             ran = subprocess.run(
                 [sys.executable, "-c", TURN],
                 input=json.dumps(told),
@@ -102,8 +103,8 @@ class Way:
                 text=True,
                 check=True,
             )
-        self.wall_s.append(time.perf_counter() - began)
         found = json.loads(ran.stdout)
+        self.wall_s.append(found["wall_s"])
         self.cpu_s.append(found["cpu_s"])
         self.start_s.append(found["start_s"])
         self.ended += found["ended"]
@@ -135,8 +136,9 @@ def main() -> None:
             f"ratio {np.median(each / wholes[-1]):.2f}  trials an hour {np.median(an_hour):5.0f}, ratio "
             f"{np.median(np.array(ways[-1].wall_s) / np.array(way.wall_s)):.2f}"
         )
-    same = {tuple((one["sha256"], one["bpb"], one["reason"]) for one in way.ended) for way in ways}
-    print("equal results" if len(same) == 1 else "RESULTS DIFFER")
+    ends = [[(one["sha256"], one["bpb"], one["reason"]) for one in way.ended] for way in ways]
+    other = [way.name for way, found in zip(ways, ends, strict=True) if found != ends[0]]
+    print(f"results differ from {ways[0].name}: {', '.join(other)}" if other else "equal results")
 
 
 if __name__ == "__main__":
