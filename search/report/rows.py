@@ -263,12 +263,16 @@ def reuse_of_study(trials: Sequence[FrozenTrial], *, gpus: int = 0) -> str:
 
 
 def reuse_of_trial(facts: Mapping[str, Any]) -> str:
-    told = facts["seconds"]
-    stages = sorted(told, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
-    seconds = ", ".join(f"{name} {told[name]:.1f} s" for name in stages)
+    seconds = ", ".join(f"{name} {told:.1f} s" for name, told in in_order(facts["seconds"]))
     reused = ", ".join(facts["reused"]) or "none"
     by_stage = f"{seconds}; " if seconds else ""
     return f"{by_stage}taken over: {reused} (saved {facts['saved_s']:.1f} s, spent {facts['spent_s']:.1f} s)"
+
+
+def in_order(by_stage: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The stages as they follow each other: a database sorts names."""
+    known = [*STAGES]
+    return sorted(by_stage.items(), key=lambda told: known.index(told[0]) if told[0] in known else len(known))
 
 
 def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
@@ -293,7 +297,7 @@ def overhead_text(seconds: Mapping[str, float]) -> str:
 
 def memory_text(told: Mapping[str, Any]) -> str:
     """train 512 MB, evaluate 300 MB (each since its start)."""
-    parts = ", ".join(f"{stage} {peak / 1e6:,.0f} MB" for stage, peak in told["bytes"].items())
+    parts = ", ".join(f"{stage} {peak / 1e6:,.0f} MB" for stage, peak in in_order(told["bytes"]))
     return f"{parts} ({'each since its' if told['anew'] else 'since the process had its'} start)"
 
 

@@ -56,6 +56,9 @@ def test_a_laptop_trial_tells_each_stages_peak_and_stays_below_its_bound(
     assert max(peaks.values()) == result["peak_memory_bytes"] < 1_200_000_000
     assert min(peaks.values()) > 50_000_000 and peaks["evaluate"] < result["peak_memory_bytes"] + 1
     assert memory_text({"bytes": peaks, "anew": True}).count(" MB") == len(STAGES)
+    assert memory_text({"bytes": {"pack": 2e6, "train": 1e6}, "anew": True}).startswith(
+        "train 1 MB, pack 2 MB"
+    )
     record = json.loads((tmp_path / "stage_pack.json").read_text())
     assert record["stage_memory"] == {s: n for s, n in peaks.items() if s != "evaluate"}
 
