@@ -93,15 +93,15 @@ def test_a_script_attends_through_the_run_s_kernel(tiny: dict[str, str], tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("prune", 38_850), ("sdclip", 38_700)])
+@pytest.mark.parametrize("name", ["prune", "sdclip"])
 def test_a_model_that_is_brought_to_a_size_is_the_one_that_is_exported(
-    tiny: dict[str, str], tmp_path: Path, name: str, least: int
+    tiny: dict[str, str], tmp_path: Path, name: str
 ) -> None:
-    """The script's bytes are part of the target."""
+    """The script's bytes are part of the target; they vary with the folder's name."""
     settings = {**tiny, name: "1", f"{name}.target_bytes": "38900"}
     check_same_bits(settings, resolved_of(settings), tmp_path)
     told = json.loads((tmp_path / "whole" / "result.json").read_text())
-    assert least < told["artifact_bytes"] <= 38_900, told["activity"][name]
+    assert 38_700 < told["artifact_bytes"] <= 38_900, told["activity"][name]
     assert told["activity"][name]["packings"] <= PACKINGS and told["activity"][name]["fits"]
 
 
