@@ -25,8 +25,8 @@ TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row 
 
 
 SELF_BATCH = 8  # sequences that are written side by side (#1019)
-PACKINGS = 4  # of a search for bytes, unless none of them fits
-CAUTION = (1.0, 0.0, 0.125)  # for the PACKINGS-th packing, the second and the third
+PACKINGS = 6  # of a search for bytes, unless none of them fits
+CAUTION = (0.0, 0.125, 1.0)  # of its guesses, while nothing fits; behind them twice as much each time
 FINE_SHARE = 2000  # a file that spares less than this part of its target is near enough,
 FINE_BYTES = 16  # or so many bytes
 
@@ -341,9 +341,11 @@ class ByteSearch:
 
     `estimate` falls with the step; its distance from the packings made so far is what it is corrected by:
     anchored at the nearest of them, and its slope by the nearest two. A guess aims half of `slack` below the
-    target, and behind one that does not fit lower by a share (CAUTION) of what that was wrong, from the
-    PACKINGS-th on by twice as much each time. It ends when a file spares at most `slack`, when one step fewer
-    does not fit, or after PACKINGS packings of which one fits; where nothing fits, when `last` was tried.
+    target, and while nothing fits lower by a share (CAUTION) of what the last one was wrong. Once something
+    fits, a guess that took away less than half of what was left is followed by one that halves it. The search
+    ends when a file spares at most `slack`, when one step fewer does not fit, or after `most` packings of
+    which one fits; where nothing fits, when `last` was tried. Who affords more than PACKINGS wants the edge,
+    and no slack will do.
     """
 
     target: int
@@ -351,11 +353,12 @@ class ByteSearch:
     estimate: Callable[[int], float]  # bytes, up to what all steps share
     measure: Callable[[int], int]  # of the packed submission
     sizes: dict[int, int]  # step -> bytes, of packings made; one at least
+    most: int = PACKINGS
     guessed: dict[int, int] = field(default_factory=dict[int, int])  # what was expected of them
 
     @property
     def slack(self) -> int:
-        return max(FINE_BYTES, self.target // FINE_SHARE)
+        return max(FINE_BYTES, self.target // FINE_SHARE) if self.most <= PACKINGS else -1
 
     def bounds(self) -> tuple[int, int | None]:
         """The greatest step below the second one that does not fit, or -1; the least that fits, or None."""
@@ -364,13 +367,16 @@ class ByteSearch:
         return max((step for step in large if fitting is None or step < fitting), default=-1), fitting
 
     def expected(self, step: int) -> float:
-        """Bytes of the step's file, by the estimate and the packings."""
+        """Bytes of the step's file, by the estimate and two packings: beside the edge, or the nearest."""
         near, *others = sorted(self.sizes, key=lambda s: abs(self.sizes[s] - self.target))
+        low, fitting = self.bounds()
+        if fitting is not None and low >= 0:
+            near, *others = fitting, low
         slope = 1.0
         for other in others:
             apart = self.estimate(near) - self.estimate(other)
             if apart:
-                slope = min(2.0, max(0.5, (self.sizes[near] - self.sizes[other]) / apart))
+                slope = min(2.0, max(0.2, (self.sizes[near] - self.sizes[other]) / apart))
                 break
         return self.sizes[near] + slope * (self.estimate(step) - self.estimate(near))
 
@@ -389,6 +395,7 @@ class ByteSearch:
 
     def run(self) -> int:
         """The step; `last` where nothing fits. `sizes` then has its bytes."""
+        width = 2 * self.last  # of what is left beside the edge, before the last guess
         while True:
             low, fitting = self.bounds()
             if fitting is None:
@@ -396,17 +403,22 @@ class ByteSearch:
                     return self.last
             elif self.target - self.sizes[fitting] <= self.slack or fitting - low <= 1:
                 return fitting
-            elif len(self.sizes) >= PACKINGS:
+            elif len(self.sizes) >= self.most:
                 return fitting
-            late = len(self.sizes) - PACKINGS + 1
-            spare = self.slack / 2 + CAUTION[min(late, 0)] * self.wrong()
-            if fitting is not None:  # there is something to fall back upon
-                spare = min(spare, 0.75 * self.slack)
-            spare *= 2 ** max(0, late)
             high = self.last if fitting is None else fitting - 1
-            step = self.first_below(self.target - spare, low + 1, high)
+            creeps = fitting is not None and low >= 0 and 2 * (high - low) > width
+            step = (low + 1 + high) // 2 if creeps else self.first_below(self.aim(), low + 1, high)
+            width = high - low if fitting is not None and low >= 0 else width
             self.guessed[step] = round(self.expected(step))
             self.sizes[step] = self.measure(step)
+
+    def aim(self) -> float:
+        """Bytes that the next file should have."""
+        spare = max(0, self.slack / 2)
+        if self.bounds()[1] is None:
+            late = max(0, len(self.guessed) - len(CAUTION) + 1)
+            spare += 2**late * CAUTION[min(len(self.guessed), len(CAUTION) - 1)] * self.wrong()
+        return self.target - spare
 
     def facts(self, step: int) -> dict[str, Any]:
         """Of the search that ended at `step`; where nothing fits, a finding."""

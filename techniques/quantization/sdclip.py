@@ -9,8 +9,8 @@ With `target_bytes` all k are multiplied by one number, the least of MULTIPLES u
 submission, code and all, fits: above 1 where it would not fit, below 1 where bytes are left, but never below
 the multiple at which plain rounding errs least (from there on more is clipped than resolved). The entropy of
 some rows, rounded under each multiple, says how bytes fall, and the packings made so far, of
-tensors rounded and corrected anew, correct it: four at most where one of them fits. The file that is
-submitted is one of them; it spares 0.05 % of the target or 16 bytes, or what four packings leave. Where none
+tensors rounded and corrected anew, correct it: six at most where one of them fits. The file that is
+submitted is one of them; it spares 0.05 % of the target or 16 bytes, or what six packings leave. Where none
 fits, the report says so and which bytes can be reached. `fit_multiple` in the report is the number.
 
 Source: PR #1394 (k 12.85 at int6, 20 for the int8 embedding), #1412 (λ 0.175; 0.30 was worse), #1626 and

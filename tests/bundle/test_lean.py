@@ -19,6 +19,7 @@ from bundle.reach import reachable
 from techniques import catalog
 from techniques._quant import PACKINGS
 from techniques.config import Resolved, read_preset, resolve
+from techniques.quantization.prune import TRIES
 from tests.bundle.test_bundle import alone, crowd, crowds_of, resolved_of
 from tests.conftest import ROOT, run_trainer
 from tests.test_presets import small
@@ -93,16 +94,16 @@ def test_a_script_attends_through_the_run_s_kernel(tiny: dict[str, str], tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prune", "sdclip"])
+@pytest.mark.parametrize(("name", "least", "most"), [("prune", 39_450, TRIES), ("sdclip", 39_300, PACKINGS)])
 def test_a_model_that_is_brought_to_a_size_is_the_one_that_is_exported(
-    tiny: dict[str, str], tmp_path: Path, name: str
+    tiny: dict[str, str], tmp_path: Path, name: str, least: int, most: int
 ) -> None:
-    """The script's bytes are part of the target; they vary with the folder's name."""
-    settings = {**tiny, name: "1", f"{name}.target_bytes": "38900"}
+    """The script's bytes, which vary with the folder's name, are part of the target."""
+    settings = {**tiny, name: "1", f"{name}.target_bytes": "39500"}
     check_same_bits(settings, resolved_of(settings), tmp_path)
     told = json.loads((tmp_path / "whole" / "result.json").read_text())
-    assert 38_700 < told["artifact_bytes"] <= 38_900, told["activity"][name]
-    assert told["activity"][name]["packings"] <= PACKINGS and told["activity"][name]["fits"]
+    assert least < told["artifact_bytes"] <= 39_500, told["activity"][name]
+    assert told["activity"][name]["packings"] <= most and told["activity"][name]["fits"]
 
 
 @pytest.mark.long

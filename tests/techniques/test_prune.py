@@ -1,5 +1,6 @@
 """Pruning zeroes what it says it does, never grows the file, and aims at decimal bytes."""
 
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -14,13 +15,13 @@ from techniques.base import Shape
 from techniques.compression.brotli_shuffle import BrotliShuffleCodec
 from techniques.config import resolve, stage_keys
 from techniques.quantization import prune
-from techniques.quantization.prune import Prune
+from techniques.quantization.prune import Prune, pruned
 from trainer.artifact import Packed, ZlibCodec, pack, round_to_nearest
 
 
 def items(rows: int = 64) -> list[Packed]:
     g = torch.Generator().manual_seed(0)
-    out = [Packed("floats", torch.randn(4, 4), None)]
+    out = [Packed("floats", torch.randn(4, 4, generator=torch.Generator().manual_seed(1)), None)]
     for name, spread in (("a", 1.0), ("b", 0.1)):
         out.append(Packed(name, *round_to_nearest(torch.randn(rows, 32, generator=g) * spread, 3)))
     return out
@@ -53,13 +54,16 @@ def test_the_fraction_is_of_the_nonzero_and_the_cheapest_fall():
     assert nonzero(before) == nonzero(items())  # what was given stays
 
 
-def test_only_ones_fall_and_what_cannot_be_reached_is_told():
+def test_bytes_come_down_to_the_target_with_the_fewest_ones():
     facts: dict[str, Any] = {}
     before, export = items(), exported(facts)
     start = export.bytes(before)
     for saving in (40, 200):
         after = Prune(Prune.Config(target_bytes=start - saving)).correct(before, export)
+        count = facts["newly_zeroed"]
         assert facts["fits"] and export.bytes(after) == facts["bytes_after"] <= start - saving
+        assert export.bytes(pruned(before, count - 1, True)) > start - saving  # the edge
+        assert facts["packings"] <= prune.TRIES
         touched = [(p.q != a.q, p.q) for p, a in zip(before[1:], after[1:], strict=True)]
         assert all(bool((q[moved].abs() == 1).all()) for moved, q in touched)
     facts.clear()
@@ -72,8 +76,9 @@ def test_only_ones_fall_and_what_cannot_be_reached_is_told():
 
 
 @pytest.mark.parametrize("codec", [ZlibCodec(), BrotliShuffleCodec(1, 11)], ids=["zlib", "brotli"])
-def test_four_packings_find_what_trying_many_counts_finds(codec: Any):
+def test_few_packings_find_what_trying_many_counts_finds(codec: Any, monkeypatch: pytest.MonkeyPatch):
     """Beyond the least that fits, only counts that spare less than the slack and one jump of the codec."""
+    monkeypatch.setattr(prune, "CHEAP_BYTES", 0)  # as if this file were a large one
     before, facts, apart = items(rows=256), {}, 128
     candidates = prune.Candidates(before, True)
 
@@ -95,7 +100,8 @@ def test_four_packings_find_what_trying_many_counts_finds(codec: Any):
         assert least - apart <= found <= spared + apart, (share, least, found, spared)
 
 
-def test_few_packings_find_the_count_and_the_estimate_is_the_entropy():
+def test_few_packings_find_the_count_and_the_estimate_is_the_entropy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prune, "CHEAP_BYTES", 0)  # as if this file were a large one
     facts: dict[str, Any] = {}
     before, export = items(rows=1024), exported(facts)
     start = export.bytes(before)
@@ -112,6 +118,21 @@ def test_few_packings_find_the_count_and_the_estimate_is_the_entropy():
             counts = torch.unique(item.q, return_counts=True)[1].double()
             bits -= float((counts * (counts / counts.sum()).log2()).sum())
         assert model.bytes(count) == pytest.approx(bits / 8)
+
+
+def test_few_packings_come_near_a_size_where_the_codec_jumps():
+    """Brotli's bytes jump by hundreds here, and fall by half of what entropy says, then by twice as much."""
+    size_of = functools.cache(lambda count: 1000 + len(pack(candidates.pruned(count), {}, codec)))
+    candidates = prune.Candidates(items(rows=1024), True)
+    codec = BrotliShuffleCodec(1, 11)
+    for share in (0.5, 0.85):
+        target = round(size_of(0) - share * (size_of(0) - size_of(candidates.total)))
+        search = ByteSearch(
+            target, candidates.total, prune.EntropyOfCount(candidates).bytes, size_of, {0: size_of(0)}
+        )
+        found = search.run()
+        assert 0 <= target - search.sizes[found] <= 0.005 * target, search.sizes
+        assert len(search.sizes) <= PACKINGS
 
 
 def searched(
