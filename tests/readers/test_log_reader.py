@@ -255,7 +255,7 @@ def test_running_figures_and_differences_are_no_scores(line: str, under_way: boo
     assert [*read(text).scores] == ["final"]
     assert read(text, score=("final",)).value()[:2] == ("final", 1.3)
     if under_way:
-        with pytest.raises(LogError, match="no score: .* is the last"):
+        with pytest.raises(LogError, match=r"no score: .* is the last"):
             read(text).value()
     else:
         assert read(text).value()[:2] == ("final", 1.3)
