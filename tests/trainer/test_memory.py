@@ -83,7 +83,8 @@ def evaluated(count: int) -> None:
 
 def test_an_evaluation_keeps_a_few_bytes_of_a_token_whatever_its_number() -> None:
     evaluated(1_000)
-    small, large = peak_of(evaluated, 1_000_000), peak_of(evaluated, 5_000_000)
+    small = peak_of(evaluated, 1_000_000)
+    large = peak_of(evaluated, 5_000_000)
     assert (large - small) / 4_000_000 < 45
 
 
