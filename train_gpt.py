@@ -309,9 +309,8 @@ class GPT(nn.Module):
         self.embed_out = Chain(build, "embed_out")
         self.shared: Any = nn.ModuleDict(enter(build, "shared", shape))
         self.blocks = nn.ModuleList(Block(build, layer) for layer in range(shape.num_layers))
-        self.block_out = nn.ModuleList(
-            Chain(build, "block_out", layer) for layer in range(shape.num_layers + 1)
-        )
+        self.block_out = nn.ModuleList(Chain(build, "block_out", n) for n in range(shape.num_layers + 1))
+        self.techniques = build.seams.techniques
         self.skip_weights = parameter(torch.ones(num_plain, d), "scalar")
         more = shape.num_skips - num_plain  # a plan that repeats layers leaves more skips
         self.loop_skip_weights = parameter(torch.ones(more, d), "scalar") if more else None
@@ -850,7 +849,8 @@ def stored(export: Export, bits: Mapping[str, int], quantizer: Quantizer, model:
         if seams.owner("quantizer") and hasattr(quantizer, "prepare"):
             quantizer.prepare(export, bits)  # type: ignore[attr-defined]
         for name, role in export.roles.items():
-            weight, scale = export.weights[name], None
+            weight = export.weights[name]
+            scale = None
             if name in bits:
                 rule = seams.slot("row_scale", lambda _: None, role)
                 weight, scale = quantizer.quantize(name, weight, bits[name], rule)

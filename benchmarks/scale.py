@@ -60,7 +60,8 @@ from techniques.config import Resolved, resolve
 from tests.search.db_helpers import server_pids, server_place
 
 DOC = ROOT / "docs" / "scale.md"
-BEGIN, END = "<!-- growth: written by benchmarks.scale -->\n", "<!-- growth ends -->\n"
+BEGIN = "<!-- growth: written by benchmarks.scale -->\n"
+END = "<!-- growth ends -->\n"
 BASE = {
     "vocab_size": 1024,
     "num_layers": 3,
@@ -98,7 +99,8 @@ AXES = {  # what grows -> (its settings from a size, sizes, why the cost grows s
 }
 TECHNIQUES = (0, 5, 10, 20)
 TECHNIQUES_WHY = "each adds operations of its own, whatever else is on"
-TRIALS, WORKERS = (100, 400, 1600), (1, 4)
+TRIALS = (100, 400, 1600)
+WORKERS = (1, 4)
 TRIALS_WHY = "a worker reads the history once, before these trials; its surrogate learns from at most 400"
 WORKERS_WHY = "each trial reads what the others told since the worker's last one: a few rows"
 PARTS = ("ask", "sample", "report", "store", "tell")
@@ -438,7 +440,8 @@ def step_ms(settings: dict[str, Any], repeats: int = 3) -> float:
     resolved = resolve({"file": BASE | settings}, catalog.runtime())
     config = resolved.config
     torch.set_num_threads(1)
-    seams, world = Seams(resolved), train_gpt.World(config)
+    seams = Seams(resolved)
+    world = train_gpt.World(config)
     model = train_gpt.build_model(resolved, "cpu", seams)
     owner = seams.owner("muon")
     hyper = seams.chain("hyper", Hyper())

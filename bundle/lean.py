@@ -47,6 +47,7 @@ DEVICES = ("self.device", "world.device", "self.world.device", "ids.device")
 
 STAND_INS = """
 class Technique:
+    positionwise = False
     def __init__(self, config):
         self.config = config
     def phases(self):

@@ -36,7 +36,6 @@ from search.workers.prepare import check_data
 from techniques.config import Config
 
 DEFAULT_PRESET = "laptop"
-PUBLISHED = "fineweb10B"  # the challenge's export
 SEEDS = 12  # of each arm at most, where nobody says
 
 

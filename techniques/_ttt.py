@@ -14,7 +14,7 @@ from techniques.base import Unavailable
 
 
 def ttt_parameters(
-    model: Any, freeze_blocks: int, owner: str = "score_first_ttt"
+    model: Any, freeze_blocks: int, owner: str
 ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """(trained, frozen): the first `freeze_blocks` blocks stand still. ValueError if that matches nothing."""
     frozen = [p for block in list(model.blocks)[:freeze_blocks] for p in block.parameters()]

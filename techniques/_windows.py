@@ -59,10 +59,6 @@ def write_window_nats(run: Any, batch: Sequence[Window], nll: torch.Tensor) -> N
         run.write(first, row)
 
 
-# Techniques whose parts behind the last block's keys and values read no other position
-BY_POSITION = {"attention_gate", "leaky_relu2", "ln_scale", "mlp_gate", "xsa"}
-
-
 def last_block(model: Any) -> Any:
     """The block that runs last, where `score_last` may stand for it; None where a technique there wants all
     positions, or attends in its own way, or the layer runs twice."""
@@ -71,8 +67,8 @@ def last_block(model: Any) -> Any:
     if block.attn is None or block.attn.attend.steps or block.residual.steps or model.visits[-1]:
         return None
     places = (block.norm, block.attn.attn_out, block.feed, block.mlp.activation, model.block_out[layer])
-    names = {name for place in (*places, model.block_out[-1]) for name in place.steps}
-    return block if names <= BY_POSITION else None
+    entered = [model.techniques[name] for place in (*places, model.block_out[-1]) for name in place.steps]
+    return block if all(technique.positionwise for technique in entered) else None
 
 
 def score_last(context: int, block: Any, x: Tensor, x0: Tensor, ctx: dict[str, Any]) -> Tensor:
@@ -82,7 +78,8 @@ def score_last(context: int, block: Any, x: Tensor, x0: Tensor, ctx: dict[str, A
     b, t, _ = x.shape
     x = block.mix(x, x0)
     n = block.norm(F.rms_norm(x, x.shape[2:]), ctx, "attn")
-    x, own = x[:, context:], n[:, context:]
+    x = x[:, context:]
+    own = n[:, context:]
     ctx["queries"] = q = attn.c_q(own).view(b, t - context, attn.num_heads, -1)
     k, v = (linear(n).view(b, t, attn.num_kv_heads, -1) for linear in (attn.c_k, attn.c_v))
     ctx["values"] = v

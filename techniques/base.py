@@ -281,6 +281,7 @@ class Technique:
     # Config field -> technique that it means nothing without
     setting_requires: ClassVar[Mapping[str, str]] = {}
     overrides: ClassVar[tuple[str, ...]] = ()  # trainer settings that nothing reads while it is on
+    positionwise: ClassVar[bool] = False  # its parts behind a block's keys and values read one position each
     identity_at_init: ClassVar[bool] = (
         False  # with fresh parameters the model computes what it did without it
     )

@@ -328,6 +328,20 @@ def test_the_list_of_late_imports_is_not_stale() -> None:
     assert not listed - there, f"take these out of LATE: {sorted(listed - there)}"
 
 
+def test_what_techniques_share_names_none() -> None:
+    """A technique declares what is true of it; `slot` is a kind of seam as well."""
+    shared = [ROOT / "train_gpt.py", *(ROOT / "trainer").glob("*.py"), *(ROOT / "techniques").glob("_*.py")]
+    names = {path.stem for path in (ROOT / "techniques").glob("*/[!_]*.py")} - {"slot"}
+    assert len(names) > 50 and len(shared) > 15, "the test looks at nothing"
+    bad = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in shared
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not bad, "\n".join(bad)
+
+
 def test_a_worker_reaches_no_report() -> None:
     """Nor does anything that a worker imports, by however many steps."""
     below: dict[str, set[str]] = collections.defaultdict(set)

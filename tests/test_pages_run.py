@@ -24,8 +24,8 @@ from tests.test_documented_commands import commands
 PAGES = ("README.md", "tour.md", "tonight.md", "claims.md", "any_trainer.md", "prior.md")
 ELSEWHERE = {  # program or command -> (the file of tests that runs it, what stands there)
     "submit": ("tests/submission/test_submit.py", "def test_a_real_folder_runs_again"),
-    "dashboard": ("tests/search/report/test_dashboard.py", "serve"),
-    "corpus": ("tests/corpus/test_corpus_cli.py", "corpus"),
+    "dashboard": ("tests/search/report/test_dashboard.py", "def test_the_command_serves_the_report"),
+    "corpus": ("tests/corpus/test_corpus_cli.py", "def test_build_check_info"),
     "validate.py": ("tests/conformance/test_validate.py", "validate.main("),
     "train_gpt.py": ("tests/test_presets.py", "def test_smoke_run"),
 }

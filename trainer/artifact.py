@@ -109,7 +109,9 @@ class Remembering:
     """A codec that packs each container once; `made` keeps what became of it, by the container's hash."""
 
     def __init__(self, codec: Codec, made: dict[bytes, bytes]):
-        self.codec, self.made, self.name = codec, made, codec.name
+        self.codec = codec
+        self.made = made
+        self.name = codec.name
 
     def compress(self, data: bytes) -> bytes:
         key = hashlib.sha256(data).digest()

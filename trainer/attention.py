@@ -33,11 +33,14 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-        t, kv_heads, scale = q.size(1), k.size(2), q.size(3) ** -0.5
-        q, k, v = by_group(q * scale, kv_heads), by_group(k, kv_heads), by_group(v, kv_heads)
+        t = q.size(1)
+        kv_heads = k.size(2)
+        scale = q.size(3) ** -0.5
+        q, k, v = (by_group(x, kv_heads) for x in (q * scale, k, v))
         group = q.size(1) // t
         future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
-        y, weights = torch.empty_like(q), []
+        y = torch.empty_like(q)
+        weights = []
         for i in range(0, t, BLOCK):
             end = min(i + BLOCK, t)
             rows = slice(i * group, end * group)
@@ -54,8 +57,11 @@ class BlockedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         q, k, v, *weights = ctx.saved_tensors
         t, kv_heads, scale = ctx.sizes
-        grad, group = by_group(grad, kv_heads), q.size(1) // t
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad = by_group(grad, kv_heads)
+        group = q.size(1) // t
+        dq = torch.empty_like(q)
+        dk = torch.zeros_like(k)
+        dv = torch.zeros_like(v)
         for i, p in zip(range(0, t, BLOCK), weights, strict=True):
             end = min(i + BLOCK, t)
             rows = slice(i * group, end * group)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,12 @@ class Trials:
     space: Space
     params: list[dict[str, Any]]
     results: list[dict[str, float]]  # FIGURES
+
+    @functools.cached_property
+    def rows(self) -> Array:
+        """[trials, features]"""
+        features = Features(self.space)
+        return np.array([features(params) for params in self.params])
 
 
 def exported(homes: Sequence[Path]) -> dict[str, Any]:
@@ -210,10 +218,10 @@ class Twin:
     """log of each of TARGETS by a model of its own."""
 
     def __init__(self, kind: str, rows: Array, results: Sequence[Mapping[str, float]], seed: int = 0):
-        self.models = {
-            name: Trees(model_of(kind, seed).fit(rows, np.log([r[name] for r in results])))
-            for name in TARGETS
-        }
+        logs = ([math.log(r[name]) for r in results] for name in TARGETS)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # a tree grows without the interpreter's lock
+            fitted = pool.map(lambda y: model_of(kind, seed).fit(rows, y), logs)
+            self.models = dict(zip(TARGETS, map(Trees, fitted), strict=True))
 
     def predict(self, rows: Array) -> dict[str, Array]:
         """target -> [n]"""
@@ -226,14 +234,13 @@ def keeps(result: Mapping[str, Any], study: Study) -> Any:
     return np.all([np.asarray(result[n]) <= getattr(study.limits, n) for n in names], axis=0)
 
 
-def cross_check(trials: Trials, kind: str, folds: int = FOLDS) -> dict[str, dict[str, float]]:
-    """Of trials that the model did not see: R² of the logarithm and rank correlation of each
+def cross_check(trials: Trials, kind: str) -> dict[str, dict[str, float]]:
+    """Of trials that the model did not see (FOLDS folds): R² of the logarithm and rank correlation of each
     target; of keeping the limits, the share told rightly of those that do and of those that do not."""
-    features = Features(trials.space)
-    rows = np.array([features(params) for params in trials.params])
-    fold = np.random.default_rng(0).permutation(len(rows)) % folds
+    rows = trials.rows
+    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
     said = {name: np.zeros(len(rows)) for name in TARGETS}
-    for k in range(folds):
+    for k in range(FOLDS):
         seen = [r for r, f in zip(trials.results, fold, strict=True) if f != k]
         twin = Twin(kind, rows[fold != k], seen)
         for name, values in twin.predict(rows[fold == k]).items():
@@ -255,8 +262,7 @@ def cross_check(trials: Trials, kind: str, folds: int = FOLDS) -> dict[str, dict
 def problem_of(trials: Trials, kind: str) -> Problem:
     """The twin as a problem; `regret` is its val_bpb."""
     features = Features(trials.space)
-    rows = np.array([features(params) for params in trials.params])
-    twin = Twin(kind, rows, trials.results)
+    twin = Twin(kind, trials.rows, trials.results)
 
     def predicted(params: Params) -> dict[str, float]:
         return {name: float(v[0]) for name, v in twin.predict(features(params)[None, :]).items()}

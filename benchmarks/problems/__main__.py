@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -77,11 +76,7 @@ def applies(method: str, problem: Problem) -> bool:
     if method == "cma" and not (problem.numeric and importlib.util.find_spec("cmaes")):
         return False
     needed = {"botorch": "optuna_integration", "smac": "smac"}
-    if (
-        method in needed
-        and needed[method] not in sys.modules
-        and not importlib.util.find_spec(needed[method])
-    ):
+    if method in needed and not importlib.util.find_spec(needed[method]):
         return False
     if method == "smac" and not problem.numeric:
         return False

@@ -67,7 +67,8 @@ class Laps(Ledger):
 
     @contextlib.contextmanager
     def lap(self, model: Any) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         with super().lap(model):
             yield
         self.wall.append(time.perf_counter() - wall)
@@ -90,13 +91,15 @@ def export(preset: str, given: dict[str, str]) -> dict[str, Any]:
     fewer = {"train_batch_tokens": 8192, "train_seq_len": 512, "micro_batches": 8, "num_threads": 0}
     resolved = resolve({"preset": layer, "file": fewer, "command line": known}, catalog.runtime())
     model = train_gpt.build_model(resolved)
-    weights, seams, laps = gaussian(model), Seams(resolved), Laps()
-    seams.ledger = laps
+    weights = gaussian(model)
+    seams = Seams(resolved)
+    seams.ledger = laps = Laps()
     g = torch.Generator().manual_seed(1)
     calib_batches = resolved.values.get("gptq.calib_batches", 1)
     shape = (calib_batches, CALIBRATED // calib_batches // 512, 512)
     ids = torch.randint(resolved.config.vocab_size, shape, generator=g)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     packed, _ = train_gpt.quantize(weights, model, seams, ((part, part) for part in ids))
     before = time.perf_counter(), time.process_time()
     artifact = pack(packed, resolved.head(), seams.codec())

@@ -104,7 +104,8 @@ def train_as_scored(run: Any, config: Any) -> None:
         if i + 1 == len(chunks):
             break
         optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * i / (len(chunks) - 1)))
-        first, size = i * config.chunk_tokens, config.chunk_tokens // run.seq_len
+        first = i * config.chunk_tokens
+        size = config.chunk_tokens // run.seq_len
         for at in [*range(0, size, config.batch_seqs)] * config.epochs:
             rows = range(at, min(at + config.batch_seqs, size))
             optimizer.zero_grad(set_to_none=True)

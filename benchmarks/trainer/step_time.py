@@ -151,7 +151,8 @@ def server(root: Path, *words: str) -> Iterator[Callable[[], float]]:
     with subprocess.Popen(
         command, cwd=root, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as process:
-        stdin, stdout = process.stdin, process.stdout
+        stdin = process.stdin
+        stdout = process.stdout
         assert stdin is not None and stdout is not None
 
         def seconds() -> float:

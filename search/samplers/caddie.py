@@ -67,7 +67,8 @@ class CaddieSampler(optuna.samplers.BaseSampler):
         sources: Sequence[Source] = (),
         planned: int | None = None,  # trials of the whole study
     ):
-        self.space, self.preflight = space, preflight
+        self.space = space
+        self.preflight = preflight
         self.max_resamples = preflight.study.sampler.max_resamples
         self.lock = Lock()
         self.rejections = Counter[str]()  # of this sampler's life, by reason

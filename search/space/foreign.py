@@ -74,7 +74,8 @@ class ForeignSpace:
 
     def config(self, params: Params) -> dict[str, Any]:
         """{"environment": texts}, and {"settings": values} of what is bound elsewhere, if there is any."""
-        bound, variables = self.foreign.bindings, self.foreign.variables
+        bound = self.foreign.bindings
+        variables = self.foreign.variables
         left = {name: v.default for name, v in variables.items() if v.default is not None}
         sampled = (left | self.keep_active(params)).items()
         texts = {name: as_text(value) for name, value in self.foreign.fixed.items()}

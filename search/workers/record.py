@@ -63,7 +63,7 @@ def ended(trial: Trial, outcome: Outcome, *, limits: Limits, hardware: str) -> N
     elif stages:
         facts[attributes.STAGE_REUSE] = stage_facts(result, spent_s=outcome.process_s)
     facts[attributes.STAGE_SECONDS] = {s: seconds.get("timed") for s, seconds in stages.items()} or None
-    if peaks := result.get("stage_memory"):
+    if peaks := result.get(attributes.STAGE_MEMORY):
         facts[attributes.STAGE_MEMORY] = {
             "bytes": peaks,
             "anew": result.get("stage_memory_counts_anew", False),

@@ -55,6 +55,7 @@ class AttentionGate(Technique):
 
     name = "attention_gate"
     reference = "PR #549 (bias), #1667 (out), #1736 (gated), #1787 and #1855 (sparse)"
+    positionwise = True
     after = ("xsa",)
     space = {
         "mode": Choice(ATTENTION_GATE_MODES),

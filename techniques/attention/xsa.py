@@ -64,6 +64,7 @@ class Xsa(Technique):
 
     name = "xsa"
     reference = "arXiv:2603.09078; PR #265, #414, #1019; gated: #2018, #2118, modded-nanogpt #264"
+    positionwise = True
     space = {"last_n": Int(1, "num_layers"), "mode": Choice(XSA_MODES)}
     env = {"XSA_LAST_N": "last_n"}
     smoke = {"last_n": 1}

@@ -27,6 +27,7 @@ class LeakyRelu2(Technique):
 
     name = "leaky_relu2"
     reference = "PR #493, #549, #1019, #1855"
+    positionwise = True
     space = {"slope": Float(0.0, 1.0)}
     smoke = {"slope": 0.5}
 

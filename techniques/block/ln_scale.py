@@ -32,6 +32,7 @@ class LnScale(Technique):
 
     name = "ln_scale"
     reference = "PR #315, #414, #549, #1019, #1855"
+    positionwise = True
     env = {"LN_SCALE": "on"}
 
     def check(self, shape: Shape) -> None:

@@ -39,6 +39,7 @@ class MlpGate(Technique):
 
     name = "mlp_gate"
     reference = "PR #1667 (GATE_MLP_OUT)"
+    positionwise = True
     identity_at_init = True
     after = ("canon", "ln_scale")
     space = {"window": Int(4, 64, log=True)}

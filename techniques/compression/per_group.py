@@ -92,7 +92,8 @@ class PerGroupCodec:
             return self.by_likeness(tensors)
         whole = sum(q.size for q in tensors) <= TRIED_WHOLE
         tried = tensors if whole else tensors[TRIED_ONE_OF // 2 :: TRIED_ONE_OF] or tensors
-        plain, found = self.plain(tried), self.by_likeness(tried)
+        plain = self.plain(tried)
+        found = self.by_likeness(tried)
         better = plain if len(plain[1]) <= len(found[1]) + len(self.squeeze(found[0][1:])) else found
         if len(tried) == len(tensors):
             return better

@@ -59,7 +59,7 @@ class TttScorer:
         chunks: list[list[Any]] = [[] for _ in range(num_chunks)]
         for window in windows(run.num_positions, run.seq_len, c.stride):
             chunks[window[1] // c.chunk_tokens].append(window)
-        trained, frozen = ttt_parameters(model, c.freeze_blocks)
+        trained, frozen = ttt_parameters(model, c.freeze_blocks, "score_first_ttt")
         self.facts |= {"chunks": num_chunks, **element_counts(trained, frozen)}
         optimizer = torch.optim.SGD(trained, lr=c.lr, momentum=c.momentum)
         with standing_still(frozen):

@@ -53,7 +53,8 @@ const over = [...document.querySelectorAll('section, header, .figure, .tile, pre
 const text = document.createRange();
 const lines = e => { text.selectNodeContents(e); return text.getClientRects().length; };
 const words = [...document.querySelectorAll('td')].filter(e => !/\\s|\\w-/.test(e.innerText));
-const broken = words.filter(e => lines(e) > 1).map(e => e.innerText);
+const tall = [...document.querySelectorAll('.upper td')].filter(e => e.offsetHeight > 40);
+const broken = [...words.filter(e => lines(e) > 1), ...tall].map(e => e.innerText);
 return {wide, room, plots, over, broken, text: document.body.innerText};
 """
 

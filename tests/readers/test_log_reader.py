@@ -241,18 +241,24 @@ def test_labels_with_parameters_and_without_a_name():
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "under_way"),
     [
-        "ttt_chunk [3/9] bpb=1.1",
-        "eval 40% val_bpb:1.1",
-        "quant_delta val_bpb:0.01",
-        "running val_bpb:1.2",
-        "best_bpb: 1.0",
+        ("ttt_chunk [3/9] bpb=1.1", True),
+        ("eval 40% val_bpb:1.1", True),
+        ("quant_delta val_bpb:0.01", False),
+        ("running val_bpb:1.2", False),
+        ("best_bpb: 1.0", False),
     ],
 )
-def test_running_figures_and_differences_are_no_scores(line: str):
-    reader = read("final val_bpb:1.3\n" + line)
-    assert [*reader.scores] == ["final"] and (reader.under_way or reader.value()[1] == 1.3)
+def test_running_figures_and_differences_are_no_scores(line: str, under_way: bool):
+    text = "final val_bpb:1.3\n" + line
+    assert [*read(text).scores] == ["final"]
+    assert read(text, score=("final",)).value()[:2] == ("final", 1.3)
+    if under_way:
+        with pytest.raises(LogError, match=r"no score: .* is the last"):
+            read(text).value()
+    else:
+        assert read(text).value()[:2] == ("final", 1.3)
 
 
 @pytest.mark.parametrize("word", ["0.0", "-1.2", "65.0"])

@@ -92,7 +92,7 @@ def test_frozen_blocks_stand_still():
     empty = copy.deepcopy(run.model)
     empty.blocks = torch.nn.ModuleList()
     with pytest.raises(ValueError, match="matches no parameter"):
-        ttt_parameters(empty, 1)
+        ttt_parameters(empty, 1, "score_first_ttt")
 
 
 @pytest.mark.parametrize("size", [2, 3])  # three ranks: one of them has no sequence in some steps

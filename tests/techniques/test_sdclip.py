@@ -123,7 +123,8 @@ def fitted(
 ) -> tuple[list[Any], Seams, dict[str, torch.Tensor]]:
     """The tiny model's export under these settings and a script of no bytes; its weights."""
     monkeypatch.setattr(train_gpt, "submitted_script", lambda _resolved: b"")
-    known, model = {"sdclip": SdClip, "mixed_bits": MixedBits, "gptq": Gptq, "prune": Prune}, tiny_model()
+    known = {"sdclip": SdClip, "mixed_bits": MixedBits, "gptq": Gptq, "prune": Prune}
+    model = tiny_model()
     layer = TINY | TARGETED | {"quantize_min_numel": 1} | settings
     seams = Seams(resolve({"file": layer}, known))
     g = torch.Generator().manual_seed(5)
@@ -156,7 +157,8 @@ def test_k_comes_to_a_size_as_when_every_multiple_is_tried(
     sizes = [bytes_under(monkeypatch, m, **more) for m in multiples]
     for target in (sizes[2] + 3, sizes[6] - 40, sizes[14] + 20):
         packed, seams, _ = fitted(monkeypatch, **more, **{"sdclip.target_bytes": target})
-        facts, made = seams.audit.report()["sdclip"], len(seams.made)
+        facts = seams.audit.report()["sdclip"]
+        made = len(seams.made)
         assert facts["fits"] and facts["packings"] == made <= PACKINGS
         assert size_of(packed, seams) == facts["bytes_after"] <= target and len(seams.made) == made
         assert facts["verdict"] == "active" and abs(facts["estimated_bytes"] - target) < 0.05 * target

@@ -54,7 +54,7 @@ def test_a_laptop_trial_tells_each_stages_peak_and_stays_below_its_bound(
     peaks = result["stage_memory"]
     assert peaks.keys() == STAGES and result["stage_memory_counts_anew"]
     assert max(peaks.values()) == result["peak_memory_bytes"] < 1_200_000_000
-    assert min(peaks.values()) > 50_000_000 and peaks["evaluate"] < result["peak_memory_bytes"] + 1
+    assert min(peaks.values()) > 50_000_000
     assert memory_text({"bytes": peaks, "anew": True}).count(" MB") == len(STAGES)
     assert memory_text({"bytes": {"pack": 2e6, "train": 1e6}, "anew": True}).startswith(
         "train 1 MB, pack 2 MB"
@@ -83,7 +83,8 @@ def evaluated(count: int) -> None:
 
 def test_an_evaluation_keeps_a_few_bytes_of_a_token_whatever_its_number() -> None:
     evaluated(1_000)
-    small, large = peak_of(evaluated, 1_000_000), peak_of(evaluated, 5_000_000)
+    small = peak_of(evaluated, 1_000_000)
+    large = peak_of(evaluated, 5_000_000)
     assert (large - small) / 4_000_000 < 45
 
 

@@ -104,11 +104,11 @@ def _that_pass(
 
 
 def _last_that(passes: Callable[[float], bool], inside: float, end: float) -> float:
-    """The farthest value from `inside` towards `end` that passes, to a part in 100,000."""
+    """The farthest value from `inside` towards `end` that passes, to 5 parts in a million."""
     if passes(end):
         return end
     for _ in range(40):
         middle = (inside + end) / 2.0
         inside, end = (middle, end) if passes(middle) else (inside, middle)
-    near = [float(f"{inside * factor:.6g}") for factor in (1.0, 1.0 - 1e-5, 1.0 + 1e-5)]
-    return next(filter(passes, near), inside)
+    near = (f"{inside:.6g}", f"{inside * (1.0 - 1e-6):.7g}", f"{inside * (1.0 + 1e-6):.7g}")
+    return next(filter(passes, map(float, near)), inside)
