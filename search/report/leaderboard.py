@@ -219,8 +219,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
         for line in over_lines(session, bad[: max(3, top // 3)]):
             tell(console, line)
-    if not session.study.in_nats and (not good or any(t.number not in confirmed for t in good[:top])):
-        console.print(f"\n{NOISE}", highlight=False)
+    if told := noise_text(session, [t.number for t in good[:top]], confirmed):
+        console.print(f"\n{told}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
@@ -245,6 +245,14 @@ def ranking_text(beliefs: Beliefs, confirmed: Confirmations) -> str:
     means = "the mean on fresh seeds where there is one, else by " if confirmed else ""
     told = f"nothing else is believed before {LEAST} complete trials"
     return f"Ranked by {means}the BPB that each run gave: {told}."
+
+
+def noise_text(session: Session, shown: Sequence[int], confirmed: Confirmations) -> str:
+    """What one seed cannot tell of the trials that are shown; "" where each has a mean, or in nats."""
+    sure = [f"#{number}" for number in shown if number in confirmed]
+    if session.study.in_nats or (shown and len(sure) == len(shown)):
+        return ""
+    return NOISE.replace("One seed each", f"One seed each but for {', '.join(sure)}", 1) if sure else NOISE
 
 
 def over_lines(session: Session, bad: Sequence[FrozenTrial]) -> list[str]:

@@ -296,9 +296,10 @@ def overhead_text(seconds: Mapping[str, float]) -> str:
 
 
 def memory_text(told: Mapping[str, Any]) -> str:
-    """train 512 MB, evaluate 300 MB (each since its start)."""
+    """train 512 MB, evaluate 300 MB (within each stage)."""
     parts = ", ".join(f"{stage} {peak / 1e6:,.0f} MB" for stage, peak in in_order(told["bytes"]))
-    return f"{parts} ({'each since its' if told['anew'] else 'since the process had its'} start)"
+    counted_from = "within each stage" if told["anew"] else "the process's up to each stage's end"
+    return f"{parts} ({counted_from})"
 
 
 def wait(seconds: float) -> str:
