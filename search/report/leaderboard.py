@@ -46,10 +46,7 @@ NOISE = (
     "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
-BELIEVED = (
-    "BPB: observed, what the run gave. believed: what the surrogate expects of it, by all trials. Ranked by "
-    "the mean on fresh seeds where there is one, else by what is believed."
-)
+BELIEVED = "BPB: observed, what the run gave. believed: what the surrogate expects of it, by all trials."
 WIDE = 120  # columns that the table with its techniques needs
 LISTED = 5  # trials over a limit whose figures are told
 UNBUNDLED = 100_000  # bytes of code: no script that is submitted has as many
@@ -205,7 +202,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         return
     if good:
         print_rows(console, [row_of(t, confirmed, beliefs) for t in good[:top]], title)
-        console.print(f"\n{ranking_text(beliefs, confirmed)}", highlight=False)
+        console.print(f"\n{ranking_text(beliefs=bool(beliefs), confirmed=bool(confirmed))}", highlight=False)
     else:
         tell(console, f"{title}\nNo trial kept every limit yet.")
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
@@ -238,11 +235,11 @@ def trouble_text(session: Session) -> str:
     return f"A tracker fails: {trouble}" if trouble else ""
 
 
-def ranking_text(beliefs: Beliefs, confirmed: Confirmations) -> str:
+def ranking_text(*, beliefs: bool, confirmed: bool) -> str:
     """What the leaderboard ranks by."""
-    if beliefs:
-        return BELIEVED
     means = "the mean on fresh seeds where there is one, else by " if confirmed else ""
+    if beliefs:
+        return f"{BELIEVED} Ranked by {means}what is believed."
     told = f"nothing else is believed before {LEAST} complete trials"
     return f"Ranked by {means}the BPB that each run gave: {told}."
 
