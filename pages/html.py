@@ -23,7 +23,7 @@ from pages.words import (
 )
 from search.report.effects import CAUTION as EFFECTS_CAUTION
 from search.report.effects import Effect
-from search.report.leaderboard import BELIEVED
+from search.report.leaderboard import ranking_text
 
 STYLE = Path(__file__).with_name("style.css")
 TOP = 15  # trials of the table
@@ -170,7 +170,7 @@ def leaderboard(facts: Facts) -> str:
     heads = ["trial", "BPB", *believed, *fresh, *limits]
     text = "The best that keep all limits; below each its legality and its techniques. "
     text += "! = on, but changed nothing; ? = has findings, below. "
-    text += f"{BELIEVED} " if beliefs else ""
+    text += f"{ranking_text(beliefs=True, confirmed=bool(fresh))} " if beliefs else ""
     text += unsound_text(trial.confirmed for trial in rows)
     body = table(
         heads,

@@ -89,7 +89,7 @@ def run_study(options: RunOptions, confirm: Ending | None = None, console: Conso
         threads = max(1, num_cores() // workers) if gpus else 1  # on a CPU one is measured best
         specs = specs_of(session, replace(spec, threads=threads), workers=workers)
         wanted = study.confirm if confirm else None
-        after = f"then: the best {wanted.top} again on {wanted.seeds} fresh seeds" if wanted else ""
+        after = f"then: the best {wanted.top} again on at most {wanted.seeds} fresh seeds" if wanted else ""
         run_here(console, session, specs, gpus=gpus, external=bool(external), after=after)
         print_end(console, session, spec.target)
     if confirm and study.confirm:

@@ -46,10 +46,7 @@ NOISE = (
     "One seed each: a seed alone moves BPB by 0.005 to 0.010 (standard deviation, measured at laptop scale), "
     "and the best of many is lucky. A search value is where to look next, not a claim."
 )
-BELIEVED = (
-    "BPB: observed, what the run gave. believed: what the surrogate expects of it, by all trials. Ranked by "
-    "the mean on fresh seeds where there is one, else by what is believed."
-)
+BELIEVED = "BPB: observed, what the run gave. believed: what the surrogate expects of it, by all trials."
 WIDE = 120  # columns that the table with its techniques needs
 LISTED = 5  # trials over a limit whose figures are told
 UNBUNDLED = 100_000  # bytes of code: no script that is submitted has as many
@@ -205,7 +202,7 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         return
     if good:
         print_rows(console, [row_of(t, confirmed, beliefs) for t in good[:top]], title)
-        console.print(f"\n{ranking_text(beliefs, confirmed)}", highlight=False)
+        console.print(f"\n{ranking_text(beliefs=bool(beliefs), confirmed=bool(confirmed))}", highlight=False)
     else:
         tell(console, f"{title}\nNo trial kept every limit yet.")
     reuse = reuse_of_study(trials, gpus=session.study.gpus_per_trial)
@@ -219,8 +216,8 @@ def print_leaderboard(console: Console, session: Session, *, top: int = 10) -> N
         print_rows(console, [row_of(t) for t in bad[: max(3, top // 3)]], title)
         for line in over_lines(session, bad[: max(3, top // 3)]):
             tell(console, line)
-    if not session.study.in_nats and (not good or any(t.number not in confirmed for t in good[:top])):
-        console.print(f"\n{NOISE}", highlight=False)
+    if told := noise_text(session, [t.number for t in good[:top]], confirmed):
+        console.print(f"\n{told}", highlight=False)
     if told := to_confirm(session, good, confirmed):
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     if has_mixed_code([*good, *bad]):
@@ -238,13 +235,21 @@ def trouble_text(session: Session) -> str:
     return f"A tracker fails: {trouble}" if trouble else ""
 
 
-def ranking_text(beliefs: Beliefs, confirmed: Confirmations) -> str:
+def ranking_text(*, beliefs: bool, confirmed: bool) -> str:
     """What the leaderboard ranks by."""
-    if beliefs:
-        return BELIEVED
     means = "the mean on fresh seeds where there is one, else by " if confirmed else ""
+    if beliefs:
+        return f"{BELIEVED} Ranked by {means}what is believed."
     told = f"nothing else is believed before {LEAST} complete trials"
     return f"Ranked by {means}the BPB that each run gave: {told}."
+
+
+def noise_text(session: Session, shown: Sequence[int], confirmed: Confirmations) -> str:
+    """What one seed cannot tell of the trials that are shown; "" where each has a mean, or in nats."""
+    sure = [f"#{number}" for number in shown if number in confirmed]
+    if session.study.in_nats or (shown and len(sure) == len(shown)):
+        return ""
+    return NOISE.replace("One seed each", f"One seed each but for {', '.join(sure)}", 1) if sure else NOISE
 
 
 def over_lines(session: Session, bad: Sequence[FrozenTrial]) -> list[str]:

@@ -286,19 +286,21 @@ def overhead_of_study(trials: Sequence[FrozenTrial]) -> str:
 
 
 def overhead_text(seconds: Mapping[str, float]) -> str:
-    """Of one trial or of a mean: `ask 20 ms, start 14.1 s, tell 8 ms; 2.0% of a trial of 15.0 s`."""
-    parts = [
-        f"{name.removesuffix('_s').removesuffix('_before')} {wait(spent)}"
-        for name, spent in seconds.items()
-        if name.endswith("_s") and name != "process_s"
-    ]
-    return f"{', '.join(parts)}; {seconds['share']:.1%} of a trial of {seconds['process_s']:.1f} s"
+    """Of one trial or of a mean: `ask 20 ms, start 14.1 s, tell 8 ms; 2.0% of a trial of 15.0 s`. The share
+    is of all its seconds, in its process and around it; reports are part of its work, and no overhead."""
+    beside = ("process_s", "report_s")
+    parts = {n: s for n, s in seconds.items() if n.endswith("_s") and n not in beside}
+    whole_s = seconds["process_s"] + sum(s for n, s in parts.items() if n not in ("start_s", "setup_s"))
+    told = ", ".join(f"{n.removesuffix('_s').removesuffix('_before')} {wait(s)}" for n, s in parts.items())
+    reports = f"; reports {wait(seconds['report_s'])} of its work" if "report_s" in seconds else ""
+    return f"{told}; {seconds['share']:.1%} of a trial of {whole_s:.1f} s{reports}"
 
 
 def memory_text(told: Mapping[str, Any]) -> str:
-    """train 512 MB, evaluate 300 MB (each since its start)."""
+    """train 512 MB, evaluate 300 MB (within each stage)."""
     parts = ", ".join(f"{stage} {peak / 1e6:,.0f} MB" for stage, peak in in_order(told["bytes"]))
-    return f"{parts} ({'each since its' if told['anew'] else 'since the process had its'} start)"
+    counted_from = "within each stage" if told["anew"] else "the process's up to each stage's end"
+    return f"{parts} ({counted_from})"
 
 
 def wait(seconds: float) -> str:

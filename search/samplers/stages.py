@@ -38,7 +38,7 @@ class Stages:
 
     names: tuple[str, ...]  # upstream first
     stage_of: Mapping[str, str]  # parameter -> stage; absent: the first
-    seconds: Callable[[Params], Mapping[str, float]]  # predicted, of each stage
+    seconds: Callable[[Params], Mapping[str, float]]  # predicted, of each stage, of what `admits` allows
     share: float = 0.25  # of the seconds, for trials whose first stage is finished already
 
     def level(self, name: str) -> int:

@@ -18,7 +18,6 @@ from corpus import embedded
 from corpus.dataset import open_dataset
 from corpus.manifest import is_complete
 from search.common.attributes import BASELINE, HARDWARE, STAGE_SECONDS
-from search.common.console import counted
 from search.common.errors import InfrastructureError
 from search.common.machine import num_cores, visible_gpus
 from search.common.options import WorkerSpec
@@ -99,11 +98,11 @@ def check_baseline(
     """The study's starting point, measured once under the load of `workers` trials; and what to tell."""
     found = baseline_of(session.optuna_study)
     if found is None:
-        at_once = " at once" if workers > 1 else ""
-        say(f"baseline: {session.trainer.start}, measured once by {counted(workers, 'run')}{at_once}")
+        times = f"{workers} times at once, as trials will run" if workers > 1 else "once"
+        say(f"baseline: {session.trainer.start}, run {times}")
         found = measure(session, spec, workers=workers, gpus=gpus)
     told = f"baseline: val_bpb {found['val_bpb']:.4f}, {figures_summary(found)} "
-    told += f"(slowest of {found['workers']} at once)"
+    told += f"(the slowest of {found['workers']} at once)" if found["workers"] > 1 else "(one run)"
     told += f"; by {found['protocol']!r}: {found['seen']}" if "seen" in found else ""
     return measured(session), told + session.trainer.doubts()
 

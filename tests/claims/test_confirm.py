@@ -113,6 +113,7 @@ def test_the_lucky_one_is_found_out(session: Session) -> None:
     rows = [line for line in after.splitlines() if line.strip().startswith("#")]
     assert [row.split()[0] for row in rows] == ["#1", "#2", "#0", "#3", "#4"]
     assert "1.9900" in rows[2] and "±" in rows[2] and "±" not in rows[3]  # both values
+    assert "One seed each but for #1, #2, #0: a seed alone" in " ".join(after.split())
     assert "confirmed 2.0" in printed(print_leaderboard, session, width=80)
     assert "Best: #1, 2.0" in printed(print_status, session)
     assert "seeds), -0." in printed(print_trial, session, 1)

@@ -42,7 +42,8 @@ def test_each_reading_begins_a_new_count() -> None:
 def test_where_the_count_cannot_begin_anew_it_is_since_the_start(tmp_path: Path) -> None:
     peak, anew = resident_peak(tmp_path)
     assert peak > 10_000_000 and not anew
-    assert memory_text({"bytes": {"train": peak}, "anew": anew}).endswith("(since the process had its start)")
+    told = memory_text({"bytes": {"train": peak}, "anew": anew})
+    assert told.endswith("(the process's up to each stage's end)")
 
 
 def test_a_laptop_trial_tells_each_stages_peak_and_stays_below_its_bound(

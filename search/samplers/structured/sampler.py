@@ -402,15 +402,18 @@ class StructuredSampler(optuna.samplers.BaseSampler):
         return next((row for row in again if self._admitted(beliefs.rows.decode(row))), [*refused, *again][0])
 
     def _cheapest_gain(self, weigher: StageWeigher, row: Array, best: list[int], score: MarginScore) -> Array:
-        """The proposal with the largest gain per second: the whole one, or one that keeps finished stages."""
+        """The proposal with the largest gain per second: the whole one, or one that keeps finished stages.
+        What `admits` refuses is not weighed: it may contradict itself, and nothing predicts its seconds."""
         beliefs, stages = self._beliefs, weigher.stages
         assert beliefs is not None
         reference = float(score(beliefs.seen[best[:1]])[0])
-        options = [row]
+        options = [row] if self._admitted(beliefs.rows.decode(row)) else []
         for level in range(len(stages.names) - 1):
             free = np.array([stages.level(name) > level for name in beliefs.rows.names])
             found = [self._climbed(beliefs, beliefs.seen[[k]], score, free) for k in best if free.any()]
             options += [r for r in found if r is not None and not self._tried(beliefs, r)]
+        if not options:
+            return row
         gains = reference - score(np.array(options))
         active = [self._active_of(beliefs.rows.decode(option)) for option in options]
         return options[weigher.best(gains.tolist(), active)]

@@ -129,7 +129,7 @@ def test_a_trial_shows_the_peak_of_each_stage(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setitem(RESULT, "stage_memory_counts_anew", anew)
         run(session, 1_300_000_000)
         shown = " ".join(printed(print_trial, session, number).split())
-        since = "each since its start" if anew else "since the process had its start"
+        since = "within each stage" if anew else "the process's up to each stage's end"
         assert f"train 512 MB, evaluate 1,300 MB ({since})" in shown
     for name in ("stage_memory", "stage_memory_counts_anew"):
         monkeypatch.delitem(RESULT, name)

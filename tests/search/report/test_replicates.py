@@ -51,7 +51,7 @@ def test_a_configuration_is_ranked_once_by_its_mean(session: Session) -> None:
     session.optuna_study.set_user_attr("baseline", {"val_bpb": 2.125, "hash": "abc"})
     text = printed(print_leaderboard, session)
     assert "told: 3 feasible trials" in text and "mean of seeds" in text and "confirmed BPB" not in text
-    assert "One seed each" in text  # one of the three has one
+    assert "One seed each but for #1, #0: a seed alone" in text  # one of the three has one
     assert "the mean of trial #1's 2 seeds stands -0.1000 from it." in text
     assert "Best: #1, 2.0250 ± 0.0071 (2 seeds), first run 2.0300 bits/byte" in text
     session.optuna_study.add_trials([trial_of(2.02, hash="abc"), again(6, 7, 2.00)])

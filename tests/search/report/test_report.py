@@ -20,7 +20,7 @@ from search.common.paths import Folders
 from search.common.tables import TableConsole
 from search.report.leaderboard import print_leaderboard
 from search.report.progress import Progress, duration
-from search.report.rows import overhead_of_study, ranked, snapshot
+from search.report.rows import overhead_of_study, overhead_text, ranked, snapshot
 from search.report.status import print_status
 from search.report.trial import print_trial, shortcoming
 from search.session.session import Session
@@ -206,6 +206,14 @@ def test_show_and_status_tell_overhead_in_one_way(session: Session) -> None:
     session.optuna_study.add_trial(trial_of(2.0, overhead=seconds))
     told = "ask 8 ms, start 14.1 s, tell 20 ms; 70.5% of a trial of 20.0 s"
     assert told in printed(print_trial, session, 6) and told in printed(print_status, session)
+
+
+def test_the_share_of_overhead_is_of_the_seconds_that_are_told() -> None:
+    """0.6 + 0.2 + 2.0 + 0.1 s, of 16.4 s in the process, start and setup among them, and 0.7 s around it."""
+    parts = {"sample_s": 0.6, "start_s": 0.2, "setup_s": 2.0, "other_s": 0.1}
+    told = overhead_text({**parts, "report_s": 0.035, "process_s": 16.4, "share": 2.9 / 17.1})
+    assert told.endswith("; 17.0% of a trial of 17.1 s; reports 35 ms of its work")
+    assert sum(parts.values()) / 17.1 == pytest.approx(0.17, abs=0.0005)
 
 
 def test_the_best_is_told_by_its_distance_from_the_baseline_unless_it_is_that(session: Session) -> None:

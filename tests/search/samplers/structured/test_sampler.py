@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +359,31 @@ def test_finished_stages_are_kept_when_that_is_worth_more_a_second() -> None:
         kept = [any(abs(p["lr"] - lr) < 1e-9 for lr in trained) for p in asked]
         assert all(kept) if reuses else not all(kept)
         assert np.median([p["score.stride"] for p in asked]) > 0.8
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_seconds_are_asked_of_what_is_admitted_alone(few: bool) -> None:
+    """Where uniform draws and every climb are refused, one is proposed all the same: a configuration that
+    contradicts itself has no predicted seconds."""
+    dists: dict[str, BaseDistribution] = {n: FloatDistribution(0.0, 1.0) for n in ("lr", "dim", "stride")}
+    rng, study = np.random.default_rng(0), optuna.create_study()
+    seen: list[dict[str, float]] = []
+    for _ in range(4 if few else 14):
+        seen.append({n: float(rng.uniform()) for n in dists})
+        value = seen[-1]["lr"] - seen[-1]["stride"]
+        study.add_trial(optuna.trial.create_trial(value=value, params=seen[-1], distributions=dists))
+
+    def seconds(params: Mapping[str, Any]) -> dict[str, float]:
+        if params not in seen:
+            raise ValueError("dim must be less than lr")
+        return {"train": 10.0, "score": 1.0}
+
+    stages = Stages(("train", "score"), {"stride": "score"}, seconds)
+    prior = Prior(stages=stages, admits=lambda p: p in seen)
+    sampler = StructuredSampler(seed=0, prior=prior, tpe_share=0.0)
+    sampler.begin(study, study.trials, dists)
+    for _ in range(6):
+        assert sampler.propose().keys() == dists.keys()
 
 
 def test_the_command_line_may_choose_the_sampler(tmp_path: Path) -> None:

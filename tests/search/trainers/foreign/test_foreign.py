@@ -75,7 +75,10 @@ def test_trials_on_two_workers_with_pruning_and_limits(home: Path) -> None:
     enqueue(study, home, json.dumps([good, big, *(good | {"MATRIX_LR": rate} for rate in rates)]))
     ran = caddie(*words, "--trials=7")
     assert ran.returncode == 0 and "baseline: val_bpb" in ran.stdout, ran.stderr + ran.stdout
-    assert "baseline: the script as it is, measured once by 2 runs at once …\nbaseline: val" in ran.stdout
+    assert (
+        "baseline: the script as it is, run 2 times at once, as trials will run …\nbaseline: val"
+        in ran.stdout
+    )
     enqueue(study, home, json.dumps([bad]))
     ran = caddie(*words, "--trials=9")
     assert ran.returncode == 0, ran.stderr
