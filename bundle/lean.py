@@ -28,11 +28,11 @@ from typing import Any
 
 from bundle import names, passes
 from bundle.inline import DEFINITIONS, Piece, import_lines, piece_of, program, reached
-from bundle.one_file import CATALOG, OF_A_PLACE, ROOT, SCRIPT, check_free, dictionary, write
+from bundle.one_file import CATALOG, ROOT, SCRIPT, check_free, dictionary, write
 from bundle.reach import reachable
 from techniques import catalog
 from techniques.base import SLOTS, claims
-from techniques.config import TRAINER_FIELDS, Config, Resolved
+from techniques.config import OF_A_PLACE, TRAINER_FIELDS, Config, Resolved
 
 # Receivers, keywords and calls that serve the audit, the ledger and machine-read files
 LAB = {"audit", "ledger", "differ", "noun"}
@@ -205,7 +205,6 @@ class Blanks:
 
 def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
     """Definitions that take the place of the bundle's own of the same names; values are left open."""
-    values = resolved.values
     whole = resolved.identity()
     stored = resolved.head()
     scorer = next((n for n, t in resolved.techniques.items() if "scorer" in claims(t)), "")
@@ -213,7 +212,6 @@ def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
     costs = f"{{{scorer!r}: SimpleNamespace(eval_passes={blanks.leave(passes_of)!r})}}" if scorer else "{}"
     classes = {n: type(t).__name__ for n, t in resolved.techniques.items()}
     made = ", ".join(f"{n!r}: {cls}(own({n + '.'!r}))" for n, cls in classes.items())
-    outside = {n: values[n] for n in TRAINER_FIELDS if n not in whole and n not in (*OF_A_PLACE, "resume")}
     return STAND_INS.format(
         shape=tuple(map(blanks.leave, dataclasses.astuple(resolved.config.shape()))),
         planned=tuple(map(blanks.leave, dataclasses.astuple(resolved.shape()))),
@@ -221,7 +219,7 @@ def stand_ins(resolved: Resolved, blanks: Blanks) -> str:
         late=tuple(n for n in whole if n not in stored),
         literal=dictionary(blanks.leave_all(whole)),
         heard=HEARD,
-        quiet=dictionary(blanks.leave_all({**outside, "num_reports": 0})),
+        quiet=dictionary(blanks.leave_all(resolved.beside())),
         made=f"{{{made}}}",
     )
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from bundle.inline import inline
 from techniques import catalog
-from techniques.config import TRAINER_FIELDS, Resolved, known_field, read_preset, resolve
+from techniques.config import OF_A_PLACE, TRAINER_FIELDS, Resolved, known_field, read_preset, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "train_gpt.py"
-OF_A_PLACE = ("out_dir", "run_id")  # settings of one run on one machine, no part of a configuration
 
 # What a single file answers otherwise than the project: which techniques there are, where settings come from,
 # which files are the code, what is submitted.

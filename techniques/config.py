@@ -36,6 +36,7 @@ from techniques.base import (
 )
 
 PRESETS = Path(__file__).resolve().parent.parent / "studies" / "presets"
+OF_A_PLACE = ("out_dir", "run_id")  # settings of one run on one machine, no part of a configuration
 LAYERS = ("preset", "file", "environment", "command line")  # low to high precedence
 
 
@@ -198,6 +199,11 @@ class Resolved:
         own = {n for n, f in TRAINER_FIELDS.items() if f.metadata["stage"] in read}
         on = {n for n, t in self.techniques.items() if t.stage in read}
         return {k: v for k, v in self.values.items() if k in own or k.partition(".")[0] in on}
+
+    def beside(self) -> dict[str, Any]:
+        """What the submitted script says beside `identity()`: it changes no result but the script's size."""
+        left_out = {*self.identity(), *OF_A_PLACE, "resume"}
+        return {n: self.values[n] for n in TRAINER_FIELDS if n not in left_out} | {"num_reports": 0}
 
     def head(self) -> dict[str, Any]:
         """What the artifact says of its settings: those that it depends on, and no folder of this machine."""
@@ -414,8 +420,15 @@ def _read_early(resolved: Resolved, code: Mapping[str, str], stage: str) -> dict
         owner = resolved.owner("bits")
         bits = [{role: owner.bits(role) for role in ROLES}, code.get(owner.name, "")] if owner else []
         return {"stored_bits": bits, "stored_from_numel": resolved.config.quantize_min_numel}
-    aims = any(t.aims_at_bytes for t in resolved.techniques.values())
-    if stage == "quantize" and (aims or "correct" in seams):
-        settings = resolved.identity() if aims else resolved.identity("pack")  # the script says them all
-        return {"submission": dict(code), "codec": settings}
+    if stage == "quantize" and any(t.aims_at_bytes for t in resolved.techniques.values()):
+        script = [resolved.identity(), resolved.beside(), sys.version, _script_makers()]
+        return {"submission": dict(code), "script": script}
+    if stage == "quantize" and "correct" in seams:
+        return {"submission": dict(code), "codec": resolved.identity("pack")}
     return {}
+
+
+def _script_makers() -> dict[str, str]:
+    """file -> hash, of the code that makes the submitted script; empty where there is one file only."""
+    files = sorted((catalog.TECHNIQUES_FOLDER.parent / "bundle").glob("*.py"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -29,7 +29,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 class BlockedAttention(torch.autograd.Function):
     """Matrix products and a softmax for BLOCK queries at a time, over the keys up to the last of them. The
-    backward pass keeps the weights, about T/2 a query and head: no second softmax."""
+    weights, about T/2 a query and head, are kept for a backward pass only: no second softmax."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
@@ -47,8 +47,10 @@ class BlockedAttention(torch.autograd.Function):
             scores = torch.bmm(q[:, rows], k[:, :end].mT)
             own = scores.view(-1, end - i, group, end)[..., i:]
             own += future[: end - i, None, : end - i]
-            weights.append(torch.softmax(scores, -1))
-            y[:, rows] = torch.bmm(weights[-1], v[:, :end])
+            p = torch.softmax(scores, -1)
+            y[:, rows] = torch.bmm(p, v[:, :end])
+            if any(ctx.needs_input_grad):
+                weights.append(p)
         ctx.save_for_backward(q, k, v, *weights)
         ctx.sizes = t, kv_heads, scale
         return by_position(y, t, kv_heads)

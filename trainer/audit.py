@@ -11,6 +11,7 @@ run that could not be compiled make a worse or a slower submission, not another 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -48,6 +49,7 @@ class Audit:
         self.facts: dict[str, dict[str, Any]] = {name: {} for name in names}
         self.changes: dict[str, dict[str, bool]] = {name: {} for name in names}
         self.links: dict[str, float] = {}
+        self.attempts: dict[int, Any] = {}
 
     def link(self, what: str, val_bpb: float) -> None:
         """The BPB chain: bits per byte, on the tokens of a report, of the last weights, their average, the
@@ -62,6 +64,15 @@ class Audit:
         """Whether the technique changed `what` (the loss, the weights, the payload, the score…) in this
         run."""
         self.changes[name][what] = did
+
+    def keep(self, attempt: int) -> None:
+        """What is noted so far is of this attempt, one of several."""
+        self.attempts[attempt] = copy.deepcopy((self.facts, self.changes))
+
+    def back_to(self, attempt: int) -> None:
+        """This attempt is the one that is submitted: what later ones noted is gone."""
+        self.facts, self.changes = self.attempts[attempt]
+        self.attempts = {}
 
     def averaged(self, name: str, last: float, mean: float) -> None:
         """The training loss of the last weights and of the average that is exported, nats per token."""

@@ -148,10 +148,12 @@ class SdClip(Technique):
         own = round(STEPS_A_DOUBLING * np.log2(1 / MULTIPLES[0]))  # the step of multiple 1
         first = min(own, int(curve.steps[curve.errors.argmin()]))
         tried = {own - first: packed}
+        export.seams.audit.keep(own - first)
 
         def measure(step: int) -> int:
             self.multiple = multiple_of(step + first)
             tried[step] = again()
+            export.seams.audit.keep(step)
             return export.bytes(tried[step])
 
         search = ByteSearch(
@@ -165,6 +167,7 @@ class SdClip(Technique):
             step = search.run()
         finally:
             self.multiple = 1.0
+        export.seams.audit.back_to(step)
         facts = search.facts(step)
         facts |= {"fit_multiple": multiple_of(step + first), "bytes_before": search.sizes[own - first]}
         export.seams.filled("fit", step + first != own, **facts)

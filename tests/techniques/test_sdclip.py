@@ -17,7 +17,7 @@ from techniques.quantization.prune import Prune
 from techniques.quantization.sdclip import SdClip, sd_scales
 from tests.techniques.evaluation_rig import TINY, tiny_model, tiny_tokens
 from tests.techniques.test_gptq import correlated
-from trainer.artifact import pack, round_to_nearest
+from trainer.artifact import ZlibCodec, pack, round_to_nearest
 from trainer.seams import Seams
 
 
@@ -167,6 +167,18 @@ def test_k_comes_to_a_size_as_when_every_multiple_is_tried(
         assert facts["fit_multiple"] < 1.03 * least, (target, facts, least)
         assert target - facts["bytes_after"] <= 3 * FINE_BYTES
         assert seams.techniques["sdclip"].multiple == 1.0  # type: ignore[attr-defined]
+
+
+def test_the_report_is_of_the_attempt_that_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of one behind it that did not fit."""
+    more = {"prune": True, "prune.fraction": 0.05, "gptq": True, "gptq.calib_batches": 2}
+    late = 0
+    for target in range(10_700, 11_100, 40):
+        packed, seams, _ = fitted(monkeypatch, **more, **{"sdclip.target_bytes": target})
+        told = seams.audit.report()
+        late += [*seams.made.values()][-1] != pack(packed, seams.resolved.head(), ZlibCodec())
+        assert told["prune"]["bytes_after"] == told["sdclip"]["bytes_after"] == size_of(packed, seams)
+    assert late
 
 
 def test_bytes_that_are_left_buy_no_clip_that_errs_more(monkeypatch: pytest.MonkeyPatch) -> None:

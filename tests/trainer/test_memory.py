@@ -17,6 +17,7 @@ from techniques.quantization.gptq import Gptq
 from tests.conftest import run_trainer
 from tests.techniques.evaluation_rig import single, tiny_model
 from train_gpt import Evaluation
+from trainer.attention import blocked
 from trainer.machine import resident_peak
 
 STAGES = {"data", "train", "quantize", "pack", "evaluate"}
@@ -106,3 +107,13 @@ def test_hessians_are_in_memory_once() -> None:
         quantizer.calibrate(model, iter([(ids, ids)] * 2))
     assert len(quantizer.hessians) > 10
     assert {h.data_ptr() for h in quantizer.hessians.values()} <= {*made}
+
+
+def test_attention_without_a_backward_pass_keeps_no_weights() -> None:
+    """A batch of an evaluation is 524,288 tokens: their weights would be 8 GB a layer."""
+    q, k, v = (torch.randn(8, 2048, heads, 64).bfloat16() for heads in (8, 4, 4))
+    weights = 8 * 8 * 2048 * 2048  # bytes: half of the square, two each
+    with torch.no_grad():
+        blocked(q, k, v)  # the library's own buffers
+        assert peak_of(blocked, q, k, v) < weights / 2
+    assert peak_of(blocked, q.requires_grad_(), k, v) > weights / 2
