@@ -26,6 +26,8 @@ TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row 
 
 SELF_BATCH = 8  # sequences that are written side by side (#1019)
 PACKINGS = 6  # of a search for bytes, unless none of them fits
+TRIES = 24  # of one in a small file: as many as
+CHEAP_BYTES = 1_000_000  # hold, packed
 CAUTION = (0.0, 0.125, 1.0)  # of its guesses, while nothing fits; behind them twice as much each time
 FINE_SHARE = 2000  # a file that spares less than this part of its target is near enough,
 FINE_BYTES = 16  # or so many bytes
@@ -344,8 +346,8 @@ class ByteSearch:
     target, and while nothing fits lower by a share (CAUTION) of what the last one was wrong. Once something
     fits, a guess that took away less than half of what was left is followed by one that halves it. The search
     ends when a file spares at most `slack`, when one step fewer does not fit, or after `most` packings of
-    which one fits; where nothing fits, when `last` was tried. Who affords more than PACKINGS wants the edge,
-    and no slack will do.
+    which one fits; where nothing fits, when `last` was tried. A small file affords more than PACKINGS, and is
+    brought to the edge, with no slack.
     """
 
     target: int
@@ -353,8 +355,11 @@ class ByteSearch:
     estimate: Callable[[int], float]  # bytes, up to what all steps share
     measure: Callable[[int], int]  # of the packed submission
     sizes: dict[int, int]  # step -> bytes, of packings made; one at least
-    most: int = PACKINGS
     guessed: dict[int, int] = field(default_factory=dict[int, int])  # what was expected of them
+    most: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.most = max(PACKINGS, min(TRIES, CHEAP_BYTES // max(self.sizes.values())))
 
     @property
     def slack(self) -> int:

@@ -25,11 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from techniques._quant import PACKINGS, ByteSearch
+from techniques._quant import ByteSearch
 from techniques.base import Float, Shape, Technique, setting
-
-TRIES = 24  # packings of a search for bytes, while
-CHEAP_BYTES = 1_000_000  # are packed in all
 
 
 class Candidates:
@@ -141,5 +138,4 @@ class Prune(Technique):
             return export.bytes(candidates.pruned(count))
 
         entropy = functools.cache(EntropyOfCount(candidates).bytes)
-        most = max(PACKINGS, min(TRIES, CHEAP_BYTES // sizes[0]))
-        return ByteSearch(self.config.target_bytes, candidates.total, entropy, measure, sizes, most=most)
+        return ByteSearch(self.config.target_bytes, candidates.total, entropy, measure, sizes)

@@ -11,11 +11,11 @@ from torch import nn
 import train_gpt
 from conformance import suite
 from conformance.lab import SHORT, Finished, Lab, write_corpus
+from techniques import _quant
 from techniques._quant import PACKINGS
 from techniques.averaging.ema import Ema
 from techniques.averaging.swa import Swa
 from techniques.base import Shape, Technique
-from techniques.quantization import prune
 from techniques.quantization.gptq import Gptq
 from techniques.quantization.late_qat import LateQat
 from techniques.quantization.mixed_bits import MixedBits
@@ -303,7 +303,7 @@ def test_what_aims_at_a_size_keeps_to_it(
 ) -> None:
     """The whole submission: what few packings found is what is packed in the end."""
     monkeypatch.setattr(train_gpt, "submitted_script", lambda _resolved: bytes(5000))
-    monkeypatch.setattr(prune, "CHEAP_BYTES", 0)  # as if this file were a large one
+    monkeypatch.setattr(_quant, "CHEAP_BYTES", 0)  # as if this file were a large one
     target = 5000 + round(0.97 * len(lab.export(short_run(lab))[1]))
     run = short_run(lab, **{cls.name: True, f"{cls.name}__target_bytes": target})
     packed, _ = lab.export(run)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from techniques import _quant
 from techniques._quant import FINE_BYTES, PACKINGS, ByteSearch
 from techniques.base import Shape
 from techniques.compression.brotli_shuffle import BrotliShuffleCodec
@@ -63,7 +64,7 @@ def test_bytes_come_down_to_the_target_with_the_fewest_ones():
         count = facts["newly_zeroed"]
         assert facts["fits"] and export.bytes(after) == facts["bytes_after"] <= start - saving
         assert export.bytes(pruned(before, count - 1, True)) > start - saving  # the edge
-        assert facts["packings"] <= prune.TRIES
+        assert facts["packings"] <= _quant.TRIES
         touched = [(p.q != a.q, p.q) for p, a in zip(before[1:], after[1:], strict=True)]
         assert all(bool((q[moved].abs() == 1).all()) for moved, q in touched)
     facts.clear()
@@ -78,7 +79,7 @@ def test_bytes_come_down_to_the_target_with_the_fewest_ones():
 @pytest.mark.parametrize("codec", [ZlibCodec(), BrotliShuffleCodec(1, 11)], ids=["zlib", "brotli"])
 def test_few_packings_find_what_trying_many_counts_finds(codec: Any, monkeypatch: pytest.MonkeyPatch):
     """Beyond the least that fits, only counts that spare less than the slack and one jump of the codec."""
-    monkeypatch.setattr(prune, "CHEAP_BYTES", 0)  # as if this file were a large one
+    monkeypatch.setattr(_quant, "CHEAP_BYTES", 0)  # as if this file were a large one
     before, facts, apart = items(rows=256), {}, 128
     candidates = prune.Candidates(before, True)
 
@@ -101,7 +102,7 @@ def test_few_packings_find_what_trying_many_counts_finds(codec: Any, monkeypatch
 
 
 def test_few_packings_find_the_count_and_the_estimate_is_the_entropy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prune, "CHEAP_BYTES", 0)  # as if this file were a large one
+    monkeypatch.setattr(_quant, "CHEAP_BYTES", 0)  # as if this file were a large one
     facts: dict[str, Any] = {}
     before, export = items(rows=1024), exported(facts)
     start = export.bytes(before)
@@ -120,8 +121,9 @@ def test_few_packings_find_the_count_and_the_estimate_is_the_entropy(monkeypatch
         assert model.bytes(count) == pytest.approx(bits / 8)
 
 
-def test_few_packings_come_near_a_size_where_the_codec_jumps():
+def test_few_packings_come_near_a_size_where_the_codec_jumps(monkeypatch: pytest.MonkeyPatch):
     """Brotli's bytes jump by hundreds here, and fall by half of what entropy says, then by twice as much."""
+    monkeypatch.setattr(_quant, "CHEAP_BYTES", 0)  # as if this file were a large one
     size_of = functools.cache(lambda count: 1000 + len(pack(candidates.pruned(count), {}, codec)))
     candidates = prune.Candidates(items(rows=1024), True)
     codec = BrotliShuffleCodec(1, 11)

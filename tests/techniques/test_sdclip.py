@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import train_gpt
-from techniques._quant import FINE_BYTES, PACKINGS
+from techniques import _quant
+from techniques._quant import FINE_BYTES, PACKINGS, TRIES
 from techniques.base import Unavailable
 from techniques.config import resolve, stage_keys
 from techniques.quantization.gptq import Gptq
@@ -149,17 +150,19 @@ def bytes_under(
         return size_of(packed, seams)
 
 
+@pytest.mark.parametrize("most", [PACKINGS, TRIES], ids=["as if large", "small"])
 @pytest.mark.parametrize("more", [{}, {"gptq": True, "gptq.calib_batches": 2}], ids=["plain", "gptq"])
 def test_k_comes_to_a_size_as_when_every_multiple_is_tried(
-    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], most: int
 ) -> None:
+    monkeypatch.setattr(_quant, "TRIES", most)
     multiples = [2 ** (i / 8) for i in range(-6, 17)]
     sizes = [bytes_under(monkeypatch, m, **more) for m in multiples]
     for target in (sizes[2] + 3, sizes[6] - 40, sizes[14] + 20):
         packed, seams, _ = fitted(monkeypatch, **more, **{"sdclip.target_bytes": target})
         facts = seams.audit.report()["sdclip"]
         made = len(seams.made)
-        assert facts["fits"] and facts["packings"] == made <= PACKINGS
+        assert facts["fits"] and facts["packings"] == made <= most
         assert size_of(packed, seams) == facts["bytes_after"] <= target and len(seams.made) == made
         assert facts["verdict"] == "active" and abs(facts["estimated_bytes"] - target) < 0.05 * target
         assert bytes_under(monkeypatch, facts["fit_multiple"], target, **more) == facts["bytes_after"]
