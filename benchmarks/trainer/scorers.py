@@ -4,7 +4,7 @@ Each scorer beside its straightforward form, which runs the whole model and the 
 with PyTorch's attention; `plain` and `banded` stand for themselves. Their nats must agree, within rounding
 that SLOT's and TTT's steps carry on. Without --data the model and the tokens are random. With it (a dataset
 folder and its tokenizer, as `python -m corpus build` makes them) the model is trained first, `--steps` steps,
-and bits per byte stand beside the seconds. One thread; in turns, `--rounds` of them: medians.
+and bits per byte stand beside the seconds, of ours alone. One thread; in turns, `--rounds` of them: medians.
 
 `--public FILE`, a public script of the baseline's model with an `eval_val_sliding`, scores with our weights
 in the dtypes that it has on a GPU; `--public-ttt FILE`, a script with `eval_val_sliding_ttt`, adapts that
@@ -55,7 +55,7 @@ STRAIGHT = "straight"
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     sizes = {"num_layers": options.layers, "model_dim": options.width, "num_heads": 4, "num_kv_heads": 2}
-    length = {"train_seq_len": options.seq_len, "train_batch_tokens": 16 * options.seq_len}
+    length = {"train_seq_len": options.seq_len, "train_batch_tokens": max(4096, options.seq_len)}
     run = {"iterations": options.steps, "warmup_steps": 0, "warmdown_iters": options.steps // 3}
     run |= {"max_wallclock_seconds": 0.0, "val_loss_every": 0, "matrix_lr": 0.04, "micro_batches": 1}
     run |= {"seed": options.seed}
@@ -233,6 +233,8 @@ def measure(options: argparse.Namespace, case: Case) -> dict[tuple[str, str], Me
     for _ in range(options.rounds):
         for name, forms in chosen.items():
             for form, score in forms.items():
+                if case.data and form != OURS:
+                    continue
                 at = found.setdefault((name, form), Measured())
                 model = copy.deepcopy(case.model if form == OURS else case.beside)
                 run = Evaluation(model, case.tokens, options.seq_len, batch, case.world)

@@ -31,6 +31,18 @@ def test_blocked_is_sdpa_and_so_are_its_gradients(t: int, kv_heads: int):
             torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("t", [1, 16, 64, 100])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_the_last_queries_alone_get_what_they_get_among_all(t: int, kv_heads: int):
+    q, k, v, grad = rows(200, kv_heads=kv_heads)
+    last = torch.zeros_like(grad)
+    last[:, -t:] = grad.detach()[:, -t:]
+    y, dq, dk, dv = results(sdpa, q, k, v, last)
+    ours = results(blocked, q.detach()[:, -t:].requires_grad_(), k, v, grad[:, -t:])
+    for found, wanted in zip(ours, (y[:, -t:], dq[:, -t:], dk, dv), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attend", [blocked, sdpa])
 def test_bits_are_repeatable_causal_and_of_one_sequence(attend, dtype: torch.dtype):
