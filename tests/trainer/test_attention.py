@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from techniques.base import Shape
+from train_gpt import Rotary
 from trainer import attention
 from trainer.attention import BLOCKED_TO, blocked, pick_attention, sdpa
 
@@ -83,3 +85,16 @@ def test_one_graph_holds_it():
     graph = torch.compile(blocked, backend="aot_eager", fullgraph=True, dynamic=False)
     for a, b in zip(results(graph, q, k, v, grad), results(blocked, q, k, v, grad), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_positions_are_those_of_the_two_halves_to_the_bit(dtype: torch.dtype):
+    rotary = Rotary(Shape(64, 2, 32, 4, 2, 2.0, 200, 200))
+    q, k, _, grad = rows(150, dtype=dtype)
+    cos, sin = (table[:150].to(dtype) for table in (rotary.cos, rotary.sin))
+    for turned, x in zip(rotary(q, k), (q, k), strict=True):
+        a, b = x.chunk(2, dim=-1)
+        wanted = torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+        assert torch.equal(turned, wanted)
+        g = grad.detach()[:, :, : x.size(2)]
+        assert torch.equal(*(torch.autograd.grad(y, x, g)[0] for y in (turned, wanted)))
