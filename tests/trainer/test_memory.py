@@ -14,14 +14,16 @@ import torch
 
 from corpus.bpb import ByteLuts, count_bytes
 from search.report.rows import memory_text
-from techniques.quantization.gptq import Gptq
+from techniques.config import resolve
+from techniques.quantization.gptq import Gptq, GptqQuantizer
 from tests.conftest import run_trainer
-from tests.techniques.evaluation_rig import single, tiny_model
-from train_gpt import Evaluation, validation_tokens
+from tests.techniques.evaluation_rig import TINY, single, tiny_model
+from train_gpt import Evaluation, quantize, validation_tokens
 from trainer import scoring
 from trainer.attention import blocked
 from trainer.machine import resident_peak
 from trainer.scoring import SAMPLE, score_again, score_of
+from trainer.seams import Seams
 
 STAGES = {"data", "train", "quantize", "pack", "evaluate"}
 LAPTOP = {"iterations": "2", "val_tokens": "16384", "num_reports": "1", "device": "cpu"}
@@ -149,6 +151,26 @@ def test_hessians_are_in_memory_once() -> None:
         quantizer.calibrate(model, iter([(ids, ids)] * 2))
     assert len(quantizer.hessians) > 10
     assert {h.data_ptr() for h in quantizer.hessians.values()} <= {*made}
+
+
+def test_hessians_go_when_the_integers_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrections and fits may ask for them; packing and evaluation find their memory free."""
+    held: list[Any] = []
+    prepare = GptqQuantizer.prepare
+
+    def noted(self: GptqQuantizer, export: Any, bits: Any) -> None:
+        held.extend(map(weakref.ref, self.hessians.values()))
+        prepare(self, export, bits)
+
+    monkeypatch.setattr(GptqQuantizer, "prepare", noted)
+    settings = {"gptq": True, "gptq.calib_batches": 2, "quantize_min_numel": 1}
+    model = tiny_model()
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ids = torch.arange(64).view(2, 32) % 64
+    quantize(
+        weights, model, Seams(resolve({"file": TINY | settings}, {"gptq": Gptq})), iter([(ids, ids)] * 2)
+    )
+    assert len(held) > 10 and all(hessian() is None for hessian in held)
 
 
 def test_attention_without_a_backward_pass_keeps_no_weights() -> None:
