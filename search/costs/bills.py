@@ -7,18 +7,20 @@ They begin at what recorded trials told: search/costs/prior.json, which `python 
 writes.
 """
 
-import dataclasses
 import functools
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from search.costs.factors import Bill, CostModel, Learnt, Part
+from search.costs.integers import Rounded, budgeted, mixed, pruned
+from search.costs.weights import Training
 from techniques.base import Choice, Technique, TensorSpec
 from techniques.config import Resolved
 
@@ -29,32 +31,33 @@ STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each ele
 ADAM_FLOPS = 12.0  # an element and step
 LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
-USUAL_BITS = 4.0  # of an element; a learning rate; an exponent
-USUAL_RATE = 0.04
+USUAL_BITS = 4.0  # of an element; an exponent
 MOST_LIFT = 2.5
+K_TIMES = (0.25, 16.0)  # what sdclip's fit to bytes makes of its k at most; where bytes are left it
+FINEST_CLIP = 3.0  # ends near so many σ
 SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
 ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
+EQUAL_SCALES = 0.2  # of it, where a floor makes most of them equal
 # bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then by the technique
 # that gives the codec ("": zlib, and what stands for one that is not measured)
-ENTROPIES = (2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
+ENTROPIES = (0.55, 1.11, 1.65, 2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
 OVERHEAD = {
-    "": (1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
-    "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
-    "lzma_xz": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
-    "brotli_shuffle": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
+    "": (1.395, 1.293, 1.238, 1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
+    "zstd": (1.285, 1.205, 1.085, 1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
+    "lzma_xz": (1.275, 1.209, 1.175, 1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
+    "brotli_shuffle": (1.275, 1.260, 1.080, 1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
     # one class of rows and columns; brotli less what sorted rows save: benchmarks.trainer.codecs
-    "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
-    "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
+    "ans": (1.1, 1.05, 1.01, 1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
+    "per_group": (1.275, 1.260, 1.080, 1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
-RATES = {"embed": "tied_embed_lr", "head": "head_lr"}  # the learning rate of a role's weights; else matrix_lr
 
 # Prior standard deviations of the logarithms. Bytes: the calculator is within 5 % of published 16 MB exports
 # and up to 30 % above the small models of a laptop, whose rows share one coarse step.
 BYTE_SDS = {
     **{"all": 0.15, "role": 0.1, "bits": 0.05, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
-    **{"cell": 0.08, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
+    **{"source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
     "technique": 0.01,
-    **{"rate": 0.1, "rate rounded": 0.1, "log setting": 0.08, "log size": 0.05, "study": 0.05},
+    **{"sigma": 0.4, "weights": 0.15, "log size": 0.05, "study": 0.05},
 }
 SECOND_SDS = {
     **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 0.5, "passes": 0.2, "passes head": 0.4},
@@ -115,26 +118,6 @@ def num_params(resolved: Resolved) -> int:
     return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
 
 
-def entropy_bits(bits: int, columns: int, largest: float = 0.0) -> float:
-    """Entropy of a Gaussian row's integers when the largest one stands for `largest` times σ; 0: for the
-    row's largest weight, E max |w| / σ."""
-    root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
-    expected = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
-        2.0 * root
-    )
-    return min(float(bits), gaussian_bits((2 ** (bits - 1) - 1) / (largest or expected)))
-
-
-@functools.lru_cache(4096)
-def gaussian_bits(sigma: float) -> float:
-    """Entropy of round(x), x normal with this σ."""
-    if sigma > 2.0:
-        return math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))
-    below = [0.5 * (1.0 + math.erf((n + 0.5) / (sigma * math.sqrt(2.0)))) for n in range(-16, 17)]
-    shares = [b - a for a, b in itertools.pairwise(below) if b > a]
-    return max(0.1, -sum(share * math.log2(share) for share in shares))
-
-
 def _largest(owner: Technique | None, role: str) -> float:
     """The σ that a row's largest integer stands for under a technique that says so (`attn_k`), else 0."""
     role = {"head": "embed"}.get(role, role)
@@ -151,69 +134,122 @@ def words_of(technique: Technique | None) -> str:
     return "/".join([technique.name, *(value for value in values if isinstance(value, str))])
 
 
-def model_bill(resolved: Resolved) -> Bill:
-    owners = {slot: resolved.owner(slot) for slot in ("bits", "quantizer", "row_scale", "codec")}
-    overheads = OVERHEAD.get(owners["codec"].name if owners["codec"] else "", OVERHEAD[""])
-    words = {slot: words_of(owner) for slot, owner in owners.items()}
-    amounts: dict[tuple[str, str, int], float] = {}
-    bits_of: dict[tuple[str, str, int], float] = {}
-    plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
+def stored_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec, float]]:
+    """(technique or "", parameter, its bits; 0: as floats) of all that an artifact stores."""
+    owner, config = resolved.owner("bits"), resolved.config
+    own = resolved.techniques.get("layer_bits")
+    layers = own.chosen(config.num_layers) if own else ()  # type: ignore[attr-defined]
+    sensitive = resolved.techniques.get("sensitivity_bits")
     for source, tensor in sourced_tensors(resolved):
         if tensor.role == "aux":
             continue  # of the training loss, not stored
-        if tensor.role == "scalar":
-            plain["scalar"] += SCALAR_BYTES * tensor.numel
+        bits: float = (owner.bits(tensor.role) if owner else None) or 8
+        whole = len(tensor.shape) == 2 and tensor.numel >= config.quantize_min_numel and bits < 16
+        if tensor.role == "scalar" or not whole:
+            yield source, tensor, 0.0
             continue
-        bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
-        if len(tensor.shape) != 2 or tensor.numel < resolved.config.quantize_min_numel or bits == 16:
-            plain["half"] += HALF_BYTES * tensor.numel
-        else:
-            entropy = entropy_bits(bits, tensor.shape[1], _largest(owners["row_scale"], tensor.role))
-            overhead = float(np.interp(entropy, ENTROPIES, overheads))
-            key = (source, tensor.role, bits)
-            stored = tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
-            amounts[key] = amounts.get(key, 0.0) + stored
-            bits_of[key] = bits_of.get(key, 0.0) + tensor.numel / 8.0
-    settings = _quantizer_settings(resolved)
+        if sensitive and tensor.role in ("attn", "mlp"):
+            c: Any = sensitive.config
+            bits = budgeted(bits, tensor.shape[1], c.budget_share, c.low, c.high)
+        if own and tensor.layer in layers and tensor.role in ("attn", "mlp"):
+            bits = float(own.config.bits)  # type: ignore[attr-defined]
+        yield source, tensor, bits
+
+
+@dataclass
+class Kind:
+    """Matrices of one source, role and bits: bytes, elements in bytes, and d bytes / d ln σ."""
+
+    stored: float = 0.0
+    elements: float = 0.0
+    moved: float = 0.0
+
+
+def rounded_kinds(
+    resolved: Resolved, tensors: Iterable[tuple[str, TensorSpec, float]], *, least: bool
+) -> dict[tuple[str, str, int], Kind]:
+    """(source, role, bits) -> what the matrices come to that are stored as integers."""
+    quantizer, rule, codec = (resolved.owner(slot) for slot in ("quantizer", "row_scale", "codec"))
+    overheads = OVERHEAD.get(codec.name if codec else "", OVERHEAD[""])
+    training = Training(resolved)
+    alike: Counter[tuple[str, str, tuple[int, ...], Rounded]] = Counter()
+    for source, tensor, bits in tensors:
+        if bits:
+            largest = _largest(rule, tensor.role)
+            if largest and rule and rule.aims_at_bytes:
+                fewest = max(K_TIMES[0] * largest, min(largest, FINEST_CLIP))
+                largest = K_TIMES[1] * largest if least else fewest
+            floor = getattr(quantizer.config, "scale_floor", "") == "published" if quantizer else bits == 8
+            sigma = training.sigma(tensor)
+            matrix = Rounded(bits, tensor.shape[1], sigma, largest, floor and not largest)
+            alike[source, tensor.role, tensor.shape, matrix] += 1
+    elements = [count * math.prod(shape) for (_, _, shape, _), count in alike.items()]
+    matrices = _pruned([matrix for *_, matrix in alike], elements, resolved.techniques.get("prune"), least)
+    awq = resolved.techniques.get("awq_lite")
+    found: dict[tuple[str, str, int], Kind] = {}
+    for ((source, role, shape, _), count), matrix in zip(alike.items(), matrices, strict=True):
+        entropy, numel = matrix.entropy(), count * math.prod(shape)
+        stored = numel * entropy * float(np.interp(entropy, ENTROPIES, overheads)) / 8.0
+        scales = count * ROW_SCALE_BYTES * shape[0]
+        if awq and role in ("attn", "mlp"):
+            stored = _regrouped(stored, numel, shape[1], awq.config.group) + scales  # type: ignore[attr-defined]
+        kind = found.setdefault((source, role, round(matrix.bits)), Kind())
+        kind.stored += stored + (EQUAL_SCALES if matrix.floor else 1.0) * scales
+        kind.elements += numel / 8.0
+        kind.moved += stored * matrix.sensitivity()
+    return found
+
+
+def _pruned(matrices: list[Rounded], elements: list[int], prune: Any, least: bool) -> list[Rounded]:
+    """By a share of what is not zero; by a target: none of them, or (least) all ±1."""
+    if prune is None:
+        return matrices
+    if prune.aims_at_bytes:
+        return [replace(m, pruned=m.ones() if least else 0.0) for m in matrices]
+    return pruned(matrices, elements, prune.config.fraction)
+
+
+def _regrouped(stored: float, numel: int, columns: int, group: int) -> float:
+    """Bytes once a group of columns is stored at 8 bits, and as zeros where it was: awq_lite."""
+    share = min(1.0, group / columns)
+    fine = Rounded(8, max(4, round(share * columns)), 1.0).entropy()
+    return (1.0 - share) * stored + numel * (share * fine + mixed(share) / 8.0) / 8.0
+
+
+def target_bytes(resolved: Resolved) -> int:
+    """Bytes of the whole submission that a technique makes it fit; 0: none does."""
+    aiming = [t for t in resolved.techniques.values() if t.aims_at_bytes]
+    return int(getattr(aiming[0].config, "target_bytes", 0)) if aiming else 0
+
+
+def model_bill(resolved: Resolved, *, least: bool = False) -> Bill:
+    """Under a target of bytes: before anything was done for it, or the `least` that can be reached."""
+    stored = list(stored_tensors(resolved))
+    words = {slot: words_of(resolved.owner(slot)) for slot in ("quantizer", "row_scale", "codec")}
+    plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
+    for _, tensor, bits in stored:
+        if not bits:
+            kind, size = ("scalar", SCALAR_BYTES) if tensor.role == "scalar" else ("half", HALF_BYTES)
+            plain[kind] += size * tensor.numel
     parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
     for name, cost in resolved.costs.items():
-        if cost.artifact_bytes > 0:
+        if cost.artifact_bytes > 0 and name != "awq_lite":
             parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
-    for (source, role, bits), amount in amounts.items():
+    trained = [n for n, t in resolved.techniques.items() if t.stage != "quantize"]
+    for (source, role, bits), kind in rounded_kinds(resolved, stored, least=least).items():
         # what moves the entropy by so many bits, whatever it is, moves few bits most
-        lift = min(MOST_LIFT, USUAL_BITS * bits_of[source, role, bits] / amount)
-        rate = lift * math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])) / USUAL_RATE)
+        lift = min(MOST_LIFT, USUAL_BITS * kind.elements / kind.stored)
+        sigma = kind.moved / kind.stored
         factors = {
             **{"all": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0, f"role:{role}": lift},
             **{f"rounding:{words['quantizer']}": lift, f"row_scale:{words['row_scale']}": lift},
-            **{f"cell:{role}/{words['quantizer']}/{bits}": 1.0, f"source:{source}/{role}": lift},
-            **{f"rate:{role}": rate, f"rate rounded:{words['quantizer']}": rate},
-            **{name: value for (of, name), value in settings.items() if of in ("", role)},
+            **{f"source:{source}/{role}": lift},
             **{f"technique:{name}": 1.0 for name in resolved.techniques},
         }
-        parts.append(Part(amount, factors))
+        if sigma:
+            factors |= {f"sigma:{source}/{role}": sigma, **{f"weights:{name}": sigma for name in trained}}
+        parts.append(Part(kind.stored, factors))
     return Bill(tuple(parts), {**_sizes(resolved), "log size:iterations": _log(resolved, "iterations")})
-
-
-def _rate_of(resolved: Resolved, role: str) -> str:
-    if role == "embed" and not resolved.config.tie_embeddings:
-        return "embed_lr"
-    return RATES.get(role, "matrix_lr")
-
-
-def _quantizer_settings(resolved: Resolved) -> dict[tuple[str, str], float]:
-    """(role or "", factor) -> logarithm of a positive number of the quantise stage; `attn_k` is attn's."""
-    found: dict[tuple[str, str], float] = {}
-    for name, technique in resolved.techniques.items():
-        if technique.stage != "quantize":
-            continue
-        for key, value in dataclasses.asdict(technique.config).items():
-            role = key.partition("_")[0]
-            if isinstance(value, bool | str) or value <= 0 or key.endswith("_bits"):
-                continue
-            of = role if role in ("attn", "mlp", "embed", "head", "matrix") else ""
-            found[of, f"log setting:{name}.{key}"] = math.log(value)
-    return found
 
 
 def _log(resolved: Resolved, name: str) -> float:

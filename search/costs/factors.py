@@ -90,15 +90,17 @@ class Estimate:
     doubt: float  # of the factors
     dof: float = math.inf  # degrees of freedom of the spread
     sure: float = 0.0  # what is known beforehand, in the unit of what is measured
+    most: float = math.inf  # what it is brought down to, if it is more
 
     @property
     def value(self) -> float:
-        return self.sure + math.exp(min(700.0, self.log))
+        return min(self.most, self.sure + math.exp(min(700.0, self.log)))
 
     def upper(self, probability: float) -> float:
         """The bound that a measurement stays below with this probability."""
         k = student_quantile(round(self.freedom, 1), probability)
-        return self.sure + math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
+        bound = self.sure + math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
+        return min(self.most, bound)
 
     @property
     def freedom(self) -> float:
@@ -108,6 +110,8 @@ class Estimate:
 
     def chance(self, limit: float) -> float:
         """The probability that a measurement is at most the limit; doubt counts against it."""
+        if self.most <= limit:
+            return 1.0
         room = math.log(limit - self.sure) - self.log if limit > self.sure else -math.inf
         sd = math.hypot(self.spread, self.doubt)
         return student_probability(self.freedom, room / sd) if sd else float(room >= -1e-9)

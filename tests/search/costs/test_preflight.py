@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bundle.sizes import expected_bytes
-from search.costs.bills import entropy_bits, eval_bill, model_bill, train_bill
+from search.costs.bills import eval_bill, model_bill, train_bill
 from search.costs.preflight import Preflight
 from search.samplers.admission import Infeasible, draw_all, require_feasible
 from search.space.native import build_space
@@ -52,15 +52,6 @@ def test_parameters_are_exact_and_bits_move_bytes(tmp_path: Path):
     assert plain.artifact_bytes < plain.artifact_bytes_upper
     sizes = [model_bill(space.resolve({"narrow": True, "narrow.width": w})).total for w in (4, 5, 6)]
     assert sizes == sorted(sizes) and sizes[-1] < model_bill(space.resolve({})).total
-
-
-def test_entropy_is_that_of_a_gaussian_row():
-    rng = np.random.default_rng(0)
-    for bits, columns in ((8, 512), (6, 512), (5, 128)):
-        rows = rng.normal(size=(2000, columns))
-        q = np.round(rows / np.abs(rows).max(1, keepdims=True) * (2 ** (bits - 1) - 1))
-        share = np.unique(q, return_counts=True)[1] / q.size
-        assert abs(entropy_bits(bits, columns) + float((share * np.log2(share)).sum())) < 0.15
 
 
 def test_the_naive_baseline_is_predicted_within_a_few_percent():
