@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.costs.prior import LAPTOP_STUDY, committed, prior_of, published
 from benchmarks.results import table
 from search.common.paths import ROOT
-from search.costs.bills import read_prior
+from search.costs.factors import read_prior
 from search.costs.preflight import Pair, Preflight
 from search.report.costs import accuracy_of, accuracy_table
 from search.study.load import find_study

@@ -1,45 +1,69 @@
 """A configuration's bills: bytes of the model; seconds of training steps, calibration and evaluation.
 
-Bytes: exact elements by kind of tensor, each with the entropy of its integers and the codec's distance from
-it. Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how
-concentrated trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors.
-They begin at what recorded trials told: search/costs/prior.json, which `python -m benchmarks.costs.prior`
-writes.
+Weights: Muon's update of a matrix [r,c] has the root mean square lr/√c, whatever the gradient. Of updates
+that agree, a share κ adds up: to κ·T/√c with T = Σ lr over the steps, exact arithmetic of rates and
+schedules. After TURNS steps they go another way, and σ grows by the root of T. A weight decay λ pulls back: T
+becomes (1 − exp(−λT))/λ. Adam's weights grow by a power of T from the start. κ, its growth with momentum, and
+that power were fitted to trained laptop models, TURNS to the sizes of published records.
+
+Integers: what counts is a row's σ in steps. A step is the rule's (sdclip) or a share of the row's largest
+weight; under a floor of the step the integers shrink with σ. Bits by role and layer, pruning (the least |w|
+of all matrices) and budgets of bits are arithmetic. Bytes are elements times entropies of normal weights,
+times the codec's distance from them.
+
+Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how concentrated
+trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors. They begin at
+what recorded trials told: search/costs/prior.json, which `python -m benchmarks.costs.prior` writes.
 """
 
 import functools
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from search.costs.factors import Bill, CostModel, Learnt, Part
-from search.costs.integers import Rounded, budgeted, mixed, pruned
-from search.costs.weights import Training
-from techniques.base import Choice, Technique, TensorSpec
+from search.costs.factors import Bill, CostModel, Learnt, Part, read_prior
+from techniques.base import Choice, Technique, TensorSpec, claims
 from techniques.config import Resolved
 
 PRIOR = Path(__file__).with_name("prior.json")
+# -- weights
+POINTS = 20  # of the budget at which rates are read
+AGREEMENT = 0.56  # κ at a momentum of 0.9
+OF_MOMENTUM = 0.5  # κ ∝ (1 − momentum)^−this
+ADAM, OF_ADAM = 0.157, 0.6  # σ = ADAM·T^OF_ADAM
+TURNS = 50.0  # steps after which a matrix goes another way
+KAIMING = 1.0 / math.sqrt(3.0)  # σ·√c of a matrix that does not begin at zero
+LEAST = 1e-3  # σ·√c of a matrix that hardly moves
+RATES = {"embed": "tied_embed_lr", "head": "head_lr", "gate": "scalar_lr"}  # of a role; else matrix_lr
+# -- integers
+FINE = 4.0  # steps of a σ from which sums are integrals
+HALVINGS = 20  # of the range that the threshold of pruning lies in
+NORMAL = NormalDist()
+# -- seconds
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
 NEWTON_SCHULZ = 5  # steps of Muon's orthogonalisation
 STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each element of the stream and layer
 ADAM_FLOPS = 12.0  # an element and step
 LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
+# -- bytes
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
 USUAL_BITS = 4.0  # of an element; an exponent
 MOST_LIFT = 2.5
-K_TIMES = (0.25, 16.0)  # what sdclip's fit to bytes makes of its k at most; where bytes are left it
-FINEST_CLIP = 3.0  # ends near so many σ
+K_TIMES = (0.25, 16.0)  # what sdclip's fit to bytes makes of its k, at most
+FINEST_CLIP = 3.0  # the σs that it comes down to where bytes are left
 SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
 ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
 EQUAL_SCALES = 0.2  # of it, where a floor makes most of them equal
-# bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then by the technique
-# that gives the codec ("": zlib, and what stands for one that is not measured)
+# bits per symbol over the entropy, measured on rounded normal weights (tests/search/costs/test_integers.py):
+# by entropy, then by the technique that gives the codec ("": zlib, and what stands for one not measured)
 ENTROPIES = (0.55, 1.11, 1.65, 2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
 OVERHEAD = {
     "": (1.395, 1.293, 1.238, 1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
@@ -74,30 +98,6 @@ def learnt_before() -> Mapping[str, Learnt]:
     return read_prior(json.loads(PRIOR.read_text(encoding="utf-8"))["models"])
 
 
-def read_prior(models: Mapping[str, Any]) -> dict[str, Learnt]:
-    """As the file has it: kind -> spread, trials and factors, name -> [mean, sd] or [mean, sd, centre].
-    ValueError for what is no number, and for what must be positive."""
-    for kind, facts in models.items():
-        sds = {f"sd of {name}": numbers[1] for name, numbers in facts["factors"].items()}
-        others = {n: x for n, (mean, _, *centre) in facts["factors"].items() for x in (mean, *centre)}
-        positive = {"spread": facts["spread"], "trials": facts["trials"], **sds}
-        wrong = [n for n, x in others.items() if not math.isfinite(x)]
-        wrong += [n for n, x in positive.items() if not 0.0 < x < math.inf]
-        if wrong:
-            raise ValueError(
-                f"A prior of costs has finite numbers, and sds, spread and trials above 0, but {kind} has "
-                f"others: {', '.join(wrong[:3])}. Write it again: python -m benchmarks.costs.prior --write."
-            )
-    return {
-        kind: Learnt(
-            {name: (mean, sd, sum(centre)) for name, (mean, sd, *centre) in facts["factors"].items()},
-            spread=facts["spread"],
-            trials=facts["trials"],
-        )
-        for kind, facts in models.items()
-    }
-
-
 def byte_model(learnt: Learnt | None = None) -> CostModel:
     """`learnt`: None as if no trial had ever been recorded; of a second_model, on such machines."""
     return CostModel(BYTE_SDS, spread=0.01, least_spread=SEED_SPREAD, learnt=learnt)
@@ -116,6 +116,210 @@ def sourced_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec]]:
 
 def num_params(resolved: Resolved) -> int:
     return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
+
+
+def _log(resolved: Resolved, name: str) -> float:
+    return math.log(max(1e-9, float(resolved.values[name])))
+
+
+def _sizes(resolved: Resolved) -> dict[str, float]:
+    return {f"log size:{name}": _log(resolved, name) for name in ("model_dim", "num_layers", "mlp_mult")}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Weights: their σ from the way that the optimiser goes
+# ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """trainer.muon.Hyper, without torch: what techniques change at the seams `hyper` and `hyper_at`."""
+
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85
+    muon_momentum_warmup_steps: int = 500
+    muon_ns_steps: int = 5
+    muon_weight_decay: float = 0.0
+    adam_weight_decay: float = 0.0
+    embed_weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    lr_mults: tuple[tuple[str, float], ...] = ()
+    layer_mults: tuple[int, float, float] = (0, 1.0, 1.0)
+    cautious_decay: bool = False
+    lr_mult: float = 1.0
+
+
+class Training:
+    """One run's rates: σ of any of its matrices."""
+
+    def __init__(self, resolved: Resolved):
+        self.resolved = resolved
+        hyper: Any = Hyper()
+        entered = [(t, claims(t)) for t in resolved.techniques.values()]
+        for technique in (t for t, seams in entered if "hyper" in seams):
+            hyper = technique.hyper(hyper)
+        self.hyper: Hyper = hyper
+        self.mults = dict(self.hyper.lr_mults)
+        self.schedules = [t.lr_scale for t, seams in entered if "lr_scale" in seams]
+        self.moving = [t.hyper_at for t, seams in entered if "hyper_at" in seams]
+        shares = [(k + 0.5) / POINTS for k in range(POINTS)]
+        steps = resolved.config.iterations
+        self.scale = steps * sum(map(self._scale, shares)) / POINTS  # Σ of the scales of the rates
+        risen = [min(1.0, share * steps / max(1, hyper.muon_momentum_warmup_steps)) for share in shares]
+        rise = hyper.muon_momentum - hyper.muon_momentum_start
+        self.momentum = hyper.muon_momentum_start + rise * sum(risen) / POINTS
+
+    def _scale(self, progress: float) -> float:
+        """Of every learning rate at this share of the budget."""
+        config, scale, hyper = self.resolved.config, 1.0, self.hyper
+        if config.warmdown_iters:
+            scale = min(1.0, (1.0 - progress) * config.iterations / config.warmdown_iters)
+        for lr_scale in self.schedules:
+            scale = lr_scale(progress) or 0.0
+        for hyper_at in self.moving:
+            hyper = hyper_at(hyper, progress)
+        return scale * hyper.lr_mult
+
+    def rate(self, tensor: TensorSpec) -> float:
+        name = RATES.get(tensor.role, "matrix_lr")
+        if tensor.role == "embed" and not self.resolved.config.tie_embeddings:
+            name = "embed_lr"
+        rate = float(self.resolved.values[name]) * self.mults.get(tensor.role, 1.0)
+        split, early, late = self.hyper.layer_mults
+        if tensor.layer < 0 or tensor.role in RATES:
+            return rate
+        return rate * (early if tensor.layer < split else late)
+
+    def sigma(self, tensor: TensorSpec) -> float:
+        """Root mean square of the trained elements of a matrix."""
+        moved = self.rate(tensor) * self.scale
+        if tensor.role in RATES:
+            decay = self.hyper.embed_weight_decay if tensor.role == "embed" else self.hyper.adam_weight_decay
+            return ADAM * max(LEAST, pulled(moved, 2.0 * decay)) ** OF_ADAM
+        agreement = AGREEMENT * (10.0 * max(1e-3, 1.0 - self.momentum)) ** -OF_MOMENTUM
+        decay = self.hyper.muon_weight_decay
+        straight = pulled(moved, decay)
+        astray = math.sqrt(TURNS * self.rate(tensor) * pulled(moved, 2.0 * decay))  # steps that turn at times
+        travelled = agreement * straight / math.hypot(1.0, straight / max(1e-12, astray))
+        began = LEAST if tensor.zero else KAIMING
+        return math.hypot(began, travelled) / math.sqrt(tensor.shape[-1])
+
+
+def pulled(moved: float, decay: float) -> float:
+    """What is left of a way under a decoupled weight decay."""
+    return -math.expm1(-decay * moved) / decay if decay else moved
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Integers: the entropy of rounded Gaussian rows
+# ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """One matrix: how its rows are rounded."""
+
+    bits: float  # qmax = 2^(bits − 1) − 1
+    columns: int
+    sigma: float  # of its weights
+    largest: float = 0.0  # σs that the largest integer stands for; 0: the row's largest weight
+    floor: bool = False  # whether a step is at least 1 / qmax
+    pruned: float = 0.0  # share of the integers that are no zeros, made so
+
+    @property
+    def step(self) -> float:
+        """In weights."""
+        clip = (self.largest or largest_of(self.columns)) * self.sigma
+        return (max(1.0, clip) if self.floor else clip) / max(0.5, 2.0 ** (self.bits - 1.0) - 1.0)
+
+    def ones(self) -> float:
+        """Share of ±1 among the integers that are no zeros."""
+        zero, one = (within(edge * self.step / self.sigma) for edge in (0.5, 1.5))
+        return min(0.99, (one - zero) / max(1e-9, 1.0 - zero))
+
+    def entropy(self, wider: float = 1.0) -> float:
+        """Bits of an integer; if σ were `wider` by this factor."""
+        made = replace(self, sigma=self.sigma * wider) if wider != 1.0 else self
+        steps = made.sigma / made.step
+        bits = gaussian_bits(round(steps, 4), round(made.pruned, 4))
+        return max(0.02, min(float(self.bits), bits))
+
+    def sensitivity(self) -> float:
+        """d ln entropy / d ln σ: 0 unless a floor holds the step."""
+        if not self.floor or self.largest:
+            return 0.0
+        return math.log(self.entropy(1.1) / self.entropy(1.0 / 1.1)) / (2.0 * math.log(1.1))
+
+
+@functools.cache
+def largest_of(columns: int) -> float:
+    """E max |w| / σ of so many normal weights."""
+    root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
+    return root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (2.0 * root)
+
+
+@functools.lru_cache(1 << 15)
+def gaussian_bits(sigma: float, pruned: float = 0.0) -> float:
+    """Entropy of round(x), x normal with this σ, after a share of what is not zero, the least, became so."""
+    sigma = max(0.05, sigma)
+    if sigma > FINE:
+        zero = pruned + (1.0 - pruned) * within(0.5 / sigma) if pruned else 0.0
+        edge = NORMAL.inv_cdf(0.5 + 0.5 * zero)
+        square = 1.0 + edge * NORMAL.pdf(edge) / (0.5 * (1.0 - zero))  # E[u²], |u| beyond the edge
+        rest = math.log2(sigma * math.sqrt(2.0 * math.pi) * (1.0 - zero)) + 0.5 * square / math.log(2.0)
+        return mixed(zero) + (1.0 - zero) * rest
+    edges = [0.0, *(NORMAL.cdf((n + 0.5) / sigma) - 0.5 for n in range(20))]
+    sides = [b - a for a, b in itertools.pairwise(edges)]  # of one sign; the first is half of the zeros
+    left = pruned * (1.0 - 2.0 * sides[0])
+    for n in range(1, len(sides)):
+        fallen = min(left, 2.0 * sides[n])
+        left -= fallen
+        sides[n] -= fallen / 2.0
+        sides[0] += fallen / 2.0
+    shares = [2.0 * sides[0], *sides[1:], *sides[1:]]
+    return -sum(share * math.log2(share) for share in shares if share > 1e-12)
+
+
+def within(edge: float) -> float:
+    """P(|u| < edge), u normal."""
+    return math.erf(edge / math.sqrt(2.0))
+
+
+def mixed(share: float) -> float:
+    """Entropy of a choice of two."""
+    return -sum(p * math.log2(p) for p in (share, 1.0 - share) if 0.0 < p < 1.0)
+
+
+def pruned(matrices: Sequence[Rounded], elements: Sequence[int], fraction: float) -> list[Rounded]:
+    """The same after the least of all weights that are not zero, so many of them, became so."""
+    sigmas = [m.sigma for m in matrices]
+    zeros = [within(0.5 * m.step / m.sigma) for m in matrices]
+    wanted = fraction * sum(n * (1.0 - z) for n, z in zip(elements, zeros, strict=True))
+    low, high = 0.0, 8.0 * max(sigmas, default=0.0)
+
+    def fallen(edge: float) -> list[float]:
+        return [max(0.0, within(edge / s) - z) for s, z in zip(sigmas, zeros, strict=True)]
+
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        enough = sum(n * f for n, f in zip(elements, fallen(middle), strict=True)) > wanted
+        low, high = (low, middle) if enough else (middle, high)
+    shares = [min(0.99, f / max(1e-9, 1.0 - z)) for f, z in zip(fallen(low), zeros, strict=True)]
+    return [replace(m, pruned=share) for m, share in zip(matrices, shares, strict=True)]
+
+
+def budgeted(bits: float, columns: int, share: float, low: float, high: float) -> float:
+    """Bits on the average of matrices whose bytes, under their rows' maxima, come to a share of those at
+    `bits`, between `low` and `high`."""
+    plain = Rounded(bits, columns, 1.0).entropy()
+    return min(high, max(low, bits - (1.0 - share) * plain))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Bytes
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _largest(owner: Technique | None, role: str) -> float:
@@ -252,12 +456,9 @@ def model_bill(resolved: Resolved, *, least: bool = False) -> Bill:
     return Bill(tuple(parts), {**_sizes(resolved), "log size:iterations": _log(resolved, "iterations")})
 
 
-def _log(resolved: Resolved, name: str) -> float:
-    return math.log(max(1e-9, float(resolved.values[name])))
-
-
-def _sizes(resolved: Resolved) -> dict[str, float]:
-    return {f"log size:{name}": _log(resolved, name) for name in ("model_dim", "num_layers", "mlp_mult")}
+# ----------------------------------------------------------------------------------------------------------
+# Seconds
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _work(resolved: Resolved) -> dict[str, float]:

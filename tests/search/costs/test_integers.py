@@ -13,8 +13,7 @@ import pytest
 import zstandard
 
 import train_gpt
-from search.costs.bills import ENTROPIES, OVERHEAD, stored_tensors
-from search.costs.integers import Rounded, budgeted, gaussian_bits, pruned
+from search.costs.bills import ENTROPIES, OVERHEAD, Rounded, budgeted, gaussian_bits, pruned, stored_tensors
 from techniques import catalog
 from techniques.config import resolve
 from trainer.artifact import RoundToNearest

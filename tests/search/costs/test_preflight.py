@@ -65,9 +65,14 @@ def test_the_naive_baseline_is_predicted_within_a_few_percent():
     assert abs(model_bill(resolve({}, known)).total / (15_863_489 - 47_642) - 1.0) < 0.05
     naive = resolve({}, known)
     preflight = Preflight(study)
-    assert abs(preflight.predict(naive).artifact_bytes / 15_863_489 - 1.0) < 0.1
-    assert preflight.chance(naive) > 0.8
+    told = preflight.predict(naive)
+    assert abs(told.artifact_bytes / 15_863_489 - 1.0) < 0.03
+    assert preflight.chance(naive) > 0.5  # 0.9 % are left
     assert preflight.rejection(naive, doubtful=True) is None
+    preflight.learn([(naive, {"artifact_bytes": 15_863_489, "code_bytes": 47_642})])
+    after = preflight.predict(naive)
+    assert abs(after.artifact_bytes / 15_863_489 - 1.0) < 0.003
+    assert after.artifact_bytes_upper / after.artifact_bytes < 1.06
 
 
 def test_seconds_are_unknown_until_a_trial_finished_then_learnt(tmp_path: Path):
