@@ -39,7 +39,6 @@ class BlockedAttention(torch.autograd.Function):
         kv_heads = k.size(2)
         scale = q.size(3) ** -0.5
         q, k, v = (by_group(x, kv_heads) for x in (q * scale, k, v))
-        kt = k.mT.contiguous()  # products with slices of it are quicker than with k's
         group = q.size(1) // t
         future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
         y = torch.empty_like(q)
@@ -48,7 +47,7 @@ class BlockedAttention(torch.autograd.Function):
             size = min(BLOCK, t - i)
             seen = before + i + size
             rows = slice(i * group, (i + size) * group)
-            scores = torch.bmm(q[:, rows], kt[..., :seen])
+            scores = torch.bmm(q[:, rows], k[:, :seen].mT)
             own = scores.view(-1, size, group, seen)[..., -size:]
             own += future[:size, None, :size]
             p = torch.softmax(scores, -1)
