@@ -98,7 +98,8 @@ def search(problem: Problem, method: str, seed: int) -> dict[str, Any]:
         begun = time.process_time()
         true = value(trial)
         asking += time.process_time() - begun
-        seen = true + problem.noise * float(rng.standard_normal())
+        loudness = problem.noise * float(trial.params.get(problem.louder, 1.0))
+        seen = true + loudness * float(rng.standard_normal())
         study.tell(trial, seen)
         best = min(best, (seen, true))
         trace.append(best[1])

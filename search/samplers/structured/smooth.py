@@ -39,6 +39,7 @@ NOISE_WIDTH = 3.0
 LEAST_NOISE = math.log(1e-8)
 NEWEST = 5  # complete trials whose feasibility tells whether it may go on
 ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
+BENDS = (math.inf, 1.0, 0.1, 0.01)  # of the values, see `bent`
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
 MOST_ACTIVE = 40.0  # and beyond which it is not asked
@@ -60,6 +61,7 @@ class Process:
     def __init__(self, rows: Rows):
         sizes = rows.sizes
         self.rows = rows
+        self.bend = math.inf  # of the values, see `bent`
         self.count = len(sizes)
         self.numbers = np.flatnonzero(sizes == 0)
         self.gates = np.flatnonzero(sizes == 2)
@@ -75,9 +77,8 @@ class Process:
         self._keep(np.zeros((0, len(self.owner))))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
-        self.mean = 0.0  # alive: mean number of active parameters
-        self.scale = 1.0
-        self.alive = 1.0
+        self.stretch: Array = np.zeros(0)  # logarithm of the derivative of y, as learned, by y of sd 1
+        self.alive = 1.0  # mean number of active parameters
         self.best = 0.0  # what is to be improved on, y scaled
 
     def places(self, rows: Array) -> Array:
@@ -92,12 +93,13 @@ class Process:
         """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the
         means at `running` rows (fantasies); `fit` the hyper-parameters first."""
         self._keep(self.places(rows))
-        self.mean = float(y.mean())
         self.alive = max(float(self.rows.active(rows).sum(axis=1).mean()), 1.0)
         self.centre[: self.count] = LENGTH + 0.5 * math.log(self.alive)
-        self.scale = float(y.std()) or 1.0
-        self.y = (y - self.mean) / self.scale
-        self.extra = (noise_sd / self.scale) ** 2
+        values, slope = bent(y, self.bend)
+        scale = float(values.std()) or 1.0
+        self.y = (values - values.mean()) / scale
+        self.extra = (noise_sd * slope / scale) ** 2
+        self.stretch = np.log(slope * (float(y.std()) or 1.0) / scale)
         if fit:
             self._fit()
         self._condition()
@@ -218,12 +220,37 @@ def log_improvement(z: Array) -> Array:
     return np.where(z > -1.0, near, far)
 
 
+def bent(y: Array, share: float) -> tuple[Array, Array]:
+    """(log(share + how far each y is above the lowest, over the median's), its derivative); y itself for inf."""
+    unit = float(np.median(y) - y.min())
+    if share == math.inf or unit <= 0.0:
+        return y, np.ones(len(y))
+    away = share + (y - y.min()) / unit
+    return np.log(away), 1.0 / (away * unit)
+
+
+def normal_bend(y: Array) -> float:
+    """The share of BENDS under which y is most like normal numbers, by likelihood."""
+
+    def loss(share: float) -> float:
+        values, slope = bent(y, share)
+        return math.log(float(values.std()) + 1e-12) - float(np.log(slope).mean())
+
+    return min(BENDS, key=loss)
+
+
 def left_out(factor: Array, y: Array) -> Array:
     """Log density [n] of each y given the others; `factor` is the triangle of their covariance."""
     precision = inverse(factor)
     variance = 1.0 / precision.diagonal()
     away = (precision @ y) * variance
     return -0.5 * (away**2 / variance + np.log(2.0 * np.pi * variance))
+
+
+def foretold(one: Process, data: Data) -> Array:
+    """Log density [n] of each value, scaled to sd 1, by a process fitted to it and given the others."""
+    one.observe(data.rows, data.y, data.noise_sd, running=data.running[:0], fit=True)
+    return left_out(one.factor, one.y) + one.stretch
 
 
 def chance_of(gained: Array) -> float:
@@ -235,8 +262,9 @@ def chance_of(gained: Array) -> float:
 class Smooth:
     """For one sampler: `chance`, then perhaps `propose`, which alone reads trials that came after a fit."""
 
-    process: Process | None = None
-    _fitted: int = 0  # trials that its hyper-parameters were fitted to
+    process: Process | None = None  # the one that foretells better: of the values, or of bent ones
+    _pair: tuple[Process, ...] = ()  # the two
+    _fitted: int = 0  # trials that the hyper-parameters were fitted to
     _chance: float = 0.0  # by that fit
     _doubt: float = 0.0  # the probability that a constant says as much
 
@@ -247,23 +275,29 @@ class Smooth:
         if not float(data.y.std()):
             return 0.0
         if self.process is None or self.process.rows is not beliefs.rows:
-            self.process = Process(beliefs.rows)
+            self._pair = Process(beliefs.rows), Process(beliefs.rows)
             self._fitted = 0
         due = count >= max(self._fitted + 3, math.ceil(GROWTH * self._fitted)) or count < self._fitted
         if due:
             self._fitted = count
-            self._compare(self.process, data, beliefs.objective.model)
+            self._compare(data, beliefs.objective.model)
         return self._share * beliefs.recently_kept(NEWEST) ** 2  # constraints: only the surrogate knows them
 
-    def _compare(self, one: Process, data: Data, model: Surrogate) -> None:
+    def _compare(self, data: Data, model: Surrogate) -> None:
         """Fit, and ask all models for each value without it."""
         count = len(data.y)
         whole = data.noise_sd == 0.0
-        one.observe(data.rows, data.y, data.noise_sd, running=data.running[:0], fit=True)
-        own = left_out(one.factor, one.y)
-        rival = self._surrogate(model, count, one)
-        flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
-        narrow = min(1.0, WIDE / one.alive) ** 2
+        plain, logs = self._pair
+        own = foretold(plain, data)
+        self.process = plain
+        logs.bend = normal_bend(data.y)
+        if logs.bend < math.inf:
+            other = foretold(logs, data)
+            if other[whole].sum() > own[whole].sum():
+                self.process, own = logs, other
+        rival = self._surrogate(model, count, plain)
+        flat = left_out(triangle(np.ones((count, count)), 1.0 + plain.extra), plain.y)
+        narrow = min(1.0, WIDE / plain.alive) ** 2
         chance = chance_of((own - rival)[whole])
         self._chance = narrow * chance
         self._doubt = narrow * chance_of((flat - (own if chance > 0.5 else rival))[whole])
@@ -285,14 +319,15 @@ class Smooth:
     ) -> Array | None:
         """The accepted row with the best gain that was found; None without one."""
         one = self.process
-        best = beliefs.incumbents(GOOD)
-        if one is None or not best:
+        if one is None or not beliefs.incumbents(1):
             return None
         if rng.random() * self._share < self._doubt:
             return spread(beliefs, rng, accepts)
         data = beliefs.data
         one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
-        one.best = float(one.moments(one.places(beliefs.seen[best]))[0].min())
+        means = one.moments(one.places(beliefs.seen))[0]
+        best = [k for k in np.argsort(means, kind="stable").tolist() if beliefs.keeps(beliefs.complete[k])][:GOOD]
+        one.best = float(means[best[0]])
 
         def score(rows: Array) -> Array:
             return PENALTY * beliefs.excess(beliefs.columns_of(rows)) - one.log_gain(one.places(rows))
