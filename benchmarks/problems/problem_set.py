@@ -357,7 +357,7 @@ def assignment(seed: int) -> Value:
 
 
 def prefix(seed: int) -> Value:
-    """Eight categoricals of four choices; one counts only where all before it are right: no pairs, no sums."""
+    """Eight categoricals of four choices; one counts only where all before it are right."""
     rng = np.random.default_rng([seed, 5])
     right = rng.integers(4, size=8)
     order = rng.permutation(8)

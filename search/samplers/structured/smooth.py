@@ -2,13 +2,16 @@
 
 Kernel: 1 + trend · (numbers, their squares, choices) + amplitude · Matérn 5/2 of the distance over all
 parameters, numbers scaled to a range of 1, the choices of a categorical at the distance 1 from each other, a
-length scale for each parameter (ARD); what is inactive stands at one place. Hyper-parameters maximise the
-marginal likelihood times log-normal priors; length scales are expected to grow with the root of the number of
-active parameters (Hvarfner et al. 2024). Which model proposes, the trials say: with Δ the difference of the
-summed leave-one-out log densities (closed form: Rasmussen and Williams 2006, 5.4.2) of both models on equal
-trials and se its standard error, the smooth one has the chance Φ(Δ/se). It proposes the largest log expected
-improvement (Ament et al. 2023) over its best posterior mean among good trials; where neither model says more
-than a constant does, it proposes what is far from all trials: noise is not chased.
+length scale for each parameter (ARD); what is inactive stands at one place. Where good values stand close
+together below a wide range of others, what decides is too small for a stationary kernel to see: two such
+processes are fitted, one to the values, one to logarithms of how far they are above the best (`bent`); the
+better speaks, by log densities of the values themselves. Hyper-parameters maximise the marginal likelihood
+times log-normal priors; length scales are expected to grow with the root of the number of active parameters
+(Hvarfner et al. 2024). Which model proposes, the trials say: with Δ the difference of the summed leave-one-
+out log densities (closed form: Rasmussen and Williams 2006, 5.4.2) of both models on equal trials and se its
+standard error, the smooth one has the chance Φ(Δ/se). It proposes the largest log expected improvement
+(Ament et al. 2023) over its best posterior mean among good trials; where neither model says more than a
+constant does, it proposes what is far from all trials: noise is not chased.
 """
 
 from __future__ import annotations
@@ -221,7 +224,8 @@ def log_improvement(z: Array) -> Array:
 
 
 def bent(y: Array, share: float) -> tuple[Array, Array]:
-    """(log(share + how far each y is above the lowest, over the median's), its derivative); y itself for inf."""
+    """(log(share + how far each y is above the lowest, over the median's), its derivative [n]) of y [n]; y
+    itself for a share of inf."""
     unit = float(np.median(y) - y.min())
     if share == math.inf or unit <= 0.0:
         return y, np.ones(len(y))
@@ -326,7 +330,9 @@ class Smooth:
         data = beliefs.data
         one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
         means = one.moments(one.places(beliefs.seen))[0]
-        best = [k for k in np.argsort(means, kind="stable").tolist() if beliefs.keeps(beliefs.complete[k])][:GOOD]
+        best = [k for k in np.argsort(means, kind="stable").tolist() if beliefs.keeps(beliefs.complete[k])][
+            :GOOD
+        ]
         one.best = float(means[best[0]])
 
         def score(rows: Array) -> Array:

@@ -17,9 +17,10 @@ from optuna.distributions import (
 )
 
 from benchmarks.problems.problem_set import PROBLEMS, branin
+from search.samplers.structured import smooth
 from search.samplers.structured.rows import Rows
 from search.samplers.structured.sampler import Prior, StructuredSampler
-from search.samplers.structured.smooth import Process, Smooth, left_out, log_improvement
+from search.samplers.structured.smooth import Process, Smooth, left_out, log_improvement, normal_bend
 from search.samplers.structured.surrogate import Basis, Surrogate, triangle
 from tests.search.samplers.structured.test_sampler import slopes
 
@@ -76,6 +77,46 @@ def test_the_surrogate_is_judged_on_the_trials_alone_whatever_runs_beside_them()
     model.observe(columns, y, more=columns[:5] * 0.5)
     assert np.allclose(Smooth._surrogate(model, len(x), one), alone, atol=1e-8)
     assert len(model.columns) == len(x) + 5
+
+
+def test_bent_values_keep_their_order_and_their_densities_are_of_the_values_themselves() -> None:
+    one, x = rig(40)
+    rng = np.random.default_rng(7)
+    y = np.exp(3.0 * rng.standard_normal(20))
+    y = np.concatenate([y, y * (1.0 + 1e-7)])
+    for share in (math.inf, 1.0, 0.01):
+        one.bend = share
+        one.observe(x, y, np.zeros(40), running=NONE, fit=False)
+        assert np.array_equal(np.argsort(one.y[:20]), np.argsort(y[:20]))
+        assert np.isclose(one.y.std(), 1.0)
+        slope = (one.y[20:] - one.y[:20]) / (y[20:] - y[:20]) * y.std()
+        assert np.allclose(one.stretch[:20], np.log(slope), atol=1e-3)
+
+
+def test_values_are_bent_only_where_that_makes_them_more_like_normal_ones() -> None:
+    rng = np.random.default_rng(8)
+    assert normal_bend(rng.standard_normal(50)) == math.inf
+    assert normal_bend(-np.exp(rng.standard_normal(50))) == math.inf
+    assert normal_bend(54.0 + np.exp(3.0 * rng.standard_normal(50))) == 0.01
+    assert normal_bend(np.array([1.0, 1.0, 1.0, 1.0, 5.0])) == math.inf  # no unit to measure by
+
+
+def narrow_and_wide(trial: optuna.Trial) -> float:
+    """Most of it costs tens; what decides are hundredths, far inside."""
+    kind = trial.suggest_categorical("kind", ("a", "b", "c"))
+    x = trial.suggest_float("x", 0.0, 1.0)
+    y = trial.suggest_float("y", 0.0, 1.0)
+    if kind == "c":
+        return 60.0 + 40.0 * abs(math.sin(9.0 * x + y))
+    steep = 50.0 * max(0.0, x - 0.6) + 30.0 * max(0.0, y - 0.7)
+    return steep + 0.1 * (x - 0.35) ** 2 + 0.2 * (y - 0.4) ** 2 + (0.01 if kind == "b" else 0.0)
+
+
+def test_small_differences_beside_large_ones_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [solved_by(StructuredSampler(seed=s), narrow_and_wide, 30) for s in range(5)]
+    monkeypatch.setattr(smooth, "BENDS", (math.inf,))
+    plain = [solved_by(StructuredSampler(seed=s), narrow_and_wide, 30) for s in range(5)]
+    assert np.median(found) < 0.3 * np.median(plain), (found, plain)
 
 
 def test_the_gradients_are_those_of_finite_differences() -> None:
@@ -172,20 +213,21 @@ def test_what_is_refused_or_infeasible_is_not_proposed_by_the_smooth_model() -> 
     """`admits` cuts the optimum away; a learned constraint cuts away more."""
     refused = lambda p: p["x"] + p["y"] >= 0.4  # noqa: E731
     space: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
-    sampler = StructuredSampler(seed=0, prior=Prior(distributions=space, admits=refused), tpe_share=0.0)
-    study = optuna.create_study(sampler=sampler)
-    late: list[float] = []
-    for k in range(45):
-        trial = study.ask(space)
-        x = trial.params["x"]
-        y = trial.params["y"]
-        assert k == 0 or x + y >= 0.4
-        trial.set_constraint("left", 0.2 - x)
-        late += [x] if k > 30 else []
-        study.tell(trial, (x - 0.1) ** 2 + (y - 0.1) ** 2)
+    late: list[float] = []  # of four seeds: of one the share is luck
+    for seed in range(4):
+        prior = Prior(distributions=space, admits=refused)
+        study = optuna.create_study(sampler=StructuredSampler(seed=seed, prior=prior, tpe_share=0.0))
+        for k in range(45):
+            trial = study.ask(space)
+            x = trial.params["x"]
+            y = trial.params["y"]
+            assert k == 0 or x + y >= 0.4
+            trial.set_constraint("left", 0.2 - x)
+            late += [x] if k > 30 else []
+            study.tell(trial, (x - 0.1) ** 2 + (y - 0.1) ** 2)
+        best = min(float(t.value or 0) for t in study.trials if t.constraints["left"] <= 0)
+        assert best < 0.0201  # at (0.2, 0.2): 0.02
     assert np.mean([x >= 0.2 for x in late]) > 0.7
-    best = min(float(t.value or 0) for t in study.trials if t.constraints["left"] <= 0)
-    assert best < 0.03  # at (0.2, 0.2): 0.02
 
 
 def test_noise_alone_is_not_chased_into_a_corner() -> None:
