@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import create_trial
 
 from benchmarks.problems.problem_set import PROBLEMS, branin
 from search.samplers.structured import smooth
@@ -250,3 +252,28 @@ def test_choices_that_nobody_tried_get_their_trials() -> None:
         return float(choice != 17) + 0.01 * trial.suggest_float("x", 0.0, 1.0)
 
     assert solved_by(StructuredSampler(seed=1), objective, 45) < 0.1 or len(tried) >= 25
+
+
+def test_an_ask_at_200_trials_of_163_parameters_stays_cheap_with_the_process() -> None:
+    """Few gates on, 39 active parameters: it is asked. CPU seconds, of which a mean of 0.1 was measured."""
+    rng = np.random.default_rng(0)
+    off, on = CategoricalDistribution((False, True)), FloatDistribution(0.0, 1.0)
+    below = {f"g{k}": [f"g{k}.x{j}" for j in range(6 if k < 23 else 0)] for k in range(25)}
+    sampler = StructuredSampler(seed=0, tpe_share=0.0)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(200):
+        params: dict[str, Any] = {gate: bool(rng.random() < 0.08) for gate in below}
+        params |= {name: float(rng.random()) for g, names in below.items() if params[g] for name in names}
+        dists: dict[str, BaseDistribution] = {n: off if n in below else on for n in params}
+        value = math.exp(sum((params[n] - 0.4) ** 2 for n in params if n not in below))
+        study.add_trial(create_trial(params=params, distributions=dists, value=value))
+    took: list[float] = []
+    for _ in range(9):
+        began = time.process_time()
+        trial = study.ask()
+        gates = [g for g in below if trial.suggest_categorical(g, (False, True))]
+        found = [trial.suggest_float(name, 0.0, 1.0) for g in gates for name in below[g]]
+        took.append(time.process_time() - began)
+        study.tell(trial, math.exp(sum((x - 0.4) ** 2 for x in found)))
+    assert sampler._smooth.process is not None, "it was not asked"
+    assert np.mean(took[1:]) < 0.3, took
