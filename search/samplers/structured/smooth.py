@@ -224,9 +224,11 @@ def log_improvement(z: Array) -> Array:
 
 
 def bent(y: Array, share: float) -> tuple[Array, Array]:
-    """(log(share + how far each y is above the lowest, over the median's), its derivative [n]) of y [n]; y
-    itself for a share of inf."""
-    unit = float(np.median(y) - y.min())
+    """(log(share + how far each y is above the lowest, over that of the first ones' median), its derivative
+    [n]) of y [n]; y itself for a share of inf. The unit is of the first values: one that shrank with the
+    search would resolve ever less, and let nothing be expected below it: no needle."""
+    first = y[:LEAST]
+    unit = float(np.median(first) - first.min())
     if share == math.inf or unit <= 0.0:
         return y, np.ones(len(y))
     away = share + (y - y.min()) / unit
@@ -323,17 +325,14 @@ class Smooth:
     ) -> Array | None:
         """The accepted row with the best gain that was found; None without one."""
         one = self.process
-        if one is None or not beliefs.incumbents(1):
+        best = beliefs.incumbents(GOOD)
+        if one is None or not best:
             return None
         if rng.random() * self._share < self._doubt:
             return spread(beliefs, rng, accepts)
         data = beliefs.data
         one.observe(data.rows, data.y, data.noise_sd, running=data.running, fit=False)
-        means = one.moments(one.places(beliefs.seen))[0]
-        best = [k for k in np.argsort(means, kind="stable").tolist() if beliefs.keeps(beliefs.complete[k])][
-            :GOOD
-        ]
-        one.best = float(means[best[0]])
+        one.best = float(one.moments(one.places(beliefs.seen[best]))[0].min())
 
         def score(rows: Array) -> Array:
             return PENALTY * beliefs.excess(beliefs.columns_of(rows)) - one.log_gain(one.places(rows))
