@@ -157,6 +157,8 @@ class TensorSpec:
 
     role: str
     shape: tuple[int, ...]
+    layer: int = -1  # of the model, whose matrix it is; -1: of none
+    zero: bool = False  # whether it begins at zero
 
     @property
     def numel(self) -> int:
@@ -223,10 +225,11 @@ class Shape:
         if e:
             out += [TensorSpec("matrix", (d, e))] + [TensorSpec("matrix", (e, d))] * self.tie_embeddings
         for layer in range(self.num_layers):
-            out += [TensorSpec("mlp", (hidden, d)), TensorSpec("mlp", (d, hidden))]
+            out += [TensorSpec("mlp", (hidden, d), layer), TensorSpec("mlp", (d, hidden), layer, zero=True)]
             out += [TensorSpec("scalar", (2, d)), TensorSpec("scalar", (d,))]
             if layer >= self.bare_layers:
-                out += [TensorSpec("attn", (d, d))] * 2 + [TensorSpec("attn", (kv, d))] * 2
+                out += [TensorSpec("attn", (d, d), layer), TensorSpec("attn", (d, d), layer, zero=True)]
+                out += [TensorSpec("attn", (kv, d), layer)] * 2
                 out += [TensorSpec("scalar", (d,)), TensorSpec("scalar", (self.num_heads,))]
         out.append(TensorSpec("scalar", (self.num_plain_skips, d)))
         return out

@@ -1,60 +1,87 @@
 """A configuration's bills: bytes of the model; seconds of training steps, calibration and evaluation.
 
-Bytes: exact elements by kind of tensor, each with the entropy of its integers and the codec's distance from
-it. Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how
-concentrated trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors.
-They begin at what recorded trials told: search/costs/prior.json, which `python -m benchmarks.costs.prior`
-writes.
+Weights: Muon's update of a matrix [r,c] has the root mean square lr/√c, whatever the gradient. Of updates
+that agree, a share κ adds up: to κ·T/√c with T = Σ lr over the steps, exact arithmetic of rates and
+schedules. After TURNS steps they go another way, and σ grows by the root of T. A weight decay λ pulls back: T
+becomes (1 − exp(−λT))/λ. Adam's weights grow by a power of T from the start. κ, its growth with momentum, and
+that power were fitted to trained laptop models, TURNS to the sizes of published records.
+
+Integers: what counts is a row's σ in steps. A step is the rule's (sdclip) or a share of the row's largest
+weight; under a floor of the step the integers shrink with σ. Bits by role and layer, pruning (the least |w|
+of all matrices) and budgets of bits are arithmetic. Bytes are elements times entropies of normal weights,
+times the codec's distance from them.
+
+Seconds: exact FLOPs by kind of work, and what is no FLOP in FLOPs' clothes. What is left (how concentrated
+trained weights are, how fast a machine is) is learnt: search/costs/factors.py fits the factors. They begin at
+what recorded trials told: search/costs/prior.json, which `python -m benchmarks.costs.prior` writes.
 """
 
-import dataclasses
 import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from search.costs.factors import Bill, CostModel, Learnt, Part
-from techniques.base import Choice, Technique, TensorSpec
+from search.costs.factors import Bill, CostModel, Learnt, Part, read_prior
+from techniques.base import Choice, Technique, TensorSpec, claims
 from techniques.config import Resolved
 
 PRIOR = Path(__file__).with_name("prior.json")
+# -- weights
+POINTS = 20  # of the budget at which rates are read
+AGREEMENT = 0.56  # κ at a momentum of 0.9
+OF_MOMENTUM = 0.5  # κ ∝ (1 − momentum)^−this
+ADAM, OF_ADAM = 0.157, 0.6  # σ = ADAM·T^OF_ADAM
+TURNS = 50.0  # steps after which a matrix goes another way
+KAIMING = 1.0 / math.sqrt(3.0)  # σ·√c of a matrix that does not begin at zero
+LEAST = 1e-3  # σ·√c of a matrix that hardly moves
+RATES = {"embed": "tied_embed_lr", "head": "head_lr", "gate": "scalar_lr"}  # of a role; else matrix_lr
+# -- integers
+FINE = 4.0  # steps of a σ from which sums are integrals
+HALVINGS = 20  # of the range that the threshold of pruning lies in
+NORMAL = NormalDist()
+# -- seconds
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
 NEWTON_SCHULZ = 5  # steps of Muon's orthogonalisation
 STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each element of the stream and layer
 ADAM_FLOPS = 12.0  # an element and step
 LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
+# -- bytes
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
-USUAL_BITS = 4.0  # of an element; a learning rate; an exponent
-USUAL_RATE = 0.04
+USUAL_BITS = 4.0  # of an element; an exponent
 MOST_LIFT = 2.5
+K_TIMES = (0.25, 16.0)  # what sdclip's fit to bytes makes of its k, at most
+FINEST_CLIP = 3.0  # the σs that it comes down to where bytes are left
 SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
 ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
-# bits per symbol over the entropy, measured on exports (proxy.md, Bytes): by entropy, then by the technique
-# that gives the codec ("": zlib, and what stands for one that is not measured)
-ENTROPIES = (2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
+EQUAL_SCALES = 0.2  # of it, where a floor makes most of them equal
+# bits per symbol over the entropy, measured on rounded normal weights (tests/search/costs/test_integers.py):
+# by entropy, then by the technique that gives the codec ("": zlib, and what stands for one not measured)
+ENTROPIES = (0.55, 1.11, 1.65, 2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
 OVERHEAD = {
-    "": (1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
-    "zstd": (1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
-    "lzma_xz": (1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
-    "brotli_shuffle": (1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
+    "": (1.395, 1.293, 1.238, 1.195, 1.170, 1.157, 1.144, 1.075, 1.02),
+    "zstd": (1.285, 1.205, 1.085, 1.057, 1.021, 1.017, 1.013, 1.012, 1.005),
+    "lzma_xz": (1.275, 1.209, 1.175, 1.113, 1.104, 1.069, 1.047, 1.028, 1.02),
+    "brotli_shuffle": (1.275, 1.260, 1.080, 1.054, 1.018, 1.014, 1.009, 1.008, 1.005),
     # one class of rows and columns; brotli less what sorted rows save: benchmarks.trainer.codecs
-    "ans": (1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
-    "per_group": (1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
+    "ans": (1.1, 1.05, 1.01, 1.003, 1.003, 1.003, 1.003, 1.003, 1.003),
+    "per_group": (1.275, 1.260, 1.080, 1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
-RATES = {"embed": "tied_embed_lr", "head": "head_lr"}  # the learning rate of a role's weights; else matrix_lr
 
 # Prior standard deviations of the logarithms. Bytes: the calculator is within 5 % of published 16 MB exports
 # and up to 30 % above the small models of a laptop, whose rows share one coarse step.
 BYTE_SDS = {
     **{"all": 0.15, "role": 0.1, "bits": 0.05, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
-    **{"cell": 0.08, "source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
+    **{"source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
     "technique": 0.01,
-    **{"rate": 0.1, "rate rounded": 0.1, "log setting": 0.08, "log size": 0.05, "study": 0.05},
+    **{"sigma": 0.4, "weights": 0.15, "log size": 0.05, "study": 0.05},
 }
 SECOND_SDS = {
     **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 0.5, "passes": 0.2, "passes head": 0.4},
@@ -69,30 +96,6 @@ SEED_SPREAD = 0.001
 def learnt_before() -> Mapping[str, Learnt]:
     """`bytes`, `train` and `eval` -> what the shipped prior says."""
     return read_prior(json.loads(PRIOR.read_text(encoding="utf-8"))["models"])
-
-
-def read_prior(models: Mapping[str, Any]) -> dict[str, Learnt]:
-    """As the file has it: kind -> spread, trials and factors, name -> [mean, sd] or [mean, sd, centre].
-    ValueError for what is no number, and for what must be positive."""
-    for kind, facts in models.items():
-        sds = {f"sd of {name}": numbers[1] for name, numbers in facts["factors"].items()}
-        others = {n: x for n, (mean, _, *centre) in facts["factors"].items() for x in (mean, *centre)}
-        positive = {"spread": facts["spread"], "trials": facts["trials"], **sds}
-        wrong = [n for n, x in others.items() if not math.isfinite(x)]
-        wrong += [n for n, x in positive.items() if not 0.0 < x < math.inf]
-        if wrong:
-            raise ValueError(
-                f"A prior of costs has finite numbers, and sds, spread and trials above 0, but {kind} has "
-                f"others: {', '.join(wrong[:3])}. Write it again: python -m benchmarks.costs.prior --write."
-            )
-    return {
-        kind: Learnt(
-            {name: (mean, sd, sum(centre)) for name, (mean, sd, *centre) in facts["factors"].items()},
-            spread=facts["spread"],
-            trials=facts["trials"],
-        )
-        for kind, facts in models.items()
-    }
 
 
 def byte_model(learnt: Learnt | None = None) -> CostModel:
@@ -115,24 +118,208 @@ def num_params(resolved: Resolved) -> int:
     return sum(tensor.numel for _, tensor in sourced_tensors(resolved))
 
 
-def entropy_bits(bits: int, columns: int, largest: float = 0.0) -> float:
-    """Entropy of a Gaussian row's integers when the largest one stands for `largest` times σ; 0: for the
-    row's largest weight, E max |w| / σ."""
+def _log(resolved: Resolved, name: str) -> float:
+    return math.log(max(1e-9, float(resolved.values[name])))
+
+
+def _sizes(resolved: Resolved) -> dict[str, float]:
+    return {f"log size:{name}": _log(resolved, name) for name in ("model_dim", "num_layers", "mlp_mult")}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Weights: their σ from the way that the optimiser goes
+# ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """trainer.muon.Hyper, without torch: what techniques change at the seams `hyper` and `hyper_at`."""
+
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85
+    muon_momentum_warmup_steps: int = 500
+    muon_ns_steps: int = 5
+    muon_weight_decay: float = 0.0
+    adam_weight_decay: float = 0.0
+    embed_weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    lr_mults: tuple[tuple[str, float], ...] = ()
+    layer_mults: tuple[int, float, float] = (0, 1.0, 1.0)
+    cautious_decay: bool = False
+    lr_mult: float = 1.0
+
+
+class Training:
+    """One run's rates: σ of any of its matrices."""
+
+    def __init__(self, resolved: Resolved):
+        self.resolved = resolved
+        hyper: Any = Hyper()
+        entered = [(t, claims(t)) for t in resolved.techniques.values()]
+        for technique in (t for t, seams in entered if "hyper" in seams):
+            hyper = technique.hyper(hyper)
+        self.hyper: Hyper = hyper
+        self.mults = dict(self.hyper.lr_mults)
+        self.schedules = [t.lr_scale for t, seams in entered if "lr_scale" in seams]
+        self.moving = [t.hyper_at for t, seams in entered if "hyper_at" in seams]
+        shares = [(k + 0.5) / POINTS for k in range(POINTS)]
+        steps = resolved.config.iterations
+        self.scale = steps * sum(map(self._scale, shares)) / POINTS  # Σ of the scales of the rates
+        risen = [min(1.0, share * steps / max(1, hyper.muon_momentum_warmup_steps)) for share in shares]
+        rise = hyper.muon_momentum - hyper.muon_momentum_start
+        self.momentum = hyper.muon_momentum_start + rise * sum(risen) / POINTS
+
+    def _scale(self, progress: float) -> float:
+        """Of every learning rate at this share of the budget."""
+        config, scale, hyper = self.resolved.config, 1.0, self.hyper
+        if config.warmdown_iters:
+            scale = min(1.0, (1.0 - progress) * config.iterations / config.warmdown_iters)
+        for lr_scale in self.schedules:
+            scale = lr_scale(progress) or 0.0
+        for hyper_at in self.moving:
+            hyper = hyper_at(hyper, progress)
+        return scale * hyper.lr_mult
+
+    def rate(self, tensor: TensorSpec) -> float:
+        name = RATES.get(tensor.role, "matrix_lr")
+        if tensor.role == "embed" and not self.resolved.config.tie_embeddings:
+            name = "embed_lr"
+        rate = float(self.resolved.values[name]) * self.mults.get(tensor.role, 1.0)
+        split, early, late = self.hyper.layer_mults
+        if tensor.layer < 0 or tensor.role in RATES:
+            return rate
+        return rate * (early if tensor.layer < split else late)
+
+    def sigma(self, tensor: TensorSpec) -> float:
+        """Root mean square of the trained elements of a matrix."""
+        moved = self.rate(tensor) * self.scale
+        if tensor.role in RATES:
+            decay = self.hyper.embed_weight_decay if tensor.role == "embed" else self.hyper.adam_weight_decay
+            return ADAM * max(LEAST, pulled(moved, 2.0 * decay)) ** OF_ADAM
+        agreement = AGREEMENT * (10.0 * max(1e-3, 1.0 - self.momentum)) ** -OF_MOMENTUM
+        decay = self.hyper.muon_weight_decay
+        straight = pulled(moved, decay)
+        astray = math.sqrt(TURNS * self.rate(tensor) * pulled(moved, 2.0 * decay))  # steps that turn at times
+        travelled = agreement * straight / math.hypot(1.0, straight / max(1e-12, astray))
+        began = LEAST if tensor.zero else KAIMING
+        return math.hypot(began, travelled) / math.sqrt(tensor.shape[-1])
+
+
+def pulled(moved: float, decay: float) -> float:
+    """What is left of a way under a decoupled weight decay."""
+    return -math.expm1(-decay * moved) / decay if decay else moved
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Integers: the entropy of rounded Gaussian rows
+# ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """One matrix: how its rows are rounded."""
+
+    bits: float  # qmax = 2^(bits − 1) − 1
+    columns: int
+    sigma: float  # of its weights
+    largest: float = 0.0  # σs that the largest integer stands for; 0: the row's largest weight
+    floor: bool = False  # whether a step is at least 1 / qmax
+    pruned: float = 0.0  # share of the integers that are no zeros, made so
+
+    @property
+    def step(self) -> float:
+        """In weights."""
+        clip = (self.largest or largest_of(self.columns)) * self.sigma
+        return (max(1.0, clip) if self.floor else clip) / max(0.5, 2.0 ** (self.bits - 1.0) - 1.0)
+
+    def ones(self) -> float:
+        """Share of ±1 among the integers that are no zeros."""
+        zero, one = (within(edge * self.step / self.sigma) for edge in (0.5, 1.5))
+        return min(0.99, (one - zero) / max(1e-9, 1.0 - zero))
+
+    def entropy(self, wider: float = 1.0) -> float:
+        """Bits of an integer; if σ were `wider` by this factor."""
+        made = replace(self, sigma=self.sigma * wider) if wider != 1.0 else self
+        steps = made.sigma / made.step
+        bits = gaussian_bits(round(steps, 4), round(made.pruned, 4))
+        return max(0.02, min(float(self.bits), bits))
+
+    def sensitivity(self) -> float:
+        """d ln entropy / d ln σ: 0 unless a floor holds the step."""
+        if not self.floor or self.largest:
+            return 0.0
+        return math.log(self.entropy(1.1) / self.entropy(1.0 / 1.1)) / (2.0 * math.log(1.1))
+
+
+@functools.cache
+def largest_of(columns: int) -> float:
+    """E max |w| / σ of so many normal weights."""
     root = math.sqrt(2.0 * math.log(2.0 * max(4, columns)))
-    expected = root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (
-        2.0 * root
-    )
-    return min(float(bits), gaussian_bits((2 ** (bits - 1) - 1) / (largest or expected)))
+    return root - (math.log(math.log(2.0 * max(4, columns))) + math.log(4.0 * math.pi) - 1.154) / (2.0 * root)
 
 
-@functools.lru_cache(4096)
-def gaussian_bits(sigma: float) -> float:
-    """Entropy of round(x), x normal with this σ."""
-    if sigma > 2.0:
-        return math.log2(sigma * math.sqrt(2.0 * math.pi * math.e))
-    below = [0.5 * (1.0 + math.erf((n + 0.5) / (sigma * math.sqrt(2.0)))) for n in range(-16, 17)]
-    shares = [b - a for a, b in itertools.pairwise(below) if b > a]
-    return max(0.1, -sum(share * math.log2(share) for share in shares))
+@functools.lru_cache(1 << 15)
+def gaussian_bits(sigma: float, pruned: float = 0.0) -> float:
+    """Entropy of round(x), x normal with this σ, after a share of what is not zero, the least, became so."""
+    sigma = max(0.05, sigma)
+    if sigma > FINE:
+        zero = pruned + (1.0 - pruned) * within(0.5 / sigma) if pruned else 0.0
+        edge = NORMAL.inv_cdf(0.5 + 0.5 * zero)
+        square = 1.0 + edge * NORMAL.pdf(edge) / (0.5 * (1.0 - zero))  # E[u²], |u| beyond the edge
+        rest = math.log2(sigma * math.sqrt(2.0 * math.pi) * (1.0 - zero)) + 0.5 * square / math.log(2.0)
+        return mixed(zero) + (1.0 - zero) * rest
+    edges = [0.0, *(NORMAL.cdf((n + 0.5) / sigma) - 0.5 for n in range(20))]
+    sides = [b - a for a, b in itertools.pairwise(edges)]  # of one sign; the first is half of the zeros
+    left = pruned * (1.0 - 2.0 * sides[0])
+    for n in range(1, len(sides)):
+        fallen = min(left, 2.0 * sides[n])
+        left -= fallen
+        sides[n] -= fallen / 2.0
+        sides[0] += fallen / 2.0
+    shares = [2.0 * sides[0], *sides[1:], *sides[1:]]
+    return -sum(share * math.log2(share) for share in shares if share > 1e-12)
+
+
+def within(edge: float) -> float:
+    """P(|u| < edge), u normal."""
+    return math.erf(edge / math.sqrt(2.0))
+
+
+def mixed(share: float) -> float:
+    """Entropy of a choice of two."""
+    return -sum(p * math.log2(p) for p in (share, 1.0 - share) if 0.0 < p < 1.0)
+
+
+def pruned(matrices: Sequence[Rounded], elements: Sequence[int], fraction: float) -> list[Rounded]:
+    """The same after the least of all weights that are not zero, so many of them, became so."""
+    sigmas = [m.sigma for m in matrices]
+    zeros = [within(0.5 * m.step / m.sigma) for m in matrices]
+    wanted = fraction * sum(n * (1.0 - z) for n, z in zip(elements, zeros, strict=True))
+    low, high = 0.0, 8.0 * max(sigmas, default=0.0)
+
+    def fallen(edge: float) -> list[float]:
+        return [max(0.0, within(edge / s) - z) for s, z in zip(sigmas, zeros, strict=True)]
+
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        enough = sum(n * f for n, f in zip(elements, fallen(middle), strict=True)) > wanted
+        low, high = (low, middle) if enough else (middle, high)
+    shares = [min(0.99, f / max(1e-9, 1.0 - z)) for f, z in zip(fallen(low), zeros, strict=True)]
+    return [replace(m, pruned=share) for m, share in zip(matrices, shares, strict=True)]
+
+
+def budgeted(bits: float, columns: int, share: float, low: float, high: float) -> float:
+    """Bits on the average of matrices whose bytes, under their rows' maxima, come to a share of those at
+    `bits`, between `low` and `high`."""
+    plain = Rounded(bits, columns, 1.0).entropy()
+    return min(high, max(low, bits - (1.0 - share) * plain))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Bytes
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _largest(owner: Technique | None, role: str) -> float:
@@ -151,77 +338,127 @@ def words_of(technique: Technique | None) -> str:
     return "/".join([technique.name, *(value for value in values if isinstance(value, str))])
 
 
-def model_bill(resolved: Resolved) -> Bill:
-    owners = {slot: resolved.owner(slot) for slot in ("bits", "quantizer", "row_scale", "codec")}
-    overheads = OVERHEAD.get(owners["codec"].name if owners["codec"] else "", OVERHEAD[""])
-    words = {slot: words_of(owner) for slot, owner in owners.items()}
-    amounts: dict[tuple[str, str, int], float] = {}
-    bits_of: dict[tuple[str, str, int], float] = {}
-    plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
+def stored_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec, float]]:
+    """(technique or "", parameter, its bits; 0: as floats) of all that an artifact stores."""
+    owner, config = resolved.owner("bits"), resolved.config
+    own = resolved.techniques.get("layer_bits")
+    layers = own.chosen(config.num_layers) if own else ()  # type: ignore[attr-defined]
+    sensitive = resolved.techniques.get("sensitivity_bits")
     for source, tensor in sourced_tensors(resolved):
         if tensor.role == "aux":
             continue  # of the training loss, not stored
-        if tensor.role == "scalar":
-            plain["scalar"] += SCALAR_BYTES * tensor.numel
+        bits: float = (owner.bits(tensor.role) if owner else None) or 8
+        whole = len(tensor.shape) == 2 and tensor.numel >= config.quantize_min_numel and bits < 16
+        if tensor.role == "scalar" or not whole:
+            yield source, tensor, 0.0
             continue
-        bits = (owners["bits"].bits(tensor.role) if owners["bits"] else None) or 8
-        if len(tensor.shape) != 2 or tensor.numel < resolved.config.quantize_min_numel or bits == 16:
-            plain["half"] += HALF_BYTES * tensor.numel
-        else:
-            entropy = entropy_bits(bits, tensor.shape[1], _largest(owners["row_scale"], tensor.role))
-            overhead = float(np.interp(entropy, ENTROPIES, overheads))
-            key = (source, tensor.role, bits)
-            stored = tensor.numel * entropy * overhead / 8.0 + ROW_SCALE_BYTES * tensor.shape[0]
-            amounts[key] = amounts.get(key, 0.0) + stored
-            bits_of[key] = bits_of.get(key, 0.0) + tensor.numel / 8.0
-    settings = _quantizer_settings(resolved)
-    parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
-    for name, cost in resolved.costs.items():
-        if cost.artifact_bytes > 0:
-            parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
-    for (source, role, bits), amount in amounts.items():
-        # what moves the entropy by so many bits, whatever it is, moves few bits most
-        lift = min(MOST_LIFT, USUAL_BITS * bits_of[source, role, bits] / amount)
-        rate = lift * math.log(max(1e-9, float(resolved.values[_rate_of(resolved, role)])) / USUAL_RATE)
-        factors = {
-            **{"all": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0, f"role:{role}": lift},
-            **{f"rounding:{words['quantizer']}": lift, f"row_scale:{words['row_scale']}": lift},
-            **{f"cell:{role}/{words['quantizer']}/{bits}": 1.0, f"source:{source}/{role}": lift},
-            **{f"rate:{role}": rate, f"rate rounded:{words['quantizer']}": rate},
-            **{name: value for (of, name), value in settings.items() if of in ("", role)},
-            **{f"technique:{name}": 1.0 for name in resolved.techniques},
-        }
-        parts.append(Part(amount, factors))
-    return Bill(tuple(parts), {**_sizes(resolved), "log size:iterations": _log(resolved, "iterations")})
+        if sensitive and tensor.role in ("attn", "mlp"):
+            c: Any = sensitive.config
+            bits = budgeted(bits, tensor.shape[1], c.budget_share, c.low, c.high)
+        if own and tensor.layer in layers and tensor.role in ("attn", "mlp"):
+            bits = float(own.config.bits)  # type: ignore[attr-defined]
+        yield source, tensor, bits
 
 
-def _rate_of(resolved: Resolved, role: str) -> str:
-    if role == "embed" and not resolved.config.tie_embeddings:
-        return "embed_lr"
-    return RATES.get(role, "matrix_lr")
+@dataclass
+class Kind:
+    """Matrices of one source, role and bits: bytes, elements in bytes, and d bytes / d ln σ."""
+
+    stored: float = 0.0
+    elements: float = 0.0
+    moved: float = 0.0
 
 
-def _quantizer_settings(resolved: Resolved) -> dict[tuple[str, str], float]:
-    """(role or "", factor) -> logarithm of a positive number of the quantise stage; `attn_k` is attn's."""
-    found: dict[tuple[str, str], float] = {}
-    for name, technique in resolved.techniques.items():
-        if technique.stage != "quantize":
-            continue
-        for key, value in dataclasses.asdict(technique.config).items():
-            role = key.partition("_")[0]
-            if isinstance(value, bool | str) or value <= 0 or key.endswith("_bits"):
-                continue
-            of = role if role in ("attn", "mlp", "embed", "head", "matrix") else ""
-            found[of, f"log setting:{name}.{key}"] = math.log(value)
+def rounded_kinds(
+    resolved: Resolved, tensors: Iterable[tuple[str, TensorSpec, float]], *, least: bool
+) -> dict[tuple[str, str, int], Kind]:
+    """(source, role, bits) -> what the matrices come to that are stored as integers."""
+    quantizer, rule, codec = (resolved.owner(slot) for slot in ("quantizer", "row_scale", "codec"))
+    overheads = OVERHEAD.get(codec.name if codec else "", OVERHEAD[""])
+    training = Training(resolved)
+    alike: Counter[tuple[str, str, tuple[int, ...], Rounded]] = Counter()
+    for source, tensor, bits in tensors:
+        if bits:
+            largest = _largest(rule, tensor.role)
+            if largest and rule and rule.aims_at_bytes:
+                fewest = max(K_TIMES[0] * largest, min(largest, FINEST_CLIP))
+                largest = K_TIMES[1] * largest if least else fewest
+            floor = getattr(quantizer.config, "scale_floor", "") == "published" if quantizer else bits == 8
+            sigma = training.sigma(tensor)
+            matrix = Rounded(bits, tensor.shape[1], sigma, largest, floor and not largest)
+            alike[source, tensor.role, tensor.shape, matrix] += 1
+    elements = [count * math.prod(shape) for (_, _, shape, _), count in alike.items()]
+    matrices = _pruned([matrix for *_, matrix in alike], elements, resolved.techniques.get("prune"), least)
+    awq = resolved.techniques.get("awq_lite")
+    found: dict[tuple[str, str, int], Kind] = {}
+    for ((source, role, shape, _), count), matrix in zip(alike.items(), matrices, strict=True):
+        entropy, numel = matrix.entropy(), count * math.prod(shape)
+        stored = numel * entropy * float(np.interp(entropy, ENTROPIES, overheads)) / 8.0
+        scales = count * ROW_SCALE_BYTES * shape[0]
+        if awq and role in ("attn", "mlp"):
+            stored = _regrouped(stored, numel, shape[1], awq.config.group) + scales  # type: ignore[attr-defined]
+        kind = found.setdefault((source, role, round(matrix.bits)), Kind())
+        kind.stored += stored + (EQUAL_SCALES if matrix.floor else 1.0) * scales
+        kind.elements += numel / 8.0
+        kind.moved += stored * matrix.sensitivity()
     return found
 
 
-def _log(resolved: Resolved, name: str) -> float:
-    return math.log(max(1e-9, float(resolved.values[name])))
+def _pruned(matrices: list[Rounded], elements: list[int], prune: Any, least: bool) -> list[Rounded]:
+    """By a share of what is not zero; by a target: none of them, or (least) all ±1."""
+    if prune is None:
+        return matrices
+    if prune.aims_at_bytes:
+        return [replace(m, pruned=m.ones() if least else 0.0) for m in matrices]
+    return pruned(matrices, elements, prune.config.fraction)
 
 
-def _sizes(resolved: Resolved) -> dict[str, float]:
-    return {f"log size:{name}": _log(resolved, name) for name in ("model_dim", "num_layers", "mlp_mult")}
+def _regrouped(stored: float, numel: int, columns: int, group: int) -> float:
+    """Bytes once a group of columns is stored at 8 bits, and as zeros where it was: awq_lite."""
+    share = min(1.0, group / columns)
+    fine = Rounded(8, max(4, round(share * columns)), 1.0).entropy()
+    return (1.0 - share) * stored + numel * (share * fine + mixed(share) / 8.0) / 8.0
+
+
+def target_bytes(resolved: Resolved) -> int:
+    """Bytes of the whole submission that a technique makes it fit; 0: none does."""
+    aiming = [t for t in resolved.techniques.values() if t.aims_at_bytes]
+    return int(getattr(aiming[0].config, "target_bytes", 0)) if aiming else 0
+
+
+def model_bill(resolved: Resolved, *, least: bool = False) -> Bill:
+    """Under a target of bytes: before anything was done for it, or the `least` that can be reached."""
+    stored = list(stored_tensors(resolved))
+    words = {slot: words_of(resolved.owner(slot)) for slot in ("quantizer", "row_scale", "codec")}
+    plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
+    for _, tensor, bits in stored:
+        if not bits:
+            kind, size = ("scalar", SCALAR_BYTES) if tensor.role == "scalar" else ("half", HALF_BYTES)
+            plain[kind] += size * tensor.numel
+    parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
+    for name, cost in resolved.costs.items():
+        if cost.artifact_bytes > 0 and name != "awq_lite":
+            parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
+    trained = [n for n, t in resolved.techniques.items() if t.stage != "quantize"]
+    for (source, role, bits), kind in rounded_kinds(resolved, stored, least=least).items():
+        # what moves the entropy by so many bits, whatever it is, moves few bits most
+        lift = min(MOST_LIFT, USUAL_BITS * kind.elements / kind.stored)
+        sigma = kind.moved / kind.stored
+        factors = {
+            **{"all": 1.0, f"bits:{bits}": 1.0, f"codec:{words['codec']}": 1.0, f"role:{role}": lift},
+            **{f"rounding:{words['quantizer']}": lift, f"row_scale:{words['row_scale']}": lift},
+            **{f"source:{source}/{role}": lift},
+            **{f"technique:{name}": 1.0 for name in resolved.techniques},
+        }
+        if sigma:
+            factors |= {f"sigma:{source}/{role}": sigma, **{f"weights:{name}": sigma for name in trained}}
+        parts.append(Part(kind.stored, factors))
+    return Bill(tuple(parts), {**_sizes(resolved), "log size:iterations": _log(resolved, "iterations")})
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Seconds
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _work(resolved: Resolved) -> dict[str, float]:

@@ -62,6 +62,30 @@ class Learnt:
     trials: float
 
 
+def read_prior(models: Mapping[str, Any]) -> dict[str, Learnt]:
+    """As the file has it: kind -> spread, trials and factors, name -> [mean, sd] or [mean, sd, centre].
+    ValueError for what is no number, and for what must be positive."""
+    for kind, facts in models.items():
+        sds = {f"sd of {name}": numbers[1] for name, numbers in facts["factors"].items()}
+        others = {n: x for n, (mean, _, *centre) in facts["factors"].items() for x in (mean, *centre)}
+        positive = {"spread": facts["spread"], "trials": facts["trials"], **sds}
+        wrong = [n for n, x in others.items() if not math.isfinite(x)]
+        wrong += [n for n, x in positive.items() if not 0.0 < x < math.inf]
+        if wrong:
+            raise ValueError(
+                f"A prior of costs has finite numbers, and sds, spread and trials above 0, but {kind} has "
+                f"others: {', '.join(wrong[:3])}. Write it again: python -m benchmarks.costs.prior --write."
+            )
+    return {
+        kind: Learnt(
+            {name: (mean, sd, sum(centre)) for name, (mean, sd, *centre) in facts["factors"].items()},
+            spread=facts["spread"],
+            trials=facts["trials"],
+        )
+        for kind, facts in models.items()
+    }
+
+
 @functools.cache
 def student_quantile(dof: float, probability: float) -> float:
     """Of Student's t; from MANY degrees on the normal's, without SciPy: its import takes half a second."""
@@ -90,15 +114,17 @@ class Estimate:
     doubt: float  # of the factors
     dof: float = math.inf  # degrees of freedom of the spread
     sure: float = 0.0  # what is known beforehand, in the unit of what is measured
+    most: float = math.inf  # what it is brought down to, if it is more
 
     @property
     def value(self) -> float:
-        return self.sure + math.exp(min(700.0, self.log))
+        return min(self.most, self.sure + math.exp(min(700.0, self.log)))
 
     def upper(self, probability: float) -> float:
         """The bound that a measurement stays below with this probability."""
         k = student_quantile(round(self.freedom, 1), probability)
-        return self.sure + math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
+        bound = self.sure + math.exp(min(700.0, self.log + k * math.hypot(self.spread, self.doubt)))
+        return min(self.most, bound)
 
     @property
     def freedom(self) -> float:
@@ -108,6 +134,8 @@ class Estimate:
 
     def chance(self, limit: float) -> float:
         """The probability that a measurement is at most the limit; doubt counts against it."""
+        if self.most <= limit:
+            return 1.0
         room = math.log(limit - self.sure) - self.log if limit > self.sure else -math.inf
         sd = math.hypot(self.spread, self.doubt)
         return student_probability(self.freedom, room / sd) if sd else float(room >= -1e-9)

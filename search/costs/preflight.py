@@ -167,7 +167,16 @@ class Preflight:
         return self._machine(self.hardware).models[kind]
 
     def _bytes(self, resolved: Resolved) -> Estimate:
-        return self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
+        """Beside the script. Under a target that can surely be reached, at most what it leaves; under another
+        one, the least that can be, or what it leaves."""
+        estimate = self.model_bytes.estimate(self._told_by(costs.model_bill(resolved)))
+        if not (target := costs.target_bytes(resolved)):
+            return estimate
+        room = max(1.0, float(target - self.code_bytes(resolved)))
+        least = self.model_bytes.estimate(self._told_by(costs.model_bill(resolved, least=True)))
+        if least.upper(BOUND) <= room:
+            return replace(estimate, most=room)
+        return replace(least, log=min(estimate.log, max(least.log, math.log(room))))
 
     def _train(self, resolved: Resolved, *, to_judge: bool = False) -> Estimate | None:
         config = resolved.config
@@ -199,7 +208,7 @@ def bills_of(resolved: Resolved, result: Mapping[str, Any]) -> Iterator[tuple[st
     """(`bytes`, `train` or `eval`; the bill; what was measured) of all that a result tells."""
     code = _positive(result, "code_bytes")
     artifact = _positive(result, "artifact_bytes")
-    if code and artifact > code:
+    if code and artifact > code and not costs.target_bytes(resolved):  # made to fit, it tells nothing
         yield "bytes", costs.model_bill(resolved), artifact - code
     if evaluated := _positive(result, "eval_seconds"):
         yield "eval", costs.eval_bill(resolved), evaluated

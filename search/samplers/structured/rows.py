@@ -7,6 +7,7 @@ declares them (search/space/space.py). For somebody else's, `learn_rules` finds 
 examples with `p` share and none without `p` meets.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,12 +228,17 @@ class _Candidate:
     dist: BaseDistribution
     places: Array
 
+    @functools.cached_property
+    def codes(self) -> Array:
+        """Of a categorical: its choices counted from 1, and 0 where it is not. [examples]"""
+        return np.where(np.isnan(self.places), 0, self.places - INACTIVE_CODE).astype(np.int64)
+
     def condition(self, has: Mask) -> tuple[frozenset[int] | Interval, Mask] | None:
         """(What holds in all these examples, where it fails in the others); None: it tells nothing."""
         if isinstance(self.dist, CategoricalDistribution):
-            codes = np.where(np.isnan(self.places), INACTIVE_CODE, self.places).astype(np.int64)
-            allowed = np.unique(codes[has])
-            return frozenset(int(a) for a in allowed), ~np.isin(codes, allowed)
+            allowed = np.zeros(len(self.dist.choices) + 1, dtype=bool)
+            allowed[self.codes[has]] = True
+            return frozenset((np.flatnonzero(allowed) + INACTIVE_CODE).tolist()), ~allowed[self.codes]
         there = ~np.isnan(self.places)
         is_int = isinstance(self.dist, IntDistribution)
         inside = self.places[has & there]

@@ -40,9 +40,9 @@ def test_parameters_are_those_of_the_trainer(trials: list[Measured]):
             assert num_params(trial.resolved) == trial.result["params"]
 
 
-def test_learning_makes_bytes_several_times_more_exact(replayed: dict[str, list[Pair]]):
+def test_learning_makes_bytes_more_exact(replayed: dict[str, list[Pair]]):
     first, last = (accuracy_of(part) for part in (replayed["bytes"][:20], replayed["bytes"][-50:]))
-    assert last.mean_absolute < 0.025 < 0.09 < first.mean_absolute
+    assert last.mean_absolute < 0.018 < first.mean_absolute < 0.05  # from the first trial on
     assert abs(last.bias) < 0.016
 
 

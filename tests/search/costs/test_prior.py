@@ -17,7 +17,7 @@ from benchmarks.costs.accuracy import held_out
 from benchmarks.costs.first_trials import GPU, coverage_of, simulated
 from benchmarks.costs.prior import cold_models, committed, departing, told_by
 from search.costs import bills
-from search.costs.factors import Bill, CostModel, Estimate, Learnt, Part
+from search.costs.factors import Bill, CostModel, Estimate, Learnt, Part, read_prior
 from search.costs.preflight import EXPLORE, Preflight
 from search.report.costs import accuracy_of
 from search.samplers.caddie import CaddieSampler
@@ -135,7 +135,7 @@ def test_a_study_that_departs_does_not_speak_for_all() -> None:
                 departing(bill, name),
                 sum(p.amount * (more if "role:mlp" in p.factors else 1.0) for p in bill.parts),
             )
-    learnt = bills.read_prior({"bytes": told_by("bytes", model)})["bytes"]
+    learnt = read_prior({"bytes": told_by("bytes", model)})["bytes"]
     assert not any("odd" in name for name in learnt.factors)
     told = bills.byte_model(learnt)
     for bill in (bills.model_bill(t.resolved) for t in trials):

@@ -112,9 +112,12 @@ def test_a_new_study_begins_where_another_ended(url: str, tmp_path: Path) -> Non
             packed = trial.result["artifact_bytes"] - trial.result["code_bytes"]
             error = abs(packed / (predicted.artifact_bytes - code) - 1.0)
             errors.setdefault(name, []).append(error)
+            doubt = np.log(predicted.artifact_bytes_upper / predicted.artifact_bytes)
+            errors.setdefault(f"doubt, {name}", []).append(doubt)
         seconds = abs(np.log(trial.result["train_seconds"] / said.train_seconds))
         errors.setdefault("seconds", []).append(seconds)
-    assert np.mean(errors["taught"]) < 0.5 * np.mean(errors["cold"])
+    assert np.mean(errors["taught"]) < min(0.025, np.mean(errors["cold"]))
+    assert np.mean(errors["doubt, taught"]) < 0.5 * np.mean(errors["doubt, cold"])
     assert np.mean(errors["seconds"]) < 0.4
     fill(fresh, NUM)
     fill_by_copies(fresh, url, CARRIED // NUM)
