@@ -1,8 +1,9 @@
 """Samplers side by side on small problems of many kinds: `python -m benchmarks.problems [--quick] [--write]`.
 
 Each (problem, method, seed) is one study (benchmarks/problems/problem_set.py), kept as one JSON file under
-`--out`; what is there is not run again, so the command continues where it was stopped. `--write` puts what is
-there into docs/sampler_problems.md. Regret: true value of the best observed trial, less the optimum. The
+`--out`; what is there is not run again, so the command continues where it was stopped. `--write` puts medians
+and intervals of what is there into benchmarks/problems/figures.json, which keeps all others, and writes
+docs/sampler_problems.md from that. Regret: true value of the best observed trial, less the optimum. The
 pipelines need scikit-learn, `cma` needs cmaes, `botorch` needs optuna-integration and botorch, `smac` needs
 smac; what does not import is left out. `--label` stores `ours` under another name (`before`: the same in an
 older checkout).
@@ -27,12 +28,13 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from benchmarks.problems.peers import Smac
-from benchmarks.problems.problem_set import HELD_OUT, Problem, problems
-from benchmarks.results import shown, table, write_json
+from benchmarks.problems.problem_set import HELD_OUT, LATER, PROBLEMS, Problem, problems
+from benchmarks.results import median, table, write_json
 from benchmarks.search_efficiency import Mutations
 from search.common.paths import ROOT
 from search.samplers.structured.sampler import StructuredSampler
 
+FIGURES = Path(__file__).with_name("figures.json")
 DOCUMENT = ROOT / "docs" / "sampler_problems.md"
 SEEDS = 10  # from 0; development used seeds from 100 on
 FACTOR = 1.1  # of the best peer's regret, of random's: the bar
@@ -98,7 +100,8 @@ def search(problem: Problem, method: str, seed: int) -> dict[str, Any]:
         begun = time.process_time()
         true = value(trial)
         asking += time.process_time() - begun
-        seen = true + problem.noise * float(rng.standard_normal())
+        loudness = problem.noise * float(trial.params.get(problem.louder, 1.0))
+        seen = true + loudness * float(rng.standard_normal())
         study.tell(trial, seen)
         best = min(best, (seen, true))
         trace.append(best[1])
@@ -131,53 +134,82 @@ def regrets(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range
     return found
 
 
-def bar(cell: Mapping[str, list[float]]) -> float:
+Figure = list[float]  # median, bootstrap 95 % interval, seeds
+Figures = dict[str, dict[str, Figure]]  # problem -> method
+
+
+def figures_of(found: Regrets) -> Figures:
+    return {n: {m: [*median(v), len(v)] for m, v in cell.items()} for n, cell in found.items()}
+
+
+def joined(kept: Figures, measured: Figures) -> Figures:
+    """`kept`, and in its place what was measured anew; all of a problem's where the optimum is only the best
+    that these searches found."""
+    found = dict(kept)
+    for name, cell in measured.items():
+        alone = problems([name])[name].optimum is None
+        found[name] = cell if alone else kept.get(name, {}) | cell
+    return found
+
+
+def bar(cell: Mapping[str, Figure]) -> float:
     """The most that our median regret may be; see the head of this file."""
-    medians = [float(np.median(cell[m])) for m in PEERS if m in cell]
-    random = float(np.median(cell["random"])) if "random" in cell else 0.0
+    medians = [cell[m][0] for m in PEERS if m in cell]
+    random = cell["random"][0] if "random" in cell else 0.0
     return FACTOR * min(medians, default=np.inf) + SHARE * random
 
 
-def figure(values: list[float], most: int) -> str:
-    """Median and interval, and of how many seeds where fewer than `most` are in."""
-    return shown(values, ".3g") + (f" ({len(values)})" if 0 < len(values) < most else "")
+def shown(figure: Figure | None) -> str:
+    """Median and interval, and of how many seeds where it is not SEEDS."""
+    if figure is None:
+        return "–"
+    middle, low, high, seeds = figure
+    return f"{middle:.3g} [{low:.3g}, {high:.3g}]" + (f" ({seeds:.0f})" if seeds != SEEDS else "")
 
 
-def page(results: Mapping[tuple[str, str, int], dict[str, Any]], seeds: range) -> str:
-    """The document, or what is printed."""
-    final = regrets(results, seeds)
+def page(figures: Figures) -> str:
+    """The document's tables, or what is printed."""
     parts = list[str]()
-    for title, chosen in (("Problems", False), ("Problems that no choice was made by", True)):
-        cells = {name: cell for name, cell in final.items() if (name in HELD_OUT) == chosen}
+    for title, kind in TABLES.items():
+        cells = {name: figures[name] for name in kind if name in figures}
         methods = [m for m in TITLES if any(m in cell for cell in cells.values())]
         rows: list[list[str]] = []
         for name, cell in cells.items():
-            most = max(len(values) for values in cell.values())
-            figures = [figure(cell.get(m, []), most) for m in methods]
-            ours = float(np.median(cell["ours"])) if "ours" in cell else np.nan
-            verdict = "yes" if ours <= bar(cell) else "**no**"
-            rows.append([f"{name} @{problems()[name].runs}", *figures, f"{bar(cell):.3g}: {verdict}"])
+            kept = "–"
+            if "ours" in cell:
+                kept = "yes" if cell["ours"][0] <= bar(cell) else "**no**"
+            row = [shown(cell.get(m)) for m in methods]
+            rows.append([f"{name} @{kind[name].runs}", *row, f"{bar(cell):.3g}: {kept}"])
         if rows:
-            parts.append(
-                f"## {title}\n\n" + table(["problem", *map(TITLES.__getitem__, methods), "bar: kept"], rows)
-            )
+            head = ["problem", *map(TITLES.__getitem__, methods), "bar: kept"]
+            parts.append(f"## {title}\n\n" + table(head, rows))
     return "\n".join(parts)
 
 
+TABLES = {
+    "Problems": PROBLEMS,
+    "Problems that no choice was made by": HELD_OUT,
+    "Problems of other kinds, made when the sampler was as it is": LATER,
+}
 HEAD = """# The sampler on problems of many kinds
 
 Written by `python -m benchmarks.problems --write`; do not edit. Regret of the best observed trial (its true
-value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals,
-seeds {first} to {last}; (3) after an interval says that only 3 seeds are in. Peers are Optuna 5's own
-samplers as they come; "ours, before" is ours without its Gaussian process. A bar is 1.1 times the better of
-TPE and GPSampler plus 2 % of random's regret. A peer without a figure was not measured; where GPSampler has
-none the bar is TPE's alone. Problems:
-`benchmarks/problems/problem_set.py`. Development used seeds from 100 on; no choice was made by the problems
-of the second table. Measured on 2 shared x86_64 cores. "GP, mutations": benchmarks/search_efficiency.py.
-SMAC3's random forest, its way for choices and conditions, needs pyrfr, which did not install here; HEBO did
-not either.
+value less the optimum) after the runs that the first column says: medians with bootstrap 95 % intervals, ten
+seeds from 0, or as many as (3) after an interval says. Peers are Optuna 5's own samplers as they come;
+"ours, before" is ours when its Gaussian process learned the values as they are only. A bar is 1.1 times the
+better of TPE and GPSampler plus 2 % of random's regret. A peer without a figure was not measured; where
+GPSampler has none the bar is TPE's alone. Problems: `benchmarks/problems/problem_set.py`; figures:
+`benchmarks/problems/figures.json`. Development used seeds from 100 on; no choice was made by the problems of
+the second and third table. Measured on 2 shared x86_64 cores. "GP, mutations":
+benchmarks/search_efficiency.py. SMAC3's random forest, its way for choices and conditions, needs pyrfr, which
+did not install here; HEBO did not either.
 
 """
+
+
+def written(figures: Figures) -> str:
+    """The document."""
+    return HEAD + page(figures)
 
 
 def main() -> None:
@@ -202,8 +234,10 @@ def main() -> None:
         methods = ["random", "tpe", "ours"]
     out.mkdir(parents=True, exist_ok=True)
     if options.write:
-        text = HEAD.format(first=seeds[0], last=seeds[-1]) + page(load(out), seeds)
-        DOCUMENT.write_text(text, encoding="utf-8")
+        kept = json.loads(FIGURES.read_text(encoding="utf-8"))
+        figures = joined(kept, figures_of(regrets(load(out), seeds)))
+        FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        DOCUMENT.write_text(written(figures), encoding="utf-8")
         return
     chosen = problems([n for n in options.problems.split(",") if n])
     for seed in seeds:
@@ -214,7 +248,7 @@ def main() -> None:
                 if path.exists() or not applies(method, problem):
                     continue
                 write_json(path, search(problem, method, seed))
-    print(page(load(out), seeds))
+    print(page(figures_of(regrets(load(out), seeds))))
 
 
 if __name__ == "__main__":

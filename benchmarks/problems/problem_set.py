@@ -1,4 +1,4 @@
-"""PROBLEMS and HELD_OUT: small problems of many kinds for benchmarks/problems/, each define-by-run.
+"""PROBLEMS, HELD_OUT and LATER: small problems of many kinds for benchmarks/problems/, each define-by-run.
 
 A problem's seed moves its optimum and draws its effects, so that no method gains from the middle of a range.
 `true` is the value without noise; what a study is told is `true` plus `noise` times a normal number. Two are
@@ -30,6 +30,7 @@ class Problem:
     optimum: float | None = 0.0
     runs: int = 60
     noise: float = 0.0
+    louder: str = ""  # a parameter that the noise is multiplied by
     conditional: bool = False  # CMA-ES is for spaces without conditions and categoricals
     numeric: bool = True
 
@@ -355,6 +356,70 @@ def assignment(seed: int) -> Value:
     return value
 
 
+def prefix(seed: int) -> Value:
+    """Eight categoricals of four choices; one counts only where all before it are right."""
+    rng = np.random.default_rng([seed, 5])
+    right = rng.integers(4, size=8)
+    order = rng.permutation(8)
+
+    def value(trial: optuna.Trial) -> float:
+        hits = [trial.suggest_categorical(f"c{k}", range(4)) == right[k] for k in range(8)]
+        return float(8 - np.cumprod([hits[k] for k in order]).sum())
+
+    return value
+
+
+def cliff(seed: int) -> Value:
+    """A bowl of four numbers whose bottom lies a hundredth from a plane beyond which all is bad."""
+    rng = np.random.default_rng([seed, 5])
+    centre = rng.uniform(0.3, 0.7, 4)
+    normal = rng.normal(size=4)
+    normal /= np.sqrt(normal @ normal)
+
+    def value(trial: optuna.Trial) -> float:
+        away = floats(trial, 4, 0.0, 1.0) - centre
+        return float(away @ away) + 3.0 * float(away @ normal > 0.01)
+
+    return value
+
+
+def bowl(seed: int) -> Value:
+    """A turned bowl of three numbers."""
+    rng = np.random.default_rng([seed, 5])
+    axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    centre = rng.uniform(0.3, 0.7, 3)
+
+    def value(trial: optuna.Trial) -> float:
+        return float(np.array([1.0, 3.0, 9.0]) @ (axes @ (floats(trial, 3, 0.0, 1.0) - centre)) ** 2)
+
+    return value
+
+
+def integers(seed: int) -> Value:
+    """Six integers of 31 values, coupled in a ring; every odd sum costs more."""
+    best = np.random.default_rng([seed, 5]).integers(5, 26, 6)
+
+    def value(trial: optuna.Trial) -> float:
+        off = np.array([trial.suggest_int(f"n{k}", 0, 30) for k in range(6)]) - best
+        coupled = np.abs(off + np.roll(off, 1))
+        return float(np.abs(off).sum() + coupled.sum()) / 10.0 + 0.5 * float(off.sum() % 2)
+
+    return value
+
+
+def sparse(seed: int) -> Value:
+    """Forty numbers, of which three matter, together."""
+    rng = np.random.default_rng([seed, 5])
+    which = rng.choice(40, 3, replace=False)
+    centre = rng.uniform(0.2, 0.8, 3)
+
+    def value(trial: optuna.Trial) -> float:
+        away = floats(trial, 40, 0.0, 1.0)[which] - centre
+        return 1.0 - float(np.exp(-6.0 * (away @ away + away[0] * away[1])))
+
+    return value
+
+
 PROBLEMS: dict[str, Problem] = {
     "sphere": Problem(moved(5, -5.0, 5.0, sphere)),
     "branin": Problem(fixed(2, 0.0, 1.0, branin), 0.39788736),
@@ -382,11 +447,18 @@ HELD_OUT: dict[str, Problem] = {
     "ridge": Problem(ridge),
     "assignment": Problem(assignment, None, numeric=False, runs=100),
 }
+LATER: dict[str, Problem] = {
+    "prefix": Problem(prefix, numeric=False, runs=100),
+    "cliff": Problem(cliff),
+    "loud": Problem(bowl, noise=0.5, louder="x0"),
+    "integers": Problem(integers),
+    "sparse40": Problem(sparse, runs=100),
+}
 
 
 def problems(names: Sequence[str] = ()) -> dict[str, Problem]:
     """Those of these names; all that can run here for none. ValueError for an unknown name."""
-    known = PROBLEMS | HELD_OUT
+    known = PROBLEMS | HELD_OUT | LATER
     if unknown := sorted(set(names) - set(known)):
         raise ValueError(f"A problem must be one of {', '.join(known)}, but got {', '.join(unknown)}.")
     chosen = {n: p for n, p in known.items() if n in (names or known)}

@@ -2,13 +2,16 @@
 
 Kernel: 1 + trend · (numbers, their squares, choices) + amplitude · Matérn 5/2 of the distance over all
 parameters, numbers scaled to a range of 1, the choices of a categorical at the distance 1 from each other, a
-length scale for each parameter (ARD); what is inactive stands at one place. Hyper-parameters maximise the
-marginal likelihood times log-normal priors; length scales are expected to grow with the root of the number of
-active parameters (Hvarfner et al. 2024). Which model proposes, the trials say: with Δ the difference of the
-summed leave-one-out log densities (closed form: Rasmussen and Williams 2006, 5.4.2) of both models on equal
-trials and se its standard error, the smooth one has the chance Φ(Δ/se). It proposes the largest log expected
-improvement (Ament et al. 2023) over its best posterior mean among good trials; where neither model says more
-than a constant does, it proposes what is far from all trials: noise is not chased.
+length scale for each parameter (ARD); what is inactive stands at one place. Where good values stand close
+together below a wide range of others, what decides is too small for a stationary kernel to see: two such
+processes are fitted, one to the values, one to logarithms of how far they are above the best (`bent`); the
+better speaks, by log densities of the values themselves. Hyper-parameters maximise the marginal likelihood
+times log-normal priors; length scales are expected to grow with the root of the number of active parameters
+(Hvarfner et al. 2024). Which model proposes, the trials say: with Δ the difference of the summed leave-one-
+out log densities (closed form: Rasmussen and Williams 2006, 5.4.2) of both models on equal trials and se its
+standard error, the smooth one has the chance Φ(Δ/se). It proposes the largest log expected improvement
+(Ament et al. 2023) over its best posterior mean among good trials; where neither model says more than a
+constant does, it proposes what is far from all trials: noise is not chased.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ NOISE_WIDTH = 3.0
 LEAST_NOISE = math.log(1e-8)
 NEWEST = 5  # complete trials whose feasibility tells whether it may go on
 ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
+BENDS = (math.inf, 1.0, 0.1, 0.01)  # of the values, see `bent`
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
 MOST_ACTIVE = 40.0  # and beyond which it is not asked
@@ -60,6 +64,7 @@ class Process:
     def __init__(self, rows: Rows):
         sizes = rows.sizes
         self.rows = rows
+        self.bend = math.inf  # of the values, see `bent`
         self.count = len(sizes)
         self.numbers = np.flatnonzero(sizes == 0)
         self.gates = np.flatnonzero(sizes == 2)
@@ -75,9 +80,8 @@ class Process:
         self._keep(np.zeros((0, len(self.owner))))
         self.y: Array = np.zeros(0)
         self.extra: Array = np.zeros(0)
-        self.mean = 0.0  # alive: mean number of active parameters
-        self.scale = 1.0
-        self.alive = 1.0
+        self.stretch: Array = np.zeros(0)  # logarithm of the derivative of y, as learned, by y of sd 1
+        self.alive = 1.0  # mean number of active parameters
         self.best = 0.0  # what is to be improved on, y scaled
 
     def places(self, rows: Array) -> Array:
@@ -92,12 +96,13 @@ class Process:
         """Condition on y [n] of rows [n, parameters], `noise_sd` [n] beyond the common noise, and on the
         means at `running` rows (fantasies); `fit` the hyper-parameters first."""
         self._keep(self.places(rows))
-        self.mean = float(y.mean())
         self.alive = max(float(self.rows.active(rows).sum(axis=1).mean()), 1.0)
         self.centre[: self.count] = LENGTH + 0.5 * math.log(self.alive)
-        self.scale = float(y.std()) or 1.0
-        self.y = (y - self.mean) / self.scale
-        self.extra = (noise_sd / self.scale) ** 2
+        values, slope = bent(y, self.bend)
+        scale = float(values.std()) or 1.0
+        self.y = (values - values.mean()) / scale
+        self.extra = (noise_sd * slope / scale) ** 2
+        self.stretch = np.log(slope * (float(y.std()) or 1.0) / scale)
         if fit:
             self._fit()
         self._condition()
@@ -218,12 +223,40 @@ def log_improvement(z: Array) -> Array:
     return np.where(z > -1.0, near, far)
 
 
+def bent(y: Array, share: float) -> tuple[Array, Array]:
+    """(log(share + how far each y is above the lowest, over that of the first ones' median), its derivative
+    [n]) of y [n]; y itself for a share of inf. The unit is of the first values: one that shrank with the
+    search would resolve ever less, and let nothing be expected below it: no needle."""
+    first = y[:LEAST]
+    unit = float(np.median(first) - first.min())
+    if share == math.inf or unit <= 0.0:
+        return y, np.ones(len(y))
+    away = share + (y - y.min()) / unit
+    return np.log(away), 1.0 / (away * unit)
+
+
+def normal_bend(y: Array) -> float:
+    """The share of BENDS under which y is most like normal numbers, by likelihood."""
+
+    def loss(share: float) -> float:
+        values, slope = bent(y, share)
+        return math.log(float(values.std()) + 1e-12) - float(np.log(slope).mean())
+
+    return min(BENDS, key=loss)
+
+
 def left_out(factor: Array, y: Array) -> Array:
     """Log density [n] of each y given the others; `factor` is the triangle of their covariance."""
     precision = inverse(factor)
     variance = 1.0 / precision.diagonal()
     away = (precision @ y) * variance
     return -0.5 * (away**2 / variance + np.log(2.0 * np.pi * variance))
+
+
+def foretold(one: Process, data: Data) -> Array:
+    """Log density [n] of each value, scaled to sd 1, by a process fitted to it and given the others."""
+    one.observe(data.rows, data.y, data.noise_sd, running=data.running[:0], fit=True)
+    return left_out(one.factor, one.y) + one.stretch
 
 
 def chance_of(gained: Array) -> float:
@@ -235,8 +268,9 @@ def chance_of(gained: Array) -> float:
 class Smooth:
     """For one sampler: `chance`, then perhaps `propose`, which alone reads trials that came after a fit."""
 
-    process: Process | None = None
-    _fitted: int = 0  # trials that its hyper-parameters were fitted to
+    process: Process | None = None  # the one that foretells better: of the values, or of bent ones
+    _pair: tuple[Process, ...] = ()  # the two
+    _fitted: int = 0  # trials that the hyper-parameters were fitted to
     _chance: float = 0.0  # by that fit
     _doubt: float = 0.0  # the probability that a constant says as much
 
@@ -247,23 +281,29 @@ class Smooth:
         if not float(data.y.std()):
             return 0.0
         if self.process is None or self.process.rows is not beliefs.rows:
-            self.process = Process(beliefs.rows)
+            self._pair = Process(beliefs.rows), Process(beliefs.rows)
             self._fitted = 0
         due = count >= max(self._fitted + 3, math.ceil(GROWTH * self._fitted)) or count < self._fitted
         if due:
             self._fitted = count
-            self._compare(self.process, data, beliefs.objective.model)
+            self._compare(data, beliefs.objective.model)
         return self._share * beliefs.recently_kept(NEWEST) ** 2  # constraints: only the surrogate knows them
 
-    def _compare(self, one: Process, data: Data, model: Surrogate) -> None:
+    def _compare(self, data: Data, model: Surrogate) -> None:
         """Fit, and ask all models for each value without it."""
         count = len(data.y)
         whole = data.noise_sd == 0.0
-        one.observe(data.rows, data.y, data.noise_sd, running=data.running[:0], fit=True)
-        own = left_out(one.factor, one.y)
-        rival = self._surrogate(model, count, one)
-        flat = left_out(triangle(np.ones((count, count)), 1.0 + one.extra), one.y)
-        narrow = min(1.0, WIDE / one.alive) ** 2
+        plain, logs = self._pair
+        own = foretold(plain, data)
+        self.process = plain
+        logs.bend = normal_bend(data.y)
+        if logs.bend < math.inf:
+            other = foretold(logs, data)
+            if other[whole].sum() > own[whole].sum():
+                self.process, own = logs, other
+        rival = self._surrogate(model, count, plain)
+        flat = left_out(triangle(np.ones((count, count)), 1.0 + plain.extra), plain.y)
+        narrow = min(1.0, WIDE / plain.alive) ** 2
         chance = chance_of((own - rival)[whole])
         self._chance = narrow * chance
         self._doubt = narrow * chance_of((flat - (own if chance > 0.5 else rival))[whole])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,12 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import create_trial
 
 from benchmarks.problems.problem_set import PROBLEMS, branin
 from search.samplers.structured.rows import Rows
 from search.samplers.structured.sampler import Prior, StructuredSampler
-from search.samplers.structured.smooth import Process, Smooth, left_out, log_improvement
+from search.samplers.structured.smooth import Process, Smooth, bent, left_out, log_improvement, normal_bend
 from search.samplers.structured.surrogate import Basis, Surrogate, triangle
 from tests.search.samplers.structured.test_sampler import slopes
 
@@ -76,6 +78,55 @@ def test_the_surrogate_is_judged_on_the_trials_alone_whatever_runs_beside_them()
     model.observe(columns, y, more=columns[:5] * 0.5)
     assert np.allclose(Smooth._surrogate(model, len(x), one), alone, atol=1e-8)
     assert len(model.columns) == len(x) + 5
+
+
+def test_bent_values_keep_their_order_and_their_densities_are_of_the_values_themselves() -> None:
+    one, x = rig(40)
+    rng = np.random.default_rng(7)
+    y = np.exp(3.0 * rng.standard_normal(20))
+    y = np.concatenate([y, y * (1.0 + 1e-7)])
+    for share in (math.inf, 1.0, 0.01):
+        one.bend = share
+        one.observe(x, y, np.zeros(40), running=NONE, fit=False)
+        assert np.array_equal(np.argsort(one.y[:20]), np.argsort(y[:20]))
+        assert np.isclose(one.y.std(), 1.0)
+        slope = (one.y[20:] - one.y[:20]) / (y[20:] - y[:20]) * y.std()
+        assert np.allclose(one.stretch[:20], np.log(slope), atol=1e-3)
+
+
+def test_values_are_bent_only_where_that_makes_them_more_like_normal_ones() -> None:
+    rng = np.random.default_rng(8)
+    assert normal_bend(rng.standard_normal(50)) == math.inf
+    assert normal_bend(-np.exp(rng.standard_normal(50))) == math.inf
+    assert normal_bend(54.0 + np.exp(3.0 * rng.standard_normal(50))) == 0.01
+    assert normal_bend(np.array([1.0, 1.0, 1.0, 1.0, 5.0])) == math.inf  # no unit to measure by
+
+
+def test_the_unit_of_bent_values_does_not_shrink_as_the_search_closes_in() -> None:
+    """Else it resolves ever less, and expects nothing below: no needle is looked for."""
+    early = np.random.default_rng(9).uniform(1.0, 50.0, 20)
+    late = early.min() + 1e-6 * np.arange(100.0)
+    both = bent(np.concatenate([early, late]), 0.01)[0]
+    assert np.array_equal(both[:20], bent(early, 0.01)[0])
+    assert both[20:].max() - both[20:].min() < 1e-3
+
+
+def test_the_process_of_bent_values_speaks_where_it_foretells_better() -> None:
+    def spoken(function: Callable[[np.ndarray], np.ndarray]) -> float:
+        study = optuna.create_study(sampler=StructuredSampler(seed=0))
+        x = np.random.default_rng(10).random((30, 2))
+        space: dict[str, BaseDistribution] = {n: FloatDistribution(0.0, 1.0) for n in ("a", "b")}
+        for row, value in zip(x, function(x), strict=True):
+            params = {"a": float(row[0]), "b": float(row[1])}
+            study.add_trial(create_trial(params=params, distributions=space, value=float(value)))
+        study.ask(space)
+        smooth = study.sampler._smooth  # pyright: ignore
+        assert smooth.process is not None
+        return smooth.process.bend
+
+    waves = lambda x: np.sin(5.0 * x[:, 0]) + np.cos(4.0 * x[:, 1])  # noqa: E731
+    assert spoken(waves) == math.inf
+    assert spoken(lambda x: 54.0 + np.exp(3.0 * waves(x))) < math.inf
 
 
 def test_the_gradients_are_those_of_finite_differences() -> None:
@@ -172,20 +223,21 @@ def test_what_is_refused_or_infeasible_is_not_proposed_by_the_smooth_model() -> 
     """`admits` cuts the optimum away; a learned constraint cuts away more."""
     refused = lambda p: p["x"] + p["y"] >= 0.4  # noqa: E731
     space: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
-    sampler = StructuredSampler(seed=0, prior=Prior(distributions=space, admits=refused), tpe_share=0.0)
-    study = optuna.create_study(sampler=sampler)
-    late: list[float] = []
-    for k in range(45):
-        trial = study.ask(space)
-        x = trial.params["x"]
-        y = trial.params["y"]
-        assert k == 0 or x + y >= 0.4
-        trial.set_constraint("left", 0.2 - x)
-        late += [x] if k > 30 else []
-        study.tell(trial, (x - 0.1) ** 2 + (y - 0.1) ** 2)
+    late: list[float] = []  # of four seeds: of one the share is luck
+    for seed in range(4):
+        prior = Prior(distributions=space, admits=refused)
+        study = optuna.create_study(sampler=StructuredSampler(seed=seed, prior=prior, tpe_share=0.0))
+        for k in range(45):
+            trial = study.ask(space)
+            x = trial.params["x"]
+            y = trial.params["y"]
+            assert k == 0 or x + y >= 0.4
+            trial.set_constraint("left", 0.2 - x)
+            late += [x] if k > 30 else []
+            study.tell(trial, (x - 0.1) ** 2 + (y - 0.1) ** 2)
+        best = min(float(t.value or 0) for t in study.trials if t.constraints["left"] <= 0)
+        assert best < 0.0201  # at (0.2, 0.2): 0.02
     assert np.mean([x >= 0.2 for x in late]) > 0.7
-    best = min(float(t.value or 0) for t in study.trials if t.constraints["left"] <= 0)
-    assert best < 0.03  # at (0.2, 0.2): 0.02
 
 
 def test_noise_alone_is_not_chased_into_a_corner() -> None:
@@ -208,3 +260,28 @@ def test_choices_that_nobody_tried_get_their_trials() -> None:
         return float(choice != 17) + 0.01 * trial.suggest_float("x", 0.0, 1.0)
 
     assert solved_by(StructuredSampler(seed=1), objective, 45) < 0.1 or len(tried) >= 25
+
+
+def test_an_ask_at_200_trials_of_163_parameters_stays_cheap_with_the_process() -> None:
+    """Few gates on, 39 active parameters: it is asked. CPU seconds, of which a mean of 0.1 was measured."""
+    rng = np.random.default_rng(0)
+    off, on = CategoricalDistribution((False, True)), FloatDistribution(0.0, 1.0)
+    below = {f"g{k}": [f"g{k}.x{j}" for j in range(6 if k < 23 else 0)] for k in range(25)}
+    sampler = StructuredSampler(seed=0, tpe_share=0.0)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(200):
+        params: dict[str, Any] = {gate: bool(rng.random() < 0.08) for gate in below}
+        params |= {name: float(rng.random()) for g, names in below.items() if params[g] for name in names}
+        dists: dict[str, BaseDistribution] = {n: off if n in below else on for n in params}
+        value = math.exp(sum((params[n] - 0.4) ** 2 for n in params if n not in below))
+        study.add_trial(create_trial(params=params, distributions=dists, value=value))
+    took: list[float] = []
+    for _ in range(9):
+        began = time.process_time()
+        trial = study.ask()
+        gates = [g for g in below if trial.suggest_categorical(g, (False, True))]
+        found = [trial.suggest_float(name, 0.0, 1.0) for g in gates for name in below[g]]
+        took.append(time.process_time() - began)
+        study.tell(trial, math.exp(sum((x - 0.4) ** 2 for x in found)))
+    assert sampler._smooth.process is not None, "it was not asked"
+    assert np.mean(took[1:]) < 0.3, took
