@@ -58,7 +58,7 @@ from trainer.machine import end_process
 from trainer.muon import Hyper, Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
-from trainer.scoring import Meter, Score, TokenView, compile_scoring, first_bpb, score_again, score_changed
+from trainer.scoring import Meter, Score, TokenView, compile_scoring, score_again, score_changed, score_of
 from trainer.seams import Seams
 from trainer.stream import TokenStream, block_of
 from trainer.world import Clock, Diverged, World, check_finite, compute_dtype, maybe_compile, write_atomically
@@ -182,8 +182,7 @@ class Rotary(nn.Module):
 
     def __init__(self, shape: Shape):
         super().__init__()
-        length = max(shape.seq_len, shape.eval_seq_len)
-        cos, sin = rotary_tables(length, shape.head_dim, shape.rope_base)
+        cos, sin = rotary_tables(max(shape.seq_len, shape.eval_seq_len), shape.head_dim, shape.rope_base)
         self.cos: Tensor
         self.sin: Tensor
         self.register_buffer("cos", cos, persistent=False)
@@ -191,10 +190,11 @@ class Rotary(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = (t[: q.size(1)].to(q.dtype) for t in (self.cos, self.sin))
+        tables = torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
         def turn(x: Tensor) -> Tensor:
-            a, b = x.chunk(2, dim=-1)
-            return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+            cos, sin = (t.expand_as(x[0]).contiguous() for t in tables)  # of all heads: long rows are quick
+            return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
 
         return turn(q), turn(k)
 
@@ -919,8 +919,8 @@ class Evaluation(TokenView):
         self.batch_seqs = max(1, batch_seqs)
         self.num_positions = tokens.numel() - 1
         self.hidden: Callable[[Tensor], Tensor] = model.hidden  # compiled, where that pays
-        self.nll = torch.zeros(self.num_positions, dtype=torch.float32)
-        self.written = torch.zeros(self.num_positions, dtype=torch.uint8)
+        self.nll = torch.from_numpy(np.zeros(self.num_positions, np.float32))  # no memory until it is written
+        self.written = torch.from_numpy(np.zeros(self.num_positions, np.uint8))
         self.ledger = Meter(self)
 
     def write(self, start: int, nll: Tensor) -> None:
@@ -941,12 +941,7 @@ class Evaluation(TokenView):
             raise ValueError(
                 f"Every token must be scored once, but {missing} were missed and {twice} scored twice."
             )
-        mine = self.written.bool()
-        num_bytes = int(data.target_bytes(self.stream.numpy()).sum(where=mine.numpy()))
-        nats = self.nll[mine].sum(dtype=torch.float64)
-        sums = torch.tensor([nats, num_bytes, mine.sum()], dtype=torch.float64)
-        nats, total_bytes, count = (float(x) for x in self.world.sum(sums.to(self.world.device)))
-        return Score(nats / count, nats / math.log(2) / total_bytes, int(count), int(total_bytes))
+        return score_of(self, data, self.num_positions)
 
 
 class PlainScorer:
@@ -969,10 +964,10 @@ class PlainScorer:
 
 
 def validation_tokens(data: corpus_dataset.Dataset, config: Config, limit: int = 0) -> Tensor:
-    """The scored tokens plus one, int32: whole evaluation sequences, at most `val_tokens` and `limit` of
+    """The scored tokens plus one, uint16: whole evaluation sequences, at most `val_tokens` and `limit` of
     them."""
     caps = [n + 1 for n in (config.val_tokens, limit) if n]
-    return torch.from_numpy(data.val_tokens(max_tokens=min(caps, default=None)).astype(np.int32))
+    return torch.from_numpy(np.array(data.val_tokens(max_tokens=min(caps, default=None))))
 
 
 def open_evaluation(
@@ -1018,7 +1013,7 @@ def evaluate(artifact: bytes, seams: Seams, world: World, data: Any) -> tuple[Sc
     world.ledger.at("evaluate", "audit")
     again = functools.partial(seams.slot, "scorer", PlainScorer)
     world.ledger.saw_later(protocol, *score_again(run, weights, again, BOS_ID))
-    first = first_bpb(run, data, config.report_tokens)
+    first = score_of(run, data, config.report_tokens).val_bpb
     if seams.owner("scorer"):
         seams.filled("scorer", score_changed(weights, run), eval_s=seconds["timed"], **scorer.facts)
         seams.audit.link("packed", score_plainly(model, world, data, config, config.report_tokens).val_bpb)

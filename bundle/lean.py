@@ -92,7 +92,7 @@ class Dataset:
         return read_tokens(self.val_paths, limit=usable_tokens(total, seq_len=self.seq_len) + 1)
     def target_bytes(self, tokens):
         if self.sidecars:
-            return read_tokens(self.sidecars, limit=tokens.size)[1:].astype(np.int32)
+            return read_tokens(self.sidecars, limit=tokens.size)[1:]
         return count_bytes(self.luts, tokens[:-1], tokens[1:])
 class Log:
     def __init__(self, rank):

@@ -49,14 +49,14 @@ def byte_luts(tokenizer: Tokenizer) -> ByteLuts:
 
 
 def count_bytes(luts: ByteLuts, prev_tokens: np.ndarray, target_tokens: np.ndarray) -> np.ndarray:
-    """Bytes (int32, same shape) of each target token after its previous token."""
+    """Bytes (uint16, same shape) of each target token after its previous token."""
     prev_tokens, target_tokens = np.asarray(prev_tokens), np.asarray(target_tokens)
     if prev_tokens.shape != target_tokens.shape:
         raise ValueError(
             f"Each target has one previous token, but got shapes {prev_tokens.shape} and "
             f"{target_tokens.shape}. Pass tokens[:-1] and tokens[1:]."
         )
-    out = np.empty(target_tokens.shape, np.int32)
+    out = np.empty(target_tokens.shape, np.uint16)
     for i in range(0, len(out), AT_ONCE):
         part = slice(i, i + AT_ONCE)
         space = luts.has_leading_space[target_tokens[part]] & ~luts.is_boundary[prev_tokens[part]]

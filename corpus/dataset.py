@@ -72,10 +72,10 @@ class Dataset:
         return read_tokens(list(self.val_paths), limit=usable + 1)
 
     def target_bytes(self, tokens: np.ndarray) -> np.ndarray:
-        """Bytes int32 (n,) of each target of validation's first n + 1 tokens: of the sidecars if there are
-        some, else of the tables."""
+        """Bytes uint16 (n,) of each target of validation's first n + 1 tokens: of the sidecars if there are
+        some (a memory map if one shard), else of the tables."""
         if self.sidecars:
-            return read_tokens(list(self.sidecars), limit=tokens.size)[1:].astype(np.int32)
+            return read_tokens(list(self.sidecars), limit=tokens.size)[1:]
         return count_bytes(self.luts, tokens[:-1], tokens[1:])
 
 

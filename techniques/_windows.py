@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.attention import blocked
+
 Window = tuple[int, int, int]  # start, first scored position, end (excluded)
 
 
@@ -87,13 +89,7 @@ def score_last(context: int, block: Any, x: Tensor, x0: Tensor, ctx: dict[str, A
     q, k = (F.rms_norm(each, each.shape[3:]) for each in (q, k))
     q, k = attn.rope(F.pad(q, (0, 0, 0, 0, context, 0)), k)
     q = q[:, context:] * attn.q_gain.to(q.dtype)[:, None]
-    past = torch.ones(t - context, t, dtype=torch.bool, device=x.device).tril(context)
-    y = F.scaled_dot_product_attention(
-        *(each.transpose(1, 2) for each in (q, k, v)),
-        attn_mask=past,
-        enable_gqa=attn.num_heads != attn.num_kv_heads,
-    )
-    y = attn.attn_out(y.transpose(1, 2), v[:, context:], own, ctx)
+    y = attn.attn_out(blocked(q, k, v), v[:, context:], own, ctx)
     x = x + block.attn_scale.to(x.dtype) * attn.proj(y.reshape(b, t - context, -1))
     return x + block.feed_forward(x, ctx)
 

@@ -29,11 +29,13 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 class BlockedAttention(torch.autograd.Function):
     """Matrix products and a softmax for BLOCK queries at a time, over the keys up to the last of them. The
-    weights, about T/2 a query and head, are kept for a backward pass only: no second softmax."""
+    weights, about T/2 a query and head, are kept for a backward pass only: no second softmax. Fewer queries
+    than keys are those of the last positions."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
         t = q.size(1)
+        before = k.size(1) - t
         kv_heads = k.size(2)
         scale = q.size(3) ** -0.5
         q, k, v = (by_group(x, kv_heads) for x in (q * scale, k, v))
@@ -42,13 +44,14 @@ class BlockedAttention(torch.autograd.Function):
         y = torch.empty_like(q)
         weights = []
         for i in range(0, t, BLOCK):
-            end = min(i + BLOCK, t)
-            rows = slice(i * group, end * group)
-            scores = torch.bmm(q[:, rows], k[:, :end].mT)
-            own = scores.view(-1, end - i, group, end)[..., i:]
-            own += future[: end - i, None, : end - i]
+            size = min(BLOCK, t - i)
+            seen = before + i + size
+            rows = slice(i * group, (i + size) * group)
+            scores = torch.bmm(q[:, rows], k[:, :seen].mT)
+            own = scores.view(-1, size, group, seen)[..., -size:]
+            own += future[:size, None, :size]
             p = torch.softmax(scores, -1)
-            y[:, rows] = torch.bmm(p, v[:, :end])
+            y[:, rows] = torch.bmm(p, v[:, :seen])
             if any(ctx.needs_input_grad):
                 weights.append(p)
         ctx.save_for_backward(q, k, v, *weights)
@@ -65,14 +68,15 @@ class BlockedAttention(torch.autograd.Function):
         dk = torch.zeros_like(k)
         dv = torch.zeros_like(v)
         for i, p in zip(range(0, t, BLOCK), weights, strict=True):
-            end = min(i + BLOCK, t)
-            rows = slice(i * group, end * group)
-            dv[:, :end] += torch.bmm(p.mT, grad[:, rows])
-            dp = torch.bmm(grad[:, rows], v[:, :end].mT)
+            seen = p.size(2)
+            rows = slice(i * group, min(i + BLOCK, t) * group)
+            dv[:, :seen] += torch.bmm(p.mT, grad[:, rows])
+            dp = torch.bmm(grad[:, rows], v[:, :seen].mT)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[:, rows] = torch.bmm(ds, k[:, :end])
-            dk[:, :end] += torch.bmm(ds.mT, q[:, rows])
-        dq, dk, dv = (by_position(x, t, kv_heads) for x in (dq * scale, dk, dv))
+            dq[:, rows] = torch.bmm(ds, k[:, :seen])
+            dk[:, :seen] += torch.bmm(ds.mT, q[:, rows])
+        dq = by_position(dq * scale, t, kv_heads)
+        dk, dv = (by_position(x, x.size(1), kv_heads) for x in (dk, dv))
         return dq, dk, dv
 
 

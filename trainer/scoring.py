@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +29,7 @@ from trainer.world import compiled_or_eager, compiles
 
 NATS_AT_ONCE = 1 << 28  # logits that exist at a time, float32: 1 GiB
 COMPILE_FROM_TOKENS = 1 << 25  # forward tokens of a rank's evaluation from which on compiling it pays
+SUMMED_AT_ONCE = 1 << 20  # positions that are summed or replaced together
 SAMPLE = 16  # a sample is the first 16th of the scores, and four sequences at least
 
 
@@ -39,13 +41,18 @@ class Score:
     bytes: int
 
 
-def first_bpb(run: Any, data: Any, count: int) -> float:
-    """Bits per byte of the first `count` positions of an evaluation that all ranks finished."""
-    mine = run.written[:count].bool()
-    sizes = data.target_bytes(run.stream[: count + 1].numpy())[mine.numpy()]
-    sums = torch.tensor([run.nll[:count][mine].double().sum(), float(sizes.sum())], dtype=torch.float64)
-    nats, num_bytes = (float(x) for x in run.world.sum(sums.to(run.world.device)))
-    return nats / math.log(2) / num_bytes
+def score_of(run: Any, data: Any, count: int) -> Score:
+    """Of the first `count` positions of an evaluation that all ranks finished, each by the rank that scored
+    it. Float64 sums in the order of positions, in whatever order they were scored."""
+    sizes = data.target_bytes(run.stream[: count + 1].numpy())
+    sums = torch.zeros(3, dtype=torch.float64)
+    for start in range(0, len(sizes), SUMMED_AT_ONCE):
+        part = slice(start, min(count, start + SUMMED_AT_ONCE))
+        mine = run.written[part].bool()
+        nats = run.nll[part][mine].sum(dtype=torch.float64)
+        sums += torch.tensor([nats, sizes[part].sum(where=mine.numpy()), mine.sum()], dtype=torch.float64)
+    nats, num_bytes, tokens = run.world.sum(sums.to(run.world.device)).tolist()
+    return Score(nats / tokens, nats / math.log(2) / num_bytes, int(tokens), int(num_bytes))
 
 
 def nats_of(model: Any, h: Tensor, targets: Tensor) -> Tensor:
@@ -121,9 +128,9 @@ class Meter:
     before its score: whoever reads it without gradients may train on it all the same."""
 
     def __init__(self, run: Any):
-        self.run = run
+        self.written = run.written  # and not the run, which holds this: both then go when it goes
         self.steps = 0
-        self.early = torch.zeros(run.num_positions, dtype=torch.bool)
+        self.early = torch.from_numpy(np.zeros(run.num_positions, bool))
         self.unscored: list[tuple[int, int]] = []  # read since the last step
         self.first: list[tuple[int, int]] = []  # written first, in their order
         self.size = max(run.num_positions // SAMPLE // run.world.size, 4 * run.seq_len)
@@ -134,7 +141,7 @@ class Meter:
         for start in starts:
             end = start + length
             if torch.is_grad_enabled():
-                self.early[start:end] |= self.run.written[start:end] == 0
+                self.early[start:end] |= self.written[start:end] == 0
             last = self.unscored[-1] if self.unscored else (0, -1)
             if last[0] <= start <= last[1]:
                 self.unscored[-1] = last[0], max(last[1], end)
@@ -151,7 +158,7 @@ class Meter:
     def stepped(self, *_: Any) -> None:
         self.steps += 1
         for start, end in self.unscored:
-            self.early[start:end] |= self.run.written[start:end] == 0
+            self.early[start:end] |= self.written[start:end] == 0
         self.unscored.clear()
 
     @contextmanager
@@ -173,18 +180,19 @@ class Meter:
 
     def num_early(self, world: Any) -> int:
         """Over all ranks; a position counts on the rank that scored it."""
-        mine = (self.early & self.run.written.bool()).sum()
+        mine = (self.early & self.written.view(torch.bool)).count_nonzero()
         return int(world.sum(mine.to(world.device, torch.float64)))
 
     def sample(self) -> Tensor:
-        """The positions [n] that got the first scores."""
-        return torch.cat([torch.arange(start, end) for start, end in self.first])[: self.size]
+        """The positions int32 [n] that got the first scores."""
+        spans = [torch.arange(start, end, dtype=torch.int32) for start, end in self.first]
+        return torch.cat(spans)[: self.size]
 
 
 class TokenView:
     """The validation tokens as a scorer looks at them; each look is noted."""
 
-    stream: Tensor  # [N + 1], int32
+    stream: Tensor  # [N + 1], uint16
     num_positions: int
     model: Any
     world: Any
@@ -194,11 +202,11 @@ class TokenView:
     def tokens(self) -> Tensor:
         """The stream [N + 1], int32: who asks for it has read all of it."""
         self.ledger.read([0], self.num_positions)
-        return self.stream
+        return self.stream.to(torch.int32)
 
     def bounds(self, token: int) -> Tensor:
-        """The stream [N + 1] with -1 in place of all tokens but this one: where documents begin."""
-        return torch.where(self.stream == token, token, -1)
+        """The stream [N + 1], int32, with -1 in place of all tokens but this one: where documents begin."""
+        return torch.full(self.stream.shape, -1, dtype=torch.int32).masked_fill_(self.stream == token, token)
 
     def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """(inputs, targets), each [length] int64 on the device, from position `start`."""
@@ -242,6 +250,7 @@ def sample_nats(
     again.write = write_until_enough
     with suppress(Enough):
         scorer.score(again)
+    del again.write
     run.model.zero_grad(set_to_none=True)
     found = again.ledger.sample()
     return found, again.nll[found]
@@ -258,10 +267,12 @@ def score_again(run: Any, weights: Mapping[str, Tensor], make_scorer: Any, bos: 
     first = run.nll[found]
     if run.world.size > 1:
         found, first = sample_nats(run, weights, make_scorer(), run.stream)
-    later = torch.ones(run.num_positions + 1, dtype=torch.bool)
-    later[found + 1] = later[0] = False
-    replaced = 2 + (run.stream + 7) % (run.model.tok_emb.size(0) - 2)
-    tokens = torch.where(later & (run.stream != bos), replaced.to(run.stream.dtype), run.stream)
+    tokens = run.stream.clone()
+    for part in tokens.split(SUMMED_AT_ONCE):
+        old = part.int()
+        part.copy_(torch.where(old == bos, bos, 2 + (old + 7) % (run.model.tok_emb.size(0) - 2)))
+    earlier = F.pad(found + 1, (1, 0)).numpy()
+    tokens.numpy()[earlier] = run.stream.numpy()[earlier]
     _, again = sample_nats(run, weights, make_scorer(), tokens)
     moved = (again - first).abs()
     if bool(moved.any()):

@@ -9,7 +9,7 @@ enough to show who rounds better.
 `--export pr549 pr1855 [--threads 2] [name=value …]` tells instead where the seconds go when a preset's whole
 model is exported: weights are Gaussian, calibration reads CALIBRATED random tokens (its seconds are apart:
 they are the forward passes'), and everything behind it is the trainer's own way to `artifact.bin`. A setting
-of a technique that the preset has off is left out.
+of a technique that is off is left out; `prune=1 prune.target_bytes=N` shows a search for bytes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def gaussian(model: Any) -> dict[str, torch.Tensor]:
 def export(preset: str, given: dict[str, str]) -> dict[str, Any]:
     """Wall and CPU seconds by stage of one export, and what it came to."""
     layer = read_preset(preset)
-    known = {k: v for k, v in given.items() if "." not in k or layer.get(k.partition(".")[0])}
+    on = {**layer, **given}
+    known = {k: v for k, v in given.items() if "." not in k or on.get(k.partition(".")[0], "0") != "0"}
     fewer = {"train_batch_tokens": 8192, "train_seq_len": 512, "micro_batches": 8, "num_threads": 0}
     resolved = resolve({"preset": layer, "file": fewer, "command line": known}, catalog.runtime())
     model = train_gpt.build_model(resolved)

@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from search.common.paths import ROOT
 from search.trainers.process import ALLOCATOR
 from search.trainers.trainer import TRAINER
 from techniques import catalog
-from techniques.config import read_preset, resolve
+from techniques.config import Config, read_preset, resolve
 from trainer.seams import Seams
 
 SIX = {"num_layers": 6, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 512}
@@ -60,13 +61,21 @@ def ours(case: str, attention: str, folder: Path) -> Step:
     return lambda: trainer.train_step(train_gpt.Moment(20, 0.5, resolved.config))
 
 
-def public(case: str, path: Path) -> Step:
-    """The public script's forward, backward and optimisers."""
-    spec = importlib.util.spec_from_file_location("public", path)
+def load_script(path: Path) -> Any:
+    """A public script as a module; what it imports for a GPU alone is left empty."""
+    for absent in ("flash_attn_interface",):
+        with suppress(ValueError):
+            if importlib.util.find_spec(absent) is None:
+                sys.modules[absent] = types.SimpleNamespace(flash_attn_func=None)  # type: ignore[assignment]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    c = resolve({"preset": CASES[case]}, catalog.metadata()).config
+    return script
+
+
+def public_model(script: Any, c: Config) -> Any:
+    """The script's model in the dtypes that it has on a GPU."""
     shape = {n: getattr(c, n) for n in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")}
     told = {n: getattr(c, n) for n in ("tie_embeddings", "tied_embed_init_std", "logit_softcap", "rope_base")}
     model = script.GPT(**shape, mlp_mult=int(c.mlp_mult), qk_gain_init=1.5, **told).bfloat16()
@@ -74,6 +83,14 @@ def public(case: str, path: Path) -> Step:
         if isinstance(module, script.CastedLinear):
             module.float()
     script.restore_low_dim_params_to_fp32(model)
+    return model
+
+
+def public(case: str, path: Path) -> Step:
+    """The public script's forward, backward and optimisers."""
+    script = load_script(path)
+    c = resolve({"preset": CASES[case]}, catalog.metadata()).config
+    model = public_model(script, c)
     matrices = [p for n, p in model.blocks.named_parameters() if p.ndim == 2 and "resid_mix" not in n]
     mine = {id(p) for p in [*matrices, model.tok_emb.weight]}
     others = [p for p in model.parameters() if id(p) not in mine]

@@ -6,7 +6,7 @@ import torch
 
 from techniques.compression import per_group
 from techniques.compression.brotli_shuffle import BrotliShuffle
-from techniques.compression.per_group import PerGroup, groups_of, likeness_order
+from techniques.compression.per_group import PerGroup, distances, groups_of, likeness_order
 from tests.techniques.test_ans import integers, items
 from trainer.artifact import Packed, pack, unpack
 
@@ -55,6 +55,13 @@ def test_the_chain_is_the_obvious_loop():
     assert likeness_order(q).tolist() == chain
 
 
+def test_distances_are_exact_up_to_the_ends_of_int8():
+    ends = np.repeat([[-128], [127]], 300, axis=1).astype(np.int8)
+    q = np.concatenate([ends, families(70, 300).numpy()])
+    obvious = np.abs(q[:, None].astype(int) - q[None]).sum(2)
+    assert obvious.max() == 255 * 300 and np.array_equal(distances(q), obvious)
+
+
 def test_the_chain_is_a_permutation_in_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(per_group, "SORT_BLOCK", 7)
     order = likeness_order(families(40, 12).numpy())
@@ -83,9 +90,9 @@ def test_sorting_pays_where_rows_are_alike_and_auto_knows_where():
     assert len(pack(alike, {}, codec())) < len(pack(alike, {}, BrotliShuffle().codec()))
 
 
-def test_of_a_large_group_auto_looks_at_a_few_tensors(monkeypatch: pytest.MonkeyPatch):
+def test_of_a_large_group_auto_looks_at_a_few_columns(monkeypatch: pytest.MonkeyPatch):
     """It takes the better way for all of them, and compresses little twice."""
-    monkeypatch.setattr(per_group, "TRIED_WHOLE", 1000)
+    monkeypatch.setattr(per_group, "TRIED", 1000)
     alike = [Packed(f"blocks.{i}.q", families(), torch.ones(96).half()) for i in range(11)]
     noise = [Packed(f"blocks.{i}.q", integers(96, 64), torch.ones(96).half()) for i in range(11)]
     squeezed: list[int] = []

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from techniques.base import Shape
+from train_gpt import Rotary
 from trainer import attention
 from trainer.attention import BLOCKED_TO, blocked, pick_attention, sdpa
 
@@ -29,6 +31,18 @@ def test_blocked_is_sdpa_and_so_are_its_gradients(t: int, kv_heads: int):
         for found, wanted in zip(results(blocked, *x), results(sdpa, *exact), strict=True):
             assert found.dtype is dtype and found.shape == wanted.shape
             torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("t", [1, 16, 64, 100])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_the_last_queries_alone_get_what_they_get_among_all(t: int, kv_heads: int):
+    q, k, v, grad = rows(200, kv_heads=kv_heads)
+    last = torch.zeros_like(grad)
+    last[:, -t:] = grad.detach()[:, -t:]
+    y, dq, dk, dv = results(sdpa, q, k, v, last)
+    ours = results(blocked, q.detach()[:, -t:].requires_grad_(), k, v, grad[:, -t:])
+    for found, wanted in zip(ours, (y[:, -t:], dq[:, -t:], dk, dv), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -71,3 +85,16 @@ def test_one_graph_holds_it():
     graph = torch.compile(blocked, backend="aot_eager", fullgraph=True, dynamic=False)
     for a, b in zip(results(graph, q, k, v, grad), results(blocked, q, k, v, grad), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_positions_are_those_of_the_two_halves_to_the_bit(dtype: torch.dtype):
+    rotary = Rotary(Shape(64, 2, 32, 4, 2, 2.0, 200, 200))
+    q, k, _, grad = rows(150, dtype=dtype)
+    cos, sin = (table[:150].to(dtype) for table in (rotary.cos, rotary.sin))
+    for turned, x in zip(rotary(q, k), (q, k), strict=True):
+        a, b = x.chunk(2, dim=-1)
+        wanted = torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+        assert torch.equal(turned, wanted)
+        g = grad.detach()[:, :, : x.size(2)]
+        assert torch.equal(*(torch.autograd.grad(y, x, g)[0] for y in (turned, wanted)))

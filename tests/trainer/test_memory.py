@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,16 @@ import torch
 
 from corpus.bpb import ByteLuts, count_bytes
 from search.report.rows import memory_text
-from techniques.quantization.gptq import Gptq
+from techniques.config import resolve
+from techniques.quantization.gptq import Gptq, GptqQuantizer
 from tests.conftest import run_trainer
-from tests.techniques.evaluation_rig import single, tiny_model
-from train_gpt import Evaluation
+from tests.techniques.evaluation_rig import TINY, single, tiny_model
+from train_gpt import Evaluation, quantize, validation_tokens
+from trainer import scoring
 from trainer.attention import blocked
 from trainer.machine import resident_peak
+from trainer.scoring import SAMPLE, score_again, score_of
+from trainer.seams import Seams
 
 STAGES = {"data", "train", "quantize", "pack", "evaluate"}
 LAPTOP = {"iterations": "2", "val_tokens": "16384", "num_reports": "1", "device": "cpu"}
@@ -72,22 +77,61 @@ def test_a_run_that_fails_tells_what_it_needed(tiny: dict[str, str], tmp_path: P
     assert result["stage_memory"].keys() == {"data", "train"} and result["peak_memory_bytes"] > 50_000_000
 
 
+class Ones:
+    """Scores every position at one nat, a piece at a time; no model's work, which is of its batches alone."""
+
+    @torch.no_grad()
+    def score(self, run: Evaluation) -> None:
+        for start in range(0, run.num_positions, 100_000):
+            _, targets = run.window(start, min(100_000, run.num_positions - start))
+            run.write(start, torch.ones(len(targets)))
+
+
 def evaluated(count: int) -> None:
-    """What an evaluation keeps of `count` tokens, without a model's work: that is of its batches alone."""
-    tokens = torch.arange(count + 1, dtype=torch.int32) % 64
-    luts = ByteLuts(*(np.zeros(64, t) for t in (np.int16, bool, bool)))
-    data: Any = SimpleNamespace(target_bytes=lambda told: count_bytes(luts, told[:-1], told[1:]) + 1)
-    run = Evaluation(tiny_model(), tokens, 32, 8, single())
-    for start in range(0, count, 100_000):
-        run.write(start, torch.ones(min(100_000, count - start)))
-    assert run.result(data).tokens == count
+    """What an evaluation keeps of `count` tokens, and what its audit needs beside it."""
+    luts = ByteLuts(np.ones(64, np.int16), *np.zeros((2, 64), bool))
+    config: Any = SimpleNamespace(val_tokens=0)
+    data: Any = SimpleNamespace(
+        val_tokens=lambda max_tokens: np.resize(np.arange(64, dtype=np.uint16), count + 1),
+        target_bytes=lambda told: count_bytes(luts, told[:-1], told[1:]),
+    )
+    run = Evaluation(model := tiny_model(), validation_tokens(data, config), 32, 8, single())
+    Ones().score(run)
+    assert run.result(data).tokens == count and run.ledger.num_early(run.world) == 0
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert score_again(run, weights, Ones, 1) == (0, max(count // SAMPLE, 128))
+    assert score_of(run, data, 1000).tokens == 1000
+    run.world.ledger.scored = run.stream
+    run.world.ledger.same_tokens("validation")
 
 
 def test_an_evaluation_keeps_a_few_bytes_of_a_token_whatever_its_number() -> None:
     evaluated(1_000)
     small = peak_of(evaluated, 1_000_000)
-    large = peak_of(evaluated, 5_000_000)
-    assert (large - small) / 4_000_000 < 45
+    large = peak_of(evaluated, 17_000_000)
+    assert (large - small) / 16_000_000 < 13
+
+
+def test_sums_of_pieces_are_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes and positions exactly, nats up to the last bit of a sum; pieces that end anywhere."""
+    run = Evaluation(tiny_model(), (torch.arange(1001) % 64).to(torch.uint16), 32, 8, single())
+    run.write(0, torch.rand(1000, generator=torch.Generator().manual_seed(1)))
+    data: Any = SimpleNamespace(target_bytes=lambda told: told[1:])
+    whole = [score_of(run, data, count) for count in (1000, 77)]
+    assert whole[0].tokens == 1000 and whole[0].bytes == int(run.stream[1:].long().sum())
+    monkeypatch.setattr(scoring, "SUMMED_AT_ONCE", 7)
+    for one, count in zip(whole, (1000, 77), strict=True):
+        found = score_of(run, data, count)
+        assert (found.tokens, found.bytes) == (one.tokens, one.bytes)
+        assert found.val_bpb == pytest.approx(one.val_bpb, rel=1e-14)
+
+
+def test_an_evaluation_goes_as_soon_as_nobody_holds_it() -> None:
+    run = Evaluation(tiny_model(), torch.zeros(257, dtype=torch.uint16), 32, 8, single())
+    Ones().score(run)
+    nll = weakref.ref(run.nll)
+    del run
+    assert nll() is None
 
 
 def test_hessians_are_in_memory_once() -> None:
@@ -107,6 +151,26 @@ def test_hessians_are_in_memory_once() -> None:
         quantizer.calibrate(model, iter([(ids, ids)] * 2))
     assert len(quantizer.hessians) > 10
     assert {h.data_ptr() for h in quantizer.hessians.values()} <= {*made}
+
+
+def test_hessians_go_when_the_integers_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrections and fits may ask for them; packing and evaluation find their memory free."""
+    held: list[Any] = []
+    prepare = GptqQuantizer.prepare
+
+    def noted(self: GptqQuantizer, export: Any, bits: Any) -> None:
+        held.extend(map(weakref.ref, self.hessians.values()))
+        prepare(self, export, bits)
+
+    monkeypatch.setattr(GptqQuantizer, "prepare", noted)
+    settings = {"gptq": True, "gptq.calib_batches": 2, "quantize_min_numel": 1}
+    model = tiny_model()
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ids = torch.arange(64).view(2, 32) % 64
+    quantize(
+        weights, model, Seams(resolve({"file": TINY | settings}, {"gptq": Gptq})), iter([(ids, ids)] * 2)
+    )
+    assert len(held) > 10 and all(hessian() is None for hessian in held)
 
 
 def test_attention_without_a_backward_pass_keeps_no_weights() -> None:
