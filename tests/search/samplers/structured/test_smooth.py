@@ -102,6 +102,19 @@ def test_values_are_bent_only_where_that_makes_them_more_like_normal_ones() -> N
     assert normal_bend(np.array([1.0, 1.0, 1.0, 1.0, 5.0])) == math.inf  # no unit to measure by
 
 
+def test_rounding_is_no_unit_and_a_small_scale_is_one() -> None:
+    """Else equal first trials would be told apart by their last bits, and a unit of 1e-300 would overflow."""
+    late = np.random.default_rng(11).uniform(0.0, 1.0, 40)
+    for first in (1.0 + 2.3e-16 * np.arange(10), 1e-300 * np.arange(10), -1e6 + 1e-10 * np.arange(10)):
+        y = np.concatenate([first, late * 1e100])
+        with np.errstate(all="raise", under="ignore"):
+            assert np.array_equal(bent(y, 0.01)[0], y) and normal_bend(y) == math.inf
+    normal, wide = (np.random.default_rng(12).standard_normal(50) for _ in range(2))
+    for scale in (1e-60, 1e-12, 1.0, 1e60):
+        assert normal_bend(scale * normal) == math.inf
+        assert normal_bend(scale * np.exp(3.0 * wide)) == 0.01
+
+
 def test_the_unit_of_bent_values_does_not_shrink_as_the_search_closes_in() -> None:
     """Else it resolves ever less, and expects nothing below: no needle is looked for."""
     early = np.random.default_rng(9).uniform(1.0, 50.0, 20)
