@@ -106,7 +106,7 @@ def test_rounding_is_no_unit_and_a_small_scale_is_one() -> None:
     """Else equal first trials would be told apart by their last bits, and a unit of 1e-300 would overflow."""
     late = np.random.default_rng(11).uniform(0.0, 1.0, 40)
     for first in (1.0 + 2.3e-16 * np.arange(10), 1e-300 * np.arange(10), -1e6 + 1e-10 * np.arange(10)):
-        y = np.concatenate([first, late * 1e100])
+        y = np.asarray([*first, *(late * 1e100)], dtype=np.float64)
         with np.errstate(all="raise", under="ignore"):
             assert np.array_equal(bent(y, 0.01)[0], y) and normal_bend(y) == math.inf
     normal, wide = (np.random.default_rng(12).standard_normal(50) for _ in range(2))
