@@ -253,6 +253,11 @@ class Rounded:
         return math.log(self.entropy(1.1) / self.entropy(1.0 / 1.1)) / (2.0 * math.log(1.1))
 
 
+def plain_entropy(columns: int, bits: float) -> float:
+    """Bits of an integer under its row's largest weight."""
+    return Rounded(bits, columns, 1.0).entropy()
+
+
 @functools.cache
 def largest_of(columns: int) -> float:
     """E max |w| / σ of so many normal weights."""
@@ -310,13 +315,6 @@ def pruned(matrices: Sequence[Rounded], elements: Sequence[int], fraction: float
     return [replace(m, pruned=share) for m, share in zip(matrices, shares, strict=True)]
 
 
-def budgeted(bits: float, columns: int, share: float, low: float, high: float) -> float:
-    """Bits on the average of matrices whose bytes, under their rows' maxima, come to a share of those at
-    `bits`, between `low` and `high`."""
-    plain = Rounded(bits, columns, 1.0).entropy()
-    return min(high, max(low, bits - (1.0 - share) * plain))
-
-
 # ----------------------------------------------------------------------------------------------------------
 # Bytes
 # ----------------------------------------------------------------------------------------------------------
@@ -340,23 +338,19 @@ def words_of(technique: Technique | None) -> str:
 
 def stored_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec, float]]:
     """(technique or "", parameter, its bits; 0: as floats) of all that an artifact stores."""
-    owner, config = resolved.owner("bits"), resolved.config
-    own = resolved.techniques.get("layer_bits")
-    layers = own.chosen(config.num_layers) if own else ()  # type: ignore[attr-defined]
-    sensitive = resolved.techniques.get("sensitivity_bits")
+    owner = resolved.owner("bits")
+    shape = resolved.shape()
     for source, tensor in sourced_tensors(resolved):
         if tensor.role == "aux":
             continue  # of the training loss, not stored
         bits: float = (owner.bits(tensor.role) if owner else None) or 8
-        whole = len(tensor.shape) == 2 and tensor.numel >= config.quantize_min_numel and bits < 16
-        if tensor.role == "scalar" or not whole:
+        large = len(tensor.shape) == 2 and tensor.numel >= resolved.config.quantize_min_numel
+        if tensor.role == "scalar" or not large or bits >= 16:
             yield source, tensor, 0.0
             continue
-        if sensitive and tensor.role in ("attn", "mlp"):
-            c: Any = sensitive.config
-            bits = budgeted(bits, tensor.shape[1], c.budget_share, c.low, c.high)
-        if own and tensor.layer in layers and tensor.role in ("attn", "mlp"):
-            bits = float(own.config.bits)  # type: ignore[attr-defined]
+        entropy = functools.partial(plain_entropy, tensor.shape[1])
+        for technique in resolved.techniques.values():
+            bits = technique.planned_bits(tensor, bits, shape, entropy)
         yield source, tensor, bits
 
 

@@ -13,7 +13,15 @@ import pytest
 import zstandard
 
 import train_gpt
-from search.costs.bills import ENTROPIES, OVERHEAD, Rounded, budgeted, gaussian_bits, pruned, stored_tensors
+from search.costs.bills import (
+    ENTROPIES,
+    OVERHEAD,
+    Rounded,
+    gaussian_bits,
+    plain_entropy,
+    pruned,
+    stored_tensors,
+)
 from techniques import catalog
 from techniques.config import resolve
 from trainer.artifact import RoundToNearest
@@ -74,9 +82,20 @@ def test_pruning_takes_the_least_of_all_matrices() -> None:
 
 
 def test_a_budget_of_bits_is_met_on_the_average() -> None:
-    at = {b: Rounded(b, 512, 1.0).entropy() for b in (5, 6, 7, 8)}
-    assert budgeted(8, 512, at[6] / at[8], 4, 8) == pytest.approx(6.0, abs=0.1)
-    assert budgeted(8, 512, 1.1, 4, 8) == 8.0 and budgeted(5, 512, 0.2, 4, 8) == 4.0
+    known = catalog.metadata()
+
+    def planned(bits: int, share: float, **more: Any) -> set[tuple[str, float]]:
+        told = {"gptq": True, "mixed_bits": True, "mixed_bits.attn_bits": bits, "mixed_bits.mlp_bits": bits}
+        told |= {"sensitivity_bits": True, "sensitivity_bits.budget_share": share} | more
+        found = stored_tensors(resolve({"file": told}, known))
+        return {(t.role, round(b, 1)) for _, t, b in found if t.shape[-1] == 512 and t.role == "attn"}
+
+    at = {b: plain_entropy(512, b) for b in (6, 8)}
+    assert planned(8, at[6] / at[8]) == {("attn", 6.0)}
+    assert planned(8, 1.1) == {("attn", 8.0)} and planned(5, 0.2) == {("attn", 4.0)}
+    assert planned(8, 0.9, **{"layer_bits": True, "layer_bits.bits": 3, "layer_bits.middle": 9}) == {
+        ("attn", 3.0)
+    }
 
 
 def test_the_codecs_take_as_much_over_the_entropy_as_the_table_says() -> None:
