@@ -15,6 +15,7 @@ import zstandard
 import train_gpt
 from search.costs.bills import (
     ENTROPIES,
+    K_TIMES,
     OVERHEAD,
     Rounded,
     gaussian_bits,
@@ -24,6 +25,7 @@ from search.costs.bills import (
 )
 from techniques import catalog
 from techniques.config import resolve
+from techniques.quantization.sdclip import MULTIPLES
 from trainer.artifact import RoundToNearest
 from trainer.seams import Seams
 
@@ -79,6 +81,10 @@ def test_pruning_takes_the_least_of_all_matrices() -> None:
         assert one.pruned == pytest.approx((kept < threshold).mean(), abs=0.03)
     ones = np.abs(np.round(weights[2] / matrices[2].step))
     assert matrices[2].ones() == pytest.approx((ones == 1).sum() / (ones > 0).sum(), abs=0.01)
+
+
+def test_a_fit_to_bytes_has_the_range_of_the_technique() -> None:
+    assert K_TIMES == MULTIPLES
 
 
 def test_a_budget_of_bits_is_met_on_the_average() -> None:
