@@ -326,7 +326,8 @@ def pruned(matrices: Sequence[Rounded], elements: Sequence[int], fraction: float
     sigmas = [m.sigma for m in matrices]
     zeros = [within(0.5 * m.step / m.sigma) for m in matrices]
     wanted = fraction * sum(n * (1.0 - z) for n, z in zip(elements, zeros, strict=True))
-    low, high = 0.0, 8.0 * max(sigmas, default=0.0)
+    low = 0.0
+    high = 8.0 * max(sigmas, default=0.0)
 
     def fallen(edge: float) -> list[float]:
         return [max(0.0, within(edge / s) - z) for s, z in zip(sigmas, zeros, strict=True)]

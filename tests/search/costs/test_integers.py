@@ -24,6 +24,7 @@ from search.costs.bills import (
     stored_tensors,
 )
 from techniques import catalog
+from techniques.base import claims
 from techniques.config import resolve
 from techniques.quantization.sdclip import MULTIPLES
 from trainer.artifact import RoundToNearest
@@ -81,6 +82,11 @@ def test_pruning_takes_the_least_of_all_matrices() -> None:
         assert one.pruned == pytest.approx((kept < threshold).mean(), abs=0.03)
     ones = np.abs(np.round(weights[2] / matrices[2].step))
     assert matrices[2].ones() == pytest.approx((ones == 1).sum() / (ones > 0).sum(), abs=0.01)
+
+
+def test_what_changes_bits_tells_them_beforehand() -> None:
+    moving = [t for t in catalog.metadata().values() if "tensor_bits" in claims(t)]
+    assert len(moving) > 1 and all("planned_bits" in vars(technique) for technique in moving)
 
 
 def test_a_fit_to_bytes_has_the_range_of_the_technique() -> None:

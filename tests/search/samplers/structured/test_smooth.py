@@ -265,7 +265,8 @@ def test_choices_that_nobody_tried_get_their_trials() -> None:
 def test_an_ask_at_200_trials_of_163_parameters_stays_cheap_with_the_process() -> None:
     """Few gates on, 39 active parameters: it is asked. CPU seconds, of which a mean of 0.1 was measured."""
     rng = np.random.default_rng(0)
-    off, on = CategoricalDistribution((False, True)), FloatDistribution(0.0, 1.0)
+    off = CategoricalDistribution((False, True))
+    on = FloatDistribution(0.0, 1.0)
     below = {f"g{k}": [f"g{k}.x{j}" for j in range(6 if k < 23 else 0)] for k in range(25)}
     sampler = StructuredSampler(seed=0, tpe_share=0.0)
     study = optuna.create_study(sampler=sampler)
