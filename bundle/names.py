@@ -13,7 +13,13 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from bundle.passes import FUNCTIONS, words_in
+from bundle.passes import FUNCTIONS, walk, words_in
+
+DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
+NAMED: dict[type[ast.AST], str] = {  # kind of node -> where its name is
+    **{ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg", ast.keyword: "arg"},
+    **dict.fromkeys(DEFINED, "name"),
+}
 
 
 @dataclass
@@ -28,11 +34,11 @@ class Names:
 
 def names_of(tree: ast.Module, foreign: Collection[str] = ()) -> Names:
     found = Names(collections.Counter(), set(), set(), set(keyword.kwlist) | set(dir(builtins)))
-    ours = {n.name for n in ast.walk(tree) if isinstance(n, FUNCTIONS | ast.ClassDef)} | {
+    ours = {n.name for n in walk(tree) if isinstance(n, FUNCTIONS | ast.ClassDef)} | {
         "replace",
         "_replace",
     }
-    for n in ast.walk(tree):
+    for n in walk(tree):
         for name in identifiers(n):
             found.count[name] += 1
             if not isinstance(n, ast.Attribute | ast.Name) or isinstance(n.ctx, ast.Store):
@@ -57,31 +63,21 @@ def members(node: ast.stmt) -> set[str]:
     """Names that a statement binds in a class's body."""
     if isinstance(node, FUNCTIONS | ast.ClassDef):
         return {node.name}
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def set_on_self(tree: ast.AST) -> set[str]:
     """Attributes that methods give to self."""
-    stores = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    stores = (n for n in walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
     return {n.attr for n in stores if isinstance(n.value, ast.Name) and n.value.id == "self"}
 
 
 def identifiers(node: ast.AST) -> list[str]:
     """The names that stand in the node itself."""
-    match node:
-        case (
-            ast.Name(id=name)
-            | ast.Attribute(attr=name)
-            | ast.FunctionDef(name=name)
-            | ast.ClassDef(name=name)
-        ):
-            return [name]
-        case ast.arg(arg=name) | ast.keyword(arg=str(name)) | ast.ExceptHandler(name=str(name)):
-            return [name]
-        case ast.Global(names=names) | ast.Nonlocal(names=names):
-            return names
-        case _:
-            return []
+    if isinstance(node, (ast.Global, ast.Nonlocal)):
+        return node.names
+    name = getattr(node, NAMED.get(type(node), ""), None)
+    return [name] if name else []
 
 
 def renamed(tree: ast.Module, foreign: Collection[str]) -> ast.Module:
@@ -98,13 +94,11 @@ def renamed(tree: ast.Module, foreign: Collection[str]) -> ast.Module:
     short_names = ("".join(t) for n in (1, 2, 3) for t in itertools.product(string.ascii_letters, repeat=n))
     free = (n for n in short_names if n not in taken)
     new = {n: next(free) for n in sorted(ours, key=lambda n: (-names.count[n], n))}
-    for node in ast.walk(tree):
-        for field in ("id", "attr", "arg", "name"):
-            old = getattr(node, field, None)
-            if isinstance(old, str) and not isinstance(node, ast.alias):
-                setattr(node, field, new.get(old, old))
-        if isinstance(node, ast.Global | ast.Nonlocal):
+    for node in walk(tree):
+        if isinstance(node, (ast.Global, ast.Nonlocal)):
             node.names = [new.get(n, n) for n in node.names]
+        elif found := identifiers(node):
+            setattr(node, NAMED[type(node)], new.get(found[0], found[0]))
     return tree
 
 

@@ -215,14 +215,15 @@ class Unread(ast.NodeTransformer):
 
 def stored(node: ast.AST) -> set[str]:
     """The name or the attribute that the node itself stores."""
-    if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+    if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
         return {node.id if isinstance(node, ast.Name) else node.attr}
     return set()
 
 
 def sets(node: ast.AST) -> set[str]:
     """Names and attributes that it stores."""
-    return {name for n in walk(node) for name in stored(n)}
+    named = (n for n in walk(node) if isinstance(n, (ast.Name, ast.Attribute)))
+    return {name for n in named for name in stored(n)}
 
 
 def without_the_dead(tree: ast.Module, units: Sequence[Part]) -> set[str]:

@@ -442,7 +442,7 @@ HELD_OUT: dict[str, Problem] = {
     "michalewicz5": Problem(fixed(5, 0.0, math.pi, michalewicz), -4.687658),
     "camel": Problem(fixed(2, -1.0, 1.0, camel), -1.03162845),
     "deceptive": Problem(deceptive, numeric=False, runs=100),
-    "mixed": Problem(mixed, None, numeric=False),
+    "mixed": Problem(mixed, numeric=False),
     "steps": Problem(steps),
     "ridge": Problem(ridge),
     "assignment": Problem(assignment, None, numeric=False, runs=100),
