@@ -302,7 +302,8 @@ class Smooth:
         if logs.bend < math.inf:
             other = foretold(logs, data)
             if other[whole].sum() > own[whole].sum():
-                self.process, own = logs, other
+                self.process = logs
+                own = other
         rival = self._surrogate(model, count, plain)
         flat = left_out(triangle(np.ones((count, count)), 1.0 + plain.extra), plain.y)
         narrow = min(1.0, WIDE / plain.alive) ** 2
