@@ -25,10 +25,11 @@ TINY_SCALE = 1e-7  # above float16's smallest subnormal (6e-8): an all-zero row 
 
 
 SELF_BATCH = 8  # sequences that are written side by side (#1019)
-PACKINGS = 6  # of a search for bytes, unless none of them fits
-TRIES = 24  # of one in a small file: as many as
-CHEAP_BYTES = 1_000_000  # hold, packed
-CAUTION = (0.0, 0.125, 1.0)  # of its guesses, while nothing fits; behind them twice as much each time
+PACKINGS = 6  # of a search for bytes at most, unless none of them fits
+TRIES = 24  # at most instead, while all of a search's packings together have at most
+CHEAP_BYTES = 1_000_000
+# How much lower the first guesses aim while nothing fits, in errors of the last; then twice as much each time
+CAUTION = (0.0, 0.125, 1.0)
 FINE_SHARE = 2000  # a file that spares less than this part of its target is near enough,
 FINE_BYTES = 16  # or so many bytes
 

@@ -15,7 +15,7 @@ import difflib
 import enum
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -316,6 +316,13 @@ class Technique:
 
     def cost(self, shape: Shape) -> Cost:
         return Cost()
+
+    def planned_bits(
+        self, tensor: TensorSpec, bits: float, shape: Shape, entropy: Callable[[float], float]
+    ) -> float:
+        """What `tensor_bits` will make of a matrix' bits, on the average, told without its weights.
+        `entropy`: bits -> what an integer of this matrix takes once it is packed, in bits."""
+        return bits
 
     @property
     def isolates_documents(self) -> bool:

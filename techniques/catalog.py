@@ -105,8 +105,8 @@ def _technique_in(module: types.ModuleType, name: str, path: Path) -> type[Techn
 
 @functools.cache
 def metadata() -> dict[str, type[Technique]]:
-    """name -> Technique class, without torch: only declarations, `check`, `verdict`, `cost` and the seams of
-    numbers alone (`hyper`, `hyper_at`, `lr_scale`) may be used."""
+    """name -> Technique class, without torch: only declarations, `check`, `verdict`, `cost`, `planned_bits`,
+    and the seams of numbers alone (`hyper`, `hyper_at`, `lr_scale`) may be used."""
     return {name: _load_metadata(name, path) for name, path in technique_files().items()}
 
 

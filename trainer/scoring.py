@@ -43,10 +43,17 @@ class Score:
 
 def score_of(run: Any, data: Any, count: int) -> Score:
     """Of the first `count` positions of an evaluation that all ranks finished, each by the rank that scored
-    it. Float64 sums in the order of positions, in whatever order they were scored."""
+    it. Float64 sums in the order of positions, in whatever order they were scored. ValueError unless each
+    position has its bytes."""
+    count = min(count, run.num_positions)
     sizes = data.target_bytes(run.stream[: count + 1].numpy())
+    if len(sizes) != count:
+        raise ValueError(
+            f"Each scored token has its bytes, but there are {len(sizes):,} of {count:,}. "
+            "Export the data again."
+        )
     sums = torch.zeros(3, dtype=torch.float64)
-    for start in range(0, len(sizes), SUMMED_AT_ONCE):
+    for start in range(0, count, SUMMED_AT_ONCE):
         part = slice(start, min(count, start + SUMMED_AT_ONCE))
         mine = run.written[part].bool()
         nats = run.nll[part][mine].sum(dtype=torch.float64)

@@ -55,7 +55,8 @@ def told(homes: Sequence[Path]) -> Iterator[tuple[str, float, float, float]]:
         found = stored(artifact.parent)
         if found is None or "awq_lite" in found[0].techniques:
             continue
-        training, matrices = Training(found[0]), found[1]
+        run, matrices = found
+        training = Training(run)
         for name, weights in matrices.items():
             sigma = math.sqrt(float(np.square(weights).mean()))
             kind = next((kind for kind, pattern in KINDS.items() if re.match(pattern, name)), "")
@@ -64,7 +65,7 @@ def told(homes: Sequence[Path]) -> Iterator[tuple[str, float, float, float]]:
             layer = int(name.split(".")[1]) if name.startswith("blocks") else -1
             role = "embed" if layer < 0 else "mlp" if "mlp" in kind.lower() else "attn"
             spec = TensorSpec(role, weights.shape, layer, zero="zero" in kind)
-            plain = found[0].config.tied_embed_lr if role == "embed" else found[0].config.matrix_lr
+            plain = run.config.tied_embed_lr if role == "embed" else run.config.matrix_lr
             yield kind, math.log(plain), math.log(training.sigma(spec)), math.log(sigma)
 
 

@@ -5,6 +5,9 @@ Trains the preset once with the given settings (int6 matrices and an int8 embedd
 and packs the very same tensors again and again. `bound` is the order-0 entropy of each tensor's integers plus
 what brotli makes of everything else. The last column takes the integers alone, as clean streams of symbols:
 bytes over their entropy. `--artifact` takes the tensors of a finished run (artifact.bin) instead.
+
+`--order ROWS` times instead how per_group orders so many random rows of 512 integers of 6 bits, beside the
+same chain over PyTorch's pairwise distances; no training.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from search.common.paths import ROOT
 from search.trainers.trainer import TRAINER
 from techniques import catalog
 from techniques.base import claims
+from techniques.compression.per_group import SORT_BLOCK, likeness_order
 from trainer.artifact import MAGIC, Packed, ZlibCodec, container_streams, pack, read_head
 
 # codec -> the settings that are worth a row; {}: its defaults
@@ -110,13 +114,47 @@ def measure(container: bytes) -> dict[str, Any]:
     }
 
 
+def chain(q: np.ndarray) -> np.ndarray:
+    """As likeness_order, of one block."""
+    rows = torch.from_numpy(q.astype(np.float32))
+    apart = torch.cdist(rows, rows, p=1.0)
+    order = [0]
+    while len(order) < len(q):
+        apart[:, order[-1]] = torch.inf
+        order.append(int(apart[order[-1]].argmin()))
+    return np.array(order, np.uint16)
+
+
+def order_told(rows: int) -> str:
+    """CPU seconds of both, whose orders must be equal."""
+    if not 0 < rows <= SORT_BLOCK:
+        raise SystemExit(f"--order takes 1 to {SORT_BLOCK} rows, one block of them, but got {rows}.")
+    q = np.random.default_rng(0).integers(-31, 32, (rows, 512)).astype(np.int8)
+    spent: list[float] = []
+    orders: list[np.ndarray] = []
+    for order in (likeness_order, chain):
+        start = time.process_time()
+        orders.append(order(q))
+        spent.append(time.process_time() - start)
+    assert np.array_equal(orders[0], orders[1])
+    ours, plain = spent
+    return (
+        f"{rows} rows: {ours:.2f} CPU s, PyTorch's distances {plain:.2f}: {ours / plain:.3f}, the same order"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value", help="of the trainer")
     parser.add_argument("--preset", default="laptop")
     parser.add_argument("--artifact", type=Path, help="artifact.bin of a finished run")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--order", type=int, metavar="ROWS")
     options = parser.parse_args()
+    if options.order is not None:
+        torch.set_num_threads(1)
+        print(order_told(options.order))
+        return 0
     settings = dict(word.split("=", 1) for word in options.settings)
     torch.set_num_threads(1)
     artifact = options.artifact.read_bytes() if options.artifact else trained(options.preset, settings)

@@ -4,7 +4,8 @@ Weights: Muon's update of a matrix [r,c] has the root mean square lr/√c, whate
 that agree, a share κ adds up: to κ·T/√c with T = Σ lr over the steps, exact arithmetic of rates and
 schedules. After TURNS steps they go another way, and σ grows by the root of T. A weight decay λ pulls back: T
 becomes (1 − exp(−λT))/λ. Adam's weights grow by a power of T from the start. κ, its growth with momentum, and
-that power were fitted to trained laptop models, TURNS to the sizes of published records.
+that power were fitted to trained laptop models (`python -m benchmarks.costs.weights` says how well they
+tell), TURNS to the sizes of published records.
 
 Integers: what counts is a row's σ in steps. A step is the rule's (sdclip) or a share of the row's largest
 weight; under a floor of the step the integers shrink with σ. Bits by role and layer, pruning (the least |w|
@@ -38,7 +39,8 @@ PRIOR = Path(__file__).with_name("prior.json")
 POINTS = 20  # of the budget at which rates are read
 AGREEMENT = 0.56  # κ at a momentum of 0.9
 OF_MOMENTUM = 0.5  # κ ∝ (1 − momentum)^−this
-ADAM, OF_ADAM = 0.157, 0.6  # σ = ADAM·T^OF_ADAM
+ADAM = 0.157  # σ of Adam's weights = ADAM·T^OF_ADAM
+OF_ADAM = 0.6
 TURNS = 50.0  # steps after which a matrix goes another way
 KAIMING = 1.0 / math.sqrt(3.0)  # σ·√c of a matrix that does not begin at zero
 LEAST = 1e-3  # σ·√c of a matrix that hardly moves
@@ -47,21 +49,22 @@ RATES = {"embed": "tied_embed_lr", "head": "head_lr", "gate": "scalar_lr"}  # of
 FINE = 4.0  # steps of a σ from which sums are integrals
 HALVINGS = 20  # of the range that the threshold of pruning lies in
 NORMAL = NormalDist()
-# -- seconds
+# -- seconds: rough counts, which factors of their own correct
 BACKWARD = 3.0  # FLOPs of a training token over those of a forward one
 NEWTON_SCHULZ = 5  # steps of Muon's orthogonalisation
 STREAM_FLOPS = 30.0  # norms, gates and residuals: FLOP-equivalents for each element of the stream and layer
 ADAM_FLOPS = 12.0  # an element and step
 LAUNCH_FLOPS = 1e6  # starting a layer's kernels once, as FLOPs
-# -- bytes
+# -- bytes: estimates, which factors of their own correct
 HEAD_BYTES = 2_000.0  # the JSON head of the artifact
-USUAL_BITS = 4.0  # of an element; an exponent
-MOST_LIFT = 2.5
-K_TIMES = (0.25, 16.0)  # what sdclip's fit to bytes makes of its k, at most
-FINEST_CLIP = 3.0  # the σs that it comes down to where bytes are left
-SCALAR_BYTES, HALF_BYTES = 3.6, 1.85  # an fp32 and an fp16 element after the codec
-ROW_SCALE_BYTES = 1.8  # one fp16 scale a row, after the codec (they differ little)
-EQUAL_SCALES = 0.2  # of it, where a floor makes most of them equal
+SCALAR_BYTES = 3.6  # of an fp32 element after the codec
+HALF_BYTES = 1.85  # of an fp16 element after the codec
+ROW_SCALE_BYTES = 1.8  # of a row's fp16 scale after the codec (they differ little)
+EQUAL_SCALES = 0.2  # share of these that are left where a floor makes most scales equal
+USUAL_BITS = 4.0  # a factor of a role or a rounding counts once at so many bits an element, twice at half
+MOST_LIFT = 2.5  # times that it counts at most
+K_TIMES = (0.25, 16.0)  # what sdclip's fit to bytes multiplies its k by, at least and at most
+FINEST_CLIP = 3.0  # σs below which it does not go where bytes are left: more would be clipped
 # bits per symbol over the entropy, measured on rounded normal weights (tests/search/costs/test_integers.py):
 # by entropy, then by the technique that gives the codec ("": zlib, and what stands for one not measured)
 ENTROPIES = (0.55, 1.11, 1.65, 2.10, 2.75, 3.33, 3.90, 4.97, 8.0)
@@ -75,17 +78,36 @@ OVERHEAD = {
     "per_group": (1.275, 1.260, 1.080, 1.048, 1.012, 1.008, 1.003, 1.002, 1.000),
 }
 
-# Prior standard deviations of the logarithms. Bytes: the calculator is within 5 % of published 16 MB exports
-# and up to 30 % above the small models of a laptop, whose rows share one coarse step.
+# Prior standard deviations of the factors' logarithms, before any trial was recorded: chosen, not measured.
 BYTE_SDS = {
-    **{"all": 0.15, "role": 0.1, "bits": 0.05, "codec": 0.03, "rounding": 0.1, "row_scale": 0.1},
-    **{"source": 0.1, "scalar": 0.1, "half": 0.05, "head": 0.5, "own bytes": 0.5},
+    "all": 0.15,
+    "role": 0.1,
+    "bits": 0.05,
+    "codec": 0.03,
+    "rounding": 0.1,  # of the quantiser and its settings
+    "row_scale": 0.1,
+    "source": 0.1,  # of a technique's own matrices, or the baseline's, by role
+    "scalar": 0.1,
+    "half": 0.05,
+    "head": 0.5,
+    "own bytes": 0.5,  # of a technique's corrections
     "technique": 0.01,
-    **{"sigma": 0.4, "weights": 0.15, "log size": 0.05, "study": 0.05},
+    "sigma": 0.4,  # of σ, which counts under a floor alone; by source and role
+    "weights": 0.15,  # of σ too, by technique
+    "log size": 0.05,
+    "study": 0.05,
 }
 SECOND_SDS = {
-    **{"machine": 12.0, "tokens": 12.0, "work": 0.7, "own work": 0.5, "passes": 0.2, "passes head": 0.4},
-    **{"stage": 0.5, "technique": 0.045, "log size": 0.15, "study": 0.7},  # another load may halve the speed
+    "machine": 12.0,  # its speed and the tokens of a whole validation are unknown: any number of digits
+    "tokens": 12.0,
+    "work": 0.7,
+    "own work": 0.5,  # of a technique
+    "passes": 0.2,
+    "passes head": 0.4,
+    "stage": 0.5,
+    "technique": 0.045,
+    "log size": 0.15,
+    "study": 0.7,  # another load may halve the speed
 }
 # Seeds move bytes: over 20 published records of three seeds and 16 MB the standard deviation is 5 kB
 # (median) and 72 kB at most (prior_art.md A5).
@@ -173,7 +195,9 @@ class Training:
 
     def _scale(self, progress: float) -> float:
         """Of every learning rate at this share of the budget."""
-        config, scale, hyper = self.resolved.config, 1.0, self.hyper
+        config = self.resolved.config
+        hyper = self.hyper
+        scale = 1.0
         if config.warmdown_iters:
             scale = min(1.0, (1.0 - progress) * config.iterations / config.warmdown_iters)
         for lr_scale in self.schedules:
@@ -253,6 +277,11 @@ class Rounded:
         return math.log(self.entropy(1.1) / self.entropy(1.0 / 1.1)) / (2.0 * math.log(1.1))
 
 
+def plain_entropy(columns: int, bits: float) -> float:
+    """Bits of an integer under its row's largest weight."""
+    return Rounded(bits, columns, 1.0).entropy()
+
+
 @functools.cache
 def largest_of(columns: int) -> float:
     """E max |w| / σ of so many normal weights."""
@@ -297,7 +326,8 @@ def pruned(matrices: Sequence[Rounded], elements: Sequence[int], fraction: float
     sigmas = [m.sigma for m in matrices]
     zeros = [within(0.5 * m.step / m.sigma) for m in matrices]
     wanted = fraction * sum(n * (1.0 - z) for n, z in zip(elements, zeros, strict=True))
-    low, high = 0.0, 8.0 * max(sigmas, default=0.0)
+    low = 0.0
+    high = 8.0 * max(sigmas, default=0.0)
 
     def fallen(edge: float) -> list[float]:
         return [max(0.0, within(edge / s) - z) for s, z in zip(sigmas, zeros, strict=True)]
@@ -308,13 +338,6 @@ def pruned(matrices: Sequence[Rounded], elements: Sequence[int], fraction: float
         low, high = (low, middle) if enough else (middle, high)
     shares = [min(0.99, f / max(1e-9, 1.0 - z)) for f, z in zip(fallen(low), zeros, strict=True)]
     return [replace(m, pruned=share) for m, share in zip(matrices, shares, strict=True)]
-
-
-def budgeted(bits: float, columns: int, share: float, low: float, high: float) -> float:
-    """Bits on the average of matrices whose bytes, under their rows' maxima, come to a share of those at
-    `bits`, between `low` and `high`."""
-    plain = Rounded(bits, columns, 1.0).entropy()
-    return min(high, max(low, bits - (1.0 - share) * plain))
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -329,6 +352,11 @@ def _largest(owner: Technique | None, role: str) -> float:
     return float(getattr(config, f"{role}_k", getattr(config, "matrix_k", 0.0)))
 
 
+def _fitted(largest: float, least: bool) -> float:
+    """It under a rule that fits it to bytes: the finest that is taken, or what makes the least bytes."""
+    return K_TIMES[1] * largest if least else max(K_TIMES[0] * largest, min(largest, FINEST_CLIP))
+
+
 def words_of(technique: Technique | None) -> str:
     """The technique and its settings that are words: they choose between methods."""
     if technique is None:
@@ -340,23 +368,19 @@ def words_of(technique: Technique | None) -> str:
 
 def stored_tensors(resolved: Resolved) -> Iterator[tuple[str, TensorSpec, float]]:
     """(technique or "", parameter, its bits; 0: as floats) of all that an artifact stores."""
-    owner, config = resolved.owner("bits"), resolved.config
-    own = resolved.techniques.get("layer_bits")
-    layers = own.chosen(config.num_layers) if own else ()  # type: ignore[attr-defined]
-    sensitive = resolved.techniques.get("sensitivity_bits")
+    owner = resolved.owner("bits")
+    shape = resolved.shape()
     for source, tensor in sourced_tensors(resolved):
         if tensor.role == "aux":
             continue  # of the training loss, not stored
         bits: float = (owner.bits(tensor.role) if owner else None) or 8
-        whole = len(tensor.shape) == 2 and tensor.numel >= config.quantize_min_numel and bits < 16
-        if tensor.role == "scalar" or not whole:
+        large = len(tensor.shape) == 2 and tensor.numel >= resolved.config.quantize_min_numel
+        if tensor.role == "scalar" or not large or bits >= 16:
             yield source, tensor, 0.0
             continue
-        if sensitive and tensor.role in ("attn", "mlp"):
-            c: Any = sensitive.config
-            bits = budgeted(bits, tensor.shape[1], c.budget_share, c.low, c.high)
-        if own and tensor.layer in layers and tensor.role in ("attn", "mlp"):
-            bits = float(own.config.bits)  # type: ignore[attr-defined]
+        entropy = functools.partial(plain_entropy, tensor.shape[1])
+        for technique in resolved.techniques.values():
+            bits = technique.planned_bits(tensor, bits, shape, entropy)
         yield source, tensor, bits
 
 
@@ -381,22 +405,22 @@ def rounded_kinds(
         if bits:
             largest = _largest(rule, tensor.role)
             if largest and rule and rule.aims_at_bytes:
-                fewest = max(K_TIMES[0] * largest, min(largest, FINEST_CLIP))
-                largest = K_TIMES[1] * largest if least else fewest
+                largest = _fitted(largest, least)
             floor = getattr(quantizer.config, "scale_floor", "") == "published" if quantizer else bits == 8
             sigma = training.sigma(tensor)
             matrix = Rounded(bits, tensor.shape[1], sigma, largest, floor and not largest)
             alike[source, tensor.role, tensor.shape, matrix] += 1
     elements = [count * math.prod(shape) for (_, _, shape, _), count in alike.items()]
     matrices = _pruned([matrix for *_, matrix in alike], elements, resolved.techniques.get("prune"), least)
-    awq = resolved.techniques.get("awq_lite")
+    awq: Any = resolved.techniques.get("awq_lite")
     found: dict[tuple[str, str, int], Kind] = {}
     for ((source, role, shape, _), count), matrix in zip(alike.items(), matrices, strict=True):
-        entropy, numel = matrix.entropy(), count * math.prod(shape)
+        entropy = matrix.entropy()
+        numel = count * math.prod(shape)
         stored = numel * entropy * float(np.interp(entropy, ENTROPIES, overheads)) / 8.0
         scales = count * ROW_SCALE_BYTES * shape[0]
         if awq and role in ("attn", "mlp"):
-            stored = _regrouped(stored, numel, shape[1], awq.config.group) + scales  # type: ignore[attr-defined]
+            stored = _regrouped(stored, numel, shape[1], awq.config.group) + scales
         kind = found.setdefault((source, role, round(matrix.bits)), Kind())
         kind.stored += stored + (EQUAL_SCALES if matrix.floor else 1.0) * scales
         kind.elements += numel / 8.0
@@ -433,15 +457,15 @@ def model_bill(resolved: Resolved, *, least: bool = False) -> Bill:
     plain = {"head": HEAD_BYTES, "scalar": 0.0, "half": 0.0}
     for _, tensor, bits in stored:
         if not bits:
-            kind, size = ("scalar", SCALAR_BYTES) if tensor.role == "scalar" else ("half", HALF_BYTES)
-            plain[kind] += size * tensor.numel
+            kind = "scalar" if tensor.role == "scalar" else "half"
+            plain[kind] += {"scalar": SCALAR_BYTES, "half": HALF_BYTES}[kind] * tensor.numel
     parts = [Part(amount, {name: 1.0}) for name, amount in plain.items() if amount]
     for name, cost in resolved.costs.items():
-        if cost.artifact_bytes > 0 and name != "awq_lite":
+        if cost.artifact_bytes > 0 and name != "awq_lite":  # whose columns are counted with their matrices
             parts.append(Part(cost.artifact_bytes, {f"own bytes:{name}": 1.0}))
     trained = [n for n, t in resolved.techniques.items() if t.stage != "quantize"]
     for (source, role, bits), kind in rounded_kinds(resolved, stored, least=least).items():
-        # what moves the entropy by so many bits, whatever it is, moves few bits most
+        # a factor that moves every entropy by the same bits moves the bytes of few bits most
         lift = min(MOST_LIFT, USUAL_BITS * kind.elements / kind.stored)
         sigma = kind.moved / kind.stored
         factors = {
@@ -485,10 +509,12 @@ def _second_bill(resolved: Resolved, amounts: Mapping[tuple[str, ...], float]) -
 
 def steps_bill(resolved: Resolved, steps: float) -> Bill:
     """Seconds of so many training steps, in FLOPs that the factor `machine` turns into seconds."""
-    config, shape = resolved.config, resolved.shape()
+    config = resolved.config
+    shape = resolved.shape()
     tokens = BACKWARD * steps * config.train_batch_tokens
     amounts: dict[tuple[str, ...], float] = {(n,): tokens * f for n, f in _work(resolved).items()}
-    orthogonal, params = 0.0, 0
+    orthogonal = 0.0
+    params = 0
     for _, tensor in sourced_tensors(resolved):
         params += tensor.numel
         if tensor.role in ("attn", "mlp", "matrix") and len(tensor.shape) == 2:
@@ -501,7 +527,8 @@ def steps_bill(resolved: Resolved, steps: float) -> Bill:
 
 def calibration_bill(resolved: Resolved) -> Bill | None:
     """Seconds of the calibration inside the training budget; None where nothing calibrates."""
-    shape, amounts = resolved.shape(), dict[tuple[str, ...], float]()
+    shape = resolved.shape()
+    amounts = dict[tuple[str, ...], float]()
     for name, cost in resolved.costs.items():
         if passes := cost.calibration_passes:
             forward = sum(_work(resolved).values())
@@ -515,14 +542,17 @@ def calibration_bill(resolved: Resolved) -> Bill | None:
 
 def train_bill(resolved: Resolved, steps: float) -> Bill:
     """Both: what the limit on training counts."""
-    bill, calibration = steps_bill(resolved, steps), calibration_bill(resolved)
+    bill = steps_bill(resolved, steps)
+    calibration = calibration_bill(resolved)
     return Bill((*bill.parts, *calibration.parts), bill.common) if calibration else bill
 
 
 def eval_bill(resolved: Resolved) -> Bill:
     """Seconds of the evaluation; with `val_tokens` 0 (all) per validation token: as good to calibrate."""
-    shape, tokens = resolved.shape(), float(resolved.config.val_tokens or 1)
-    work, total_passes = _work(resolved), 1.0
+    shape = resolved.shape()
+    tokens = float(resolved.config.val_tokens or 1)
+    work = _work(resolved)
+    total_passes = 1.0
     amounts: dict[tuple[str, ...], float] = {(name,): tokens * flops for name, flops in work.items()}
     for name, cost in resolved.costs.items():
         passes = max(0.0, cost.eval_passes)

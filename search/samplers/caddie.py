@@ -45,6 +45,7 @@ controller = functools.cache(ThreadpoolController)
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """The same with one BLAS thread: several wait for each other on small matrices, long on busy cores."""
 
     @functools.wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from techniques.base import Choice, Int, Shape, Technique, setting
+from techniques.base import Choice, Int, Shape, Technique, TensorSpec, setting
 
 LAYER_BITS = (3, 4, 5, 6, 7, 8)
 
@@ -54,6 +54,10 @@ class LayerBits(Technique):
 
     def check(self, shape: Shape) -> None:
         self.chosen(shape.num_layers)
+
+    def planned_bits(self, tensor: TensorSpec, bits: float, shape: Shape, entropy: Any) -> float:
+        own = tensor.role in ("attn", "mlp") and tensor.layer in self.chosen(shape.num_layers)
+        return self.config.bits if own else bits
 
     def tensor_bits(self, bits: dict[str, int], export: Any) -> dict[str, int]:
         layer_of = {n: int(m[1]) for n in export.roles if (m := re.match(r"blocks\.(\d+)\.", n))}

@@ -12,7 +12,7 @@ Source: "2 %" in PR #569 takes its threshold as a quantile of |q|, which is 0 (8
 so zeroes nothing; the selective ±1 of #609 and #1019 aims at 15.9 · 1024² = 16,672,358 bytes, above the cap,
 and never fires. Here bytes are decimal, zeros do not count, and a run that zeroes nothing is inactive. Never
 larger: if the file does not shrink, the tensors stay as they were. Cost: two packings for `fraction`, two to
-four for `target_bytes` of a large file. What we saw: studies/LOG.md, "quantisers on one trained model".
+six for `target_bytes` of a large file. What we saw: studies/LOG.md, "quantisers on one trained model".
 """
 
 from __future__ import annotations

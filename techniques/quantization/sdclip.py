@@ -8,10 +8,11 @@ nothing is clipped.
 With `target_bytes` all k are multiplied by one number, the least of MULTIPLES under which the whole
 submission, code and all, fits: above 1 where it would not fit, below 1 where bytes are left, but never below
 the multiple at which plain rounding errs least (from there on more is clipped than resolved). The entropy of
-some rows, rounded under each multiple, says how bytes fall, and the packings made so far, of
-tensors rounded and corrected anew, correct it: six at most where one of them fits. The file that is
-submitted is one of them; it spares 0.05 % of the target or 16 bytes, or what six packings leave. Where none
-fits, the report says so and which bytes can be reached. `fit_multiple` in the report is the number.
+some rows, rounded under each multiple, says how bytes fall, and the packings made so far, of tensors rounded
+and corrected anew, correct it. Of a small file up to 24 are made, until the next smaller multiple would not
+fit; of a large one six at most where one of them fits, and 0.05 % of the target is near enough. The file that
+is submitted is one of them. Where none fits, the report says so and which bytes can be reached.
+`fit_multiple` in the report is the number.
 
 Source: PR #1394 (k 12.85 at int6, 20 for the int8 embedding), #1412 (λ 0.175; 0.30 was worse), #1626 and
 #1855 (MLP 12.0 and 11.5, attention 13.0, embedding 14 or 15 at int7). Cost: none; with `target_bytes` a

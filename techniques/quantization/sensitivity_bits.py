@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from techniques._quant import entropy_bytes, hessian_error, round_rows
-from techniques.base import Choice, Float, Shape, Technique, setting
+from techniques.base import Choice, Float, Shape, Technique, TensorSpec, setting
 
 BITS = (3, 4, 5, 6, 7, 8)
 
@@ -94,6 +94,13 @@ class SensitivityBits(Technique):
                 f"`sensitivity_bits.low` must be below high, but got {self.config.low} and "
                 f"{self.config.high}. There is nothing to choose."
             )
+
+    def planned_bits(self, tensor: TensorSpec, bits: float, shape: Shape, entropy: Any) -> float:
+        """One bit fewer takes one off an integer's entropy."""
+        c = self.config
+        if tensor.role not in ("attn", "mlp"):
+            return bits
+        return min(float(c.high), max(float(c.low), bits - (1.0 - c.budget_share) * entropy(bits)))
 
     def tensor_bits(self, bits: dict[str, int], export: Any) -> dict[str, int]:
         c = self.config

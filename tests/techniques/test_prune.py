@@ -127,13 +127,13 @@ def test_few_packings_come_near_a_size_where_the_codec_jumps(monkeypatch: pytest
     size_of = functools.cache(lambda count: 1000 + len(pack(candidates.pruned(count), {}, codec)))
     candidates = prune.Candidates(items(rows=1024), True)
     codec = BrotliShuffleCodec(1, 11)
-    for share in (0.5, 0.85):
+    for share, spared in ((0.4, 0.01), (0.5, 0.0005), (0.85, 0.0005), (0.9, 0.01), (0.95, 0.03)):
         target = round(size_of(0) - share * (size_of(0) - size_of(candidates.total)))
         search = ByteSearch(
             target, candidates.total, prune.EntropyOfCount(candidates).bytes, size_of, {0: size_of(0)}
         )
         found = search.run()
-        assert 0 <= target - search.sizes[found] <= 0.005 * target, search.sizes
+        assert 0 <= target - search.sizes[found] <= spared * target, search.sizes
         assert len(search.sizes) <= PACKINGS
 
 

@@ -3,7 +3,9 @@ happens where nothing can be compiled."""
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,10 +15,10 @@ from techniques._windows import score_sliding, windows
 from techniques.base import Unavailable
 from techniques.config import Config
 from tests.conftest import run_trainer
-from tests.techniques.evaluation_rig import single, tiny_model, tiny_tokens
+from tests.techniques.evaluation_rig import StubWorld, on_ranks, single, tiny_model, tiny_tokens
 from train_gpt import Evaluation
 from trainer import scoring as _scoring
-from trainer.scoring import CompiledHidden, compile_scoring, nats_of
+from trainer.scoring import CompiledHidden, compile_scoring, nats_of, score_of
 from trainer.world import compiled_or_eager
 
 
@@ -182,3 +184,29 @@ def test_the_bpb_chain_ends_at_the_score(tiny: dict[str, str], tmp_path):
     assert dict(again["bpb_chain"])["packed"] == links["packed"]
     assert again["bpb_chain"] == result["bpb_chain"][:3]  # the plain score is the packed model's
     assert again["val_bpb"] == pytest.approx(links["packed"], rel=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [32, 1 << 20])
+def test_a_score_is_of_all_ranks_and_of_every_position(monkeypatch: pytest.MonkeyPatch, at_once: int):
+    """Bytes that sum far beyond 16 bits, ranks without a position, a count beyond the end; and bytes that are
+    missing, whole pieces of them too, are an error and no smaller score."""
+    monkeypatch.setattr(_scoring, "SUMMED_AT_ONCE", at_once)
+    tokens = tiny_tokens(95).to(torch.uint16)
+    data = SimpleNamespace(target_bytes=lambda told: np.full(told.size - 1, 65_535, np.uint16))
+
+    def scores(world: StubWorld) -> list[Any]:
+        run = Evaluation(tiny_model(), tokens, 32, 4, world)  # type: ignore[arg-type]
+        train_gpt.PlainScorer().score(run)
+        return [run.result(data), *(score_of(run, data, count) for count in (40, 10**6))]  # type: ignore[arg-type]
+
+    alone = scores(StubWorld())
+    assert [(s.tokens, s.bytes) for s in alone] == [(n, 65_535 * n) for n in (95, 40, 95)]
+    for found in on_ranks(5, scores):
+        assert [(s.tokens, s.bytes) for s in found] == [(s.tokens, s.bytes) for s in alone]
+        assert [s.val_bpb for s in found] == pytest.approx([s.val_bpb for s in alone])
+    run = Evaluation(tiny_model(), tokens, 32, 4, single())
+    train_gpt.PlainScorer().score(run)
+    for there in (0, 64, 94):
+        short: Any = SimpleNamespace(target_bytes=lambda told, n=there: np.ones(n, np.uint16))
+        with pytest.raises(ValueError, match=f"there are {there} of 95. Export the data again"):
+            run.result(short)

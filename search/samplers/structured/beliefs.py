@@ -239,7 +239,7 @@ class Beliefs:
             early = np.array([self.sign * t.intermediate_values[step] for t in like])
             final = np.array([self.sign * float(t.value or 0.0) for t in like])
             off, rest = early - early.mean(), final - final.mean()
-            slope = float(off @ rest) / max(float(off @ off), 1e-18)
+            slope = float(off @ rest) / (float(off @ off) or 1.0)
             scatter = float((rest - slope * off).std())
             ahead = float(np.clip(report, early.min(), early.max()) - early.mean())
             expected = float(final.mean()) + slope * ahead

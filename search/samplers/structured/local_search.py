@@ -60,7 +60,7 @@ def climb(starts: Array, score: Score, moves: Moves, *, rng: np.random.Generator
         for k, b, s, j, t in zip(live, batch, scored, joint, both, strict=True):
             options, costs = np.concatenate([j, b[0]]), np.concatenate([t, s])
             best = int(np.argmin(costs))
-            if costs[best] < values[k] - 1e-12:
+            if costs[best] < values[k] - min(1e-12, 1e-6 * float(np.ptp(costs))):
                 rows[k], values[k] = options[best], costs[best]
             else:
                 alive.discard(k)

@@ -424,7 +424,7 @@ def log_gain(beliefs: Beliefs, rows: Array) -> Array:
     model, mean = beliefs.objective.model, beliefs.objective.mean
     assert mean is not None
     columns = beliefs.columns_of(rows)
-    sd = np.sqrt(model.variance(columns)) + 1e-12
+    sd = np.sqrt(model.variance(columns)) + min(1e-12, 1e-6 * model.scale)
     expected = mean(columns) + PENALTY * model.scale * beliefs.excess(columns)
     best = float(mean(beliefs.columns[beliefs.incumbents(1)])[0])
     return np.log(sd) + log_improvement((best - expected) / sd)

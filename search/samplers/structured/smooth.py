@@ -41,7 +41,8 @@ NOISE = math.log(1e-4)  # and of the noise's variance
 NOISE_WIDTH = 3.0
 LEAST_NOISE = math.log(1e-8)
 NEWEST = 5  # complete trials whose feasibility tells whether it may go on
-ROUNDING = 1e-12  # of a kernel's trace: what the Cholesky decomposition needs to be defined
+ROUNDING = 1e-12  # of a kernel's trace, which the Cholesky decomposition needs to be defined; of values
+TINY = 1e-100  # beside which no values are told apart
 BENDS = (math.inf, 1.0, 0.1, 0.01)  # of the values, see `bent`
 FIT_STEPS = 30  # of L-BFGS
 WIDE = 20.0  # active parameters beyond which its chance falls, by the square: long steps of many fail more
@@ -225,11 +226,12 @@ def log_improvement(z: Array) -> Array:
 
 def bent(y: Array, share: float) -> tuple[Array, Array]:
     """(log(share + how far each y is above the lowest, over that of the first ones' median), its derivative
-    [n]) of y [n]; y itself for a share of inf. The unit is of the first values: one that shrank with the
-    search would resolve ever less, and let nothing be expected below it: no needle."""
-    first = y[:LEAST]
-    unit = float(np.median(first) - first.min())
-    if share == math.inf or unit <= 0.0:
+    [n]) of y [n]; y itself for a share of inf, and where the unit is rounding. The unit is of the first
+    values: one that shrank with the search would resolve ever less, and let nothing be expected below it: no
+    needle."""
+    low, middle = float(y[:LEAST].min()), float(np.median(y[:LEAST]))
+    unit = middle - low
+    if share == math.inf or unit <= max(TINY, ROUNDING * abs(low), ROUNDING * abs(middle)):
         return y, np.ones(len(y))
     away = share + (y - y.min()) / unit
     return np.log(away), 1.0 / (away * unit)
@@ -240,7 +242,7 @@ def normal_bend(y: Array) -> float:
 
     def loss(share: float) -> float:
         values, slope = bent(y, share)
-        return math.log(float(values.std()) + 1e-12) - float(np.log(slope).mean())
+        return math.log(max(TINY, float(values.std()))) - float(np.log(slope).mean())
 
     return min(BENDS, key=loss)
 
@@ -300,7 +302,8 @@ class Smooth:
         if logs.bend < math.inf:
             other = foretold(logs, data)
             if other[whole].sum() > own[whole].sum():
-                self.process, own = logs, other
+                self.process = logs
+                own = other
         rival = self._surrogate(model, count, plain)
         flat = left_out(triangle(np.ones((count, count)), 1.0 + plain.extra), plain.y)
         narrow = min(1.0, WIDE / plain.alive) ** 2

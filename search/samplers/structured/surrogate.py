@@ -340,11 +340,13 @@ class Surrogate:
 
 
 def settled(values: Array) -> Array:
-    """Values with a far upper tail pulled in: one hopeless run must not set the scale of all others."""
+    """Values with a far upper tail pulled in: one hopeless run must not set the scale of all others. Where
+    most are equal, the scale is how far the best is below them; where none is, nothing is pulled."""
     if len(values) < 8:
         return values
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.75])
-    return np.minimum(values, high + 2.0 * max(high - low, middle - low, 1e-12))
+    spread = max(high - low, middle - low) or high - values.min() or np.ptp(values)
+    return np.minimum(values, high + 2.0 * spread)
 
 
 def triangle(kernel: Array, noise: Array) -> Array:

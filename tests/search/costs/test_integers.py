@@ -13,9 +13,20 @@ import pytest
 import zstandard
 
 import train_gpt
-from search.costs.bills import ENTROPIES, OVERHEAD, Rounded, budgeted, gaussian_bits, pruned, stored_tensors
+from search.costs.bills import (
+    ENTROPIES,
+    K_TIMES,
+    OVERHEAD,
+    Rounded,
+    gaussian_bits,
+    plain_entropy,
+    pruned,
+    stored_tensors,
+)
 from techniques import catalog
+from techniques.base import claims
 from techniques.config import resolve
+from techniques.quantization.sdclip import MULTIPLES
 from trainer.artifact import RoundToNearest
 from trainer.seams import Seams
 
@@ -73,10 +84,30 @@ def test_pruning_takes_the_least_of_all_matrices() -> None:
     assert matrices[2].ones() == pytest.approx((ones == 1).sum() / (ones > 0).sum(), abs=0.01)
 
 
+def test_what_changes_bits_tells_them_beforehand() -> None:
+    moving = [t for t in catalog.metadata().values() if "tensor_bits" in claims(t)]
+    assert len(moving) > 1 and all("planned_bits" in vars(technique) for technique in moving)
+
+
+def test_a_fit_to_bytes_has_the_range_of_the_technique() -> None:
+    assert K_TIMES == MULTIPLES
+
+
 def test_a_budget_of_bits_is_met_on_the_average() -> None:
-    at = {b: Rounded(b, 512, 1.0).entropy() for b in (5, 6, 7, 8)}
-    assert budgeted(8, 512, at[6] / at[8], 4, 8) == pytest.approx(6.0, abs=0.1)
-    assert budgeted(8, 512, 1.1, 4, 8) == 8.0 and budgeted(5, 512, 0.2, 4, 8) == 4.0
+    known = catalog.metadata()
+
+    def planned(bits: int, share: float, **more: Any) -> set[tuple[str, float]]:
+        told = {"gptq": True, "mixed_bits": True, "mixed_bits.attn_bits": bits, "mixed_bits.mlp_bits": bits}
+        told |= {"sensitivity_bits": True, "sensitivity_bits.budget_share": share} | more
+        found = stored_tensors(resolve({"file": told}, known))
+        return {(t.role, round(b, 1)) for _, t, b in found if t.shape[-1] == 512 and t.role == "attn"}
+
+    at = {b: plain_entropy(512, b) for b in (6, 8)}
+    assert planned(8, at[6] / at[8]) == {("attn", 6.0)}
+    assert planned(8, 1.1) == {("attn", 8.0)} and planned(5, 0.2) == {("attn", 4.0)}
+    assert planned(8, 0.9, **{"layer_bits": True, "layer_bits.bits": 3, "layer_bits.middle": 9}) == {
+        ("attn", 3.0)
+    }
 
 
 def test_the_codecs_take_as_much_over_the_entropy_as_the_table_says() -> None:

@@ -32,7 +32,8 @@ def test_the_settings_of_optimisers_are_the_trainers() -> None:
 
 def test_rates_need_no_torch() -> None:
     """Every technique that moves a rate tells so without its whole module."""
-    light, whole = catalog.metadata(), catalog.runtime()
+    light = catalog.metadata()
+    whole = catalog.runtime()
     moving = [n for n, t in light.items() if set(claims(t)) & set(SEAMS)]
     assert {"warmdown", "batch_schedule", "adam_groups", "layer_rates", "muon_details"} <= set(moving)
     for name in moving:
@@ -47,21 +48,16 @@ def test_each_matrix_has_the_rate_of_its_group() -> None:
     settings |= {"layer_rates": True, "layer_rates__early": 2.0, "layer_rates__late": 0.7}
     settings |= {"layer_rates__split": 1, "bigram_hash": True, "value_embedding": True}
     run = run_of(catalog.runtime(), **settings)
-    training, seams, hyper = Training(run), Seams(run), seams_hyper(run)
+    training = Training(run)
+    seams = Seams(run)
     model = train_gpt.build_model(run, seams=seams)
+    hyper = seams.chain("hyper", muon.Hyper())
     optimizers = train_gpt.build_optimizers(model, run.config, hyper, World(run.config))
     groups = [g for o in optimizers for g in o.param_groups]
     found = Counter((tuple(p.shape), round(g["lr"], 9)) for g in groups for p in g["params"] if p.ndim == 2)
     told = [(t.shape, round(training.rate(t), 9)) for _, t in sourced_tensors(run) if len(t.shape) == 2]
     matrices = Counter(one for one in told if min(one[0]) > 8)
     assert matrices and all(found[one] == count for one, count in matrices.items())
-
-
-def seams_hyper(run: Any) -> Any:
-    hyper = muon.Hyper()
-    for technique in run.techniques.values():
-        hyper = technique.hyper(hyper) if "hyper" in claims(technique) else hyper
-    return hyper
 
 
 def test_a_way_is_the_sum_of_the_rates() -> None:

@@ -29,6 +29,7 @@ from search.samplers.caddie import CaddieSampler
 from search.samplers.structured.beliefs import Beliefs, bounded
 from search.samplers.structured.rows import RECENT, Interval, Rows, learn_rules, space_of
 from search.samplers.structured.sampler import Prior, StructuredSampler
+from search.samplers.structured.surrogate import settled
 from search.study.limits import set_all, violations
 from tests.search.samplers.test_caddie import SPACE, bpb, rig
 
@@ -557,3 +558,29 @@ def test_it_needs_numpy_scipy_and_optuna_only() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [], done.stdout
+
+
+@pytest.mark.parametrize("shape", [float, lambda v: math.exp(20.0 * v)], ids=["plain", "wide"])
+def test_the_unit_of_the_values_changes_no_proposal(shape: Callable[[float], float]) -> None:
+    """Not even far below 1e-12: no threshold is a number of somebody's unit."""
+
+    def proposed(power: int) -> list[dict[str, Any]]:
+        study = optuna.create_study(sampler=StructuredSampler(seed=3))
+        for _ in range(16):
+            trial = study.ask()
+            a, b, c = (trial.suggest_float(name, 0.0, 1.0) for name in "abc")
+            kind = trial.suggest_categorical("kind", [1, 2, 3])
+            loss = (a - 0.3) ** 2 + (b - 0.6) ** 2 * c + 0.1 * kind * a
+            study.tell(trial, math.ldexp(shape(loss), power))
+        return [trial.params for trial in study.trials]
+
+    plain = proposed(0)
+    assert all(proposed(power) == plain for power in (-200, -45, 60))
+
+
+def test_one_hopeless_value_among_equal_ones_keeps_its_place_above_them() -> None:
+    for level in (0.0, 1.0, 1e6, -1e9):
+        equal = np.full(20, level)
+        assert settled(np.append(equal, level + 5.0))[-1] == level + 5.0
+        found = settled(np.array([level - 1.0, *equal, level + 1e3]))
+        assert found[0] == level - 1.0 and found[-1] == level + 2.0

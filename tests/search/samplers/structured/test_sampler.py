@@ -366,7 +366,8 @@ def test_seconds_are_asked_of_what_is_admitted_alone(few: bool) -> None:
     """Where uniform draws and every climb are refused, one is proposed all the same: a configuration that
     contradicts itself has no predicted seconds."""
     dists: dict[str, BaseDistribution] = {n: FloatDistribution(0.0, 1.0) for n in ("lr", "dim", "stride")}
-    rng, study = np.random.default_rng(0), optuna.create_study()
+    rng = np.random.default_rng(0)
+    study = optuna.create_study()
     seen: list[dict[str, float]] = []
     for _ in range(4 if few else 14):
         seen.append({n: float(rng.uniform()) for n in dists})

@@ -19,6 +19,7 @@ from optuna.distributions import (
 from optuna.trial import create_trial
 
 from benchmarks.problems.problem_set import PROBLEMS, branin
+from search.samplers.caddie import one_thread
 from search.samplers.structured.rows import Rows
 from search.samplers.structured.sampler import Prior, StructuredSampler
 from search.samplers.structured.smooth import Process, Smooth, bent, left_out, log_improvement, normal_bend
@@ -100,6 +101,19 @@ def test_values_are_bent_only_where_that_makes_them_more_like_normal_ones() -> N
     assert normal_bend(-np.exp(rng.standard_normal(50))) == math.inf
     assert normal_bend(54.0 + np.exp(3.0 * rng.standard_normal(50))) == 0.01
     assert normal_bend(np.array([1.0, 1.0, 1.0, 1.0, 5.0])) == math.inf  # no unit to measure by
+
+
+def test_rounding_is_no_unit_and_a_small_scale_is_one() -> None:
+    """Else equal first trials would be told apart by their last bits, and a unit of 1e-300 would overflow."""
+    late = np.random.default_rng(11).uniform(0.0, 1.0, 40)
+    for first in (1.0 + 2.3e-16 * np.arange(10), 1e-300 * np.arange(10), -1e6 + 1e-10 * np.arange(10)):
+        y = np.asarray([*first, *(late * 1e100)], dtype=np.float64)
+        with np.errstate(all="raise", under="ignore"):
+            assert np.array_equal(bent(y, 0.01)[0], y) and normal_bend(y) == math.inf
+    normal, wide = (np.random.default_rng(12).standard_normal(50) for _ in range(2))
+    for scale in (1e-60, 1e-12, 1.0, 1e60):
+        assert normal_bend(scale * normal) == math.inf
+        assert normal_bend(scale * np.exp(3.0 * wide)) == 0.01
 
 
 def test_the_unit_of_bent_values_does_not_shrink_as_the_search_closes_in() -> None:
@@ -262,10 +276,12 @@ def test_choices_that_nobody_tried_get_their_trials() -> None:
     assert solved_by(StructuredSampler(seed=1), objective, 45) < 0.1 or len(tried) >= 25
 
 
+@one_thread  # as search.py asks; what waits for another thread is no work of an ask
 def test_an_ask_at_200_trials_of_163_parameters_stays_cheap_with_the_process() -> None:
     """Few gates on, 39 active parameters: it is asked. CPU seconds, of which a mean of 0.1 was measured."""
     rng = np.random.default_rng(0)
-    off, on = CategoricalDistribution((False, True)), FloatDistribution(0.0, 1.0)
+    off = CategoricalDistribution((False, True))
+    on = FloatDistribution(0.0, 1.0)
     below = {f"g{k}": [f"g{k}.x{j}" for j in range(6 if k < 23 else 0)] for k in range(25)}
     sampler = StructuredSampler(seed=0, tpe_share=0.0)
     study = optuna.create_study(sampler=sampler)
