@@ -229,7 +229,7 @@ class _Candidate:
     places: Array
 
     @functools.cached_property
-    def codes(self) -> Array:
+    def codes(self) -> Codes:
         """Of a categorical: its choices counted from 1, and 0 where it is not. [examples]"""
         return np.where(np.isnan(self.places), 0, self.places - INACTIVE_CODE).astype(np.int64)
 
