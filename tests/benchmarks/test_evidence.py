@@ -172,7 +172,7 @@ def test_contradictory_settings_cost_no_trial(table: Table) -> None:
     refused = []
 
     def run(params: Any, rng: np.random.Generator) -> dict[str, float]:
-        if params["matrix_lr"] == 0.09 and len(refused) < 3:
+        if params["matrix_lr"] == 0.12 and len(refused) < 3:
             refused.append(params)
             raise ValueError("contradiction")
         return dict(problem.run(params, rng))

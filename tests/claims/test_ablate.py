@@ -359,7 +359,8 @@ def test_greedy_keeps_what_helps_until_nothing_does(tmp_path: Path, trains: Call
 
 
 def test_greedy_that_finds_nothing_says_so(tmp_path: Path, trains: Callable[..., None]) -> None:
-    trains(effects_of({"ln_scale": 0.1}), sd=0.001)
+    """Without noise: the seeds change with the code, and one draw in some hundred finds what is not there."""
+    trains(effects_of({"ln_scale": 0.1}), sd=0.0)
     text, path = selected(tmp_path, "ln_scale,smear_gate")
     assert not path.steps and path.claim is None
     flat = " ".join(text.split())
