@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import weakref
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from corpus.bpb import ByteLuts, count_bytes
 from search.report.rows import memory_text
@@ -20,7 +22,7 @@ from tests.conftest import run_trainer
 from tests.techniques.evaluation_rig import TINY, single, tiny_model
 from train_gpt import Evaluation, quantize, validation_tokens
 from trainer import scoring
-from trainer.attention import blocked
+from trainer.attention import BLOCK, blocked
 from trainer.machine import resident_peak
 from trainer.scoring import SAMPLE, score_again, score_of
 from trainer.seams import Seams
@@ -31,7 +33,11 @@ pytestmark = pytest.mark.skipif(not resident_peak()[1], reason="only Linux count
 
 
 def peak_of(work: Any, *arguments: Any) -> int:
-    """Bytes that this process held at most beyond what it held before."""
+    """Bytes that this process held at most beyond what it held before; what earlier tests freed and the
+    allocator kept is given back first, or `work` would be held in that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
     resident_peak()
     before, _ = resident_peak()
     kept = work(*arguments)
@@ -109,7 +115,7 @@ def test_an_evaluation_keeps_a_few_bytes_of_a_token_whatever_its_number() -> Non
     evaluated(1_000)
     small = peak_of(evaluated, 1_000_000)
     large = peak_of(evaluated, 17_000_000)
-    assert (large - small) / 16_000_000 < 13
+    assert (large - small) / 16_000_000 < 15
 
 
 def test_sums_of_pieces_are_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,11 +179,29 @@ def test_hessians_go_when_the_integers_stand(monkeypatch: pytest.MonkeyPatch) ->
     assert len(held) > 10 and all(hessian() is None for hessian in held)
 
 
+class Softmaxes(TorchDispatchMode):
+    """The most results of a softmax that were held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[torch.Tensor]] = []
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "softmax" in str(func):
+            self.made.append(weakref.ref(out))
+            self.most = max(self.most, sum(one() is not None for one in self.made))
+        return out
+
+
 def test_attention_without_a_backward_pass_keeps_no_weights() -> None:
-    """A batch of an evaluation is 524,288 tokens: their weights would be 8 GB a layer."""
-    q, k, v = (torch.randn(8, 2048, heads, 64).bfloat16() for heads in (8, 4, 4))
-    weights = 8 * 8 * 2048 * 2048  # bytes: half of the square, two each
-    with torch.no_grad():
-        blocked(q, k, v)  # the library's own buffers
-        assert peak_of(blocked, q, k, v) < weights / 2
-    assert peak_of(blocked, q.requires_grad_(), k, v) > weights / 2
+    """A batch of an evaluation is 524,288 tokens: their weights would be 8 GB a layer. Results are counted: the
+    process's memory says more of the allocator's gaps."""
+    q, k, v = (torch.randn(1, 512, heads, 16).bfloat16() for heads in (4, 2, 2))
+    with torch.no_grad(), Softmaxes() as held:
+        blocked(q, k, v)
+    assert len(held.made) == 512 // BLOCK and held.most <= 2
+    with Softmaxes() as held:
+        blocked(q.requires_grad_(), k, v)
+    assert held.most == 512 // BLOCK
