@@ -196,8 +196,8 @@ class Softmaxes(TorchDispatchMode):
 
 
 def test_attention_without_a_backward_pass_keeps_no_weights() -> None:
-    """A batch of an evaluation is 524,288 tokens: their weights would be 8 GB a layer. Results are counted: the
-    process's memory says more of the allocator's gaps."""
+    """A batch of an evaluation is 524,288 tokens: their weights would be 8 GB a layer. Results are counted:
+    the process's memory says more of the allocator's gaps."""
     q, k, v = (torch.randn(1, 512, heads, 16).bfloat16() for heads in (4, 2, 2))
     with torch.no_grad(), Softmaxes() as held:
         blocked(q, k, v)
