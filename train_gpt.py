@@ -47,7 +47,7 @@ from corpus import shards
 from corpus.bpb import usable_tokens
 from corpus.tokenizer import BOS_ID
 from techniques import catalog
-from techniques.base import Batch, Shape, Technique, Unavailable
+from techniques.base import Batch, Hyper, Shape, Technique, Unavailable
 from techniques.config import Config, Resolved, batch_at, codes, digest, source_files, stage_keys
 from techniques.parts import Averager, MatrixOptimizer, Quantizer, Scorer
 from techniques.settings import help_text, settings_from
@@ -55,7 +55,7 @@ from trainer.artifact import Packed, RoundToNearest, ZlibCodec, num_changed, pac
 from trainer.attention import Attend, pick_attention
 from trainer.audit import implausible
 from trainer.machine import end_process
-from trainer.muon import Hyper, Muon, newton_schulz
+from trainer.muon import Muon, newton_schulz
 from trainer.parameters import Linear, load_weights, parameter, swapped
 from trainer.reporter import Log, Reporter
 from trainer.scoring import Meter, Score, TokenView, compile_scoring, score_again, score_changed, score_of
@@ -189,12 +189,15 @@ class Rotary(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = (t[: q.size(1)].to(q.dtype) for t in (self.cos, self.sin))
-        tables = torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
+        cos = self.cos[: q.size(1)].to(q.dtype)
+        sin = self.sin[: q.size(1)].to(q.dtype)
+        cos = torch.cat((cos, cos), dim=-1)
+        sin = torch.cat((sin, -sin), dim=-1)
 
         def turn(x: Tensor) -> Tensor:
-            cos, sin = (t.expand_as(x[0]).contiguous() for t in tables)  # of all heads: long rows are quick
-            return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+            """Whole rows of all heads at once: long rows are quick."""
+            rolled = x.roll(x.size(-1) // 2, dims=-1)
+            return x * cos.expand_as(x[0]).contiguous() + rolled * sin.expand_as(x[0]).contiguous()
 
         return turn(q), turn(k)
 

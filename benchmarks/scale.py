@@ -55,7 +55,7 @@ from search.trainers.process import Job, Outcome
 from search.workers import worker as worker_module
 from search.workers.worker import Worker
 from techniques import catalog
-from techniques.base import claims
+from techniques.base import Hyper, claims
 from techniques.config import Resolved, resolve
 from tests.search.db_helpers import server_pids, server_place
 
@@ -434,7 +434,7 @@ def step_ms(settings: dict[str, Any], repeats: int = 3) -> float:
     import torch
 
     import train_gpt
-    from trainer.muon import Hyper, Muon
+    from trainer.muon import Muon
     from trainer.seams import Seams
 
     resolved = resolve({"file": BASE | settings}, catalog.runtime())

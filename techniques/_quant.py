@@ -377,7 +377,8 @@ class ByteSearch:
         near, *others = sorted(self.sizes, key=lambda s: abs(self.sizes[s] - self.target))
         low, fitting = self.bounds()
         if fitting is not None and low >= 0:
-            near, *others = fitting, low
+            near = fitting
+            others = [low]
         slope = 1.0
         for other in others:
             apart = self.estimate(near) - self.estimate(other)
@@ -412,9 +413,11 @@ class ByteSearch:
             elif len(self.sizes) >= self.most:
                 return fitting
             high = self.last if fitting is None else fitting - 1
-            creeps = fitting is not None and low >= 0 and 2 * (high - low) > width
+            beside = fitting is not None and low >= 0
+            creeps = beside and 2 * (high - low) > width
             step = (low + 1 + high) // 2 if creeps else self.first_below(self.aim(), low + 1, high)
-            width = high - low if fitting is not None and low >= 0 else width
+            if beside:
+                width = high - low
             self.guessed[step] = round(self.expected(step))
             self.sizes[step] = self.measure(step)
 

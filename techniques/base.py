@@ -148,6 +148,29 @@ def check_value(name: str, value: Any, like: dataclasses.Field[Any]) -> None:
         raise ValueError(f"`{name}` must lie in {bounds}, but got {value!r}: {like.metadata['doc']}.")
 
 
+# ---- optimisers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Optimiser settings behind the learning rates; techniques change them at the seam `hyper`."""
+
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85  # linear to muon_momentum over the warm-up
+    muon_momentum_warmup_steps: int = 500
+    muon_ns_steps: int = 5  # Newton–Schulz iterations
+    muon_weight_decay: float = 0.0  # decoupled: p ← p·(1 − lr·wd)
+    adam_weight_decay: float = 0.0  # scalars and vectors
+    embed_weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    lr_mults: tuple[tuple[str, float], ...] = ()  # role -> multiple of its learning rate
+    layer_mults: tuple[int, float, float] = (0, 1.0, 1.0)  # of Muon's: below this layer, from it on
+    cautious_decay: bool = False  # of Muon's: only where the update has the weight's sign
+    lr_mult: float = 1.0  # the same of all, now
+
+
 # ---- costs -----------------------------------------------------------------------------------------------
 
 
@@ -464,7 +487,7 @@ class Technique:
 
     @chain("optimiser settings")
     def hyper(self, hyper: Any) -> Any:
-        """train_gpt.Hyper (frozen optimiser settings) -> Hyper."""
+        """Frozen Hyper -> Hyper, once a run."""
 
     @chain("the steps' settings", every_step=True)
     def hyper_at(self, hyper: Any, progress: float) -> Any:

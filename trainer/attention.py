@@ -38,7 +38,9 @@ class BlockedAttention(torch.autograd.Function):
         before = k.size(1) - t
         kv_heads = k.size(2)
         scale = q.size(3) ** -0.5
-        q, k, v = (by_group(x, kv_heads) for x in (q * scale, k, v))
+        q = by_group(q * scale, kv_heads)
+        k = by_group(k, kv_heads)
+        v = by_group(v, kv_heads)
         group = q.size(1) // t
         future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
         y = torch.empty_like(q)
@@ -76,8 +78,7 @@ class BlockedAttention(torch.autograd.Function):
             dq[:, rows] = torch.bmm(ds, k[:, :seen])
             dk[:, :seen] += torch.bmm(ds.mT, q[:, rows])
         dq = by_position(dq * scale, t, kv_heads)
-        dk, dv = (by_position(x, x.size(1), kv_heads) for x in (dk, dv))
-        return dq, dk, dv
+        return dq, by_position(dk, dk.size(1), kv_heads), by_position(dv, dv.size(1), kv_heads)
 
 
 def by_group(x: Tensor, kv_heads: int) -> Tensor:

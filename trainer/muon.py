@@ -1,37 +1,15 @@
 """Muon: momentum, then the nearest semi-orthogonal matrix by Newton–Schulz (K. Jordan et al.).
 
-Techniques wrap or replace the iteration through `Muon.orthogonalize` (seam `orthogonalize`). `Hyper`: the
-settings of every optimiser.
+Techniques wrap or replace the iteration through `Muon.orthogonalize` (seam `orthogonalize`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Hyper:
-    """Optimiser settings behind the learning rates; techniques change them at the seam `hyper`."""
-
-    muon_momentum: float = 0.95
-    muon_momentum_start: float = 0.85  # linear to muon_momentum over the warm-up
-    muon_momentum_warmup_steps: int = 500
-    muon_ns_steps: int = 5  # Newton–Schulz iterations
-    muon_weight_decay: float = 0.0  # decoupled: p ← p·(1 − lr·wd)
-    adam_weight_decay: float = 0.0  # scalars and vectors
-    embed_weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    adam_eps: float = 1e-8
-    lr_mults: tuple[tuple[str, float], ...] = ()  # role -> multiple of its learning rate
-    layer_mults: tuple[int, float, float] = (0, 1.0, 1.0)  # of Muon's: below this layer, from it on
-    cautious_decay: bool = False  # of Muon's: only where the update has the weight's sign
-    lr_mult: float = 1.0  # the same of all, now
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:

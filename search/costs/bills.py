@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from search.costs.factors import Bill, CostModel, Learnt, Part, read_prior
-from techniques.base import Choice, Technique, TensorSpec, claims
+from techniques.base import Choice, Hyper, Technique, TensorSpec, claims
 from techniques.config import Resolved
 
 PRIOR = Path(__file__).with_name("prior.json")
@@ -153,26 +153,6 @@ def _sizes(resolved: Resolved) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """trainer.muon.Hyper, without torch: what techniques change at the seams `hyper` and `hyper_at`."""
-
-    muon_momentum: float = 0.95
-    muon_momentum_start: float = 0.85
-    muon_momentum_warmup_steps: int = 500
-    muon_ns_steps: int = 5
-    muon_weight_decay: float = 0.0
-    adam_weight_decay: float = 0.0
-    embed_weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    adam_eps: float = 1e-8
-    lr_mults: tuple[tuple[str, float], ...] = ()
-    layer_mults: tuple[int, float, float] = (0, 1.0, 1.0)
-    cautious_decay: bool = False
-    lr_mult: float = 1.0
-
-
 class Training:
     """One run's rates: σ of any of its matrices."""
 
@@ -260,7 +240,8 @@ class Rounded:
 
     def ones(self) -> float:
         """Share of ±1 among the integers that are no zeros."""
-        zero, one = (within(edge * self.step / self.sigma) for edge in (0.5, 1.5))
+        zero = within(0.5 * self.step / self.sigma)
+        one = within(1.5 * self.step / self.sigma)
         return min(0.99, (one - zero) / max(1e-9, 1.0 - zero))
 
     def entropy(self, wider: float = 1.0) -> float:
@@ -397,7 +378,9 @@ def rounded_kinds(
     resolved: Resolved, tensors: Iterable[tuple[str, TensorSpec, float]], *, least: bool
 ) -> dict[tuple[str, str, int], Kind]:
     """(source, role, bits) -> what the matrices come to that are stored as integers."""
-    quantizer, rule, codec = (resolved.owner(slot) for slot in ("quantizer", "row_scale", "codec"))
+    quantizer = resolved.owner("quantizer")
+    rule = resolved.owner("row_scale")
+    codec = resolved.owner("codec")
     overheads = OVERHEAD.get(codec.name if codec else "", OVERHEAD[""])
     training = Training(resolved)
     alike: Counter[tuple[str, str, tuple[int, ...], Rounded]] = Counter()

@@ -104,7 +104,8 @@ class PerGroupCodec:
             return self.stream(tensors, orders)
         step = sum(q.size for q in tensors) // TRIED * 4 or 1
         few = [q[:, ::step] for q in tensors]
-        plain, found = self.stream(few, []), self.stream(few, orders)
+        plain = self.stream(few, [])
+        found = self.stream(few, orders)
         pays = step * (len(plain[1]) - len(found[1])) > len(self.squeeze(found[0][1:]))
         if step > 1:
             return self.stream(tensors, orders if pays else [])

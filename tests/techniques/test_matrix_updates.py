@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import train_gpt
+from techniques.base import Hyper
 from techniques.config import Config
 from techniques.optimizer.cautious_decay import CautiousDecay
 from techniques.optimizer.grad_centralize import GradCentralize
 from techniques.optimizer.layer_rates import LayerRates
 from tests.techniques.model_rig import settle
-from trainer.muon import Hyper, Muon, newton_schulz
+from trainer.muon import Muon, newton_schulz
 from trainer.seams import Seams
 
 

@@ -229,7 +229,8 @@ def bent(y: Array, share: float) -> tuple[Array, Array]:
     [n]) of y [n]; y itself for a share of inf, and where the unit is rounding. The unit is of the first
     values: one that shrank with the search would resolve ever less, and let nothing be expected below it: no
     needle."""
-    low, middle = float(y[:LEAST].min()), float(np.median(y[:LEAST]))
+    low = float(y[:LEAST].min())
+    middle = float(np.median(y[:LEAST]))
     unit = middle - low
     if share == math.inf or unit <= max(TINY, ROUNDING * abs(low), ROUNDING * abs(middle)):
         return y, np.ones(len(y))

@@ -110,10 +110,10 @@ def test_rounding_is_no_unit_and_a_small_scale_is_one() -> None:
         y = np.asarray([*first, *(late * 1e100)], dtype=np.float64)
         with np.errstate(all="raise", under="ignore"):
             assert np.array_equal(bent(y, 0.01)[0], y) and normal_bend(y) == math.inf
-    normal, wide = (np.random.default_rng(12).standard_normal(50) for _ in range(2))
+    normal = np.random.default_rng(12).standard_normal(50)
     for scale in (1e-60, 1e-12, 1.0, 1e60):
         assert normal_bend(scale * normal) == math.inf
-        assert normal_bend(scale * np.exp(3.0 * wide)) == 0.01
+        assert normal_bend(scale * np.exp(3.0 * normal)) == 0.01
 
 
 def test_the_unit_of_bent_values_does_not_shrink_as_the_search_closes_in() -> None:
