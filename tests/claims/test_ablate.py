@@ -51,7 +51,9 @@ def file_of(tmp_path: Path, *names: str, **more: Any) -> Path:
 
 @pytest.fixture
 def trains(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """trains(score): runs cost nothing and score what `score` says of the techniques on, and noise."""
+    """trains(score): runs cost nothing and score what `score` says of the techniques on, and noise, which
+    goes by the order of seeds: they are others whenever the code is, and one draw in some hundred is unlucky."""
+    places: dict[int, int] = {}
 
     def by(score: Score, *, sd: float = 0.004, tilt: Mapping[str, float] | None = None) -> None:
         def process(self: Runner, label: str, seed: int) -> Outcome:
@@ -59,7 +61,8 @@ def trains(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             on = set(arm.resolved().techniques)
             if math.isnan(mean := score(on)):
                 return Outcome("failed", reason="diverged: train_loss is nan at step 7")
-            bpb = mean + random.Random(f"{seed} {sorted(on)}").gauss(0.0, sd)
+            place = places.setdefault(seed, len(places))
+            bpb = mean + random.Random(f"{place} {sorted(on)}").gauss(0.0, sd)
             ends = {name: bpb + d for name, d in (tilt or {}).items() if name in on}
             chain = [["weights", bpb + 0.02], ["packed", bpb], *ends.items()]
             result = {"val_bpb": [*ends.values(), bpb][0], "bpb_chain": [list(link) for link in chain]}
@@ -359,8 +362,7 @@ def test_greedy_keeps_what_helps_until_nothing_does(tmp_path: Path, trains: Call
 
 
 def test_greedy_that_finds_nothing_says_so(tmp_path: Path, trains: Callable[..., None]) -> None:
-    """Without noise: the seeds change with the code, and one draw in some hundred finds what is not there."""
-    trains(effects_of({"ln_scale": 0.1}), sd=0.0)
+    trains(effects_of({"ln_scale": 0.1}), sd=0.001)
     text, path = selected(tmp_path, "ln_scale,smear_gate")
     assert not path.steps and path.claim is None
     flat = " ".join(text.split())
