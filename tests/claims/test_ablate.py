@@ -52,7 +52,7 @@ def file_of(tmp_path: Path, *names: str, **more: Any) -> Path:
 @pytest.fixture
 def trains(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """trains(score): runs cost nothing and score what `score` says of the techniques on, and noise, which
-    goes by the order of seeds: they are others whenever the code is, and one draw in some hundred is unlucky."""
+    goes by the order of seeds: they are others whenever the code is, and one draw in a hundred is unlucky."""
     places: dict[int, int] = {}
 
     def by(score: Score, *, sd: float = 0.004, tilt: Mapping[str, float] | None = None) -> None:

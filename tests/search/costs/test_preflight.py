@@ -75,6 +75,7 @@ def test_the_naive_baseline_is_predicted_within_a_few_percent():
     after = preflight.predict(naive)
     assert abs(after.artifact_bytes / 15_863_489 - 1.0) < 0.003
     assert after.artifact_bytes_upper / after.artifact_bytes < 1.06
+    assert preflight.chance(naive) > 0.6
 
 
 def test_seconds_are_unknown_until_a_trial_finished_then_learnt(tmp_path: Path):

@@ -138,7 +138,9 @@ def test_the_process_of_bent_values_speaks_where_it_foretells_better() -> None:
         assert smooth.process is not None
         return smooth.process.bend
 
-    waves = lambda x: np.sin(5.0 * x[:, 0]) + np.cos(4.0 * x[:, 1])  # noqa: E731
+    def waves(x: np.ndarray) -> np.ndarray:
+        return np.sin(5.0 * x[:, 0]) + np.cos(4.0 * x[:, 1])
+
     assert spoken(waves) == math.inf
     assert spoken(lambda x: 54.0 + np.exp(3.0 * waves(x))) < math.inf
 
