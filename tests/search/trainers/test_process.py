@@ -27,6 +27,7 @@ from search.trainers.process import (
 )
 from search.trainers.warm import WarmTrainers
 from tests.conftest import ROOT
+from tests.search.db_helpers import alive
 
 FAKE = (sys.executable, str(ROOT / "tests" / "search" / "fake_trainer.py"))
 
@@ -66,19 +67,6 @@ def never(record: Record, reports: tuple[Record, ...]) -> None:
 
 def run(job: Job) -> Outcome:
     return run_trainer(job, on_report=never)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    if not Path("/proc/self/stat").exists():
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # it went meanwhile
-        return False
 
 
 def gone(pid: int, within_s: float = 5.0) -> bool:
