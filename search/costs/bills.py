@@ -316,7 +316,10 @@ def pruned(matrices: Sequence[Rounded], elements: Sequence[int], fraction: float
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
         enough = sum(n * f for n, f in zip(elements, fallen(middle), strict=True)) > wanted
-        low, high = (low, middle) if enough else (middle, high)
+        if enough:
+            high = middle
+        else:
+            low = middle
     shares = [min(0.99, f / max(1e-9, 1.0 - z)) for f, z in zip(fallen(low), zeros, strict=True)]
     return [replace(m, pruned=share) for m, share in zip(matrices, shares, strict=True)]
 
